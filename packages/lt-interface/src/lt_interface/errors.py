@@ -1,0 +1,115 @@
+"""Say what is wrong in one form: *where: rule. Got value. Fix.*"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ConfigTypeError",
+    "InterfaceVersionError",
+    "LTError",
+    "MisconfigurationException",
+    "PluginError",
+    "Problem",
+    "UnknownPluginError",
+    "nearest",
+]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Describe one thing that is wrong.
+
+    Attributes:
+        where: The place as the user wrote it, such as ``Trainer(max_epochs=-3)``.
+        rule: What must hold, without the closing stop.
+        got: The offending value, or an empty string where ``where`` shows it.
+        fix: A whole sentence that says what to do.
+        is_type: Whether the value's type (or the argument's name) is at fault.
+    """
+
+    where: str
+    rule: str
+    got: str = ""
+    fix: str = ""
+    is_type: bool = False
+
+    def __str__(self) -> str:
+        got = f" Got {self.got}." if self.got else ""
+        fix = f" {self.fix}" if self.fix else ""
+        return f"{self.where}: {self.rule}.{got}{fix}"
+
+
+class LTError(Exception):
+    """Be the base of every error that these packages raise on purpose."""
+
+
+class MisconfigurationException(LTError):
+    """Say that the user's code or flags can not work as they are."""
+
+
+class ConfigError(MisconfigurationException, ValueError):
+    """Report every problem of a configuration at once.
+
+    Args:
+        problems: The problems, or one ready sentence.
+    """
+
+    def __init__(self, problems: Iterable[Problem] | Problem | str) -> None:
+        if isinstance(problems, str):
+            self.problems: tuple[Problem, ...] = ()
+            super().__init__(problems)
+            return
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        lines = [str(p) for p in self.problems]
+        if len(lines) == 1:
+            super().__init__(lines[0])
+        else:
+            super().__init__(f"{len(lines)} problems:\n" + "\n".join(f"  {i}. {line}" for i, line in enumerate(lines, 1)))
+
+    def __reduce__(self) -> tuple[type, tuple[object]]:
+        return type(self), (self.problems or str(self),)
+
+
+class ConfigTypeError(ConfigError, TypeError):
+    """Report problems of which at least one is a wrong type or an unknown name."""
+
+
+class PluginError(ConfigError):
+    """Say that a plugin can not be used: broken, conflicting or unfit."""
+
+
+class UnknownPluginError(PluginError, KeyError):
+    """Say that no plugin of that name is installed."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
+
+
+class InterfaceVersionError(PluginError):
+    """Say that a plugin was written for another version of the interface."""
+
+
+class CheckpointError(LTError):
+    """Say that a checkpoint is missing, damaged, unsafe, too new or of another model."""
+
+
+def raise_problems(problems: Sequence[Problem]) -> None:
+    """Raise one error that lists all problems, or return when there are none.
+
+    Raises:
+        ConfigTypeError: If any problem is one of type or of an unknown name.
+        ConfigError: For all others.
+    """
+    if problems:
+        raise (ConfigTypeError if any(p.is_type for p in problems) else ConfigError)(problems)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``Did you mean "x"?`` for the nearest known name, or an empty string."""
+    match = get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f'Did you mean "{match[0]}"?' if match else ""
