@@ -1,0 +1,38 @@
+"""Tell the user something: a warning to act on, or a line of information."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+__all__ = ["PossibleUserWarning", "info", "warn"]
+
+_log = logging.getLogger("lt_core")
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+class PossibleUserWarning(UserWarning):
+    """Warn of something that may be meant; silence with ``POSSIBLE_USER_WARNINGS=off``."""
+
+
+def is_quiet_rank() -> bool:
+    """Return whether this process is not rank 0, as far as its environment tells."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) not in {"", "0"}
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn once for each place in the user's code, on rank 0 only, pointing at that place."""
+    if is_quiet_rank() or (category is PossibleUserWarning and os.environ.get("POSSIBLE_USER_WARNINGS") == "off"):
+        return
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def info(message: str) -> None:
+    """Say a line through the ``lt_core`` logger, on rank 0 only."""
+    if not is_quiet_rank():
+        _log.info(message)

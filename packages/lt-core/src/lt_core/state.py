@@ -1,0 +1,86 @@
+"""Hold what a run counts and what it is doing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+__all__ = ["Progress", "RunningStage", "TrainerFn", "TrainerState", "TrainerStatus"]
+
+
+class TrainerStatus(str, Enum):
+    """Say how far a call of the trainer is."""
+
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+
+    __str__ = str.__str__
+
+
+class TrainerFn(str, Enum):
+    """Name the public methods that run loops."""
+
+    FITTING = "fit"
+    VALIDATING = "validate"
+    TESTING = "test"
+    PREDICTING = "predict"
+
+    __str__ = str.__str__
+
+
+class RunningStage(str, Enum):
+    """Name what the loop does at this moment."""
+
+    TRAINING = "train"
+    SANITY_CHECKING = "sanity_check"
+    VALIDATING = "validate"
+    TESTING = "test"
+    PREDICTING = "predict"
+
+    __str__ = str.__str__
+
+    @property
+    def evaluating(self) -> bool:
+        """Return whether this is validation or test."""
+        return self in (RunningStage.SANITY_CHECKING, RunningStage.VALIDATING, RunningStage.TESTING)
+
+
+@dataclass
+class TrainerState:
+    """Say what the trainer is doing: how far, for which method, in which stage."""
+
+    status: TrainerStatus = TrainerStatus.INITIALIZING
+    fn: TrainerFn | None = None
+    stage: RunningStage | None = None
+
+
+@dataclass
+class Progress:
+    """Count completed things.
+
+    Attributes:
+        epoch: Completed epochs.
+        batch: Completed batches of the running epoch.
+        step: Batches in which at least one optimizer stepped.
+        samples: Samples handed to training_step.
+        epoch_closed: Whether no epoch is open: the next batch begins one.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    samples: int = 0
+    epoch_closed: bool = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over counters; keys this version does not know are left alone."""
+        for key in asdict(self):
+            if key in state:
+                setattr(self, key, state[key])
