@@ -67,6 +67,7 @@ class Progress:
         step: Batches in which at least one optimizer stepped.
         samples: Samples handed to training_step.
         epoch_closed: Whether no epoch is open: the next batch begins one.
+        batches: Completed batches of all closed epochs.
     """
 
     epoch: int = 0
@@ -74,6 +75,7 @@ class Progress:
     step: int = 0
     samples: int = 0
     epoch_closed: bool = True
+    batches: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters."""

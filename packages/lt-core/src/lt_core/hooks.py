@@ -1,0 +1,310 @@
+"""Hold the one table of hooks, and compile it for a run into flat tuples of bound methods.
+
+A hook that nobody overrides is an empty tuple: the loop's ``for`` over it costs nothing.
+``python -m lt_core.hooks`` prints the table for the documentation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from lt_interface.errors import Problem
+
+from lt_core import metrics as m
+from lt_core.callback import Callback
+
+if TYPE_CHECKING:
+    from lt_core.events import Handler
+    from lt_core.metrics import MetricStore
+
+__all__ = ["HOOKS", "Hook", "HookTable", "bind", "hook_problems", "overrides"]
+
+CALLBACKS_MODULE = "callbacks, module"
+DATA_CALLBACKS_MODULE = "data module, callbacks, module"
+MONITORS_LAST = "callbacks, module, monitoring callbacks"
+CALLBACKS = "callbacks"
+MODULE = "module"
+CALLBACKS_DATA = "callbacks, data module"
+MODULE_CALLBACKS = "module, callbacks"
+DATA_OR_MODULE = "data module or else module"
+
+KEEP = -1  # the hook runs inside a section whose scope the loop has set already
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Describe one hook.
+
+    Attributes:
+        name: The method's name.
+        args: What the loop passes; callbacks get ``trainer, pl_module`` before it.
+        order: Who is called, first to last.
+        scope: The scope of ``self.log`` inside it.
+        when: When it runs, for the documentation.
+        returns: What its return value means, if anything.
+    """
+
+    name: str
+    args: tuple[str, ...] = ()
+    order: str = CALLBACKS_MODULE
+    scope: int = m.FORBIDDEN
+    when: str = ""
+    returns: str = ""
+
+
+def _evaluation(stage: str) -> list[Hook]:
+    start, end = m.EVAL_EPOCH_START, m.EVAL_EPOCH_END
+    batch = ("batch", "batch_idx", "dataloader_idx")
+    if stage == "predict":
+        start = end = before = after = m.FORBIDDEN
+    else:
+        before, after = m.EVAL_BATCH_START, m.EVAL_BATCH_END
+    return [
+        Hook(f"on_{stage}_model_eval", order=MODULE, when="before the loop: put the model in evaluation mode"),
+        Hook(f"on_{stage}_start", scope=start, when="the loop begins"),
+        Hook(f"on_{stage}_epoch_start", scope=start, when="an epoch of the loop begins"),
+        Hook(f"on_{stage}_batch_start", batch, scope=before, when="before a step"),
+        Hook(f"on_{stage}_batch_end", ("outputs", *batch), scope=after, when="after a step"),
+        Hook(f"on_{stage}_epoch_end", scope=end, when="all batches are done; epoch metrics are readable"),
+        Hook(f"on_{stage}_end", when="epoch metrics are logged"),
+        *(
+            [Hook(f"on_{stage}_model_train", order=MODULE, when="after the loop; without it each submodule's mode returns")]
+            if stage != "predict"
+            else []
+        ),
+    ]
+
+
+_TRANSFER = "every batch, before its batch_start hook"
+
+HOOKS: dict[str, Hook] = {
+    h.name: h
+    for h in [
+        Hook("configure_callbacks", order=MODULE, when="once, first", returns="a callback or a list of them"),
+        Hook("prepare_data", order="data module, module", when="once a node, before setup"),
+        Hook("setup", ("stage",), DATA_CALLBACKS_MODULE, when="every process, before the model is built"),
+        Hook("configure_model", order=MODULE, when="after setup, on the right device and in the right precision"),
+        Hook("on_load_checkpoint", ("checkpoint",), MODULE_CALLBACKS, when="a checkpoint was read"),
+        Hook("configure_optimizers", order=MODULE, when="after the parameters are final", returns="optimizers, schedulers"),
+        Hook("on_fit_start", when="all is built; weights and counters are restored"),
+        Hook("on_sanity_check_start", order=CALLBACKS, when="before the sanity check"),
+        Hook("on_sanity_check_end", order=CALLBACKS, when="after the sanity check"),
+        Hook("on_train_start", scope=m.TRAIN_EPOCH_START, when="training begins"),
+        Hook("on_train_epoch_start", scope=m.TRAIN_EPOCH_START, when="an epoch begins; not when resumed inside it"),
+        Hook("on_before_batch_transfer", ("batch", "dataloader_idx"), DATA_OR_MODULE, when=_TRANSFER, returns="the batch"),
+        Hook(
+            "transfer_batch_to_device",
+            ("batch", "device", "dataloader_idx"),
+            DATA_OR_MODULE,
+            when=_TRANSFER,
+            returns="the batch",
+        ),
+        Hook("on_after_batch_transfer", ("batch", "dataloader_idx"), DATA_OR_MODULE, when=_TRANSFER, returns="the batch"),
+        Hook(
+            "on_train_batch_start",
+            ("batch", "batch_idx"),
+            scope=m.TRAIN_BATCH_START,
+            when="before a step",
+            returns="-1 from the module ends the epoch",
+        ),
+        Hook("on_before_zero_grad", ("optimizer",), scope=KEEP, when="after training_step, before gradients are cleared"),
+        Hook("on_before_backward", ("loss",), scope=KEEP, when="before the backward pass"),
+        Hook("on_after_backward", scope=KEEP, when="after the backward pass"),
+        Hook("on_before_optimizer_step", ("optimizer",), scope=KEEP, when="gradients are complete, unscaled, not clipped"),
+        Hook("on_train_batch_end", ("outputs", "batch", "batch_idx"), scope=m.TRAIN_BATCH_END, when="after a step"),
+        Hook("on_train_epoch_end", (), MONITORS_LAST, m.TRAIN_EPOCH_END, "all batches are done; epoch metrics are readable"),
+        Hook("on_train_end", when="training is over"),
+        Hook("on_validation_model_zero_grad", order=MODULE, when="before validation inside fit, not in an open window"),
+        *_evaluation("validation"),
+        *_evaluation("test"),
+        *_evaluation("predict"),
+        Hook("on_save_checkpoint", ("checkpoint",), when="a checkpoint is about to be written"),
+        Hook("on_fit_end", when="the model is back on the CPU"),
+        Hook("on_exception", ("exception",), CALLBACKS_DATA, when="anything raised"),
+        Hook("teardown", ("stage",), DATA_CALLBACKS_MODULE, when="last, also after an exception"),
+    ]
+}
+
+# Called one by one by the parts that own them, never through the compiled tuples.
+_OWN_CALLERS = {
+    "configure_callbacks",
+    "prepare_data",
+    "configure_model",
+    "configure_optimizers",
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+    "on_load_checkpoint",
+    "on_save_checkpoint",
+    "on_validation_model_train",
+    "on_test_model_train",
+}
+
+
+def overrides(obj: Any, name: str, base: type) -> bool:
+    """Return whether ``obj`` has a ``name`` of its own, in its class or on the instance."""
+    if name in getattr(obj, "__dict__", ()):
+        return True
+    mine = getattr(type(obj), name, None)
+    return mine is not None and mine is not getattr(base, name, None)
+
+
+def bind(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any] | None:
+    """Return ``function`` so that it takes the arguments ``names`` by position, or None if it can not.
+
+    A shorter form is fed by its parameters' names if we know them all, else by position.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin or a mock: trust it
+        return function
+    try:
+        signature.bind(*names)
+        return function
+    except TypeError:
+        pass
+    parameters = list(signature.parameters.values())
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    accepted = [p.name for p in parameters if p.name in names]
+    if required and set(required) <= set(names):
+        places = {name: names.index(name) for name in accepted}
+        return wraps(function)(lambda *a: function(**{name: a[place] for name, place in places.items()}))
+    if len(required) <= len(names) and all(p.kind is not p.KEYWORD_ONLY for p in parameters if p.name in required):
+        count = len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)])
+        return wraps(function)(lambda *a: function(*a[:count]))
+    return None
+
+
+def hook_problems(module: Any, datamodule: Any, callbacks: Iterable[Any]) -> list[Problem]:
+    """Return one problem for every overridden hook that the loop's call can not bind."""
+    from lt_core.datamodule import LightningDataModule
+    from lt_core.module import LightningModule
+
+    owners: list[tuple[Any, type, tuple[str, ...]]] = [(module, LightningModule, ())]
+    if datamodule is not None:
+        owners.append((datamodule, LightningDataModule, ()))
+    owners += [(c, Callback, ("trainer", "pl_module")) for c in callbacks]
+    found = []
+    for owner, base, prefix in owners:
+        for hook in HOOKS.values():
+            if not hasattr(base, hook.name) or not overrides(owner, hook.name, base):
+                continue
+            args = (*prefix, *hook.args)
+            if bind(getattr(owner, hook.name), args) is None:
+                found.append(
+                    Problem(
+                        f"{type(owner).__name__}.{hook.name}",
+                        "the trainer can not call this hook with its arguments",
+                        f"def {hook.name}{inspect.signature(getattr(type(owner), hook.name))}",
+                        f"Write: def {hook.name}({', '.join(('self', *args))})",
+                    )
+                )
+    return found
+
+
+class HookTable:
+    """Hold, for one run, a tuple of ready-to-call hooks under each hook's name.
+
+    Attributes:
+        module_train_batch_start: The module's own ``on_train_batch_start``, apart from the
+            others because its return value counts; None if it has none.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        module: Any,
+        datamodule: Any,
+        callbacks: Sequence[Callback],
+        handlers: Sequence[Handler] = (),
+        profiler: Any = None,
+    ) -> None:
+        self._owners = (trainer, module, datamodule, tuple(callbacks), tuple(handlers), profiler)
+        self.store: MetricStore | None = None
+        self.module_train_batch_start: Callable[..., Any] | None = None
+        for name, hook in HOOKS.items():
+            if name not in _OWN_CALLERS:
+                setattr(self, name, tuple(self._compile(hook)))
+
+    def _compile(self, hook: Hook) -> list[Callable[..., Any]]:
+        """Return the bound methods of one hook in the table's order."""
+        _, module, datamodule, callbacks, handlers, _ = self._owners
+        from lt_core.datamodule import LightningDataModule
+        from lt_core.module import LightningModule
+
+        groups: dict[str, list[Callable[..., Any]]] = {
+            "callbacks": [f for c in callbacks if not c.monitoring or hook.order != MONITORS_LAST for f in self._of(c, hook)],
+            "monitoring callbacks": [f for c in callbacks if c.monitoring for f in self._of(c, hook)],
+            "module": self._plain(module, hook, LightningModule),
+            "data module": self._plain(datamodule, hook, LightningDataModule) if datamodule is not None else [],
+        }
+        groups["callbacks"] += [h.bound(self._owners[0], module) for h in handlers if h.hook == hook.name]
+        if hook.name == "on_train_batch_start":
+            own = groups.pop("module")
+            self.module_train_batch_start = own[0] if own else None
+        return [f for owner in hook.order.split(", ") for f in groups.get(owner, [])]
+
+    def _of(self, callback: Callback, hook: Hook) -> list[Callable[..., Any]]:
+        if not hasattr(Callback, hook.name) or not overrides(callback, hook.name, Callback):
+            return []
+        trainer, module = self._owners[:2]
+        bound = bind(getattr(callback, hook.name), ("trainer", "pl_module", *hook.args))
+        if bound is None:
+            return []  # refused with the other problems before the run began
+        return [self._timed(partial(bound, trainer, module), f"[Callback]{callback.state_key}.{hook.name}")]
+
+    def _plain(self, owner: Any, hook: Hook, base: type) -> list[Callable[..., Any]]:
+        # model_eval hooks have a default that must run; all other defaults do nothing.
+        default_runs = hook.name.endswith(("_model_eval", "_model_zero_grad"))
+        if not hasattr(base, hook.name) or not (default_runs or overrides(owner, hook.name, base)):
+            return []
+        bound = bind(getattr(owner, hook.name), hook.args)
+        kind = "LightningDataModule" if base.__name__ == "LightningDataModule" else "LightningModule"
+        return [] if bound is None else [self._timed(bound, f"[{kind}]{type(owner).__name__}.{hook.name}")]
+
+    def _timed(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:
+        """Wrap a hook for a profiler; without one it stays as it is."""
+        profiler = self._owners[5]
+        if profiler is None:
+            return function
+
+        def timed(*args: Any) -> Any:
+            with profiler.profile(action):
+                return function(*args)
+
+        return timed
+
+    def fire(self, name: str, *args: Any) -> None:
+        """Call one hook on everybody who has it, in the table's order."""
+        scope = HOOKS[name].scope
+        store = self.store
+        if store is None or scope == KEEP:
+            for f in getattr(self, name):
+                f(*args)
+            return
+        before = store.scope, store.hook
+        store.scope, store.hook = (store.scope if store.scope == m.SILENT else scope), name
+        try:
+            for f in getattr(self, name):
+                f(*args)
+        finally:
+            store.scope, store.hook = before
+
+
+def table_markdown() -> str:
+    """Return the hook table in Markdown, as docs/hooks.md holds it."""
+    scopes = {v: k.lower().replace("_", " ") for k, v in vars(m).items() if k.isupper() and isinstance(v, int)}
+    rows = ["| hook | arguments | called, in order | when | returns | `self.log` |", "|---|---|---|---|---|---|"]
+    for h in HOOKS.values():
+        scope = "as the step" if h.scope == KEEP else scopes.get(h.scope, "")
+        args = ", ".join(f"`{a}`" for a in h.args)
+        rows.append(f"| `{h.name}` | {args} | {h.order} | {h.when} | {h.returns} | {scope} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(table_markdown(), end="")

@@ -1,0 +1,282 @@
+"""Read what configure_optimizers returned, and wrap optimizers for the user's hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lt_interface.errors import MisconfigurationException, Problem
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from lt_core.notices import warn
+
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["LightningOptimizer", "SchedulerConfig", "needs_closure", "parse_optimizers"]
+
+_WHERE = "LightningModule.configure_optimizers"
+_FORMS = (
+    "Return an optimizer, a list of them, ([optimizers], [schedulers]), "
+    '{"optimizer": ..., "lr_scheduler": ...}, a list of such dicts, or None.'
+)
+
+
+@dataclass
+class SchedulerConfig:
+    """Say when a learning-rate scheduler steps.
+
+    Attributes:
+        scheduler: Anything with ``step`` and, to be resumed, ``state_dict``.
+        name: The name LearningRateMonitor logs under.
+        interval: ``"step"`` or ``"epoch"``.
+        frequency: Step at each so-many-th interval.
+        reduce_on_plateau: Whether ``step`` takes a metric.
+        monitor: The metric's name for those that take one.
+        strict: Whether a missing metric is an error; else a warning.
+    """
+
+    scheduler: Any
+    name: str | None = None
+    interval: str = "epoch"
+    frequency: int = 1
+    reduce_on_plateau: bool = False
+    monitor: str | None = None
+    strict: bool = True
+
+
+def _refuse(rule: str, got: Any = None, fix: str = _FORMS) -> MisconfigurationException:
+    return MisconfigurationException(str(Problem(_WHERE, rule, "" if got is None else repr(got), fix)))
+
+
+def _is_scheduler(x: Any) -> bool:
+    return isinstance(x, (LRScheduler, ReduceLROnPlateau)) or (hasattr(x, "step") and not isinstance(x, Optimizer))
+
+
+def parse_optimizers(returned: Any, module: Any) -> tuple[list[Optimizer], list[SchedulerConfig]]:
+    """Return the optimizers and scheduler configurations of any documented form.
+
+    Raises:
+        MisconfigurationException: If the form or a scheduler's settings are none we know.
+    """
+    optimizers, raw = _split(returned)
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise _refuse("every optimizer must be a torch.optim.Optimizer", optimizer)
+    automatic = module.automatic_optimization
+    schedulers = [_scheduler(item, monitor, optimizers, automatic, module) for item, monitor in raw]
+    if automatic and len(optimizers) > 1:
+        raise _refuse(
+            f"automatic optimization takes one optimizer, here are {len(optimizers)}",
+            fix="Set self.automatic_optimization = False in __init__ and step them in training_step.",
+        )
+    return optimizers, schedulers
+
+
+def _split(returned: Any) -> tuple[list[Any], list[tuple[Any, str | None]]]:
+    """Return optimizers and (scheduler or its dict, monitor) pairs."""
+    if returned is None:
+        warn(f"{_WHERE} returned None: this fit will run with no optimizer.")
+        return [], []
+    if isinstance(returned, Optimizer):
+        return [returned], []
+    if isinstance(returned, Mapping):
+        return _from_dicts([returned])
+    if isinstance(returned, (list, tuple)):
+        if len(returned) == 2 and all(isinstance(x, (list, tuple)) for x in returned):
+            return list(returned[0]), [(s, None) for s in returned[1]]
+        if returned and all(isinstance(x, Mapping) for x in returned):
+            return _from_dicts(returned)
+        if returned and all(isinstance(x, Optimizer) for x in returned):
+            return list(returned), []
+        if len(returned) == 2 and isinstance(returned[0], (list, tuple)) and _is_scheduler(returned[1]):
+            return list(returned[0]), [(returned[1], None)]
+    raise _refuse("unknown form of return value", returned)
+
+
+def _from_dicts(dicts: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[tuple[Any, str | None]]]:
+    optimizers, schedulers = [], []
+    for d in dicts:
+        if "optimizer" not in d:
+            raise _refuse('a dict must have the key "optimizer"', list(d))
+        unknown = set(d) - {"optimizer", "lr_scheduler", "monitor"}
+        if unknown:
+            warn(f"{_WHERE}: the keys {sorted(unknown)} are not known and are ignored. Known: optimizer, lr_scheduler, monitor.")
+        optimizers.append(d["optimizer"])
+        if d.get("lr_scheduler") is not None:
+            schedulers.append((d["lr_scheduler"], d.get("monitor")))
+    return optimizers, schedulers
+
+
+def _scheduler(
+    item: Any, monitor: str | None, optimizers: Sequence[Optimizer], automatic: bool, module: Any
+) -> SchedulerConfig:
+    if isinstance(item, Mapping):
+        known = {f.name for f in fields(SchedulerConfig)}
+        if "scheduler" not in item:
+            raise _refuse('an lr_scheduler dict must have the key "scheduler"', list(item))
+        extra = set(item) - known
+        if extra:
+            warn(f"{_WHERE}: the lr_scheduler keys {sorted(extra)} are not known and are ignored. Known: {sorted(known)}.")
+        if not automatic:
+            ignored = {"interval", "frequency", "reduce_on_plateau", "monitor", "strict"} & set(item)
+            if ignored:
+                warn(f"{_WHERE}: with manual optimization you step schedulers yourself; {sorted(ignored)} are ignored.")
+        config = SchedulerConfig(**{k: v for k, v in item.items() if k in known})
+        plateau_given = "reduce_on_plateau" in item
+    else:
+        config, plateau_given = SchedulerConfig(item), False
+    if isinstance(config.scheduler, ReduceLROnPlateau) and not plateau_given:
+        config.reduce_on_plateau = True
+    config.monitor = config.monitor or monitor
+    _check_scheduler(config, optimizers, automatic, module)
+    return config
+
+
+def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], automatic: bool, module: Any) -> None:
+    scheduler = config.scheduler
+    if config.interval not in ("step", "epoch"):
+        raise _refuse('interval must be "step" or "epoch"', config.interval, 'Write "interval": "epoch".')
+    if isinstance(config.frequency, bool) or not isinstance(config.frequency, int) or config.frequency < 1:
+        raise _refuse("frequency must be a whole number of at least 1", config.frequency, "")
+    if config.reduce_on_plateau and config.monitor is None and automatic:
+        raise _refuse("ReduceLROnPlateau needs the metric that it watches", fix='Add "monitor": "val_loss".')
+    if not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and automatic:
+        from lt_core.hooks import overrides
+        from lt_core.module import LightningModule
+
+        if not overrides(module, "lr_scheduler_step", LightningModule) and not callable(getattr(scheduler, "step", None)):
+            raise _refuse(
+                "this scheduler has no step method", scheduler, "Override lr_scheduler_step(scheduler, metric)."
+            )
+    owner = getattr(scheduler, "optimizer", None)
+    if isinstance(owner, Optimizer) and all(owner is not o for o in optimizers):
+        raise _refuse("a scheduler's optimizer must be among those returned", fix="Return that optimizer too.")
+    if isinstance(scheduler, (OneCycleLR, CyclicLR)) and config.interval == "epoch" and automatic:
+        warn(
+            f"{type(scheduler).__name__} is stepped once an epoch here; it is made to be stepped every batch. "
+            'Set {"interval": "step"}.'
+        )
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Return whether ``optimizer.step`` can not do without a closure, as LBFGS."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return True
+    import inspect
+
+    try:
+        parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def warn_unheld(module: torch.nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Warn of trainable parameters that no optimizer holds, by name."""
+    held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+    loose = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in held]
+    if optimizers and loose:
+        shown = ", ".join(loose[:10]) + (f" and {len(loose) - 10} more" if len(loose) > 10 else "")
+        warn(
+            f"{_WHERE}: no optimizer holds these trainable parameters: {shown}. "
+            "Pass them to an optimizer, or freeze them with requires_grad_(False)."
+        )
+
+
+class LightningOptimizer:
+    """Step an optimizer through the trainer: hooks, precision and counters included.
+
+    It looks like the optimizer that it wraps: ``isinstance`` and attributes work.
+
+    Args:
+        optimizer: The optimizer.
+        index: Its place among those that configure_optimizers returned.
+        run: The run whose engine steps it.
+    """
+
+    def __init__(self, optimizer: Optimizer, index: int, run: Run) -> None:
+        # Not via the base: this object only reads through to the wrapped optimizer.
+        self.__dict__.update(
+            {k: v for k, v in optimizer.__dict__.items() if k not in ("step", "zero_grad", "state_dict", "load_state_dict")}
+        )
+        self.__class__ = type("Lightning" + type(optimizer).__name__, (type(self), type(optimizer)), {})
+        self._optimizer = optimizer
+        self._index = index
+        self._run = run
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Return the wrapped optimizer."""
+        return self._optimizer
+
+    @property
+    def state(self) -> Any:  # load_state_dict replaces these on the wrapped one
+        """Return the wrapped optimizer's state."""
+        return self._optimizer.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self._optimizer.state = value
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the wrapped optimizer's parameter groups."""
+        return self._optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self._optimizer.param_groups = value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the wrapped optimizer."""
+        self._optimizer.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state into the wrapped optimizer."""
+        self._optimizer.load_state_dict(state_dict)
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Step the optimizer once.
+
+        Args:
+            closure: Computes the loss and its gradients; needed by optimizers such as LBFGS.
+            **kwargs: Passed on to the wrapped optimizer's ``step``.
+        """
+        run = self._run
+        if closure is None or not run.module.automatic_optimization:
+            run.hooks.fire("on_before_optimizer_step", self._optimizer)
+        if kwargs:
+            result = self._optimizer.step(closure, **kwargs) if closure is not None else self._optimizer.step(**kwargs)
+            run.stepped = True
+            return result
+        if run.engine.step(self._index, closure):
+            run.stepped = True
+        return None
+
+    @contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
+        """Let only this optimizer's parameters require gradients inside the block.
+
+        Args:
+            sync_grad: Whether ranks exchange gradients in the block; False while accumulating.
+        """
+        engine = self._run.engine
+        context = engine.accumulate() if engine.accumulate is not None and not sync_grad else nullcontext()
+        self._run.module.toggle_optimizer(self)
+        try:
+            with context:
+                yield
+        finally:
+            self._run.module.untoggle_optimizer(self)
+
+    def __repr__(self) -> str:
+        return f"Lightning{self._optimizer!r}"

@@ -1,0 +1,92 @@
+"""Turn SIGINT and SIGTERM into a stop at the next boundary; a second one ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+__all__ = ["SignalWatch"]
+
+_WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+
+class SignalWatch:
+    """Watch for signals while a run's loops are running.
+
+    Handlers only set a flag: the loop looks at it at its next boundary. A thread reads the
+    raw signal numbers from a pipe that the interpreter's C handler fills, so that a second
+    signal ends the process although the main thread is stuck in a long C call. Nothing is
+    installed outside the main thread.
+
+    Args:
+        notify: Called in the handler; must only set a flag.
+    """
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self.received: int | None = None
+        self._notify = notify
+        self._previous: dict[int, Any] = {}
+        self._pipe: tuple[int, int] | None = None
+        self._old_fd = -1
+        self._pid = os.getpid()
+
+    def start(self) -> None:
+        """Install the handlers and the watching thread, on the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        self._pipe = (read, write)
+        for number in _WATCHED:
+            self._previous[number] = signal.signal(number, self._handle)
+        self._old_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(read,), name="lt-signals", daemon=True).start()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a forked DataLoader worker: behave as if we were not here
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        if self.received is None:
+            self.received = number
+            self._notify()
+        previous = self._previous.get(number)
+        if callable(previous) and previous is not signal.default_int_handler:
+            previous(number, frame)
+
+    def _watch(self, read: int) -> None:
+        seen = 0
+        while True:
+            try:
+                data = os.read(read, 64)
+            except OSError:
+                return
+            if not data or 0 in data:  # stop() closes the pipe behind a zero
+                os.close(read)
+                return
+            numbers = [n for n in data if n in _WATCHED]
+            seen += len(numbers)
+            if seen >= 2:
+                os._exit(128 + numbers[-1])
+
+    def stop(self) -> None:
+        """Put back what was installed before."""
+        if self._pipe is None:
+            return
+        signal.set_wakeup_fd(self._old_fd)
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+        os.write(self._pipe[1], b"\0")
+        os.close(self._pipe[1])
+        self._pipe = None
+
+    def exception(self) -> BaseException | None:
+        """Return what the run raises for the signal that was received, or None."""
+        if self.received is None:
+            return None
+        return KeyboardInterrupt() if self.received == signal.SIGINT else SystemExit(128 + self.received)
