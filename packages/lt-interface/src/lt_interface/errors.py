@@ -1,4 +1,4 @@
-"""Say what is wrong in one form: *where: rule. Got value. Fix.*"""
+"""Say what is wrong in one form: where, rule, value, fix."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LTError(Exception):
     """Be the base of every error that these packages raise on purpose."""
 
 
-class MisconfigurationException(LTError):
+class MisconfigurationException(LTError):  # noqa: N818 - the familiar name
     """Say that the user's code or flags can not work as they are."""
 
 
@@ -69,7 +69,9 @@ class ConfigError(MisconfigurationException, ValueError):
         if len(lines) == 1:
             super().__init__(lines[0])
         else:
-            super().__init__(f"{len(lines)} problems:\n" + "\n".join(f"  {i}. {line}" for i, line in enumerate(lines, 1)))
+            super().__init__(
+                f"{len(lines)} problems:\n" + "\n".join(f"  {i}. {line}" for i, line in enumerate(lines, 1))
+            )
 
     def __reduce__(self) -> tuple[type, tuple[object]]:
         return type(self), (self.problems or str(self),)

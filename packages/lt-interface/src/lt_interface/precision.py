@@ -17,13 +17,26 @@ __all__ = ["Precision"]
 class Precision(Protocol):
     """Convert the module and the batches, and scale what the optimizer sees.
 
-    ``forward`` and ``convert_output`` are None where there is nothing to do, so that the
-    loop leaves them out instead of calling them.
+    ``forward``, ``convert_batch`` and ``convert_output`` are None where there is nothing to
+    do, so that the loop leaves them out instead of calling them.
     """
 
     name: str
-    forward: Callable[[], AbstractContextManager[Any]] | None
-    convert_output: Callable[[Any], Any] | None
+
+    @property
+    def forward(self) -> Callable[[], AbstractContextManager[Any]] | None:
+        """Make a context for one call of a step or of forward, or be None."""
+        ...
+
+    @property
+    def convert_batch(self) -> Callable[[Any], Any] | None:
+        """Return the batch with its floating-point tensors in the right format, or be None."""
+        ...
+
+    @property
+    def convert_output(self) -> Callable[[Any], Any] | None:
+        """Return what a step returned in the right format, or be None."""
+        ...
 
     def init_context(self) -> AbstractContextManager[Any]:
         """Return a context in which modules are constructed in the right format."""
@@ -31,10 +44,6 @@ class Precision(Protocol):
 
     def convert(self, module: nn.Module) -> nn.Module:
         """Return the module with its parameters in the right format."""
-        ...
-
-    def convert_batch(self, batch: Any) -> Any:
-        """Return the batch with its floating-point tensors in the right format."""
         ...
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

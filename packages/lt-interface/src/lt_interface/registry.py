@@ -91,9 +91,7 @@ class Registry(Generic[T]):
             )
         sibling = SIBLINGS.get(self.group, {}).get(name)
         if sibling:
-            return Problem(
-                where, f"this {self.kind} comes with another package", fix=f"Run: pip install '{sibling}'"
-            )
+            return Problem(where, f"this {self.kind} comes with another package", fix=f"Run: pip install '{sibling}'")
         installed = ", ".join(self.names()) or "none"
         known = [*self.names(), *SIBLINGS.get(self.group, {})]
         fix = " ".join(filter(None, [f"Installed: {installed}.", nearest(name, known)]))

@@ -33,7 +33,7 @@ class Collectives(Protocol):
         ...
 
     def all_gather(self, tensor: Tensor, group: str = "data", sync_grads: bool = False) -> Tensor:
-        """Return the ranks' tensors stacked along a new first dimension."""
+        """Return the ranks' tensors stacked along a new first dimension; of one rank, the tensor."""
         ...
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
@@ -78,7 +78,7 @@ class Strategy(Protocol):
     def setup(
         self, cluster: ClusterEnvironment | None, accelerator: Accelerator, devices: Sequence[int], plan: Plan
     ) -> World:
-        """Join the other ranks and return who this one is."""
+        """Join the other ranks, set up the accelerator's device, and return who this one is."""
         ...
 
     def init_context(self, empty: bool | None = None) -> AbstractContextManager[Any]:
@@ -106,5 +106,5 @@ class Strategy(Protocol):
         ...
 
     def teardown(self, error: BaseException | None = None) -> None:
-        """Leave the other ranks; ``error`` is what ended the run."""
+        """Leave the other ranks and tear the accelerator down; ``error`` is what ended the run."""
         ...

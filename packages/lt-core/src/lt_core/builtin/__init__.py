@@ -1,0 +1,1 @@
+"""Hold what the core brings itself, registered through entry points like any plugin."""

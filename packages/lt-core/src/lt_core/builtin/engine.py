@@ -1,0 +1,232 @@
+"""Run a training step with nothing between the module and its optimizers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lt_interface import CheckpointError, MisconfigurationException, Plan, Precision
+
+__all__ = ["STEPS", "PlainEngine"]
+
+STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+class PlainEngine:
+    """Step one module with its optimizers in one process.
+
+    Where the precision has nothing to do around a step, ``call`` holds the module's own
+    bound methods and ``backward`` is the precision's, so that no frame is added.
+
+    Args:
+        module: The module, its parameters final.
+        optimizers: The optimizers, in the user's order.
+        schedulers: The schedulers; a plain engine leaves them to the loop.
+        precision: The number format.
+        plan: What was decided.
+    """
+
+    owns: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizers: Sequence[Optimizer],
+        schedulers: Sequence[Any],
+        precision: Precision,
+        plan: Plan,
+    ) -> None:
+        self.model = module
+        self.optimizers: Sequence[Optimizer] = list(optimizers)
+        self.precision = precision
+        self.call: Mapping[str, Callable[..., Any]] = _steps(module, precision)
+        self.place: Callable[[Any], Any] | None = _mover(module)
+        self.accumulate: Callable[[], AbstractContextManager[Any]] | None = None
+        self.boundary: Callable[[], None] | None = None
+        self.backward = precision.backward
+
+    def unscale(self, index: int) -> None:
+        """Bring the gradients of optimizer ``index`` to their true size."""
+        self.precision.unscale(self.optimizers[index])
+
+    def clip(self, index: int, value: float, algorithm: str) -> Tensor | None:
+        """Clip the gradients of optimizer ``index``.
+
+        Returns:
+            The total norm before clipping for ``"norm"``, None for ``"value"``.
+
+        Raises:
+            MisconfigurationException: If the algorithm is neither.
+        """
+        parameters = [p for group in self.optimizers[index].param_groups for p in group["params"]]
+        if algorithm == "norm":
+            return nn.utils.clip_grad_norm_(parameters, value)
+        if algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, value)
+            return None
+        raise MisconfigurationException(
+            f'gradient_clip_algorithm: this must be "norm" or "value". Got {algorithm!r}. Write "norm".'
+        )
+
+    def step(self, index: int, closure: Callable[[], Any] | None = None) -> bool:
+        """Step optimizer ``index``; return False when the precision skipped it."""
+        return self.precision.step(self.optimizers[index], closure)
+
+    def optimizer_states(self) -> list[dict[str, Any]]:
+        """Return each optimizer's ``state_dict``, its parameters by name instead of by number."""
+        names = parameter_names(self.model)
+        return [_named_state(optimizer, names) for optimizer in self.optimizers]
+
+    def load_optimizer_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Take over states that ``optimizer_states`` returned, or torch's own numbered ones.
+
+        Raises:
+            CheckpointError: If they are of other optimizers or parameters.
+        """
+        if len(states) != len(self.optimizers):
+            raise CheckpointError(
+                f"optimizer_states: the checkpoint must hold one state for each optimizer. "
+                f"Got {len(states)} for {len(self.optimizers)}. Return the same optimizers from configure_optimizers."
+            )
+        names = parameter_names(self.model)
+        for index, (optimizer, state) in enumerate(zip(self.optimizers, states, strict=True)):
+            _load_named_state(optimizer, state, names, f"optimizer_states[{index}]")
+
+
+def parameter_names(module: nn.Module) -> dict[int, str]:
+    """Return the first name of each parameter by the parameter's ``id``."""
+    return {id(parameter): name for name, parameter in module.named_parameters()}
+
+
+def _steps(module: nn.Module, precision: Precision) -> dict[str, Callable[..., Any]]:
+    found = {name: step for name in STEPS if callable(step := getattr(module, name, None))}
+    if precision.forward is None and precision.convert_output is None:
+        return found
+    return {name: _within(step, precision.forward, precision.convert_output) for name, step in found.items()}
+
+
+def _within(
+    step: Callable[..., Any],
+    context: Callable[[], AbstractContextManager[Any]] | None,
+    convert: Callable[[Any], Any] | None,
+) -> Callable[..., Any]:
+    """Return the step inside the context, its output converted."""
+    if context is None:
+        if convert is None:
+            return step
+
+        @functools.wraps(step)
+        def converted(*args: Any, **kwargs: Any) -> Any:
+            return convert(step(*args, **kwargs))
+
+        return converted
+
+    @functools.wraps(step)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with context():
+            output = step(*args, **kwargs)
+        return output if convert is None else convert(output)
+
+    return inside
+
+
+def _mover(module: nn.Module) -> Callable[[Any], Any] | None:
+    """Return what moves a batch to the module's device, or None on the CPU, where batches already are."""
+    first = next(module.parameters(), None)
+    if first is None or first.device.type == "cpu":
+        return None
+    from lt_core.data.transfer import move_to_device
+
+    return functools.partial(move_to_device, device=first.device)
+
+
+def _group_names(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[str]]:
+    """Return the names of each group's parameters; one that the module does not hold gets its place as a name."""
+    return [
+        [names.get(id(p), f"<group {g}, parameter {i}>") for i, p in enumerate(group["params"])]
+        for g, group in enumerate(optimizer.param_groups)
+    ]
+
+
+def _named_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
+    state = optimizer.state_dict()
+    groups = _group_names(optimizer, names)
+    by_number: dict[Any, str] = {}
+    for saved, group in zip(state["param_groups"], groups, strict=True):
+        by_number.update(zip(saved["params"], group, strict=True))
+    formats = _other_formats(optimizer, names)
+    return {
+        **state,
+        **({"other_formats": formats} if formats else {}),
+        "state": {by_number.get(key, key): value for key, value in state["state"].items()},
+        "param_groups": [
+            {**saved, "params": group} for saved, group in zip(state["param_groups"], groups, strict=True)
+        ],
+    }
+
+
+def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mapping[int, str], where: str) -> None:
+    saved_groups, groups = state["param_groups"], _group_names(optimizer, names)
+    if len(saved_groups) != len(groups):
+        raise CheckpointError(
+            f"{where}: the optimizer must have as many parameter groups as in the checkpoint. "
+            f"Got {len(groups)} instead of {len(saved_groups)}. Build the same groups in configure_optimizers."
+        )
+    numbers: dict[Any, int] = {}
+    packed_groups: list[dict[str, Any]] = []
+    for g, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        if all(isinstance(key, int) for key in saved["params"]):  # torch's own form: by place
+            if len(saved["params"]) != len(group):
+                raise _other_parameters(f"{where}.param_groups[{g}]", [f"{len(saved['params'])} parameters"], group)
+            order = list(saved["params"])
+        else:
+            if set(saved["params"]) != set(group):
+                raise _other_parameters(f"{where}.param_groups[{g}]", saved["params"], group)
+            order = group
+        start = len(numbers)
+        numbers.update({key: start + i for i, key in enumerate(order)})
+        packed_groups.append({**saved, "params": list(range(start, start + len(order)))})
+    packed = {numbers.get(key, key): value for key, value in state["state"].items()}
+    rest = {key: value for key, value in state.items() if key != "other_formats"}
+    optimizer.load_state_dict({**rest, "state": packed, "param_groups": packed_groups})
+    _restore_formats(optimizer, state, numbers)
+
+
+def _other_formats(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, list[str]]:
+    """Return the entries, by parameter, that an optimizer keeps in another format than the parameter's.
+
+    ``Optimizer.load_state_dict`` casts them to the parameter's format, which loses bits
+    where 32-bit averages stand beside 16-bit parameters. It leaves ``step`` alone.
+    """
+    found: dict[str, list[str]] = {}
+    for parameter, entries in optimizer.state.items():
+        if not isinstance(parameter, Tensor) or not parameter.is_floating_point() or not isinstance(entries, dict):
+            continue
+        keys = [k for k, v in entries.items() if k != "step" and isinstance(v, Tensor) and v.dtype != parameter.dtype]
+        if keys and id(parameter) in names:
+            found[names[id(parameter)]] = keys
+    return found
+
+
+def _restore_formats(optimizer: Optimizer, state: dict[str, Any], numbers: Mapping[Any, int]) -> None:
+    """Give the entries that ``_other_formats`` noted their own format back."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, keys in state.get("other_formats", {}).items():
+        own = optimizer.state[parameters[numbers[name]]]
+        for key in keys:
+            own[key] = state["state"][name][key].to(own[key].device)
+
+
+def _other_parameters(where: str, saved: Sequence[str], own: Sequence[str]) -> CheckpointError:
+    missing = [name for name in own if name not in set(saved)][:20]
+    unexpected = [name for name in saved if name not in set(own)][:20]
+    return CheckpointError(
+        f"{where}: the group must hold the same parameters as in the checkpoint. "
+        f"Got {', '.join(unexpected) or 'none'} in the checkpoint only and {', '.join(missing) or 'none'} in the "
+        "optimizer only. Build the same groups in configure_optimizers."
+    )

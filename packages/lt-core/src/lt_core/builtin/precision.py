@@ -1,0 +1,118 @@
+"""Compute in one number format throughout: 32, 64 or 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["BFloat16Precision", "DoublePrecision", "FullPrecision", "HalfPrecision"]
+
+
+_CAST: dict[torch.dtype, Callable[[nn.Module], nn.Module]] = {
+    torch.float64: nn.Module.double,
+    torch.float16: nn.Module.half,
+    torch.bfloat16: nn.Module.bfloat16,
+}
+
+
+class FullPrecision:
+    """Leave everything as the user made it: 32 bits, unless they chose otherwise."""
+
+    name = "32-true"
+    forward: Callable[[], AbstractContextManager[Any]] | None = None
+    convert_batch: Callable[[Any], Any] | None = None
+    convert_output: Callable[[Any], Any] | None = None
+
+    def init_context(self) -> AbstractContextManager[Any]:
+        """Return a context that changes nothing."""
+        return nullcontext()
+
+    def convert(self, module: nn.Module) -> nn.Module:
+        """Return the module, untouched."""
+        return module
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Call ``loss.backward``."""
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Do nothing: gradients have their true size."""
+
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> bool:
+        """Step the optimizer and return True."""
+        if closure is None:
+            optimizer.step()
+        else:
+            optimizer.step(closure)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return an empty dict: there is no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Accept a state of another precision, which has no meaning here."""
+
+
+class _OneFormat(FullPrecision):
+    """Keep parameters, inputs and new tensors in one floating-point format."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.forward = self._as_default
+        self.convert_batch = self._convert_batch
+
+    def init_context(self) -> AbstractContextManager[Any]:
+        """Return a context in which new floating-point tensors have the format."""
+        return self._as_default()
+
+    def convert(self, module: nn.Module) -> nn.Module:
+        """Return the module with its floating-point parameters and buffers in the format."""
+        # Not module.to(dtype): that turns complex tensors into real ones.
+        return _CAST[self.dtype](module)
+
+    def _convert_batch(self, batch: Any) -> Any:
+        from lt_core.data.transfer import apply_to_collection
+
+        return apply_to_collection(batch, Tensor, lambda t: t.to(self.dtype) if t.is_floating_point() else t)
+
+    @contextmanager
+    def _as_default(self) -> Iterator[None]:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+class DoublePrecision(_OneFormat):
+    """Compute in 64 bits."""
+
+    name = "64-true"
+
+    def __init__(self) -> None:
+        super().__init__(torch.float64)
+
+
+class HalfPrecision(_OneFormat):
+    """Compute in 16 bits with 5 of exponent, without a loss scale."""
+
+    name = "16-true"
+
+    def __init__(self) -> None:
+        super().__init__(torch.float16)
+
+
+class BFloat16Precision(_OneFormat):
+    """Compute in 16 bits with 8 of exponent."""
+
+    name = "bf16-true"
+
+    def __init__(self) -> None:
+        super().__init__(torch.bfloat16)
