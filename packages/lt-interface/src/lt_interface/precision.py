@@ -17,20 +17,20 @@ __all__ = ["Precision"]
 class Precision(Protocol):
     """Convert the module and the batches, and scale what the optimizer sees.
 
-    ``forward``, ``convert_batch`` and ``convert_output`` are None where there is nothing to
-    do, so that the loop leaves them out instead of calling them.
+    ``forward`` and ``convert_output`` are None, and ``converts_batch`` is False, where there
+    is nothing to do, so that the loop leaves them out instead of calling them.
+
+    Attributes:
+        name: The name users pass, such as ``"32-true"``.
+        converts_batch: Whether ``convert_batch`` changes anything.
     """
 
     name: str
+    converts_batch: bool
 
     @property
     def forward(self) -> Callable[[], AbstractContextManager[Any]] | None:
         """Make a context for one call of a step or of forward, or be None."""
-        ...
-
-    @property
-    def convert_batch(self) -> Callable[[Any], Any] | None:
-        """Return the batch with its floating-point tensors in the right format, or be None."""
         ...
 
     @property
@@ -44,6 +44,10 @@ class Precision(Protocol):
 
     def convert(self, module: nn.Module) -> nn.Module:
         """Return the module with its parameters in the right format."""
+        ...
+
+    def convert_batch(self, batch: Any) -> Any:
+        """Return the batch with its floating-point tensors in the right format."""
         ...
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

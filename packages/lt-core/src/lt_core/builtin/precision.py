@@ -24,8 +24,8 @@ class FullPrecision:
     """Leave everything as the user made it: 32 bits, unless they chose otherwise."""
 
     name = "32-true"
+    converts_batch = False
     forward: Callable[[], AbstractContextManager[Any]] | None = None
-    convert_batch: Callable[[Any], Any] | None = None
     convert_output: Callable[[Any], Any] | None = None
 
     def init_context(self) -> AbstractContextManager[Any]:
@@ -35,6 +35,10 @@ class FullPrecision:
     def convert(self, module: nn.Module) -> nn.Module:
         """Return the module, untouched."""
         return module
+
+    def convert_batch(self, batch: Any) -> Any:
+        """Return the batch, untouched."""
+        return batch
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Call ``loss.backward``."""
@@ -62,10 +66,11 @@ class FullPrecision:
 class _OneFormat(FullPrecision):
     """Keep parameters, inputs and new tensors in one floating-point format."""
 
+    converts_batch = True
+
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.forward = self._as_default
-        self.convert_batch = self._convert_batch
 
     def init_context(self) -> AbstractContextManager[Any]:
         """Return a context in which new floating-point tensors have the format."""
@@ -76,7 +81,8 @@ class _OneFormat(FullPrecision):
         # Not module.to(dtype): that turns complex tensors into real ones.
         return _CAST[self.dtype](module)
 
-    def _convert_batch(self, batch: Any) -> Any:
+    def convert_batch(self, batch: Any) -> Any:
+        """Return the batch with its floating-point tensors in the format."""
         from lt_core.data.transfer import apply_to_collection
 
         return apply_to_collection(batch, Tensor, lambda t: t.to(self.dtype) if t.is_floating_point() else t)
