@@ -1,0 +1,302 @@
+"""Check flags against one another and apply the flags that set others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from lt_core.flag_types import PRECISION_METHODS, is_whole, provides
+from lt_interface import registry
+from lt_interface.errors import Problem
+
+__all__ = ["Draft", "apply", "plugin_kind"]
+
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+PLUGIN_METHODS = {
+    "precision": PRECISION_METHODS,
+    "checkpoint_io": ("save", "load", "peek", "remove"),
+    "cluster": ("detect", "world"),
+    "layer_sync": ("apply", "revert"),
+}
+# What barebones turns off: the flag's value then, and how the user may have written the same.
+BAREBONES: dict[str, tuple[Any, Callable[[Any], bool]]] = {
+    "enable_checkpointing": (False, lambda v: v is False),
+    "logger": ((), lambda v: v == ()),
+    "enable_progress_bar": (False, lambda v: v is False),
+    "enable_model_summary": (False, lambda v: v is False),
+    "num_sanity_val_steps": (0, lambda v: v == 0),
+    "log_every_n_steps": (0, lambda v: v == 0),
+    "fast_dev_run": (False, lambda v: v is False),
+    "detect_anomaly": (False, lambda v: v is False),
+    "profiler": (None, lambda v: v is None),
+}
+
+
+@dataclass
+class Draft:
+    """Collect the flags while they are checked.
+
+    Attributes:
+        values: The resolved value of each flag.
+        places: For each flag that the user gave, how they wrote it.
+        written: For each flag that was taken, the value as the user wrote it.
+        refused: Flags whose value was refused; they hold their default.
+        problems: What is wrong so far.
+        warnings: What to warn of when nothing is wrong.
+        infos: What to say when nothing is wrong.
+    """
+
+    values: dict[str, Any]
+    places: dict[str, str] = field(default_factory=dict)
+    written: dict[str, Any] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    infos: list[str] = field(default_factory=list)
+
+    def where(self, *names: str) -> str:
+        """Return these flags as the user wrote them."""
+        places = [self.places.get(name, f"Trainer({name})") for name in names]
+        if all(place.startswith("Trainer(") for place in places):
+            return f"Trainer({', '.join(place[len('Trainer(') : -1] for place in places)})"
+        return ", ".join(places)
+
+    def refuse(self, where: str, rule: str, fix: str = "", *, is_type: bool = False) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(where, rule, fix=fix, is_type=is_type))
+
+
+def apply(draft: Draft) -> None:
+    """Run every rule over the draft, in the order in which they build on one another."""
+    for rule in (
+        _plugins,
+        _precision,
+        _spread,
+        _order_of_limits,
+        _validation,
+        _callbacks,
+        _one_or_all,
+        _determinism,
+        _overfit,
+        _fast_dev_run,
+        _barebones,
+        _sanity,
+    ):
+        rule(draft)
+
+
+def plugin_kind(plugin: object) -> str | None:
+    """Return precision, checkpoint_io, cluster or layer_sync, or None if the object is none of them."""
+    return next((kind for kind, methods in PLUGIN_METHODS.items() if provides(plugin, methods)), None)
+
+
+def _plugins(draft: Draft) -> None:
+    """Take at most one instance of each kind, and let a precision among them be the precision."""
+    seen: dict[str, Any] = {}
+    for plugin in draft.values["plugins"]:
+        kind = plugin_kind(plugin)
+        name = plugin.__name__ if isinstance(plugin, type) else type(plugin).__name__
+        if kind is None:
+            known = "a Precision, CheckpointIO, ClusterEnvironment or layer sync"
+            fix = f"Pass an instance: {name}(...)." if isinstance(plugin, type) else ""
+            rule = f"each plugin must be an instance of {known}, and {name} is none"
+            draft.refuse(draft.where("plugins"), rule, fix, is_type=True)
+        elif kind in seen:
+            rule = f"only one plugin of a kind can be used, and two are {kind}: {type(seen[kind]).__name__}, {name}"
+            draft.refuse(draft.where("plugins"), rule, "Leave one of them out.")
+        seen.setdefault(kind or "", plugin)
+    if "precision" in seen:
+        if "precision" in draft.places:
+            rule = "the precision is given twice, as a flag and as a plugin"
+            draft.refuse(draft.where("precision", "plugins"), rule, "Leave one of them out.")
+        draft.values["precision"] = seen["precision"]
+
+
+def _precision(draft: Draft) -> None:
+    """Find the precision that fits the accelerator and check that it is installed."""
+    name, written = draft.values["precision"], draft.written.get("precision")
+    if not isinstance(name, str):
+        return
+    if str(written) in {"16", "bf16"}:
+        draft.warnings.append(f'{draft.where("precision")}: this is taken as "{name}". Write precision="{name}".')
+    if name == "16-mixed" and _is_cpu(draft.values["accelerator"]):
+        draft.warnings.append(
+            f'{draft.where("precision")}: a CPU has no 16-mixed, so "bf16-mixed" is used. Write precision="bf16-mixed".'
+        )
+        name = draft.values["precision"] = "bf16-mixed"
+    problem = registry.precisions.problem(name, draft.where("precision"))
+    if problem is not None:
+        draft.problems.append(problem)
+
+
+def _is_cpu(accelerator: Any) -> bool:
+    """Return whether an accelerator flag can only mean the CPU, from names alone."""
+    if accelerator == "auto":
+        return registry.accelerators.names() == ["cpu"]
+    return getattr(accelerator, "name", accelerator) == "cpu"
+
+
+def _spread(draft: Draft) -> None:
+    """Refuse several processes for the strategy that is one."""
+    if getattr(draft.values["strategy"], "name", draft.values["strategy"]) != "single_device":
+        return
+    devices = draft.values["devices"]
+    count = devices if is_whole(devices) else len(devices) if isinstance(devices, tuple) else 1
+    for name, number in (("devices", count), ("num_nodes", draft.values["num_nodes"])):
+        if number > 1:
+            rule = f"the strategy single_device uses one device of one machine, not {number}"
+            draft.refuse(draft.where("strategy", name), rule, 'Leave strategy out, or write "auto".')
+
+
+def _order_of_limits(draft: Draft) -> None:
+    """Refuse a least that is more than the most."""
+    for low, high in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
+        least, most = draft.values[low], draft.values[high]
+        if least is not None and most is not None and -1 != most < least:
+            draft.refuse(draft.where(low, high), f"{low} must not be more than {high}", f"Write {high}={least}.")
+
+
+def _validation(draft: Draft) -> None:
+    """Refuse intervals of validation that can not be counted."""
+    by_fraction = isinstance(draft.values["val_check_interval"], float) and "val_check_interval" not in draft.refused
+    if draft.values["check_val_every_n_epoch"] is None and by_fraction:
+        draft.refuse(
+            draft.where("check_val_every_n_epoch", "val_check_interval"),
+            "without epochs to count, validation needs a number of batches or a time",
+            "Write val_check_interval=N (integer) or a time.",
+        )
+    if draft.values["validate_at_start"] and draft.values["limit_val_batches"] == 0:
+        draft.refuse(
+            draft.where("validate_at_start", "limit_val_batches"),
+            "there is no validation to run at the start",
+            "Leave one of them out.",
+        )
+
+
+def _callbacks(draft: Draft) -> None:
+    """Check each callback and what two of them, or one and a flag, exclude."""
+    given = draft.values["callbacks"]
+    if not given:
+        return
+    from lt_core.callback import Callback
+    from lt_core.callbacks import Checkpoint, ProgressBar, Timer
+
+    known = [c for c in given if isinstance(c, Callback)]
+    for other in given:
+        if not isinstance(other, Callback):
+            name = other.__name__ if isinstance(other, type) else type(other).__name__
+            rule = f"each callback must be an instance of lt_core.Callback, and {name} is none"
+            draft.refuse(draft.where("callbacks"), rule, _callback_fix(other, name), is_type=True)
+    for flag, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):
+        names = [type(c).__name__ for c in known if isinstance(c, kind)]
+        if names and draft.values[flag] is False:
+            rule = f"{flag} is off, and callbacks holds {names[0]}"
+            draft.refuse(draft.where(flag), rule, f"Leave out {flag} or the callback.")
+    bars = [type(c).__name__ for c in known if isinstance(c, ProgressBar)]
+    if len(bars) > 1:
+        rule = f"only one progress bar can be shown, and callbacks holds {', '.join(bars)}"
+        draft.refuse(draft.where("callbacks"), rule, "Leave one of them out.")
+    _state_keys(draft, known, Callback)
+    if draft.values["max_time"] is not None and any(isinstance(c, Timer) for c in known):
+        draft.infos.append(f"{draft.where('max_time')}: ignored, because callbacks holds a Timer.")
+        draft.values["max_time"] = None
+
+
+def _callback_fix(other: Any, name: str) -> str:
+    if isinstance(other, type):
+        return f"Pass an instance: {name}(...)."
+    origin = next((c.__module__ for c in type(other).__mro__ if c.__name__ == "Callback"), "")
+    if origin.split(".")[0] in {"lightning", "pytorch_lightning"}:
+        return "It is one of PyTorch Lightning: import it from lt_core.callbacks."
+    return "Subclass lt_core.Callback."
+
+
+def _state_keys(draft: Draft, callbacks: list[Any], base: type) -> None:
+    """Refuse two callbacks that would keep their state under one name."""
+    seen: dict[str, Any] = {}
+    for callback in callbacks:
+        if type(callback).state_dict is base.state_dict:  # type: ignore[attr-defined]
+            continue
+        key = callback.state_key
+        if key in seen:
+            same = seen[key] is callback
+            rule = "the same callback is given twice" if same else f"two callbacks keep their state under {key!r}"
+            fix = "Leave one of them out." if same else "Give each its own state_key."
+            draft.refuse(draft.where("callbacks"), rule, fix)
+        seen[key] = callback
+
+
+def _one_or_all(draft: Draft) -> None:
+    """Say what 1 and 1.0 mean, where they differ and are easily taken for each other."""
+    for name in (*LIMITS, "overfit_batches", "val_check_interval"):
+        value = draft.values[name]
+        if name not in draft.written or isinstance(value, timedelta) or value != 1:
+            continue
+        one, every = ("one batch", "all of them")
+        if name == "val_check_interval":
+            one, every = "after every batch", "once an epoch"
+        meant, other = (one, f"1.0 means {every}") if is_whole(value) else (every, f"1 means {one}")
+        draft.infos.append(f"{draft.where(name)}: {meant}. {other}.")
+
+
+def _determinism(draft: Draft) -> None:
+    """Keep cuDNN from choosing kernels by time when results must repeat."""
+    if draft.values["deterministic"] and draft.values["benchmark"] is None:
+        draft.values["benchmark"] = False
+
+
+def _overfit(draft: Draft) -> None:
+    """Limit training and validation to the same number of batches."""
+    amount = draft.values["overfit_batches"]
+    if amount == 0:
+        return
+    for name in ("limit_train_batches", "limit_val_batches"):
+        if name in draft.written:
+            draft.warnings.append(
+                f"{draft.where(name, 'overfit_batches')}: overfit_batches decides, {name} is ignored."
+            )
+        draft.values[name] = amount
+
+
+def _fast_dev_run(draft: Draft) -> None:
+    """Run everything once, over a few batches."""
+    amount = int(draft.values["fast_dev_run"])
+    if amount == 0:
+        return
+    draft.values |= dict.fromkeys(LIMITS, amount)
+    draft.values |= {
+        "max_steps": amount,
+        "max_epochs": 1,
+        "num_sanity_val_steps": 0,
+        "val_check_interval": 1.0,
+        "check_val_every_n_epoch": 1,
+    }
+    draft.infos.append(
+        f"{draft.where('fast_dev_run')}: runs {amount} batch(es) of each stage; nothing is logged or kept."
+    )
+
+
+def _barebones(draft: Draft) -> None:
+    """Turn off all that could cost time; refuse flags that ask for it."""
+    if not draft.values["barebones"]:
+        return
+    for name, (value, is_off) in BAREBONES.items():
+        if name in draft.places and name not in draft.refused and not is_off(_as_given(draft, name)):
+            rule = f"barebones turns {name} off"
+            draft.refuse(draft.where("barebones", name), rule, "Leave one of them out.")
+        draft.values[name] = value
+
+
+def _as_given(draft: Draft, name: str) -> Any:
+    """Return a flag's own value, whatever fast_dev_run made of it."""
+    written = draft.written.get(name)
+    return int(written) if name == "num_sanity_val_steps" and written is not None else draft.values[name]
+
+
+def _sanity(draft: Draft) -> None:
+    """Take -1 as all batches."""
+    if draft.values["num_sanity_val_steps"] == -1:
+        draft.values["num_sanity_val_steps"] = math.inf
