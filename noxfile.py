@@ -1,0 +1,203 @@
+"""Run every check of the repository, each in an environment of its own.
+
+The packages are tested as users get them: built wheels, installed beside nothing but what they ask for.
+docs/sessions.md says what each session covers; `bash ci/test` runs the default ones on a fresh machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|venv"
+nox.options.error_on_missing_interpreters = False
+# Tests come last, so that their closing lines are what a reader sees first.
+nox.options.sessions = [
+    "lint",
+    "types",
+    "imports",
+    "build",
+    "budgets",
+    "isolation",
+    "docs",
+    "compat",
+    "tests",
+    "oldest",
+    "integration",
+]
+
+ROOT = Path(__file__).parent
+DIST = ROOT / ".nox" / "dist"
+REPORTS = ROOT / ".nox" / "reports"
+CONSTRAINTS = "ci/constraints.txt"
+PACKAGES = ["lt-interface", "lt-core", "lt-loggers", "lt-accel"]
+PYTEST = ["pytest", "pytest-timeout", "hypothesis"]
+SOURCES = [f"packages/{name}/src" for name in PACKAGES]
+# What a package's own tests need beyond what it asks for itself: its optional parts.
+EXTRAS = {"lt-interface": "testing", "lt-core": "plot,metrics", "lt-loggers": "tensorboard"}
+TORCH_TESTED = {"lt-interface", "lt-core", "lt-accel"}
+
+# uv reads none of pip's settings; a folder of wheels named to pip is named to uv too.
+if "UV_FIND_LINKS" not in os.environ and os.environ.get("PIP_FIND_LINKS"):
+    os.environ["UV_FIND_LINKS"] = os.environ["PIP_FIND_LINKS"].replace(" ", ",")
+
+
+def wheel(name: str) -> Path:
+    """Return the wheel that the build session left."""
+    found = sorted(DIST.glob(f"{name.replace('-', '_')}-*.whl"))
+    if len(found) != 1:
+        raise FileNotFoundError(f"{DIST}: expected one wheel of {name}, found {len(found)}. Run: nox -s build")
+    return found[0]
+
+
+def install(session: nox.Session, packages: list[str], *others: str, extras: bool = True, torch: bool = True) -> None:
+    """Install wheels of ours with their needs, and other packages, under the constraints."""
+    wanted = [f"{wheel(n)}[{EXTRAS[n]}]" if extras and n in EXTRAS else str(wheel(n)) for n in packages]
+    if torch:
+        # First and pinned, so that nothing after it picks another build.
+        session.install("-c", CONSTRAINTS, "torch", "numpy")
+    session.install("-c", CONSTRAINTS, *wanted, *others)
+    # The version stays the same from build to build: say that the contents may not have.
+    session.install("--no-deps", "--force-reinstall", *(str(wheel(n)) for n in packages))
+
+
+def pytest(session: nox.Session, report: str, *arguments: str, select: str = "not slow and not gpu") -> None:
+    """Run pytest; a selection of the user's own may match nothing, ours may not."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    command = ["python", "-m", "pytest", "-q", "-m", select, "--timeout", "600", "--durations", "5"]
+    command += [f"--junit-xml={REPORTS / report}.xml", *arguments, *session.posargs]
+    nothing_collected = 5
+    codes = [0, nothing_collected] if session.posargs else [0]
+    # Two cores are shared: more threads than one a process only take time from one another.
+    session.run(*command, success_codes=codes, env={"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format, names and the budgets of lines."""
+    session.install("-c", CONSTRAINTS, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("python", "ci/line_budget.py")
+    session.run("python", "ci/house_rules.py")
+
+
+@nox.session(requires=["build"])
+def types(session: nox.Session) -> None:
+    """Check all packages with mypy, strictly."""
+    install(session, PACKAGES, "mypy", "types-PyYAML", "nox")
+    session.run("mypy", *SOURCES, "ci", "noxfile.py")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Check who may import whom, and that no imports go in a circle."""
+    session.install("-c", CONSTRAINTS, "import-linter")
+    path = os.pathsep.join(str(ROOT / source) for source in SOURCES)
+    session.run("lint-imports", "--no-cache", "--no-logo", env={"PYTHONPATH": path})
+    session.run("python", "ci/import_cycles.py", env={"PYTHONPATH": path})
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel of every package."""
+    session.install("-c", CONSTRAINTS, "hatchling")
+    shutil.rmtree(DIST, ignore_errors=True)
+    for name in PACKAGES:
+        with session.chdir(f"packages/{name}"):
+            session.run("python", "-m", "hatchling", "build", "-t", "wheel", "-d", str(DIST), silent=True)
+
+
+@nox.session(requires=["build"])
+def budgets(session: nox.Session) -> None:
+    """Check calls and frames a step, the cost of importing, and the public names."""
+    install(session, PACKAGES, "packaging", extras=False)
+    session.run("python", "ci/call_budget.py")
+    session.run("python", "ci/import_budget.py")
+    session.run("python", "ci/api_diff.py")
+
+
+@nox.session(requires=["build"])
+def isolation(session: nox.Session) -> None:
+    """Train with lt-core where nothing is installed but what it declares."""
+    install(session, ["lt-interface", "lt-core"], "packaging", extras=False)
+    session.run("python", "ci/isolation.py", "--strict")
+
+
+@nox.session(requires=["build"])
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def tests(session: nox.Session, package: str) -> None:
+    """Test one package with only its own needs and the interface beside it."""
+    siblings = dict.fromkeys(["lt-interface", package])
+    with_torch = package in TORCH_TESTED
+    install(session, [*siblings] if with_torch else [package], *PYTEST, torch=with_torch)
+    pytest(session, package, f"packages/{package}/tests")
+
+
+@nox.session(requires=["build"])
+def oldest(session: nox.Session) -> None:
+    """Test lt-core with the oldest versions that it accepts.
+
+    PyTorch stays at the pinned version, since the old ones exist for Linux only with gigabytes of CUDA;
+    `nox -s oldest -- --torch 2.6.0` takes a real old one.
+    """
+    version = session.run("python", "-c", "import sys; print(*sys.version_info[:2])", silent=True)
+    if tuple(map(int, str(version).split())) >= (3, 12):
+        session.skip("the oldest versions have no wheels for Python 3.12 and newer; run it with 3.10 or 3.11")
+    settings = nox.project.load_toml("packages/lt-core/pyproject.toml")["project"]
+    needs = [*settings["dependencies"], *settings["optional-dependencies"]["metrics"]]
+    pins = [re.sub(r">=([\d.]+).*", r"==\1", need) for need in needs if not need.startswith(("torch>", "lt-"))]
+    if "--torch" in session.posargs:
+        at = session.posargs.index("--torch")
+        torch = f"torch=={session.posargs[at + 1]}"
+        del session.posargs[at : at + 2]
+        session.install(torch)
+    else:
+        session.install("-c", CONSTRAINTS, "torch")
+    session.install(*pins, "pytest", "pytest-timeout", "hypothesis")
+    session.install("--no-deps", "--force-reinstall", str(wheel("lt-interface")), str(wheel("lt-core")))
+    pytest(session, "lt-core-oldest", "packages/lt-core/tests")
+
+
+@nox.session(requires=["build"])
+def compat(session: nox.Session) -> None:
+    """Check that every package works beside each release of lt-interface that it accepts."""
+    session.install("-c", CONSTRAINTS, "torch", "numpy", "hatchling", "packaging", "pytest")
+    install(session, PACKAGES, extras=False)
+    session.run("python", "ci/compat.py", str(DIST))
+
+
+@nox.session(requires=["build"])
+def integration(session: nox.Session) -> None:
+    """Test the packages together: strategies, precisions and loggers, the README, the quickstart, the snippets."""
+    install(session, PACKAGES, *PYTEST, "scikit-learn")
+    pytest(session, "integration", "tests_integration")
+
+
+@nox.session(requires=["build"])
+def faults(session: nox.Session) -> None:
+    """Run the slow tests: kills at random moments, full disks, long runs."""
+    install(session, PACKAGES, *PYTEST, "scikit-learn")
+    pytest(session, "faults", "packages/lt-core/tests", "tests_integration", select="slow")
+
+
+@nox.session(requires=["build"])
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error, and the hook table must be the code's."""
+    install(session, ["lt-interface", "lt-core"], "sphinx", "furo", "myst-parser", extras=False)
+    session.run("python", "ci/hook_table.py")
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(requires=["build"])
+def bench(session: nox.Session) -> None:
+    """Print the benchmarks' tables, ours beside PyTorch Lightning, Ignite and Accelerate."""
+    rivals = [] if "--alone" in session.posargs else ["pytorch-lightning", "pytorch-ignite", "accelerate"]
+    install(session, PACKAGES, *rivals, extras=False)
+    for name in ("overhead", "memory", "resume_skip"):
+        session.run("python", f"ci/benchmarks/{name}.py")
