@@ -1,0 +1,428 @@
+"""Find what is wrong with a module, its data and the flags before anything starts.
+
+Nothing here touches a device, runs a hook of the user or changes an object.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lt_core.hooks import HOOKS, bind, overrides
+from lt_interface.errors import Problem, nearest
+
+if TYPE_CHECKING:
+    from lt_core.config import TrainerConfig
+    from lt_core.trainer import Trainer
+
+__all__ = ["Inputs", "compiled_methods", "module_problems", "module_remarks", "read_inputs", "unwrap"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Name what one entry point of the trainer needs.
+
+    Attributes:
+        step: The module's method for a batch.
+        loader: The hook that gives the data.
+        limit: The flag that limits the batches.
+        args: What the step is called with; all but the batch may be left out.
+    """
+
+    step: str
+    loader: str
+    limit: str
+    args: tuple[str, ...] = ("batch", "batch_idx", "dataloader_idx")
+
+
+STAGES = {
+    "fit": Stage("training_step", "train_dataloader", "limit_train_batches", ("batch", "batch_idx")),
+    "validate": Stage("validation_step", "val_dataloader", "limit_val_batches"),
+    "test": Stage("test_step", "test_dataloader", "limit_test_batches"),
+    "predict": Stage("predict_step", "predict_dataloader", "limit_predict_batches"),
+}
+
+_COLLECT = "Keep what the step made in an attribute, and use it in {0}(self)."
+REMOVED = {
+    "training_epoch_end": _COLLECT.format("on_train_epoch_end"),
+    "validation_epoch_end": _COLLECT.format("on_validation_epoch_end"),
+    "test_epoch_end": _COLLECT.format("on_test_epoch_end"),
+    "predict_epoch_end": _COLLECT.format("on_predict_epoch_end"),
+    "training_step_end": "Move its lines to the end of training_step.",
+    "validation_step_end": "Move its lines to the end of validation_step.",
+    "test_step_end": "Move its lines to the end of test_step.",
+    "tbptt_split_batch": "Split the batch in training_step, with self.automatic_optimization = False.",
+}
+# Names that were hooks once and may be the user's own methods now.
+RENAMED = {
+    "on_epoch_start": "on_train_epoch_start",
+    "on_epoch_end": "on_train_epoch_end",
+    "on_batch_start": "on_train_batch_start",
+    "on_batch_end": "on_train_batch_end",
+    "on_pretrain_routine_start": "on_fit_start",
+    "on_pretrain_routine_end": "on_fit_start",
+    "on_before_accelerator_backend_setup": "setup",
+    "on_hpc_save": "on_save_checkpoint",
+    "on_hpc_load": "on_load_checkpoint",
+    "configure_sharded_model": "configure_model",
+    "tng_dataloader": "train_dataloader",
+}
+_FOREIGN = ("pytorch_lightning", "lightning")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Hold what an entry point was given, each thing in its own place.
+
+    Attributes:
+        module: The LightningModule, out of its ``torch.compile`` wrapper.
+        datamodule: The data module, wherever it was given.
+        loaders: The stage's loaders, or None.
+        val_loaders: For fit, the validation loaders, or None.
+        model: What was given as the model: the wrapper, if there is one.
+    """
+
+    module: Any
+    datamodule: Any = None
+    loaders: Any = None
+    val_loaders: Any = None
+    model: Any = None
+
+
+def read_inputs(model: Any, loaders: Any = None, val_loaders: Any = None, datamodule: Any = None) -> Inputs:
+    """Return the inputs of an entry point, with a data module in the loaders' place put right."""
+    from lt_core.datamodule import LightningDataModule
+
+    if isinstance(loaders, LightningDataModule) and datamodule is None:
+        loaders, datamodule = None, loaders
+    return Inputs(unwrap(model), datamodule, loaders, val_loaders, model)
+
+
+def unwrap(model: Any) -> Any:
+    """Return the module inside a ``torch.compile`` wrapper, or the model itself."""
+    return model._orig_mod if _is_compiled(model) else model
+
+
+def compiled_methods(model: Any, names: Iterable[str]) -> dict[str, Callable[..., Any]]:
+    """Return the compiled form of these methods of a ``torch.compile``d module; empty for any other."""
+    if not _is_compiled(model):
+        return {}
+    return {name: model.dynamo_ctx(getattr(model._orig_mod, name)) for name in names if hasattr(model._orig_mod, name)}
+
+
+def _is_compiled(model: Any) -> bool:
+    # Asked by name: importing torch._dynamo takes a second.
+    return type(model).__module__.startswith("torch._dynamo") and isinstance(model, nn.Module)
+
+
+def module_problems(
+    module: Any,
+    datamodule: Any,
+    stage: str,
+    loaders: Any,
+    config: TrainerConfig | Trainer,
+    *,
+    val_loaders: Any = None,
+) -> list[Problem]:
+    """Return every problem of a module and its data for one entry point.
+
+    Args:
+        module: The model; a ``torch.compile``d one is looked into.
+        datamodule: The data module, or None.
+        stage: The entry point: fit, validate, test or predict.
+        loaders: The loaders given for the stage, or None. A data module is taken here too.
+        config: The flags; a trainer has them as well, as they are now.
+        val_loaders: For fit, the validation loaders given, or None.
+    """
+    from lt_core.module import LightningModule
+
+    given = read_inputs(module, loaders, val_loaders, datamodule)
+    stage = str(stage)
+    problems = _data_problems(given, stage)
+    if not isinstance(given.module, LightningModule):
+        return [_not_a_module(given.module, stage), *problems]
+    has_data = not problems
+    problems += _removed_problems(given.module)
+    problems += _step_problems(given, stage, config)
+    if has_data:
+        problems += _loader_problems(given, stage, config)
+    if stage == "fit":
+        problems += _fit_problems(given.module, config)
+    return problems
+
+
+def module_remarks(
+    module: Any,
+    datamodule: Any,
+    stage: str,
+    loaders: Any,
+    config: TrainerConfig | Trainer,
+    *,
+    val_loaders: Any = None,
+) -> list[str]:
+    """Return what may be meant otherwise, one sentence each, for a module without problems.
+
+    Takes what `module_problems` takes.
+    """
+    given = read_inputs(module, loaders, val_loaders, datamodule)
+    remarks = []
+    if str(stage) == "fit" and config.limit_val_batches != 0:
+        name = type(given.module).__name__
+        has_loader, has_step = _has_data(given, "validate", given.val_loaders), _has_step(given.module, "validate")
+        if has_loader and not has_step:
+            remarks.append(f"{name}: there are validation loaders but no validation_step, so nothing is validated.")
+        elif has_step and not has_loader:
+            remarks.append(f"{name}: there is a validation_step but no val_dataloader, so nothing is validated.")
+    for source in (given.loaders, given.val_loaders):
+        if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+            remarks.append(
+                f"Trainer.{stage}: a dataset was given, so each of its samples is taken as a batch. "
+                "Wrap it: DataLoader(dataset, batch_size=...)."
+            )
+    return remarks + _idle_hooks(given.module)
+
+
+def _not_a_module(module: Any, stage: str) -> Problem:
+    """Say what the model should have been."""
+    from lt_core.datamodule import LightningDataModule
+    from lt_core.module import LightningModule
+
+    kind = module if isinstance(module, type) else type(module)
+    where = f"Trainer.{stage}({kind.__name__ if module is not None else 'None'})"
+    rule = "the model must be an instance of lt_core.LightningModule"
+    foreign = _foreign(kind, "LightningModule")
+    if module is None:
+        fix = f"Write trainer.{stage}(model, ...)."
+    elif isinstance(module, LightningDataModule):
+        fix = f"It is a data module: write trainer.{stage}(model, datamodule=...)."
+    elif foreign:
+        fix = f"It is a module of {foreign}: write `from lt_core import LightningModule` instead."
+    elif isinstance(module, type) and issubclass(module, LightningModule):
+        fix = f"Pass an instance: {kind.__name__}(...)."
+    elif isinstance(module, nn.Module):
+        fix = (
+            "It is a plain torch module: wrap it in a LightningModule that has training_step and configure_optimizers."
+        )
+    else:
+        fix = "Subclass it: `from lt_core import LightningModule`."
+    return Problem(where, rule, fix=fix, is_type=True)
+
+
+def _foreign(kind: type, name: str) -> str:
+    """Return the package of another LightningModule or LightningDataModule that a class derives from."""
+    modules = (base.__module__ for base in kind.__mro__ if base.__name__ == name)
+    return next((m for m in modules if m.split(".")[0] in _FOREIGN), "")
+
+
+def _data_problems(given: Inputs, stage: str) -> list[Problem]:
+    """Check what was given as data, whatever the module is."""
+    from lt_core.datamodule import LightningDataModule
+
+    data, problems = given.datamodule, []
+    names = ("train_dataloaders", "val_dataloaders") if stage == "fit" else ("dataloaders", "")
+    sources = ((names[0], given.loaders), (names[1], given.val_loaders))
+    used = [name for name, source in sources if source is not None]
+    if data is not None and used:
+        rule = "loaders and a data module exclude each other"
+        where = f"Trainer.{stage}({', '.join(used)}, datamodule)"
+        problems.append(Problem(where, rule, fix=f"Leave out {' and '.join(used)}, or datamodule."))
+    if data is not None and not isinstance(data, LightningDataModule):
+        kind = data if isinstance(data, type) else type(data)
+        foreign = _foreign(kind, "LightningDataModule")
+        if foreign:
+            fix = f"It is one of {foreign}: write `from lt_core import LightningDataModule` instead."
+        elif isinstance(data, type) and issubclass(data, LightningDataModule):
+            fix = f"Pass an instance: {kind.__name__}(...)."
+        else:
+            fix = f"Give loaders by trainer.{stage}(model, {names[0]}=...)."
+        rule = "a data module must be an instance of lt_core.LightningDataModule"
+        problems.append(Problem(f"Trainer.{stage}(datamodule={kind.__name__})", rule, fix=fix, is_type=True))
+    for name, source in sources:
+        if isinstance(source, (type, str, bytes, int, float)) or _foreign(type(source), "LightningDataModule"):
+            shown = source.__name__ if isinstance(source, type) else type(source).__name__
+            where = f"Trainer.{stage}({name}={shown})"
+            fix = "Give a DataLoader, several of them in a list or dict, or any iterable of batches."
+            problems.append(Problem(where, "this is no source of batches", fix=fix, is_type=True))
+    return problems
+
+
+def _removed_problems(module: Any) -> list[Problem]:
+    """Refuse hooks that no version calls any more: they would silently never run."""
+    from lt_core.module import LightningModule
+
+    name = type(module).__name__
+    found = [
+        Problem(f"{name}.{hook}", "this hook was removed and would never run", fix=fix)
+        for hook, fix in REMOVED.items()
+        if overrides(module, hook, LightningModule)
+    ]
+    if all(overrides(module, hook, LightningModule) for hook in ("configure_model", "configure_sharded_model")):
+        rule = "this is the old name of configure_model, and both are defined"
+        found.append(Problem(f"{name}.configure_sharded_model", rule, fix="Keep configure_model alone."))
+    return found
+
+
+def _has_step(module: Any, stage: str) -> bool:
+    """Return whether the module has the step of a stage; for predict, forward will do."""
+    from lt_core.module import LightningModule
+
+    if overrides(module, STAGES[stage].step, LightningModule):
+        return True
+    return (
+        stage == "predict" and overrides(module, "forward", nn.Module) and overrides(module, "forward", LightningModule)
+    )
+
+
+def _step_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
+    """Check that the stage's step is there and can be called as the loop calls it."""
+    module, step = given.module, STAGES[stage].step
+    name = type(module).__name__
+    if not _has_step(module, stage):
+        write = f"Write: def {step}({', '.join(('self', *STAGES[stage].args[:2]))})"
+        write += ", or def forward(self, batch)." if stage == "predict" else "."
+        near = nearest(step, _strange_names(module))
+        return [
+            Problem(f"{name}.{step}", f"Trainer.{stage} needs it, and it is not defined", fix=f"{near} {write}".strip())
+        ]
+    problems = _signature_problems(given, stage, given.loaders)
+    if stage == "fit" and _has_step(module, "validate") and config.limit_val_batches != 0:
+        problems += _signature_problems(given, "validate", given.val_loaders)
+    return problems
+
+
+def _signature_problems(given: Inputs, stage: str, loaders: Any) -> list[Problem]:
+    """Check one step's parameters against the arguments of our call."""
+    from lt_core.module import LightningModule
+
+    module, needs = given.module, STAGES[stage]
+    if not overrides(module, needs.step, LightningModule):
+        return []
+    where, function = f"{type(module).__name__}.{needs.step}", getattr(module, needs.step)
+    write = f"Write: def {needs.step}({', '.join(('self', *needs.args))})."
+    if not callable(function):
+        return [Problem(where, "a step must be a method", type(function).__name__, write, is_type=True)]
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin or a mock: trust it
+        return []
+    got = f"def {needs.step}({', '.join(['self', *(str(p) for p in parameters.values())])})"
+    if "optimizer_idx" in parameters:
+        fix = "Set self.automatic_optimization = False and step each of self.optimizers() in training_step."
+        return [Problem(where, "a step is not called once for each optimizer any more", got, fix)]
+    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    if bind(function, needs.args) is None or not (positional or takes_any):
+        return [Problem(where, "the trainer can not call this step with its arguments", got, write)]
+    takes_index = takes_any or len(positional) > 2 or "dataloader_idx" in parameters
+    if _several(loaders) and len(needs.args) == 3 and not takes_index:
+        return [Problem(where, "with several loaders a step must take dataloader_idx", got, write)]
+    return []
+
+
+def _several(loaders: Any) -> bool:
+    """Return whether this is plainly a collection of several loaders, not one of batches."""
+    leaves = list(loaders.values()) if isinstance(loaders, Mapping) else loaders
+    return isinstance(leaves, (list, tuple)) and len(leaves) > 1 and all(isinstance(x, DataLoader) for x in leaves)
+
+
+def _has_data(given: Inputs, stage: str, loaders: Any) -> bool:
+    """Return whether an argument or a hook of the data module or the module gives loaders."""
+    from lt_core.datamodule import LightningDataModule
+    from lt_core.module import LightningModule
+
+    hook = STAGES[stage].loader
+    if loaders is not None or overrides(given.module, hook, LightningModule):
+        return True
+    return given.datamodule is not None and overrides(given.datamodule, hook, LightningDataModule)
+
+
+def _loader_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
+    """Check that the stage has data, and that its hooks can be called."""
+    from lt_core.datamodule import LightningDataModule
+    from lt_core.module import LightningModule
+
+    needs = STAGES[stage]
+    if getattr(config, needs.limit) == 0:
+        return []
+    if not _has_data(given, stage, given.loaders):
+        argument = "train_dataloaders" if stage == "fit" else "dataloaders"
+        fix = (
+            f"Write trainer.{stage}(model, {argument}=...), give a datamodule with {needs.loader}, "
+            f"or define {needs.loader}(self) in the module."
+        )
+        owner = given.datamodule if given.datamodule is not None else given.module
+        near = nearest(needs.loader, _strange_names(owner))
+        return [Problem(f"Trainer.{stage}", f"there is no {needs.loader}", fix=f"{near} {fix}".strip())]
+    problems = []
+    used = [(needs.loader, given.loaders)]
+    if stage == "fit":
+        used.append((STAGES["validate"].loader, given.val_loaders))
+    for hook, loaders in used:
+        for owner, base in ((given.datamodule, LightningDataModule), (given.module, LightningModule)):
+            if loaders is None and owner is not None and overrides(owner, hook, base):
+                problems += _argless(owner, hook)
+                break
+    return problems
+
+
+def _argless(owner: Any, name: str) -> list[Problem]:
+    """Check that a method can be called without arguments."""
+    function = getattr(owner, name)
+    if callable(function) and bind(function, ()) is not None:
+        return []
+    where = f"{type(owner).__name__}.{name}"
+    return [Problem(where, "the trainer calls this without arguments", fix=f"Write: def {name}(self).")]
+
+
+def _fit_problems(module: Any, config: Any) -> list[Problem]:
+    """Check what only training needs."""
+    from lt_core.module import LightningModule
+
+    name = type(module).__name__
+    problems = []
+    if not overrides(module, "configure_optimizers", LightningModule):
+        near = nearest("configure_optimizers", _strange_names(module))
+        fix = f"{near} Write: def configure_optimizers(self): return torch.optim.Adam(self.parameters()).".strip()
+        rule = "Trainer.fit needs it, and it is not defined"
+        problems.append(Problem(f"{name}.configure_optimizers", rule, fix=fix))
+    else:
+        problems += _argless(module, "configure_optimizers")
+    if module.automatic_optimization:
+        return problems
+    rule = f"{name} optimizes by hand (automatic_optimization is False), so this flag has no effect"
+    if config.accumulate_grad_batches != 1:
+        many = config.accumulate_grad_batches
+        fix = f"Step the optimizer every {many} batches in training_step."
+        problems.append(Problem(f"Trainer(accumulate_grad_batches={many})", rule, fix=fix))
+    if (config.gradient_clip_val or 0) > 0:
+        value = config.gradient_clip_val
+        fix = f"Call self.clip_gradients(optimizer, gradient_clip_val={value}) in training_step."
+        problems.append(Problem(f"Trainer(gradient_clip_val={value})", rule, fix=fix))
+    return problems
+
+
+def _strange_names(obj: Any) -> list[str]:
+    """Return the methods of the user's own classes whose names mean nothing to the trainer."""
+    from lt_core.datamodule import LightningDataModule
+    from lt_core.module import LightningModule
+
+    own = [c for c in type(obj).__mro__ if c.__module__.split(".")[0] not in {"lt_core", "torch", "builtins"}]
+    names = {name for c in own for name, value in vars(c).items() if callable(value) and name[0] != "_"}
+    known = {*dir(LightningModule), *dir(LightningDataModule), *HOOKS, *REMOVED, *(s.step for s in STAGES.values())}
+    return sorted(names - known)
+
+
+def _idle_hooks(module: Any) -> list[str]:
+    """Name methods that look like hooks and never run."""
+    remarks, name = [], type(module).__name__
+    for own in _strange_names(module):
+        if own in RENAMED:
+            remarks.append(f"{name}.{own}: the trainer never calls this; the hook is {RENAMED[own]} today.")
+        elif own.startswith("on_") and nearest(own, HOOKS):
+            remarks.append(f"{name}.{own}: the trainer never calls this. {nearest(own, HOOKS)}")
+    return remarks
