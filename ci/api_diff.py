@@ -47,8 +47,8 @@ def parameters(function: Any) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not star:
             words.append("*")
         star = star or parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
-        prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-        words.append(f"{prefix}{parameter.name}{'' if parameter.default is parameter.empty else '=...'}")
+        stars = "*" * (parameter.kind is parameter.VAR_POSITIONAL) + "**" * (parameter.kind is parameter.VAR_KEYWORD)
+        words.append(f"{stars}{parameter.name}{'' if parameter.default is parameter.empty else '=...'}")
     return f"({', '.join(words)})"
 
 

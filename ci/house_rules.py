@@ -25,8 +25,9 @@ def untold(root: Path) -> list[str]:
     found = []
     for path in sorted(p for place in TESTS for p in root.glob(place)):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            is_test = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
-            if is_test and not (ast.get_docstring(node) or "").strip():
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not node.name.startswith("test_"):
+                continue
+            if not (ast.get_docstring(node) or "").strip():
                 found.append(f"{path.relative_to(root)}:{node.lineno}: {node.name} needs a sentence on what it tests")
     return found
 
