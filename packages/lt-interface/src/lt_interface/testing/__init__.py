@@ -1,1 +1,38 @@
-"""Test a plugin against the interface: subclass a suite, name the plugin, run pytest."""
+"""Test a plugin against the interface: subclass a suite, name the plugin, run pytest.
+
+A plugin's whole test of the interface may be::
+
+    from lt_interface.testing import LoggerConformance
+
+    class TestMyLogger(LoggerConformance):
+        plugin = "mine"
+
+Every suite has a ``make`` to override where the plugin's constructor needs arguments. A
+subclass may add tests; it may not replace one of the suite.
+"""
+
+import pytest
+
+pytest.register_assert_rewrite(
+    "lt_interface.testing.accelerator",
+    "lt_interface.testing.checkpoint",
+    "lt_interface.testing.logger",
+    "lt_interface.testing.precision",
+    "lt_interface.testing.strategy",
+)
+
+from lt_interface.testing.accelerator import AcceleratorConformance  # noqa: E402 - rewritten asserts first
+from lt_interface.testing.checkpoint import CheckpointIOConformance  # noqa: E402
+from lt_interface.testing.logger import LoggerConformance  # noqa: E402
+from lt_interface.testing.precision import PrecisionConformance  # noqa: E402
+from lt_interface.testing.strategy import StrategyConformance  # noqa: E402
+from lt_interface.testing.suite import Conformance  # noqa: E402
+
+__all__ = [
+    "AcceleratorConformance",
+    "CheckpointIOConformance",
+    "Conformance",
+    "LoggerConformance",
+    "PrecisionConformance",
+    "StrategyConformance",
+]

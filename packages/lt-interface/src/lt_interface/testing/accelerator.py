@@ -1,0 +1,109 @@
+"""Test an accelerator against the interface."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from lt_interface.accelerator import Accelerator
+from lt_interface.registry import accelerators
+from lt_interface.testing.suite import Conformance
+
+__all__ = ["AcceleratorConformance"]
+
+
+class AcceleratorConformance(Conformance, suite=True):
+    """Test an accelerator. Where its device is missing, only what the parent process calls is tested."""
+
+    registry = accelerators
+
+    @pytest.fixture
+    def accelerator(self) -> Accelerator:
+        """Return a new accelerator."""
+        made: Accelerator = self.make()
+        return made
+
+    @pytest.fixture
+    def device(self, accelerator: Accelerator) -> Any:
+        """Return the first device, or skip where there is none."""
+        if not accelerator.is_available():
+            pytest.skip(f"no {accelerator.name} device here")
+        return accelerator.device(accelerator.parse_devices("auto")[0])
+
+    def test_fills_the_protocol(self, accelerator: Accelerator) -> None:
+        """It has every method and attribute, of the right type, and the name it is registered under."""
+        assert isinstance(accelerator, Accelerator)
+        assert isinstance(accelerator.name, str)
+        assert accelerator.name
+        assert isinstance(accelerator.priority, int)
+        if self.plugin:
+            assert accelerator.name == self.plugin
+
+    def test_questions_create_no_context(self, accelerator: Accelerator) -> None:
+        """Asking what is there initialises no device, so that a later fork works."""
+        import torch
+
+        before = torch.cuda.is_initialized()
+        assert isinstance(accelerator.is_available(), bool)
+        assert accelerator.device_count() >= (1 if accelerator.is_available() else 0)
+        if accelerator.is_available():
+            accelerator.parse_devices("auto")
+            accelerator.parse_devices(1)
+        assert torch.cuda.is_initialized() == before
+
+    def test_auto_means_all_counted_devices(self, accelerator: Accelerator) -> None:
+        """``devices="auto"`` gives as many indices as device_count says."""
+        if accelerator.is_available():
+            assert len(accelerator.parse_devices("auto")) == accelerator.device_count()
+
+    @pytest.mark.parametrize("spec", [1, "1", [0]])
+    def test_one_device_in_any_spelling(self, accelerator: Accelerator, spec: Any) -> None:
+        """A count, a count as text and a list of one index each give one index."""
+        if accelerator.is_available():
+            indices = accelerator.parse_devices(spec)
+            assert isinstance(indices, list)
+            assert len(indices) == 1
+            assert all(type(i) is int and i >= 0 for i in indices)
+
+    @pytest.mark.parametrize("spec", [0, -7, "", "0", "some", [], [-1], [0, 0], True], ids=repr)
+    def test_refuses_no_device(self, accelerator: Accelerator, spec: Any) -> None:
+        """A flag that names no device, or one twice, is a ValueError that shows it."""
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is the next line's matter
+            accelerator.parse_devices(spec)
+        assert str(spec) in str(caught.value)
+
+    def test_names_a_default_strategy(self, accelerator: Accelerator) -> None:
+        """One device and several devices each have a strategy's name."""
+        for devices, nodes in [(1, 1), (2, 1), (1, 2)]:
+            name = accelerator.default_strategy(devices, nodes)
+            assert isinstance(name, str)
+            assert name
+
+    def test_device_computes(self, accelerator: Accelerator, device: Any) -> None:
+        """After setup, tensors live and add up on the device; setup and teardown can be repeated."""
+        import torch
+
+        assert isinstance(device, torch.device)
+        for _ in range(2):
+            accelerator.setup(device)
+            assert (torch.ones(3, device=device) + 1).sum().item() == 6.0
+            accelerator.teardown()
+        accelerator.teardown()
+
+    def test_stats_are_figures(self, accelerator: Accelerator, device: Any) -> None:
+        """Every figure of the device has a text name and a number."""
+        accelerator.setup(device)
+        stats = accelerator.stats(device)
+        accelerator.teardown()
+        assert isinstance(stats, dict)
+        for name, value in stats.items():
+            assert isinstance(name, str)
+            assert isinstance(value, (int, float)), name
+
+    def test_pickles(self, accelerator: Accelerator) -> None:
+        """It reaches a spawned process."""
+        again = pickle.loads(pickle.dumps(accelerator))
+        assert again.name == accelerator.name
+        assert again.is_available() == accelerator.is_available()

@@ -1,0 +1,158 @@
+"""Provide plain counterparts of the parts that a strategy is tested with, so that no core is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+__all__ = ["ReferenceAccelerator", "ReferenceEngine", "ReferencePrecision"]
+
+
+class ReferenceAccelerator:
+    """Know the CPU."""
+
+    name = "reference"
+    priority = 0
+
+    def is_available(self) -> bool:
+        """Return True."""
+        return True
+
+    def device_count(self) -> int:
+        """Return 1."""
+        return 1
+
+    def parse_devices(self, spec: int | str | Sequence[int]) -> list[int]:
+        """Return the first index."""
+        return [0]
+
+    def default_strategy(self, devices: int, nodes: int) -> str:
+        """Return a name."""
+        return "single_device"
+
+    def device(self, index: int) -> Any:
+        """Return the CPU."""
+        import torch
+
+        return torch.device("cpu")
+
+    def setup(self, device: Any) -> None:
+        """Do nothing."""
+
+    def stats(self, device: Any) -> dict[str, Any]:
+        """Return no figures."""
+        return {}
+
+    def teardown(self) -> None:
+        """Do nothing."""
+
+
+class ReferencePrecision:
+    """Compute in 32 bits."""
+
+    name = "32-true"
+    converts_batch = False
+    forward: Callable[[], AbstractContextManager[Any]] | None = None
+    convert_output: Callable[[Any], Any] | None = None
+
+    def init_context(self) -> AbstractContextManager[Any]:
+        """Change nothing."""
+        return nullcontext()
+
+    def convert(self, module: Any) -> Any:
+        """Return the module."""
+        return module
+
+    def convert_batch(self, batch: Any) -> Any:
+        """Return the batch."""
+        return batch
+
+    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        """Call ``loss.backward``."""
+        loss.backward(*args, **kwargs)
+
+    def unscale(self, optimizer: Any) -> None:
+        """Do nothing."""
+
+    def step(self, optimizer: Any, closure: Callable[[], Any] | None = None) -> bool:
+        """Step the optimizer."""
+        optimizer.step(closure)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Take no state."""
+
+
+class ReferenceEngine:
+    """Be the simplest engine that fills the interface."""
+
+    owns: frozenset[str] = frozenset()
+    place = None
+    accumulate = None
+    boundary = None
+
+    def __init__(
+        self, module: Any, optimizers: Sequence[Any], schedulers: Sequence[Any], precision: Any, plan: Any
+    ) -> None:
+        self.model = module
+        self.optimizers = list(optimizers)
+        self.precision = precision
+        self.call = {
+            name: getattr(module, name)
+            for name in ("training_step", "validation_step", "test_step", "predict_step")
+            if hasattr(module, name)
+        }
+
+    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass."""
+        self.precision.backward(loss, *args, **kwargs)
+
+    def unscale(self, index: int) -> None:
+        """Unscale the gradients."""
+        self.precision.unscale(self.optimizers[index])
+
+    def clip(self, index: int, value: float, algorithm: str) -> Any:
+        """Clip the gradients."""
+        from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+        parameters = [p for group in self.optimizers[index].param_groups for p in group["params"]]
+        return clip_grad_norm_(parameters, value) if algorithm == "norm" else clip_grad_value_(parameters, value)
+
+    def step(self, index: int, closure: Callable[[], Any] | None = None) -> bool:
+        """Step an optimizer."""
+        stepped: bool = self.precision.step(self.optimizers[index], closure)
+        return stepped
+
+    def optimizer_states(self) -> list[dict[str, Any]]:
+        """Return the states with names in the place of numbers."""
+        states = []
+        for optimizer in self.optimizers:
+            names, state = self._names(optimizer), optimizer.state_dict()
+            groups = [{**g, "params": [names[i] for i in g["params"]]} for g in state["param_groups"]]
+            states.append({"state": {names[i]: v for i, v in state["state"].items()}, "param_groups": groups})
+        return states
+
+    def load_optimizer_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Take over states with names."""
+        from lt_interface.errors import CheckpointError
+
+        if len(states) != len(self.optimizers):
+            raise CheckpointError(f"{len(states)} states for {len(self.optimizers)} optimizers")
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            numbers = {name: i for i, name in enumerate(self._names(optimizer))}
+            if {n for g in state["param_groups"] for n in g["params"]} != set(numbers):
+                raise CheckpointError("the state is of other parameters")
+            groups = [{**g, "params": [numbers[n] for n in g["params"]]} for g in state["param_groups"]]
+            optimizer.load_state_dict(
+                {"state": {numbers[n]: v for n, v in state["state"].items()}, "param_groups": groups}
+            )
+
+    def _names(self, optimizer: Any) -> list[str]:
+        """Return the parameters' names in the order in which torch numbers them."""
+        known = {id(p): name for name, p in self.model.named_parameters()}
+        return [known[id(p)] for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,343 @@
+"""Test a strategy against the interface."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+
+from lt_interface.accelerator import Accelerator
+from lt_interface.engine import Engine
+from lt_interface.errors import CheckpointError
+from lt_interface.precision import Precision
+from lt_interface.registry import strategies
+from lt_interface.state import Plan, World
+from lt_interface.strategy import Collectives, Strategy
+from lt_interface.testing.reference import ReferenceAccelerator, ReferenceEngine, ReferencePrecision
+from lt_interface.testing.suite import Conformance
+
+__all__ = ["StrategyConformance"]
+
+OWNABLE = {"accumulate", "clip", "zero_grad", "unscale", "schedule"}
+
+
+class StrategyConformance(Conformance, suite=True):
+    """Test a strategy in one process, as a run of one rank.
+
+    Attributes:
+        tolerance: How far weights may lie from those of a hand-written loop; 0 asks for the same bits.
+    """
+
+    registry = strategies
+    tolerance: ClassVar[float] = 0.0
+
+    def make_accelerator(self) -> Accelerator:
+        """Return the accelerator to run on; the CPU unless overridden."""
+        return ReferenceAccelerator()
+
+    def make_precision(self) -> Precision:
+        """Return the precision to compute in; 32 bits unless overridden."""
+        return ReferencePrecision()
+
+    def default_engine(self) -> Callable[..., Engine]:
+        """Return the builder of the plain engine that the strategy may wrap."""
+        return ReferenceEngine
+
+    def plan(self) -> Plan:
+        """Return the plan of the run."""
+        return Plan(seed=1)
+
+    def network(self) -> Any:
+        """Return a small module with the steps of training and validation."""
+        import torch
+        from torch import nn
+        from torch.nn import functional
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first = nn.Linear(4, 8)
+                self.second = nn.Linear(8, 1)
+
+            def forward(self, x: torch.Tensor) -> Any:
+                return self.second(torch.tanh(self.first(x)))
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                return functional.mse_loss(self(batch[0]), batch[1])
+
+            def validation_step(self, batch: Any, batch_idx: int) -> Any:
+                return self.training_step(batch, batch_idx)
+
+        torch.manual_seed(5)
+        return Net()
+
+    def batches(self, count: int) -> list[Any]:
+        """Return batches, the same at every call."""
+        import torch
+
+        generator = torch.Generator().manual_seed(9)
+        return [(x, x.sum(1, keepdim=True)) for x in torch.randn(count, 16, 4, generator=generator)]
+
+    @pytest.fixture
+    def strategy(self) -> Iterator[Strategy]:
+        """Return a strategy that was set up, and tear it down after the test."""
+        made: Strategy = self.make()
+        accelerator = self.make_accelerator()
+        made.setup(None, accelerator, accelerator.parse_devices(1), self.plan())
+        yield made
+        made.teardown()
+
+    def engine(self, strategy: Strategy, optimizer: str = "Adam", **options: Any) -> tuple[Any, Engine]:
+        """Return a sharded module and the engine of one optimizer over it."""
+        import torch
+
+        precision = self.make_precision()
+        module = strategy.shard(self.network(), precision, False)
+        made = getattr(torch.optim, optimizer)(module.parameters(), **{"lr": 0.05, **options})
+        return module, strategy.engine(module, [made], [], precision, self.plan(), self.default_engine())
+
+    def run(self, engine: Engine, batches: list[Any], clip: float | None = None) -> list[float]:
+        """Return the losses of one step a batch, each as the core runs it."""
+        losses = []
+        for index, batch in enumerate(batches):
+            placed = engine.place(batch) if engine.place is not None else batch
+            loss = engine.call["training_step"](placed, index)
+            if "zero_grad" not in engine.owns:
+                engine.optimizers[0].zero_grad()
+            engine.backward(loss)
+            if clip is not None and "clip" not in engine.owns:
+                engine.unscale(0)
+                engine.clip(0, clip, "norm")
+            assert engine.step(0) is True
+            if engine.boundary is not None:
+                engine.boundary()
+            losses.append(float(loss.detach()))
+        return losses
+
+    def weights(self, engine: Engine) -> dict[str, Any]:
+        """Return a copy of the engine's weights on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in engine.model.state_dict().items()}
+
+    def by_hand(self, batches: list[Any], clip: float | None = None) -> dict[str, Any]:
+        """Return the weights after a hand-written loop."""
+        import torch
+
+        net = self.network()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+        for index, batch in enumerate(batches):
+            loss = net.training_step(batch, index)
+            optimizer.zero_grad()
+            loss.backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+            optimizer.step()
+        return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+    def assert_close(self, found: dict[str, Any], expected: dict[str, Any]) -> None:
+        """Compare weights by name, bit for bit where the tolerance is 0."""
+        import torch
+
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            if self.tolerance == 0:
+                assert torch.equal(found[name], value), f"{name}: other bits"
+            else:
+                torch.testing.assert_close(found[name], value, rtol=self.tolerance, atol=self.tolerance)
+
+    def test_fills_the_protocol(self, strategy: Strategy) -> None:
+        """It has every method and attribute, and the name it is registered under."""
+        assert isinstance(strategy, Strategy)
+        assert isinstance(strategy.collectives, Collectives)
+        assert strategy.default_launcher is None or isinstance(strategy.default_launcher, str)
+        assert isinstance(strategy.collective_forward, bool)
+        assert isinstance(strategy.checkpoint_io(), str)
+        assert isinstance(strategy.name, str)
+        if self.plugin:
+            assert strategy.name == self.plugin
+
+    def test_accepts_a_plain_plan(self) -> None:
+        """A plan of one device has no problem, and asking needs no setup."""
+        assert list(self.make().problems(self.plan())) == []
+
+    def test_setup_says_who_we_are(self) -> None:
+        """Setup returns a world in which this rank has its place, and sets the device."""
+        import torch
+
+        made = self.make()
+        accelerator = self.make_accelerator()
+        world = made.setup(None, accelerator, accelerator.parse_devices(1), self.plan())
+        assert isinstance(world, World)
+        assert 0 <= world.rank < world.size
+        assert 0 <= world.local_rank < world.local_size <= world.size
+        assert 0 <= world.data_rank < world.data_size <= world.size
+        assert isinstance(made.device, torch.device)
+        made.teardown()
+
+    @pytest.mark.parametrize("op", ["mean", "sum", "min", "max"])
+    def test_collectives_of_one_rank(self, strategy: Strategy, op: str) -> None:
+        """With one rank every exchange gives back what it got, and leaves it as it was."""
+        import torch
+
+        value = torch.tensor([1.0, -2.0], device=strategy.device)
+        exchange = strategy.collectives
+        assert torch.equal(exchange.reduce(value, op), value)
+        assert torch.equal(exchange.all_gather(value).reshape(-1), value)
+        assert torch.equal(exchange.broadcast(value), value)
+        assert value.tolist() == [1.0, -2.0]
+        assert exchange.broadcast_object({"a": (1, None)}) == {"a": (1, None)}
+        assert exchange.any(True) is True
+        assert exchange.any(False) is False
+        exchange.barrier("here")
+
+    def test_gathered_gradients_flow(self, strategy: Strategy) -> None:
+        """A gathered tensor passes its gradient on where asked to."""
+        import torch
+
+        value = torch.ones(2, device=strategy.device, requires_grad=True)
+        strategy.collectives.all_gather(value * 3, sync_grads=True).sum().backward()  # type: ignore[no-untyped-call]
+        assert value.grad is not None
+        assert value.grad.tolist() == [3.0, 3.0]
+
+    @pytest.mark.parametrize("empty", [None, False, True])
+    def test_init_context_builds_modules(self, strategy: Strategy, empty: bool | None) -> None:
+        """A module constructed inside keeps its names and shapes; the context leaves no trace."""
+        import torch
+
+        before = torch.empty(0).device
+        with strategy.init_context(empty):
+            net = self.network()
+        assert {n: p.shape for n, p in net.named_parameters()} == {n: p.shape for n, p in self.network().named_parameters()}
+        assert torch.empty(0).device == before
+        assert torch.equal(self.network().first.weight, self.network().first.weight)
+
+    def test_shard_gives_final_parameters(self, strategy: Strategy) -> None:
+        """After shard the parameters lie on the device under their own names, ready for an optimizer."""
+        module = strategy.shard(self.network(), self.make_precision(), False)
+        assert [name for name, _ in module.named_parameters()] == [name for name, _ in self.network().named_parameters()]
+        assert {p.device.type for p in module.parameters()} == {strategy.device.type}
+        assert all(p.requires_grad for p in module.parameters())
+
+    @pytest.mark.parametrize("loads_weights", [False, True])
+    def test_shard_materialises(self, strategy: Strategy, loads_weights: bool) -> None:
+        """A module built on the meta device gets memory; without weights to load it is initialised."""
+        import torch
+
+        with torch.device("meta"):
+            net = self.network()
+        module = strategy.shard(net, self.make_precision(), loads_weights)
+        assert not any(p.is_meta for p in module.parameters())
+        if not loads_weights:
+            assert all(bool(p.isfinite().all()) for p in module.parameters())
+            assert float(module.first.weight.detach().abs().sum()) > 0
+
+    def test_engine_fills_the_protocol(self, strategy: Strategy) -> None:
+        """The engine has every method and attribute, and the steps that the module has, no others."""
+        _, engine = self.engine(strategy)
+        assert isinstance(engine, Engine)
+        assert set(engine.call) == {"training_step", "validation_step"}
+        assert engine.owns <= OWNABLE
+        assert len(engine.optimizers) == 1
+        assert list(self.weights(engine)) == list(self.network().state_dict())
+
+    @pytest.mark.parametrize("clip", [None, 0.05], ids=["unclipped", "clipped"])
+    def test_trains_as_by_hand(self, strategy: Strategy, clip: float | None) -> None:
+        """Six steps give the weights of a hand-written loop."""
+        _, engine = self.engine(strategy)
+        self.run(engine, self.batches(6), clip)
+        self.assert_close(self.weights(engine), self.by_hand(self.batches(6), clip))
+
+    def test_gradients_add_up(self, strategy: Strategy) -> None:
+        """Two backward passes before a step give the sum of both gradients."""
+        import torch
+
+        _, engine = self.engine(strategy, "SGD")
+        first, second = (engine.place(b) if engine.place is not None else b for b in self.batches(2))
+        before = self.weights(engine)
+        if engine.accumulate is not None:
+            with engine.accumulate():
+                engine.backward(engine.call["training_step"](first, 0))
+        else:
+            engine.backward(engine.call["training_step"](first, 0))
+        engine.backward(engine.call["training_step"](second, 1))
+        engine.step(0)
+        net = self.network()
+        sum(net.training_step(b, 0) for b in self.batches(2)).backward()
+        for name, parameter in net.named_parameters():
+            moved = before[name] - self.weights(engine)[name]
+            torch.testing.assert_close(moved, 0.05 * parameter.grad, rtol=1e-4, atol=1e-6)
+
+    def test_clip_returns_the_norm(self, strategy: Strategy) -> None:
+        """Clipping by norm tells the norm before; by value it bounds each entry."""
+        module, engine = self.engine(strategy)
+        if "clip" in engine.owns:
+            pytest.skip("this engine clips by itself")
+        batch = self.batches(1)[0]
+        engine.backward(engine.call["training_step"](engine.place(batch) if engine.place is not None else batch, 0))
+        norm = engine.clip(0, 0.01, "norm")
+        assert norm is not None
+        again = engine.clip(0, 1e9, "norm")
+        assert again is not None
+        assert float(norm) > 0.01
+        assert float(again) == pytest.approx(0.01, rel=1e-3)
+        engine.clip(0, 1e-4, "value")
+        assert max(float(p.grad.abs().max()) for p in module.parameters()) <= 1e-4 * (1 + 1e-5)
+
+    def test_step_takes_a_closure(self, strategy: Strategy) -> None:
+        """LBFGS calls its closure several times in one step."""
+        _, engine = self.engine(strategy, "LBFGS", max_iter=4)
+        batch = self.batches(1)[0]
+        placed = engine.place(batch) if engine.place is not None else batch
+        losses: list[float] = []
+
+        def closure() -> Any:
+            engine.optimizers[0].zero_grad()
+            loss = engine.call["training_step"](placed, 0)
+            engine.backward(loss)
+            losses.append(float(loss.detach()))
+            return loss
+
+        assert engine.step(0, closure) is True
+        assert len(losses) > 1
+        assert losses[-1] < losses[0]
+
+    def test_optimizer_state_goes_by_name(self, strategy: Strategy) -> None:
+        """Saved state names its parameters as the model does, and resumes to the same weights."""
+        _, engine = self.engine(strategy)
+        self.run(engine, self.batches(6)[:3])
+        (state,) = saved = copy.deepcopy(engine.optimizer_states())
+        names = [name for name, _ in self.network().named_parameters()]
+        assert [name for group in state["param_groups"] for name in group["params"]] == names
+        assert sorted(state["state"]) == sorted(names)
+        weights = self.weights(engine)
+        self.run(engine, self.batches(6)[3:])
+        _, other = self.engine(strategy)
+        other.model.load_state_dict(weights)
+        other.load_optimizer_states(saved)
+        self.run(other, self.batches(6)[3:])
+        self.assert_close(self.weights(other), self.weights(engine))
+
+    def test_refuses_another_models_state(self, strategy: Strategy) -> None:
+        """State of other parameters or of another number of optimizers is a CheckpointError."""
+        _, engine = self.engine(strategy)
+        self.run(engine, self.batches(1))
+        saved = engine.optimizer_states()
+        with pytest.raises(CheckpointError):
+            engine.load_optimizer_states([])
+        for group in saved[0]["param_groups"]:
+            group["params"] = [f"other.{name}" for name in group["params"]]
+        saved[0]["state"] = {f"other.{name}": value for name, value in saved[0]["state"].items()}
+        with pytest.raises(CheckpointError):
+            engine.load_optimizer_states(saved)
+
+    @pytest.mark.parametrize("error", [None, RuntimeError("the run failed")], ids=["success", "failure"])
+    def test_can_be_set_up_again(self, strategy: Strategy, error: BaseException | None) -> None:
+        """After teardown, once or twice, the next call of the trainer sets it up and trains again."""
+        strategy.teardown(error)
+        strategy.teardown(error)
+        accelerator = self.make_accelerator()
+        strategy.setup(None, accelerator, accelerator.parse_devices(1), self.plan())
+        _, engine = self.engine(strategy)
+        self.run(engine, self.batches(6))
+        self.assert_close(self.weights(engine), self.by_hand(self.batches(6)))
