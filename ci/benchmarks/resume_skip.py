@@ -8,11 +8,11 @@ import time
 from itertools import islice
 
 import torch
-from lt_interface import World
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from lt_core.data import Feed
+from lt_interface import World
 
 ALLOWED = 1.0
 
