@@ -252,7 +252,7 @@ class LightningOptimizer:
             **kwargs: Passed on to the wrapped optimizer's ``step``.
         """
         run = self._run
-        if closure is None or not run.module.automatic_optimization:
+        if not run.module.automatic_optimization:  # else the closure runs these hooks
             run.hooks.fire("on_before_optimizer_step", self._optimizer)
         if kwargs:
             result = self._optimizer.step(closure, **kwargs) if closure is not None else self._optimizer.step(**kwargs)

@@ -77,8 +77,20 @@ class Run:
         self.resume_path: str | None = None
         self.config_seen: tuple[Any, ...] = ()
         self.val_clock = 0.0
-        self.saved_steps = 0
         self.epoch_schedulers_done = False
+        self.logged_step = 0
+        self.in_flight: list[SaveRequest] = []
+        self.loggers: list[Any] = []
+        self.rewound: dict[int, bool] = {}
+        self.copied_history = False
+        self.progress_is_new = trainer._progress.step == 0 and trainer._progress.epoch == 0
+        self.journal_file: str | None = None
+        self.place: Callable[[Any, int], Any] | None = None
+        self.pending: str | None = None
+        self.warned_none = False
+        self.warned_closure = False
+        self.feed_epoch = 0
+        self.eval_epochs: dict[str, int] = {}
         self.compiled: dict[str, Callable[..., Any]] = {}
         self.train_metrics = MetricStore()
         self.eval_metrics: MetricStore | None = None

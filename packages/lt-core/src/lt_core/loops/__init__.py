@@ -1,0 +1,1 @@
+"""Run epochs, steps, evaluations and predictions."""

@@ -1,0 +1,213 @@
+"""Build a run in one rank: the only file where all parts meet."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lt_interface import registry
+from lt_interface.errors import MisconfigurationException, raise_problems
+
+from lt_core.builtin.engine import PlainEngine
+from lt_core.checkpoint import resume
+from lt_core.hooks import HookTable, overrides
+from lt_core.loops.place import build_place
+from lt_core.notices import warn
+from lt_core.optimizers import LightningOptimizer, parse_optimizers, warn_unheld
+from lt_core.run_folder import open_journal, open_loggers, start_deliveries
+from lt_core.state import RunningStage, TrainerFn
+
+if TYPE_CHECKING:
+    from lt_core.entry import Payload
+    from lt_core.run import Run
+
+__all__ = ["build_run", "rebuild"]
+
+_STAGES = {
+    TrainerFn.FITTING: RunningStage.TRAINING,
+    TrainerFn.VALIDATING: RunningStage.VALIDATING,
+    TrainerFn.TESTING: RunningStage.TESTING,
+    TrainerFn.PREDICTING: RunningStage.PREDICTING,
+}
+
+
+def build_run(run: Run, payload: Payload) -> None:
+    """Bring a run from its plan to its first batch, in the order that the architecture page lists."""
+    trainer, module = run.trainer, run.module
+    trainer.state.stage = _STAGES[run.fn]
+    _set_up_devices(run)
+    _merge_callbacks(run)
+    _prepare_data(run)
+    checkpoint_path = resume.find_checkpoint(run, payload.ckpt_path)
+    run.resume_path = checkpoint_path
+    header = run.checkpoint_io.peek(checkpoint_path) if checkpoint_path is not None else None
+    open_loggers(run, header, adopt=payload.ckpt_path in ("last", "auto"))
+    _set_up_users(run)
+    _configure_model(run)
+    checkpoint = _load(run, checkpoint_path)
+    run.module = module = run.strategy.shard(module, run.precision, loads_weights=checkpoint is not None)
+    if checkpoint is not None:
+        resume.restore_weights(run, checkpoint)
+        if run.fn is TrainerFn.FITTING:
+            resume.restore_progress(run, checkpoint)
+        resume.restore_callbacks(run, checkpoint)
+    _configure_optimizers(run)
+    _build_engine(run)
+    rebuild(run)
+    open_journal(run, checkpoint)
+    if run.fn is TrainerFn.FITTING:
+        _begin_fit(run, checkpoint)
+    run.config_seen = ()
+    _send_hparams(run)
+    start_deliveries(run)
+
+
+def _set_up_devices(run: Run) -> None:
+    """Join the other ranks, take the device and seed what is not seeded."""
+    trainer, plan = run.trainer, run.plan
+    run.accelerator, run.strategy, run.precision = trainer.accelerator, trainer.strategy, trainer.precision_plugin
+    run.checkpoint_io = trainer._checkpoint_io()
+    run.world = run.strategy.setup(trainer._cluster, run.accelerator, plan.devices, plan)
+    run.device, run.collectives = run.strategy.device, run.strategy.collectives
+    run.train_metrics.device, run.train_metrics.collectives = run.device, run.collectives
+    if plan.seed is None:
+        seed = run.collectives.broadcast_object(torch.initial_seed() & 0x7FFF_FFFF)
+        run.plan = replace(plan, seed=seed)
+
+
+def _merge_callbacks(run: Run) -> None:
+    """Add the module's own callbacks; one of the same type replaces the trainer's."""
+    trainer, module = run.trainer, run.module
+    returned = module.configure_callbacks()
+    own = list(returned) if isinstance(returned, (list, tuple)) else [returned] if returned else []
+    types = {type(c) for c in own}
+    kept = [c for c in trainer.callbacks if type(c) not in types]
+    from lt_core.trainer import ordered
+
+    trainer.callbacks = run.callbacks = ordered([*kept, *own])
+    run.hooks = HookTable(trainer, module, run.datamodule, run.callbacks, trainer._handlers, trainer._active_profiler)
+    run.hooks.store = run.train_metrics
+    if trainer._active_profiler is not None:
+        trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
+
+
+def _prepare_data(run: Run) -> None:
+    """Call prepare_data once a node, or once in all."""
+    for owner in (run.datamodule, run.module):
+        if owner is None:
+            continue
+        once = run.world.local_rank if getattr(owner, "prepare_data_per_node", True) else run.world.rank
+        if once == 0:
+            owner.prepare_data()
+    run.collectives.barrier("prepare_data")
+
+
+def _set_up_users(run: Run) -> None:
+    run.collectives.barrier("pre_setup")
+    run.hooks.fire("setup", str(run.fn))
+    run.collectives.barrier("post_setup")
+
+
+def _configure_model(run: Run) -> None:
+    """Let the module build its layers on the right device, in the right format."""
+    from lt_core.module import LightningModule
+
+    module = run.module
+    names = ("configure_model", "configure_sharded_model")
+    for name in names:
+        if overrides(module, name, LightningModule):
+            with run.strategy.init_context(), run.precision.init_context():
+                getattr(module, name)()
+            break
+
+
+def _load(run: Run, path: str | None) -> dict[str, Any] | None:
+    """Read and check the checkpoint, and let the module look at it."""
+    if path is None:
+        return None
+    run.checkpoint_io.verify(path)
+    checkpoint: dict[str, Any] = run.checkpoint_io.load(path)
+    if checkpoint.get("seed") is not None:
+        run.plan = replace(run.plan, seed=checkpoint["seed"])
+    run.module.on_load_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _configure_optimizers(run: Run) -> None:
+    if run.fn is not TrainerFn.FITTING:
+        return
+    returned = run.module.configure_optimizers()
+    run.optimizers, run.schedulers = parse_optimizers(returned, run.module)
+    if not run.module.automatic_optimization:
+        return
+    warn_unheld(run.module, run.optimizers)
+
+
+def _build_engine(run: Run) -> None:
+    run.engine = run.strategy.engine(
+        run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=PlainEngine
+    )
+    if run.compiled:
+        run.engine.call = {**run.engine.call, **run.compiled}  # type: ignore[misc]
+    run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]
+
+
+def rebuild(run: Run) -> None:
+    """Build what depends on callbacks, handlers and hooks: the hook table and the way of a batch to the device."""
+    trainer = run.trainer
+    run.callbacks = trainer.callbacks
+    run.hooks = HookTable(
+        trainer, run.module, run.datamodule, run.callbacks, trainer._handlers, trainer._active_profiler
+    )
+    run.hooks.store = run.store
+    run.place = build_place(run)
+
+
+def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
+    """Run on_fit_start between the restored weights and the restored optimizers, and try what saving needs."""
+    from lt_core.checkpoint.preflight import check_saving
+    from lt_core.signals import SignalWatch
+
+    trainer = run.trainer
+
+    def look_up() -> None:
+        run.attention = True
+
+    run.signals = SignalWatch(look_up)
+    run.signals.start()
+    run.hooks.fire("on_fit_start")
+    if trainer.callbacks is not run.callbacks or trainer._changeable()[0] != tuple(map(id, run.callbacks)):
+        rebuild(run)
+    if checkpoint is not None:
+        resume.restore_optimizers(run, checkpoint)
+        resume.restore_training(run, checkpoint)
+        run.loaded = {"rng": checkpoint.get("rng")}
+    check_saving(run)
+    run.val_clock = time.monotonic()
+
+
+def _send_hparams(run: Run) -> None:
+    """Give the loggers hyper-parameters and the model's graph."""
+    from lt_core.hparams import merged_hparams
+
+    trainer = run.trainer
+    if run.fn is not TrainerFn.FITTING or not run.world.is_global_zero:
+        return
+    params = merged_hparams(run.module, run.datamodule) if trainer.enable_autolog_hparams else None
+    for logger in run.loggers:
+        with logger.exclusive() if hasattr(logger, "exclusive") else _nothing():
+            if params:
+                logger.log_hyperparams(params)
+            if hasattr(logger, "log_graph"):
+                logger.log_graph(run.module)
+            if hasattr(logger, "save"):
+                logger.save()
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()

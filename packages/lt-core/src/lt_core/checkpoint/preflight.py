@@ -1,0 +1,76 @@
+"""Try, before the first batch, what saving will need: states that can be kept, folders that can be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+from lt_interface.errors import Problem, raise_problems
+
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["check_saving"]
+
+
+def check_saving(run: Run) -> None:
+    """Raise one error that lists each callback state that can not be kept and each folder that can not be written.
+
+    Raises:
+        ConfigError: If there is any.
+    """
+    if not run.trainer.checkpoint_callbacks or run.trainer.fast_dev_run:
+        return
+    raise_problems([*_state_problems(run), *_folder_problems(run)])
+
+
+def _state_problems(run: Run) -> list[Problem]:
+    from lt_core.checkpoint.tree import try_encode
+
+    found = []
+    for callback in run.callbacks:
+        problem = try_encode(callback.state_dict(), f"{type(callback).__name__}.state_dict()")
+        if problem is not None:
+            found.append(problem)
+    return found
+
+
+def _folder_problems(run: Run) -> list[Problem]:
+    if not run.world.is_global_zero:
+        return []
+    found = []
+    for callback in run.trainer.checkpoint_callbacks:
+        folder = getattr(callback, "dirpath", None)
+        if not folder:
+            continue
+        where = f"{type(callback).__name__}(dirpath={os.fspath(folder)!r})"
+        problem = _writable(where, os.fspath(folder)) or _room(run, where, os.fspath(folder))
+        if problem is not None:
+            found.append(problem)
+    return found
+
+
+def _writable(where: str, folder: str) -> Problem | None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".try-", suffix=".tmp") as file:
+            file.write(b"0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return Problem(where, "checkpoints must be writable there", f"{type(error).__name__}: {error}", "Choose another folder.")
+    return None
+
+
+def _room(run: Run, where: str, folder: str) -> Problem | None:
+    """Check that one checkpoint fits: the weights, and twice as much for an optimizer's averages."""
+    need = 3 * sum(p.numel() * p.element_size() for p in run.module.parameters())
+    free = shutil.disk_usage(folder).free
+    if free >= need:
+        return None
+    got = f"{free / 1e6:.1f} MB free, about {need / 1e6:.1f} MB needed"
+    return Problem(where, "the disk must have room for a checkpoint", got, "Free some space or choose another folder.")
+
+

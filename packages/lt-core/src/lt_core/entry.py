@@ -1,0 +1,141 @@
+"""Run one call of the trainer in one rank: build, loop, and always tear down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lt_interface import Outcome, Plan
+
+from lt_core.build import build_run
+from lt_core.checkpoint.save import flush_saves, settle_saves
+from lt_core.loops.evaluate import evaluate
+from lt_core.loops.fit import run_fit
+from lt_core.loops.predict import run_predict
+from lt_core.notices import warn
+from lt_core.run import Run
+from lt_core.run_folder import stop_deliveries
+from lt_core.state import TrainerFn, TrainerStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lt_core.trainer import Trainer
+
+__all__ = ["Payload", "main"]
+
+
+@dataclass
+class Payload:
+    """Carry what a call of the trainer was given to the process that runs it."""
+
+    trainer: Trainer
+    fn: TrainerFn
+    module: Any
+    plan: Plan
+    datamodule: Any = None
+    sources: dict[str, Any] = field(default_factory=dict)
+    ckpt_path: Any = None
+    verbose: bool = True
+    keep: bool = True
+    compiled: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+def main(payload: Payload) -> Outcome:
+    """Run a stage from first to last in this rank."""
+    trainer = payload.trainer
+    run = Run(trainer, payload.fn, payload.module, payload.datamodule, payload.plan)
+    run.sources, run.compiled = payload.sources, payload.compiled
+    trainer._begin(run)
+    value: Any = None
+    anomaly = torch.autograd.set_detect_anomaly(True) if trainer.detect_anomaly and run.fn == "fit" else None
+    try:
+        build_run(run, payload)
+        if run.fn is TrainerFn.FITTING:
+            run_fit(run)
+        elif run.fn is TrainerFn.PREDICTING:
+            value = run_predict(run, payload.keep)
+        else:
+            value = evaluate(run, "validate" if run.fn is TrainerFn.VALIDATING else "test")
+    except BaseException as error:
+        _fail(run, error)
+        raise
+    else:
+        _finish(run)
+    finally:
+        if anomaly is not None:
+            anomaly.__exit__(None, None, None)
+        _release(run)
+    return Outcome(value=value)
+
+
+def _finish(run: Run) -> None:
+    """End a run that went well: last saves, devices, hooks, loggers."""
+    trainer = run.trainer
+    try:
+        settle_saves(run)
+        _leave_devices(run, None)
+        if run.fn is TrainerFn.FITTING:
+            run.hooks.fire("on_fit_end")
+        run.hooks.fire("teardown", str(run.fn))
+    except BaseException as error:
+        _fail(run, error, devices=False)
+        raise
+    stop_deliveries(run, "success")
+    trainer.state.status = TrainerStatus.FINISHED
+    if trainer._active_profiler is not None:
+        trainer._active_profiler.describe()
+        trainer._active_profiler.teardown(str(run.fn))
+
+
+def _fail(run: Run, error: BaseException, devices: bool = True) -> None:
+    """Tear down after an error: every part is given its chance, and the error stays the one that is raised."""
+    trainer = run.trainer
+    trainer.state.status = TrainerStatus.INTERRUPTED
+    trainer._interrupted = True
+    stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+    hooks = run.__dict__.get("hooks")
+    store = run.store
+    if store is not None:
+        store.batch = None
+    if hooks is not None:
+        _attempt("on_exception", lambda: hooks.fire("on_exception", error))
+        if run.at_boundary:
+            _attempt("saving", lambda: flush_saves(run))
+        _attempt("saving", lambda: settle_saves(run))
+        if devices and "strategy" in run.__dict__:
+            _attempt("strategy teardown", lambda: _leave_devices(run, error))
+        _attempt("teardown", lambda: hooks.fire("teardown", str(run.fn)))
+    stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
+
+
+def _attempt(what: str, call: Callable[[], Any]) -> None:
+    """Call a part of the clean-up; what it raises is told and does not hide the first error."""
+    try:
+        call()
+    except Exception as error:
+        warn(f"{what}, after an error: it raised {type(error).__name__}: {error}")
+
+
+def _leave_devices(run: Run, error: BaseException | None) -> None:
+    """Bring model and optimizer state back to the CPU and leave the other ranks."""
+    if run.device.type != "cpu":
+        from lt_core.data.transfer import move_to_device
+
+        cpu = torch.device("cpu")
+        for optimizer in run.optimizers:
+            for parameter, state in optimizer.state.items():
+                optimizer.state[parameter] = move_to_device(state, cpu)
+        run.module.to(cpu)
+    run.strategy.teardown(error)
+
+
+def _release(run: Run) -> None:
+    """Put back what the run took from the process: signal handlers, workers, the module's log target."""
+    if run.signals is not None:
+        run.signals.stop()
+    for feed in [*run.eval_feeds.values(), *([run.feed] if "feed" in run.__dict__ else [])]:
+        feed.close()
+    run.module._metrics = None
+    run.trainer._end(run)

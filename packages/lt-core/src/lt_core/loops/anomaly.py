@@ -1,0 +1,71 @@
+"""Say which batch and which submodule first gave a value that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lt_interface.errors import LTError, Problem
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["NonFiniteLossError", "raise_for_loss"]
+
+
+class NonFiniteLossError(LTError, ValueError):
+    """Say that a loss is nan or inf, at which batch, and where it came from."""
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if isinstance(value, dict):
+        return all(_finite(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_finite(v) for v in value)
+    return True
+
+
+def raise_for_loss(run: Run, training_step: Callable[..., Any], batch: Any, index: int, loss: Tensor) -> None:
+    """Run the step once more under watch and raise an error that names the batch and the first bad module.
+
+    Raises:
+        NonFiniteLossError: Always.
+    """
+    bad: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if not bad and not _finite(output):
+                bad.append(f"{name} ({type(module).__name__})")
+
+        return hook
+
+    parameters = [n for n, p in run.module.named_parameters() if not _finite(p)]
+    handles = [m.register_forward_hook(watch(n)) for n, m in run.module.named_modules() if n]
+    run.train_metrics.muted = True
+    try:
+        with torch.no_grad():
+            training_step(batch, index)
+    finally:
+        run.train_metrics.muted = False
+        for handle in handles:
+            handle.remove()
+    source = f"module {bad[0]}" if bad else "the loss function itself: no submodule's output is at fault"
+    if not _finite(batch):
+        source += "; the batch itself holds values that are not finite"
+    if parameters:
+        source += f"; parameters not finite: {', '.join(parameters[:5])}"
+    raise NonFiniteLossError(
+        str(
+            Problem(
+                f"{type(run.module).__name__}.training_step, epoch {run.progress.epoch}, batch {index}",
+                "the loss must be finite",
+                f"{loss.detach().flatten()[0].item()}, first from {source}",
+                "Lower the learning rate, clip gradients, or look at this batch.",
+            )
+        )
+    )

@@ -1,0 +1,93 @@
+"""Do what is due after a batch or an epoch: log, validate, step plateau schedulers, save, stop."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from lt_core.checkpoint.save import flush_saves
+from lt_core.loops.evaluate import evaluate
+from lt_core.loops.schedule import step_plateau
+
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["close_epoch", "finish_due", "raise_signal", "run_due"]
+
+
+def run_due(run: Run, index: int) -> bool:
+    """Do what is due after batch ``index``; return whether to leave the epoch."""
+    trainer, progress = run.trainer, run.progress
+    run.attention = False
+    opened = run.window_open(index)
+    stops = trainer.should_stop and trainer._can_stop_early
+    every = trainer.log_every_n_steps
+    step = progress.step
+    if not opened and step != run.logged_step and every and (step % every == 0 or stops):
+        run.logged_step = step
+        run.log(run.train_metrics.take_step(), "train")
+    run.pending = "validation"
+    return finish_due(run, index)
+
+
+def finish_due(run: Run, index: int) -> bool:
+    """Do the part of what is due that begins with validation; a run stopped inside it resumes here."""
+    trainer, progress, cadence = run.trainer, run.progress, run.cadence
+    opened = run.window_open(index)
+    run.at_boundary = not opened
+    stopping = trainer.should_stop and trainer._can_stop_early
+    if cadence.validation_due(index, run.is_last_batch(index)) and not (stopping and opened):
+        run.val_clock = time.monotonic()
+        if not opened:
+            run.hooks.fire("on_validation_model_zero_grad")
+        evaluate(run, "validate")
+    run.pending = None
+    if not opened:
+        step_plateau(run, "step", progress.batch)
+        flush_saves(run)
+        raise_signal(run)
+    cadence.next = cadence.after(progress.batch)
+    if opened:  # whatever asked for attention waits for the window's end
+        run.attention = run.attention or bool(run.save_queue) or trainer.should_stop or _signalled(run)
+        return False
+    if trainer.should_stop and not trainer._can_stop_early:
+        run.attention = True
+    return trainer._leave_epoch
+
+
+def _signalled(run: Run) -> bool:
+    return run.signals is not None and run.signals.received is not None
+
+
+def raise_signal(run: Run) -> None:
+    """Raise what a received signal means, if one was received.
+
+    Raises:
+        KeyboardInterrupt: For SIGINT.
+        SystemExit: With 143, for SIGTERM.
+    """
+    error = run.signals.exception() if run.signals is not None else None
+    if error is not None:
+        raise error
+
+
+def close_epoch(run: Run) -> None:
+    """End an epoch: its hooks, plateau schedulers, metrics, counters and saves."""
+    progress, store = run.progress, run.train_metrics
+    run.at_boundary = False
+    run.hooks.fire("on_train_epoch_end")
+    step_plateau(run, "epoch", progress.epoch + 1)
+    values = store.take_epoch()
+    run.trainer._callback_metrics.update(store.callback_metrics())
+    run.log(values, "train")
+    store.batch = None
+    run.feed.close_epoch()
+    progress.batches += progress.batch
+    progress.epoch += 1
+    progress.batch = 0
+    progress.epoch_closed = True
+    store.reset()
+    run.at_boundary = True
+    run.pending = None
+    flush_saves(run)
+    raise_signal(run)

@@ -1,0 +1,234 @@
+"""Validate and test: one loop for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lt_interface.errors import MisconfigurationException, Problem
+
+from lt_core.loops.sources import eval_feed, has_loader, limit_of
+from lt_core.metrics import (
+    EVAL_BATCH_END,
+    EVAL_BATCH_START,
+    EVAL_EPOCH_END,
+    EVAL_STEP,
+    FORBIDDEN,
+    SILENT,
+    MetricStore,
+)
+from lt_core.state import RunningStage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lt_core.data.feed import Feed
+    from lt_core.run import Run
+
+__all__ = ["evaluate", "evaluation_modes", "sanity_check"]
+
+_NAMES = {"validate": "validation", "test": "test", "predict": "predict"}
+
+
+@contextmanager
+def evaluation_modes(run: Run, name: str) -> Iterator[None]:
+    """Put the module in evaluation mode through its hook, and each submodule back in its own mode after."""
+    from lt_core.hooks import overrides
+    from lt_core.module import LightningModule
+
+    modes = {m: m.training for m in run.module.modules()}
+    run.hooks.fire(f"on_{name}_model_eval")
+    try:
+        yield
+    finally:
+        back = f"on_{name}_model_train"
+        if hasattr(LightningModule, back) and overrides(run.module, back, LightningModule):
+            getattr(run.module, back)()
+        else:
+            _restore(modes)
+
+
+def _restore(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
+
+
+def evaluate(run: Run, stage: str) -> list[dict[str, float]]:
+    """Run one evaluation; return its metrics, one dict a loader.
+
+    The process's random state is the same after as before, so that how often one validates
+    does not change the training.
+    """
+    from lt_core import rng
+
+    trainer, name = run.trainer, _NAMES[stage]
+    outer_stage, outer_store = trainer.state.stage, run.store
+    if outer_stage is not RunningStage.SANITY_CHECKING:
+        trainer.state.stage = RunningStage.VALIDATING if stage == "validate" else RunningStage.TESTING
+    store = run.eval_metrics = MetricStore(collectives=run.collectives, device=run.device)
+    run.use_store(store)
+    try:
+        with rng.isolate(), evaluation_modes(run, name), _grad_context(run):
+            results = _loop(run, stage, name, store)
+    finally:
+        trainer.state.stage = outer_stage
+        run.eval_metrics = None
+        run.use_store(outer_store)
+    return results
+
+
+def _grad_context(run: Run) -> Any:
+    if run.fn.value != "fit" and run.plan.inference_mode:
+        return torch.inference_mode()
+    return torch.no_grad()
+
+
+def _loop(run: Run, stage: str, name: str, store: MetricStore) -> list[dict[str, float]]:
+    from lt_core.loops.place import build_place
+
+    feed = eval_feed(run, stage)
+    hooks, trainer = run.hooks, run.trainer
+    hooks.fire(f"on_{name}_start")
+    hooks.fire(f"on_{name}_epoch_start")
+    store.reset_seen()
+    place = build_place(run)
+    _batches(run, feed, stage, name, store, place)
+    silent = store.scope == SILENT
+    store.scope = SILENT if silent else EVAL_EPOCH_END
+    store.suffix = ""
+    trainer._callback_metrics.update(store.callback_metrics())
+    hooks.fire(f"on_{name}_epoch_end")
+    store.scope = SILENT if silent else EVAL_EPOCH_END
+    values = store.take_epoch()
+    trainer._callback_metrics.update(store.callback_metrics())
+    results = _results(store, feed)
+    if not run.sanity_checking:
+        run.log(values, stage)
+    store.scope = SILENT if silent else FORBIDDEN
+    hooks.fire(f"on_{name}_end")
+    return results
+
+
+def _batches(
+    run: Run, feed: Feed, stage: str, name: str, store: MetricStore, place: Callable[[Any, int], Any] | None
+) -> None:
+    """Run the step on every batch of every loader."""
+    hooks, several = run.hooks, len(feed.loaders) > 1
+    batch_start = getattr(hooks, f"on_{name}_batch_start")
+    batch_end = getattr(hooks, f"on_{name}_batch_end")
+    step = eval_step(run, f"{name}_step", several)
+    limits = _sanity_limits(run, feed)
+    start, inside, end = (
+        (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
+    )
+    names = feed.names
+    seen = 0
+    for batch, i, loader in feed.epoch(run.progress.epoch):
+        if limits is not None and i >= limits:
+            if not several or loader == len(names) - 1:
+                break
+            continue
+        if place is not None:
+            batch = place(batch, loader)
+        store.batch, store.size, store.suffix = batch, None, names[loader]
+        store.scope = start
+        for f in batch_start:
+            f(batch, i, loader)
+        store.scope = inside
+        output = step(batch, i, loader)
+        if isinstance(output, Mapping):
+            store.add_returned(output)
+        store.scope = end
+        for f in batch_end:
+            f(output, batch, i, loader)
+        values = store.take_step()
+        if values and not run.sanity_checking:
+            run.log(values, stage, step=seen)
+        seen += 1
+        if run.attention and run.signals is not None and run.signals.received is not None:
+            from lt_core.loops.due import raise_signal
+
+            raise_signal(run)
+    store.batch = None
+
+
+def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], Any]:
+    """Return the user's step so that it takes ``(batch, batch_idx, dataloader_idx)``.
+
+    Raises:
+        MisconfigurationException: If several loaders are given and the step takes no ``dataloader_idx``.
+    """
+    import inspect
+
+    from lt_core.hooks import bind
+
+    call = run.engine.call[name]
+    try:
+        parameters = [p for p in inspect.signature(call).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        takes_three = any(p.kind is p.VAR_POSITIONAL for p in parameters) or len(parameters) >= 3
+    except (TypeError, ValueError):
+        takes_three = True
+    if several and not takes_three:
+        raise MisconfigurationException(
+            str(
+                Problem(
+                    f"{type(run.module).__name__}.{name}",
+                    "with several loaders this step must take the loader's index",
+                    fix=f"Write: def {name}(self, batch, batch_idx, dataloader_idx=0)",
+                )
+            )
+        )
+    args = ("batch", "batch_idx", "dataloader_idx") if takes_three else ("batch", "batch_idx")
+    bound = bind(call, args)
+    if bound is None:
+        raise MisconfigurationException(
+            str(
+                Problem(
+                    f"{type(run.module).__name__}.{name}",
+                    "the trainer can not call this step with its arguments",
+                    fix=f"Write: def {name}(self, batch, batch_idx)",
+                )
+            )
+        )
+    if takes_three:
+        return bound
+    return lambda batch, i, loader: bound(batch, i)
+
+
+def _results(store: MetricStore, feed: Feed) -> list[dict[str, float]]:
+    """Return each loader's metrics; those without a loader's suffix belong to every one."""
+    metrics = store.epoch_metrics()
+    suffixes = [s for s in feed.names if s]
+    if not suffixes:
+        return [metrics]
+    shared = {k: v for k, v in metrics.items() if not k.endswith(tuple(suffixes))}
+    return [{**shared, **{k: v for k, v in metrics.items() if k.endswith(s)}} for s in suffixes]
+
+
+def _sanity_limits(run: Run, feed: Feed) -> int | None:
+    if not run.sanity_checking:
+        return None
+    n = run.trainer.num_sanity_val_steps
+    return None if n in (-1, float("inf")) else int(n)
+
+
+def sanity_check(run: Run) -> None:
+    """Run some validation batches before training, so that a broken validation shows at once."""
+    trainer = run.trainer
+    n = trainer.num_sanity_val_steps
+    if not n or not trainer.enable_validation or not run.progress.epoch_closed or not has_loader(run, "validate"):
+        return
+    if not limit_of(run, "validate"):
+        return
+    outer = trainer.state.stage
+    trainer.state.stage = RunningStage.SANITY_CHECKING
+    try:
+        run.hooks.fire("on_sanity_check_start")
+        evaluate(run, "validate")
+        run.hooks.fire("on_sanity_check_end")
+    finally:
+        trainer.state.stage = outer
+    trainer._callback_metrics.clear()
+    trainer._logged_metrics.clear()

@@ -1,0 +1,127 @@
+"""Train: the loop over epochs and the loop over batches."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from lt_core.loops.cadence import Cadence
+from lt_core.loops.due import close_epoch, finish_due, run_due
+from lt_core.loops.evaluate import evaluate, sanity_check
+from lt_core.loops.schedule import after_step, step_epoch
+from lt_core.loops.sources import train_feed
+from lt_core.loops.step import build_step
+from lt_core.metrics import FORBIDDEN, SILENT, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
+
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["run_fit"]
+
+
+def run_fit(run: Run) -> None:
+    """Train until something says stop.
+
+    In pseudo-code::
+
+        sanity check
+        on_train_start
+        until max_steps, max_epochs or a stop:
+            on_train_epoch_start
+            for each batch:
+                on_train_batch_start
+                step: training_step, zero_grad, backward, clip, optimizer step
+                on_train_batch_end
+                if anything is due: log, validate, plateau schedulers, save, stop
+            on_train_epoch_end, log, save
+        on_train_end
+    """
+    from lt_core import rng
+    from lt_core.checkpoint.save import flush_saves
+
+    trainer = run.trainer
+    sanity_check(run)
+    run.hooks.fire("on_train_start")
+    run.val_clock = time.monotonic()
+    if run.loaded is not None and run.loaded.get("rng") is not None:
+        rng.restore(run.loaded["rng"])
+    run.loaded = None
+    if trainer.validate_at_start and run.progress.step == 0 and trainer.enable_validation:
+        evaluate(run, "validate")
+    while not trainer._fit_done:
+        run_epoch(run)
+    run.hooks.fire("on_train_end")
+    flush_saves(run)
+
+
+def open_epoch(run: Run) -> None:
+    """Begin an epoch: counters, metrics and the epoch's first hook."""
+    progress = run.progress
+    progress.epoch_closed, progress.batch = False, 0
+    run.train_metrics.reset()
+    run.epoch_schedulers_done = False
+    run.at_boundary = False
+    run.hooks.fire("on_train_epoch_start")
+
+
+def refresh(run: Run) -> None:
+    """Rebuild hooks, step and cadence if anything that users may change did change."""
+    trainer = run.trainer
+    seen = trainer._changeable()
+    if seen != run.config_seen:
+        trainer._adopt_changes(run)
+        run.config_seen = trainer._changeable()
+        run.step = build_step(run)
+    run.cadence = Cadence(run)
+
+
+def run_epoch(run: Run) -> None:
+    """Run one epoch, or the rest of one that was resumed."""
+    progress, trainer = run.progress, run.trainer
+    feed = train_feed(run)
+    resumed = not progress.epoch_closed
+    if not resumed:
+        refresh(run)  # so that on_train_epoch_start sees callbacks added since the last epoch
+        open_epoch(run)
+    refresh(run)
+    hooks, store, step, cadence, place = run.hooks, run.train_metrics, run.step, run.cadence, run.place
+    batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
+    module_start = hooks.module_train_batch_start
+    schedule = after_step(run)
+    in_start, in_step, in_end, outside = (
+        (SILENT,) * 4 if trainer.barebones else (TRAIN_BATCH_START, TRAIN_STEP, TRAIN_BATCH_END, FORBIDDEN)
+    )
+    if resumed and run.pending is not None and finish_due(run, progress.batch - 1):
+        return close_epoch(run)
+    skipped = stopped = False
+    batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
+    for i, batch in enumerate(batches, progress.batch):
+        if place is not None:
+            batch = place(batch, 0)
+        run.at_boundary = False
+        store.batch, store.size = batch, None
+        store.scope = in_start
+        for f in batch_start:
+            f(batch, i)
+        if module_start is not None and module_start(batch, i) == -1:
+            skipped = True
+            break
+        store.scope = in_step
+        output = step(batch, i)
+        if schedule is not None:
+            schedule(i)
+        store.scope = in_end
+        for f in batch_end:
+            f(output, batch, i)
+        progress.batch = i + 1
+        if i + 1 >= cadence.next or run.attention or feed.last:
+            store.scope, store.hook = outside, "the loop"
+            stopped = run_due(run, i)
+            if stopped:
+                break
+    store.scope, store.batch = outside, None
+    del batches
+    if not stopped and (skipped or feed.num_batches != progress.batch):
+        step_epoch(run)
+    close_epoch(run)
+    return None

@@ -1,0 +1,50 @@
+"""Bring a batch to the device: the transfer hooks, the precision's format, the engine's move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from lt_core.hooks import HOOKS, bind, overrides
+
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["build_place"]
+
+
+def build_place(run: Run) -> Callable[[Any, int], Any] | None:
+    """Return what takes ``(batch, dataloader_idx)`` and returns the placed batch, or None if nothing is to do.
+
+    A data module's override of a transfer hook wins over the module's.
+    """
+    before = _hook(run, "on_before_batch_transfer")
+    move = _hook(run, "transfer_batch_to_device")
+    after = _hook(run, "on_after_batch_transfer")
+    convert = getattr(run.precision, "convert_batch", None)
+    place, device = run.engine.place, run.device
+    if before is move is after is convert is place is None:
+        return None
+
+    def bring(batch: Any, dataloader_idx: int = 0) -> Any:
+        if convert is not None:
+            batch = convert(batch)
+        if before is not None:
+            batch = before(batch, dataloader_idx)
+        if move is not None:
+            batch = move(batch, device, dataloader_idx)
+        elif place is not None:
+            batch = place(batch)
+        return batch if after is None else after(batch, dataloader_idx)
+
+    return bring
+
+
+def _hook(run: Run, name: str) -> Callable[..., Any] | None:
+    from lt_core.datamodule import LightningDataModule
+    from lt_core.module import LightningModule
+
+    for owner, base in ((run.datamodule, LightningDataModule), (run.module, LightningModule)):
+        if owner is not None and overrides(owner, name, base):
+            return bind(getattr(owner, name), HOOKS[name].args)
+    return None

@@ -1,0 +1,63 @@
+"""Predict: run the model over loaders and gather what it returns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lt_core.loops.evaluate import eval_step, evaluation_modes
+from lt_core.loops.place import build_place
+from lt_core.loops.sources import eval_feed
+from lt_core.notices import warn
+
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["run_predict"]
+
+
+def run_predict(run: Run, keep: bool) -> list[Any] | None:
+    """Run the predict loop.
+
+    Args:
+        run: The run.
+        keep: Whether to return what predict_step returned.
+
+    Returns:
+        The predictions of one loader, a list of those for several, or None.
+    """
+    from lt_core.data.transfer import move_to_device
+
+    feed = eval_feed(run, "predict")
+    hooks = run.hooks
+    place = build_place(run)
+    kept: list[list[Any]] = [[] for _ in feed.loaders]
+    warned = False
+    with evaluation_modes(run, "predict"), torch.inference_mode() if run.plan.inference_mode else torch.no_grad():
+        hooks.fire("on_predict_start")
+        hooks.fire("on_predict_epoch_start")
+        step = eval_step(run, "predict_step", len(feed.loaders) > 1)
+        for batch, i, loader in feed.epoch(run.progress.epoch):
+            if place is not None:
+                batch = place(batch, loader)
+            for f in hooks.on_predict_batch_start:  # type: ignore[attr-defined]
+                f(batch, i, loader)
+            output = step(batch, i, loader)
+            if output is None and not warned:
+                warned = True
+                warn("predict_step returned None for a batch: is a return missing?")
+            for f in hooks.on_predict_batch_end:  # type: ignore[attr-defined]
+                f(output, batch, i, loader)
+            if keep:
+                kept[loader].append(move_to_device(output, torch.device("cpu")))
+            if run.attention:
+                from lt_core.loops.due import raise_signal
+
+                raise_signal(run)
+        run.trainer._predictions = kept if len(kept) > 1 else kept[0] if kept else []
+        hooks.fire("on_predict_epoch_end")
+        hooks.fire("on_predict_end")
+    if not keep or not run.trainer.limit_predict_batches:
+        return None
+    return kept if len(kept) > 1 else kept[0]

@@ -1,0 +1,101 @@
+"""Step the learning-rate schedulers at their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lt_interface.errors import MisconfigurationException, Problem
+
+from lt_core.hooks import overrides
+from lt_core.notices import warn
+
+if TYPE_CHECKING:
+    from lt_core.optimizers import SchedulerConfig
+    from lt_core.run import Run
+
+__all__ = ["after_step", "step_epoch", "step_plateau"]
+
+
+def _active(run: Run) -> list[SchedulerConfig]:
+    if not run.module.automatic_optimization or "schedule" in run.engine.owns:
+        return []
+    return run.schedulers
+
+
+def _stepper(run: Run, config: SchedulerConfig) -> Callable[[Any], Any]:
+    """Return what steps one scheduler: its own method unless the module overrides the hook."""
+    from lt_core.module import LightningModule
+
+    if overrides(run.module, "lr_scheduler_step", LightningModule):
+        return partial(run.module.lr_scheduler_step, config.scheduler)
+    scheduler = config.scheduler
+    return lambda metric: scheduler.step() if metric is None else scheduler.step(metric)
+
+
+def after_step(run: Run) -> Callable[[int], None] | None:
+    """Return what the loop calls after each step for schedulers that need no metric, or None.
+
+    Those of interval ``"step"`` step after a batch in which the optimizer stepped; those of
+    interval ``"epoch"`` after the epoch's last batch.
+    """
+    configs = [s for s in _active(run) if not s.reduce_on_plateau]
+    by_step = [(_stepper(run, s), s.frequency) for s in configs if s.interval == "step"]
+    by_epoch = any(s.interval == "epoch" for s in configs)
+    if not configs:
+        return None
+
+    def step(index: int) -> None:
+        if by_step and not run.window_open(index):
+            for f, frequency in by_step:
+                if (index + 1) % frequency == 0:
+                    f(None)
+        if by_epoch and run.is_last_batch(index):
+            step_epoch(run)
+
+    return step
+
+
+def step_epoch(run: Run) -> None:
+    """Step the metric-less schedulers of interval ``"epoch"`` once in the running epoch."""
+    if run.epoch_schedulers_done:
+        return
+    run.epoch_schedulers_done = True
+    for config in _active(run):
+        if config.interval == "epoch" and not config.reduce_on_plateau and (run.progress.epoch + 1) % config.frequency == 0:
+            _stepper(run, config)(None)
+
+
+def step_plateau(run: Run, interval: str, count: int) -> None:
+    """Step the schedulers that watch a metric.
+
+    Args:
+        run: The run.
+        interval: ``"step"`` or ``"epoch"``.
+        count: Completed batches or epochs, against the scheduler's frequency.
+
+    Raises:
+        MisconfigurationException: If a watched metric is not logged and the scheduler is strict.
+    """
+    for config in _active(run):
+        if config.interval != interval or not config.reduce_on_plateau or count % config.frequency:
+            continue
+        metrics = run.trainer.callback_metrics
+        value = metrics.get(config.monitor or "")
+        if value is None:
+            _missing(config, list(metrics), interval)
+            continue
+        _stepper(run, config)(value)
+
+
+def _missing(config: SchedulerConfig, logged: list[str], interval: str) -> None:
+    problem = Problem(
+        f"lr_scheduler {type(config.scheduler).__name__}",
+        f"the metric it monitors must be logged by the end of each {interval}",
+        repr(config.monitor),
+        f"Logged: {', '.join(sorted(logged)) or 'nothing'}. Log it with self.log, or set \"strict\": False.",
+    )
+    if config.strict:
+        raise MisconfigurationException(str(problem))
+    warn(str(problem))

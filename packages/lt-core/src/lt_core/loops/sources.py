@@ -1,0 +1,93 @@
+"""Find the user's loaders and make feeds of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lt_core.data.feed import Feed
+from lt_core.hooks import overrides
+
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["eval_feed", "has_loader", "limit_of", "train_feed"]
+
+_HOOKS = {
+    "train": "train_dataloader",
+    "validate": "val_dataloader",
+    "test": "test_dataloader",
+    "predict": "predict_dataloader",
+}
+_LIMITS = {
+    "train": "limit_train_batches",
+    "validate": "limit_val_batches",
+    "test": "limit_test_batches",
+    "predict": "limit_predict_batches",
+}
+
+
+def limit_of(run: Run, stage: str) -> int | float:
+    """Return the stage's limit as the trainer has it now."""
+    limit: int | float = getattr(run.trainer, _LIMITS[stage])
+    return limit
+
+
+def _owner(run: Run, stage: str) -> Any:
+    """Return the object whose loader hook serves the stage, or None."""
+    from lt_core.datamodule import LightningDataModule
+    from lt_core.module import LightningModule
+
+    hook = _HOOKS[stage]
+    for owner, base in ((run.datamodule, LightningDataModule), (run.module, LightningModule)):
+        if owner is not None and overrides(owner, hook, base):
+            return owner
+    return None
+
+
+def has_loader(run: Run, stage: str) -> bool:
+    """Return whether the stage has data: an argument, or a hook of the data module or module."""
+    return run.sources.get(stage) is not None or _owner(run, stage) is not None
+
+
+def _make(run: Run, stage: str) -> Feed:
+    given = run.sources.get(stage)
+    where = _HOOKS[stage]
+    if given is None:
+        owner = _owner(run, stage)
+        given = getattr(owner, where)()
+        where = f"{type(owner).__name__}.{where}"
+    overfit = bool(run.trainer.overfit_batches) and stage in ("train", "validate")
+    return Feed(
+        given,
+        stage=stage,
+        world=run.world,
+        seed=run.plan.seed or 0,
+        limit=limit_of(run, stage),
+        sequential=overfit,
+        where=where,
+    )
+
+
+def train_feed(run: Run) -> Feed:
+    """Return the train feed, made anew at the first call and where a reload is due."""
+    every = run.trainer.reload_dataloaders_every_n_epochs
+    made = run.__dict__.get("feed")
+    if made is None or (every and run.progress.epoch % every == 0 and run.progress.epoch != run.feed_epoch):
+        if made is not None:
+            made.close()
+        run.feed = _make(run, "train")
+        run.feed_epoch = run.progress.epoch
+    return run.feed
+
+
+def eval_feed(run: Run, stage: str) -> Feed:
+    """Return an evaluation stage's feed, made anew at the first call and where a reload is due."""
+    every = run.trainer.reload_dataloaders_every_n_epochs
+    made = run.eval_feeds.get(stage)
+    epoch = run.progress.epoch
+    if made is None or (every and epoch % every == 0 and run.eval_epochs.get(stage) != epoch and not run.sanity_checking):
+        if made is not None:
+            made.close()
+        made = run.eval_feeds[stage] = _make(run, stage)
+        run.eval_epochs[stage] = epoch
+    return made

@@ -1,0 +1,150 @@
+"""Agree on the run's folder: open loggers and the journal, and cut both to a resumed checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lt_core.delivery import Delivery
+from lt_core.journal import Journal
+from lt_core.state import TrainerFn
+
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["open_journal", "open_loggers", "start_deliveries", "stop_deliveries"]
+
+JOURNAL = "metrics.journal"
+
+
+def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
+    """Start the trackers on the main thread, in the resumed run's version folder if there is one.
+
+    Args:
+        run: The run.
+        header: The header of the checkpoint that is resumed, or None.
+        adopt: Whether to go on in the version folder that the checkpoint lies in.
+    """
+    run.loggers = run.trainer.loggers
+    if not run.world.is_global_zero:
+        return
+    run.rewound = {}
+    if header is not None and run.fn is TrainerFn.FITTING and adopt:
+        step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
+        for logger in run.loggers:
+            version = _version_of(run, logger)
+            if version is not None and hasattr(logger, "rewind"):
+                run.rewound[id(logger)] = logger.rewind(step, version)
+    for logger in run.loggers:
+        _ = logger.experiment if hasattr(logger, "experiment") else None
+
+
+def _version_of(run: Run, logger: Any) -> int | str | None:
+    """Return the version whose folder, below the logger's root, holds a checkpoint; None if it lies elsewhere."""
+    root = getattr(logger, "root_dir", None)
+    if not root:
+        return None
+    try:
+        first = Path(run.resume_path or "").resolve().relative_to(Path(root).resolve()).parts[0]
+    except (ValueError, IndexError):
+        return _version_of_journal(run, Path(root))
+    return _version_name(first)
+
+
+def _version_of_journal(run: Run, root: Path) -> int | str | None:
+    """Return the version that a checkpoint kept elsewhere names by its journal's place."""
+    name = (run.checkpoint_io.load(run.resume_path).get("journal") or {}).get("file")
+    if not name or not Path(name).exists():
+        return None
+    try:
+        return _version_name(Path(name).resolve().relative_to(root.resolve()).parts[0])
+    except (ValueError, IndexError):
+        return None
+
+
+def _version_name(folder: str) -> int | str:
+    number = folder.removeprefix("version_")
+    return int(number) if folder.startswith("version_") and number.isdigit() else folder
+
+
+def run_folder(run: Run) -> Path | None:
+    """Return the folder that the journal lies in; None where nothing is kept."""
+    for logger in run.loggers:
+        directory = getattr(logger, "directory", None) or getattr(logger, "log_dir", None)
+        if directory:
+            return Path(directory)
+    if run.trainer.checkpoint_callbacks and run.fn is TrainerFn.FITTING and not run.trainer.fast_dev_run:
+        return Path(run.trainer.default_root_dir)
+    return None
+
+
+def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
+    """Open the journal: cut to the checkpoint when its run goes on, its beginning copied when a new run does."""
+    trainer = run.trainer
+    if run.fn is not TrainerFn.FITTING and trainer._journal is not None:
+        run.journal, run.journal_file = trainer._journal, trainer._journal_file
+        return
+    goes_on = run.fn is TrainerFn.FITTING and checkpoint is None and trainer._journal is not None
+    if goes_on and not run.progress_is_new:
+        run.journal, run.journal_file = trainer._journal, trainer._journal_file
+        return
+    folder = run_folder(run)
+    if folder is None or not run.world.is_global_zero:
+        run.journal = Journal(None)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        run.journal = _opened(run, folder / JOURNAL, (checkpoint or {}).get("journal"))
+    run.journal_file = None if run.journal.path is None else str(run.journal.path)
+    trainer._journal, trainer._journal_file = run.journal, run.journal_file
+
+
+def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
+    old = _old_journal(run, mark)
+    if run.fn is not TrainerFn.FITTING:
+        return Journal(path)
+    if old is None or mark is None:
+        if path.exists():
+            path.unlink()  # a folder used again by a new run
+        return Journal(path)
+    if old.resolve() != path.resolve():
+        with open(old, "rb") as source, open(path, "wb") as target:
+            target.write(source.read(int(mark["offset"])))
+        run.copied_history = True
+    journal = Journal(path)
+    if journal.offset >= int(mark["offset"]):
+        journal.cut(int(mark["offset"]), int(mark["sequence"]))
+    return journal
+
+
+def _old_journal(run: Run, mark: dict[str, Any] | None) -> Path | None:
+    """Return the journal that a checkpoint was written beside, if it is still there and long enough."""
+    if not mark or not mark.get("file") or run.resume_path is None:
+        return None
+    checkpoint = Path(run.resume_path).absolute()
+    near = [folder / JOURNAL for folder in list(checkpoint.parents)[:2]]  # the folder may have been moved
+    for path in (Path(mark["file"]), *near):
+        if path.is_file() and path.stat().st_size >= int(mark["offset"]):
+            return path
+    return None
+
+
+def start_deliveries(run: Run) -> None:
+    """Start one thread a logger; each begins where its logger's records end."""
+    if not run.world.is_global_zero or run.journal is None:
+        return
+    for logger in run.loggers:
+        fresh = run.rewound.get(id(logger))
+        start = run.journal.offset if fresh is not True else 0
+        if fresh is None and run.copied_history:
+            start = 0
+        delivery = Delivery(logger, run.journal, start=start)
+        delivery.start()
+        run.deliveries.append(delivery)
+
+
+def stop_deliveries(run: Run, status: str, timeout: float = 30.0) -> None:
+    """Send what is still due, close the loggers, and end their threads."""
+    deliveries, run.deliveries = run.deliveries, []
+    for delivery in deliveries:
+        delivery.stop(status, timeout)

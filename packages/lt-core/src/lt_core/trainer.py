@@ -1,0 +1,646 @@
+"""Define the trainer: flags, entry points, and what users may change while it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from lt_interface import Plan, registry
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem, UnknownPluginError, raise_problems
+
+from lt_core.config import TrainerConfig, parse, resolve_epochs
+from lt_core.entry import Payload, main
+from lt_core.events import Handler, make_handler
+from lt_core.hooks import hook_problems
+from lt_core.notices import info, warn
+from lt_core.plan import compiled_methods, module_problems, module_remarks, read_inputs
+from lt_core.state import Progress, TrainerFn, TrainerState, TrainerStatus
+from lt_core.trainer_view import TrainerView
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lt_core.callback import Callback
+    from lt_core.checkpoint.save import SaveRequest
+    from lt_core.datamodule import LightningDataModule
+    from lt_core.module import LightningModule
+    from lt_core.run import Run
+
+__all__ = ["Trainer"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_Limit = int | float | None
+
+
+def ordered(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Return the callbacks with those that save checkpoints last."""
+    from lt_core.callbacks import Checkpoint
+
+    return sorted(callbacks, key=lambda c: isinstance(c, Checkpoint))
+
+
+class Trainer(TrainerView):
+    """Train, validate, test and predict with a LightningModule.
+
+    Every flag is checked here, and every problem is reported at once. The flags and their
+    meaning are listed in `lt_core.config.TrainerConfig`.
+
+    Raises:
+        ConfigError: If a flag is unknown, of the wrong type, out of range, or excludes another.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: Any = "auto",
+        strategy: Any = "auto",
+        devices: list[int] | str | int = "auto",
+        num_nodes: int = 1,
+        precision: Any = None,
+        logger: Any = None,
+        callbacks: list[Callback] | Callback | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: _Limit = None,
+        limit_val_batches: _Limit = None,
+        limit_test_batches: _Limit = None,
+        limit_predict_batches: _Limit = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+        deterministic: bool | str | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        profiler: Any = None,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        plugins: Any = None,
+        sync_batchnorm: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        enable_autolog_hparams: bool = True,
+        launcher: Any = None,
+        validate_at_start: bool = False,
+        **unknown: Any,
+    ) -> None:
+        given = {k: v for k, v in locals().items() if k not in ("self", "unknown", "__class__")}
+        defaults = Trainer.__init__.__kwdefaults__ or {}
+        written = {k: v for k, v in given.items() if v is not defaults[k]}
+        config = self._config = parse({**written, **unknown})
+        self._progress = Progress()
+        self._run: Run | None = None
+        self._handlers: list[Handler] = []
+        self._callback_metrics: dict[str, Any] = {}
+        self._logged_metrics: dict[str, float] = {}
+        self._bar_metrics: dict[str, float] = {}
+        self._predictions: list[Any] = []
+        self._journal: Any = None
+        self._journal_file: str | None = None
+        self._save_counter = 0
+        self._failed_saves = 0
+        self._interrupted = False
+        self._cluster = config.plugin("cluster")
+        self.state = TrainerState()
+        self._take_parts(config)
+        self._take_flags(config)
+        self._apply_torch_flags(config)
+
+    # ------------------------------------------------------------ construction
+
+    def _take_parts(self, config: TrainerConfig) -> None:
+        """Find accelerator, devices, strategy, precision, launcher and profiler through the registry."""
+        self._accelerator = _accelerator(config)
+        self._devices = tuple(_devices(config, self._accelerator))
+        name = config.strategy
+        if name == "auto":
+            name = self._accelerator.default_strategy(len(self._devices), config.num_nodes)
+        where = f"Trainer(strategy={name!r})"
+        self._strategy: Any = registry.strategies.get(name, where)() if isinstance(name, str) else name
+        self._precision = self._find_precision(config)
+        profiler = config.profiler
+        self.profiler: Any = registry.profilers.get(profiler)() if isinstance(profiler, str) else profiler
+
+    def _find_precision(self, config: TrainerConfig) -> Any:
+        given = config.plugin("precision") or config.precision
+        if not isinstance(given, str):
+            return given
+        if given == "16-mixed" and self._accelerator.name == "cpu":
+            warn('Trainer(precision="16-mixed"): a CPU has no 16-bit floats to train in; using "bf16-mixed".')
+            given = "bf16-mixed"
+        return registry.precisions.get(given, f"Trainer(precision={given!r})")()
+
+    def _take_flags(self, config: TrainerConfig) -> None:
+        """Make plain attributes of the flags that users may read and change."""
+        for name in (
+            "limit_train_batches",
+            "limit_val_batches",
+            "limit_test_batches",
+            "limit_predict_batches",
+            "overfit_batches",
+            "val_check_interval",
+            "check_val_every_n_epoch",
+            "num_sanity_val_steps",
+            "log_every_n_steps",
+            "accumulate_grad_batches",
+            "gradient_clip_val",
+            "gradient_clip_algorithm",
+            "reload_dataloaders_every_n_epochs",
+            "fast_dev_run",
+            "barebones",
+            "detect_anomaly",
+            "validate_at_start",
+            "enable_autolog_hparams",
+            "default_root_dir",
+            "min_steps",
+        ):
+            setattr(self, name, getattr(config, name))
+        self.callbacks = _default_callbacks(config)
+        from lt_core.callbacks import Timer
+
+        timer = any(isinstance(c, Timer) for c in self.callbacks)
+        max_epochs, self.min_epochs = resolve_epochs(config, timer)
+        self._should_stop = False
+        self._max_epochs, self._max_steps = max_epochs, config.max_steps
+        self.ckpt_path: str | os.PathLike[str] | None = None
+        self.loggers = _loggers(config)
+
+    def _apply_torch_flags(self, config: TrainerConfig) -> None:
+        if config.benchmark is not None:
+            torch.backends.cudnn.benchmark = config.benchmark
+        if config.deterministic is not None:
+            torch.use_deterministic_algorithms(bool(config.deterministic), warn_only=config.deterministic == "warn")
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            if config.benchmark is None:
+                torch.backends.cudnn.benchmark = False
+        if config.detect_anomaly:
+            info("Trainer(detect_anomaly=True): every backward pass is checked; this slows training.")
+
+    def _checkpoint_io(self) -> Any:
+        given = self._config.plugin("checkpoint_io")
+        if given is None:
+            given = self.__dict__.get("_made_io")
+        if given is None:
+            given = self._made_io = registry.checkpoint_ios.get(self._strategy.checkpoint_io())()
+        return given
+
+    @property
+    def _active_profiler(self) -> Any:
+        """Return the profiler if it measures anything, else None, so that nothing is wrapped."""
+        return None if getattr(self.profiler, "passes_through", False) else self.profiler
+
+    # ------------------------------------------------------------ live limits: the loop looks up when they change
+
+    @property
+    def should_stop(self) -> bool:  # type: ignore[override]
+        """Whether training stops at the next chance; set it to True to stop."""
+        return self._should_stop
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        self._should_stop = bool(value)
+        self._call_attention()
+
+    @property
+    def max_epochs(self) -> int:  # type: ignore[override]
+        """After how many epochs training stops; -1 for no limit."""
+        return self._max_epochs
+
+    @max_epochs.setter
+    def max_epochs(self, value: int) -> None:
+        self._max_epochs = value
+        self._call_attention()
+
+    @property
+    def max_steps(self) -> int:  # type: ignore[override]
+        """After how many optimizer steps training stops; -1 for no limit."""
+        return self._max_steps
+
+    @max_steps.setter
+    def max_steps(self, value: int) -> None:
+        self._max_steps = value
+        self._call_attention()
+
+    def _call_attention(self) -> None:
+        if self._run is not None:
+            self._run.attention = True
+
+    def _changeable(self) -> tuple[Any, ...]:
+        """Return what users may change between epochs, to be compared with the last look."""
+        run = self._run
+        return (
+            tuple(map(id, self.callbacks)),
+            tuple(map(id, self._handlers)),
+            self.accumulate_grad_batches,
+            self.gradient_clip_val,
+            self.gradient_clip_algorithm,
+            run and tuple(map(id, run.optimizers)),
+            run and tuple(map(id, run.schedulers)),
+            run and run.module.automatic_optimization,
+            self.detect_anomaly,
+            run and run.module.__dict__.get("training_step"),
+        )
+
+    def _adopt_changes(self, run: Run) -> None:
+        """Bring a run in line with attributes that changed since its last epoch."""
+        from lt_core.build import rebuild
+
+        run.plan = replace(
+            run.plan,
+            accumulate=self.accumulate_grad_batches,
+            clip_value=self.gradient_clip_val,
+            clip_algorithm=self.gradient_clip_algorithm,
+        )
+        if list(run.engine.optimizers) != run.optimizers:
+            run.rebuild_engine()
+        rebuild(run)
+
+    # ------------------------------------------------------------ entry points
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train the model.
+
+        Args:
+            model: The module.
+            train_dataloaders: A loader, or any nested list or dict of loaders.
+            val_dataloaders: The same for validation.
+            datamodule: Holds the loaders instead.
+            ckpt_path: Resume from a file, from ``"last"``, ``"best"``, ``"hpc"``, or ``"auto"``: resume
+                if there is something, else start.
+            weights_only: Accepted for familiarity; our files never hold code.
+
+        Raises:
+            ConfigError: If module, data and flags do not fit; lists every problem.
+        """
+        payload = self._prepare(TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
+        if self._launcher is not None:
+            self._launcher.launch(main, payload)
+        else:
+            main(payload)
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Run one evaluation over the validation set.
+
+        Args:
+            model: The module; the last run's, from its best checkpoint, if left out.
+            dataloaders: One or several loaders.
+            ckpt_path: Weights to load first: a path, ``"best"`` or ``"last"``.
+            verbose: Whether to print the metrics.
+            datamodule: Holds the loaders instead.
+            weights_only: Accepted for familiarity; our files never hold code.
+
+        Returns:
+            One dict of metrics for each loader.
+        """
+        return self._evaluate(TrainerFn.VALIDATING, model, dataloaders, ckpt_path, verbose, datamodule)
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Run one evaluation over the test set; takes and returns what `validate` does."""
+        return self._evaluate(TrainerFn.TESTING, model, dataloaders, ckpt_path, verbose, datamodule)
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | None:
+        """Return what ``predict_step`` returns for each batch, on the CPU.
+
+        Args:
+            model: The module; the last run's, from its best checkpoint, if left out.
+            dataloaders: One or several loaders.
+            datamodule: Holds the loaders instead.
+            return_predictions: Whether to keep and return the predictions.
+            ckpt_path: Weights to load first.
+            weights_only: Accepted for familiarity; our files never hold code.
+
+        Returns:
+            A list of batches' predictions, a list of such lists for several loaders, or None.
+        """
+        payload = self._prepare(TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
+        payload.keep = return_predictions is not False
+        outcome = main(payload) if self._launcher is None else self._launcher.launch(main, payload)
+        predictions: list[Any] | None = outcome.value
+        return predictions
+
+    def _evaluate(
+        self, fn: TrainerFn, model: Any, loaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
+    ) -> list[dict[str, float]]:
+        payload = self._prepare(fn, model, loaders, datamodule, ckpt_path)
+        outcome = main(payload) if self._launcher is None else self._launcher.launch(main, payload)
+        results: list[dict[str, float]] = outcome.value
+        if verbose and self.is_global_zero:
+            from lt_core.result_table import print_results
+
+            print_results(str(fn), results)
+        return results
+
+    def _prepare(
+        self, fn: TrainerFn, model: Any, loaders: Any, datamodule: Any, ckpt_path: Any, val_loaders: Any = None
+    ) -> Payload:
+        """Check module, data and flags together, and return what the ranks need."""
+        if model is None and self._run is not None:
+            model = self._run.module
+            if ckpt_path is None and self.ckpt_path is None and fn is not TrainerFn.FITTING:
+                ckpt_path = self._implied_best(fn)
+            if loaders is None and datamodule is None:
+                datamodule = self._run.datamodule
+        given = read_inputs(model, loaders, val_loaders, datamodule)
+        stage = str(fn)
+        problems = module_problems(model, datamodule, stage, loaders, self, val_loaders=val_loaders)
+        if not any(p.is_type for p in problems):
+            problems += hook_problems(given.module, given.datamodule, self.callbacks)
+        plan = self._plan(stage, compiled=given.model is not given.module)
+        problems += self._strategy.problems(plan)
+        raise_problems(problems)
+        for remark in module_remarks(model, datamodule, stage, loaders, self, val_loaders=val_loaders):
+            warn(remark)
+        sources = {"fit": "train", "validate": "validate", "test": "test", "predict": "predict"}
+        payload = Payload(self, fn, given.module, plan, given.datamodule)
+        payload.sources = {sources[stage]: given.loaders}
+        if fn is TrainerFn.FITTING:
+            payload.sources["validate"] = given.val_loaders
+        payload.ckpt_path = self._resolve_path(fn, ckpt_path)
+        payload.compiled = compiled_methods(given.model, ("training_step", "validation_step", "test_step", "predict_step"))
+        return payload
+
+    def _implied_best(self, fn: TrainerFn) -> str | None:
+        callback = self.checkpoint_callback
+        if self.fast_dev_run or callback is None or not getattr(callback, "best_model_path", ""):
+            return None
+        warn(f"trainer.{fn}(): no model was given, so the last one is taken, with the weights of the best checkpoint. "
+             f"To use it as it is, write trainer.{fn}(model).")
+        return "best"
+
+    def _resolve_path(self, fn: TrainerFn, ckpt_path: Any) -> Any:
+        if ckpt_path is None:
+            ckpt_path = self.ckpt_path
+        if ckpt_path is None and fn is TrainerFn.FITTING:
+            from lt_core.callbacks import OnExceptionCheckpoint
+
+            if any(isinstance(c, OnExceptionCheckpoint) for c in self.callbacks):
+                return "auto"
+        return ckpt_path
+
+    def _plan(self, stage: str, compiled: bool) -> Plan:
+        config = self._config
+        return Plan(
+            stage=stage,
+            devices=self._devices,
+            num_nodes=config.num_nodes,
+            accumulate=self.accumulate_grad_batches,
+            clip_value=self.gradient_clip_val,
+            clip_algorithm=self.gradient_clip_algorithm,
+            precision=self.precision,
+            sync_batchnorm=config.sync_batchnorm,
+            compile=compiled,
+            inference_mode=config.inference_mode,
+            root=str(self.default_root_dir),
+        )
+
+    @property
+    def _launcher(self) -> Any:
+        """Return what launches the ranks, or None to run in this process."""
+        given = self._config.launcher
+        name = self._strategy.default_launcher if given is None else given
+        if name is None or name == "in_process":
+            return None
+        return registry.launchers.get(name)() if isinstance(name, str) else name
+
+    def _begin(self, run: Run) -> None:
+        """Attach a run that is about to be built."""
+        import weakref
+
+        last = self._run
+        self._run = run
+        self._interrupted = False
+        self.state.fn, self.state.status = run.fn, TrainerStatus.RUNNING
+        if run.fn is TrainerFn.FITTING:
+            self._should_stop = False
+            if not self._progress.epoch_closed:  # an earlier fit was stopped inside an epoch
+                self._progress.epoch_closed, self._progress.batch = True, 0
+        elif last is not None and run.module is last.module:
+            run.optimizers, run.schedulers = last.optimizers, last.schedulers
+        for owner in (run.module, run.datamodule):
+            if owner is not None:
+                owner._trainer_ref = weakref.ref(self)
+
+    def _end(self, run: Run) -> None:
+        """Leave the trainer readable after a run."""
+        self.state.stage = None
+
+    # ------------------------------------------------------------ for users' hands
+
+    def on(self, event: str, *, every: int = 1, once: int | None = None) -> Callable[[F], F]:
+        """Attach a function to a hook: ``@trainer.on("train_batch_end", every=100)``.
+
+        Args:
+            event: A hook's name, with or without ``on_``.
+            every: Call at every so-many-th occurrence.
+            once: Call only at this occurrence.
+
+        Returns:
+            A decorator that gives the function back unchanged; it may take any leading part of
+            ``(trainer, pl_module, *hook arguments)``.
+        """
+
+        def attach(function: F) -> F:
+            self._handlers.append(make_handler(event, function, every, once))
+            return function
+
+        return attach
+
+    def off(self, function: Callable[..., Any]) -> None:
+        """Detach a function that `on` attached."""
+        self._handlers = [h for h in self._handlers if h.function is not function]
+
+    def save_checkpoint(
+        self, filepath: str | os.PathLike[str], weights_only: bool | None = False, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint now. Inside a hook it is not an exact point to resume from, and says so in the file.
+
+        Args:
+            filepath: Where to.
+            weights_only: Whether to leave out all that only a resume needs.
+            storage_options: Refused by formats that take none.
+
+        Raises:
+            AttributeError: If no model was attached by a run.
+            OSError: If the disk refuses; an older file of that name stays.
+        """
+        from lt_core.checkpoint.save import build_tree, settle_saves, write
+
+        if self._run is None or "engine" not in self._run.__dict__:
+            raise AttributeError(
+                "trainer.save_checkpoint: no model is attached yet. Call fit, validate, test or predict first."
+            )
+        if storage_options is not None:
+            raise TypeError("trainer.save_checkpoint(storage_options=...): this checkpoint format takes none. Leave it out.")
+        run = self._run
+        settle_saves(run)
+        write(run, os.fspath(filepath), build_tree(run, bool(weights_only)))
+        run.checkpoint_io.wait()
+        run.collectives.barrier("save_checkpoint")
+
+    def _request_save(self, request: SaveRequest) -> None:
+        """Take a callback's request; the loop writes at its next boundary."""
+        run = self._run
+        if run is not None:
+            run.save_queue.append(request)
+            run.attention = True
+
+    def _log_metrics(self, values: dict[str, float], step: int | None = None) -> None:
+        """Append values to the journal outside of ``self.log``, for callbacks that measure the run itself."""
+        if self._run is not None:
+            self._run.log(dict(values), "train", step)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on the first process of this node, above the progress bar."""
+        if self.local_rank != 0:
+            return
+        bar = self.progress_bar_callback
+        if bar is not None:
+            bar.print(*args, **kwargs)
+        else:
+            print(*args, **kwargs)
+
+    @contextmanager
+    def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Construct a module on the right device and in the right precision inside this block.
+
+        Args:
+            empty_init: Whether to leave weights uninitialised because they will be loaded.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._strategy.init_context(empty_init))
+            stack.enter_context(self._precision.init_context())
+            yield
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        from lt_interface.errors import nearest
+
+        hint = nearest(name, [n for n in dir(type(self)) if not n.startswith("_")])
+        raise AttributeError(f"Trainer has no attribute {name!r}. {hint}".strip())
+
+
+def _accelerator(config: TrainerConfig) -> Any:
+    """Return the accelerator that the flag means.
+
+    Raises:
+        MisconfigurationException: If it is installed but no such device is here.
+    """
+    given = config.accelerator
+    if not isinstance(given, str):
+        return given
+    if given == "auto":
+        known = [registry.accelerators.get(name)() for name in registry.accelerators.names()]
+        return max((a for a in known if a.is_available()), key=lambda a: a.priority)
+    names = [given] if given != "gpu" else ["mps", "cuda"]
+    for name in names:
+        try:
+            accelerator = registry.accelerators.get(name, f"Trainer(accelerator={given!r})")()
+        except UnknownPluginError:
+            if name == names[-1]:
+                raise
+            continue
+        if accelerator.is_available():
+            return accelerator
+    raise MisconfigurationException(
+        str(Problem(f"Trainer(accelerator={given!r})", "no such device can be used here", fix='Write accelerator="auto".'))
+    )
+
+
+def _devices(config: TrainerConfig, accelerator: Any) -> list[int]:
+    spec = config.devices
+    if spec == "auto":
+        return list(range(max(accelerator.device_count(), 1)))
+    try:
+        return list(accelerator.parse_devices(list(spec) if isinstance(spec, tuple) else spec))
+    except ValueError as error:
+        problem = Problem(f"Trainer(devices={config.devices!r})", str(error).rstrip("."), fix="")
+        raise ConfigError(problem) from error
+
+
+def _default_callbacks(config: TrainerConfig) -> list[Callback]:
+    """Return the user's callbacks with those that the flags add."""
+    from lt_core.callbacks import Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, RichProgressBar, Timer
+
+    callbacks = list(config.callbacks)
+
+    def lacks(kind: type) -> bool:
+        return not any(isinstance(c, kind) for c in callbacks)
+
+    if config.enable_progress_bar and lacks(ProgressBar):
+        callbacks.append(RichProgressBar())
+    if config.enable_model_summary and lacks(ModelSummary):
+        callbacks.append(ModelSummary())
+    if config.max_time is not None:
+        if lacks(Timer):
+            callbacks.append(Timer(duration=config.max_time, interval="step"))
+        else:
+            info("Trainer(max_time): a Timer callback is there already, so max_time is ignored.")
+    if config.enable_checkpointing and lacks(Checkpoint):
+        callbacks.append(ModelCheckpoint())
+    return ordered(callbacks)
+
+
+def _loggers(config: TrainerConfig) -> list[Any]:
+    """Return the loggers, those given by name constructed in the root folder."""
+    if config.fast_dev_run and config.logger:
+        from lt_core.loggers import DummyLogger
+
+        return [DummyLogger()]
+    made = []
+    for item in config.logger:
+        if isinstance(item, str):
+            made.append(registry.loggers.get(item, f"Trainer(logger={item!r})")(save_dir=config.default_root_dir))
+        else:
+            made.append(item)
+    return made

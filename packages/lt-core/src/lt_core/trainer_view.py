@@ -1,0 +1,430 @@
+"""Show a trainer's state by the names that users know; nothing here changes a run."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from lt_interface.errors import MisconfigurationException
+
+from lt_core.state import RunningStage, TrainerStatus
+
+if TYPE_CHECKING:
+    import torch
+    from lt_interface import Accelerator, Precision, Strategy
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from lt_core.callback import Callback
+    from lt_core.journal import History
+    from lt_core.optimizers import SchedulerConfig
+
+__all__ = ["TrainerView"]
+
+
+class TrainerView:
+    """Hold the properties of `Trainer`."""
+
+    _run: Any
+    _progress: Any
+    state: Any
+    callbacks: list[Callback]
+
+    # ------------------------------------------------------------ parts
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Return the accelerator."""
+        return self._accelerator  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def strategy(self) -> Strategy:
+        """Return the strategy."""
+        return self._strategy  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def precision_plugin(self) -> Precision:
+        """Return the precision's plugin."""
+        return self._precision  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def precision(self) -> str:
+        """Return the precision's name, such as ``"32-true"``."""
+        return self._precision.name  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def scaler(self) -> Any:
+        """Return the gradient scaler, or None."""
+        return getattr(self._precision, "scaler", None)  # type: ignore[attr-defined]
+
+    @property
+    def model(self) -> Any:
+        """Return the module as it is run: wrapped, if the strategy wraps it."""
+        return None if self._run is None else getattr(self._run.engine, "model", self._run.module)
+
+    @property
+    def lightning_module(self) -> Any:
+        """Return the user's module, or None before the first run."""
+        return None if self._run is None else self._run.module
+
+    @property
+    def datamodule(self) -> Any:
+        """Return the data module of this or the last run, or None."""
+        return None if self._run is None else self._run.datamodule
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Return the optimizers."""
+        return [] if self._run is None else self._run.optimizers
+
+    @optimizers.setter
+    def optimizers(self, new: list[Optimizer]) -> None:
+        self._run.optimizers = list(new)
+        self._run.attention = True
+
+    @property
+    def lr_scheduler_configs(self) -> list[SchedulerConfig]:
+        """Return the schedulers with their intervals."""
+        return [] if self._run is None else self._run.schedulers
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """Return the newest value of every logged name, as 0-dim tensors."""
+        if self._run is not None and self._run.module._metrics is not None:
+            self._callback_metrics.update(self._run.store.callback_metrics())
+        return self._callback_metrics
+
+    _callback_metrics: dict[str, Any]
+    _logged_metrics: dict[str, float]
+
+    @property
+    def logged_metrics(self) -> dict[str, float]:
+        """Return what the loggers were last given."""
+        return self._logged_metrics
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """Return what the progress bar shows."""
+        if self._run is not None and self._run.module._metrics is not None:
+            self._bar_metrics.update(self._run.store.progress_bar_metrics())
+        return self._bar_metrics
+
+    _bar_metrics: dict[str, float]
+
+    @property
+    def history(self) -> History:
+        """Return every value of this run that was due to the loggers, read from its journal."""
+        from lt_core.journal import History
+
+        return History.read(self._journal) if self._journal is not None else History()
+
+    _journal: Any
+
+    # ------------------------------------------------------------ place in the world
+
+    @property
+    def global_rank(self) -> int:
+        """Return this process's rank among all."""
+        return 0 if self._run is None else self._run.world.rank
+
+    @property
+    def local_rank(self) -> int:
+        """Return this process's rank on its node."""
+        return 0 if self._run is None else self._run.world.local_rank
+
+    @property
+    def node_rank(self) -> int:
+        """Return this node's rank."""
+        return 0 if self._run is None else self._run.world.node_rank
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of processes."""
+        return self.num_devices * self.num_nodes if self._run is None else self._run.world.size
+
+    @property
+    def num_nodes(self) -> int:
+        """Return the number of nodes."""
+        return self._config.num_nodes  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def device_ids(self) -> list[int]:
+        """Return the device indices on this node."""
+        return list(self._devices)  # type: ignore[attr-defined]
+
+    @property
+    def num_devices(self) -> int:
+        """Return the number of devices on this node."""
+        return len(self._devices)  # type: ignore[attr-defined]
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Return whether this is rank 0."""
+        return self.global_rank == 0
+
+    @property
+    def root_device(self) -> torch.device:
+        """Return the device of this rank."""
+        return self._strategy.device  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Return what a DistributedSampler of the user's own would need."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    @property
+    def log_dir(self) -> str | None:
+        """Return the folder of the first logger's run, else the root folder."""
+        for logger in self.loggers:
+            folder = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None)
+            if folder:
+                return str(folder)
+            break
+        return self.default_root_dir
+
+    loggers: list[Any]
+    default_root_dir: str
+
+    # ------------------------------------------------------------ counters
+
+    @property
+    def global_step(self) -> int:
+        """Return in how many batches an optimizer stepped."""
+        return self._progress.step  # type: ignore[no-any-return]
+
+    @property
+    def current_epoch(self) -> int:
+        """Return the running epoch's index: the number of completed ones."""
+        return self._progress.epoch  # type: ignore[no-any-return]
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Return whether the running batch is the last of its epoch."""
+        run = self._run
+        return run is not None and "feed" in run.__dict__ and run.is_last_batch(self._progress.batch)
+
+    @property
+    def num_training_batches(self) -> int | float:
+        """Return the batches of a training epoch; inf if unknown."""
+        run = self._run
+        return run.feed.num_batches if run is not None and "feed" in run.__dict__ else float("inf")
+
+    def _sizes(self, stage: str) -> list[int | float]:
+        from lt_core.loops.sources import eval_feed, has_loader
+
+        run = self._run
+        if run is None or (stage not in run.eval_feeds and not has_loader(run, stage)):
+            return []
+        return list(eval_feed(run, stage).sizes)
+
+    @property
+    def num_val_batches(self) -> list[int | float]:
+        """Return each validation loader's batches."""
+        return self._sizes("validate")
+
+    @property
+    def num_sanity_val_batches(self) -> list[int | float]:
+        """Return how many batches of each validation loader the sanity check runs."""
+        return [min(self.num_sanity_val_steps, n) for n in self.num_val_batches]
+
+    num_sanity_val_steps: int | float
+
+    @property
+    def num_test_batches(self) -> list[int | float]:
+        """Return each test loader's batches."""
+        return self._sizes("test")
+
+    @property
+    def num_predict_batches(self) -> list[int | float]:
+        """Return each predict loader's batches."""
+        return self._sizes("predict")
+
+    @property
+    def val_check_batch(self) -> int | float:
+        """Return after how many batches validation is due."""
+        from lt_core.loops.cadence import validation_batches
+
+        return validation_batches(self.val_check_interval, self.num_training_batches, self.check_val_every_n_epoch)
+
+    val_check_interval: Any
+    check_val_every_n_epoch: int | None
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Return how many optimizer steps fit will make; loads the training data if it must.
+
+        Raises:
+            MisconfigurationException: If there is no run to ask.
+        """
+        from lt_core.loops.sources import train_feed
+
+        if self._run is None:
+            raise MisconfigurationException("trainer.estimated_stepping_batches: known only inside fit, from setup on.")
+        if self.max_epochs == -1:
+            return self.max_steps if self.max_steps != -1 else float("inf")
+        batches = train_feed(self._run).num_batches
+        if batches == float("inf"):
+            return self.max_steps if self.max_steps != -1 else float("inf")
+        per_epoch = math.ceil(batches / max(self.accumulate_grad_batches, 1))
+        steps = per_epoch * max(self.max_epochs, 1)
+        return steps if self.max_steps == -1 else min(steps, self.max_steps)
+
+    max_steps: int
+    max_epochs: int
+    accumulate_grad_batches: int
+
+    # ------------------------------------------------------------ what is going on
+
+    @property
+    def training(self) -> bool:
+        """Return whether a training batch or epoch runs."""
+        return self.state.stage is RunningStage.TRAINING
+
+    @property
+    def validating(self) -> bool:
+        """Return whether validation runs."""
+        return self.state.stage is RunningStage.VALIDATING
+
+    @property
+    def testing(self) -> bool:
+        """Return whether test runs."""
+        return self.state.stage is RunningStage.TESTING
+
+    @property
+    def predicting(self) -> bool:
+        """Return whether predict runs."""
+        return self.state.stage is RunningStage.PREDICTING
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Return whether the sanity check runs."""
+        return self.state.stage is RunningStage.SANITY_CHECKING
+
+    @property
+    def evaluating(self) -> bool:
+        """Return whether validation, test or the sanity check runs."""
+        return self.state.stage is not None and self.state.stage.evaluating
+
+    @property
+    def interrupted(self) -> bool:
+        """Return whether the last call ended with an error or a signal."""
+        return self.state.status is TrainerStatus.INTERRUPTED
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Return whether SIGTERM arrived during this run."""
+        import signal
+
+        run = self._run
+        return run is not None and run.signals is not None and run.signals.received == signal.SIGTERM
+
+    @property
+    def enable_validation(self) -> bool:
+        """Return whether validation can run: a step, data, and a limit above 0."""
+        from lt_core.hooks import overrides
+        from lt_core.loops.sources import has_loader
+        from lt_core.module import LightningModule
+
+        run = self._run
+        return (
+            run is not None
+            and bool(self.limit_val_batches)
+            and overrides(run.module, "validation_step", LightningModule)
+            and has_loader(run, "validate")
+        )
+
+    limit_val_batches: int | float
+
+    # ------------------------------------------------------------ callbacks, loggers, loaders
+
+    def _callbacks_of(self, name: str) -> list[Any]:
+        import lt_core.callbacks as known
+
+        return [c for c in self.callbacks if isinstance(c, getattr(known, name))]
+
+    @property
+    def early_stopping_callbacks(self) -> list[Any]:
+        """Return every EarlyStopping."""
+        return self._callbacks_of("EarlyStopping")
+
+    @property
+    def early_stopping_callback(self) -> Any:
+        """Return the first EarlyStopping, or None."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def checkpoint_callbacks(self) -> list[Any]:
+        """Return every callback that saves checkpoints."""
+        return self._callbacks_of("Checkpoint")
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """Return the first callback that saves checkpoints, or None."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> Any:
+        """Return the progress bar, or None."""
+        return next(iter(self._callbacks_of("ProgressBar")), None)
+
+    @property
+    def logger(self) -> Any:
+        """Return the first logger, or None."""
+        return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, logger: Any) -> None:
+        self.loggers = [logger] if logger else []
+
+    @property
+    def train_dataloader(self) -> Any:
+        """Return the training loader as the user gave it."""
+        run = self._run
+        return run.feed.user if run is not None and "feed" in run.__dict__ else None
+
+    def _user_loaders(self, stage: str) -> Any:
+        feed = None if self._run is None else self._run.eval_feeds.get(stage)
+        return None if feed is None else feed.user
+
+    @property
+    def val_dataloaders(self) -> Any:
+        """Return the validation loaders as the user gave them."""
+        return self._user_loaders("validate")
+
+    @property
+    def test_dataloaders(self) -> Any:
+        """Return the test loaders as the user gave them."""
+        return self._user_loaders("test")
+
+    @property
+    def predict_dataloaders(self) -> Any:
+        """Return the predict loaders as the user gave them."""
+        return self._user_loaders("predict")
+
+    # ------------------------------------------------------------ what the loop asks
+
+    min_steps: int | None
+    min_epochs: int
+    should_stop: bool
+
+    @property
+    def _can_stop_early(self) -> bool:
+        """Return whether min_epochs and min_steps are reached."""
+        return self._progress.epoch >= (self.min_epochs or 0) and self._progress.step >= (self.min_steps or 0)
+
+    @property
+    def _leave_epoch(self) -> bool:
+        """Return whether the running epoch ends now."""
+        reached = self.max_steps != -1 and self._progress.step >= self.max_steps
+        return reached or (self.should_stop and self._can_stop_early)
+
+    @property
+    def _fit_done(self) -> bool:
+        """Return whether no further epoch begins."""
+        from lt_core.loops.sources import train_feed
+
+        if not self._progress.epoch_closed and not self._leave_epoch:
+            return False
+        if self.max_epochs != -1 and self._progress.epoch >= self.max_epochs:
+            return True
+        return self._leave_epoch or train_feed(self._run).num_batches == 0
