@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -205,9 +206,7 @@ def _not_a_module(module: Any, stage: str) -> Problem:
     elif isinstance(module, type) and issubclass(module, LightningModule):
         fix = f"Pass an instance: {kind.__name__}(...)."
     elif isinstance(module, nn.Module):
-        fix = (
-            "It is a plain torch module: wrap it in a LightningModule that has training_step and configure_optimizers."
-        )
+        fix = "It is a plain torch module: put it into a LightningModule with training_step and configure_optimizers."
     else:
         fix = "Subclass it: `from lt_core import LightningModule`."
     return Problem(where, rule, fix=fix, is_type=True)
@@ -423,6 +422,6 @@ def _idle_hooks(module: Any) -> list[str]:
     for own in _strange_names(module):
         if own in RENAMED:
             remarks.append(f"{name}.{own}: the trainer never calls this; the hook is {RENAMED[own]} today.")
-        elif own.startswith("on_") and nearest(own, HOOKS):
-            remarks.append(f"{name}.{own}: the trainer never calls this. {nearest(own, HOOKS)}")
+        elif own.startswith("on_") and (near := get_close_matches(own, HOOKS, n=1, cutoff=0.8)):
+            remarks.append(f'{name}.{own}: the trainer never calls this. Did you mean "{near[0]}"?')
     return remarks
