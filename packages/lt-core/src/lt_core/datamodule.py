@@ -1,0 +1,234 @@
+"""Define LightningDataModule: data, from download to batches, in one object."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from lt_core.hparams import HyperparametersMixin
+from lt_core.loading import load_datamodule, not_on_instances
+from lt_core.module_hooks import DataHooks
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from matplotlib.figure import Figure
+    from torch.utils.data import DataLoader, Dataset
+    from typing_extensions import Self
+
+    from lt_core.batch_picture import BatchTable
+    from lt_core.trainer import Trainer
+
+__all__ = ["LightningDataModule"]
+
+_STAGES = {"train": "train", "fit": "train", "val": "val", "validate": "val", "test": "test", "predict": "predict"}
+
+
+class LightningDataModule(DataHooks, HyperparametersMixin):
+    """Hold everything about data: download, set up, load, move to the device.
+
+    Attributes:
+        name: A name of your own.
+    """
+
+    CHECKPOINT_HYPER_PARAMS_KEY: ClassVar[str] = "datamodule_hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME: ClassVar[str] = "datamodule_hparams_name"
+    CHECKPOINT_HYPER_PARAMS_TYPE: ClassVar[str] = "datamodule_hparams_type"
+
+    name: str | None = None
+    _trainer_ref: weakref.ref[Trainer] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """The trainer that uses this data module, held weakly; None without one."""
+        ref = self._trainer_ref
+        return None if ref is None else ref()
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        self._trainer_ref = None if trainer is None else weakref.ref(trainer)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Act when anything raised while the trainer ran.
+
+        Args:
+            exception: What was raised.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint should keep of this object; it is kept under the class's name."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned.
+
+        Args:
+            state_dict: The kept state.
+        """
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train_dataset: Dataset[Any] | Iterable[Dataset[Any]] | None = None,
+        val_dataset: Dataset[Any] | Iterable[Dataset[Any]] | None = None,
+        test_dataset: Dataset[Any] | Iterable[Dataset[Any]] | None = None,
+        predict_dataset: Dataset[Any] | Iterable[Dataset[Any]] | None = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **datamodule_kwargs: Any,
+    ) -> Self:
+        """Make a data module of ready datasets; only training data is shuffled.
+
+        Args:
+            train_dataset: A dataset, or several for several loaders.
+            val_dataset: The same for validation.
+            test_dataset: The same for the test.
+            predict_dataset: The same for prediction.
+            batch_size: Samples a batch; also given to the class if it takes an argument of that name.
+            num_workers: Processes a loader; also given to the class if it takes it.
+            datamodule_kwargs: Other arguments of the class.
+        """
+        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        loaders = {
+            stage: _Loaders(data, stage == "train", batch_size, num_workers)
+            for stage, data in given.items()
+            if data is not None
+        }
+        parameters = inspect.signature(cls.__init__).parameters
+        # The base class takes any keyword only to pass it on; a class of the user's own means it.
+        accepts_any = cls.__init__ is not LightningDataModule.__init__ and any(
+            p.kind is p.VAR_KEYWORD for p in parameters.values()
+        )
+        for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
+            if accepts_any or name in parameters:
+                datamodule_kwargs.setdefault(name, value)
+        datamodule = cls(**datamodule_kwargs)
+        for stage, loader in loaders.items():
+            setattr(datamodule, f"{stage}_dataloader", loader)
+        return datamodule
+
+    @not_on_instances
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | PathLike[str],
+        map_location: Any = None,
+        hparams_file: str | PathLike[str] | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Build a data module from the hyper-parameters in a checkpoint; its state is the Trainer's to restore.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Where to put tensors among them, as for ``torch.load``.
+            hparams_file: A .yaml or .csv file of hyper-parameters, used instead of the checkpoint's.
+            weights_only: Taken for compatibility; loading is always safe.
+            kwargs: Arguments of ``__init__`` that go before the saved ones.
+
+        Raises:
+            CheckpointError: If the file does not fit, or an argument is missing.
+        """
+        return cast("Self", load_datamodule(cls, checkpoint_path, map_location, hparams_file, kwargs))
+
+    def show_batch(
+        self, stage: str = "train", n: int = 16, path: str | PathLike[str] | None = None
+    ) -> Figure | BatchTable:
+        """Show one batch: a grid of pictures for images, else a table of shapes, types and ranges.
+
+        Outside a run, ``prepare_data`` and ``setup`` are called first. Random states stay as they are.
+
+        Args:
+            stage: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
+            n: The most pictures to show.
+            path: Where to write the picture or the table.
+
+        Returns:
+            A matplotlib figure for images, else the table.
+
+        Raises:
+            ConfigError: For another stage, no data, or images without matplotlib.
+        """
+        from lt_core import batch_picture
+
+        kind = batch_picture.check_stage(stage, _STAGES)
+        batch = batch_picture.first_batch(self, kind)
+        return batch_picture.show(batch, n=n, path=path, title=f"{type(self).__name__}, {kind}")
+
+    def __str__(self) -> str:
+        """Return the sizes of the datasets that are known; runs no hook."""
+        return "\n".join(f"{{{stage.capitalize()} dataloader: {self._size(stage)}}}" for stage in ("train", "val", "test", "predict"))
+
+    def _size(self, stage: str) -> str:
+        own = vars(self).get(f"{stage}_dataloader")
+        if isinstance(own, _Loaders):
+            datasets = _leaves(own.data)
+        else:
+            trainer, loaders = self.trainer, None
+            if trainer is not None and trainer.datamodule is self:
+                loaders = trainer.train_dataloader if stage == "train" else getattr(trainer, f"{stage}_dataloaders")
+            if loaders is None:
+                name = f"{stage}_dataloader"
+                written = own is not None or getattr(type(self), name) is not getattr(DataHooks, name)
+                return "not loaded yet" if written else "None"
+            datasets = [getattr(loader, "dataset", loader) for loader in _leaves(loaders)]
+        sizes = [f"size={_length(d)}" for d in datasets]
+        return sizes[0] if len(sizes) == 1 else "; ".join(f"{i}. {size}" for i, size in enumerate(sizes, 1))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        state.pop("_trainer_ref", None)
+        return state
+
+
+class _Loaders:
+    """Make the loaders of one stage each time it is called; picklable, unlike a closure."""
+
+    def __init__(self, data: Any, shuffle: bool, batch_size: int, num_workers: int) -> None:
+        several = isinstance(data, (list, tuple, Mapping)) or not (hasattr(data, "__getitem__") or _iterates_samples(data))
+        self.data = list(data) if several and not isinstance(data, Mapping) else data
+        self.shuffle, self.batch_size, self.num_workers = shuffle, batch_size, num_workers
+
+    def __call__(self) -> Any:
+        if isinstance(self.data, Mapping):
+            return {key: self._loader(item) for key, item in self.data.items()}
+        if isinstance(self.data, list):
+            return [self._loader(item) for item in self.data]
+        return self._loader(self.data)
+
+    def _loader(self, dataset: Any) -> DataLoader[Any]:
+        import torch
+        from torch.utils.data import DataLoader
+
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=self.shuffle and not _iterates_samples(dataset),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),  # elsewhere torch only warns that it can not
+        )
+
+
+def _iterates_samples(data: Any) -> bool:
+    from torch.utils.data import IterableDataset
+
+    return isinstance(data, IterableDataset)
+
+
+def _leaves(data: Any) -> list[Any]:
+    if isinstance(data, Mapping):
+        return [leaf for item in data.values() for leaf in _leaves(item)]
+    if isinstance(data, (list, tuple)):
+        return [leaf for item in data for leaf in _leaves(item)]
+    return [data]
+
+
+def _length(data: Any) -> str:
+    try:
+        return str(len(data))
+    except (TypeError, NotImplementedError):
+        return "NA"

@@ -1,0 +1,40 @@
+"""Train the boring model, as the smallest check that an installation works."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from lt_core.datamodule import LightningDataModule
+from lt_core.demos.boring import BoringDataModule, BoringModel, ManualOptimBoringModel
+
+
+def main(arguments: Sequence[str] | None = None) -> float:
+    """Train, test and say how it went.
+
+    Args:
+        arguments: The command line; the process's own if None.
+
+    Returns:
+        The loss on the training data after training.
+    """
+    from lt_core import Trainer, seed_everything
+
+    parser = argparse.ArgumentParser(prog="python -m lt_core.demos", description=__doc__)
+    parser.add_argument("--epochs", type=int, default=2, help="how long to train")
+    parser.add_argument("--manual", action="store_true", help="use manual optimization")
+    options = parser.parse_args(arguments)
+    seed_everything(0, verbose=False)
+    model = ManualOptimBoringModel() if options.manual else BoringModel()
+    data: LightningDataModule = BoringDataModule()
+    trainer = Trainer(max_epochs=options.epochs, logger=False, enable_checkpointing=False, num_sanity_val_steps=0)
+    trainer.fit(model, datamodule=data)
+    assert isinstance(data, BoringDataModule)
+    rows = data.random_train.dataset[:64]
+    loss = float(model.loss(model(rows)))
+    print(f"{type(model).__name__}: {trainer.global_step} steps in {trainer.current_epoch} epochs, loss {loss:.4f}")
+    return loss
+
+
+if __name__ == "__main__":
+    main()

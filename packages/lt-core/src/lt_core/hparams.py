@@ -1,0 +1,336 @@
+"""Remember what a module or data module was built with."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+from lt_interface.errors import ConfigTypeError, MisconfigurationException, Problem, nearest
+
+from lt_core.notices import warn
+
+__all__ = ["AttributeDict", "HyperparametersMixin", "checkpoint_entries", "merged_hparams"]
+
+#: Keys that tools write for themselves; loggers do not get them.
+PRIVATE_KEYS = frozenset({"_class_path", "_class_name", "_instantiator"})
+
+_VALUE_TYPES = (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, type(None))
+
+
+class AttributeDict(dict[str, Any]):
+    """Be a dict whose items are attributes too.
+
+    >>> AttributeDict(lr=0.1).lr
+    0.1
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            hint = nearest(name, [key for key in self if isinstance(key, str)])
+            raise AttributeError(f'No hyper-parameter "{name}". {hint}'.rstrip()) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(f'No hyper-parameter "{name}".') from None
+
+    def __repr__(self) -> str:
+        width = max((len(str(key)) for key in self), default=0) + 2
+        return "\n".join(f"{f'{key}:':{width}}{value}" for key, value in sorted(self.items(), key=lambda kv: str(kv[0])))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttributeDict:
+        twin = type(self)()
+        memo[id(self)] = twin
+        twin.update({copy.deepcopy(key, memo): copy.deepcopy(value, memo) for key, value in self.items()})
+        return twin
+
+
+class HyperparametersMixin:
+    """Give a class ``save_hyperparameters`` and ``hparams``."""
+
+    _hparams: MutableMapping[str, Any] | None = None
+    _hparams_initial: MutableMapping[str, Any] | None = None
+    _hparams_name: str | None = None
+    _log_hyperparams: bool = False
+
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: str | Iterable[str] | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Remember the arguments of ``__init__``; call it there.
+
+        Checkpoints keep them, so that ``load_from_checkpoint`` can build the object again, and
+        loggers get them. Call it as often as you like: later values are added to earlier ones.
+        Nothing fails for classes, functions or objects: a checkpoint keeps their ``repr``.
+
+        Args:
+            args: Nothing, for every argument of ``__init__``, of subclasses too; or names of
+                some; or one object that holds the values: a dict, a ``Namespace``, a dataclass,
+                or a config of OmegaConf. Only the first two look at the caller's frame for
+                values.
+            ignore: Names to leave out.
+            frame: The frame of the ``__init__``, if a function between calls this.
+            logger: Whether loggers get the values.
+
+        Raises:
+            ConfigTypeError: For a name that is no argument, or a value that holds no names.
+        """
+        self._log_hyperparams = logger
+        ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
+        frame = frame or sys._getframe(1)
+        if len(args) == 1 and not isinstance(args[0], str):
+            self._set_hparams(_from_object(args[0], self), ignored, _name_of(args[0], frame, self) or "kwargs")
+            return
+        found = _init_arguments(frame, self)
+        if args:
+            found = _only(args, found, type(self).__name__)
+        self._set_hparams(AttributeDict(found), ignored, "kwargs")
+
+    def _set_hparams(self, values: MutableMapping[str, Any], ignored: set[str], name: str) -> None:
+        for key in ignored & {key for key in values if isinstance(key, str)}:
+            del values[key]
+        _warn_of_modules(values, type(self).__name__)
+        if self._hparams is None or not self._hparams:
+            self._hparams, self._hparams_name = values, name
+            self._hparams_initial = _frozen(values)
+            return
+        if self._hparams_name == "kwargs":
+            self._hparams_name = name
+        self._hparams.update(values)
+        if self._hparams_initial is not None:
+            self._hparams_initial.update(_frozen(values))
+
+    @property
+    def hparams(self) -> Any:
+        """The saved hyper-parameters, readable and writable by key and as attributes.
+
+        Assigning a dict, ``Namespace`` or dataclass saves its values.
+        """
+        if self._hparams is None:
+            self._hparams = AttributeDict()
+        return self._hparams
+
+    @hparams.setter
+    def hparams(self, value: Any) -> None:
+        self.save_hyperparameters(value, frame=sys._getframe(1))
+
+    @property
+    def hparams_initial(self) -> Any:
+        """A copy of the hyper-parameters as they were when they were saved."""
+        return AttributeDict() if self._hparams_initial is None else _frozen(self._hparams_initial)
+
+    def remove_ignored_hparams(self, ignore_list: Iterable[str]) -> None:
+        """Forget some hyper-parameters.
+
+        Args:
+            ignore_list: Their names; those that were never saved are passed over.
+        """
+        for saved in (self._hparams, self._hparams_initial):
+            for name in ignore_list:
+                if saved is not None:
+                    saved.pop(name, None)
+
+
+def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[str, Any]:
+    """Return what a checkpoint holds of an object's hyper-parameters.
+
+    Args:
+        owner: The module or data module.
+        prefix: Put before each key: ``"datamodule_"`` for a data module.
+    """
+    if not owner._hparams:
+        return {}
+    entries: dict[str, Any] = {f"{prefix}hparams_name": owner._hparams_name}
+    config = _omegaconf()
+    if config is not None and config.is_config(owner._hparams):
+        entries[f"{prefix}hyper_parameters"] = config.to_container(owner._hparams, resolve=True)
+        entries[f"{prefix}hparams_type"] = "DictConfig"
+    else:
+        entries[f"{prefix}hyper_parameters"] = {key: _plain(value) for key, value in owner._hparams.items()}
+    return entries
+
+
+def merged_hparams(module: HyperparametersMixin, datamodule: HyperparametersMixin | None = None) -> dict[str, Any]:
+    """Return the initial hyper-parameters that loggers get, of both objects.
+
+    Raises:
+        MisconfigurationException: If both have the same name with different values.
+    """
+    sources = [s for s in (module, datamodule) if s is not None and s._log_hyperparams]
+    merged: dict[str, Any] = {}
+    clashes = []
+    for source in sources:
+        for key, value in source.hparams_initial.items():
+            if key in PRIVATE_KEYS:
+                continue
+            if key in merged and not _same(merged[key], value):
+                clashes.append(f"{key} ({merged[key]!r} and {value!r})")
+            merged[key] = _plain(value)
+    if clashes:
+        raise MisconfigurationException(
+            f"save_hyperparameters: the module and the data module give different values to {', '.join(clashes)}. "
+            "Rename one, or leave it out with save_hyperparameters(ignore=[...])."
+        )
+    return merged
+
+
+# ---------------------------------------------------------------- where the values come from
+
+
+def _init_frames(frame: FrameType | None, obj: object) -> Iterator[FrameType]:
+    """Yield the running ``__init__`` frames of ``obj``, the innermost class first."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in {"__init__", "__post_init__"} and code.co_argcount:
+            if frame.f_locals.get(code.co_varnames[0]) is obj:
+                yield frame
+        frame = frame.f_back
+
+
+def _init_arguments(frame: FrameType, obj: object) -> dict[str, Any]:
+    """Return the arguments of all running ``__init__`` of ``obj``; a subclass's win."""
+    found: dict[str, Any] = {}
+    for each in _init_frames(frame, obj):
+        found.update(_arguments(each.f_code, each.f_locals))
+    return found
+
+
+def _arguments(code: CodeType, values: Mapping[str, Any]) -> dict[str, Any]:
+    count = code.co_argcount + code.co_kwonlyargcount
+    found = {name: values[name] for name in code.co_varnames[1:count] if name in values}
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        star = count + bool(code.co_flags & inspect.CO_VARARGS)
+        found.update(values.get(code.co_varnames[star], {}))
+    return found
+
+
+def _only(names: tuple[Any, ...], found: dict[str, Any], owner: str) -> dict[str, Any]:
+    problems = [
+        Problem(
+            f"{owner}.save_hyperparameters",
+            "every name must be an argument of __init__",
+            repr(name),
+            nearest(name, found) if isinstance(name, str) else "Give names, or one object that holds all values.",
+            is_type=True,
+        )
+        for name in names
+        if not isinstance(name, str) or name not in found
+    ]
+    if problems:
+        raise ConfigTypeError(problems)
+    return {name: found[name] for name in names}
+
+
+def _name_of(value: Any, frame: FrameType, obj: object) -> str | None:
+    """Return which argument of ``__init__`` holds ``value``, so that loading can hand it back."""
+    name = None
+    for each in _init_frames(frame, obj):  # the outermost class is the one that loading calls
+        names = _arguments(each.f_code, each.f_locals).items()
+        name = next((n for n, v in names if _holds(v, value)), name)
+    return name
+
+
+def _holds(argument: Any, value: Any) -> bool:
+    """Return whether ``value`` is the argument or, as ``vars(argument)`` gives it, its dict."""
+    return argument is value or (isinstance(value, dict) and getattr(argument, "__dict__", None) is value)
+
+
+def _from_object(value: Any, owner: object) -> MutableMapping[str, Any]:
+    config = _omegaconf()
+    if config is not None and config.is_config(value) and isinstance(value, MutableMapping):
+        return copy.deepcopy(value)  # the user's own must not change when values are ignored or added
+    if isinstance(value, Namespace):
+        return AttributeDict(vars(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return AttributeDict({f.name: getattr(value, f.name) for f in fields(value)})
+    if isinstance(value, Mapping):
+        return AttributeDict(value)
+    if isinstance(value, _VALUE_TYPES) or not hasattr(value, "__dict__") or isinstance(value, type):
+        raise ConfigTypeError(
+            Problem(
+                f"{type(owner).__name__}.save_hyperparameters",
+                "a single object must hold names and values",
+                f"{type(value).__name__}: {value!r}",
+                'Give a dict, Namespace or dataclass, or the argument\'s name: save_hyperparameters("name").',
+                is_type=True,
+            )
+        )
+    return AttributeDict({k: v for k, v in vars(value).items() if not k.startswith("_")})
+
+
+# ---------------------------------------------------------------- what becomes of them
+
+
+def _omegaconf() -> Any:
+    """Return OmegaConf's class if the user imported that library, else None."""
+    return getattr(sys.modules.get("omegaconf"), "OmegaConf", None)
+
+
+def _frozen(value: Any) -> Any:
+    """Copy containers, so that later changes do not reach the copy; keep all other objects."""
+    config = _omegaconf()
+    if config is not None and config.is_config(value):
+        return copy.deepcopy(value)
+    if isinstance(value, AttributeDict) or type(value) is dict:
+        return type(value)({key: _frozen(item) for key, item in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(_frozen(item) for item in value)
+    if type(value) is set:
+        return set(value)
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _frozen(item) for key, item in vars(value).items()})
+    if is_dataclass(value) and not isinstance(value, type):
+        twin = copy.copy(value)
+        for f in fields(value):
+            object.__setattr__(twin, f.name, _frozen(getattr(value, f.name)))
+        return twin
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses and namespaces, at any depth, into dicts that a checkpoint can keep."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in fields(value)}
+    config = _omegaconf()
+    if config is not None and config.is_config(value):
+        return config.to_container(value, resolve=True)
+    if isinstance(value, AttributeDict) or type(value) is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return a is b or bool(a == b)
+    except Exception:  # tensors and arrays have no single truth
+        return repr(a) == repr(b)
+
+
+def _warn_of_modules(values: Mapping[str, Any], owner: str) -> None:
+    from torch.nn import Module
+
+    names = [key for key, value in values.items() if isinstance(value, Module)]
+    if names:
+        warn(
+            f"{owner}.save_hyperparameters: {', '.join(names)} is an nn.Module, whose weights are in the checkpoint already. "
+            f"Leave it out: save_hyperparameters(ignore={names!r})."
+        )

@@ -1,0 +1,69 @@
+"""Load weights into a module, or say exactly what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lt_interface.errors import CheckpointError
+from torch import nn
+
+__all__ = ["load_weights"]
+
+MOST_LISTED = 20
+
+
+def load_weights(module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, where: str = "") -> None:
+    """Load ``state_dict`` into ``module`` through the module's own ``load_state_dict``.
+
+    Parameters on the meta device take the loaded tensors over, since nothing can be copied to them.
+
+    Args:
+        module: The module; its overrides and hooks of ``load_state_dict`` are honoured.
+        state_dict: The weights by name.
+        strict: Whether missing and unexpected names are an error. Wrong shapes always are.
+        where: The file's name, for the error.
+
+    Raises:
+        CheckpointError: If the weights do not fit. It lists at most 20 names.
+    """
+    options: dict[str, Any] = {"strict": strict}
+    if any(p.is_meta for p in module.parameters()):
+        options["assign"] = True
+    try:
+        module.load_state_dict(state_dict, **options)
+    except RuntimeError as error:
+        raise CheckpointError(_explain(module, state_dict, strict, where, str(error))) from error
+
+
+def _explain(module: nn.Module, state_dict: Mapping[str, Any], strict: bool, where: str, message: str) -> str:
+    start = f"{where}: " if where else ""
+    own = module.state_dict()
+    # Hooks may rename keys while loading, so only what torch itself complained of is listed.
+    missing = [key for key in own if key not in state_dict and f'"{key}"' in message]
+    unexpected = [key for key in state_dict if key not in own and f'"{key}"' in message]
+    misshaped = [
+        f"{key} (file {tuple(state_dict[key].shape)}, model {tuple(value.shape)})"
+        for key, value in own.items()
+        if key in state_dict and hasattr(value, "shape") and f"size mismatch for {key}:" in message
+    ]
+    parts = _listed([("missing in the file", missing), ("not in the model", unexpected), ("of another shape", misshaped)])
+    if not parts:
+        return f"{start}the weights do not fit {type(module).__name__}. {message}"
+    fix = "Load it into the model that it was saved from"
+    if strict and not misshaped:
+        fix += ", or pass strict=False (in a module: self.strict_loading = False)"
+    return f"{start}the weights do not fit {type(module).__name__}. Got {'; '.join(parts)}. {fix}."
+
+
+def _listed(groups: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """Share the lines that may be listed between the groups, at least one each."""
+    groups = [(title, names) for title, names in groups if names]
+    left = MOST_LISTED
+    parts = []
+    for i, (title, names) in enumerate(groups):
+        shown = names[: max(1, left - (len(groups) - 1 - i))]
+        left -= len(shown)
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        parts.append(f"{len(names)} {title}: {', '.join(shown)}{more}")
+    return parts
