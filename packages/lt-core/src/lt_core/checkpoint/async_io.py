@@ -1,0 +1,152 @@
+"""Write checkpoints in the background; training waits only for one copy of the tensors in memory."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_core.checkpoint.safetensors_io import Prepared, SafetensorsIO
+from lt_core.checkpoint.tree import clone
+from lt_interface import CheckpointIO
+
+__all__ = ["AsyncCheckpointIO"]
+
+
+class AsyncCheckpointIO:
+    """Write checkpoints in a background thread.
+
+    ``save`` returns when the tree is copied, so that the next step may change any tensor; the file is the same,
+    byte for byte, as a direct save would write. One save is in flight at a time: the next one waits for it.
+    The copy's memory is kept for the next save.
+
+    Args:
+        io: What writes and reads; `SafetensorsIO` if None.
+    """
+
+    asynchronous = True
+
+    def __init__(self, io: CheckpointIO | None = None) -> None:
+        self._io: Any = SafetensorsIO() if io is None else io
+        self._thread: threading.Thread | None = None
+        self._path = ""
+        self._failure: BaseException | None = None
+        self._buffer: Tensor | None = None
+
+    @property
+    def collective(self) -> bool:
+        """Return whether every rank must call ``save`` and ``load``."""
+        return bool(self._io.collective)
+
+    @property
+    def in_flight(self) -> bool:
+        """Return whether a save is being written at this moment."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(self, tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
+        """Copy the tree and begin to write it.
+
+        Raises:
+            OSError, CheckpointError: What the save before failed with; this one is then not begun, and may be
+                asked for again.
+            CheckpointError: If a value of the tree can not be kept; the message has its path.
+        """
+        self.wait()
+        target = os.path.abspath(os.fspath(path))
+        if isinstance(self._io, SafetensorsIO):
+            prepared = self._io.prepare(tree)
+            self._stage(prepared)
+            job: Callable[[], None] = partial(self._io.write, prepared, target)
+        else:
+            job = partial(self._io.save, clone(tree), target)
+        self._path = target
+        # Not a daemon: Python waits for it before it exits.
+        self._thread = threading.Thread(target=self._run, args=(job,), name="lt-checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when every save so far is durable.
+
+        Raises:
+            OSError, CheckpointError: What the last save failed with; told once.
+        """
+        self._join()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def load(self, path: str | os.PathLike[str], into: Any = None) -> dict[str, Any]:
+        """Return the tree, once the save in flight is done."""
+        self._join()
+        tree: dict[str, Any] = self._io.load(path, into)
+        return tree
+
+    def peek(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Return the header alone, once a save to this path is done."""
+        self._join(path)
+        header: dict[str, Any] = self._io.peek(path)
+        return header
+
+    def verify(self, path: str | os.PathLike[str]) -> None:
+        """Check every byte, once a save to this path is done."""
+        self._join(path)
+        self._io.verify(path)
+
+    def remove(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint, once a save to this path is done."""
+        self._join(path)
+        self._io.remove(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._join()
+        return {**self.__dict__, "_thread": None, "_buffer": None}
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            self._failure = error
+
+    def _join(self, path: str | os.PathLike[str] | None = None) -> None:
+        thread = self._thread
+        if thread is None or (path is not None and os.path.abspath(os.fspath(path)) != self._path):
+            return
+        thread.join()
+        self._thread = None
+
+    def _stage(self, prepared: Prepared) -> None:
+        """Copy all tensors into one buffer, and let the blobs read from there."""
+        blobs = sorted(prepared.blobs, key=lambda blob: -blob.source.element_size())  # keeps each aligned
+        total = sum(blob.nbytes for blob in blobs)
+        cuda = {blob.source.device for blob in blobs if blob.source.device.type == "cuda"}
+        if self._buffer is None or self._buffer.numel() < total or (cuda and not self._buffer.is_pinned()):
+            self._buffer = None  # free the old one first
+            self._buffer = _allocate(total, pinned=bool(cuda))
+        position = 0
+        with torch.no_grad():
+            for blob in blobs:
+                size = blob.nbytes
+                blob.copy_into(self._buffer[position : position + size])
+                position += size
+        for device in cuda:
+            torch.cuda.current_stream(device).synchronize()
+
+
+def _allocate(size: int, pinned: bool) -> Tensor:
+    """Return memory for a copy; in huge pages, since touching new small ones costs ten times the copy."""
+    if pinned:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    if size < 1 << 22 or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -1,0 +1,69 @@
+"""Match torch's number formats with the names that the safetensors format has for them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+
+__all__ = ["CODES", "dtype_name", "integer_like", "itemsize", "named_dtypes", "storable_dtypes"]
+
+# The formats that every safetensors reader since 0.4.5 knows; all others are written as what they are made of.
+CODES: dict[torch.dtype, str] = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+}
+
+_MORE = (
+    "complex32",
+    "complex64",
+    "complex128",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+    "float4_e2m1fn_x2",
+)
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return ``"float32"`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
+def named_dtypes() -> dict[str, torch.dtype]:
+    """Return every dtype of this torch by its name, so that a name in a file is only ever looked up here."""
+    found: dict[str, Any] = {dtype_name(v): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
+    return found
+
+
+@cache
+def storable_dtypes() -> dict[str, torch.dtype]:
+    """Return by name the dtypes whose tensors can be kept."""
+    more = {name: named_dtypes()[name] for name in _MORE if name in named_dtypes()}
+    return {dtype_name(dtype): dtype for dtype in CODES} | more
+
+
+def itemsize(dtype: torch.dtype) -> int:
+    """Return the bytes of one element."""
+    return dtype.itemsize
+
+
+def integer_like(dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype of the same width that every copy kernel takes, bit for bit."""
+    return _INTEGERS[dtype.itemsize]

@@ -1,0 +1,93 @@
+"""Find the newest valid checkpoint, by what the files say and not by their dates."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lt_interface import CheckpointError
+
+__all__ = ["find_last", "parameter_signature"]
+
+_SUFFIXES = {".ckpt", ".safetensors"}
+
+
+def parameter_signature(state_dict: Mapping[str, Any]) -> str:
+    """Return a short hash of the names and shapes of all tensors, the same for the same model."""
+    digest = hashlib.sha256()
+    for name in sorted(key for key, value in state_dict.items() if isinstance(value, torch.Tensor)):
+        value = state_dict[name]
+        shape = "?" if torch.nn.parameter.is_lazy(value) else tuple(value.shape)
+        digest.update(f"{name}{shape}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:32]
+
+
+def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None = None) -> Path | None:
+    """Return the newest valid checkpoint of some folders, or None.
+
+    Newest by the counters in the files: steps, then epochs and batches completed, then the counter of saves.
+    Damaged files are named in one warning and passed over.
+
+    Args:
+        folders: Where to look; folders below them are not searched.
+        parameters: Only files of a model with this `parameter_signature` count; any if None.
+    """
+    from lt_core.checkpoint.safetensors_io import peek, verify
+
+    bad: list[str] = []
+    found: dict[Path, tuple[Any, ...]] = {}
+    for path in _candidates(folders):
+        try:
+            header = peek(path)
+        except CheckpointError as error:
+            bad.append(str(error))
+            continue
+        if parameters is None or header["parameters"] == parameters:
+            found[path] = _age(header["progress"], path)
+    best = None
+    for path in sorted(found, key=found.__getitem__, reverse=True):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            bad.append(str(error))
+            continue
+        best = path
+        break
+    if bad:
+        from lt_core.notices import warn
+
+        taken = f"Taken instead: {best}." if best is not None else "No valid one was found."
+        warn("These checkpoints can not be used and are passed over. " + " ".join(bad) + " " + taken)
+    return best
+
+
+def _candidates(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    found: dict[str, Path] = {}
+    for folder in folders:
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            path = Path(folder) / name
+            if path.suffix in _SUFFIXES and not name.startswith(".") and path.is_file():
+                # A link stands for its file: the file's own name is the one to go on with.
+                found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
+
+
+def _age(progress: Any, path: Path) -> tuple[Any, ...]:
+    counts = [
+        progress.get(key, 0) if isinstance(progress, dict) else 0 for key in ("step", "epoch", "batch", "save_counter")
+    ]
+    try:
+        date = path.stat().st_mtime_ns
+    except OSError:
+        date = 0
+    # With equal counters a file with a telling name comes before its copy "last".
+    return (*(count if type(count) is int else 0 for count in counts), not path.stem.startswith("last"), date)

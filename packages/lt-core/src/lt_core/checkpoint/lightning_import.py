@@ -1,0 +1,162 @@
+"""Read a checkpoint of PyTorch Lightning once, to go on with it here."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lt_core.checkpoint.container import open_checkpoint
+from lt_core.checkpoint.tree import soften
+from lt_interface import CheckpointError, Problem
+
+__all__ = ["import_lightning"]
+
+_VERSION = "pytorch-lightning_version"
+_OURS = ("state_dict", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "lr_schedulers", "callbacks")
+_THEIRS = {_VERSION, "epoch", "global_step", "loops", "optimizer_states", "hparams_type", "_instantiator", *_OURS}
+
+
+def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | None = None) -> dict[str, Any]:
+    """Return the familiar checkpoint dict from a ``.ckpt`` file of PyTorch Lightning.
+
+    Weights, hyper-parameters, counters, schedulers and callback states come over, and the user's own keys. Optimizer
+    states are kept by position there and by parameter name here: they come over if the file has the names, or if
+    ``module`` is given and its parameters fit in order. Random states and the place in the data are in no such file.
+
+    Args:
+        path: The file.
+        module: The module that was trained, for the names of its parameters.
+
+    Raises:
+        CheckpointError: If torch is older than 2.10 (reading pickles was not safe), the file can not be read without
+            running code, or it is no such checkpoint.
+    """
+    where = os.fspath(path)
+    _check_torch(where)
+    open_checkpoint(where).close()
+    try:
+        found = torch.load(where, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        blocked = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))))
+        got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]
+        fix = "Load it where it was written, remove such objects (often hyper-parameters), and save it again."
+        raise CheckpointError(str(Problem(where, "only plain values and tensors can be imported", got, fix))) from error
+    except Exception as error:  # a damaged file makes torch raise errors of many kinds
+        rule = f"this is no file of torch.save that can be read ({type(error).__name__}: {str(error)[:200]})"
+        raise CheckpointError(str(Problem(where, rule))) from error
+    if not isinstance(found, dict) or not isinstance(found.get("state_dict"), Mapping):
+        raise CheckpointError(
+            str(Problem(where, "a Lightning checkpoint is a dict with a state_dict", type(found).__name__))
+        )
+    tree: dict[str, Any] = {
+        "epoch": _count(found.get("epoch")),
+        "global_step": _count(found.get("global_step")),
+        "imported_from": f"pytorch-lightning {found.get(_VERSION, '(unknown version)')}",
+        "progress": _progress(found),
+    }
+    tree.update({key: found[key] for key in _OURS if key in found})
+    tree.update({key: value for key, value in found.items() if key not in _THEIRS})
+    for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+        if isinstance(tree.get(key), dict):
+            # Names to import and call are what this file must never bring over.
+            tree[key] = soften({name: value for name, value in tree[key].items() if name != "_instantiator"})[0]
+    states = _optimizers(found.get("optimizer_states"), module, where)
+    if states is not None:
+        tree["optimizer_states"] = states
+    return tree
+
+
+def _check_torch(where: str) -> None:
+    major, minor = (int(part) for part in re.findall(r"\d+", str(torch.__version__))[:2])
+    if (major, minor) < (2, 10):
+        rule = "importing a pickle is safe only with torch 2.10 or newer"
+        fix = "Run: pip install 'torch>=2.10'"
+        raise CheckpointError(str(Problem(where, rule, f"torch {torch.__version__}", fix)))
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int else 0
+
+
+def _dig(tree: Any, *keys: str) -> int:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return _count(tree)
+
+
+def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counters; Lightning's own loops know more than its top-level keys."""
+    loops = found.get("loops")
+    fit = loops.get("fit_loop") if isinstance(loops, Mapping) else None
+    step = _count(found.get("global_step"))
+    if not isinstance(fit, Mapping):
+        return {"epoch": _count(found.get("epoch")), "batch": 0, "step": step, "samples": 0, "epoch_closed": True}
+    batches = fit.get("epoch_loop.batch_progress")
+    last = isinstance(batches, Mapping) and bool(batches.get("is_last_batch"))
+    done = _dig(fit, "epoch_progress", "current", "completed")
+    # A file saved at an epoch's end was written before that epoch was counted as completed.
+    processed = _dig(fit, "epoch_progress", "current", "processed")
+    batch = _dig(batches, "current", "completed")
+    closed = last or batch == 0
+    return {
+        "epoch": max(done, processed) if closed else done,
+        "batch": 0 if closed else batch,
+        "step": _dig(fit, "epoch_loop.state_dict", "_batches_that_stepped") or step,
+        "samples": 0,
+        "epoch_closed": closed,
+    }
+
+
+def _optimizers(states: Any, module: torch.nn.Module | None, where: str) -> list[dict[str, Any]] | None:
+    """Return the optimizer states by parameter names, or None where the names are not known."""
+    from lt_core.notices import warn
+
+    if not isinstance(states, list) or not states:
+        return None
+    names = [_names(state) for state in states]
+    if any(found is None for found in names):
+        names = [_names_of(module, state) for state in states] if module is not None and len(states) == 1 else [None]
+    if any(found is None for found in names):
+        warn(
+            f"{where}: its optimizer states do not name their parameters, so they are left out. "
+            "Pass module= with the module that was trained by one optimizer over all its parameters, in order."
+        )
+        return None
+    return [_renamed(state, found) for state, found in zip(states, names, strict=True) if found is not None]
+
+
+def _positions(state: Mapping[str, Any]) -> list[Any]:
+    return [index for group in state["param_groups"] for index in group["params"]]
+
+
+def _names(state: Mapping[str, Any]) -> dict[Any, str] | None:
+    """Return position -> name, where the optimizer was given named parameters."""
+    groups = state["param_groups"]
+    if not all(len(group.get("param_names") or ()) == len(group["params"]) for group in groups):
+        return None
+    return {index: name for group in groups for index, name in zip(group["params"], group["param_names"], strict=True)}
+
+
+def _names_of(module: torch.nn.Module, state: Mapping[str, Any]) -> dict[Any, str] | None:
+    """Return position -> name by the module's order, if count and shapes fit."""
+    parameters, positions = list(module.named_parameters()), _positions(state)
+    if len(parameters) != len(positions):
+        return None
+    for index, (_, parameter) in zip(positions, parameters, strict=True):
+        values = state["state"].get(index, {}).values()
+        if any(isinstance(v, torch.Tensor) and v.dim() and v.shape != parameter.shape for v in values):
+            return None
+    return {index: name for index, (name, _) in zip(positions, parameters, strict=True)}
+
+
+def _renamed(state: Mapping[str, Any], names: dict[Any, str]) -> dict[str, Any]:
+    groups = [
+        {**{k: v for k, v in group.items() if k != "param_names"}, "params": [names[i] for i in group["params"]]}
+        for group in state["param_groups"]
+    ]
+    return {"state": {names[index]: dict(values) for index, values in state["state"].items()}, "param_groups": groups}

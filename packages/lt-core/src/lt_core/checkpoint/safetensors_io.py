@@ -1,0 +1,304 @@
+"""Keep checkpoints as one safetensors file each: tensors plainly named, all else as JSON in the header."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from lt_core.checkpoint.blobs import Blob, Layout, raw_bytes
+from lt_core.checkpoint.container import CHUNK, FORMAT, Entry, Header, Table, checked_json, open_checkpoint, read_header
+from lt_core.checkpoint.dtypes import CODES
+from lt_core.checkpoint.durable import AtomicFile
+from lt_core.checkpoint.find import parameter_signature
+from lt_core.checkpoint.refusal import damaged
+from lt_core.checkpoint.tree import decode, encode
+from lt_core.version import __version__
+from lt_interface import CheckpointError, Problem
+
+__all__ = ["MapLocation", "Prepared", "SafetensorsIO", "load_checkpoint", "peek", "save_checkpoint", "verify"]
+
+MapLocation = str | torch.device | Mapping[str, str] | Callable[[Any, str], Any] | None
+_TREE = "lt_tree"
+_INLINE = 4 << 20  # a larger tree goes to the data part, where a header's limit does not bind it
+_BATCH = 1 << 20
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
+
+
+@dataclass
+class Prepared:
+    """Hold a tree that is ready to be written, its tensors not yet copied.
+
+    Attributes:
+        document: The tree and the layouts of its tensors, for JSON.
+        blobs: What is written of the tensors, in the order of the tree.
+        metadata: Progress, versions and the parameters' signature.
+    """
+
+    document: dict[str, Any]
+    blobs: list[Blob]
+    metadata: dict[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors."""
+        return sum(blob.nbytes for blob in self.blobs)
+
+
+class SafetensorsIO:
+    """Read and write checkpoints of one process, as one file each."""
+
+    collective = False
+    asynchronous = False
+
+    def save(self, tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
+        """Write the tree; when this returns, the file is durable.
+
+        Raises:
+            OSError: If the disk refuses; what was there before stays, and no other file is left.
+            CheckpointError: If a value of the tree can not be kept; the message has its path.
+        """
+        self.write(self.prepare(tree), path)
+
+    def prepare(self, tree: dict[str, Any]) -> Prepared:
+        """Turn a tree into what is written, without copying tensors.
+
+        Raises:
+            CheckpointError: If a value of the tree can not be kept; the message has its path.
+        """
+        if not isinstance(tree, dict):
+            raise CheckpointError(str(Problem("save_checkpoint(tree)", "a checkpoint is a dict", type(tree).__name__)))
+        encoded = encode(tree)
+        metadata = {
+            "lt_format": str(FORMAT),
+            "lt_versions": _compact({"lt_core": __version__, "torch": str(torch.__version__)}),
+            "lt_progress": _compact(_progress(tree)),
+            "lt_keys": _compact([key for key in tree if isinstance(key, str)]),
+        }
+        weights = tree.get("state_dict")
+        if isinstance(weights, Mapping):
+            metadata["lt_parameters"] = parameter_signature(weights)
+        document = {"tree": encoded.node, "layouts": encoded.layouts}
+        return Prepared(document, list(encoded.entries.values()), metadata)
+
+    def write(self, prepared: Prepared, path: str | os.PathLike[str]) -> None:
+        """Write what `prepare` returned; when this returns, the file is durable.
+
+        Raises:
+            OSError: If the disk refuses; what was there before stays, and no other file is left.
+        """
+        blobs, metadata = list(prepared.blobs), dict(prepared.metadata)
+        try:
+            text = _compact(prepared.document)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"checkpoint: its values can not be written as JSON ({error}).") from error
+        if len(text) <= _INLINE:
+            metadata[_TREE] = text
+        else:
+            taken, name = {blob.name for blob in blobs}, _TREE
+            while name in taken:
+                name += "_"
+            metadata["lt_tree_entry"] = name
+            source = torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8)
+            blobs.append(Blob(name, "U8", tuple(source.shape), source))
+        table = Table([(blob.name, blob.code, blob.shape, blob.nbytes) for blob in blobs], metadata)
+        by_name = {blob.name: blob for blob in blobs}
+        checksums = []
+        with AtomicFile(os.fspath(path), table.size) as file:
+            file.write(table.render())
+            small = bytearray()
+            for entry in table.entries:
+                data = by_name[entry.name].read()
+                checksum = 0
+                if len(data) < _BATCH:  # many small tensors make few writes
+                    checksum = zlib.crc32(data)
+                    small += data
+                if len(data) >= _BATCH or len(small) >= _BATCH:
+                    file.write(small)
+                    small = bytearray()
+                if len(data) >= _BATCH:
+                    for start in range(0, len(data), CHUNK):
+                        piece = data[start : start + CHUNK]
+                        checksum = zlib.crc32(piece, checksum)
+                        file.write(piece)
+                checksums.append(checksum)
+            file.write(small)
+            file.rewrite_start(table.render(checksums))
+
+    def load(self, path: str | os.PathLike[str], into: Any = None) -> dict[str, Any]:
+        """Return the tree, its tensors on the CPU and every byte checked.
+
+        Args:
+            path: The file.
+            into: Not used: this format needs no tensors to load into.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged, unsafe or too new.
+        """
+        return load_checkpoint(path)
+
+    def peek(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Return the header alone, see `peek`."""
+        return peek(path)
+
+    def verify(self, path: str | os.PathLike[str]) -> None:
+        """Check every byte, see `verify`."""
+        verify(path)
+
+    def remove(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def wait(self) -> None:
+        """Return at once: every save is durable when it returns."""
+
+
+def save_checkpoint(tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint, atomically and durably.
+
+    Args:
+        tree: Any nesting of plain values and tensors, by the familiar names.
+        path: The file; folders above it are made.
+
+    Raises:
+        OSError: If the disk refuses; what was there before stays, and no other file is left.
+        CheckpointError: If a value of the tree can not be kept; the message has its path.
+    """
+    SafetensorsIO().save(tree, path)
+
+
+def load_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = None) -> dict[str, Any]:
+    """Return the familiar checkpoint dict of a file; no code found in the file is ever run.
+
+    Args:
+        path: The file.
+        map_location: Where tensors go, as for ``torch.load``; the CPU if None.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, unsafe or too new.
+    """
+    where = os.fspath(path)
+    device = _device(map_location)
+    with _reading(where) as file:
+        header = read_header(file, where)
+        document = _document(header, file)
+
+        def fetch(name: str) -> Tensor:
+            entry = header.entries[name]
+            flat = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+            for _ in header.chunks(file, entry, raw_bytes(flat)):
+                pass
+            return flat
+
+        plain = {name: (_DTYPES[entry.code], entry.shape) for name, entry in header.entries.items()}
+        try:
+            layouts = {name: _layout(value) for name, value in document["layouts"].items()}
+            tree = decode(document["tree"], layouts=layouts, plain=plain, fetch=fetch, device=device)
+            if type(tree) is not dict:
+                raise ValueError("the tree is no dict")
+        except (CheckpointError, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a decoder raises, it comes from what the file says
+            rule = f"the tree is not one that this package writes ({type(error).__name__}: {str(error)[:200]})"
+            raise damaged(where, rule) from error
+        return tree
+
+
+def verify(path: str | os.PathLike[str]) -> None:
+    """Check every byte of a checkpoint against its checksums, in little memory.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged (the tensor is named), unsafe or too new.
+    """
+    where = os.fspath(path)
+    with _reading(where) as file:
+        header = read_header(file, where)
+        for entry in header.entries.values():
+            for _ in header.chunks(file, entry):
+                pass
+
+
+def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what the header of a checkpoint says, reading no tensor.
+
+    Returns:
+        ``format`` (a number), ``versions``, ``progress``, ``parameters`` (a signature or None), ``keys`` of the
+        checkpoint dict, ``size`` in bytes, and ``tensors``: format and shape of each by name.
+
+    Raises:
+        CheckpointError: If the file is missing, not whole, unsafe or too new.
+    """
+    where = os.fspath(path)
+    with _reading(where) as file:
+        header = read_header(file, where)
+    metadata = header.metadata
+    return {
+        "format": int(metadata["lt_format"]),
+        "versions": checked_json(metadata.get("lt_versions", "{}"), where),
+        "progress": checked_json(metadata.get("lt_progress", "{}"), where),
+        "parameters": metadata.get("lt_parameters"),
+        "keys": checked_json(metadata.get("lt_keys", "[]"), where),
+        "size": header.size,
+        "tensors": {name: (entry.code, entry.shape) for name, entry in header.entries.items()},
+    }
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Any:
+    """Open a file and turn errors of reading into our own."""
+    with open_checkpoint(path) as file:
+        try:
+            yield file
+        except OSError as error:
+            raise CheckpointError(str(Problem(path, "this checkpoint can not be read", str(error)))) from error
+
+
+def _document(header: Header, file: BinaryIO) -> dict[str, Any]:
+    metadata = header.metadata
+    if _TREE in metadata:
+        text: str | bytes = metadata[_TREE]
+    else:
+        entry: Entry | None = header.entries.get(metadata.get("lt_tree_entry", ""))
+        if entry is None:
+            raise damaged(header.path, "the file holds no tree")
+        text = b"".join(bytes(piece) for piece in header.chunks(file, entry))
+    document = checked_json(text, header.path)
+    if not isinstance(document, dict) or not isinstance(document.get("layouts"), dict) or "tree" not in document:
+        raise damaged(header.path, "the file holds no tree")
+    return document
+
+
+def _layout(value: Any) -> Layout:
+    kind, shape, stride = value
+    return kind, tuple(shape), tuple(stride)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _progress(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the counters for the header, from the familiar ones where no others are."""
+    progress = tree.get("progress")
+    if not isinstance(progress, Mapping):
+        progress = {"epoch": tree.get("epoch", 0), "step": tree.get("global_step", 0)}
+    return {str(key): value for key, value in progress.items() if type(value) in (int, bool, str)}
+
+
+def _device(location: MapLocation) -> torch.device:
+    """Return the one device that ``map_location`` means for tensors kept without one."""
+    if isinstance(location, Mapping):
+        location = location.get("cpu")
+    elif callable(location):
+        # The idiom is lambda storage, name: storage (or storage.cuda(1)).
+        kept = location(torch.empty(0).untyped_storage(), "cpu")
+        location = None if kept is None else kept.device
+    return torch.device("cpu") if location is None else torch.device(location)
