@@ -1,28 +1,37 @@
-"""Define the protocols, errors and the plugin registry in which the trainer's packages meet."""
+"""Define the protocols, errors and the plugin registry in which the trainer's packages meet.
 
-from lt_interface.accelerator import Accelerator
-from lt_interface.checkpoint import CheckpointIO
-from lt_interface.cluster import ClusterEnvironment
-from lt_interface.engine import Engine
-from lt_interface.errors import (
-    CheckpointError,
-    ConfigError,
-    ConfigTypeError,
-    InterfaceVersionError,
-    LTError,
-    MisconfigurationException,
-    PluginError,
-    Problem,
-    UnknownPluginError,
-)
-from lt_interface.launcher import Launcher, Outcome
-from lt_interface.logger import Logger, SupportsCheckpoints, SupportsGraph, SupportsLogging, SupportsRewind
-from lt_interface.precision import Precision
-from lt_interface.profiler import Profiler
-from lt_interface.registry import Registry
-from lt_interface.state import Plan, Stateful, World
-from lt_interface.strategy import Collectives, Strategy
+Each name is imported from its module when it is first asked for: a logger that needs one
+class does not pay for all of them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lt_interface.version import __version__
+
+if TYPE_CHECKING:
+    from lt_interface.accelerator import Accelerator
+    from lt_interface.checkpoint import CheckpointIO
+    from lt_interface.cluster import ClusterEnvironment
+    from lt_interface.engine import Engine
+    from lt_interface.errors import (
+        CheckpointError,
+        ConfigError,
+        ConfigTypeError,
+        InterfaceVersionError,
+        LTError,
+        MisconfigurationException,
+        PluginError,
+        Problem,
+        UnknownPluginError,
+    )
+    from lt_interface.launcher import Launcher, Outcome
+    from lt_interface.logger import Logger, SupportsCheckpoints, SupportsGraph, SupportsLogging, SupportsRewind
+    from lt_interface.precision import Precision
+    from lt_interface.profiler import Profiler
+    from lt_interface.registry import Registry
+    from lt_interface.state import Plan, Stateful, World
+    from lt_interface.strategy import Collectives, Strategy
 
 __all__ = [
     "Accelerator",
@@ -55,3 +64,46 @@ __all__ = [
     "World",
     "__version__",
 ]
+
+_HOMES = {
+    "Accelerator": "accelerator",
+    "CheckpointError": "errors",
+    "CheckpointIO": "checkpoint",
+    "ClusterEnvironment": "cluster",
+    "Collectives": "strategy",
+    "ConfigError": "errors",
+    "ConfigTypeError": "errors",
+    "Engine": "engine",
+    "InterfaceVersionError": "errors",
+    "LTError": "errors",
+    "Launcher": "launcher",
+    "Logger": "logger",
+    "MisconfigurationException": "errors",
+    "Outcome": "launcher",
+    "Plan": "state",
+    "PluginError": "errors",
+    "Precision": "precision",
+    "Problem": "errors",
+    "Profiler": "profiler",
+    "Registry": "registry",
+    "Stateful": "state",
+    "Strategy": "strategy",
+    "SupportsCheckpoints": "logger",
+    "SupportsGraph": "logger",
+    "SupportsLogging": "logger",
+    "SupportsRewind": "logger",
+    "UnknownPluginError": "errors",
+    "World": "state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

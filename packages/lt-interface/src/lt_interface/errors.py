@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 __all__ = [
     "CheckpointError",
@@ -17,6 +16,8 @@ __all__ = [
     "Problem",
     "UnknownPluginError",
     "nearest",
+    "nearest_name",
+    "raise_problems",
 ]
 
 
@@ -113,5 +114,14 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``Did you mean "x"?`` for the nearest known name, or an empty string."""
-    match = get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f'Did you mean "{match[0]}"?' if match else ""
+    match = nearest_name(name, known)
+    return f'Did you mean "{match}"?' if match else ""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that looks most like the given one, whatever the case, or None."""
+    from difflib import get_close_matches  # loaded for a message only
+
+    by_fold = {str(k).casefold(): k for k in known}
+    match = get_close_matches(str(name).casefold(), list(by_fold), n=1, cutoff=0.6)
+    return by_fold[match[0]] if match else None

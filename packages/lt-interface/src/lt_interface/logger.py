@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import threading
+
     from torch import Tensor, nn
 
 __all__ = ["Logger", "SupportsCheckpoints", "SupportsGraph", "SupportsLogging", "SupportsRewind"]
@@ -56,9 +57,6 @@ class Logger:
     time, and always inside `exclusive`. A direct call from user code may run at the same
     moment: take ``with logger.exclusive():`` around a group of calls that must stay together.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
 
     @property
     def name(self) -> str | None:
@@ -126,24 +124,24 @@ class Logger:
 
     @contextmanager
     def exclusive(self) -> Iterator[Any]:
-        """Hold this logger's one lock and give its experiment, so that no other thread writes between."""
+        """Hold this logger's one lock, so that no other thread writes between; gives the logger.
+
+        The thread that holds it may take it again.
+        """
         with self._logger_lock():
             yield self
 
-    def _logger_lock(self) -> threading.RLock:  # a subclass may not have called __init__
+    def _logger_lock(self) -> threading.RLock:
+        """Return the lock, made at its first use: a subclass need not call ``__init__``."""
         lock: threading.RLock | None = self.__dict__.get("_lock")
         if lock is None:
-            lock = self.__dict__.setdefault("_lock", threading.RLock())
+            from threading import RLock
+
+            lock = self.__dict__.setdefault("_lock", RLock())  # atomic: two threads get the same
         return lock
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        state.pop("_lock", None)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
 
 
 @runtime_checkable

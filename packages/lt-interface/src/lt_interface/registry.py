@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from lt_interface.errors import InterfaceVersionError, PluginError, Problem, UnknownPluginError, nearest
+from lt_interface.errors import InterfaceVersionError, PluginError, Problem, UnknownPluginError, nearest_name
 from lt_interface.version import __version__
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "loggers",
     "precisions",
     "profilers",
+    "rescan",
     "strategies",
 ]
 
@@ -28,8 +29,19 @@ T = TypeVar("T")
 
 # What the sibling packages provide, so that a missing one is answered with its command.
 SIBLINGS: dict[str, dict[str, str]] = {
+    "lt.accelerators": {"cpu": "lt-core"},
+    "lt.strategies": {"single_device": "lt-core"},
+    "lt.precisions": {
+        "32-true": "lt-core",
+        "64-true": "lt-core",
+        "16-true": "lt-core",
+        "bf16-true": "lt-core",
+        "bf16-mixed": "lt-accel",
+    },
     "lt.loggers": {"csv": "lt-core", "tensorboard": "lt-loggers[tensorboard]"},
-    "lt.precisions": {"bf16-mixed": "lt-accel"},
+    "lt.checkpoint_io": {"safetensors": "lt-core", "async": "lt-core"},
+    "lt.launchers": {"in_process": "lt-core"},
+    "lt.profilers": {"passthrough": "lt-core"},
 }
 
 
@@ -50,17 +62,12 @@ def _scan() -> dict[str, dict[str, tuple[EntryPoint, ...]]]:
     return {g: {n: tuple(p) for n, p in names.items()} for g, names in found.items()}
 
 
-def fits(version: str, ours: str = __version__) -> bool:
-    """Return whether a plugin written for interface ``version`` works with ``ours``.
+def rescan() -> None:
+    """Forget what is installed, so that the next look-up reads it anew: after an install in a running process."""
+    from importlib import invalidate_caches
 
-    Below 1.0 each minor version is its own; from 1.0 on, a plugin needs the same major
-    and at most our minor.
-    """
-    theirs_major, theirs_minor = (int(x) for x in version.split(".")[:2])
-    our_major, our_minor = (int(x) for x in ours.split(".")[:2])
-    if our_major == 0 or theirs_major == 0:
-        return (theirs_major, theirs_minor) == (our_major, our_minor)
-    return theirs_major == our_major and theirs_minor <= our_minor
+    invalidate_caches()
+    _scan.cache_clear()
 
 
 class Registry(Generic[T]):
@@ -75,80 +82,191 @@ class Registry(Generic[T]):
         self.group = group
         self.kind = kind
 
+    def __repr__(self) -> str:
+        return f"Registry({self.group!r}, {self.kind!r})"
+
     def names(self) -> list[str]:
         """Return the installed names, from metadata alone: nothing is imported."""
         return sorted(_scan().get(self.group, {}))
 
     def problem(self, name: str, where: str) -> Problem | None:
-        """Return what is wrong with a name, or None if exactly one plugin has it."""
-        points = _scan().get(self.group, {}).get(name, ())
-        if len(points) == 1:
-            return None
-        if points:
-            owners = ", ".join(f"{p.dist.name if p.dist else '?'} ({p.value})" for p in points)
-            return Problem(
-                where, f"two packages provide the {self.kind} {name!r}: {owners}", fix="Uninstall one of them."
-            )
-        sibling = SIBLINGS.get(self.group, {}).get(name)
-        if sibling:
-            return Problem(where, f"this {self.kind} comes with another package", fix=f"Run: pip install '{sibling}'")
-        installed = ", ".join(self.names()) or "none"
-        known = [*self.names(), *SIBLINGS.get(self.group, {})]
-        fix = " ".join(filter(None, [f"Installed: {installed}.", nearest(name, known)]))
-        return Problem(where, f"no {self.kind} of that name", fix=fix)
+        """Return what is wrong with a name, or None if exactly one plugin has it; nothing is imported."""
+        error = self._error(name, where)
+        return None if error is None else error.problems[0]
 
     def get(self, name: str, where: str = "") -> T:
         """Import and return the one plugin of that name.
+
+        Args:
+            name: The name that the plugin is registered under.
+            where: The place of the name as the user wrote it, for messages.
 
         Raises:
             UnknownPluginError: If none has it; lists what is installed and the nearest name.
             PluginError: If two packages claim it, or its import fails.
             InterfaceVersionError: If it was written for another version of the interface.
         """
-        problem = self.problem(name, where or f"{self.kind} {name!r}")
-        if problem is not None:
-            raise (PluginError if "two packages" in problem.rule else UnknownPluginError)(problem)
+        where = where or f"{self.kind} {name!r}"
+        error = self._error(name, where)
+        if error is not None:
+            raise error
         (point,) = _scan()[self.group][name]
-        self._check_version(point)
         try:
             plugin = point.load()
-        except Exception as error:
+        except Exception as cause:
             raise PluginError(
                 Problem(
-                    where or f"{self.kind} {name!r}",
-                    f"{point.value} can not be imported",
-                    f"{type(error).__name__}: {error}",
-                    f"Repair the package {point.dist.name if point.dist else '?'}.",
+                    where,
+                    f"{point.value} must be importable",
+                    f"{type(cause).__name__}: {str(cause).rstrip('.')}",
+                    _mend_import(point, cause),
                 )
-            ) from error
-        self._check_version(point, getattr(plugin, "interface_version", None))
+            ) from cause
+        stated = getattr(plugin, "interface_version", None)
+        if stated is not None and not fits(str(stated)):
+            raise self._misfit(point, str(stated), where)
         return cast("T", plugin)
 
-    def _check_version(self, point: EntryPoint, stated: Any = None) -> None:
-        """Refuse a plugin that states, itself or in its requirements, another interface version."""
-        if stated is None:
-            stated = _required_interface(point)
-        if stated is None or fits(str(stated)):
-            return
-        owner = point.dist.name if point.dist else point.value
-        raise InterfaceVersionError(
+    def _error(self, name: str, where: str) -> PluginError | None:
+        """Return the error that metadata alone shows, or None."""
+        points = _scan().get(self.group, {}).get(name, ())
+        if not points:
+            return UnknownPluginError(self._unknown(name, where))
+        if len(points) > 1:
+            owners = ", ".join(f"{_owner(p)} ({p.value})" for p in points)
+            return PluginError(
+                Problem(
+                    where,
+                    f"only one package may provide the {self.kind} {name!r}",
+                    owners,
+                    f"Run: pip uninstall {_owner(points[-1])}",
+                )
+            )
+        required = _required_interface(points[0])
+        if required is not None and not allows(required):
+            return self._misfit(points[0], required, where)
+        return None
+
+    def _unknown(self, name: str, where: str) -> Problem:
+        siblings = SIBLINGS.get(self.group, {})
+        if name in siblings:
+            return Problem(where, f"this {self.kind} comes with another package", fix=_command(siblings[name]))
+        fix = f"Installed: {', '.join(self.names()) or 'none'}."
+        near = nearest_name(name, [*self.names(), *siblings])
+        if near is not None:
+            fix += f' Did you mean "{near}"?'
+            if near not in self.names():
+                fix += f" {_command(siblings[near])}"
+        return Problem(where, f"no {self.kind} of that name", fix=fix)
+
+    def _misfit(self, point: EntryPoint, stated: str, where: str) -> InterfaceVersionError:
+        owner = _owner(point)
+        return InterfaceVersionError(
             Problem(
-                f"{self.kind} {point.name!r}",
-                f"{owner} was written for interface {stated}, installed is {__version__}",
-                fix=f"Run: pip install --upgrade {owner} lt-interface",
+                where,
+                f"{owner} was written for lt-interface {stated}",
+                f"lt-interface {__version__}",
+                f"Run: pip install --upgrade {owner} lt-interface",
             )
         )
 
 
+def fits(version: str, ours: str = __version__) -> bool:
+    """Return whether a plugin written for interface ``version`` works with ``ours``.
+
+    Below 1.0 each minor version is its own; from 1.0 on, a plugin needs the same major
+    and at most our minor. Text that is no version never fits.
+    """
+    theirs = _numbers(version)
+    if theirs is None:
+        return False
+    (their_major, their_minor), (our_major, our_minor) = theirs[:2], (_numbers(ours) or (0, 0, 0))[:2]
+    if our_major == 0 or their_major == 0:
+        return (their_major, their_minor) == (our_major, our_minor)
+    return their_major == our_major and their_minor <= our_minor
+
+
+def allows(requirement: str, ours: str = __version__) -> bool:
+    """Return whether a version range such as ``>=0.1,<0.2`` contains ``ours``.
+
+    A clause that is not understood is passed over: refusing is for what is known to be wrong.
+    """
+    import re
+
+    own = _numbers(ours) or (0, 0, 0)
+    for clause in requirement.split(","):
+        match = re.fullmatch(r"\s*(===|==|!=|<=|>=|~=|<|>)\s*([\w.*+!-]+)\s*", clause)
+        bound = _numbers(match.group(2)) if match else None
+        if match is None or bound is None:
+            continue
+        operator, text = match.groups()
+        same = own[: text.count(".")] == bound[: text.count(".")] if text.endswith(".*") else own == bound
+        parts = max(1, min(3, text.count(".") + 1) - 1)  # what ~= holds fixed: all but the last
+        holds = {
+            "===": own == bound,
+            "==": same,
+            "!=": not same,
+            "<=": own <= bound,
+            ">=": own >= bound,
+            "<": own < bound,
+            ">": own > bound,
+            "~=": own >= bound and own[:parts] == bound[:parts],
+        }
+        if not holds[operator]:
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, int, int] | None:
+    """Return the first three numbers of a version, 0 where there are fewer, or None for other text."""
+    import re
+
+    match = re.match(r"\s*v?(\d+)(?:\.(\d+))?(?:\.(\d+))?", version)
+    if match is None:
+        return None
+    major, minor, patch = (int(part or 0) for part in match.groups())
+    return major, minor, patch
+
+
+def _owner(point: EntryPoint) -> str:
+    """Return the name of the package that an entry point comes from."""
+    return point.dist.name if point.dist else point.value.partition(":")[0].partition(".")[0]
+
+
 def _required_interface(point: EntryPoint) -> str | None:
-    """Return the ``lt-interface>=X`` that a plugin's package asks for, if it says so."""
+    """Return the range of lt-interface that a plugin's package asks for, if it says so."""
     import re
 
     for requirement in (point.dist.requires or []) if point.dist else []:
-        match = re.match(r"lt[-_.]interface\b[^;]*>=\s*(\d+\.\d+)", requirement)
-        if match:
-            return match.group(1)
+        match = re.match(r"lt[-_.]interface(?![\w-])\s*(?:\[[^]]*\])?\s*\(?([^;)]*)", requirement, re.IGNORECASE)
+        if match and match.group(1).strip():
+            return match.group(1).strip()
     return None
+
+
+def _command(requirement: str) -> str:
+    """Return the command that installs a sibling, or brings an older one up to date."""
+    from importlib.metadata import PackageNotFoundError, version
+    from shlex import quote
+
+    try:
+        version(requirement.partition("[")[0])
+    except PackageNotFoundError:
+        return f"Run: pip install {quote(requirement)}"
+    return f"Run: pip install --upgrade {quote(requirement)}"
+
+
+def _mend_import(point: EntryPoint, cause: Exception) -> str:
+    """Return what to do about a plugin that does not import: install its extra where there is one."""
+    owner = _owner(point)
+    extras = (point.dist.metadata.get_all("Provides-Extra") or []) if point.dist else []
+    if isinstance(cause, ModuleNotFoundError):
+        if point.name in extras:
+            return f"Run: pip install '{owner}[{point.name}]'"
+        missing = (cause.name or "").partition(".")[0]
+        if missing and missing != point.module.partition(".")[0]:
+            return f"Install the module {missing}, which {owner} needs."
+    return f"Run: pip install --force-reinstall {owner}"
 
 
 accelerators: Registry[Any] = Registry("lt.accelerators", "accelerator")

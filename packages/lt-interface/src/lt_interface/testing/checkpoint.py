@@ -141,7 +141,7 @@ class CheckpointIOConformance(Conformance, suite=True):
     def test_disk_errors_surface_once(self, io: CheckpointIO, tmp_path: Path) -> None:
         """A place that can not be written raises OSError by the end of wait, and the next save works."""
         (tmp_path / "file").write_text("")
-        with pytest.raises(OSError):  # noqa: PT011 - which one is the system's choice
+        with pytest.raises(OSError):
             self.save(io, {"global_step": 1}, str(tmp_path / "file" / "a.ckpt"))
         io.wait()
         self.save(io, {"global_step": 2}, str(tmp_path / "b.ckpt"))
@@ -154,7 +154,7 @@ class CheckpointIOConformance(Conformance, suite=True):
                 read(path)
 
     def test_damage_is_found(self, io: CheckpointIO, path: str) -> None:
-        """One flipped bit anywhere, or a missing end, never passes verify and never raises anything but CheckpointError."""
+        """A flipped bit anywhere and a missing end are a CheckpointError of verify, nothing else."""
         self.save(io, self.tree(), path)
         for file in _files(path):
             whole = file.read_bytes()
@@ -163,9 +163,11 @@ class CheckpointIOConformance(Conformance, suite=True):
             broken += [whole[:i] for i in (0, 1, 8, len(whole) // 2, len(whole) - 1)]
             for number, content in enumerate(broken):
                 file.write_bytes(content)
-                with pytest.raises(CheckpointError):
+                try:
                     io.verify(path)
-                    pytest.fail(f"{file.name}: damage {number} passed verify")
+                except CheckpointError:
+                    continue
+                pytest.fail(f"{file.name}: damage {number} of {len(broken)} passed verify")
             file.write_bytes(whole)
         io.verify(path)
 

@@ -93,7 +93,7 @@ class PrecisionConformance(Conformance, suite=True):
         from torch.nn import functional
 
         net, (x, y) = self.network().double(), self.batch()
-        functional.mse_loss(net(x.double()), y.double()).backward()
+        functional.mse_loss(net(x.double()), y.double()).backward()  # type: ignore[no-untyped-call]
         return {name: p.grad for name, p in net.named_parameters()}
 
     def test_fills_the_protocol(self, precision: Precision) -> None:
@@ -125,7 +125,11 @@ class PrecisionConformance(Conformance, suite=True):
         """Only floating-point tensors of a batch change; structure, integers and other values stay."""
         import torch
 
-        batch = {"x": torch.ones(2), "n": [torch.tensor([1]), "text"], "pair": (torch.tensor(True), None, 3)}
+        batch: dict[str, Any] = {
+            "x": torch.ones(2),
+            "n": [torch.tensor([1]), "text"],
+            "pair": (torch.tensor(True), None, 3),
+        }
         given = copy.deepcopy(batch)
         out = precision.convert_batch(batch)
         if not precision.converts_batch:
@@ -157,7 +161,9 @@ class PrecisionConformance(Conformance, suite=True):
         make: Callable[[], Any] | None = getattr(precision, place)
         kind = torch.device(self.device).type
         before = (torch.get_default_dtype(), torch.is_autocast_enabled(kind), torch.is_autocast_cache_enabled())
-        for fails in (False, True, False) if make is not None else ():
+        for fails in (False, True, False):
+            if make is None:
+                break
             try:
                 with make():
                     if fails:
@@ -230,9 +236,10 @@ class PrecisionConformance(Conformance, suite=True):
         net = precision.convert(self.network())
         loss = self.loss(precision, net)
         precision.backward(loss, retain_graph=True)
-        once = net.get_parameter("first.weight").grad.detach().clone()
+        weight: Any = net.get_parameter("first.weight")
+        once = weight.grad.detach().clone()
         precision.backward(loss)
-        assert torch.equal(net.get_parameter("first.weight").grad, once + once)
+        assert torch.equal(weight.grad, once + once)
 
     def test_resumes_to_the_bit(self, precision: Precision) -> None:
         """State given to a new instance makes it go on exactly as the old one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -92,17 +92,17 @@ class ReferenceEngine:
     """Be the simplest engine that fills the interface."""
 
     owns: frozenset[str] = frozenset()
-    place = None
-    accumulate = None
-    boundary = None
+    place: Callable[[Any], Any] | None = None
+    accumulate: Callable[[], AbstractContextManager[Any]] | None = None
+    boundary: Callable[[], None] | None = None
 
     def __init__(
         self, module: Any, optimizers: Sequence[Any], schedulers: Sequence[Any], precision: Any, plan: Any
     ) -> None:
         self.model = module
-        self.optimizers = list(optimizers)
+        self.optimizers: Sequence[Any] = list(optimizers)
         self.precision = precision
-        self.call = {
+        self.call: Mapping[str, Callable[..., Any]] = {
             name: getattr(module, name)
             for name in ("training_step", "validation_step", "test_step", "predict_step")
             if hasattr(module, name)

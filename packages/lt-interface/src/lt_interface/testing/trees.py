@@ -20,7 +20,7 @@ def plain_tree() -> dict[str, Any]:
         "bytes": b"\x00\xff",
         "nested": {"list": [[], [1, [2]]], "tuple": (1, (2.5, "x"), ()), "dict": {}},
         "set": {1, 2, 3},
-        "keys": {1: "int", (2, "x"): "tuple", None: "none", True: "bool", "1": "text", 2.5: "float"},
+        "keys": {1: "int", (2, "x"): "tuple", None: "none", False: "bool", "1": "text", 2.5: "float"},
         "ordered": OrderedDict([("b", 1), ("a", 2)]),
         "$type": {"$tuple": [1]},
     }
