@@ -175,7 +175,7 @@ def compat(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def integration(session: nox.Session) -> None:
     """Test the packages together: strategies, precisions and loggers, the README, the quickstart, the snippets."""
-    install(session, PACKAGES, *PYTEST, "scikit-learn")
+    install(session, PACKAGES, *PYTEST, "scikit-learn", "import-linter")
     pytest(session, "integration", "tests_integration")
 
 

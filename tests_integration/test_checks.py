@@ -1,0 +1,96 @@
+"""Prove that the checks in `ci` see what they are there to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+Check = Callable[[str], ModuleType]
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_only_code_lines_count(check: Check, tmp_path: Path) -> None:
+    """Blanks, comments and docstrings do not count; a string over several lines does."""
+    source = '"""Say it."""\n\n# why\nx = """a\nb"""\n\n\ndef f():\n    """Do\n    it.\n    """\n    return 1  # here\n'
+    count, found = check("line_budget").check(write(tmp_path / "a.py", source))
+    assert (count, found) == (4, [])
+
+
+METHOD = "    def f{}(self):\n        x = 1\n        return x\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = 1\n" * 401, "401 code lines"),
+        ("def f():\n" + "    x = 1\n" * 60, "f() has 61 code lines"),
+        (
+            "class A:\n" + "".join(f"    def f{i}(self):\n        x = 1\n        return x\n" for i in range(31)),
+            "31 methods",
+        ),
+    ],
+)
+def test_what_is_over_a_budget_of_lines_is_found(check: Check, tmp_path: Path, source: str, words: str) -> None:
+    """A file, a function and a class that are one too large are each named."""
+    _, found = check("line_budget").check(write(tmp_path / "a.py", source))
+    assert len(found) == 1
+    assert words in found[0]
+
+
+def test_one_line_methods_do_not_count(check: Check, tmp_path: Path) -> None:
+    """A class may declare as many methods of one statement as its users know names."""
+    source = "class A:\n" + "".join(f'    def f{i}(self):\n        """Do."""\n        return 1\n' for i in range(40))
+    assert check("line_budget").check(write(tmp_path / "a.py", source))[1] == []
+
+
+def test_circles_of_imports_are_found(check: Check) -> None:
+    """Modules that import one another over any number of steps are named together, others are not."""
+    pytest.importorskip("grimp")
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}
+    assert check("import_cycles").circles(edges) == [["b", "c"]]
+
+
+def test_house_rules_find_names_and_silent_tests(check: Check, tmp_path: Path) -> None:
+    """A module called by no idea and a test without a sentence are each named."""
+    rules = check("house_rules")
+    write(tmp_path / "packages/p/src/p/data_utils.py", "")
+    write(tmp_path / "packages/p/tests/test_a.py", 'def test_a():\n    pass\n\ndef test_b():\n    """It works."""\n')
+    assert len(rules.nameless(tmp_path)) == 1
+    assert [line.split(": ")[1].split()[0] for line in rules.untold(tmp_path)] == ["test_a"]
+
+
+REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="0" skipped="1" time="1.5"/></testsuites>'
+
+
+@pytest.mark.parametrize(
+    ("tests", "failures", "code", "line"),
+    [
+        (5, 0, 0, "tests: 4 passed, 0 failed, 1 skipped"),
+        (5, 2, 1, "tests: 2 passed, 2 failed, 1 skipped"),
+        (1, 0, 1, "tests: 0 passed, 0 failed, 1 skipped"),
+    ],
+)
+def test_reports_are_summed(
+    check: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str], tests: int, failures: int, code: int, line: str
+) -> None:
+    """The closing line counts all sessions; a failure, or no test that ran, fails the whole."""
+    write(tmp_path / "lt-core.xml", REPORT.format(tests, failures))
+    assert check("sum_reports").main(str(tmp_path)) == code
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_public_names_are_listed_with_their_parameters(check: Check) -> None:
+    """The listing tells a function's parameters and a class's public members, so that a change of either shows."""
+
+    def function(a: int, *rest: int, key: str = "x", **more: int) -> None:
+        """Do nothing."""
+
+    assert check("api_diff").parameters(function) == "(a, *rest, key=..., **more)"

@@ -1,0 +1,64 @@
+"""Run every Python snippet of the README and the documentation, page by page."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
+FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def snippets(page: Path) -> list[tuple[int, str]]:
+    """Return a page's snippets with the line on which each begins."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, found.start(1)), found.group(1)) for found in FENCE.finditer(text)]
+
+
+def run(page: Path) -> dict[str, Any]:
+    """Run a page's snippets one after the other, as a reader would who types them in."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    with warnings.catch_warnings():
+        # A reader's machine may warn of its own: cores, terminals.
+        warnings.simplefilter("default")
+        for line, snippet in snippets(page):
+            exec(compile("\n" * line + snippet, str(page), "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_snippets_of_the_page_run(page: Path) -> None:
+    """What the page tells a reader to write works, from its first snippet to its last."""
+    run(page)
+
+
+def test_pages_with_snippets_are_found() -> None:
+    """The runner sees the snippets: the README and the quickstart have some."""
+    assert snippets(ROOT / "README.md")
+    assert len(snippets(ROOT / "docs" / "quickstart.md")) >= 4
+
+
+def test_readme_example_is_short_and_learns() -> None:
+    """The README's example has at most twenty lines of code and finds the line that it looks for."""
+    ((_, code),) = snippets(ROOT / "README.md")[:1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    names = run(ROOT / "README.md")
+    trainer = names["trainer"]
+    assert trainer.callback_metrics["train_loss"] < 1e-2
+    assert trainer.history["train_loss"][-1] < trainer.history["train_loss"][0]
+    assert (Path("lightning_logs") / "version_0" / "metrics.csv").is_file()
+
+
+def test_no_page_names_a_file_that_is_not_there() -> None:
+    """Every link of the pages to a place in the repository leads somewhere."""
+    lost = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not (page.parent / target).exists():
+                lost.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not lost
