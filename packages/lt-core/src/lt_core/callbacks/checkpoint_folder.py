@@ -1,0 +1,53 @@
+"""Find the folder that checkpoints go to, and see whether it can be written before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from lt_core.notices import warn
+from lt_interface.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lt_core.trainer import Trainer
+
+__all__ = ["check_writable", "default_folder", "warn_of_strangers"]
+
+
+def default_folder(trainer: Trainer) -> str:
+    """Return ``<first logger's run folder>/checkpoints``, or ``<default_root_dir>/checkpoints`` without a logger."""
+    if not trainer.loggers:
+        return os.path.join(trainer.default_root_dir, "checkpoints")
+    logger = trainer.loggers[0]
+    root = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
+    version = logger.version
+    parts = [logger.name, f"version_{version}" if isinstance(version, int) else version, "checkpoints"]
+    return os.path.join(os.fspath(root), *(str(part) for part in parts if part is not None))
+
+
+def check_writable(folder: str) -> None:
+    """Raise where the folder could not be made or written; nothing is created.
+
+    Raises:
+        ConfigError: If a file stands in the way or the disk or its rights refuse.
+    """
+    there = os.path.abspath(folder)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    where = f"ModelCheckpoint(dirpath={folder!r})"
+    if not os.path.isdir(there):
+        raise ConfigError(Problem(where, "the folder can not be made: there is a file in its way", repr(there)))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            Problem(where, "the folder can not be written", repr(there), "Choose another dirpath, or mend its rights.")
+        )
+
+
+def warn_of_strangers(folder: str, own: Iterable[str]) -> None:
+    """Warn where the folder holds anything that is not this callback's own."""
+    if not os.path.isdir(folder):
+        return
+    ours = {os.path.basename(path) for path in own}
+    if any(name not in ours for name in os.listdir(folder)):
+        warn(f"The checkpoint folder {folder} exists and is not empty.")

@@ -1,0 +1,199 @@
+"""Stop training when a metric no longer improves."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lt_core.callback import Callback
+from lt_core.callbacks.agreement import on_any_rank
+from lt_core.callbacks.monitored import MonitorError, missing, snapshot
+from lt_core.notices import info, warn
+from lt_core.state import TrainerFn
+from lt_interface.errors import Problem, nearest, raise_problems
+
+if TYPE_CHECKING:
+    from lt_core.module import LightningModule
+    from lt_core.trainer import Trainer
+
+__all__ = ["EarlyStopping", "EarlyStoppingReason"]
+
+
+class EarlyStoppingReason(str, Enum):
+    """Say why training was stopped."""
+
+    NOT_STOPPED = "not_stopped"
+    STOPPING_THRESHOLD = "stopping_threshold"
+    DIVERGENCE_THRESHOLD = "divergence_threshold"
+    PATIENCE_EXHAUSTED = "patience_exhausted"
+    NON_FINITE_METRIC = "non_finite_metric"
+
+    __str__ = str.__str__
+
+
+class EarlyStopping(Callback):
+    """Stop training when a metric stopped improving, reached a goal, diverged or is no longer finite.
+
+    The metric is looked at once after each validation, or at each epoch's end where validation
+    runs once an epoch or not at all. Patience counts these looks, not epochs.
+
+    Args:
+        monitor: The metric's name.
+        min_delta: The least change that counts as an improvement.
+        patience: How many looks without improvement are waited for.
+        verbose: Whether each improvement and the stop are told.
+        mode: ``"min"`` or ``"max"``: which way is better.
+        strict: Whether a missing metric is an error; else a warning.
+        check_finite: Whether NaN or infinity stops training.
+        stopping_threshold: Stop as soon as the metric is better than this.
+        divergence_threshold: Stop as soon as the metric is worse than this.
+        check_on_train_epoch_end: Whether to look at the epoch's end and not after validation;
+            None decides by where validation runs.
+        log_rank_zero_only: Whether the other ranks keep quiet.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+    """
+
+    monitoring: ClassVar[bool] = True
+    mode_dict: ClassVar[dict[str, Any]] = {"min": torch.lt, "max": torch.gt}
+
+    def __init__(
+        self,
+        monitor: str,
+        min_delta: float = 0.0,
+        patience: int = 3,
+        verbose: bool = False,
+        mode: str = "min",
+        strict: bool = True,
+        check_finite: bool = True,
+        stopping_threshold: float | None = None,
+        divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+        log_rank_zero_only: bool = False,
+    ) -> None:
+        problems = []
+        if mode not in self.mode_dict:
+            fix = nearest(str(mode), self.mode_dict)
+            problems.append(Problem(f"EarlyStopping(mode={mode!r})", 'the mode must be "min" or "max"', fix=fix))
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
+            problems.append(Problem(f"EarlyStopping(patience={patience!r})", "must be a whole number of at least 0"))
+        if not isinstance(monitor, str) or not monitor:
+            problems.append(Problem(f"EarlyStopping(monitor={monitor!r})", "must be the name of a metric"))
+        raise_problems(problems)
+        self.monitor = monitor
+        self.patience = patience
+        self.verbose = verbose
+        self.mode = mode
+        self.strict = strict
+        self.check_finite = check_finite
+        self.stopping_threshold = stopping_threshold
+        self.divergence_threshold = divergence_threshold
+        self.log_rank_zero_only = log_rank_zero_only
+        self.min_delta = abs(min_delta) if mode == "max" else -abs(min_delta)
+        self.wait_count = 0
+        self.stopped_epoch = 0
+        self.best_score = torch.tensor(math.inf if mode == "min" else -math.inf)
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.stopping_reason_message: str | None = None
+        self._check_on_train_epoch_end = check_on_train_epoch_end
+
+    @property
+    def state_key(self) -> str:
+        """Return a key that tells monitors and modes apart."""
+        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+
+    @property
+    def monitor_op(self) -> Any:
+        """Return the comparison that says whether its first argument is better."""
+        return self.mode_dict[self.mode]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count, the best score and the reason."""
+        return {
+            "wait_count": self.wait_count,
+            "stopped_epoch": self.stopped_epoch,
+            "best_score": self.best_score,
+            "patience": self.patience,
+            "stopping_reason": str(self.stopping_reason),
+            "stopping_reason_message": self.stopping_reason_message,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over count and best score; a stop that has happened does not stop the resumed run."""
+        self.wait_count = state_dict["wait_count"]
+        self.stopped_epoch = state_dict["stopped_epoch"]
+        self.best_score = torch.as_tensor(state_dict["best_score"])
+        self.patience = state_dict["patience"]
+        self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", "not_stopped"))
+        self.stopping_reason_message = state_dict.get("stopping_reason_message")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the metric, where that is the place."""
+        if self._looks_at_epoch_end(trainer) and not self._is_idle(trainer):
+            self._look(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the metric, where that is the place."""
+        if not self._is_idle(trainer) and not self._looks_at_epoch_end(trainer):
+            self._look(trainer)
+
+    def _looks_at_epoch_end(self, trainer: Trainer) -> bool:
+        if self._check_on_train_epoch_end is not None:
+            return self._check_on_train_epoch_end
+        once_an_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+        return once_an_epoch or not trainer.enable_validation
+
+    def _is_idle(self, trainer: Trainer) -> bool:
+        return bool(trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run)
+
+    def _look(self, trainer: Trainer) -> None:
+        metrics = trainer.callback_metrics
+        current = metrics.get(self.monitor)
+        if current is None:
+            message = missing(f"EarlyStopping(monitor={self.monitor!r})", self.monitor, metrics)
+            if self.strict:
+                raise MonitorError(message)
+            warn(message)
+            return
+        stop, message = self._evaluate(snapshot(current))
+        stop = on_any_rank(trainer, stop)
+        if stop:
+            trainer.should_stop = True
+            self.stopped_epoch = trainer.current_epoch
+            self.stopping_reason_message = message or None
+        if message and self.verbose and (trainer.is_global_zero or not self.log_rank_zero_only):
+            info(message)
+
+    def _evaluate(self, current: Tensor) -> tuple[bool, str]:
+        """Judge one value; return whether to stop, and what to say."""
+        reason = EarlyStoppingReason
+        name, value = self.monitor, float(current)
+        sign = "<" if self.mode == "min" else ">"
+        if self.check_finite and not math.isfinite(value):
+            self.stopping_reason = reason.NON_FINITE_METRIC
+            return True, f"{name} = {value} is not finite; best was {float(self.best_score):.5f}. Training stops."
+        if self.stopping_threshold is not None and self.monitor_op(current, self.stopping_threshold):
+            self.stopping_reason = reason.STOPPING_THRESHOLD
+            return True, f"{name} = {value:.5f} reached its goal: {sign} {self.stopping_threshold}. Training stops."
+        if self.divergence_threshold is not None and self.monitor_op(-current, -self.divergence_threshold):
+            self.stopping_reason = reason.DIVERGENCE_THRESHOLD
+            return (
+                True,
+                f"{name} = {value:.5f} diverged: it must stay {sign} {self.divergence_threshold}. Training stops.",
+            )
+        if self.monitor_op(current - self.min_delta, self.best_score.to(current.dtype)):
+            before = float(self.best_score)
+            self.best_score, self.wait_count = current, 0
+            gain = f" by {abs(before - value):.5f}" if math.isfinite(before) else ""
+            return False, f"{name} improved{gain} to {value:.5f}."
+        self.wait_count += 1
+        if self.wait_count < self.patience:
+            return False, ""
+        self.stopping_reason = reason.PATIENCE_EXHAUSTED
+        best = float(self.best_score)
+        return True, f"{name} did not improve in the last {self.wait_count} looks; best was {best:.5f}. Training stops."

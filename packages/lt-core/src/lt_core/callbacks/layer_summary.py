@@ -1,0 +1,232 @@
+"""Count what a module consists of: parameters, bytes, modes, and with an example input sizes and FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from lt_core.notices import warn
+from lt_interface.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+__all__ = ["LayerRow", "ModuleSummary", "human_count", "summarize"]
+
+UNKNOWN = "?"
+
+
+@dataclass
+class LayerRow:
+    """Describe one submodule.
+
+    Attributes:
+        name: Its path inside the module.
+        type: The name of its class.
+        parameters: How many numbers its parameters hold; 0 while they are lazy.
+        training: Whether it is in train mode; None for loose parameters.
+        in_size: The shape of what it takes; ``?`` where the example did not reach it.
+        out_size: The shape of what it gives.
+        flops: Floating-point operations in the example's forward pass.
+    """
+
+    name: str
+    type: str
+    parameters: int
+    training: bool | None
+    in_size: Any = UNKNOWN
+    out_size: Any = UNKNOWN
+    flops: int = 0
+
+
+@dataclass
+class ModuleSummary:
+    """Describe a module.
+
+    Attributes:
+        rows: Its submodules down to the depth that was asked for.
+        total_parameters: Numbers in all parameters; shared ones count once.
+        trainable_parameters: Those of them that are trained.
+        model_size: Their size in MB (10^6 bytes).
+        modes: How many submodules are in train and in eval mode.
+        total_flops: Floating-point operations of one forward pass of the example; 0 without one.
+        has_example: Whether sizes and FLOPs were measured.
+    """
+
+    rows: list[LayerRow]
+    total_parameters: int
+    trainable_parameters: int
+    model_size: float
+    modes: dict[str, int]
+    total_flops: int = 0
+    has_example: bool = False
+
+    def columns(self) -> dict[str, list[str]]:
+        """Return the table's cells by the column's name."""
+        modes = {True: "train", False: "eval", None: "n/a"}
+        table = {
+            " ": [str(i) for i in range(len(self.rows))],
+            "Name": [row.name for row in self.rows],
+            "Type": [row.type for row in self.rows],
+            "Params": [human_count(row.parameters) for row in self.rows],
+            "Mode": [modes[row.training] for row in self.rows],
+        }
+        if self.has_example:
+            table["FLOPs"] = [human_count(row.flops) for row in self.rows]
+            table["In sizes"] = [str(row.in_size) for row in self.rows]
+            table["Out sizes"] = [str(row.out_size) for row in self.rows]
+        return table
+
+    def totals(self) -> list[tuple[str, str]]:
+        """Return value and meaning of each line below the table."""
+        lines = [
+            (human_count(self.trainable_parameters), "Trainable params"),
+            (human_count(self.total_parameters - self.trainable_parameters), "Non-trainable params"),
+            (human_count(self.total_parameters), "Total params"),
+            (f"{self.model_size:,.3f}", "Total estimated model params size (MB)"),
+            (str(self.modes["train"]), "Modules in train mode"),
+            (str(self.modes["eval"]), "Modules in eval mode"),
+        ]
+        if self.has_example:
+            lines.append((human_count(self.total_flops), "Total FLOPs"))
+        return lines
+
+    def __str__(self) -> str:
+        lines = _plain_table(self.columns()) if self.rows else []
+        width = max(len(value) for value, _ in self.totals())
+        return "\n".join(lines + [f"{value:<{width}}  {meaning}" for value, meaning in self.totals()])
+
+
+def _plain_table(columns: dict[str, list[str]]) -> list[str]:
+    widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
+    header = " | ".join(f"{name:<{width}}" for name, width in widths.items())
+    rule = "-" * len(header)
+    rows = zip(*columns.values(), strict=True)
+    body = [" | ".join(f"{c:<{w}}" for c, w in zip(row, widths.values(), strict=True)).rstrip() for row in rows]
+    return [header.rstrip(), rule, *body, rule]
+
+
+def human_count(number: int) -> str:
+    """Return a count in at most four characters and a unit: ``1.2 M``; below a thousand as it is."""
+    value, unit = float(number), ""
+    for unit in ("", "K", "M", "B", "T", "Q"):
+        if round(value, 1) < 1000 or unit == "Q":
+            break
+        value /= 1000
+    if not unit:
+        return str(number)
+    return f"{value:.1f} {unit}" if value < 100 else f"{value:,.0f} {unit}"
+
+
+def summarize(
+    module: nn.Module, max_depth: int = 1, context: AbstractContextManager[Any] | None = None
+) -> ModuleSummary:
+    """Return the summary of a module.
+
+    Args:
+        module: If it has an ``example_input_array``, one forward pass of it measures sizes and
+            FLOPs: in eval mode, without gradients, with the random state put back.
+        max_depth: How deep submodules are listed; -1 all, 0 none.
+        context: Entered around that forward pass, such as the precision's.
+
+    Raises:
+        ConfigError: If the depth is below -1.
+    """
+    if not isinstance(max_depth, int) or max_depth < -1:
+        raise ConfigError(Problem(f"ModelSummary(max_depth={max_depth!r})", "must be -1 (all), 0 (none) or a depth"))
+    listed = {
+        name: child
+        for name, child in module.named_modules()
+        if name and (max_depth == -1 or name.count(".") < max_depth)
+    }
+    rows = {name: LayerRow(name, type(m).__name__, _count(m.parameters()), m.training) for name, m in listed.items()}
+    parameters = list(module.parameters())
+    if any(isinstance(p, UninitializedParameter) for p in parameters):
+        warn("The model has lazy parameters that no forward pass has given a size yet: the summary counts them as 0.")
+    known = [p for p in parameters if not isinstance(p, UninitializedParameter)]
+    children = [child for name, child in module.named_modules() if name]
+    summary = ModuleSummary(
+        rows=list(rows.values()),
+        total_parameters=_count(known),
+        trainable_parameters=_count(p for p in known if p.requires_grad),
+        model_size=sum(p.numel() * p.element_size() for p in known) * 1e-6,
+        modes={"train": sum(m.training for m in children), "eval": sum(not m.training for m in children)},
+    )
+    example = getattr(module, "example_input_array", None)
+    if example is not None:
+        summary.has_example = True
+        summary.total_flops = _measure(module, example, listed, rows, context or nullcontext())
+    loose = _count(p for p in module.parameters(recurse=False) if not isinstance(p, UninitializedParameter))
+    if loose and max_depth != 0:
+        summary.rows.append(LayerRow("other params", "n/a", loose, None, "n/a", "n/a"))
+    return summary
+
+
+def _count(parameters: Any) -> int:
+    return sum(p.numel() for p in parameters if not isinstance(p, UninitializedParameter))
+
+
+def _measure(
+    module: nn.Module,
+    example: Any,
+    listed: Mapping[str, nn.Module],
+    rows: Mapping[str, LayerRow],
+    context: AbstractContextManager[Any],
+) -> int:
+    """Run the example through the module, fill in sizes and FLOPs, and return the total of FLOPs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from lt_core import rng
+    from lt_core.data.transfer import move_to_device
+
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    example = move_to_device(example, device)
+    watched = {name: child for name, child in listed.items() if not isinstance(child, torch.jit.ScriptModule)}
+    handles = [_watch(child, rows[name]) for name, child in watched.items()]
+    modes = {child: child.training for child in module.modules()}
+    counter = FlopCounterMode(display=False)
+    try:
+        module.eval()
+        with rng.isolate(), torch.no_grad(), context, counter:
+            if isinstance(example, tuple | list):
+                module(*example)
+            elif isinstance(example, dict):
+                module(**example)
+            else:
+                module(example)
+    finally:
+        for child, training in modes.items():
+            child.training = training
+        for handle in handles:
+            handle.remove()
+    root = type(module).__name__
+    by_path = counter.get_flop_counts()
+    for name, row in rows.items():
+        row.flops = sum(by_path.get(f"{root}.{name}", {}).values())
+    return int(counter.get_total_flops())
+
+
+def _watch(child: nn.Module, row: LayerRow) -> RemovableHandle:
+    def remember(_: nn.Module, inputs: Any, output: Any) -> None:
+        if row.in_size == UNKNOWN:  # a shared module shows its first call
+            given = inputs[0] if len(inputs) == 1 else list(inputs)
+            row.in_size, row.out_size = _size(given), _size(output)
+
+    return child.register_forward_hook(remember)
+
+
+def _size(value: Any) -> Any:
+    """Return a tensor's shape as a list, the list of a collection's sizes, or ``?``."""
+    if isinstance(value, Tensor):
+        return list(value.shape)
+    if isinstance(value, Mapping):
+        return [_size(v) for v in value.values()]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_size(v) for v in value]
+    return UNKNOWN

@@ -1,0 +1,505 @@
+"""Save checkpoints when they are due, and keep the best of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lt_core.callbacks import checkpoint_names as names
+from lt_core.callbacks import top_k
+from lt_core.callbacks.agreement import SharedAlarm, from_rank_zero
+from lt_core.callbacks.checkpoint import Checkpoint
+from lt_core.callbacks.checkpoint_folder import check_writable, default_folder, warn_of_strangers
+from lt_core.callbacks.checkpoint_triggers import argument_problems, saves_at_epoch_end, validation_follows
+from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
+from lt_core.callbacks.removal import link, may_remove, remove_checkpoint
+from lt_core.notices import info, warn
+from lt_core.state import TrainerFn
+from lt_interface.errors import raise_problems
+
+if TYPE_CHECKING:
+    from lt_core.module import LightningModule
+    from lt_core.trainer import Trainer
+
+__all__ = ["ModelCheckpoint"]
+
+
+@dataclass
+class _Decision:
+    """Remember what one decision changed, so that a save that fails can take it back."""
+
+    path: str
+    step: int
+    is_last: bool = False
+    superseded: list[str] = field(default_factory=list)
+    evicted: dict[str, Tensor] = field(default_factory=dict)
+    previous: str = ""
+    link: str = ""  # what shall become a link to the file
+    previous_link: str = ""
+
+
+class ModelCheckpoint(Checkpoint):
+    """Save checkpoints at epochs, steps or times, and keep the best ``save_top_k`` by a metric.
+
+    The callback decides in its hooks: name and metrics are fixed there. The file is written at
+    the next boundary, and older ones are removed once it is safe on the disk.
+
+    Args:
+        dirpath: The folder; None means the first logger's run folder, or the default root.
+        filename: A template such as ``"{epoch}-{val_loss:.2f}"``; None means ``"{epoch}-{step}"``.
+        monitor: The metric that says which is best; None keeps the newest.
+        verbose: Whether each save is told.
+        save_last: True also writes ``last.ckpt`` beside each save; ``"link"`` makes it a link.
+        save_top_k: How many of the best are kept; -1 all, 0 none.
+        save_on_exception: Whether to save when the run fails.
+        save_weights_only: Whether to leave out optimizers, callbacks and all else.
+        mode: ``"min"`` or ``"max"``: which way the metric is better.
+        auto_insert_metric_name: Whether names of metrics stand in the file's name.
+        every_n_train_steps: Save when so many steps are done; excludes the other triggers.
+        train_time_interval: Save when so much time passed; excludes the other triggers.
+        every_n_epochs: Save when so many epochs are done; the trigger if none is given, with 1.
+        save_on_train_epoch_end: Whether the epoch trigger acts at the epoch's end and not after
+            validation; None decides by where validation runs.
+        enable_version_counter: Whether a taken name gets ``-v1``; else the file is replaced.
+
+    Raises:
+        ConfigError: If an argument is out of range, or two exclude each other.
+    """
+
+    CHECKPOINT_JOIN_CHAR: ClassVar[str] = "-"
+    CHECKPOINT_EQUALS_CHAR: ClassVar[str] = "="
+    CHECKPOINT_NAME_LAST: ClassVar[str] = "last"
+    FILE_EXTENSION: ClassVar[str] = ".ckpt"
+    STARTING_VERSION: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        dirpath: str | os.PathLike[str] | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        verbose: bool = False,
+        save_last: bool | Literal["link"] | None = None,
+        save_top_k: int = 1,
+        save_on_exception: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "min",
+        auto_insert_metric_name: bool = True,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        every_n_epochs: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
+    ) -> None:
+        raise_problems(
+            argument_problems(
+                monitor=monitor,
+                mode=mode,
+                save_last=save_last,
+                save_top_k=save_top_k,
+                filename=filename,
+                every_n_train_steps=every_n_train_steps,
+                train_time_interval=train_time_interval,
+                every_n_epochs=every_n_epochs,
+            )
+        )
+        self.monitor = monitor
+        self.verbose = verbose
+        self.save_last = save_last
+        self.save_top_k = save_top_k
+        self.save_on_exception = save_on_exception
+        self.save_weights_only = save_weights_only
+        self.mode = mode
+        self.auto_insert_metric_name = auto_insert_metric_name
+        self.filename = filename
+        self.dirpath = None if dirpath is None else os.path.abspath(os.path.expanduser(os.fspath(dirpath)))
+        self._folder_is_given = dirpath is not None
+        no_trigger = every_n_train_steps is None and every_n_epochs is None and train_time_interval is None
+        self._every_n_epochs = 1 if no_trigger else every_n_epochs or 0
+        self._every_n_train_steps = every_n_train_steps or 0
+        self._train_time_interval = train_time_interval
+        self._save_on_train_epoch_end = save_on_train_epoch_end
+        self._enable_version_counter = enable_version_counter
+        self._keep_nothing()
+
+    def _keep_nothing(self) -> None:
+        """Begin without files."""
+        self.best_model_path = ""
+        self.best_model_score: Tensor | None = None
+        self.current_score: Tensor | None = None
+        self.best_k_models: dict[str, Tensor] = {}
+        self.kth_best_model_path = ""
+        self.last_model_path = ""
+        self._newest = ""  # of the files that save_top_k keeps
+        self._saved_step = 0  # the step of the last decision
+        self._durable_step = 0  # the step of the last file that is safe on the disk
+        self._pending: set[str] = set()
+        self._superseded: list[str] = []  # files that go once their successors are safe
+        self._left: list[str] = []  # files that a killed run or a failed save left behind
+        self._deferred = False
+        self._validated = False
+        self._last_time = time.monotonic()
+        self._alarm = None if self._train_time_interval is None else SharedAlarm(self._seconds_left)
+
+    # What users see
+
+    @property
+    def state_key(self) -> str:
+        """Return a key that tells monitors, modes and triggers apart."""
+        return self._generate_state_key(
+            monitor=self.monitor,
+            mode=self.mode,
+            every_n_train_steps=self._every_n_train_steps,
+            every_n_epochs=self._every_n_epochs,
+            train_time_interval=self._train_time_interval,
+        )
+
+    @property
+    def every_n_epochs(self) -> int:
+        """Return at which epochs is saved; 0 means none."""
+        return self._every_n_epochs
+
+    @property
+    def kth_value(self) -> Tensor:
+        """Return the worst score among the kept ones, which a new one must beat."""
+        if self.kth_best_model_path in self.best_k_models:
+            return self.best_k_models[self.kth_best_model_path]
+        return torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
+
+    def folders(self) -> list[str]:
+        """Return the folder, once it is known."""
+        return [] if self.dirpath is None else [self.dirpath]
+
+    def format_checkpoint_name(
+        self,
+        metrics: Mapping[str, Any],
+        filename: str | None = None,
+        ver: int | None = None,
+        prefix: str | None = None,
+    ) -> str:
+        """Return the path of a checkpoint with these metrics.
+
+        Args:
+            metrics: Numbers or 0-dim tensors by name; one that is not there counts as 0.
+            filename: A template; None means the callback's own.
+            ver: A number for the suffix ``-v<ver>``.
+            prefix: Put before the name.
+        """
+        name = names.format_name(
+            self.filename if filename is None else filename,
+            metrics,
+            prefix=prefix or "",
+            auto_insert=self.auto_insert_metric_name,
+            join=self.CHECKPOINT_JOIN_CHAR,
+            equals=self.CHECKPOINT_EQUALS_CHAR,
+        )
+        if ver is not None:
+            name += f"{self.CHECKPOINT_JOIN_CHAR}v{ver}"
+        name += self.FILE_EXTENSION
+        return os.path.join(self.dirpath, name) if self.dirpath else name
+
+    def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
+        """Write the kept paths and their scores; None means ``best_k_models.yaml`` in the folder."""
+        import yaml
+
+        path = os.path.join(self.dirpath or "", "best_k_models.yaml") if filepath is None else os.fspath(filepath)
+        with open(path, "w", encoding="utf-8") as file:
+            yaml.safe_dump({path: float(score) for path, score in self.best_k_models.items()}, file)
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the kept paths with their scores and the newest path."""
+        return {
+            "monitor": self.monitor,
+            "best_model_score": self.best_model_score,
+            "best_model_path": self.best_model_path,
+            "current_score": self.current_score,
+            "dirpath": self.dirpath,
+            "best_k_models": dict(self.best_k_models),
+            "kth_best_model_path": self.kth_best_model_path,
+            "kth_value": self.kth_value,
+            "last_model_path": self.last_model_path,
+            "newest": self._newest,
+            "saved_step": self._saved_step,
+            "superseded": [*self._left, *self._superseded],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the kept paths; only the best one where the folder is another now."""
+        self.best_model_path = state_dict["best_model_path"]
+        before = state_dict.get("dirpath", self.dirpath)
+        if self.dirpath is not None and before != self.dirpath:
+            warn(
+                f"ModelCheckpoint(dirpath={self.dirpath!r}): the checkpoint was written with {before!r}. "
+                "Only best_model_path is taken over; scores and older paths begin anew."
+            )
+            return
+        self.best_model_score = state_dict["best_model_score"]
+        self.current_score = state_dict.get("current_score")
+        self.best_k_models = dict(state_dict.get("best_k_models", {}))
+        self.kth_best_model_path = state_dict.get("kth_best_model_path", "")
+        self.last_model_path = state_dict.get("last_model_path", "")
+        self._newest = state_dict.get("newest", "")
+        self._saved_step = self._durable_step = state_dict.get("saved_step", 0)
+        self._left = list(state_dict.get("superseded", ()))
+
+    # Hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the folder, and see that it can be written."""
+        if stage != "fit" or trainer.fast_dev_run:
+            return
+        self._saved_step = self._durable_step = 0
+        if not self._folder_is_given:
+            folder = os.path.abspath(os.path.expanduser(default_folder(trainer))) if trainer.is_global_zero else ""
+            self.dirpath = from_rank_zero(trainer, folder)
+        if trainer.is_global_zero:
+            check_writable(self.dirpath)
+            if self.save_top_k != 0 and not _resumed_from(trainer):
+                warn_of_strangers(self.dirpath, [*self.best_k_models, self.best_model_path, self.last_model_path])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the time trigger."""
+        self._last_time = time.monotonic()
+        self._deferred = self._validated = False
+        self._pending.clear()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save by steps or time."""
+        if self._every_n_train_steps:
+            due = trainer.global_step % self._every_n_train_steps == 0
+        elif self._alarm is not None:
+            due = self._alarm.rings(trainer)
+        else:
+            return
+        if not due or self._is_idle(trainer):
+            return
+        if self._alarm is not None:
+            self._last_time = time.monotonic()
+            self._alarm.reset()
+        lacks_monitor = self.monitor is not None and self.monitor not in candidates(trainer)
+        if lacks_monitor or (self._needs_metrics() and validation_follows(trainer, batch_idx)):
+            self._deferred = True
+        else:
+            self._act(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save by epochs, or what waited for a metric."""
+        if self._is_idle(trainer):
+            return
+        metrics = candidates(trainer) if self._deferred else {}
+        if self._deferred and (not trainer.enable_validation or self.monitor is None or self.monitor in metrics):
+            self._act(trainer)
+        elif self._epoch_is_due(trainer) and saves_at_epoch_end(trainer, self._save_on_train_epoch_end):
+            self._act(trainer, is_epoch=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save by epochs where validation is the place, or what waited for it."""
+        self._validated = self._validated or not trainer.sanity_checking
+        if self._is_idle(trainer):
+            return
+        if self._deferred:
+            self._act(trainer)
+        elif self._epoch_is_due(trainer) and not saves_at_epoch_end(trainer, self._save_on_train_epoch_end):
+            self._act(trainer, is_epoch=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last checkpoint where none was written yet."""
+        if self._is_idle(trainer):
+            return
+        metrics = candidates(trainer)
+        if self._deferred and self.monitor is not None and self.monitor not in metrics:
+            warn(missing(f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics))
+        if self.save_last and not self._newest and not self.last_model_path:
+            self._decide_last(trainer, metrics)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save what would be lost, if told to."""
+        if not self.save_on_exception or self._is_idle(trainer, self._durable_step):
+            return
+        if self._pending and trainer._run is not None and trainer._run.at_boundary:
+            return  # what was decided at this boundary is still written
+        metrics = candidates(trainer)
+        paths = [self._choose_path(trainer, metrics)]
+        if self.save_last and self.save_last != "link":
+            paths.append(self._choose_path(trainer, metrics, last=True))
+        for path in paths:
+            try:
+                trainer.save_checkpoint(path, weights_only=self.save_weights_only)
+            except Exception as error:  # what ended the run must be what the user sees
+                warn(f"ModelCheckpoint(save_on_exception=True): {path} was not saved: {error}")
+                return
+        self._durable_step = self._saved_step = trainer.global_step
+        if len(paths) > 1:
+            self.last_model_path = paths[1]
+
+    # Decisions
+
+    def _seconds_left(self) -> float:
+        interval = self._train_time_interval
+        return float("inf") if interval is None else self._last_time + interval.total_seconds() - time.monotonic()
+
+    def _is_idle(self, trainer: Trainer, saved_step: int | None = None) -> bool:
+        """Return whether this is no moment to save: not in fit, only a try, or saved already."""
+        saved_step = self._saved_step if saved_step is None else saved_step
+        return bool(
+            trainer.global_step == saved_step
+            or trainer.fast_dev_run
+            or trainer.sanity_checking
+            or trainer.state.fn != TrainerFn.FITTING
+        )
+
+    def _epoch_is_due(self, trainer: Trainer) -> bool:
+        return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+
+    def _needs_metrics(self) -> bool:
+        return self.monitor is not None or any(name not in {"epoch", "step"} for name in names.fields(self.filename))
+
+    def _act(self, trainer: Trainer, is_epoch: bool = False) -> None:
+        """Decide on a checkpoint of this moment: among the best, and as the last."""
+        self._deferred = False
+        metrics = candidates(trainer)
+        if self.monitor is not None and self.monitor not in metrics:
+            message = missing(f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)
+            if self._validated or not trainer.enable_validation:
+                raise MonitorError(message)
+            warn(message)
+            return
+        saved = self._decide_best(trainer, metrics)
+        if self.save_last == "link":
+            if not self._newest:
+                self._decide_last(trainer, metrics)
+        elif self.save_last and (saved or not is_epoch or self.save_top_k == 0):
+            self._decide_last(trainer, metrics)
+
+    def _decide_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> bool:
+        """Ask for a file if this moment is among the best; return whether it is."""
+        if self.save_top_k == 0:
+            return False
+        step = trainer.global_step
+        if self.monitor is None:
+            own = self.best_model_path if self.save_top_k == 1 else ""
+            decision = _Decision(self._choose_path(trainer, metrics, own), step, previous=self.best_model_path)
+            decision.superseded.append(own)
+            self.best_model_path = decision.path
+        else:
+            score = snapshot(metrics[self.monitor])
+            if bool(torch.isnan(score)):
+                score = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
+            if not top_k.accepts(self.best_k_models, score, self.save_top_k, self.mode):
+                if self.verbose:
+                    info(f"Epoch {trainer.current_epoch}, step {step}: {self.monitor} is not among the best.")
+                return False
+            full = self.save_top_k > 0 and len(self.best_k_models) >= self.save_top_k
+            leaving = top_k.worst_of(self.best_k_models, self.mode) if full else ""
+            decision = _Decision(self._choose_path(trainer, metrics, leaving), step)
+            self.current_score = score
+            decision.evicted = top_k.insert(self.best_k_models, decision.path, score, self.save_top_k, self.mode)
+            decision.superseded.extend(decision.evicted)
+            self._rank()
+        if self.verbose:
+            info(f"Epoch {trainer.current_epoch}, step {step}: a checkpoint goes to {decision.path}.")
+        self._newest = decision.path
+        if self.save_last == "link":
+            decision.previous_link = self.last_model_path
+            decision.link = self._choose_path(trainer, metrics, self.last_model_path, last=True)
+            decision.superseded.append(decision.previous_link)
+            self.last_model_path = decision.link
+        self._request(trainer, decision)
+        return True
+
+    def _rank(self) -> None:
+        """Find the best and the worst of the kept ones again."""
+        self.best_model_path = top_k.best_of(self.best_k_models, self.mode)
+        self.best_model_score = self.best_k_models.get(self.best_model_path)
+        self.kth_best_model_path = top_k.worst_of(self.best_k_models, self.mode)
+
+    def _decide_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
+        before = self.last_model_path
+        self.last_model_path = self._choose_path(trainer, metrics, before, last=True)
+        decision = _Decision(self.last_model_path, trainer.global_step, True, superseded=[before], previous=before)
+        self._request(trainer, decision)
+
+    def _choose_path(self, trainer: Trainer, metrics: dict[str, Tensor], own: str = "", last: bool = False) -> str:
+        """Return rank 0's path; ``own`` may be replaced, anything else that exists gives a version."""
+        path = self.format_checkpoint_name(metrics, self.CHECKPOINT_NAME_LAST if last else None)
+        if self._enable_version_counter and trainer.is_global_zero:
+
+            def taken(path: str) -> bool:
+                return path != own and (path in self._pending or os.path.lexists(path))
+
+            path = names.first_free(path, taken, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION)
+        return from_rank_zero(trainer, path)
+
+    # Files
+
+    def _request(self, trainer: Trainer, decision: _Decision) -> None:
+        from lt_core.checkpoint.save import SaveRequest
+
+        self._saved_step = decision.step
+        self._pending.add(decision.path)
+        decision.superseded = [path for path in decision.superseded if path]
+        self._superseded.extend(decision.superseded)
+        trainer._request_save(
+            SaveRequest(
+                decision.path,
+                weights_only=self.save_weights_only,
+                saved=lambda: self._after_save(trainer, decision),
+                failed=lambda error: self._take_back(decision),
+            )
+        )
+
+    def _after_save(self, trainer: Trainer, decision: _Decision) -> None:
+        """Link, and remove what the file superseded."""
+        self._settle(decision)
+        self._durable_step = decision.step
+        old = dict.fromkeys([*self._left, *decision.superseded])
+        self._left.clear()
+        if not trainer.is_global_zero:
+            return
+        if decision.link:
+            link(decision.path, decision.link)
+        wanted = {self.best_model_path, self.last_model_path, *self.best_k_models, *self._pending, *self._superseded}
+        for path in old:
+            if path not in wanted and may_remove(path, decision.path, self.dirpath, _resumed_from(trainer)):
+                remove_checkpoint(trainer, path)
+
+    def _take_back(self, decision: _Decision) -> None:
+        """Undo a decision whose file could not be written: the older ones stay."""
+        self._settle(decision)
+        if self._saved_step == decision.step:
+            self._saved_step = self._durable_step
+        if decision.is_last or decision.link:
+            if self.last_model_path == (decision.link or decision.path):
+                self.last_model_path = decision.previous_link if decision.link else decision.previous
+            if decision.is_last:
+                return
+        if self._newest == decision.path:
+            self._newest = ""
+        if self.monitor is None and self.best_model_path == decision.path:
+            self.best_model_path = decision.previous
+        elif self.best_k_models.pop(decision.path, None) is not None:
+            self.best_k_models.update(decision.evicted)
+            self._rank()
+        else:  # a later decision stands in its place: what both superseded goes with that one
+            self._left.extend(decision.superseded)
+
+    def _settle(self, decision: _Decision) -> None:
+        self._pending.discard(decision.path)
+        for path in decision.superseded:
+            if path in self._superseded:
+                self._superseded.remove(path)
+
+
+def _resumed_from(trainer: Trainer) -> str | None:
+    """Return the checkpoint that this run was resumed from."""
+    return None if trainer._run is None else trainer._run.resume_path

@@ -1,0 +1,69 @@
+"""Save a checkpoint when a run fails, and forget it when a later run succeeds."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from lt_core.callbacks.checkpoint import Checkpoint
+from lt_core.callbacks.removal import remove_checkpoint
+from lt_core.notices import warn
+from lt_core.state import TrainerFn
+from lt_interface.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lt_core.module import LightningModule
+    from lt_core.trainer import Trainer
+
+__all__ = ["OnExceptionCheckpoint"]
+
+
+class OnExceptionCheckpoint(Checkpoint):
+    """Save ``<dirpath>/<filename>.ckpt`` when fit raises anything, and remove it when a fit succeeds.
+
+    With this callback ``fit(ckpt_path=None)`` goes on from the last checkpoint, if there is one.
+
+    Args:
+        dirpath: The folder.
+        filename: The file's name without extension.
+
+    Raises:
+        ConfigError: If the name is empty.
+    """
+
+    FILE_EXTENSION = ".ckpt"
+
+    def __init__(self, dirpath: str | os.PathLike[str], filename: str = "on_exception") -> None:
+        if not filename:
+            raise ConfigError(Problem(f"OnExceptionCheckpoint(filename={filename!r})", "the file needs a name"))
+        self.dirpath = os.path.abspath(os.path.expanduser(os.fspath(dirpath)))
+        self.filename = filename
+        self._failed = False
+
+    @property
+    def ckpt_path(self) -> str:
+        """Return the file's path."""
+        return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
+
+    def folders(self) -> list[str]:
+        """Return the one folder."""
+        return [self.dirpath]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier failure."""
+        self._failed = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save, unless nothing was trained that could be lost."""
+        self._failed = True
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        try:
+            trainer.save_checkpoint(self.ckpt_path)
+        except Exception as error:  # what ended the run must be what the user sees
+            warn(f"OnExceptionCheckpoint: {self.ckpt_path} was not saved: {error}")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove the file after a fit that succeeded."""
+        if stage == "fit" and not self._failed and not trainer.fast_dev_run and trainer.is_global_zero:
+            remove_checkpoint(trainer, self.ckpt_path)

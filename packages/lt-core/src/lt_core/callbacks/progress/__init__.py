@@ -1,0 +1,6 @@
+"""Show how far a run is: on a terminal, in a notebook, in a log file."""
+
+from lt_core.callbacks.progress.bar import RichProgressBar, RichProgressBarTheme
+from lt_core.callbacks.progress.base import ProgressBar
+
+__all__ = ["ProgressBar", "RichProgressBar", "RichProgressBarTheme"]

@@ -1,0 +1,142 @@
+"""Define what every progress bar shares: whether it is on, what it counts, what it shows."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lt_core.callback import Callback
+from lt_core.notices import warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lt_core.module import LightningModule
+    from lt_core.trainer import Trainer
+
+__all__ = ["ProgressBar"]
+
+
+def _sum(batches: float | Iterable[float] | None) -> float:
+    if batches is None:
+        return 0
+    return batches if isinstance(batches, int | float) else sum(batches)
+
+
+class ProgressBar(Callback):
+    """Be the base of progress bars: subclass it and draw in the hooks.
+
+    Only rank 0 shows a bar: on others ``setup`` calls ``disable``.
+    """
+
+    # After the module's own hook, so that what it logs at the epoch's end is seen.
+    monitoring: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._is_enabled = True
+        self._overlap_told = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_trainer": None}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Meet the trainer; be silent on all ranks but the first."""
+        self._trainer = weakref.ref(trainer)
+        if not trainer.is_global_zero:
+            self.disable()
+
+    @property
+    def trainer(self) -> Trainer:
+        """Return the trainer that this bar belongs to.
+
+        Raises:
+            RuntimeError: If no run has begun.
+        """
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is None:
+            raise RuntimeError(f"{type(self).__name__}.trainer: the bar has no trainer before its setup hook runs.")
+        return trainer
+
+    @property
+    def is_enabled(self) -> bool:
+        """Return whether the bar is shown."""
+        return self._is_enabled
+
+    @property
+    def is_disabled(self) -> bool:
+        """Return whether the bar is hidden."""
+        return not self.is_enabled
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._is_enabled = True
+
+    def disable(self) -> None:
+        """Hide the bar."""
+        self._is_enabled = False
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print without disturbing the bar; takes what ``print`` takes."""
+        print(*args, sep=sep, **kwargs)
+
+    @property
+    def sanity_check_description(self) -> str:
+        """Return the title of the sanity check."""
+        return "Sanity check"
+
+    @property
+    def train_description(self) -> str:
+        """Return the title of training, to which the epoch is added."""
+        return "Epoch"
+
+    @property
+    def validation_description(self) -> str:
+        """Return the title of validation."""
+        return "Validation"
+
+    @property
+    def test_description(self) -> str:
+        """Return the title of test."""
+        return "Test"
+
+    @property
+    def predict_description(self) -> str:
+        """Return the title of prediction."""
+        return "Predict"
+
+    @property
+    def total_train_batches(self) -> float:
+        """Return the batches of an epoch; infinity if unknown."""
+        return self.trainer.num_training_batches
+
+    @property
+    def total_val_batches(self) -> float:
+        """Return the batches of validation over all loaders."""
+        trainer = self.trainer
+        return _sum(trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches)
+
+    @property
+    def total_test_batches(self) -> float:
+        """Return the batches of test over all loaders."""
+        return _sum(self.trainer.num_test_batches)
+
+    @property
+    def total_predict_batches(self) -> float:
+        """Return the batches of prediction over all loaders."""
+        return _sum(self.trainer.num_predict_batches)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return what the bar shows: the run's version, and all that was logged with ``prog_bar=True``.
+
+        Override it to add or drop something.
+        """
+        shown: dict[str, Any] = {}
+        version = trainer.loggers[0].version if trainer.loggers else None
+        if version not in (None, ""):
+            shown["v_num"] = version[-4:] if isinstance(version, str) else version
+        logged = trainer.progress_bar_metrics
+        if not self._overlap_told and not shown.keys().isdisjoint(logged):
+            self._overlap_told = True
+            warn("The progress bar shows the run's version as v_num: a logged metric of that name takes its place.")
+        return {**shown, **logged}

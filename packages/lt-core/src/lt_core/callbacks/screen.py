@@ -1,0 +1,38 @@
+"""See where output goes: a terminal, a notebook, or a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from typing import IO, Any
+
+__all__ = ["Screen", "detect"]
+
+
+class Screen(Enum):
+    """Say what can be drawn on."""
+
+    TERMINAL = "terminal"
+    NOTEBOOK = "notebook"
+    LINES = "lines"
+
+
+def detect(stream: IO[str] | None = None) -> Screen:
+    """Return what a stream (standard output, if None) leads to; imports nothing."""
+    if _in_notebook():
+        return Screen.NOTEBOOK
+    out: Any = sys.stdout if stream is None else stream
+    try:
+        is_terminal = bool(out.isatty())
+    except (AttributeError, ValueError):  # no stream at all, or a closed one
+        is_terminal = False
+    return Screen.TERMINAL if is_terminal and os.environ.get("TERM") != "dumb" else Screen.LINES
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")  # a kernel has imported it long before us
+    if ipython is None:
+        return False
+    shell = ipython.get_ipython()
+    return shell is not None and hasattr(shell, "kernel")

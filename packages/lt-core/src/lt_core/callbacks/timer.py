@@ -1,0 +1,163 @@
+"""Measure a run's wall-clock time and stop training when it is used up."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lt_core.callback import Callback
+from lt_core.callbacks.agreement import SharedAlarm
+from lt_core.notices import info
+from lt_core.state import RunningStage
+from lt_interface.errors import ConfigError, Problem, nearest
+
+if TYPE_CHECKING:
+    from lt_core.module import LightningModule
+    from lt_core.trainer import Trainer
+
+__all__ = ["Timer"]
+
+_TEXT = re.compile(r"(\d+):(\d\d):(\d\d):(\d\d)")
+_INTERVALS = ("step", "epoch")
+
+
+def _parse(duration: Any) -> timedelta | None:
+    where, rule = f"Timer(duration={duration!r})", 'must be "DD:HH:MM:SS", a timedelta or a dict of its arguments'
+    if duration is None or isinstance(duration, timedelta):
+        return duration
+    if isinstance(duration, str):
+        match = _TEXT.fullmatch(duration.strip())
+        if match is None:
+            raise ConfigError(Problem(where, rule, fix='Twelve hours are "00:12:00:00".'))
+        days, hours, minutes, seconds = map(int, match.groups())
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if isinstance(duration, dict):
+        try:
+            return timedelta(**duration)
+        except TypeError as error:
+            raise ConfigError(Problem(where, rule, fix=f"{error}.")) from None
+    raise ConfigError(Problem(where, rule))
+
+
+class Timer(Callback):
+    """Measure the time that training, validation and test take, and stop training when it is used up.
+
+    A checkpoint keeps what was used, so that a resumed run goes on with the same budget.
+
+    Args:
+        duration: The budget: ``"DD:HH:MM:SS"``, a timedelta or a dict of its arguments; None never stops.
+        interval: Look at the clock at each ``"step"`` or each ``"epoch"``.
+        verbose: Whether the stop is told.
+
+    Raises:
+        ConfigError: If an argument can not be read.
+    """
+
+    def __init__(
+        self,
+        duration: str | timedelta | dict[str, int] | None = None,
+        interval: str = "step",
+        verbose: bool = True,
+    ) -> None:
+        if interval not in _INTERVALS:
+            fix = nearest(str(interval), _INTERVALS)
+            raise ConfigError(Problem(f"Timer(interval={interval!r})", 'must be "step" or "epoch"', fix=fix))
+        parsed = _parse(duration)
+        self._duration = None if parsed is None else parsed.total_seconds()
+        self._interval = str(interval)
+        self._verbose = verbose
+        self._start: dict[RunningStage, float | None] = dict.fromkeys(RunningStage)
+        self._end: dict[RunningStage, float | None] = dict.fromkeys(RunningStage)
+        self._offset = 0.0
+        self._alarm = SharedAlarm(self._seconds_left)
+
+    def start_time(self, stage: str = RunningStage.TRAINING) -> float | None:
+        """Return when a stage began, in seconds of the monotonic clock; None if it did not."""
+        return self._start[RunningStage(stage)]
+
+    def end_time(self, stage: str = RunningStage.TRAINING) -> float | None:
+        """Return when a stage ended, in seconds of the monotonic clock; None if it did not."""
+        return self._end[RunningStage(stage)]
+
+    def time_elapsed(self, stage: str = RunningStage.TRAINING) -> float:
+        """Return how many seconds a stage took so far, those before a resume included."""
+        stage = RunningStage(stage)
+        start, end = self._start[stage], self._end[stage]
+        before = self._offset if stage is RunningStage.TRAINING else 0.0
+        if start is None:
+            return before
+        return (time.monotonic() if end is None else end) - start + before
+
+    def time_remaining(self, stage: str = RunningStage.TRAINING) -> float | None:
+        """Return how many seconds of the budget are left; None without a budget."""
+        return None if self._duration is None else self._duration - self.time_elapsed(stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the time used by each stage."""
+        return {"time_elapsed": {stage.value: self.time_elapsed(stage) for stage in RunningStage}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the time that training has used."""
+        self._offset = state_dict.get("time_elapsed", {}).get(RunningStage.TRAINING.value, 0.0)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at once where a resumed run has used up its time."""
+        if self._duration is not None:
+            self._start[RunningStage.TRAINING] = self._end[RunningStage.TRAINING] = None
+            self._alarm = SharedAlarm(self._seconds_left)
+            self._look(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of training."""
+        self._begin(RunningStage.TRAINING)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of training."""
+        self._finish(RunningStage.TRAINING)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of validation."""
+        self._begin(RunningStage.VALIDATING)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of validation."""
+        self._finish(RunningStage.VALIDATING)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of test."""
+        self._begin(RunningStage.TESTING)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of test."""
+        self._finish(RunningStage.TESTING)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the clock, if it is looked at at each step."""
+        if self._duration is not None and self._interval == "step":
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the clock, if it is looked at at each epoch."""
+        if self._duration is not None and self._interval == "epoch":
+            self._alarm.reset()
+            self._look(trainer)
+
+    def _begin(self, stage: RunningStage) -> None:
+        self._start[stage], self._end[stage] = time.monotonic(), None
+
+    def _finish(self, stage: RunningStage) -> None:
+        self._end[stage] = time.monotonic()
+
+    def _seconds_left(self) -> float:
+        left = self.time_remaining()
+        return float("inf") if left is None else left
+
+    def _look(self, trainer: Trainer) -> None:
+        if self._alarm.rings(trainer) and not trainer.should_stop:
+            trainer.should_stop = True
+            if self._verbose:
+                info(f"Timer: the time is used up after {timedelta(seconds=int(self.time_elapsed()))}. Training stops.")
