@@ -1,0 +1,480 @@
+"""Deliver the batches of one stage, epoch after epoch, and know the exact place in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import RandomSampler
+
+from lt_core import rng
+from lt_core.data.combined import CombinedLoader, combined_size, flatten, rounds, unflatten
+from lt_core.data.view import END, Leaf, ViewLeaf, make_leaf
+from lt_core.notices import PossibleUserWarning, info, warn
+from lt_interface import World
+from lt_interface.errors import CheckpointError, Problem, raise_problems
+
+__all__ = ["Feed"]
+
+_INF = float("inf")
+
+
+class Feed:
+    """Deliver the batches of one stage, epoch after epoch, from whatever the user gave.
+
+    In training, ``last`` says of the batch handed out last whether it ends its epoch: by size where the
+    size is known, else by looking ahead, at the moment when it is asked. Loaders with a batch sampler
+    are asked for indices, never for data; other sources for their next batch. A place is counted when
+    its batch is handed out, whatever was prefetched.
+
+    Args:
+        source: A DataLoader, a list of batches, any iterable, a function that makes one, a
+            CombinedLoader, or a nested list or dict of those.
+        stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        world: Who this rank is; map-style DataLoaders are shared among data ranks.
+        seed: The run's seed: batches that workers load are seeded from it.
+        limit: A number of batches or a fraction (a float up to 1.0) of them: of the epoch's batches in
+            training, of each loader's in evaluation.
+        sequential: Whether shuffling samplers give way to sequential ones (overfit_batches).
+        where: How errors name the source.
+        agree: With several ranks, what hands every rank rank 0's value of its argument
+            (``collectives.broadcast_object``), so that all samplers draw the same order.
+
+    Attributes:
+        user: What the user gave.
+        loaders: The loaders in it.
+        names: The metric suffix of each.
+        num_batches: Batches of a training epoch after the limit; in evaluation the sum of ``sizes``.
+        sizes: Batches of each loader after the limit.
+        last: Whether the batch handed out last ends its epoch (training).
+        batch_indices: Dataset indices of the batch handed out last, where it came from a map-style DataLoader.
+        weight: Factor of this rank's mean loss in the mean over data ranks: 1 but in a short global batch.
+
+    Raises:
+        ConfigError: If the source or the limit can not be used; all problems at once.
+    """
+
+    last: bool
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        stage: str,
+        world: World | None = None,
+        seed: int = 0,
+        limit: int | float | None = 1.0,
+        sequential: bool = False,
+        where: str = "",
+        agree: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.user, self.stage, self.seed, self.limit = source, stage, seed, 1.0 if limit is None else limit
+        self.world, self.agree, self.where = world or World(), agree, where or f"{stage} loader"
+        self.train = stage == "train"
+        combined = source if isinstance(source, CombinedLoader) else None
+        self.mode: str = combined.mode if combined else "max_size_cycle" if self.train else "sequential"
+        self._tree = combined.iterables if combined else source
+        self.loaders, paths = flatten(self._tree)
+        self.names = _names(paths)
+        raise_problems(_source_problems(self.loaders, paths, self.where, self.stage, self.mode))
+        self.leaves = [
+            make_leaf(user, number, world=self.world, seed=seed, train=self.train, sequential=sequential)
+            for number, user in enumerate(self.loaders)
+        ]
+        for number, leaf in enumerate(self.leaves):
+            leaf.limit = combined.limit_of(number) if combined else _INF
+            leaf.snapshots = leaf.snapshots and self.train
+        self.bare = not paths[0]
+        self._measure()
+        if not sequential:
+            _advise(self.leaves, self.stage, self.where)
+        self.batch_indices: list[int] | None = None
+        self.weight = 1.0
+        self.last = False
+        self._epoch = self._rounds = 0
+        self._total: int | float = self.num_batches
+        self._next: Callable[[], Any] = iter(()).__next__
+        self._pending: list[Any] = []
+        self._before: dict[str, Any] | None = None
+        self._state: dict[str, Any] | None = None
+
+    def _measure(self) -> None:
+        """Set the sizes and apply the limit."""
+        problems: list[Problem] = []
+        sizes = [min(leaf.size, leaf.limit) for leaf in self.leaves]
+        if self.limit != 0:
+            for size, where in zip(sizes, self._places(), strict=True):
+                if size == 0:
+                    fix = "Check the dataset's length, batch_size and drop_last, or set the limit to 0."
+                    problems.append(
+                        Problem(where, "a loader must have at least one batch", "a loader of length 0", fix)
+                    )
+        raise_problems(problems)
+        if self.mode == "sequential":
+            pairs = zip(sizes, self._places(), strict=True)
+            self.sizes = [_limited(size, self.limit, where, problems) for size, where in pairs]
+            self.num_batches: int | float = sum(self.sizes)
+        else:
+            self.num_batches = _limited(combined_size(sizes, self.mode), self.limit, self.where, problems)
+            self.sizes = [min(size, self.num_batches) for size in sizes] if self.train else [self.num_batches]
+        raise_problems(problems)
+
+    def _places(self) -> list[str]:
+        return [self.where + name for name in self.names]
+
+    # -- delivering --
+
+    def epoch(self, epoch: int, limit: int | float | None = None) -> Iterator[Any]:
+        """Begin an epoch: make the iterators, draw the first indices, and return the batches' iterator.
+
+        The random state is snapshot right before the iterators are made, at the call. In evaluation
+        each loader's iterator is made when its turn comes.
+
+        Args:
+            epoch: The epoch's number, told to samplers and datasets that have ``set_epoch``.
+            limit: In evaluation, the most batches to take of each loader this time.
+
+        Returns:
+            In training an iterator of batches, else one of ``(batch, batch_idx, dataloader_idx)``.
+        """
+        self._reset(epoch)
+        self._state = None
+        if not self.train:
+            return self._evaluation(epoch, _INF if limit is None else limit)
+        self._total = self.num_batches
+        if not self._total:
+            return iter(())
+        with self._agreed():
+            for leaf in self.leaves:
+                leaf.set_epoch(epoch)
+                leaf.open(epoch)
+        return self._training()
+
+    def _reset(self, epoch: int) -> None:
+        self._epoch, self._rounds = epoch, 0
+        self._pending.clear()
+        self._before = None
+        self.batch_indices = None
+        self.weight = 1.0
+        self.last = False
+
+    def _agreed(self) -> Any:
+        return _Agreement(self.agree if self.world.data_size > 1 else None)
+
+    def _training(self) -> Iterator[Any]:
+        """Return the generator that fits the sources: for one plain sized loader, the shortest."""
+        leaf = self.leaves[0]
+        exact = self._total != _INF and all(leaf.exact and leaf.size != _INF for leaf in self.leaves)
+        if len(self.leaves) == 1 and self.bare:
+            self._next = leaf.take
+            if exact and leaf.shards == 1:
+                return self._straight(leaf, int(self._total), leaf.batches)
+        else:
+            walk = rounds(self.leaves, self.mode)
+            tree = self._tree
+            self._next = lambda: unflatten(tree, iter(next(walk)))
+        return self._sized(int(self._total)) if exact else self._unsized()
+
+    def _straight(self, leaf: Leaf, total: int, done: int) -> Iterator[Any]:
+        """Yield the batches of one loader of known size; nothing is called between them."""
+        iterator, taken = leaf.iterator, leaf.taken
+        self.last = done >= total
+        if taken is None:
+            for number, batch in zip(range(done + 1, total), iterator, strict=False):
+                leaf.batches = number
+                yield batch
+        else:
+            for number, batch, indices in zip(range(done + 1, total), iterator, taken, strict=False):
+                leaf.batches = number
+                leaf.samples += len(indices) if type(indices) is list else 1
+                self.batch_indices = indices
+                yield batch
+        if not self.last:
+            batch = next(iterator, END)
+            if batch is END:
+                self._ended_early(leaf.batches, total)
+                return
+            leaf.batches, self.last = total, True
+            if taken is not None:
+                self.batch_indices = indices = next(taken)
+                leaf.samples += len(indices) if type(indices) is list else 1
+            yield batch
+        self._exhaust(leaf)
+
+    def _sized(self, total: int) -> Iterator[Any]:
+        """Yield the rounds of several loaders, or of one that is shared, of known size."""
+        take, single = self._next, self.leaves[0] if len(self.leaves) == 1 else None
+        self.last = self._rounds >= total
+        while self._rounds < total:
+            try:
+                batch = take()
+            except StopIteration:
+                self._ended_early(self._rounds, total)
+                return
+            self._rounds += 1
+            self.last = self._rounds == total
+            if single is not None:
+                self.batch_indices, self.weight = single.indices, single.weight
+            yield batch
+        if single is not None:
+            self._exhaust(single)
+
+    def _unsized(self) -> Iterator[Any]:
+        """Yield until there is nothing more; ``last`` is found out when it is asked."""
+        take, single = self._next, self.leaves[0] if len(self.leaves) == 1 else None
+        while self._rounds < self._total:
+            if self._pending:
+                batch = self._pending.pop()
+                self._before = None
+            else:
+                try:
+                    batch = take()
+                except StopIteration:
+                    break
+            if batch is END:
+                break
+            self._rounds += 1
+            if single is not None:
+                self.batch_indices, self.weight = single.indices, single.weight
+            self.__dict__.pop("last", None)
+            yield batch
+        self.last = True
+
+    def __getattr__(self, name: str) -> Any:
+        """Look ahead where ``last`` is asked and not yet known."""
+        if name != "last" or "_pending" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.last = self._is_last()
+        return self.last
+
+    def _is_last(self) -> bool:
+        if self._rounds >= self._total:
+            return True
+        leaf = self.leaves[0]
+        if len(self.leaves) == 1 and leaf.taken is not None:
+            return not leaf.index_ahead()
+        self._before = self._place()
+        if any(one.peek_draws for one in self.leaves):
+            self._before["ahead"] = rng.capture()
+        return self._look_ahead()
+
+    def _look_ahead(self) -> bool:
+        try:
+            self._pending.append(self._next())
+        except StopIteration:
+            self._pending.append(END)
+        return self._pending[0] is END
+
+    def _exhaust(self, leaf: Leaf) -> None:
+        """Run a pass to its end as a plain loop does: some samplers draw once more from their generator there."""
+        if leaf.limit == _INF and self._total >= leaf.size:
+            next(leaf.iterator, None)
+
+    def _ended_early(self, done: int, total: int) -> None:
+        warn(f"{self.where} said it has {total} batches but ended after {done}. Correct its __len__.")
+
+    def _evaluation(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
+        try:
+            if self.mode != "sequential":
+                yield from self._side_by_side(epoch, limit)
+                return
+            for number, leaf in enumerate(self.leaves):
+                size = min(self.sizes[number], limit)
+                if size:
+                    with self._agreed():
+                        leaf.set_epoch(epoch)
+                        leaf.open(epoch)
+                    yield from self._one_by_one(leaf, number, count() if size >= leaf.size else range(int(size)))
+                    leaf.release()
+        finally:
+            for leaf in self.leaves:
+                leaf.release()
+
+    def _one_by_one(self, leaf: Leaf, number: int, steps: Any) -> Iterator[tuple[Any, int, int]]:
+        self.batch_indices = None
+        for index in steps:
+            try:
+                batch = leaf.take()
+            except StopIteration:
+                return
+            self.batch_indices, self.weight = leaf.indices, leaf.weight
+            yield batch, index, number
+
+    def _side_by_side(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
+        total = min(self.num_batches, limit)
+        if not total:
+            return
+        for leaf in self.leaves:
+            leaf.set_epoch(epoch)
+            leaf.open(epoch)
+        steps = count() if total == _INF else range(int(total))
+        for index, items in zip(steps, rounds(self.leaves, self.mode), strict=False):
+            yield unflatten(self._tree, iter(items)), index, 0
+
+    # -- the place --
+
+    def _place(self) -> dict[str, Any]:
+        single = self.leaves[0].batches if len(self.leaves) == 1 and self.leaves[0].shards == 1 else self._rounds
+        return {
+            "epoch": self._epoch,
+            "rounds": max(single, self._rounds),
+            "world": self.world.data_size,
+            "leaves": [leaf.state() for leaf in self.leaves],
+            "ahead": None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the running epoch, and what outlives an epoch, as plain values and tensors.
+
+        The process's own random state is the caller's to save.
+        """
+        return self._place() if self._before is None else dict(self._before)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state: then ``resume`` goes on inside its epoch, ``epoch`` begins the next.
+
+        Raises:
+            CheckpointError: If the state is of another number of loaders.
+        """
+        saved = state["leaves"]
+        if len(saved) != len(self.leaves):
+            raise CheckpointError(
+                f"{self.where}: a resume needs the loaders that the checkpoint was made with. "
+                f"Got {len(self.leaves)} where there were {len(saved)}. Give the same loaders."
+            )
+        for leaf, one, where in zip(self.leaves, saved, self._places(), strict=True):
+            same_world = one.get("world", leaf.shards) == leaf.shards
+            if same_world and one["size"] != leaf.size:
+                warn(
+                    f"{where}: {leaf.size} batches now, {one['size']} when the checkpoint was made. "
+                    "The resumed run can not be the same as an uninterrupted one."
+                )
+            leaf.load(one)
+        self._state = state
+
+    def resume(self, epoch: int) -> Iterator[Any]:
+        """Go on inside the epoch of the loaded state, at the batch after the last one handed out.
+
+        Iterators are made under the random state of the epoch's start; indices are skipped, and no
+        skipped sample is loaded. The process's random state is then the caller's again, so that it
+        governs the next fetch of data.
+
+        Raises:
+            CheckpointError: If no state was loaded.
+        """
+        state, self._state = self._state, None
+        if state is None:
+            raise CheckpointError(f"{self.where}: resume() needs a state. Call load_state_dict() first.")
+        self._reset(epoch)
+        before = rng.capture()
+        try:
+            for leaf, one in zip(self.leaves, state["leaves"], strict=True):
+                leaf.set_epoch(epoch)
+                leaf.resume(one, epoch)
+            self._rounds = -(-state["rounds"] * state["world"] // self.world.data_size)
+            self._total = self.num_batches
+            leaf = self.leaves[0]
+            if len(self.leaves) == 1 and isinstance(leaf, ViewLeaf):
+                self._rounds = leaf.batches
+                self._total = min(self._total, leaf.batches + leaf.rest())
+            batches = self._training()
+            if state.get("ahead") is not None:
+                rng.restore(state["ahead"])
+                self._before = self._place()
+                self._before["ahead"] = state["ahead"]
+                self._look_ahead()
+        finally:
+            rng.restore(before)
+        return batches
+
+    def close_epoch(self) -> None:
+        """Let go of the running epoch: its iterators and whatever was looked ahead at."""
+        self._pending.clear()
+        self._before = None
+        for leaf in self.leaves:
+            leaf.release()
+
+    def close(self) -> None:
+        """Shut down every worker."""
+        self.close_epoch()
+        for leaf in self.leaves:
+            leaf.close()
+
+
+class _Agreement:
+    """Let the iterators of all ranks be made under rank 0's random state, and give each its own back."""
+
+    def __init__(self, agree: Callable[[Any], Any] | None) -> None:
+        self.agree = agree
+        self.own: dict[str, Any] | None = None
+
+    def __enter__(self) -> None:
+        if self.agree is not None:
+            self.own = rng.capture()
+            common = self.agree(self.own)
+            rng.restore({name: common[name] for name in ("python", "numpy", "torch")})
+
+    def __exit__(self, *exc: object) -> None:
+        if self.own is not None:
+            rng.restore(self.own)
+
+
+def _names(paths: list[tuple[Any, ...]]) -> list[str]:
+    if len(paths) < 2:
+        return ["" for _ in paths]
+    if all(isinstance(key, str) for path in paths for key in path):
+        return ["/" + "/".join(path) for path in paths]
+    return [f"/dataloader_idx_{number}" for number in range(len(paths))]
+
+
+def _source_problems(
+    loaders: list[Any], paths: list[tuple[Any, ...]], where: str, stage: str, mode: str
+) -> list[Problem]:
+    problems: list[Problem] = []
+    if not loaders:
+        problems.append(Problem(where, "at least one loader is needed", "an empty collection", "Give a DataLoader."))
+    if stage == "train" and mode == "sequential":
+        fix = 'Use mode="max_size_cycle", "max_size" or "min_size".'
+        problems.append(Problem(where, "training takes its loaders side by side", 'mode="sequential"', fix))
+    if stage == "predict" and mode != "sequential":
+        fix = 'Use CombinedLoader(..., mode="sequential").'
+        problems.append(Problem(where, "prediction takes one loader after another", f"mode={mode!r}", fix))
+    for loader, name in zip(loaders, _names(paths), strict=True):
+        iterable = hasattr(type(loader), "__iter__") or (callable(loader) and not isinstance(loader, type))
+        if not iterable or isinstance(loader, Tensor | str | bytes | Mapping):
+            fix = "Give a DataLoader, a list of batches, or another iterable of batches."
+            if hasattr(type(loader), "__getitem__") and not isinstance(loader, Tensor | str | bytes):
+                fix = "A dataset gives samples, not batches: wrap it, DataLoader(dataset, batch_size=...)."
+            problems.append(Problem(where + name, "a loader must be iterable", type(loader).__name__, fix))
+    return problems
+
+
+def _limited(size: int | float, limit: int | float, where: str, problems: list[Problem]) -> int | float:
+    """Return a size under a limit: a whole number is one of batches, a float a fraction."""
+    if isinstance(limit, int) or limit in (0.0, _INF):
+        return min(size, int(limit) if limit != _INF else _INF)
+    if limit == 1.0:
+        return size
+    if size == _INF:
+        fix = "Give a number of batches (an int), or 1.0 for all."
+        problems.append(Problem(where, "a fraction needs a loader of known length", f"limit {limit}", fix))
+        return 0
+    part = int(size * limit)
+    if part == 0 and size:
+        fix = f"Use at least {1 / size:.4g}, or a number of batches (an int)."
+        problems.append(Problem(where, f"a fraction of {size} batches must be at least one", f"limit {limit}", fix))
+    return part
+
+
+def _advise(leaves: list[Leaf], stage: str, where: str) -> None:
+    """Warn of what is allowed but seldom meant."""
+    for leaf in leaves:
+        if not isinstance(leaf, ViewLeaf):
+            continue
+        if stage != "train" and isinstance(leaf.user.sampler, RandomSampler):
+            warn(f"{where}: the loader shuffles. Evaluation seldom wants that: use shuffle=False.", PossibleUserWarning)
+        if not leaf.user.num_workers and (os.cpu_count() or 1) > 2:
+            info(f"{where}: num_workers=0 loads data in the training process; more workers may be faster.")

@@ -1,0 +1,270 @@
+"""Turn a loader's stream of index batches into this rank's share of it, seeded batch by batch.
+
+One mechanism serves sampling, sharding and resuming: the stream of index batches that the user's own
+batch sampler gives. Everything here handles indices only and never touches data.
+
+Sharding, for ``size`` data ranks: ``size`` consecutive user batches form one global batch. In a whole
+one, rank r takes the r-th user batch. What is left at the end is, by choice, split evenly, dropped, or
+split after padding. So the concatenation of all shares, global batch by global batch and rank by rank,
+is the user's own order, for every number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from itertools import chain, islice, tee
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from lt_core.rng import generator_state, is_generator, reseed_generator, seed_process, set_generator_state
+
+__all__ = ["IndexStream", "Share", "Short", "batch_seed", "find_generators", "share_count", "shares", "split"]
+
+Short = Literal["split", "drop", "pad"]
+
+_OWNERS = ("sampler", "batch_sampler", "dataset", "datasets", "transform", "transforms", "collate_fn")
+
+
+class Share(NamedTuple):
+    """Hold what one rank takes of a global batch.
+
+    Attributes:
+        indices: The rank's index batch, as the dataset receives it.
+        own: How many of its samples are the rank's own: not repeated from elsewhere.
+        total: Samples of the whole global batch, over all ranks.
+        position: The number of the user batch that stands here, from 0 at the epoch's start.
+    """
+
+    indices: Any
+    own: int
+    total: int
+    position: int
+
+
+def split(samples: Sequence[Any], rank: int, size: int) -> Sequence[Any]:
+    """Return rank's contiguous part of ``samples``; parts differ in length by one at most."""
+    whole, rest = divmod(len(samples), size)
+    start = rank * whole + min(rank, rest)
+    return samples[start : start + whole + (rank < rest)]
+
+
+def _is_batch(indices: Any) -> bool:
+    return isinstance(indices, list | tuple) or (hasattr(indices, "__len__") and not isinstance(indices, str | bytes))
+
+
+def _length(indices: Any) -> int:
+    return len(indices) if _is_batch(indices) else 1
+
+
+def _remainder(group: list[Any], rank: int, size: int, short: Short, spare: bool, start: int) -> Share | None:
+    """Return the rank's share of a global batch of fewer than ``size`` user batches, or None."""
+    batched = _is_batch(group[0])
+    samples = list(chain.from_iterable(group)) if batched else group
+    total = len(samples)
+    if short == "pad":
+        # The samples that fill the last parts up repeat those of the same global batch, from its first.
+        width = -(-total // size)
+        mine = [samples[i % total] for i in range(rank * width, (rank + 1) * width)]
+        count = max(0, min(width, total - rank * width))
+    else:
+        mine = list(split(samples, rank, size))
+        count = len(mine)
+        if not mine:
+            if not spare:
+                return None
+            mine = [samples[rank % total]]
+    return Share(mine if batched else mine[0], count, total, start + rank)
+
+
+def shares(
+    batches: Iterable[Any], rank: int, size: int, *, short: Short = "split", spare: bool = True, start: int = 0
+) -> Iterator[Share]:
+    """Yield one rank's share of every global batch of a stream of index batches.
+
+    Args:
+        batches: The user's index batches, in order.
+        rank: This data rank.
+        size: Number of data ranks.
+        short: What becomes of a last global batch of fewer than ``size`` user batches: ``"split"`` over
+            all ranks, ``"drop"``, or ``"pad"`` to equal parts with repeated samples.
+        spare: Whether a rank for which no sample is left repeats one (``own`` is 0 then), so that
+            every rank takes equally many steps; False leaves it out.
+        start: The number of the stream's first user batch.
+    """
+    if size == 1:
+        for position, indices in enumerate(batches, start):
+            count = _length(indices)
+            yield Share(indices, count, count, position)
+        return
+    stream = iter(batches)
+    while group := list(islice(stream, size)):
+        if len(group) == size:
+            yield Share(group[rank], _length(group[rank]), sum(map(_length, group)), start + rank)
+        elif short != "drop":
+            share = _remainder(group, rank, size, short, spare, start)
+            if share is not None:
+                yield share
+        start += size
+
+
+def share_count(batches: int, size: int, short: Short = "split") -> int:
+    """Return how many shares a rank takes of ``batches`` user batches (the most that any rank takes)."""
+    return batches // size if short == "drop" else -(-batches // size)
+
+
+def batch_seed(seed: int, epoch: int, loader: int, cycle: int, position: int) -> int:
+    """Return the 64-bit seed of one batch's augmentation: the same for any number of workers or ranks."""
+    name = f"{seed}:{epoch}:{loader}:{cycle}:{position}".encode()
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+
+
+def find_generators(*roots: Any) -> list[Any]:
+    """Find the random generators that loaders, samplers, datasets and their transforms own."""
+    found: list[Any] = []
+    queue, seen = list(roots), set[int]()
+    while queue:
+        owner = queue.pop(0)
+        if id(owner) in seen or isinstance(owner, type | torch.Tensor):
+            continue
+        seen.add(id(owner))
+        if is_generator(owner):
+            found.append(owner)
+        elif isinstance(owner, list | tuple):
+            queue.extend(item for item in owner[:64] if hasattr(item, "__dict__"))
+        else:
+            for name, value in getattr(owner, "__dict__", {}).items():
+                if name in _OWNERS or is_generator(value):
+                    queue.append(value)
+    return found
+
+
+_worker: dict[str, Any] = {}
+
+
+def _arrive(index: Any, seed: int, epoch: int) -> Any:
+    """Give a worker its index batch, its random state set for this batch alone.
+
+    Runs where the worker unpickles the index, right before it fetches: after the user's
+    worker_init_fn, with no wrapper around the user's dataset or collate function.
+    """
+    seed_process(seed)
+    info = torch.utils.data.get_worker_info()
+    if info is not None:
+        if _worker.get("dataset") is not info.dataset:
+            _worker.update(dataset=info.dataset, epoch=None, generators=find_generators(info.dataset))
+        for number, generator in enumerate(_worker["generators"], 1):
+            reseed_generator(generator, (seed + number) % 2**64)
+        if _worker["epoch"] != epoch:
+            # Persistent workers hold a copy of the dataset that set_epoch() in the main process does not reach.
+            _worker["epoch"] = epoch
+            set_epoch = getattr(info.dataset, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(epoch)
+    return index
+
+
+class _Payload:
+    """Carry an index batch and its seed to a worker; what arrives there is the plain index batch."""
+
+    __slots__ = ("epoch", "index", "seed")
+
+    def __init__(self, index: Any, seed: int, epoch: int) -> None:
+        self.index, self.seed, self.epoch = index, seed, epoch
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, int, int]]:
+        return _arrive, (self.index, self.seed, self.epoch)
+
+
+class IndexStream:
+    """Stand in for a loader's batch sampler: skip, share and seed the index batches that it gives.
+
+    Without workers and ranks the indices pass through C code alone, so a batch costs nothing more.
+
+    Args:
+        inner: The user's batch sampler (or sampler, where batching is off).
+        workers: Number of worker processes of the loader.
+        rank: This data rank.
+        size: Number of data ranks.
+        short: See ``shares``.
+        spare: See ``shares``.
+        seed: The run's seed.
+        loader: The number of the loader among those of its stage.
+        generator: The loader's own generator, from which its workers' base seed is drawn.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        *,
+        workers: int = 0,
+        rank: int = 0,
+        size: int = 1,
+        short: Short = "split",
+        spare: bool = True,
+        seed: int = 0,
+        loader: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.inner = inner
+        self.workers, self.rank, self.size, self.short, self.spare = workers, rank, size, short, spare
+        self.seed, self.loader, self.generator = seed, loader, generator
+        self.epoch = self.cycle = self.skip = 0
+        self.rewarm = False
+        self.taken: Iterator[Any] | None = None
+        self._raw: Iterator[Any] = iter(())
+        self._base: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer for the sampler in whose place this stands."""
+        if name == "inner" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __len__(self) -> int:
+        return share_count(len(self.inner), self.size, self.short)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin the stream; ``taken`` then yields, in step, what the loader was given.
+
+        A loader with workers calls this twice: before and after it draws their base seed. Where the
+        workers of the run that is resumed were already up, no base seed was drawn: ``rewarm`` undoes it.
+        """
+        if self.rewarm and self.workers:
+            if self._base is None:
+                self._base = self._own_state()
+                return iter(())
+            self._put_own_state(self._base)
+            self.rewarm, self._base = False, None
+        self._raw = iter(self.inner)
+        stream: Iterator[Any] = islice(self._raw, self.skip, None) if self.workers and self.skip else self._raw
+        if self.size > 1:
+            ours = shares(stream, self.rank, self.size, short=self.short, spare=self.spare, start=self.skip)
+            given, self.taken = tee(ours)
+            return self._payloads(given) if self.workers else (share.indices for share in given)
+        given, self.taken = tee(stream)
+        return self._payloads(given) if self.workers else given
+
+    def begin(self) -> None:
+        """Skip what is to be skipped, where the loader did not yet do so, without drawing one index more."""
+        if self.workers == 0 and self.skip:
+            next(islice(self._raw, self.skip, self.skip), None)
+
+    def _payloads(self, given: Iterator[Any]) -> Iterator[_Payload]:
+        seed, epoch, loader, cycle = self.seed, self.epoch, self.loader, self.cycle
+        for position, one in enumerate(given, self.skip):
+            if isinstance(one, Share):
+                index, position = one.indices, one.position
+            else:
+                index = one
+            yield _Payload(index, batch_seed(seed, epoch, loader, cycle, position), epoch)
+
+    def _own_state(self) -> Any:
+        return torch.get_rng_state() if self.generator is None else generator_state(self.generator)
+
+    def _put_own_state(self, state: Any) -> None:
+        if self.generator is None:
+            torch.set_rng_state(state)
+        else:
+            set_generator_state(self.generator, state)
