@@ -30,14 +30,25 @@ make_environment() {
     fi
 }
 
-# Install into environment $1 the rest of the arguments, a few tries at most.
+# Install into environment $1 the rest of the arguments; pip's own words are shown only where they help.
 install_into() {
-    local folder=$1
+    local folder=$1 log
     shift
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --retries 2 "$@" || die "Could not install: $*
-pip's own words are above. If they tell of a connection, there is no network or it is closed. Connect and run
+    log=$folder/pip.log
+    if "$folder/bin/python" -m pip install --disable-pip-version-check --retries 2 "$@" >"$log" 2>&1; then return; fi
+    # pip tells of an index that it can not reach in the middle, and of conflicts or no versions at the end.
+    if grep -qE 'NewConnectionError|Connection refused|Name or service|name resolution|Network is unreachable|ProxyError|timed out|Tunnel connection' "$log"; then
+        die "There is no network, or the package index can not be reached, and this still has to be installed:
+    ${*}
+Connect, and run
     bash $0
-again: it goes on where it stopped. Without a network, put the wheels in a folder and name it: PIP_FIND_LINKS=/that/folder PIP_NO_INDEX=1 bash $0"
+again: it goes on where it stopped. Without a network, put the wheels in a folder and name it:
+    PIP_NO_INDEX=1 PIP_FIND_LINKS=/that/folder bash $0
+(pip's own words are in $log)"
+    fi
+    grep -v '^WARNING' "$log" | tail -n 15 >&2
+    die "pip could not install this (all of its words are in $log):
+    ${*}"
 }
 
 # Let uv look where pip looks: it reads none of pip's settings.
