@@ -90,8 +90,8 @@ def lint(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def types(session: nox.Session) -> None:
     """Check all packages with mypy, strictly."""
-    install(session, PACKAGES, "mypy", "types-PyYAML", "nox")
-    session.run("mypy", *SOURCES, "ci", "noxfile.py")
+    install(session, PACKAGES, "mypy", "types-PyYAML", "nox", "scikit-learn", "packaging")
+    session.run("mypy", *SOURCES, "ci", "examples", "noxfile.py")
 
 
 @nox.session

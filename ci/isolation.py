@@ -14,6 +14,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import distributions, packages_distributions
 from types import ModuleType
+from typing import Any
 
 from import_budget import needed
 
@@ -48,7 +49,13 @@ def train() -> None:
     from lt_core import Trainer
     from lt_core.demos import BoringModel
 
-    flags = {"accelerator": "cpu", "devices": 1, "max_epochs": 2, "limit_train_batches": 4, "limit_val_batches": 2}
+    flags: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "limit_train_batches": 4,
+        "limit_val_batches": 2,
+    }
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(default_root_dir=folder, **flags)

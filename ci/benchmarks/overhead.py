@@ -48,7 +48,7 @@ def by_hand(network: nn.Module, optimizer: torch.optim.Optimizer, batches: list[
     for x, y in batches:
         loss = nn.functional.mse_loss(network(x), y)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
@@ -86,7 +86,7 @@ def with_hand(segments: int) -> ByTurns:
     for x, y in turns:
         loss = nn.functional.mse_loss(network(x), y)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return turns
 
