@@ -288,6 +288,9 @@ class TestData:
         bad = type("Bad", (Data,), {"train_dataloader": lambda self, size: None})()
         (line,) = problems(Net(), loaders=None, datamodule=bad)
         assert line.startswith("Bad.train_dataloader: the trainer calls this without arguments.")
+        own = type("Own", (Net,), {"train_dataloader": lambda self, size: None})
+        assert len(problems(own(), loaders=None)) == 1
+        assert problems(own()) == []
 
     def test_a_wrong_data_module(self):
         """What is no data module is refused, with the right import for a foreign one."""

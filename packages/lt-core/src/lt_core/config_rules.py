@@ -81,8 +81,8 @@ def apply(draft: Draft) -> None:
         _one_or_all,
         _determinism,
         _overfit,
-        _fast_dev_run,
         _barebones,
+        _fast_dev_run,
         _sanity,
     ):
         rule(draft)
@@ -284,16 +284,10 @@ def _barebones(draft: Draft) -> None:
     if not draft.values["barebones"]:
         return
     for name, (value, is_off) in BAREBONES.items():
-        if name in draft.places and name not in draft.refused and not is_off(_as_given(draft, name)):
+        if name in draft.places and name not in draft.refused and not is_off(draft.values[name]):
             rule = f"barebones turns {name} off"
             draft.refuse(draft.where("barebones", name), rule, "Leave one of them out.")
         draft.values[name] = value
-
-
-def _as_given(draft: Draft, name: str) -> Any:
-    """Return a flag's own value, whatever fast_dev_run made of it."""
-    written = draft.written.get(name)
-    return int(written) if name == "num_sanity_val_steps" and written is not None else draft.values[name]
 
 
 def _sanity(draft: Draft) -> None:
