@@ -114,7 +114,7 @@ def train(folder: Path, epochs: int, resume: bool) -> float:
     seconds = time.perf_counter() - start
     accuracy = float(trainer.test(ckpt_path="best", datamodule=digits, verbose=False)[0]["test_accuracy"])
 
-    logs = Path(trainer.log_dir)
+    logs = Path(trainer.log_dir or folder)
     picture = logs / "learning_curve.png"
     trainer.history.plot(picture, keys=["train_loss", "val_loss", "val_accuracy"])
     print(f"\nTrained {trainer.current_epoch} epochs in {seconds:.1f} s; accuracy on the test part: {accuracy:.2%}")
