@@ -34,7 +34,7 @@ class Net(LightningModule):
         pass
 
     def test_step(self, batch, batch_idx, dataloader_idx=0):
-        pass
+        """Take the loader's index; this is a module's step and no test."""
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters())
