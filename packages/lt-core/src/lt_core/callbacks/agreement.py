@@ -64,4 +64,4 @@ class SharedAlarm:
         now = self._clock()
         batch_seconds = max((now - self._since) / max(self._asked, 1), 1e-6)
         self._since, self._asked = now, 0
-        return int(min(1.0, max(self._seconds_left(), 0.0)) / batch_seconds)
+        return max(int(min(1.0, max(self._seconds_left(), 0.0)) / batch_seconds) - 1, 0)

@@ -186,7 +186,7 @@ class EarlyStopping(Callback):
                 True,
                 f"{name} = {value:.5f} diverged: it must stay {sign} {self.divergence_threshold}. Training stops.",
             )
-        if self.monitor_op(current - self.min_delta, self.best_score.to(current.dtype)):
+        if self.monitor_op(current - self.min_delta, self.best_score):
             before = float(self.best_score)
             self.best_score, self.wait_count = current, 0
             gain = f" by {abs(before - value):.5f}" if math.isfinite(before) else ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lt_core.callback import Callback
 from lt_core.notices import warn
+import torch
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem, nearest
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class LearningRateMonitor(Callback):
                 values[f"{key}-weight_decay"] = self.last_weight_decay_values[f"{key}-weight_decay"] = decay
         if values:
             trainer._log_metrics(values, trainer.global_step)
+            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
 
     def _groups(self, trainer: Trainer, interval: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the key and the group of all that is due."""
