@@ -193,7 +193,8 @@ def main() -> int:
         report("frames above training_step, closure form", closure.frames, FRAMES_CLOSURE),
     ]
     if any(over) or "--verbose" in sys.argv:
-        for title, counting in (("bare", bare), ("5 logs", logged), ("closure", closure)):
+        titles = ["bare", "5 logs", "6 hooks", "6 callbacks", "closure form"]
+        for title, counting in zip(titles, (bare, logged, hooked, watched, closure), strict=True):
             print(f"    {title}")
             show(counting)
     return int(any(over))
