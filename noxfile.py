@@ -42,6 +42,8 @@ SOURCES = [f"packages/{name}/src" for name in PACKAGES]
 EXTRAS = {"lt-interface": "testing", "lt-core": "plot,metrics", "lt-loggers": "tensorboard"}
 TORCH_TESTED = {"lt-interface", "lt-core", "lt-accel"}
 
+# uv leaves compiling to the first import: without a trace of it, every process would compile PyTorch anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # uv reads none of pip's settings; a folder of wheels named to pip is named to uv too.
 if "UV_FIND_LINKS" not in os.environ and os.environ.get("PIP_FIND_LINKS"):
     os.environ["UV_FIND_LINKS"] = os.environ["PIP_FIND_LINKS"].replace(" ", ",")
