@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lt_core.entry import Payload
     from lt_core.run import Run
 
-__all__ = ["build_run", "rebuild"]
+__all__ = ["build_engine", "build_run", "rebuild"]
 
 _STAGES = {
     TrainerFn.FITTING: RunningStage.TRAINING,
@@ -55,7 +55,7 @@ def build_run(run: Run, payload: Payload) -> None:
             resume.restore_progress(run, checkpoint)
         resume.restore_callbacks(run, checkpoint)
     _configure_optimizers(run)
-    _build_engine(run)
+    build_engine(run)
     rebuild(run)
     open_journal(run, checkpoint)
     if run.fn is TrainerFn.FITTING:
@@ -146,7 +146,8 @@ def _configure_optimizers(run: Run) -> None:
     warn_unheld(run.module, run.optimizers)
 
 
-def _build_engine(run: Run) -> None:
+def build_engine(run: Run) -> None:
+    """Build the engine over the run's optimizers, at the start and when the user exchanged them."""
     run.engine = run.strategy.engine(
         run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=PlainEngine
     )

@@ -87,6 +87,7 @@ class Run:
         self.journal_file: str | None = None
         self.place: Callable[[Any, int], Any] | None = None
         self.pending: str | None = None
+        self.validated_batch = -1
         self.warned_none = False
         self.warned_closure = False
         self.feed_epoch = 0

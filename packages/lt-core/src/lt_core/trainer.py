@@ -261,7 +261,7 @@ class Trainer(TrainerView):
 
     def _adopt_changes(self, run: Run) -> None:
         """Bring a run in line with attributes that changed since its last epoch."""
-        from lt_core.build import rebuild
+        from lt_core.build import build_engine, rebuild
 
         run.plan = replace(
             run.plan,
@@ -270,7 +270,7 @@ class Trainer(TrainerView):
             clip_algorithm=self.gradient_clip_algorithm,
         )
         if list(run.engine.optimizers) != run.optimizers:
-            run.rebuild_engine()
+            build_engine(run)
         rebuild(run)
 
     # ------------------------------------------------------------ entry points

@@ -32,8 +32,7 @@ def closure_step(run: Run) -> Callable[[Any, int], Any]:
     owns = "accumulate" in engine.owns
     window: list[tuple[Any, int]] = []
 
-    def forward_backward(batch: Any, i: int, length: int, first: bool) -> tuple[Any, Tensor | None]:
-        output = p.training_step(batch, i)
+    def backward_of(output: Any, i: int, length: int, first: bool) -> Tensor | None:
         loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
         if loss is not None and not owns and length != 1:
             loss = loss / length
@@ -50,7 +49,7 @@ def closure_step(run: Run) -> Callable[[Any, int], Any]:
                 raise explain_backward(run, loss, i, error) from error
             for f in p.after_backward:
                 f()
-        return output, loss
+        return loss
 
     def step(batch: Any, i: int) -> Any:
         length, first, last = run.window(i)
@@ -60,14 +59,16 @@ def closure_step(run: Run) -> Callable[[Any, int], Any]:
         window.append((batch, i))
         if not last:
             with no_sync():
-                output, loss = forward_backward(batch, i, length, first)
+                output = p.training_step(batch, i)
+                loss = backward_of(output, i, length, first)
             losses.append(loss)
             return outputs_of(output, loss, p.wants_outputs)
         result: list[tuple[Any, Tensor | None]] = []
 
         def closure() -> Tensor | None:
             if not result:
-                result.append(forward_backward(batch, i, length, first))
+                output = p.training_step(batch, i)
+                result.append((output, backward_of(output, i, length, first)))
                 parts = [*losses, result[0][1]]
             else:
                 parts = evaluate_again(length)
@@ -95,7 +96,7 @@ def closure_step(run: Run) -> Callable[[Any, int], Any]:
     def evaluate_again(length: int) -> list[Tensor | None]:
         run.train_metrics.muted = True
         try:
-            return [forward_backward(b, j, length, k == 0)[1] for k, (b, j) in enumerate(window)]
+            return [backward_of(p.training_step(b, j), j, length, k == 0) for k, (b, j) in enumerate(window)]
         finally:
             run.train_metrics.muted = False
 

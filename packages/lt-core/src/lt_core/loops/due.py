@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lt_core.checkpoint.save import flush_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
+from lt_core.metrics import FORBIDDEN, SILENT, TRAIN_EPOCH_END
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -40,6 +41,7 @@ def finish_due(run: Run, index: int) -> bool:
         run.val_clock = time.monotonic()
         if not opened:
             run.hooks.fire("on_validation_model_zero_grad")
+        run.validated_batch = progress.batch
         evaluate(run, "validate")
     run.pending = None
     if not opened:
@@ -75,12 +77,14 @@ def close_epoch(run: Run) -> None:
     """End an epoch: its hooks, plateau schedulers, metrics, counters and saves."""
     progress, store = run.progress, run.train_metrics
     run.at_boundary = False
+    store.batch = None
+    silent = store.scope == SILENT
+    store.scope = SILENT if silent else TRAIN_EPOCH_END
     run.hooks.fire("on_train_epoch_end")
     step_plateau(run, "epoch", progress.epoch + 1)
-    values = store.take_epoch()
     run.trainer._callback_metrics.update(store.callback_metrics())
-    run.log(values, "train")
-    store.batch = None
+    run.log(store.take_epoch(), "train")
+    store.scope = SILENT if silent else FORBIDDEN
     run.feed.close_epoch()
     progress.batches += progress.batch
     progress.epoch += 1

@@ -92,7 +92,6 @@ def _loop(run: Run, stage: str, name: str, store: MetricStore) -> list[dict[str,
     hooks, trainer = run.hooks, run.trainer
     hooks.fire(f"on_{name}_start")
     hooks.fire(f"on_{name}_epoch_start")
-    store.reset_seen()
     place = build_place(run)
     _batches(run, feed, stage, name, store, place)
     silent = store.scope == SILENT
@@ -119,17 +118,12 @@ def _batches(
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
     step = eval_step(run, f"{name}_step", several)
-    limits = _sanity_limits(run, feed)
     start, inside, end = (
         (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
     )
     names = feed.names
     seen = 0
-    for batch, i, loader in feed.epoch(run.progress.epoch):
-        if limits is not None and i >= limits:
-            if not several or loader == len(names) - 1:
-                break
-            continue
+    for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):
         if place is not None:
             batch = place(batch, loader)
         store.batch, store.size, store.suffix = batch, None, names[loader]
@@ -167,7 +161,8 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     call = run.engine.call[name]
     try:
         parameters = [p for p in inspect.signature(call).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        takes_three = any(p.kind is p.VAR_POSITIONAL for p in parameters) or len(parameters) >= 3
+        takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        takes_three = several if takes_any else len(parameters) >= 3
     except (TypeError, ValueError):
         takes_three = True
     if several and not takes_three:
@@ -207,11 +202,9 @@ def _results(store: MetricStore, feed: Feed) -> list[dict[str, float]]:
     return [{**shared, **{k: v for k, v in metrics.items() if k.endswith(s)}} for s in suffixes]
 
 
-def _sanity_limits(run: Run, feed: Feed) -> int | None:
-    if not run.sanity_checking:
-        return None
-    n = run.trainer.num_sanity_val_steps
-    return None if n in (-1, float("inf")) else int(n)
+def _sanity_limit(run: Run) -> int | float | None:
+    """Return how many batches of each loader to run: all, but in the sanity check."""
+    return run.trainer.num_sanity_val_steps if run.sanity_checking else None
 
 
 def sanity_check(run: Run) -> None:

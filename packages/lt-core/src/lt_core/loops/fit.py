@@ -58,6 +58,7 @@ def open_epoch(run: Run) -> None:
     """Begin an epoch: counters, metrics and the epoch's first hook."""
     progress = run.progress
     progress.epoch_closed, progress.batch = False, 0
+    run.validated_batch = -1
     run.train_metrics.reset()
     run.epoch_schedulers_done = False
     run.at_boundary = False
@@ -114,14 +115,24 @@ def run_epoch(run: Run) -> None:
         for f in batch_end:
             f(output, batch, i)
         progress.batch = i + 1
-        if i + 1 >= cadence.next or run.attention or feed.last:
+        if i + 1 >= cadence.next or run.attention:
             store.scope, store.hook = outside, "the loop"
             stopped = run_due(run, i)
             if stopped:
                 break
     store.scope, store.batch = outside, None
     del batches
-    if not stopped and (skipped or feed.num_batches != progress.batch):
-        step_epoch(run)
+    if not stopped and progress.batch < feed.num_batches:
+        stopped = end_of_data(run, skipped)
     close_epoch(run)
     return None
+
+
+def end_of_data(run: Run, skipped: bool) -> bool:
+    """Do what the last batch of an epoch would have done, had its loader said that it is the last."""
+    step_epoch(run)
+    progress, cadence = run.progress, run.cadence
+    at_end = cadence.validates and cadence.val_batches == float("inf") and cadence.val_seconds is None
+    if skipped or not at_end or not progress.batch or run.validated_batch == progress.batch:
+        return False
+    return finish_due(run, progress.batch - 1)

@@ -21,7 +21,7 @@ def build_place(run: Run) -> Callable[[Any, int], Any] | None:
     before = _hook(run, "on_before_batch_transfer")
     move = _hook(run, "transfer_batch_to_device")
     after = _hook(run, "on_after_batch_transfer")
-    convert = getattr(run.precision, "convert_batch", None)
+    convert = run.precision.convert_batch if getattr(run.precision, "converts_batch", True) else None
     place, device = run.engine.place, run.device
     if before is move is after is convert is place is None:
         return None

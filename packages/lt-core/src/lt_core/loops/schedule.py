@@ -51,7 +51,7 @@ def after_step(run: Run) -> Callable[[int], None] | None:
             for f, frequency in by_step:
                 if (index + 1) % frequency == 0:
                     f(None)
-        if by_epoch and run.is_last_batch(index):
+        if by_epoch and index + 1 >= run.feed.num_batches:  # of unknown length: at the end of the data
             step_epoch(run)
 
     return step

@@ -65,6 +65,7 @@ def _make(run: Run, stage: str) -> Feed:
         limit=limit_of(run, stage),
         sequential=overfit,
         where=where,
+        agree=run.collectives.broadcast_object,
     )
 
 

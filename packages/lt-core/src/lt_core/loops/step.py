@@ -251,7 +251,9 @@ def _straight_step(run: Run) -> Step:
             clip()
         if engine_step(0):
             progress.step += 1
-        return outputs_of(output, loss, True) if wants_outputs else None
+        if not wants_outputs:
+            return None
+        return {"loss": output.detach()} if loss is output and loss is not None else outputs_of(output, loss, True)
 
     return step
 
