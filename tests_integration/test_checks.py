@@ -94,3 +94,10 @@ def test_public_names_are_listed_with_their_parameters(check: Check) -> None:
         """Do nothing."""
 
     assert check("api_diff").parameters(function) == "(a, *rest, key=..., **more)"
+
+
+def test_hook_table_of_the_documentation_is_the_code_s(check: Check) -> None:
+    """docs/hooks.md holds every hook as the loop's own table has it."""
+    table = check("hook_table")
+    assert table.PAGE.read_text(encoding="utf-8").rstrip() == table.expected().rstrip()
+    assert "| `on_train_batch_start` |" in table.expected()
