@@ -12,6 +12,7 @@ __all__ = [
     "InterfaceVersionError",
     "LTError",
     "MisconfigurationException",
+    "MissingPackageError",
     "PluginError",
     "Problem",
     "UnknownPluginError",
@@ -95,6 +96,10 @@ class UnknownPluginError(PluginError, KeyError):
 
 class InterfaceVersionError(PluginError):
     """Say that a plugin was written for another version of the interface."""
+
+
+class MissingPackageError(MisconfigurationException, ModuleNotFoundError):
+    """Say that an optional package is missing, and with which command it comes."""
 
 
 class CheckpointError(LTError):

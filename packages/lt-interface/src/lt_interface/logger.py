@@ -152,8 +152,8 @@ class SupportsRewind(Protocol):
         """Go on in the run ``version`` and drop what lies after ``step``.
 
         Returns:
-            True if the logger forgot everything, so that the whole history is sent again;
-            False if it kept what lies before ``step``.
+            True if the whole history is to be sent again, because the logger forgot it or
+            knows what it already has; False if it must get nothing a second time.
         """
         ...
 

@@ -1,0 +1,85 @@
+"""Turn hyper-parameters of any kind into what a tracker or a YAML file can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+__all__ = ["flatten", "plain"]
+
+
+def plain(value: Any) -> Any:
+    """Return the value made of dicts, lists, text, numbers and None only.
+
+    Namespaces and dataclasses become dicts, callables their names, single-element tensors
+    and arrays numbers, all else its text.
+    """
+    if value is None or (isinstance(value, (bool, str, int, float)) and not isinstance(value, Enum)):
+        return _builtin(value)
+    if isinstance(value, Enum):
+        return value.name
+    mapping = _mapping(value)
+    if mapping is not None:
+        return {str(key): plain(entry) for key, entry in mapping.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(entry) for entry in value]
+    if callable(getattr(value, "item", None)) and getattr(value, "size", None) is not None:
+        try:
+            return plain(value.item())
+        except (ValueError, RuntimeError, TypeError):  # more than one element
+            return str(value)
+    if callable(value):
+        return str(getattr(value, "__name__", None) or type(value).__name__)
+    return str(value)
+
+
+def flatten(params: Mapping[str, Any], separator: str = "/") -> dict[str, bool | str | int | float]:
+    """Return one level of names joined by the separator; lists and None become text."""
+    flat: dict[str, bool | str | int | float] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping) and value:
+            flat.update({f"{key}{separator}{inner}": entry for inner, entry in flatten(value, separator).items()})
+        elif isinstance(value, (bool, str, int, float)):
+            flat[key] = value
+        else:
+            flat[key] = str(value)
+    return flat
+
+
+def _builtin(value: Any) -> Any:
+    """Return a bare bool, text or number: a subclass of one need not be known to a YAML writer."""
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)
+    return None
+
+
+def _mapping(value: Any) -> Mapping[Any, Any] | None:
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, type) or callable(value):
+        return None
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if type(value).__name__ in {"Namespace", "SimpleNamespace"}:
+        return dict(vars(value))
+    return None
+
+
+def number(value: Any) -> float:
+    """Return a number, a single-element tensor or an array as a float.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if isinstance(value, str):
+        raise TypeError(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(repr(value)) from error

@@ -1,0 +1,339 @@
+"""Log to TensorBoard event files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lt_interface import Logger, MisconfigurationException, MissingPackageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["TensorBoardLogger"]
+
+
+class TensorBoardLogger(Logger):
+    """Write metrics, hyper-parameters and the model's graph to ``<save_dir>/<name>/version_N``.
+
+    Args:
+        save_dir: The folder below which all experiments lie.
+        name: The experiment's name; empty for no folder of its own.
+        version: The run's number or folder name; None takes the next number, claimed at the
+            first use, so that runs that start at once never share a folder.
+        log_graph: Whether to draw the model's graph; it needs ``example_input_array``.
+        default_hp_metric: Whether hyper-parameters that are logged without metrics get a
+            metric ``hp_metric`` of -1: TensorBoard shows no hyper-parameters without one.
+        prefix: Text before each metric's name, followed by ``-``.
+        sub_dir: A folder inside the version's for the event files.
+        **kwargs: Given to ``SummaryWriter``, such as ``max_queue``, ``flush_secs`` or
+            ``filename_suffix``.
+
+    Raises:
+        MissingPackageError: If neither TensorBoard with torch nor tensorboardX is installed.
+        MisconfigurationException: If ``save_dir`` is a remote address.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        log_graph: bool = False,
+        default_hp_metric: bool = True,
+        prefix: str = "",
+        sub_dir: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        _writer_package()
+        if "://" in os.fspath(save_dir):
+            raise MisconfigurationException(
+                f"TensorBoardLogger(save_dir={os.fspath(save_dir)!r}): this must be a folder of this machine. "
+                "Log to a local folder and copy it, or mount the remote one."
+            )
+        self._save_dir = os.path.expanduser(os.fspath(save_dir))
+        self._name = name or ""
+        self._version = version
+        self._log_graph = log_graph
+        self._default_hp_metric = default_hp_metric
+        self._prefix = prefix
+        self._sub_dir = None if sub_dir is None else os.path.expanduser(os.path.expandvars(os.fspath(sub_dir)))
+        self._kwargs = kwargs
+        self.hparams: dict[str, Any] = {}
+        self._writer: Any = None
+        self._writer_pid = 0
+        self._purge_step: int | None = None
+        self._present: dict[str, int] = {}
+        self._has_hp_metric = False
+
+    @property
+    def name(self) -> str:
+        """Return the experiment's name."""
+        return self._name
+
+    @property
+    def version(self) -> int | str:
+        """Return the run's number or folder name, claimed at the first use."""
+        if self._version is None:
+            with self.exclusive():
+                if self._version is None:
+                    self._version = _claim(self.root_dir)
+        return self._version
+
+    @property
+    def save_dir(self) -> str:
+        """Return the folder below which all experiments lie."""
+        return self._save_dir
+
+    @property
+    def root_dir(self) -> str:
+        """Return the folder of all versions of this experiment."""
+        return os.path.join(self._save_dir, self._name) if self._name else self._save_dir
+
+    @property
+    def log_dir(self) -> str:
+        """Return the folder of this run's event files."""
+        version = self.version
+        folder = os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
+        return folder if self._sub_dir is None else os.path.join(folder, self._sub_dir)
+
+    @property
+    def sub_dir(self) -> str | None:
+        """Return the folder inside the version's, or None."""
+        return self._sub_dir
+
+    @property
+    def experiment(self) -> Any:
+        """Return the ``SummaryWriter``, started at the first use."""
+        with self.exclusive():
+            if self._writer is None or self._writer_pid != os.getpid():  # a forked writer has lost its thread
+                self._writer = self._open(self.log_dir, self._purge_step)
+                self._writer_pid = os.getpid()
+                self._purge_step = None
+            return self._writer
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Write scalars.
+
+        Args:
+            metrics: Numbers or single-element tensors by name; a dict of them is drawn as
+                several curves in one chart.
+            step: The step, 0 if left out.
+
+        Raises:
+            MisconfigurationException: If a value is no number.
+        """
+        with self.exclusive():
+            self._has_hp_metric |= "hp_metric" in metrics
+            for key, value in metrics.items():
+                name = f"{self._prefix}-{key}" if self._prefix else key
+                if isinstance(value, Mapping):
+                    curves = {str(k): _number(f"{name}/{k}", v) for k, v in value.items()}
+                    self.experiment.add_scalars(name, curves, step)
+                elif (step or 0) > self._present.get(name, -1):  # of a resumed run, what is there is not sent twice
+                    self.experiment.add_scalar(name, _number(name, value), step)
+
+    def log_hyperparams(
+        self,
+        params: Any,
+        metrics: Mapping[str, Any] | float | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Write hyper-parameters to ``hparams.yaml`` and TensorBoard's table of runs.
+
+        Args:
+            params: A dict, namespace or dataclass, of any depth and with any values.
+            metrics: What the table shows beside them, or one number for ``hp_metric``.
+            step: The step of the metrics, 0 if left out.
+        """
+        from lt_loggers.hyperparameters import flatten, plain
+
+        given = plain(params)
+        if not isinstance(given, dict):
+            given = {"value": given}
+        shown: Mapping[str, Any] = {"hp_metric": -1.0} if self._default_hp_metric else {}
+        if metrics is not None:
+            shown = metrics if isinstance(metrics, Mapping) else {"hp_metric": metrics}
+        with self.exclusive():
+            self.hparams.update(given)
+            self._write_hparams()
+            if not shown:
+                return
+            if metrics is not None or not self._has_hp_metric:  # the default hides no true value
+                self.log_metrics(shown, 0 if step is None else step)
+            hparams = import_module(f"{_writer_package()}.summary").hparams
+            writer = self.experiment._get_file_writer()  # add_hparams would open a run of its own
+            for summary in hparams(flatten(self.hparams), {k: _number(k, v) for k, v in shown.items()}):
+                writer.add_summary(summary)
+
+    def log_graph(self, model: nn.Module, input_array: Any = None) -> None:
+        """Draw the graph that an input takes through the model; does nothing without ``log_graph=True``.
+
+        The model's mode, its buffers and the random state stay as they are. A model that
+        can not be traced costs a warning, not the run.
+
+        Args:
+            model: The model.
+            input_array: The input; None takes ``model.example_input_array``.
+        """
+        if not self._log_graph:
+            return
+        example = getattr(model, "example_input_array", None) if input_array is None else input_array
+        if example is None:
+            warnings.warn(
+                "TensorBoardLogger(log_graph=True): the graph needs an input. Set example_input_array on the module.",
+                stacklevel=2,
+            )
+            return
+        try:
+            with self.exclusive(), _undisturbed(model):
+                self.experiment.add_graph(model, _on_device_of(model, example))
+        except Exception as error:
+            warnings.warn(
+                f"TensorBoardLogger: the model could not be traced, its graph is left out: {error}", stacklevel=2
+            )
+
+    def rewind(self, step: int, version: int | str | None) -> bool:
+        """Go on in an earlier run: hide what lies after ``step`` and note what is there.
+
+        TensorBoard's files are only ever appended to; a new one begins with a purge step.
+
+        Returns:
+            True: the whole history may be sent again, what is there already is passed over.
+        """
+        from lt_loggers.event_files import last_steps, runs_below, wait_for_a_later_name
+
+        with self.exclusive():
+            self._close()
+            if version is not None:
+                self._version = version
+            folder = self.log_dir
+            self._present = {tag: min(last, step) for tag, last in last_steps(folder, _event_type()).items()}
+            self._has_hp_metric = any(tag.endswith("hp_metric") for tag in self._present)
+            self._purge_step = step + 1
+            for run in (folder, *runs_below(folder)):
+                wait_for_a_later_name(run)
+            for run in runs_below(folder):
+                self._open(run, step + 1).close()
+        return True
+
+    def save(self) -> None:
+        """Write what is held in memory."""
+        with self.exclusive():
+            if self._writer is not None and self._writer_pid == os.getpid():
+                self._writer.flush()
+                if not os.path.exists(os.path.join(self.log_dir, "hparams.yaml")):
+                    self._write_hparams()
+
+    def finalize(self, status: str) -> None:
+        """Write everything and close the files; a later value opens a new one beside them."""
+        self.save()
+        self._close()
+
+    def _close(self) -> None:
+        if self._writer is not None and self._writer_pid == os.getpid():
+            self._writer.close()
+
+    def _open(self, folder: str, purge_step: int | None) -> Any:
+        options = dict(self._kwargs)
+        if purge_step is not None:
+            options["purge_step"] = purge_step
+        return import_module(_writer_package()).SummaryWriter(log_dir=folder, **options)
+
+    def _write_hparams(self) -> None:
+        """Replace hparams.yaml in one step, so that a reader never sees half of it."""
+        import yaml
+
+        folder = Path(self.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".hparams.{os.getpid()}.yaml"
+        draft.write_text(yaml.safe_dump(self.hparams, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        os.replace(draft, folder / "hparams.yaml")
+
+    def __getstate__(self) -> dict[str, Any]:
+        _ = self.version  # a copy in another process writes to the same run
+        return {**super().__getstate__(), "_writer": None}
+
+
+def _claim(root: str) -> int:
+    """Make the folder of the next version; another process that is faster gets its own number."""
+    os.makedirs(root, exist_ok=True)
+    names = [entry.removeprefix("version_") for entry in os.listdir(root) if entry.startswith("version_")]
+    number = 1 + max((int(name) for name in names if name.isdecimal()), default=-1)
+    while True:
+        try:
+            os.mkdir(os.path.join(root, f"version_{number}"))
+            return number
+        except FileExistsError:
+            number += 1
+
+
+def _writer_package() -> str:
+    """Return which package has the SummaryWriter, looking without importing."""
+    torch = find_spec("torch") is not None
+    if torch and find_spec("tensorboard") is not None:
+        return "torch.utils.tensorboard"
+    if find_spec("tensorboardX") is not None:
+        return "tensorboardX"
+    extra = "tensorboard" if torch else "tensorboardx"  # TensorBoard's own package has no SummaryWriter
+    raise MissingPackageError(
+        f"TensorBoardLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[{extra}]'"
+    )
+
+
+def _event_type() -> Any:
+    home = "tensorboardX.proto" if _writer_package() == "tensorboardX" else "tensorboard.compat.proto"
+    return import_module(f"{home}.event_pb2").Event
+
+
+def _number(name: str, value: Any) -> float:
+    from lt_loggers.hyperparameters import number
+
+    try:
+        return number(value)
+    except TypeError:
+        raise MisconfigurationException(
+            f"log_metrics({name!r}): a metric must be a number or a dict of numbers. Got {type(value).__name__}. "
+            "Log pictures, text and histograms through logger.experiment."
+        ) from None
+
+
+def _on_device_of(model: nn.Module, example: Any) -> Any:
+    """Return the example where the model lies; a dict or a list of tensors as the writer takes it."""
+    import torch
+
+    first = next(model.parameters(), None)
+    if first is None:
+        return example
+    if isinstance(example, torch.Tensor):
+        return example.to(first.device)
+    if isinstance(example, Mapping):
+        return {key: _on_device_of(model, value) for key, value in example.items()}
+    if isinstance(example, (list, tuple)):
+        return tuple(_on_device_of(model, value) for value in example)
+    return example
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Trace in evaluation mode, without gradients, and put modes and the random state back."""
+    import torch
+
+    modes = {module: module.training for module in model.modules()}
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's remarks on shapes and on itself
+            for module in modes:
+                module.training = False
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
