@@ -80,7 +80,7 @@ def test_batches_left_obeys_epochs_and_steps(changes, expected):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (65, "1:05"), (3723.4, "1:02:03"), (90061, "1d 01:01:01"), (None, "?"), (math.inf, "?")],
+    [
         (0, "0:00"),
         (65, "1:05"),
         (3723.4, "1:02:03"),
