@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lt_interface.errors import ConfigError, Problem, nearest
 from torch import Tensor
+
+from lt_interface.errors import ConfigError, Problem, nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -114,7 +114,7 @@ class LightningDataModule(DataHooks, HyperparametersMixin):
 
     @not_on_instances
     def load_from_checkpoint(
-        cls,
+        cls,  # noqa: N805 - ruff does not know the decorator
         checkpoint_path: str | PathLike[str],
         map_location: Any = None,
         hparams_file: str | PathLike[str] | None = None,
@@ -161,7 +161,9 @@ class LightningDataModule(DataHooks, HyperparametersMixin):
 
     def __str__(self) -> str:
         """Return the sizes of the datasets that are known; runs no hook."""
-        return "\n".join(f"{{{stage.capitalize()} dataloader: {self._size(stage)}}}" for stage in ("train", "val", "test", "predict"))
+        return "\n".join(
+            f"{{{stage.capitalize()} dataloader: {self._size(stage)}}}" for stage in ("train", "val", "test", "predict")
+        )
 
     def _size(self, stage: str) -> str:
         own = vars(self).get(f"{stage}_dataloader")
@@ -189,7 +191,9 @@ class _Loaders:
     """Make the loaders of one stage each time it is called; picklable, unlike a closure."""
 
     def __init__(self, data: Any, shuffle: bool, batch_size: int, num_workers: int) -> None:
-        several = isinstance(data, (list, tuple, Mapping)) or not (hasattr(data, "__getitem__") or _iterates_samples(data))
+        several = isinstance(data, (list, tuple, Mapping)) or not (
+            hasattr(data, "__getitem__") or _iterates_samples(data)
+        )
         self.data = list(data) if several and not isinstance(data, Mapping) else data
         self.shuffle, self.batch_size, self.num_workers = shuffle, batch_size, num_workers
 

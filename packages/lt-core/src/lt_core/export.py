@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from lt_interface.errors import ConfigError, Problem, nearest
 
 if TYPE_CHECKING:
@@ -17,13 +18,20 @@ __all__ = ["to_onnx", "to_torchscript"]
 
 @contextmanager
 def _evaluating(module: LightningModule) -> Iterator[None]:
-    """Switch to evaluation without gradients, and put every submodule's own mode back."""
+    """Switch to evaluation without gradients or trainer, and put every submodule's own mode back."""
+    from lt_core.module import LightningModule
+
     modes = [(m, m.training) for m in module.modules()]
+    ours = [(m, m._trainer_ref) for m in module.modules() if isinstance(m, LightningModule)]
+    for m, _ in ours:
+        m._exporting, m._trainer_ref = True, None
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        for m, ref in ours:
+            m._exporting, m._trainer_ref = False, ref
         for m, mode in modes:
             m.training = mode
 
@@ -105,7 +113,7 @@ def to_torchscript(
         else:
             positional, named = _sample(module, example_inputs, "example_inputs", "to_torchscript")
             inputs: dict[str, Any] = {"example_kwarg_inputs": named} if named else {"example_inputs": positional}
-            scripted = torch.jit.trace(module, **inputs, **kwargs)
+            scripted = torch.jit.trace(module, **inputs, **kwargs)  # type: ignore[no-untyped-call]
     if file_path is not None:
         torch.jit.save(scripted, str(file_path))
     return scripted

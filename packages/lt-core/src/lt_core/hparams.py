@@ -11,9 +11,8 @@ from dataclasses import fields, is_dataclass
 from types import CodeType, FrameType
 from typing import Any
 
-from lt_interface.errors import ConfigTypeError, MisconfigurationException, Problem, nearest
-
 from lt_core.notices import warn
+from lt_interface.errors import ConfigTypeError, MisconfigurationException, Problem, nearest
 
 __all__ = ["AttributeDict", "HyperparametersMixin", "checkpoint_entries", "merged_hparams"]
 
@@ -48,7 +47,9 @@ class AttributeDict(dict[str, Any]):
 
     def __repr__(self) -> str:
         width = max((len(str(key)) for key in self), default=0) + 2
-        return "\n".join(f"{f'{key}:':{width}}{value}" for key, value in sorted(self.items(), key=lambda kv: str(kv[0])))
+        return "\n".join(
+            f"{f'{key}:':{width}}{value}" for key, value in sorted(self.items(), key=lambda kv: str(kv[0]))
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttributeDict:
         twin = type(self)()
@@ -161,7 +162,7 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[st
         entries[f"{prefix}hyper_parameters"] = config.to_container(owner._hparams, resolve=True)
         entries[f"{prefix}hparams_type"] = "DictConfig"
     else:
-        entries[f"{prefix}hyper_parameters"] = {key: _plain(value) for key, value in owner._hparams.items()}
+        entries[f"{prefix}hyper_parameters"] = {k: _plain(v, attributes=True) for k, v in owner._hparams.items()}
     return entries
 
 
@@ -178,9 +179,10 @@ def merged_hparams(module: HyperparametersMixin, datamodule: HyperparametersMixi
         for key, value in source.hparams_initial.items():
             if key in PRIVATE_KEYS:
                 continue
+            value = _plain(value, attributes=False)
             if key in merged and not _same(merged[key], value):
                 clashes.append(f"{key} ({merged[key]!r} and {value!r})")
-            merged[key] = _plain(value)
+            merged[key] = value
     if clashes:
         raise MisconfigurationException(
             f"save_hyperparameters: the module and the data module give different values to {', '.join(clashes)}. "
@@ -196,9 +198,9 @@ def _init_frames(frame: FrameType | None, obj: object) -> Iterator[FrameType]:
     """Yield the running ``__init__`` frames of ``obj``, the innermost class first."""
     while frame is not None:
         code = frame.f_code
-        if code.co_name in {"__init__", "__post_init__"} and code.co_argcount:
-            if frame.f_locals.get(code.co_varnames[0]) is obj:
-                yield frame
+        is_init = code.co_name in {"__init__", "__post_init__"} and code.co_argcount > 0
+        if is_init and frame.f_locals.get(code.co_varnames[0]) is obj:
+            yield frame
         frame = frame.f_back
 
 
@@ -302,19 +304,26 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
-    """Turn dataclasses and namespaces, at any depth, into dicts that a checkpoint can keep."""
-    if isinstance(value, Namespace):
-        value = vars(value)
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in fields(value)}
+def _plain(value: Any, *, attributes: bool) -> Any:
+    """Turn dataclasses and configs, at any depth, into containers that a checkpoint and loggers can keep.
+
+    With ``attributes`` what had attributes becomes a Namespace, else a dict.
+    """
     config = _omegaconf()
     if config is not None and config.is_config(value):
         return config.to_container(value, resolve=True)
+    named = None
+    if isinstance(value, Namespace):
+        named = vars(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: getattr(value, f.name) for f in fields(value)}
+    if named is not None:
+        items = {key: _plain(item, attributes=attributes) for key, item in named.items()}
+        return Namespace(**items) if attributes else items
     if isinstance(value, AttributeDict) or type(value) is dict:
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, attributes=attributes) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_plain(item) for item in value)
+        return type(value)(_plain(item, attributes=attributes) for item in value)
     return value
 
 
@@ -331,6 +340,6 @@ def _warn_of_modules(values: Mapping[str, Any], owner: str) -> None:
     names = [key for key, value in values.items() if isinstance(value, Module)]
     if names:
         warn(
-            f"{owner}.save_hyperparameters: {', '.join(names)} is an nn.Module, whose weights are in the checkpoint already. "
-            f"Leave it out: save_hyperparameters(ignore={names!r})."
+            f"{owner}.save_hyperparameters: {', '.join(names)} is an nn.Module, whose weights are in the checkpoint "
+            f"already. Leave it out: save_hyperparameters(ignore={names!r})."
         )

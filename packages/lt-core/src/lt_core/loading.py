@@ -15,12 +15,11 @@ from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, get_type_hints
-
-from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError, Problem, nearest
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from lt_core.hparams import PRIVATE_KEYS, AttributeDict
 from lt_core.notices import warn
+from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError, Problem, nearest
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -59,7 +58,12 @@ else:
 
 
 def load_module(
-    cls: type[LightningModule], path: Any, map_location: Any, hparams_file: Any, strict: bool | None, given: dict[str, Any]
+    cls: type[LightningModule],
+    path: Any,
+    map_location: Any,
+    hparams_file: Any,
+    strict: bool | None,
+    given: dict[str, Any],
 ) -> LightningModule:
     """Build a module, then load its weights.
 
@@ -79,7 +83,7 @@ def load_module(
 
     where = f"{cls.__name__}.load_from_checkpoint({str(path)!r})"
     checkpoint = _read(path, map_location, hparams_file, "")
-    module = build(cls, checkpoint, "", given, where)
+    module: LightningModule = build(cls, checkpoint, "", given, where)
     if strict is None:
         strict = module.strict_loading
     elif _says_strictness(module) and strict != module.strict_loading:
@@ -88,8 +92,8 @@ def load_module(
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     weights = checkpoint.get("state_dict") or {}
-    if not weights:
-        warn(f"{where}: the checkpoint holds no weights.")
+    if not weights and not strict and module.state_dict():
+        warn(f"{where}: the checkpoint holds no weights, so the module keeps those it was built with.")
     load_weights(module, weights, strict, where)
     device = next((t.device for t in weights.values() if hasattr(t, "device")), module.device)
     return module if module.device == device else module.to(device)
@@ -183,17 +187,22 @@ def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, A
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     required = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.default is p.empty}
-    if name in names:
-        arguments = {key: value for key, value in values.items() if key in given or key in required}
-        arguments = {key: value for key, value in arguments.items() if key in names}
-        if name not in given and saved:
+    arguments: dict[str, Any]
+    if name in names:  # one argument held all values; others can be among them only if they have no default
+        wanted = (required | set(given)) & names
+        arguments = {key: value for key, value in values.items() if key in wanted}
+        if saved:
             inside = {key: value for key, value in values.items() if key not in given or key in saved}
-            arguments[name] = _typed(_annotations(cls).get(name), inside, checkpoint.get(f"{prefix}hparams_type"))
+            arguments.setdefault(name, inside)
     else:
         arguments = {key: value for key, value in values.items() if accepts_any or key in names}
-        hints = _annotations(cls)
-        arguments = {k: v if k in given else _typed(hints.get(k), v) for k, v in arguments.items()}
     _refuse_unkept(arguments, given, where)
+    hints = _hints(cls.__init__)  # type: ignore[misc]
+    for key in arguments.keys() - given.keys():
+        kind = checkpoint.get(f"{prefix}hparams_type") if key == name else None
+        arguments[key] = _typed(hints.get(key), arguments[key], kind)
+        if key == name and hints.get(key) is not dict and type(arguments[key]) is dict:
+            arguments[key] = AttributeDict(arguments[key])
     lacking = sorted(required - set(arguments))
     if lacking:
         hint = ", ".join(f"{key}=..." for key in lacking)
@@ -229,35 +238,34 @@ def _unkept(value: Any, path: str) -> Iterator[tuple[str, str]]:
             return
         for key, item in value.items():
             yield from _unkept(item, f"{path}.{key}")
-    elif isinstance(value, (Namespace,)) or (is_dataclass(value) and not isinstance(value, type)):
+    elif isinstance(value, Namespace) or (is_dataclass(value) and not isinstance(value, type)):
         yield from _unkept(vars(value), path)
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
             yield from _unkept(item, f"{path}[{i}]")
 
 
-def _annotations(cls: type) -> dict[str, Any]:
+def _hints(obj: Any) -> dict[str, Any]:
     try:
-        return get_type_hints(cls.__init__)  # type: ignore[misc]
+        return get_type_hints(obj)
     except Exception:  # names that exist for type checkers only
         return {}
 
 
 def _typed(annotation: Any, value: Any, kind: str | None = None) -> Any:
-    """Give a saved dict the type that the class's own annotation asks for."""
+    """Give saved names and values the type that the class's own annotation asks for."""
     if kind == "DictConfig":
-        from omegaconf import OmegaConf
+        from omegaconf import OmegaConf  # type: ignore[import-not-found, unused-ignore]
 
         return OmegaConf.create(value)
-    if not isinstance(value, dict) or set(value) == {"$repr"}:
+    if not isinstance(value, (dict, Namespace)) or (isinstance(value, dict) and set(value) == {"$repr"}):
         return value
-    if annotation is Namespace:
-        return Namespace(**value)
-    if isinstance(annotation, type) and is_dataclass(annotation):
-        try:
-            hints = get_type_hints(annotation)
-        except Exception:
-            hints = {}
-        known = {f.name for f in fields(annotation) if f.init}
-        return annotation(**{key: _typed(hints.get(key), item) for key, item in value.items() if key in known})
-    return value if annotation is dict else AttributeDict(value)
+    items = vars(value) if isinstance(value, Namespace) else value
+    for wanted in get_args(annotation) or (annotation,):  # X | None counts as X
+        if wanted is Namespace:
+            return Namespace(**items)
+        if isinstance(wanted, type) and is_dataclass(wanted):
+            hints = _hints(wanted)
+            known = {f.name for f in fields(wanted) if f.init}
+            return wanted(**{key: _typed(hints.get(key), item) for key, item in items.items() if key in known})
+    return value

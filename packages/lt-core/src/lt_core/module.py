@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from lt_interface.errors import MisconfigurationException
 from torch import Tensor, nn
 
 from lt_core.hparams import HyperparametersMixin
 from lt_core.loading import load_module, not_on_instances
 from lt_core.module_hooks import CheckpointHooks, DataHooks, ModelHooks, missing
 from lt_core.notices import warn
+from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LightningModule"]
 
 # What belongs to a running trainer, and never goes into a pickle or a copy.
-_RUN_STATE = ("_trainer_ref", "_metrics", "_device_mesh", "_toggled")
+_RUN_STATE = ("_trainer_ref", "_metrics", "_device_mesh", "_toggled", "_exporting")
 
 
 class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMixin, nn.Module):
@@ -54,8 +54,24 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     # TorchScript compiles properties unless told not to; these are for Python only.
     __jit_unused_properties__: ClassVar[list[str]] = [
-        *("current_epoch", "device", "device_mesh", "dtype", "global_rank", "global_step", "hparams", "hparams_initial"),
+        *(
+            "current_epoch",
+            "device",
+            "device_mesh",
+            "dtype",
+            "global_rank",
+            "global_step",
+            "hparams",
+            "hparams_initial",
+        ),
         *("local_rank", "logger", "loggers", "on_gpu", "trainer"),
+    ]
+
+    # It also wants to know the types of annotated attributes, which ours are not for.
+    __jit_ignored_attributes__: ClassVar[list[str]] = [
+        *("allow_zero_length_dataloader_with_multiple_devices", "automatic_optimization", "example_input_array"),
+        *("prepare_data_per_node", "strict_loading", "_device", "_device_mesh", "_dtype", "_exporting", "_hparams"),
+        *("_hparams_initial", "_hparams_name", "_log_hyperparams", "_metrics", "_toggled", "_trainer_ref"),
     ]
 
     # Defaults on the class: reading them before __init__ works, and never falls into nn.Module.__getattr__.
@@ -68,6 +84,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
     _dtype: torch.dtype | None = None
     _device_mesh: Any = None
     _toggled: list[tuple[Parameter, bool]] | None = None
+    _exporting: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -229,7 +246,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         if not isinstance(algorithm, (str, type(None))) or (algorithm or "norm").lower() not in {"norm", "value"}:
             raise MisconfigurationException(
                 "LightningModule.clip_gradients: gradient_clip_algorithm must be one of norm, value. "
-                f"Got {gradient_clip_algorithm!r}. Write gradient_clip_algorithm=\"norm\"."
+                f'Got {gradient_clip_algorithm!r}. Write gradient_clip_algorithm="norm".'
             )
         self._run("clip_gradients").clip(optimizer, value, (algorithm or "norm").lower())
 
@@ -477,26 +494,21 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             The same structure; with several processes each tensor has a new first dimension
             of their number.
         """
+        from lt_core.data.transfer import apply_to_collection
+
         collectives = self._run("all_gather").collectives
         device = self.device
         collectives.barrier("all_gather")
 
         def gather(x: Any) -> Any:
-            if isinstance(x, Mapping):
-                return {key: gather(item) for key, item in x.items()}
-            if isinstance(x, tuple) and hasattr(x, "_fields"):
-                return type(x)(*(gather(item) for item in x))
-            if isinstance(x, (list, tuple)):
-                return type(x)(gather(item) for item in x)
-            if isinstance(x, (bool, int, float)):
-                x = torch.tensor(x, device=device)
-            if isinstance(x, Tensor):
-                return collectives.all_gather(x.to(device), "data" if group is None else group, sync_grads)
-            return x
+            x = torch.as_tensor(x, device=device)
+            return collectives.all_gather(x, "data" if group is None else group, sync_grads)
 
-        return gather(data)
+        return apply_to_collection(data, (Tensor, int, float), gather)
 
-    def to_onnx(self, file_path: str | PathLike[str] | Any | None = None, input_sample: Any = None, **kwargs: Any) -> Any:
+    def to_onnx(
+        self, file_path: str | PathLike[str] | Any | None = None, input_sample: Any = None, **kwargs: Any
+    ) -> Any:
         """Export ``forward`` to ONNX, in evaluation mode.
 
         Args:
@@ -541,7 +553,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     @not_on_instances
     def load_from_checkpoint(
-        cls,
+        cls,  # noqa: N805 - ruff does not know the decorator
         checkpoint_path: str | PathLike[str],
         map_location: Any = None,
         hparams_file: str | PathLike[str] | None = None,
@@ -581,12 +593,12 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             RuntimeError: If there is none.
         """
         trainer = self._trainer_or_none()
-        if trainer is None:
+        if trainer is None and not self._exporting:  # TorchScript reads every attribute
             raise RuntimeError(
                 f"{type(self).__name__}.trainer: no trainer is attached. "
                 "It is there while fit, validate, test or predict runs, and after it."
             )
-        return trainer
+        return cast("Trainer", trainer)
 
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
@@ -704,7 +716,7 @@ def _agreed(name: str, given: Any, trainers: Any) -> Any:
     a, b = (v.lower() if isinstance(v, str) else v for v in (given, trainers))
     if b is not None and a != b:
         raise MisconfigurationException(
-            f"LightningModule.clip_gradients: {name} is specified in both places. Got {given!r} here and {trainers!r} in "
-            f"the Trainer. Leave it out of one of them."
+            f"LightningModule.clip_gradients: {name} is specified in both places. Got {given!r} here "
+            f"and {trainers!r} in the Trainer. Leave it out of one of them."
         )
     return given

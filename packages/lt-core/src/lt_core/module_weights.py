@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lt_interface.errors import CheckpointError
 from torch import nn
+
+from lt_interface.errors import CheckpointError
 
 __all__ = ["load_weights"]
 
@@ -47,7 +48,9 @@ def _explain(module: nn.Module, state_dict: Mapping[str, Any], strict: bool, whe
         for key, value in own.items()
         if key in state_dict and hasattr(value, "shape") and f"size mismatch for {key}:" in message
     ]
-    parts = _listed([("missing in the file", missing), ("not in the model", unexpected), ("of another shape", misshaped)])
+    parts = _listed(
+        [("missing in the file", missing), ("not in the model", unexpected), ("of another shape", misshaped)]
+    )
     if not parts:
         return f"{start}the weights do not fit {type(module).__name__}. {message}"
     fix = "Load it into the model that it was saved from"
