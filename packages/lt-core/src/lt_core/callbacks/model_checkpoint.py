@@ -331,7 +331,7 @@ class ModelCheckpoint(Checkpoint):
         metrics = candidates(trainer)
         paths = [self._choose_path(trainer, metrics)]
         if self.save_last and self.save_last != "link":
-            paths.append(self._choose_path(trainer, metrics, last=True))
+            paths.append(self._choose_path(trainer, metrics, self.last_model_path, last=True))
         for path in paths:
             try:
                 trainer.save_checkpoint(path, weights_only=self.save_weights_only)
@@ -433,9 +433,11 @@ class ModelCheckpoint(Checkpoint):
         """Return rank 0's path; ``own`` may be replaced, anything else that exists gives a version."""
         path = self.format_checkpoint_name(metrics, self.CHECKPOINT_NAME_LAST if last else None)
         if self._enable_version_counter and trainer.is_global_zero:
+            run = trainer._run
+            asked_for = set() if run is None else {request.path for request in [*run.save_queue, *run.in_flight]}
 
             def taken(path: str) -> bool:
-                return path != own and (path in self._pending or os.path.lexists(path))
+                return path != own and (path in asked_for or os.path.lexists(path))
 
             path = names.first_free(path, taken, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION)
         return from_rank_zero(trainer, path)
