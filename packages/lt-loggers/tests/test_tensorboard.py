@@ -51,6 +51,11 @@ class TestTensorBoardLogger(LoggerConformance):
 class TestTensorBoardXLogger(LoggerConformance):
     """The same rules hold where tensorboardX writes the files; skipped where it is not installed."""
 
+    patience = 10.0
+
+    def kept_name(self, name: str) -> str:
+        return name.replace(" ", "_")
+
     @pytest.fixture(autouse=True)
     def tensorboardx(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("tensorboardX")

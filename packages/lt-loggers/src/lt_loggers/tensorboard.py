@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["TensorBoardLogger"]
+
+_opened = itertools.count()
 
 
 class TensorBoardLogger(Logger):
@@ -137,7 +141,7 @@ class TensorBoardLogger(Logger):
                 if isinstance(value, Mapping):
                     curves = {str(k): _number(f"{name}/{k}", v) for k, v in value.items()}
                     self.experiment.add_scalars(name, curves, step)
-                elif (step or 0) > self._present.get(name, -1):  # of a resumed run, what is there is not sent twice
+                elif not self._present or (step or 0) > self._present.get(_tag(name), -1):
                     self.experiment.add_scalar(name, _number(name, value), step)
 
     def log_hyperparams(
@@ -215,6 +219,7 @@ class TensorBoardLogger(Logger):
             if version is not None:
                 self._version = version
             folder = self.log_dir
+            # Of a resumed run, what is there already is not written a second time.
             self._present = {tag: min(last, step) for tag, last in last_steps(folder, _event_type()).items()}
             self._has_hp_metric = any(tag.endswith("hp_metric") for tag in self._present)
             self._purge_step = step + 1
@@ -234,18 +239,23 @@ class TensorBoardLogger(Logger):
 
     def finalize(self, status: str) -> None:
         """Write everything and close the files; a later value opens a new one beside them."""
-        self.save()
-        self._close()
+        with self.exclusive():
+            self.save()
+            self._close()
 
     def _close(self) -> None:
         if self._writer is not None and self._writer_pid == os.getpid():
             self._writer.close()
+        self._writer = None
 
     def _open(self, folder: str, purge_step: int | None) -> Any:
         options = dict(self._kwargs)
         if purge_step is not None:
             options["purge_step"] = purge_step
-        return import_module(_writer_package()).SummaryWriter(log_dir=folder, **options)
+        package = _writer_package()
+        if package == "tensorboardX":  # its files of one second have one name and replace one another
+            options["filename_suffix"] = f".{os.getpid()}.{next(_opened):06d}{options.get('filename_suffix', '')}"
+        return import_module(package).SummaryWriter(log_dir=folder, **options)
 
     def _write_hparams(self) -> None:
         """Replace hparams.yaml in one step, so that a reader never sees half of it."""
@@ -286,6 +296,11 @@ def _writer_package() -> str:
     raise MissingPackageError(
         f"TensorBoardLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[{extra}]'"
     )
+
+
+def _tag(name: str) -> str:
+    """Return the name under which the event files keep a metric."""
+    return re.sub(r"[^-/\w.]", "_", name).lstrip("/") if _writer_package() == "tensorboardX" else name
 
 
 def _event_type() -> Any:

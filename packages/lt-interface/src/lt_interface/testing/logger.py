@@ -6,6 +6,7 @@ import argparse
 import math
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,10 +31,12 @@ class LoggerConformance(Conformance, suite=True):
 
     Attributes:
         keeps_nonfinite: Whether the tracker can hold nan and inf.
+        patience: Seconds that a tracker's own thread may need until a flush is seen.
     """
 
     registry = loggers
     keeps_nonfinite: ClassVar[bool] = True
+    patience: ClassVar[float] = 0.0
 
     def make_logger(self, folder: Path) -> Logger:
         """Return a new logger that writes below the folder; override it for other arguments."""
@@ -43,6 +46,10 @@ class LoggerConformance(Conformance, suite=True):
     def read(self, logger: Logger) -> Points:
         """Return what the tracker holds of this logger's run: name to step to value."""
         raise NotImplementedError(f"{type(self).__name__}: read(logger) must be implemented.")
+
+    def kept_name(self, name: str) -> str:
+        """Return the name under which the tracker keeps a metric, where it allows fewer characters."""
+        return name
 
     @pytest.fixture
     def logger(self, tmp_path: Path) -> Iterator[Logger]:
@@ -104,7 +111,7 @@ class LoggerConformance(Conformance, suite=True):
         """Groups, blanks and letters of any script stay in a metric's name."""
         logger.log_metrics({name: 2.0}, 3)
         logger.finish("success")
-        assert self.read(logger)[name] == {3: 2.0}
+        assert self.read(logger)[self.kept_name(name)] == {3: 2.0}
 
     def test_nonfinite_values(self, logger: Logger) -> None:
         """Values of nan and inf are accepted, and kept where the tracker can."""
@@ -138,11 +145,18 @@ class LoggerConformance(Conformance, suite=True):
     def test_flush_makes_visible(self, logger: Logger) -> None:
         """After flush, a reader sees what was logged though the run goes on."""
         logger.log_metrics({"loss": 1.0}, 0)
-        logger.flush()
-        assert self.read(logger)["loss"] == {0: 1.0}
+        self.assert_visible(logger, {0: 1.0})
         logger.log_metrics({"loss": 2.0}, 1)
+        self.assert_visible(logger, {0: 1.0, 1: 2.0})
+
+    def assert_visible(self, logger: Logger, expected: dict[int, float]) -> None:
+        """Flush and read, again until the patience is over."""
+        end = time.monotonic() + self.patience
         logger.flush()
-        assert self.read(logger)["loss"] == {0: 1.0, 1: 2.0}
+        while self.read(logger).get("loss") != expected and time.monotonic() < end:
+            time.sleep(0.02)
+            logger.flush()
+        assert self.read(logger).get("loss") == expected
 
     @pytest.mark.parametrize("status", ["success", "failed", "interrupted"])
     def test_finishes_in_any_way(self, tmp_path: Path, status: str) -> None:
