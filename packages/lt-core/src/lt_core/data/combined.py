@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lt_interface.errors import ConfigError, Problem, nearest
 
-__all__ = ["CombinedLoader", "Mode", "combined_size", "flatten", "is_loader", "rounds", "unflatten"]
+__all__ = ["CombinedLoader", "Mode", "combined_size", "flatten", "is_last", "is_loader", "rounds", "unflatten"]
 
 Mode = Literal["min_size", "max_size_cycle", "max_size", "sequential"]
 _INF = float("inf")
@@ -156,6 +156,13 @@ def combined_size(sizes: Sequence[int | float], mode: str) -> int | float:
     if mode == "sequential":
         return sum(sizes)
     return min(sizes) if mode == "min_size" else max(sizes)
+
+
+def is_last(ended: Sequence[bool], cycled: Sequence[bool], mode: str) -> bool:
+    """Return whether a round was the last, by whether each track's pass ended and whether it is past its first."""
+    if mode == "min_size":
+        return any(ended)
+    return all(a or (b and mode == "max_size_cycle") for a, b in zip(ended, cycled, strict=True))
 
 
 class _Plain:

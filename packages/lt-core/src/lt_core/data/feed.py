@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from lt_core import rng
-from lt_core.data.combined import CombinedLoader, combined_size, flatten, rounds, unflatten
+from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, rounds, unflatten
 from lt_core.data.view import END, Leaf, ViewLeaf, make_leaf
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_interface import World
@@ -253,9 +253,9 @@ class Feed:
     def _is_last(self) -> bool:
         if self._rounds >= self._total:
             return True
-        leaf = self.leaves[0]
-        if len(self.leaves) == 1 and leaf.taken is not None:
-            return not leaf.index_ahead()
+        ended = [leaf.ended() for leaf in self.leaves]
+        if None not in ended:
+            return is_last([bool(one) for one in ended], [leaf.cycle > 0 for leaf in self.leaves], self.mode)
         self._before = self._place()
         if any(one.peek_draws for one in self.leaves):
             self._before["ahead"] = rng.capture()
@@ -379,7 +379,8 @@ class Feed:
             leaf = self.leaves[0]
             if len(self.leaves) == 1 and isinstance(leaf, ViewLeaf):
                 self._rounds = leaf.batches
-                self._total = min(self._total, leaf.batches + leaf.rest())
+                rest = leaf.batches + leaf.rest()
+                self._total = rest if self.num_batches >= leaf.size else min(self.num_batches, rest)
             batches = self._training()
             if state.get("ahead") is not None:
                 rng.restore(state["ahead"])

@@ -111,14 +111,23 @@ class Leaf:
             self.samples += count(one)
         return batch
 
-    def index_ahead(self) -> bool:
-        """Return whether the pass has a further batch, by drawing its indices but no data."""
+    def ended(self) -> bool | None:
+        """Return whether the pass has no further batch, or None where only data could tell.
+
+        Where a batch sampler has no length, its next indices are drawn; never data.
+        """
+        if self.batches >= self.limit:
+            return True
+        if self.exact and self.size != _INF:
+            return self.batches >= self.size
+        if self.taken is None:
+            return None
         if not self._ahead:
-            one = next(self.taken, END) if self.taken is not None else END
+            one = next(self.taken, END)
             if one is END:
-                return False
+                return True
             self._ahead.append(one)
-        return True
+        return False
 
     def consumed(self) -> int:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
@@ -253,7 +262,11 @@ class OpaqueLeaf(Leaf):
 
     def state(self) -> dict[str, Any]:
         """Return the place, and the loader's own state if it keeps one."""
-        return {**super().state(), "drawn": self.drawn, "user": self.user.state_dict() if self.stateful else None}
+        return {
+            **super().state(),
+            "drawn": self.drawn,
+            "user": copy.deepcopy(self.user.state_dict()) if self.stateful else None,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over the loader's own state."""
@@ -383,8 +396,8 @@ class ViewLeaf(Leaf):
             "prefetch": self.prefetch,
             "fresh": self.fresh,
             "warm": self.persistent and self.view._iterator is not None,
-            "dataset": self.user.dataset.state_dict() if self.indexed and self.stateful else None,
-            "place": self.user.dataset.state_dict() if self._own_place() else None,
+            "dataset": copy.deepcopy(self.user.dataset.state_dict()) if self.indexed and self.stateful else None,
+            "place": copy.deepcopy(self.user.dataset.state_dict()) if self._own_place() else None,
         }
 
     def load(self, state: dict[str, Any]) -> None:
