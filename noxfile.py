@@ -73,10 +73,12 @@ def pytest(session: nox.Session, report: str, *arguments: str, select: str = "no
     REPORTS.mkdir(parents=True, exist_ok=True)
     command = ["python", "-m", "pytest", "-q", "-m", select, "--timeout", "600", "--durations", "5"]
     command += [f"--junit-xml={REPORTS / report}.xml", *arguments, *session.posargs]
-    nothing_collected = 5
-    codes = [0, nothing_collected] if session.posargs else [0]
     # Two cores are shared: more threads than one a process only take time from one another.
-    session.run(*command, success_codes=codes, env={"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"})
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    nothing_collected = 5
+    session.run(*command, success_codes=[0, nothing_collected], env=environment)
+    if 'tests="0"' in (REPORTS / f"{report}.xml").read_text(encoding="utf-8") and not session.posargs:
+        session.error(f"no test ran in {' '.join(arguments)}")
 
 
 @nox.session
