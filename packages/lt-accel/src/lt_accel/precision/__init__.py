@@ -1,0 +1,1 @@
+"""Compute in other number formats than 32 bits."""
