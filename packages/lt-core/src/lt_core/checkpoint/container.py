@@ -28,7 +28,7 @@ _PREFIX = b'{"__metadata__":{"lt_crc32":"'
 _NEXT = b'","lt_tensor_crc32":"'
 _WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 _WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_ZIP, _PICKLE, _PROTOCOLS = b"PK\x03\x04", b"\x80", b"\x02\x03\x04\x05"
 
 
 @dataclass(frozen=True)
@@ -250,9 +250,11 @@ def _read_exactly(file: BinaryIO, count: int, path: str) -> bytes:
 
 def _refuse_strangers(path: str, raw: bytes, size: int) -> None:
     """Refuse what is no checkpoint of this package."""
+    if raw[8:] == _PREFIX:  # first: the length before it may look like anything
+        return
     if size == 0:
         raise damaged(path, "the file is empty")
-    if raw.startswith((_ZIP, _PICKLE)):
+    if raw.startswith(_ZIP) or (raw[:1] == _PICKLE and raw[1:2] in _PROTOCOLS and raw[8:10] != _PREFIX[:2]):
         fix = (
             "A file of PyTorch Lightning: read it once with lt_core.checkpoint.import_lightning(path) "
             "and write it with lt_core.checkpoint.save_checkpoint(tree, new_path)."
@@ -264,8 +266,6 @@ def _refuse_strangers(path: str, raw: bytes, size: int) -> None:
                 )
             )
         )
-    if raw[8:] == _PREFIX:
-        return
     if _PREFIX.startswith(raw[8:]):
         raise damaged(path, "the file is truncated in its header", f"{size} bytes")
     if raw[8:9] == b"{":

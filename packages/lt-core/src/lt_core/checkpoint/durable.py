@@ -57,9 +57,13 @@ class AtomicFile:
         while True:
             self._temporary = _temporary_name(self.path)
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
-            if _claim(self._fd, self._temporary):
-                return self
-            os.close(self._fd)
+            try:
+                if _claim(self._fd, self._temporary):
+                    return self
+            except BaseException:
+                self._discard()
+                raise
+            self._close()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
@@ -200,8 +201,8 @@ class _Encoder:
         scalar = write_numpy_scalar(value)
         if scalar is not None:
             return scalar
-        module = type(value).__module__
-        if module == "numpy" and hasattr(value, "__array_interface__"):
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and isinstance(value, numpy.ndarray):
             return self._array(value, path)
         if isinstance(value, Enum) and not isinstance(value, (str, int, float)):
             self._refuse(path, "an enum member can not be kept", value, "Keep its .value.")

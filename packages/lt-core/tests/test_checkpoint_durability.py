@@ -1,0 +1,400 @@
+"""A save leaves the old file or the new one, whatever fails and whenever the process dies."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from lt_core.checkpoint import durable, load_checkpoint, peek, save_checkpoint, verify
+
+OLD = {"epoch": 1, "w": torch.zeros(3000)}
+NEW = {"epoch": 2, "w": torch.ones(300_000), "b": {"x": torch.arange(5)}}
+CALLS = ("open", "write", "lseek", "fsync", "replace", "close", "stat", "fstat", "unlink", "mkdir", "scandir")
+
+
+class Shim:
+    """Stand in for `os` and let a function see every call that reaches the disk."""
+
+    def __init__(self, seen: Callable[[str, tuple[Any, ...]], Any]) -> None:
+        for name in CALLS:
+            setattr(self, name, self._watch(name, seen))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    @staticmethod
+    def _watch(name: str, seen: Callable[[str, tuple[Any, ...]], Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return seen(name, args)
+
+        return call
+
+
+def real(name: str, args: tuple[Any, ...]) -> Any:
+    return getattr(os, name)(*args)
+
+
+def same(path: pathlib.Path, tree: dict[str, Any]) -> bool:
+    verify(path)
+    return bool(load_checkpoint(path)["epoch"] == tree["epoch"]) and torch.equal(load_checkpoint(path)["w"], tree["w"])
+
+
+@pytest.fixture
+def target(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(OLD, path)
+    yield path
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EIO", "EROFS", "EACCES", "EINTR"])
+@pytest.mark.parametrize("before", [True, False], ids=["refused", "refused-after"])
+def test_an_error_at_any_call_leaves_old_or_new(
+    target: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: str, before: bool
+) -> None:
+    """An error of the system at every single call leaves a whole checkpoint and no other file."""
+    number = getattr(errno, code)
+    index, failed = 0, 0
+    while True:
+        count = 0
+
+        def seen(name: str, args: tuple[Any, ...]) -> Any:
+            nonlocal count
+            count += 1
+            if count - 1 != index:
+                return real(name, args)
+            if name in ("close", "scandir") or not before:  # a descriptor is closed even where close() reports an error
+                done = real(name, args)
+                if name == "open":
+                    os.close(done)
+                    if args[1] & os.O_CREAT:
+                        os.unlink(args[0])
+                elif name == "scandir":
+                    done.close()
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(durable, "os", Shim(seen))
+        try:
+            save_checkpoint(NEW, target)
+        except OSError as error:
+            failed += 1
+            assert error.errno == number
+            if code == "ENOSPC" and "needs" in str(error):
+                needed, free = map(int, re.findall(r"needs (\d+) bytes, (\d+) are free", str(error))[0])
+                assert needed > NEW["w"].nbytes
+                assert free > 0
+        monkeypatch.setattr(durable, "os", os)
+        assert same(target, OLD) or same(target, NEW)
+        assert os.listdir(target.parent) == ["last.ckpt"]
+        if count <= index:
+            break
+        save_checkpoint(OLD, target)
+        index += 1
+    assert failed >= 8
+    assert same(target, NEW)
+
+
+def test_an_interrupt_inside_a_save_leaves_no_stray_file(target: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C inside a write leaves the old checkpoint and nothing else."""
+
+    def seen(name: str, args: tuple[Any, ...]) -> Any:
+        if name == "write":
+            raise KeyboardInterrupt
+        return real(name, args)
+
+    monkeypatch.setattr(durable, "os", Shim(seen))
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(NEW, target)
+    assert same(target, OLD)
+
+
+def test_short_writes_are_carried_on(target: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that takes only some bytes of a write gets the rest."""
+
+    def seen(name: str, args: tuple[Any, ...]) -> Any:
+        return os.write(args[0], args[1][: max(1, len(args[1]) // 3)]) if name == "write" else real(name, args)
+
+    monkeypatch.setattr(durable, "os", Shim(seen))
+    save_checkpoint(NEW, target)
+    assert same(target, NEW)
+
+
+def record(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, skip: str = "") -> list[tuple[Any, ...]]:
+    """Save NEW and return what reached the disk; calls of the kind ``skip`` do nothing."""
+    log: list[tuple[Any, ...]] = []
+    kinds: dict[int, str] = {}
+
+    def seen(name: str, args: tuple[Any, ...]) -> Any:
+        if name == "fsync":
+            kind = f"fsync {kinds[args[0]]}"
+            if kind != skip:
+                log.append((kind,))
+            return None
+        done = real(name, args)
+        if name == "open" and ".lt-tmp" in str(args[0]) or name == "open" and os.path.isdir(args[0]):
+            kinds[done] = "folder" if os.path.isdir(args[0]) else "file"
+        elif name == "lseek":
+            log.append(("seek", args[1]))
+        elif name == "write":
+            log.append(("write", bytes(args[1])))
+        elif name == "replace":
+            log.append(("replace",))
+        return done
+
+    monkeypatch.setattr(durable, "os", Shim(seen))
+    save_checkpoint(NEW, path)
+    monkeypatch.setattr(durable, "os", os)
+    return log
+
+
+def crash_states(log: list[tuple[Any, ...]], old: bytes) -> Iterator[tuple[bool, bytes]]:
+    """Yield every content the target may have after a crash, and whether the save had returned by then.
+
+    The model: what was written but not synced may be there, be gone, or be there in part, in any order; a rename
+    that was not synced may be there or not, and may be there before the data.
+    """
+    for end in range(len(log) + 1):
+        content, synced, position = bytearray(), b"", 0
+        writes: list[tuple[int, bytes]] = []
+        renamed = durable_rename = False
+        for step in log[:end]:
+            if step[0] == "write":
+                content[position : position + len(step[1])] = step[1]
+                writes.append((position, step[1]))
+                position += len(step[1])
+            elif step[0] == "seek":
+                position = step[1]
+            elif step[0] == "fsync file":
+                synced, writes = bytes(content), []
+            elif step[0] == "replace":
+                renamed = True
+            elif step[0] == "fsync folder":
+                durable_rename = renamed
+        if not durable_rename:
+            yield end == len(log), old
+        if renamed:
+            yield end == len(log), bytes(content)
+            for index in range(len(writes)):
+                for torn in (0, 1, len(writes[index][1]) // 2):
+                    partial = bytearray(synced)
+                    for other, (start, data) in enumerate(writes):
+                        kept = data[:torn] if other == index else data
+                        partial[start : start + len(kept)] = kept
+                    yield end == len(log), bytes(partial)
+
+
+def outcome(content: bytes, folder: pathlib.Path) -> str:
+    path = folder / "state.ckpt"
+    path.write_bytes(content)
+    try:
+        return "old" if same(path, OLD) else "new" if same(path, NEW) else "mix"
+    except Exception as error:
+        return f"error {type(error).__name__}"
+
+
+def test_every_crash_point_leaves_old_or_new(
+    target: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every crash point, with unsynced bytes lost or torn, the target loads as the old or the new checkpoint."""
+    old, folder = target.read_bytes(), tmp_path_factory.mktemp("state")
+    log = record(target, monkeypatch)
+    assert [step[0] for step in log[-3:]] == ["fsync file", "replace", "fsync folder"]
+    states = set(crash_states(log, old))
+    found = {(returned, outcome(content, folder)) for returned, content in states}
+    assert found == {(False, "old"), (False, "new"), (True, "new")}
+
+
+@pytest.mark.parametrize("skip", ["fsync file", "fsync folder"])
+def test_both_syncs_are_needed(
+    target: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, skip: str
+) -> None:
+    """Without the sync of the file or of the folder the same check finds a lost checkpoint."""
+    old, folder = target.read_bytes(), tmp_path_factory.mktemp("state")
+    log = record(target, monkeypatch, skip)
+    found = {(returned, outcome(content, folder)) for returned, content in set(crash_states(log, old))}
+    assert found - {(False, "old"), (False, "new"), (True, "new")}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_kill_at_any_call_leaves_old_or_new(target: pathlib.Path) -> None:
+    """A process killed at any call leaves a whole checkpoint, and the next save removes its stray file."""
+    index, strays = 0, 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            count = 0
+
+            def seen(name: str, args: tuple[Any, ...]) -> Any:
+                nonlocal count
+                if count == index:
+                    if name == "write":  # a torn write
+                        os.write(args[0], args[1][: len(args[1]) // 2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+                count += 1
+                return real(name, args)
+
+            durable.os = Shim(seen)  # type: ignore[attr-defined]
+            try:
+                save_checkpoint(NEW, target)
+            except BaseException:
+                os._exit(7)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        strays += len(os.listdir(target.parent)) - 1
+        assert same(target, OLD) or same(target, NEW)
+        save_checkpoint(OLD, target)
+        assert os.listdir(target.parent) == ["last.ckpt"]
+        if status == 0:
+            break
+        assert os.WIFSIGNALED(status)
+        index += 1
+    assert index > 10
+    assert strays > 3
+
+
+@pytest.mark.slow
+def test_a_kill_at_random_moments_leaves_a_whole_file(target: pathlib.Path) -> None:
+    """A process that saves without pause and is killed leaves a whole checkpoint, time after time."""
+    code = """
+import sys, torch
+from lt_core.checkpoint import save_checkpoint
+print("ready", flush=True)
+for i in range(10**6):
+    save_checkpoint({"epoch": i, "w": torch.full((1_000_000,), float(i))}, sys.argv[1])
+"""
+    for trial in range(12):
+        child = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.05 + 0.037 * trial)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        tree = load_checkpoint(target)
+        assert bool((tree["w"] == tree["epoch"]).all())
+    save_checkpoint(OLD, target)
+
+
+def test_a_live_writers_file_is_not_taken_for_a_stray(target: pathlib.Path) -> None:
+    """A save in the same folder leaves alone the hidden file of a save that is still going on."""
+    with durable.AtomicFile(str(target.parent / "other.ckpt")) as file:
+        file.write(b"abc")
+        save_checkpoint(NEW, target)
+    assert (target.parent / "other.ckpt").read_bytes() == b"abc"
+    os.unlink(target.parent / "other.ckpt")
+
+
+def test_only_our_own_stray_files_are_removed(target: pathlib.Path) -> None:
+    """Files of others, and young ones of another machine, stay."""
+    folder = target.parent
+    others = [folder / ".x.tmp", folder / "x.lt-tmp", folder / ".x.ckpt.00000000.elsewhere.lt-tmp"]
+    for path in others:
+        path.write_bytes(b"")
+    (folder / ".link.lt-tmp").symlink_to(others[0])
+    save_checkpoint(NEW, target)
+    assert all(path.exists() for path in others)
+    os.utime(others[2], (0, 0))
+    save_checkpoint(NEW, target)
+    assert not others[2].exists()
+    for path in [*others[:2], folder / ".link.lt-tmp"]:
+        path.unlink()
+
+
+def test_a_link_is_replaced_and_what_it_points_at_stays(tmp_path: pathlib.Path) -> None:
+    """Saving over a symbolic link leaves the file behind it alone."""
+    save_checkpoint(OLD, tmp_path / "a.ckpt")
+    (tmp_path / "last.ckpt").symlink_to("a.ckpt")
+    save_checkpoint(NEW, tmp_path / "last.ckpt")
+    assert same(tmp_path / "a.ckpt", OLD)
+    assert same(tmp_path / "last.ckpt", NEW)
+
+
+def test_folders_above_are_made_and_odd_names_work(tmp_path: pathlib.Path) -> None:
+    """Missing folders are made; names of 255 bytes, with blanks, newlines or no ASCII work."""
+    for name in ["a" * 250 + ".ckpt", "é" * 120 + ".ckpt", "new\nline=%s.ckpt", "😀 .ckpt"]:
+        save_checkpoint(OLD, tmp_path / "deep" / "er" / name)
+        assert same(tmp_path / "deep" / "er" / name, OLD)
+
+
+def test_a_folder_in_the_way_is_an_error(tmp_path: pathlib.Path) -> None:
+    """A folder of the target's name stops the save before anything is written."""
+    (tmp_path / "x.ckpt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        save_checkpoint(OLD, tmp_path / "x.ckpt")
+    with pytest.raises(OSError):
+        save_checkpoint(OLD, tmp_path / "x.ckpt" / ".." / "y" / ("z" * 300))
+    assert sorted(os.listdir(tmp_path)) == ["x.ckpt", "y"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_limit_on_file_size_leaves_the_old_one(target: pathlib.Path) -> None:
+    """Where the system allows no file so large, the error says what was needed and the old file stays."""
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            save_checkpoint(NEW, target)
+        except OSError as error:
+            os._exit(42 if error.errno == errno.EFBIG and "the checkpoint needs" in str(error) else 43)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    assert same(target, OLD)
+
+
+def test_a_full_disk_leaves_the_old_one(tmp_path: pathlib.Path) -> None:
+    """On real small file systems of many sizes a save works or leaves the old file, and nothing else."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    refused = done = 0
+    for size in range(16, 3000, 93):
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(disk)]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("needs the right to mount a file system")
+        try:
+            save_checkpoint(OLD, disk / "x.ckpt")
+            try:
+                save_checkpoint(NEW, disk / "x.ckpt")
+                done += 1
+                assert same(disk / "x.ckpt", NEW)
+            except OSError as error:
+                refused += 1
+                assert error.errno == errno.ENOSPC
+                assert same(disk / "x.ckpt", OLD)
+            assert os.listdir(disk) == ["x.ckpt"]
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+    assert refused > 5
+    assert done > 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a full device that every Linux has")
+def test_a_read_only_folder_is_an_error(tmp_path: pathlib.Path) -> None:
+    """A folder that takes no new file gives an error and not a silent success."""
+    with pytest.raises(OSError):
+        save_checkpoint(OLD, "/proc/x.ckpt")
+
+
+def test_many_small_tensors_make_few_writes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand small tensors are written in a handful of calls."""
+    calls = []
+
+    def seen(name: str, args: tuple[Any, ...]) -> Any:
+        calls.append(name)
+        return real(name, args)
+
+    monkeypatch.setattr(durable, "os", Shim(seen))
+    save_checkpoint({str(i): torch.full((10,), i) for i in range(1000)}, tmp_path / "x.ckpt")
+    assert calls.count("write") < 6
+    monkeypatch.setattr(durable, "os", os)
+    assert len(peek(tmp_path / "x.ckpt")["tensors"]) == 1000
