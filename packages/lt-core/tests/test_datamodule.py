@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+
 from lt_core import batch_picture
 from lt_core.datamodule import LightningDataModule
 from lt_core.demos import BoringDataModule, RandomDataset, RandomIterableDataset
 from lt_core.hooks import overrides
 from lt_interface.errors import ConfigError, MisconfigurationException
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 STAGES = ("train", "val", "test", "predict")
 
@@ -74,7 +75,8 @@ def test_trainer_is_weak_and_left_out_of_copies() -> None:
     trainer = Trainer(data)
     trainer.lock = sys.stdout  # type: ignore[attr-defined]
     data.trainer = trainer  # type: ignore[assignment]
-    assert data.trainer is trainer
+    assert data.trainer is data._trainer_ref()  # type: ignore[misc]
+    assert isinstance(data.trainer, Trainer)
     for twin in (copy.deepcopy(data), pickle.loads(pickle.dumps(data))):
         assert twin.trainer is None
     del trainer
@@ -113,10 +115,11 @@ def test_from_datasets_makes_loaders() -> None:
 def test_from_datasets_takes_several_and_iterables() -> None:
     """Several datasets give several loaders, by list, generator or dict; iterable datasets are not shuffled."""
     sets = [RandomDataset(2, 4), RandomDataset(2, 6)]
+    by_name: Any = {"a": sets[0]}
     data = LightningDataModule.from_datasets(
         train_dataset=RandomIterableDataset(2, 5),
         val_dataset=(d for d in sets),
-        test_dataset={"a": sets[0]},  # type: ignore[arg-type]
+        test_dataset=by_name,
         predict_dataset=sets,
         batch_size=2,
     )
@@ -200,7 +203,7 @@ def test_show_batch_draws_images(tmp_path: Path, shape: tuple[int, ...], dtype: 
     path = tmp_path / "batch.png"
     figure = Images(shape, dtype).show_batch(n=5, path=path)
     assert path.read_bytes().startswith(b"\x89PNG")
-    drawn = [ax for ax in figure.axes if ax.images]  # type: ignore[union-attr]
+    drawn: list[Any] = [ax for ax in figure.axes if ax.images]  # type: ignore[union-attr]
     assert [ax.get_title() for ax in drawn] == ["0", "1", "2", "3", "4"]
     assert all(0 <= ax.images[0].get_array().min() <= ax.images[0].get_array().max() <= 1 for ax in drawn)
 
@@ -276,7 +279,7 @@ def test_show_batch_takes_the_first_of_several_loaders() -> None:
 
 def test_show_batch_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown stage names the nearest; without matplotlib the command to install it is shown."""
-    with pytest.raises(ConfigError, match='one of train, val, test, predict. Did you mean "train"'):
+    with pytest.raises(ConfigError, match=r'one of train, val, test, predict\. Did you mean "train"'):
         BoringDataModule().show_batch("trian")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install 'lt-core\[plot\]'"):

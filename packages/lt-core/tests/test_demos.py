@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from lt_core.demos import BoringDataModule, BoringModel, ManualOptimBoringModel, RandomDataset, RandomIterableDataset
 from lt_core.demos.__main__ import main
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from lt_core.datamodule import LightningDataModule
 from lt_core.hparams import AttributeDict, checkpoint_entries, merged_hparams
 from lt_core.module import LightningModule
 from lt_interface.errors import ConfigTypeError, MisconfigurationException
-from torch import nn
 
 
 class Base(LightningModule):
@@ -84,7 +85,7 @@ def test_names_save_a_part() -> None:
 
     assert Some(1, 2, "depth").hparams == {"depth": 2}
     assert Some(1, 2, "depth", "width").hparams == {"depth": 2, "width": 1}
-    with pytest.raises(ConfigTypeError, match="every name must be an argument of __init__. Got 'widht'.*\"width\""):
+    with pytest.raises(ConfigTypeError, match=r"every name must be an argument of __init__\. Got 'widht'.*\"width\""):
         Some(1, 2, "widht")
 
 
@@ -187,7 +188,7 @@ def test_assignment_saves() -> None:
 
 
 def test_initial_values_stay() -> None:
-    """hparams can be changed; hparams_initial stays, and what it returns is a copy."""
+    """Saved values can be changed; hparams_initial stays, and what it returns is a copy."""
     config = {"lr": 0.1, "nested": {"a": [1]}}
     model = LightningModule()
     model.save_hyperparameters(config)
@@ -222,13 +223,13 @@ class Awkward:
 def test_objects_and_classes_never_fail() -> None:
     """Classes, functions and objects that can not be copied or compared are saved all the same."""
 
-    class Any_(LightningModule):
+    class Holds(LightningModule):
         def __init__(self, thing: Any, act: Any = nn.ReLU, fn: Any = len) -> None:
             super().__init__()
             self.save_hyperparameters()
 
     thing = Awkward()
-    model = Any_(thing, fn=lambda: None)
+    model = Holds(thing, fn=lambda: None)
     assert model.hparams.thing is thing
     assert model.hparams_initial.thing is thing
     assert checkpoint_entries(model)["hyper_parameters"]["act"] is nn.ReLU
@@ -291,7 +292,7 @@ def test_attribute_dict() -> None:
     d.depth = 3
     assert d["depth"] == d.depth == 3
     del d.z
-    with pytest.raises(AttributeError, match='No hyper-parameter "widht". Did you mean "width"'):
+    with pytest.raises(AttributeError, match=r'No hyper-parameter "widht"\. Did you mean "width"'):
         _ = d.widht
     with pytest.raises(AttributeError, match="nothing"):
         del d.nothing
@@ -306,7 +307,7 @@ class FakeOmegaConf:
     """Stand for omegaconf.OmegaConf."""
 
     class Dict(dict):  # type: ignore[type-arg]
-        pass
+        """Stand for DictConfig."""
 
     @classmethod
     def is_config(cls, value: Any) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from lt_core.checkpoint import save_checkpoint
 from lt_core.checkpoint.tree import soften
 from lt_core.datamodule import LightningDataModule
@@ -16,7 +18,6 @@ from lt_core.hparams import checkpoint_entries
 from lt_core.module import LightningModule
 from lt_core.module_weights import load_weights
 from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError
-from torch import nn
 
 
 class Net(LightningModule):
@@ -225,7 +226,7 @@ def test_hparams_file_errors(tmp_path: Path, file: Path) -> None:
 
 
 def test_strictness(file: Path) -> None:
-    """strict defaults to strict_loading, and may not contradict it."""
+    """Strictness defaults to strict_loading, and may not contradict it."""
 
     class Loose(Net):
         strict_loading = False
@@ -319,7 +320,7 @@ def test_load_weights_lists_what_does_not_fit() -> None:
     assert "1 missing in the file: a.bias" in text
     assert "1 not in the model: c.weight" in text
     assert "1 of another shape: b.weight (file (3, 3), model (2, 2))" in text
-    with pytest.raises(CheckpointError, match="of another shape: b.weight"):
+    with pytest.raises(CheckpointError, match=r"of another shape: b\.weight"):
         load_weights(module, state, strict=False)
 
 
@@ -345,7 +346,7 @@ def test_load_weights_loose_and_renamed() -> None:
     def rename(owner: Any, state: dict[str, Any], *_: Any) -> None:
         state["weight"] = state.pop("kernel")
 
-    module.register_load_state_dict_pre_hook(rename)
+    module.register_load_state_dict_pre_hook(rename)  # type: ignore[no-untyped-call]
     load_weights(module, {"kernel": torch.ones(2, 2), "bias": torch.ones(2)})
     assert torch.equal(module.weight, torch.ones(2, 2))
     with pytest.raises(CheckpointError) as error:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from lt_core.demos import BoringModel
 from lt_core.module import LightningModule
 from lt_interface.errors import ConfigError
-from torch import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 
@@ -25,7 +26,8 @@ class Two(LightningModule):
         self.drop = nn.Dropout(0.9)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.drop(self.layer(x)) + y
+        out: torch.Tensor = self.drop(self.layer(x)) + y
+        return out
 
 
 class Holder:
@@ -42,7 +44,7 @@ def test_torchscript_script(tmp_path: Path) -> None:
     scripted = model.to_torchscript(file)
     x = torch.ones(2, 32)
     assert torch.equal(scripted(x), model(x))
-    assert torch.equal(torch.jit.load(str(file))(x), model(x))
+    assert torch.equal(torch.jit.load(str(file))(x), model(x))  # type: ignore[no-untyped-call]
     assert model.training
     assert not model.layer.training
     del holder
@@ -61,7 +63,7 @@ def test_torchscript_trace(as_dict: bool) -> None:
 
 def test_torchscript_errors() -> None:
     """An unknown method and a trace without input are refused with what to do."""
-    with pytest.raises(ConfigError, match='must be "script" or "trace". Did you mean "script"'):
+    with pytest.raises(ConfigError, match=r'must be "script" or "trace"\. Did you mean "script"'):
         BoringModel().to_torchscript(method="scrip")
     with pytest.raises(ConfigError, match="example_input_array"):
         BoringModel().to_torchscript(method="trace")
@@ -92,7 +94,7 @@ def test_onnx_passes_the_sample_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_onnx_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without sample, or without ONNX installed, to_onnx says what to do."""
-    with pytest.raises(ConfigError, match="neither input_sample nor self.example_input_array"):
+    with pytest.raises(ConfigError, match=r"neither input_sample nor self\.example_input_array"):
         BoringModel().to_onnx("x.onnx")
     for name in ("onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, name, None)

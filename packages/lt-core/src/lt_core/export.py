@@ -32,8 +32,8 @@ def _evaluating(module: LightningModule) -> Iterator[None]:
     finally:
         for m, ref in ours:
             m._exporting, m._trainer_ref = False, ref
-        for m, mode in modes:
-            m.training = mode
+        for part, mode in modes:
+            part.training = mode
 
 
 def _sample(module: LightningModule, sample: Any, argument: str, method: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -33,6 +33,9 @@ __all__ = ["LightningModule"]
 # What belongs to a running trainer, and never goes into a pickle or a copy.
 _RUN_STATE = ("_trainer_ref", "_metrics", "_device_mesh", "_toggled", "_exporting")
 
+# What torch.compile must step over: it computes nothing, and tracing it would compile anew for each name.
+_UNTRACED = ("log", "log_dict", "print")
+
 
 class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMixin, nn.Module):
     """Say what a model computes, what its loss is and which optimizer trains it.
@@ -583,6 +586,14 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         """
         return cast("Self", load_module(cls, checkpoint_path, map_location, hparams_file, strict, kwargs))
 
+    def _keep_logging_out_of_graphs(self) -> None:
+        """Hide logging from ``torch.compile``; called when compiled steps are about to run, as it costs a call."""
+        for module in self.modules():
+            if isinstance(module, LightningModule):
+                for name in _UNTRACED:
+                    if name not in vars(module):
+                        vars(module)[name] = torch.compiler.disable(getattr(module, name))
+
     # ------------------------------------------------------------ the trainer, and what it knows
 
     @property
@@ -706,6 +717,9 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
         for name in _RUN_STATE:
             state.pop(name, None)
+        for name in _UNTRACED:
+            if hasattr(state.get(name), "_torchdynamo_disable"):
+                del state[name]
         return state
 
 

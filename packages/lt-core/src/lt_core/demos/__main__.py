@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lt_core.datamodule import LightningDataModule
+import torch
+
 from lt_core.demos.boring import BoringDataModule, BoringModel, ManualOptimBoringModel
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Train, test and say how it went.
+    """Train and say how it went.
 
     Args:
         arguments: The command line; the process's own if None.
@@ -26,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> float:
     options = parser.parse_args(arguments)
     seed_everything(0, verbose=False)
     model = ManualOptimBoringModel() if options.manual else BoringModel()
-    data: LightningDataModule = BoringDataModule()
+    data = BoringDataModule()
     trainer = Trainer(max_epochs=options.epochs, logger=False, enable_checkpointing=False, num_sanity_val_steps=0)
     trainer.fit(model, datamodule=data)
-    assert isinstance(data, BoringDataModule)
-    rows = data.random_train.dataset[:64]
-    loss = float(model.loss(model(rows)))
+    with torch.no_grad():
+        losses = [model.loss(model(batch)) for batch in data.train_dataloader()]
+    loss = float(torch.stack(losses).mean())
     print(f"{type(model).__name__}: {trainer.global_step} steps in {trainer.current_epoch} epochs, loss {loss:.4f}")
     return loss
 

@@ -90,7 +90,7 @@ class BoringModel(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return SGD and a scheduler by epoch."""
-        optimizer = torch.optim.SGD(self.layer.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(self.layer.parameters(), lr=0.01)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)]
 
     def train_dataloader(self) -> Any:
