@@ -70,8 +70,10 @@ def evaluate(run: Run, stage: str) -> list[dict[str, float]]:
     store = run.eval_metrics = MetricStore(collectives=run.collectives, device=run.device)
     run.use_store(store)
     try:
-        with rng.isolate(), evaluation_modes(run, name), _grad_context(run):
-            results = _loop(run, stage, name, store)
+        with rng.isolate():
+            feed = eval_feed(run, stage)  # the user's loader hook must not run under inference mode
+            with evaluation_modes(run, name), _grad_context(run):
+                results = _loop(run, feed, stage, name, store)
     finally:
         trainer.state.stage = outer_stage
         run.eval_metrics = None
@@ -85,10 +87,9 @@ def _grad_context(run: Run) -> Any:
     return torch.no_grad()
 
 
-def _loop(run: Run, stage: str, name: str, store: MetricStore) -> list[dict[str, float]]:
+def _loop(run: Run, feed: Feed, stage: str, name: str, store: MetricStore) -> list[dict[str, float]]:
     from lt_core.loops.place import build_place
 
-    feed = eval_feed(run, stage)
     hooks, trainer = run.hooks, run.trainer
     hooks.fire(f"on_{name}_start")
     hooks.fire(f"on_{name}_epoch_start")

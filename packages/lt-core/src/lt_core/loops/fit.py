@@ -41,6 +41,8 @@ def run_fit(run: Run) -> None:
 
     trainer = run.trainer
     sanity_check(run)
+    if not trainer._fit_done:
+        train_feed(run)  # so that on_train_start finds the loader and its length
     run.hooks.fire("on_train_start")
     run.val_clock = time.monotonic()
     if run.loaded is not None and run.loaded.get("rng") is not None:
