@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
+from pathlib import Path
 
 from lt_core.builtin.cpu import CPUAccelerator
 from lt_core.builtin.engine import PlainEngine
 from lt_core.builtin.precision import FullPrecision
-from lt_interface import Accelerator, Engine, Precision
+from lt_interface import Accelerator, Engine, Logger, Precision
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
+    LoggerConformance,
     PrecisionConformance,
     StrategyConformance,
 )
@@ -68,3 +71,20 @@ class TestSafetensorsIO(CheckpointIOConformance):
 
 class TestAsyncCheckpointIO(CheckpointIOConformance):
     plugin = "async"
+
+
+class TestCSVLogger(LoggerConformance):
+    plugin = "csv"
+
+    def read(self, logger: Logger) -> dict[str, dict[int, float]]:
+        assert logger.directory is not None
+        found: dict[str, dict[int, float]] = {}
+        with open(Path(logger.directory) / "metrics.csv", encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                step = row.pop("step")
+                for name, value in row.items():
+                    if value:
+                        points = found.setdefault(name, {})
+                        assert int(step or 0) not in points, f"{name}: a step twice"
+                        points[int(step or 0)] = float(value)
+        return found
