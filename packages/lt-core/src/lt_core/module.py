@@ -592,7 +592,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             if isinstance(module, LightningModule):
                 for name in _UNTRACED:
                     if name not in vars(module):
-                        vars(module)[name] = torch.compiler.disable(getattr(module, name))
+                        vars(module)[name] = torch.compiler.disable(getattr(module, name))  # type: ignore[no-untyped-call]
 
     # ------------------------------------------------------------ the trainer, and what it knows
 
