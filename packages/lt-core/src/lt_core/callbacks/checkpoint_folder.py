@@ -1,4 +1,4 @@
-"""Find the folder that checkpoints go to, and see whether it can be written before anything starts."""
+"""Find the folder that checkpoints go to, and see whose files it holds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lt_core.notices import warn
-from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = ["check_writable", "default_folder", "warn_of_strangers"]
+__all__ = ["default_folder", "warn_of_strangers"]
 
 
 def default_folder(trainer: Trainer) -> str:
@@ -26,28 +25,10 @@ def default_folder(trainer: Trainer) -> str:
     return os.path.join(os.fspath(root), *(str(part) for part in parts if part is not None))
 
 
-def check_writable(folder: str) -> None:
-    """Raise where the folder could not be made or written; nothing is created.
-
-    Raises:
-        ConfigError: If a file stands in the way or the disk or its rights refuse.
-    """
-    there = os.path.abspath(folder)
-    while not os.path.lexists(there):
-        there = os.path.dirname(there)
-    where = f"ModelCheckpoint(dirpath={folder!r})"
-    if not os.path.isdir(there):
-        raise ConfigError(Problem(where, "the folder can not be made: there is a file in its way", repr(there)))
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(
-            Problem(where, "the folder can not be written", repr(there), "Choose another dirpath, or mend its rights.")
-        )
-
-
 def warn_of_strangers(folder: str, own: Iterable[str]) -> None:
     """Warn where the folder holds anything that is not this callback's own."""
     if not os.path.isdir(folder):
         return
     ours = {os.path.basename(path) for path in own}
-    if any(name not in ours for name in os.listdir(folder)):
+    if any(name not in ours and not name.startswith("metrics.journal") for name in os.listdir(folder)):
         warn(f"The checkpoint folder {folder} exists and is not empty.")

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from lt_core.callback import Callback
 from lt_core.notices import warn
-import torch
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem, nearest
 
 if TYPE_CHECKING:

