@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from lt_core.checkpoint import AsyncCheckpointIO, SafetensorsIO, load_checkpoint, save_checkpoint
 from lt_interface import CheckpointError, CheckpointIO
 
@@ -45,7 +46,7 @@ class Plain:
 
     def save(self, tree: dict[str, Any], path: str) -> None:
         time.sleep(0.05)
-        self.kept[path] = {key: value for key, value in tree.items()}
+        self.kept[path] = dict(tree)
 
     def load(self, path: str, into: Any = None) -> dict[str, Any]:
         return self.kept[path]  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from lt_core.checkpoint import find_last, parameter_signature, save_checkpoint
 
 STATE = {"w": torch.ones(3)}

@@ -174,7 +174,11 @@ def test_nan_payloads_survive(back: Any) -> None:
 
 def test_colliding_names_do_not_mix(back: Any) -> None:
     """Keys that give the same dotted name stay apart."""
-    tree = {"a": {"b.c": torch.zeros(1)}, "a.b": {"c": torch.ones(1)}, "__metadata__": torch.full((1,), 2.0)}
+    tree: dict[str, Any] = {
+        "a": {"b.c": torch.zeros(1)},
+        "a.b": {"c": torch.ones(1)},
+        "__metadata__": torch.full((1,), 2.0),
+    }
     tree["storage.0"] = torch.full((1,), 3.0)
     tree["windows"] = torch.arange(10.0).unfold(0, 4, 1)
     tree["\ud800"] = torch.full((1,), 4.0)

@@ -1,4 +1,4 @@
-"""A tree of values and tensors comes back from a file as it was, or is refused with the path to what can not be kept."""
+"""A tree of values and tensors comes back as it was, or is refused with the path to what can not be kept."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride() and bits(a) == bits(b)
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
     if isinstance(a, np.generic):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+        return bool(a.dtype == b.dtype and a.tobytes() == b.tobytes())
     if isinstance(a, float):
         return struct.pack("d", a) == struct.pack("d", b)
     if isinstance(a, complex):
@@ -254,7 +254,7 @@ def test_state_dict_keeps_the_versions_of_its_modules() -> None:
     state = nn.Sequential(nn.BatchNorm1d(2)).state_dict()
     back = round_trip(state)
     assert isinstance(back, OrderedDict)
-    assert back._metadata == state._metadata
+    assert vars(back) == vars(state)
 
 
 Point = namedtuple("Point", "x y")
@@ -270,7 +270,7 @@ LOOP.append(LOOP)
         (nn.Linear(1, 1), "Linear"),
         (object(), "object"),
         (Point(1, 2), "_asdict"),
-        (enum.Enum("color", "RED").RED, ".value"),
+        (enum.Enum("color", "RED")(1), ".value"),
         (np.array([object()]), "dtype object"),
         (np.zeros(1, dtype=[("a", "i4")]), "ndarray"),
         (LOOP, "nested at most"),
@@ -345,7 +345,7 @@ def test_large_trees_do_not_meet_the_header_limit(tmp_path: pathlib.Path) -> Non
     """A tree of many megabytes of plain values is kept, and the file stays readable for safetensors."""
     from safetensors import safe_open
 
-    tree = {"words": [f"word {i}" * 5 for i in range(150_000)], "lt_tree": torch.arange(3)}
+    tree: dict[str, Any] = {"words": [f"word {i}" * 5 for i in range(150_000)], "lt_tree": torch.arange(3)}
     save_checkpoint(tree, tmp_path / "x.ckpt")
     back = load_checkpoint(tmp_path / "x.ckpt")
     assert back["words"] == tree["words"]

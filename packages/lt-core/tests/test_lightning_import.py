@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from lt_core.checkpoint import import_lightning, lightning_import, load_checkpoint, save_checkpoint
-from lt_interface import CheckpointError
 from torch import nn
+
+from lt_core.checkpoint import import_lightning, load_checkpoint, save_checkpoint
+from lt_interface import CheckpointError
 
 
 def counters(**current: int) -> dict[str, Any]:
@@ -152,6 +153,6 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: pathlib.Path) -> None:
 
 def test_an_old_torch_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before torch 2.10 reading a pickle was not safe, so the command to upgrade is told."""
-    monkeypatch.setattr(lightning_import.torch, "__version__", "2.9.1+cpu")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(CheckpointError, match=r"pip install 'torch>=2.10'"):
         import_lightning(tmp_path / "x.ckpt")
