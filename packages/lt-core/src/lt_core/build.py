@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lt_interface import registry
-from lt_interface.errors import MisconfigurationException, raise_problems
 
 from lt_core.builtin.engine import PlainEngine
 from lt_core.checkpoint import resume
 from lt_core.hooks import HookTable, overrides
 from lt_core.loops.place import build_place
-from lt_core.notices import warn
 from lt_core.optimizers import LightningOptimizer, parse_optimizers, warn_unheld
 from lt_core.run_folder import open_journal, open_loggers, start_deliveries
 from lt_core.state import RunningStage, TrainerFn
@@ -72,7 +68,9 @@ def _set_up_devices(run: Run) -> None:
     run.checkpoint_io = trainer._checkpoint_io()
     run.world = run.strategy.setup(trainer._cluster, run.accelerator, plan.devices, plan)
     run.device, run.collectives = run.strategy.device, run.strategy.collectives
-    run.train_metrics.device, run.train_metrics.collectives = run.device, run.collectives
+    store = run.train_metrics
+    store.device, store.collectives = run.device, run.collectives
+    store.rank, store.world_size = run.world.rank, run.world.size
     if plan.seed is None:
         seed = run.collectives.broadcast_object(torch.initial_seed() & 0x7FFF_FFFF)
         run.plan = replace(plan, seed=seed)
@@ -148,11 +146,12 @@ def _configure_optimizers(run: Run) -> None:
 
 def build_engine(run: Run) -> None:
     """Build the engine over the run's optimizers, at the start and when the user exchanged them."""
+    default: Any = PlainEngine
     run.engine = run.strategy.engine(
-        run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=PlainEngine
+        run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
     )
     if run.compiled:
-        run.engine.call = {**run.engine.call, **run.compiled}  # type: ignore[misc]
+        run.engine.call = {**run.engine.call, **run.compiled}
     run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lt_interface import Outcome, Plan
 
 from lt_core.build import build_run
 from lt_core.checkpoint.save import flush_saves, settle_saves
@@ -17,6 +16,7 @@ from lt_core.notices import warn
 from lt_core.run import Run
 from lt_core.run_folder import stop_deliveries
 from lt_core.state import TrainerFn, TrainerStatus
+from lt_interface import Outcome, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

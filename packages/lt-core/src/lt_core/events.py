@@ -55,7 +55,9 @@ def make_handler(event: str, function: Callable[..., Any], every: int, once: int
     where = f"trainer.on({event!r})"
     if hook not in known:
         short = [n.removeprefix("on_") for n in known]
-        raise ConfigError(Problem(where, "no event of that name", fix=nearest(event, short) or f"Events: {', '.join(short)}."))
+        raise ConfigError(
+            Problem(where, "no event of that name", fix=nearest(event, short) or f"Events: {', '.join(short)}.")
+        )
     for name, count in (("every", every), ("once", 1 if once is None else once)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ConfigError(Problem(where, f"{name} must be a whole number of at least 1", repr(count)))

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
-from lt_interface.errors import Problem
-
 from lt_core import metrics as m
 from lt_core.callback import Callback
+from lt_interface.errors import Problem
 
 if TYPE_CHECKING:
     from lt_core.events import Handler
@@ -72,7 +71,13 @@ def _evaluation(stage: str) -> list[Hook]:
         Hook(f"on_{stage}_epoch_end", scope=end, when="all batches are done; epoch metrics are readable"),
         Hook(f"on_{stage}_end", when="epoch metrics are logged"),
         *(
-            [Hook(f"on_{stage}_model_train", order=MODULE, when="after the loop; without it each submodule's mode returns")]
+            [
+                Hook(
+                    f"on_{stage}_model_train",
+                    order=MODULE,
+                    when="after the loop; without it each submodule's mode returns",
+                )
+            ]
             if stage != "predict"
             else []
         ),
@@ -89,13 +94,20 @@ HOOKS: dict[str, Hook] = {
         Hook("setup", ("stage",), DATA_CALLBACKS_MODULE, when="every process, before the model is built"),
         Hook("configure_model", order=MODULE, when="after setup, on the right device and in the right precision"),
         Hook("on_load_checkpoint", ("checkpoint",), MODULE_CALLBACKS, when="a checkpoint was read"),
-        Hook("configure_optimizers", order=MODULE, when="after the parameters are final", returns="optimizers, schedulers"),
+        Hook(
+            "configure_optimizers",
+            order=MODULE,
+            when="after the parameters are final",
+            returns="optimizers, schedulers",
+        ),
         Hook("on_fit_start", when="all is built; weights and counters are restored"),
         Hook("on_sanity_check_start", order=CALLBACKS, when="before the sanity check"),
         Hook("on_sanity_check_end", order=CALLBACKS, when="after the sanity check"),
         Hook("on_train_start", scope=m.TRAIN_EPOCH_START, when="training begins"),
         Hook("on_train_epoch_start", scope=m.TRAIN_EPOCH_START, when="an epoch begins; not when resumed inside it"),
-        Hook("on_before_batch_transfer", ("batch", "dataloader_idx"), DATA_OR_MODULE, when=_TRANSFER, returns="the batch"),
+        Hook(
+            "on_before_batch_transfer", ("batch", "dataloader_idx"), DATA_OR_MODULE, when=_TRANSFER, returns="the batch"
+        ),
         Hook(
             "transfer_batch_to_device",
             ("batch", "device", "dataloader_idx"),
@@ -103,7 +115,9 @@ HOOKS: dict[str, Hook] = {
             when=_TRANSFER,
             returns="the batch",
         ),
-        Hook("on_after_batch_transfer", ("batch", "dataloader_idx"), DATA_OR_MODULE, when=_TRANSFER, returns="the batch"),
+        Hook(
+            "on_after_batch_transfer", ("batch", "dataloader_idx"), DATA_OR_MODULE, when=_TRANSFER, returns="the batch"
+        ),
         Hook(
             "on_train_batch_start",
             ("batch", "batch_idx"),
@@ -111,12 +125,22 @@ HOOKS: dict[str, Hook] = {
             when="before a step",
             returns="-1 from the module ends the epoch",
         ),
-        Hook("on_before_zero_grad", ("optimizer",), scope=KEEP, when="after training_step, before gradients are cleared"),
+        Hook(
+            "on_before_zero_grad", ("optimizer",), scope=KEEP, when="after training_step, before gradients are cleared"
+        ),
         Hook("on_before_backward", ("loss",), scope=KEEP, when="before the backward pass"),
         Hook("on_after_backward", scope=KEEP, when="after the backward pass"),
-        Hook("on_before_optimizer_step", ("optimizer",), scope=KEEP, when="gradients are complete, unscaled, not clipped"),
+        Hook(
+            "on_before_optimizer_step", ("optimizer",), scope=KEEP, when="gradients are complete, unscaled, not clipped"
+        ),
         Hook("on_train_batch_end", ("outputs", "batch", "batch_idx"), scope=m.TRAIN_BATCH_END, when="after a step"),
-        Hook("on_train_epoch_end", (), MONITORS_LAST, m.TRAIN_EPOCH_END, "all batches are done; epoch metrics are readable"),
+        Hook(
+            "on_train_epoch_end",
+            (),
+            MONITORS_LAST,
+            m.TRAIN_EPOCH_END,
+            "all batches are done; epoch metrics are readable",
+        ),
         Hook("on_train_end", when="training is over"),
         Hook("on_validation_model_zero_grad", order=MODULE, when="before validation inside fit, not in an open window"),
         *_evaluation("validation"),
@@ -237,7 +261,9 @@ class HookTable:
         from lt_core.module import LightningModule
 
         groups: dict[str, list[Callable[..., Any]]] = {
-            "callbacks": [f for c in callbacks if not c.monitoring or hook.order != MONITORS_LAST for f in self._of(c, hook)],
+            "callbacks": [
+                f for c in callbacks if not c.monitoring or hook.order != MONITORS_LAST for f in self._of(c, hook)
+            ],
             "monitoring callbacks": [f for c in callbacks if c.monitoring for f in self._of(c, hook)],
             "module": self._plain(module, hook, LightningModule),
             "data module": self._plain(datamodule, hook, LightningDataModule) if datamodule is not None else [],

@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lt_interface.errors import MisconfigurationException, Problem
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from lt_core.notices import warn
+from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -105,7 +105,9 @@ def _from_dicts(dicts: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[tup
             raise _refuse('a dict must have the key "optimizer"', list(d))
         unknown = set(d) - {"optimizer", "lr_scheduler", "monitor"}
         if unknown:
-            warn(f"{_WHERE}: the keys {sorted(unknown)} are not known and are ignored. Known: optimizer, lr_scheduler, monitor.")
+            warn(
+                f"{_WHERE}: the keys {sorted(unknown)} are not known and are ignored. Known: optimizer, lr_scheduler, monitor."
+            )
         optimizers.append(d["optimizer"])
         if d.get("lr_scheduler") is not None:
             schedulers.append((d["lr_scheduler"], d.get("monitor")))
@@ -121,7 +123,9 @@ def _scheduler(
             raise _refuse('an lr_scheduler dict must have the key "scheduler"', list(item))
         extra = set(item) - known
         if extra:
-            warn(f"{_WHERE}: the lr_scheduler keys {sorted(extra)} are not known and are ignored. Known: {sorted(known)}.")
+            warn(
+                f"{_WHERE}: the lr_scheduler keys {sorted(extra)} are not known and are ignored. Known: {sorted(known)}."
+            )
         if not automatic:
             ignored = {"interval", "frequency", "reduce_on_plateau", "monitor", "strict"} & set(item)
             if ignored:
@@ -149,7 +153,9 @@ def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], a
         from lt_core.hooks import overrides
         from lt_core.module import LightningModule
 
-        if not overrides(module, "lr_scheduler_step", LightningModule) and not callable(getattr(scheduler, "step", None)):
+        if not overrides(module, "lr_scheduler_step", LightningModule) and not callable(
+            getattr(scheduler, "step", None)
+        ):
             raise _refuse(
                 "this scheduler has no step method", scheduler, "Override lr_scheduler_step(scheduler, metric)."
             )
@@ -202,7 +208,11 @@ class LightningOptimizer:
     def __init__(self, optimizer: Optimizer, index: int, run: Run) -> None:
         # Not via the base: this object only reads through to the wrapped optimizer.
         self.__dict__.update(
-            {k: v for k, v in optimizer.__dict__.items() if k not in ("step", "zero_grad", "state_dict", "load_state_dict")}
+            {
+                k: v
+                for k, v in optimizer.__dict__.items()
+                if k not in ("step", "zero_grad", "state_dict", "load_state_dict")
+            }
         )
         self.__class__ = type("Lightning" + type(optimizer).__name__, (type(self), type(optimizer)), {})
         self._optimizer = optimizer

@@ -7,13 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lt_interface import Plan, World
 
 from lt_core.metrics import FORBIDDEN, SILENT, MetricStore
 from lt_core.state import RunningStage, TrainerFn
+from lt_interface import Plan, World
 
 if TYPE_CHECKING:
-    from lt_interface import Accelerator, Collectives, Engine, Precision, Strategy
     from torch.optim import Optimizer
 
     from lt_core.callback import Callback
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from lt_core.signals import SignalWatch
     from lt_core.state import Progress
     from lt_core.trainer import Trainer
+    from lt_interface import Accelerator, Collectives, Engine, Precision, Strategy
 
 __all__ = ["Run"]
 

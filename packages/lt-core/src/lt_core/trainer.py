@@ -10,8 +10,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lt_interface import Plan, registry
-from lt_interface.errors import ConfigError, MisconfigurationException, Problem, UnknownPluginError, raise_problems
 
 from lt_core.config import TrainerConfig, parse, resolve_epochs
 from lt_core.entry import Payload, main
@@ -21,6 +19,8 @@ from lt_core.notices import info, warn
 from lt_core.plan import compiled_methods, module_problems, module_remarks, read_inputs
 from lt_core.state import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer_view import TrainerView
+from lt_interface import Plan, registry
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem, UnknownPluginError, raise_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,6 +172,8 @@ class Trainer(TrainerView):
             "min_steps",
         ):
             setattr(self, name, getattr(config, name))
+        if "gradient_clip_algorithm" not in config.explicit:
+            self.gradient_clip_algorithm = None  # so that a module may choose its own
         self.callbacks = _default_callbacks(config)
         from lt_core.callbacks import Timer
 
@@ -210,7 +212,7 @@ class Trainer(TrainerView):
     # ------------------------------------------------------------ live limits: the loop looks up when they change
 
     @property
-    def should_stop(self) -> bool:  # type: ignore[override]
+    def should_stop(self) -> bool:
         """Whether training stops at the next chance; set it to True to stop."""
         return self._should_stop
 
@@ -220,7 +222,7 @@ class Trainer(TrainerView):
         self._call_attention()
 
     @property
-    def max_epochs(self) -> int:  # type: ignore[override]
+    def max_epochs(self) -> int:
         """After how many epochs training stops; -1 for no limit."""
         return self._max_epochs
 
@@ -230,7 +232,7 @@ class Trainer(TrainerView):
         self._call_attention()
 
     @property
-    def max_steps(self) -> int:  # type: ignore[override]
+    def max_steps(self) -> int:
         """After how many optimizer steps training stops; -1 for no limit."""
         return self._max_steps
 
@@ -267,7 +269,7 @@ class Trainer(TrainerView):
             run.plan,
             accumulate=self.accumulate_grad_batches,
             clip_value=self.gradient_clip_val,
-            clip_algorithm=self.gradient_clip_algorithm,
+            clip_algorithm=self.gradient_clip_algorithm or "norm",
         )
         if list(run.engine.optimizers) != run.optimizers:
             build_engine(run)
@@ -406,15 +408,19 @@ class Trainer(TrainerView):
         if fn is TrainerFn.FITTING:
             payload.sources["validate"] = given.val_loaders
         payload.ckpt_path = self._resolve_path(fn, ckpt_path)
-        payload.compiled = compiled_methods(given.model, ("training_step", "validation_step", "test_step", "predict_step"))
+        payload.compiled = compiled_methods(
+            given.model, ("training_step", "validation_step", "test_step", "predict_step")
+        )
         return payload
 
     def _implied_best(self, fn: TrainerFn) -> str | None:
         callback = self.checkpoint_callback
         if self.fast_dev_run or callback is None or not getattr(callback, "best_model_path", ""):
             return None
-        warn(f"trainer.{fn}(): no model was given, so the last one is taken, with the weights of the best checkpoint. "
-             f"To use it as it is, write trainer.{fn}(model).")
+        warn(
+            f"trainer.{fn}(): no model was given, so the last one is taken, with the weights of the best checkpoint. "
+            f"To use it as it is, write trainer.{fn}(model)."
+        )
         return "best"
 
     def _resolve_path(self, fn: TrainerFn, ckpt_path: Any) -> Any:
@@ -435,7 +441,7 @@ class Trainer(TrainerView):
             num_nodes=config.num_nodes,
             accumulate=self.accumulate_grad_batches,
             clip_value=self.gradient_clip_val,
-            clip_algorithm=self.gradient_clip_algorithm,
+            clip_algorithm=self.gradient_clip_algorithm or "norm",
             precision=self.precision,
             sync_batchnorm=config.sync_batchnorm,
             compile=compiled,
@@ -520,7 +526,9 @@ class Trainer(TrainerView):
                 "trainer.save_checkpoint: no model is attached yet. Call fit, validate, test or predict first."
             )
         if storage_options is not None:
-            raise TypeError("trainer.save_checkpoint(storage_options=...): this checkpoint format takes none. Leave it out.")
+            raise TypeError(
+                "trainer.save_checkpoint(storage_options=...): this checkpoint format takes none. Leave it out."
+            )
         run = self._run
         settle_saves(run)
         write(run, os.fspath(filepath), build_tree(run, bool(weights_only)))
@@ -593,7 +601,11 @@ def _accelerator(config: TrainerConfig) -> Any:
         if accelerator.is_available():
             return accelerator
     raise MisconfigurationException(
-        str(Problem(f"Trainer(accelerator={given!r})", "no such device can be used here", fix='Write accelerator="auto".'))
+        str(
+            Problem(
+                f"Trainer(accelerator={given!r})", "no such device can be used here", fix='Write accelerator="auto".'
+            )
+        )
     )
 
 

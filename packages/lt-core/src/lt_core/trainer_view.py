@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lt_interface.errors import MisconfigurationException
-
 from lt_core.state import RunningStage, TrainerStatus
+from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     import torch
-    from lt_interface import Accelerator, Precision, Strategy
     from torch import Tensor
     from torch.optim import Optimizer
 
     from lt_core.callback import Callback
     from lt_core.journal import History
     from lt_core.optimizers import SchedulerConfig
+    from lt_core.state import Progress
+    from lt_interface import Accelerator, Precision, Strategy
 
 __all__ = ["TrainerView"]
 
@@ -26,7 +26,7 @@ class TrainerView:
     """Hold the properties of `Trainer`."""
 
     _run: Any
-    _progress: Any
+    _progress: Progress
     state: Any
     callbacks: list[Callback]
 
@@ -190,12 +190,12 @@ class TrainerView:
     @property
     def global_step(self) -> int:
         """Return in how many batches an optimizer stepped."""
-        return self._progress.step  # type: ignore[no-any-return]
+        return self._progress.step
 
     @property
     def current_epoch(self) -> int:
         """Return the running epoch's index: the number of completed ones."""
-        return self._progress.epoch  # type: ignore[no-any-return]
+        return self._progress.epoch
 
     @property
     def is_last_batch(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +15,7 @@ from lt_core.callbacks import checkpoint_names as names
 from lt_core.callbacks import top_k
 from lt_core.callbacks.agreement import SharedAlarm, from_rank_zero
 from lt_core.callbacks.checkpoint import Checkpoint
+from lt_core.callbacks.checkpoint_decision import Decision, free_path, resumed_from
 from lt_core.callbacks.checkpoint_folder import default_folder, warn_of_strangers
 from lt_core.callbacks.checkpoint_triggers import argument_problems, saves_at_epoch_end, validation_follows
 from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
@@ -29,20 +29,6 @@ if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
 __all__ = ["ModelCheckpoint"]
-
-
-@dataclass
-class _Decision:
-    """Remember what one decision changed, so that a save that fails can take it back."""
-
-    path: str
-    step: int
-    is_last: bool = False
-    superseded: list[str] = field(default_factory=list)
-    evicted: dict[str, Tensor] = field(default_factory=dict)
-    previous: str = ""
-    link: str = ""  # what shall become a link to the file
-    previous_link: str = ""
 
 
 class ModelCheckpoint(Checkpoint):
@@ -261,7 +247,7 @@ class ModelCheckpoint(Checkpoint):
         if not self._folder_is_given:
             folder = os.path.abspath(os.path.expanduser(default_folder(trainer))) if trainer.is_global_zero else ""
             self.dirpath = folder = from_rank_zero(trainer, folder)
-        if trainer.is_global_zero and self.save_top_k != 0 and not _resumed_from(trainer):
+        if trainer.is_global_zero and self.save_top_k != 0 and not resumed_from(trainer):
             warn_of_strangers(folder, [*self.best_k_models, self.best_model_path, self.last_model_path])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -387,7 +373,7 @@ class ModelCheckpoint(Checkpoint):
         step = trainer.global_step
         if self.monitor is None:
             own = self.best_model_path if self.save_top_k == 1 else ""
-            decision = _Decision(self._choose_path(trainer, metrics, own), step, previous=self.best_model_path)
+            decision = Decision(self._choose_path(trainer, metrics, own), step, previous=self.best_model_path)
             decision.superseded.append(own)
             self.best_model_path = decision.path
         else:
@@ -400,7 +386,7 @@ class ModelCheckpoint(Checkpoint):
                 return False
             full = self.save_top_k > 0 and len(self.best_k_models) >= self.save_top_k
             leaving = top_k.worst_of(self.best_k_models, self.mode) if full else ""
-            decision = _Decision(self._choose_path(trainer, metrics, leaving), step)
+            decision = Decision(self._choose_path(trainer, metrics, leaving), step)
             self.current_score = score
             decision.evicted = top_k.insert(self.best_k_models, decision.path, score, self.save_top_k, self.mode)
             decision.superseded.extend(decision.evicted)
@@ -425,25 +411,19 @@ class ModelCheckpoint(Checkpoint):
     def _decide_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
         before = self.last_model_path
         self.last_model_path = self._choose_path(trainer, metrics, before, last=True)
-        decision = _Decision(self.last_model_path, trainer.global_step, True, superseded=[before], previous=before)
+        decision = Decision(self.last_model_path, trainer.global_step, True, superseded=[before], previous=before)
         self._request(trainer, decision)
 
     def _choose_path(self, trainer: Trainer, metrics: dict[str, Tensor], own: str = "", last: bool = False) -> str:
         """Return rank 0's path; ``own`` may be replaced, anything else that exists gives a version."""
         path = self.format_checkpoint_name(metrics, self.CHECKPOINT_NAME_LAST if last else None)
         if self._enable_version_counter and trainer.is_global_zero:
-            run = trainer._run
-            asked_for = set() if run is None else {request.path for request in [*run.save_queue, *run.in_flight]}
-
-            def taken(path: str) -> bool:
-                return path != own and (path in asked_for or os.path.lexists(path))
-
-            path = names.first_free(path, taken, join=self.CHECKPOINT_JOIN_CHAR, start=self.STARTING_VERSION)
+            path = free_path(trainer, path, own, self.CHECKPOINT_JOIN_CHAR, self.STARTING_VERSION)
         return from_rank_zero(trainer, path)
 
     # Files
 
-    def _request(self, trainer: Trainer, decision: _Decision) -> None:
+    def _request(self, trainer: Trainer, decision: Decision) -> None:
         from lt_core.checkpoint.save import SaveRequest
 
         self._saved_step = decision.step
@@ -459,7 +439,7 @@ class ModelCheckpoint(Checkpoint):
             )
         )
 
-    def _after_save(self, trainer: Trainer, decision: _Decision) -> None:
+    def _after_save(self, trainer: Trainer, decision: Decision) -> None:
         """Link, and remove what the file superseded."""
         self._settle(decision)
         self._durable_step = decision.step
@@ -471,10 +451,10 @@ class ModelCheckpoint(Checkpoint):
             link(decision.path, decision.link)
         wanted = {self.best_model_path, self.last_model_path, *self.best_k_models, *self._pending, *self._superseded}
         for path in old:
-            if path not in wanted and may_remove(path, decision.path, self.dirpath, _resumed_from(trainer)):
+            if path not in wanted and may_remove(path, decision.path, self.dirpath, resumed_from(trainer)):
                 remove_checkpoint(trainer, path)
 
-    def _take_back(self, decision: _Decision) -> None:
+    def _take_back(self, decision: Decision) -> None:
         """Undo a decision whose file could not be written: the older ones stay."""
         self._settle(decision)
         if self._saved_step == decision.step:
@@ -494,13 +474,8 @@ class ModelCheckpoint(Checkpoint):
         else:  # a later decision stands in its place: what both superseded goes with that one
             self._left.extend(decision.superseded)
 
-    def _settle(self, decision: _Decision) -> None:
+    def _settle(self, decision: Decision) -> None:
         self._pending.discard(decision.path)
         for path in decision.superseded:
             if path in self._superseded:
                 self._superseded.remove(path)
-
-
-def _resumed_from(trainer: Trainer) -> str | None:
-    """Return the checkpoint that this run was resumed from."""
-    return None if trainer._run is None else trainer._run.resume_path

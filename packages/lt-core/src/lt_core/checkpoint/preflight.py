@@ -60,7 +60,9 @@ def _writable(where: str, folder: str) -> Problem | None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return Problem(where, "checkpoints must be writable there", f"{type(error).__name__}: {error}", "Choose another folder.")
+        return Problem(
+            where, "checkpoints must be writable there", f"{type(error).__name__}: {error}", "Choose another folder."
+        )
     return None
 
 
@@ -72,5 +74,3 @@ def _room(run: Run, where: str, folder: str) -> Problem | None:
         return None
     got = f"{free / 1e6:.1f} MB free, about {need / 1e6:.1f} MB needed"
     return Problem(where, "the disk must have room for a checkpoint", got, "Free some space or choose another folder.")
-
-

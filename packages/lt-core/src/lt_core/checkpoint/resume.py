@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_interface.errors import CheckpointError, ConfigError, Problem
-
 from lt_core.notices import info, warn
+from lt_interface.errors import CheckpointError, ConfigError, Problem
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -63,7 +62,9 @@ def _best(run: Run) -> str:
     trainer = run.trainer
     where = f'{run.fn}(ckpt_path="best")'
     if trainer.fast_dev_run:
-        raise ConfigError(Problem(where, "fast_dev_run saves no checkpoint, so there is no best one", fix="Pass a path."))
+        raise ConfigError(
+            Problem(where, "fast_dev_run saves no checkpoint, so there is no best one", fix="Pass a path.")
+        )
     callback = trainer.checkpoint_callback
     if callback is None:
         raise ConfigError(Problem(where, "this needs a ModelCheckpoint among the callbacks", fix="Pass a path."))
@@ -71,7 +72,7 @@ def _best(run: Run) -> str:
     if not best:
         raise ConfigError(Problem(where, "no checkpoint has been saved yet", fix="Run fit first, or pass a path."))
     if len(trainer.checkpoint_callbacks) > 1:
-        warn(f'{where}: several checkpoint callbacks; the first one\'s best is taken: {best}')
+        warn(f"{where}: several checkpoint callbacks; the first one's best is taken: {best}")
     return best
 
 
@@ -103,7 +104,9 @@ def _hpc(run: Run) -> str:
     import re
 
     root = Path(run.trainer.default_root_dir)
-    numbered = [(int(m[1]), p) for p in root.glob("hpc_ckpt_*.ckpt") if (m := re.search(r"hpc_ckpt_(\d+)\.ckpt$", p.name))]
+    numbered = [
+        (int(m[1]), p) for p in root.glob("hpc_ckpt_*.ckpt") if (m := re.search(r"hpc_ckpt_(\d+)\.ckpt$", p.name))
+    ]
     if not numbered:
         raise CheckpointError(_missing(run, str(root / "hpc_ckpt_1.ckpt")))
     return str(max(numbered)[1])
@@ -126,7 +129,9 @@ def restore_callbacks(run: Run, checkpoint: dict[str, Any]) -> None:
     here = {c.state_key for c in run.callbacks}
     gone = [key for key in states if key not in here]
     if gone:
-        warn(f"{run.resume_path}: it holds the state of callbacks that are not here: {', '.join(gone)}. Add them to resume them.")
+        warn(
+            f"{run.resume_path}: it holds the state of callbacks that are not here: {', '.join(gone)}. Add them to resume them."
+        )
     for callback in run.callbacks:
         callback.on_load_checkpoint(trainer, run.module, checkpoint)
     for callback in run.callbacks:
@@ -138,7 +143,9 @@ def restore_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take over the counters, so that on_fit_start sees the resumed epoch."""
     progress = checkpoint.get("progress")
     if progress is None:  # an imported or hand-made file
-        run.progress.load_state_dict({"epoch": checkpoint.get("epoch", -1) + 1, "step": checkpoint.get("global_step", 0)})
+        run.progress.load_state_dict(
+            {"epoch": checkpoint.get("epoch", -1) + 1, "step": checkpoint.get("global_step", 0)}
+        )
         return
     run.progress.load_state_dict(progress)
     run.trainer._save_counter = progress.get("save_counter", 0)

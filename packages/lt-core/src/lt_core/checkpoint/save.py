@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lt_interface.errors import CheckpointError
-
 from lt_core.notices import warn
 from lt_core.version import __version__
+from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -162,6 +161,8 @@ def _saved(run: Run, request: SaveRequest) -> None:
 
 def _failed(run: Run, request: SaveRequest, error: BaseException) -> None:
     run.trainer._failed_saves += 1
-    warn(f"checkpoint {request.path}: not written, training goes on. {type(error).__name__}: {error}. Older checkpoints stay.")
+    warn(
+        f"checkpoint {request.path}: not written, training goes on. {type(error).__name__}: {error}. Older checkpoints stay."
+    )
     if request.failed is not None:
         request.failed(error)

@@ -15,7 +15,7 @@ from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_las
 from lt_core.data.view import END, Leaf, ViewLeaf, make_leaf
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_interface import World
-from lt_interface.errors import CheckpointError, Problem, raise_problems
+from lt_interface.errors import CheckpointError, ConfigError, Problem, raise_problems
 
 __all__ = ["Feed"]
 
@@ -99,6 +99,7 @@ class Feed:
         self._next: Callable[[], Any] = iter(()).__next__
         self._pending: list[Any] = []
         self._before: dict[str, Any] | None = None
+        self._open = False
         self._state: dict[str, Any] | None = None
 
     def _measure(self) -> None:
@@ -121,6 +122,15 @@ class Feed:
             self.num_batches = _limited(combined_size(sizes, self.mode), self.limit, self.where, problems)
             self.sizes = [min(size, self.num_batches) for size in sizes] if self.train else [self.num_batches]
         raise_problems(problems)
+
+    def relimit(self, limit: int | float | None) -> None:
+        """Set another limit, from the next epoch on.
+
+        Raises:
+            ConfigError: If the limit can not be used.
+        """
+        self.limit = 1.0 if limit is None else limit
+        self._measure()
 
     def _places(self) -> list[str]:
         return [self.where + name for name in self.names]
@@ -154,7 +164,7 @@ class Feed:
         return self._training()
 
     def _reset(self, epoch: int) -> None:
-        self._epoch, self._rounds = epoch, 0
+        self._epoch, self._rounds, self._open = epoch, 0, True
         self._pending.clear()
         self._before = None
         self.batch_indices = None
@@ -242,6 +252,8 @@ class Feed:
             self.__dict__.pop("last", None)
             yield batch
         self.last = True
+        if not self._rounds:
+            self._ended_early(0, _INF)
 
     def __getattr__(self, name: str) -> Any:
         """Look ahead where ``last`` is asked and not yet known."""
@@ -273,8 +285,19 @@ class Feed:
         if leaf.limit == _INF and self._total >= leaf.size:
             next(leaf.iterator, None)
 
-    def _ended_early(self, done: int, total: int) -> None:
-        warn(f"{self.where} said it has {total} batches but ended after {done}. Correct its __len__.")
+    def _ended_early(self, done: int, total: int | float) -> None:
+        """Warn of a wrong length.
+
+        Raises:
+            ConfigError: If there was no batch at all.
+        """
+        if not done:
+            fix = "Check what it iterates."
+            if hasattr(type(self.loaders[0]), "__next__"):
+                fix = "A generator can be used once: give a function that makes one."
+            raise ConfigError(Problem(self.where, f"epoch {self._epoch} must have a batch", "no batch", fix))
+        if total != _INF:
+            warn(f"{self.where} said it has {total} batches but ended after {done}. Correct its __len__.")
 
     def _evaluation(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
         try:
@@ -320,6 +343,7 @@ class Feed:
         single = self.leaves[0].batches if len(self.leaves) == 1 and self.leaves[0].shards == 1 else self._rounds
         return {
             "epoch": self._epoch,
+            "open": self._open,
             "rounds": max(single, self._rounds),
             "world": self.world.data_size,
             "leaves": [leaf.state() for leaf in self.leaves],
@@ -368,6 +392,8 @@ class Feed:
         state, self._state = self._state, None
         if state is None:
             raise CheckpointError(f"{self.where}: resume() needs a state. Call load_state_dict() first.")
+        if not state["open"] or state["epoch"] != epoch:
+            return self.epoch(epoch)  # saved after one epoch ended and before the next one's iterators were made
         self._reset(epoch)
         before = rng.capture()
         try:
@@ -393,6 +419,7 @@ class Feed:
 
     def close_epoch(self) -> None:
         """Let go of the running epoch: its iterators and whatever was looked ahead at."""
+        self._open = False
         self._pending.clear()
         self._before = None
         for leaf in self.leaves:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lt_interface.errors import LTError, Problem
 from torch import Tensor, nn
+
+from lt_interface.errors import LTError, Problem
 
 if TYPE_CHECKING:
     from lt_core.run import Run

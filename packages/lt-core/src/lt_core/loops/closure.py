@@ -72,10 +72,10 @@ def closure_step(run: Run) -> Callable[[Any, int], Any]:
                 parts = [*losses, result[0][1]]
             else:
                 parts = evaluate_again(length)
-            if unsized:
-                rescale_short_window(run, i, length)
+            factor = rescale_short_window(run, i, length) if unsized else 1.0
             p.before_update()
-            return total(parts)
+            loss = total(parts)
+            return loss if loss is None or factor == 1.0 else loss * factor
 
         module.optimizer_step(progress.epoch, i, wrapped, closure)
         if not result:

@@ -83,6 +83,7 @@ def close_epoch(run: Run) -> None:
     run.hooks.fire("on_train_epoch_end")
     step_plateau(run, "epoch", progress.epoch + 1)
     run.trainer._callback_metrics.update(store.callback_metrics())
+    run.trainer._bar_metrics.update(store.progress_bar_metrics())
     run.log(store.take_epoch(), "train")
     store.scope = SILENT if silent else FORBIDDEN
     run.feed.close_epoch()

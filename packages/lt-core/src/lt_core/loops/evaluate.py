@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lt_interface.errors import MisconfigurationException, Problem
 
 from lt_core.loops.sources import eval_feed, has_loader, limit_of
 from lt_core.metrics import (
@@ -20,6 +19,7 @@ from lt_core.metrics import (
     MetricStore,
 )
 from lt_core.state import RunningStage
+from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,9 @@ def evaluate(run: Run, stage: str) -> list[dict[str, float]]:
     outer_stage, outer_store = trainer.state.stage, run.store
     if outer_stage is not RunningStage.SANITY_CHECKING:
         trainer.state.stage = RunningStage.VALIDATING if stage == "validate" else RunningStage.TESTING
-    store = run.eval_metrics = MetricStore(collectives=run.collectives, device=run.device)
+    store = run.eval_metrics = MetricStore(
+        collectives=run.collectives, device=run.device, rank=run.world.rank, world_size=run.world.size
+    )
     run.use_store(store)
     try:
         with rng.isolate():
@@ -103,6 +105,7 @@ def _loop(run: Run, feed: Feed, stage: str, name: str, store: MetricStore) -> li
     store.scope = SILENT if silent else EVAL_EPOCH_END
     values = store.take_epoch()
     trainer._callback_metrics.update(store.callback_metrics())
+    trainer._bar_metrics.update(store.progress_bar_metrics())
     results = _results(store, feed)
     if not run.sanity_checking:
         run.log(values, stage)
@@ -119,9 +122,7 @@ def _batches(
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
     step = eval_step(run, f"{name}_step", several)
-    start, inside, end = (
-        (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
-    )
+    start, inside, end = (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
     names = feed.names
     seen = 0
     for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):

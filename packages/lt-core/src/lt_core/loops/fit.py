@@ -61,7 +61,6 @@ def open_epoch(run: Run) -> None:
     progress = run.progress
     progress.epoch_closed, progress.batch = False, 0
     run.validated_batch = -1
-    run.train_metrics.reset()
     run.epoch_schedulers_done = False
     run.at_boundary = False
     run.hooks.fire("on_train_epoch_start")

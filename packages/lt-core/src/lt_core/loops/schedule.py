@@ -6,10 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lt_interface.errors import MisconfigurationException, Problem
-
 from lt_core.hooks import overrides
 from lt_core.notices import warn
+from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
     from lt_core.optimizers import SchedulerConfig
@@ -63,7 +62,11 @@ def step_epoch(run: Run) -> None:
         return
     run.epoch_schedulers_done = True
     for config in _active(run):
-        if config.interval == "epoch" and not config.reduce_on_plateau and (run.progress.epoch + 1) % config.frequency == 0:
+        if (
+            config.interval == "epoch"
+            and not config.reduce_on_plateau
+            and (run.progress.epoch + 1) % config.frequency == 0
+        ):
             _stepper(run, config)(None)
 
 
@@ -94,7 +97,7 @@ def _missing(config: SchedulerConfig, logged: list[str], interval: str) -> None:
         f"lr_scheduler {type(config.scheduler).__name__}",
         f"the metric it monitors must be logged by the end of each {interval}",
         repr(config.monitor),
-        f"Logged: {', '.join(sorted(logged)) or 'nothing'}. Log it with self.log, or set \"strict\": False.",
+        f'Logged: {", ".join(sorted(logged)) or "nothing"}. Log it with self.log, or set "strict": False.',
     )
     if config.strict:
         raise MisconfigurationException(str(problem))

@@ -86,7 +86,9 @@ def eval_feed(run: Run, stage: str) -> Feed:
     every = run.trainer.reload_dataloaders_every_n_epochs
     made = run.eval_feeds.get(stage)
     epoch = run.progress.epoch
-    if made is None or (every and epoch % every == 0 and run.eval_epochs.get(stage) != epoch and not run.sanity_checking):
+    if made is None or (
+        every and epoch % every == 0 and run.eval_epochs.get(stage) != epoch and not run.sanity_checking
+    ):
         if made is not None:
             made.close()
         made = run.eval_feeds[stage] = _make(run, stage)

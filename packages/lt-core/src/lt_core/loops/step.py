@@ -7,12 +7,12 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lt_interface.errors import MisconfigurationException, Problem
 from torch import Tensor
 
 from lt_core.hooks import bind, overrides
 from lt_core.notices import warn
 from lt_core.optimizers import needs_closure
+from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -96,7 +96,11 @@ def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
         run.train_metrics.add_returned(output)
         if "loss" not in output:
             raise MisconfigurationException(
-                str(Problem(where, 'a dict that is returned must have the key "loss"', f"keys {list(output)}", "Add it."))
+                str(
+                    Problem(
+                        where, 'a dict that is returned must have the key "loss"', f"keys {list(output)}", "Add it."
+                    )
+                )
             )
         loss: Tensor | None = output["loss"]
         return loss_of(run, loss, index)
@@ -117,7 +121,9 @@ def explain_backward(run: Run, loss: Tensor, index: int, error: RuntimeError) ->
     where = f"{type(run.module).__name__}.training_step, batch {index}"
     if loss.numel() != 1:
         fix = "Reduce it, for example with loss.mean()."
-        return MisconfigurationException(str(Problem(where, "the loss must be a scalar", f"shape {tuple(loss.shape)}", fix)))
+        return MisconfigurationException(
+            str(Problem(where, "the loss must be a scalar", f"shape {tuple(loss.shape)}", fix))
+        )
     if not loss.requires_grad:
         frozen = not any(p.requires_grad for p in run.module.parameters())
         fix = (
@@ -125,7 +131,9 @@ def explain_backward(run: Run, loss: Tensor, index: int, error: RuntimeError) ->
             if frozen
             else "Compute it from the model's output, without detach(), .item() or torch.no_grad()."
         )
-        return MisconfigurationException(str(Problem(where, "the loss must depend on parameters that require grad", fix=fix)))
+        return MisconfigurationException(
+            str(Problem(where, "the loss must depend on parameters that require grad", fix=fix))
+        )
     return error
 
 
@@ -168,13 +176,17 @@ class Pieces:
         self.zero_grad: Callable[[int], Any] = _zero_grad(run, self.optimizer)
         own_backward = overrides(module, "backward", LightningModule)
         self.backward: Callable[[Tensor], Any] = module.backward if own_backward else engine.backward
-        scales = getattr(run.precision, "scales_gradients", type(run.precision).__module__ != "lt_core.builtin.precision")
+        scales = getattr(
+            run.precision, "scales_gradients", type(run.precision).__module__ != "lt_core.builtin.precision"
+        )
         self.unscale = engine.unscale if scales and "unscale" not in engine.owns else None
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
         if overrides(module, "configure_gradient_clipping", LightningModule) or overrides(
             module, "clip_gradients", LightningModule
         ):
-            self.clip: Callable[[], Any] | None = lambda: module.configure_gradient_clipping(self.optimizer, value, algorithm)
+            self.clip: Callable[[], Any] | None = lambda: module.configure_gradient_clipping(
+                self.optimizer, value, algorithm
+            )
         elif value and value > 0 and "clip" not in engine.owns:
             self.clip = lambda: engine.clip(0, float(value), algorithm)
         else:
@@ -253,7 +265,7 @@ def _straight_step(run: Run) -> Step:
             progress.step += 1
         if not wants_outputs:
             return None
-        return {"loss": output.detach()} if loss is output and loss is not None else outputs_of(output, loss, True)
+        return {"loss": loss.detach()} if loss is output and loss is not None else outputs_of(output, loss, True)
 
     return step
 
@@ -303,15 +315,15 @@ def _accumulating_step(run: Run) -> Step:
     return step
 
 
-def rescale_short_window(run: Run, index: int, length: int) -> None:
-    """Multiply the gradients of a window that ended early, so that it counts by its true length."""
-    true = index % length + 1
-    if true == length:
-        return
-    for group in run.optimizers[0].param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.mul_(length / true)
+def rescale_short_window(run: Run, index: int, length: int) -> float:
+    """Multiply the gradients of a window that ended early, so that it counts by its true length; return the factor."""
+    factor = length / (index % length + 1)
+    if factor != 1.0:
+        for group in run.optimizers[0].param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+    return factor
 
 
 def _manual_step(run: Run) -> Step:

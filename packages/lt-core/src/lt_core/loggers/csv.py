@@ -1,0 +1,186 @@
+"""Write metrics to a CSV file: one row a step, one column a metric."""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lt_interface import Logger
+
+__all__ = ["CSVLogger", "claim_version"]
+
+
+def claim_version(root: Path) -> int:
+    """Make and return the next free ``version_N`` below ``root``; two processes never get the same."""
+    root.mkdir(parents=True, exist_ok=True)
+    numbers = [int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()]
+    number = max(numbers, default=-1) + 1
+    while True:
+        try:
+            (root / f"version_{number}").mkdir()
+            return number
+        except FileExistsError:
+            number += 1
+
+
+class CSVLogger(Logger):
+    """Write ``<save_dir>/<name>/version_N/metrics.csv`` and ``hparams.yaml``.
+
+    Args:
+        save_dir: The folder of all experiments.
+        name: The experiment; an empty name or None leaves out its folder.
+        version: A number or a name; None takes the next free number when the run starts.
+        prefix: Put before each metric's name, with a ``-``.
+        flush_logs_every_n_steps: After how many rows the file is written.
+    """
+
+    NAME_METRICS_FILE = "metrics.csv"
+    NAME_HPARAMS_FILE = "hparams.yaml"
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        self._save_dir = os.fspath(save_dir)
+        self._name = name or ""
+        self._version = version
+        self._prefix = prefix
+        self._every = flush_logs_every_n_steps
+        self._rows: list[dict[str, Any]] = []
+        self._columns: list[str] = []
+        self._opened = False
+        self.hparams: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Return the experiment's name."""
+        return self._name
+
+    @property
+    def version(self) -> int | str:
+        """Return the version, claimed at the first look."""
+        if self._version is None:
+            self._version = claim_version(Path(self.root_dir))
+        return self._version
+
+    @property
+    def save_dir(self) -> str:
+        """Return the folder of all experiments."""
+        return self._save_dir
+
+    @property
+    def root_dir(self) -> str:
+        """Return the folder of all versions."""
+        return os.path.join(self._save_dir, self._name)
+
+    @property
+    def log_dir(self) -> str:
+        """Return this run's folder."""
+        version = self.version
+        return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
+
+    @property
+    def experiment(self) -> CSVLogger:
+        """Return the logger itself, its folder made."""
+        os.makedirs(self.log_dir, exist_ok=True)
+        return self
+
+    @property
+    def metrics_file_path(self) -> str:
+        """Return the path of the CSV file."""
+        return os.path.join(self.log_dir, self.NAME_METRICS_FILE)
+
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace | Any, *args: Any, **kwargs: Any) -> None:
+        """Remember hyper-parameters; ``save`` writes them."""
+        self.hparams.update(vars(params) if isinstance(params, Namespace) else dict(params or {}))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row."""
+        row = {f"{self._prefix}-{k}" if self._prefix else k: _plain(v) for k, v in metrics.items()}
+        self._rows.append({"step": len(self._rows) if step is None else step, **row})
+        if len(self._rows) >= self._every:
+            self._write_rows()
+
+    def _write_rows(self) -> None:
+        if not self._rows:
+            return
+        path = Path(self.experiment.metrics_file_path)
+        if not self._opened:
+            self._opened = True
+            if path.exists():
+                self._columns = _header(path)
+        new = sorted({k for row in self._rows for k in row} - set(self._columns) - {"epoch", "step"})
+        first = [k for k in ("epoch", "step") if k not in self._columns and any(k in row for row in self._rows)]
+        if new or first:
+            self._widen(path, [*first, *new])
+        rows = self._rows
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerows(rows)
+        self._rows = []
+
+    def _widen(self, path: Path, new: list[str]) -> None:
+        """Add columns, and write what is there again under the wider header, atomically."""
+        old = _read(path) if path.exists() else []
+        self._columns = [*self._columns, *new]
+        if not old:
+            path.unlink(missing_ok=True)
+            return
+        temporary = path.with_suffix(".csv.tmp")
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(old)
+        os.replace(temporary, path)
+
+    def save(self) -> None:
+        """Write rows and hyper-parameters."""
+        self._write_rows()
+        if self.hparams:
+            import yaml
+
+            path = os.path.join(self.experiment.log_dir, self.NAME_HPARAMS_FILE)
+            with open(path, "w", encoding="utf-8") as file:
+                yaml.safe_dump(_yamlable(self.hparams), file, sort_keys=False, allow_unicode=True)
+
+    def rewind(self, step: int, version: int | str | None) -> bool:
+        """Go on in a version's folder with an empty file; the history is sent again."""
+        if version is not None:
+            self._version = version
+        self._rows, self._columns, self._opened = [], [], True
+        Path(self.experiment.metrics_file_path).unlink(missing_ok=True)
+        return True
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _header(path: Path) -> list[str]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _yamlable(value: Any) -> Any:
+    """Return a tree of what YAML can keep; anything else as its text."""
+    if isinstance(value, Mapping):
+        return {str(k): _yamlable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_yamlable(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
