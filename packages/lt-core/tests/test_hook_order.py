@@ -221,7 +221,7 @@ def test_an_exception_is_told_and_everything_is_torn_down() -> None:
 
     calls, module, data, callback = parts(Broken)
     trainer = Trainer(max_epochs=1, limit_val_batches=0, callbacks=[callback], **QUIET)
-    with pytest.raises(RuntimeError, match="^broken$"):
+    with pytest.raises(RuntimeError, match=r"^broken$"):
         trainer.fit(module, datamodule=data)
     assert calls[calls.index("LM.training_step") + 1 :] == ["CB.on_exception", "DM.on_exception", *TEARDOWN]
     assert str(trainer.state.status) == "interrupted"
@@ -238,7 +238,7 @@ def test_an_error_in_a_clean_up_hook_does_not_hide_the_first() -> None:
             raise ValueError("second")
 
     trainer = Trainer(max_epochs=1, limit_val_batches=0, **QUIET)
-    with pytest.raises(RuntimeError, match="^first$"), pytest.warns(UserWarning, match="ValueError: second"):
+    with pytest.raises(RuntimeError, match=r"^first$"), pytest.warns(UserWarning, match="ValueError: second"):
         trainer.fit(Broken(), [torch.ones(4, 2)])
 
 
