@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +24,13 @@ class _Opaque:
 
 
 class _Bomb:
-    """Create a file when it is unpickled."""
+    """Make a folder when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (open, (self.path, "w"))
+        return (os.mkdir, (self.path,))
 
 
 class CheckpointIOConformance(Conformance, suite=True):
