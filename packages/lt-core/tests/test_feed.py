@@ -388,6 +388,23 @@ def test_what_can_not_be_used_is_refused(source: Any, options: dict[str, Any], m
         Feed(source, **{"stage": "train", "where": "my_loader", **options})
 
 
+def test_an_epoch_without_a_batch_is_an_error() -> None:
+    """A generator that was used up is named, with what to give in its place."""
+    feed = Feed(iter([1, 2]), stage="train", where="my_loader")
+    assert list(feed.epoch(0)) == [1, 2]
+    with pytest.raises(ConfigError, match=r"my_loader: epoch 1 must have a batch.*give a function"):
+        list(feed.epoch(1))
+
+
+def test_a_limit_may_change_between_epochs() -> None:
+    """Another limit holds from the next epoch on."""
+    feed = Feed([1, 2, 3], stage="train", limit=1)
+    assert list(feed.epoch(0)) == [1]
+    feed.relimit(2)
+    assert feed.num_batches == 2
+    assert list(feed.epoch(1)) == [1, 2]
+
+
 def test_all_problems_are_reported_at_once() -> None:
     """Two loaders that can not be used make one error that names both."""
     with pytest.raises(ConfigError, match=r"(?s)2 problems.*/a.*/b"):

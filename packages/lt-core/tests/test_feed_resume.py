@@ -447,6 +447,18 @@ def test_a_stateful_map_style_dataset_is_restored() -> None:
     assert other.level == 4
 
 
+def test_a_place_saved_between_epochs_begins_the_next_one() -> None:
+    """Saved before an epoch's iterators were made, resuming that epoch is beginning it."""
+    feed = Feed([1, 2, 3], stage="train")
+    fresh = feed.state_dict()
+    list(feed.epoch(0))
+    feed.close_epoch()
+    for state, epoch in ((fresh, 0), (feed.state_dict(), 1)):
+        other = Feed([1, 2, 3], stage="train")
+        other.load_state_dict(state)
+        assert list(other.resume(epoch)) == [1, 2, 3]
+
+
 def test_other_loaders_than_saved_are_refused_and_other_sizes_warned_of() -> None:
     """Another number of loaders can not resume; another length can, with a warning."""
     feed = Feed([1, 2, 3], stage="train")
