@@ -44,7 +44,7 @@ class CPUAccelerator:
                 spec = [int(part) for part in text.split(",") if part.strip()] if "," in text else int(text)
             except ValueError:
                 raise ValueError(_wrong(spec)) from None
-        if isinstance(spec, bool):
+        if isinstance(spec, bool) or not isinstance(spec, (int, Sequence)):
             raise ValueError(_wrong(spec))
         if isinstance(spec, int):
             if spec < 1:
