@@ -50,7 +50,7 @@ class CPUAccelerator:
             if spec < 1:
                 raise ValueError(_wrong(spec))
             return list(range(spec))
-        indices = list(spec)
+        indices: list[Any] = list(spec)
         plain = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
         if not indices or not plain or len(set(indices)) != len(indices):
             raise ValueError(_wrong(spec))
