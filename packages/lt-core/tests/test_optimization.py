@@ -405,7 +405,7 @@ def test_a_short_window_counts_by_its_true_length_whatever_the_loader_says(kind:
 
     (sized, steps), (unsized, steps_of_unsized) = train(BATCHES), train(Unsized())
     assert steps == steps_of_unsized == 4
-    torch.testing.assert_close(sized, unsized)
+    torch.testing.assert_close(sized, unsized, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("loader", [BATCHES, Unsized()])
