@@ -257,6 +257,10 @@ def test_state_dict_keeps_the_versions_of_its_modules() -> None:
     assert vars(back) == vars(state)
 
 
+class Color(enum.Enum):
+    RED = 1
+
+
 Point = namedtuple("Point", "x y")
 LOOP: list[Any] = []
 LOOP.append(LOOP)
@@ -270,7 +274,7 @@ LOOP.append(LOOP)
         (nn.Linear(1, 1), "Linear"),
         (object(), "object"),
         (Point(1, 2), "_asdict"),
-        (enum.Enum("color", "RED")(1), ".value"),
+        (Color.RED, ".value"),
         (np.array([object()]), "dtype object"),
         (np.zeros(1, dtype=[("a", "i4")]), "ndarray"),
         (LOOP, "nested at most"),

@@ -47,6 +47,7 @@ def test_subclass_arguments_win() -> None:
     """A base class's call saves the subclass's arguments too, and those win."""
     model = Child(2, act=nn.GELU)
     assert model.hparams == {"depth": 2, "width": 8, "act": nn.GELU}
+    assert Child(2).hparams == {"depth": 2, "width": 8, "act": nn.ReLU}
 
 
 def test_other_objects_under_construction_are_not_mixed_in() -> None:

@@ -259,6 +259,19 @@ def test_hooks_run_in_order(file: Path) -> None:
     assert calls == ["configure_model", "on_load_checkpoint"]
 
 
+def test_old_name_of_configure_model(file: Path) -> None:
+    """Layers made under the old name of configure_model are there before the weights."""
+
+    class Old(LightningModule):
+        def configure_sharded_model(self) -> None:
+            self.layer = nn.Linear(2, 2)
+
+    old = Old()
+    old.configure_sharded_model()
+    save(old, file)
+    assert torch.equal(Old.load_from_checkpoint(file).layer.weight, old.layer.weight)
+
+
 def test_map_location_and_weights_only(file: Path) -> None:
     """map_location places the module; weights_only is accepted whatever it says."""
     save(Net(3), file)

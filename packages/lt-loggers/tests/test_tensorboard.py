@@ -345,6 +345,20 @@ def test_graph_of_a_given_input(tmp_path: Path) -> None:
     assert "layer" in str(events(logger.log_dir).Graph())
 
 
+def test_graph_is_drawn_once_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither a second fit nor a resumed run draws the graph again."""
+    old = TensorBoardLogger(tmp_path, log_graph=True)
+    old.log_graph(Net())
+    old.log_graph(Net())
+    old.finish("interrupted")
+    new = TensorBoardLogger(tmp_path, log_graph=True)
+    new.rewind(0, 0)
+    new.log_graph(Net())
+    new.finish("success")
+    assert events(new.log_dir).Tags()["graph"] is True
+    assert "more than one graph" not in caplog.text
+
+
 def test_graph_only_on_request(tmp_path: Path) -> None:
     """Without log_graph=True nothing is traced or started."""
     TensorBoardLogger(tmp_path).log_graph(Net())

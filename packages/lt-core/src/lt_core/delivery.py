@@ -112,7 +112,8 @@ class Delivery:
         if not done:
             left = self.journal.offset - self.acknowledged
             warn(
-                f"{type(self.logger).__name__}: {left} bytes of metrics were not taken; they stay in {self.journal.path}."
+                f"{type(self.logger).__name__}: {left} bytes of metrics were not taken; "
+                f"they stay in {self.journal.path}."
             )
 
 

@@ -90,6 +90,7 @@ def load_module(
         rule = "strict must be what the module's own strict_loading says"
         raise ConfigError(Problem(where, rule, f"strict={strict} and {module.strict_loading}", "Leave strict out."))
     module.configure_model()
+    module.configure_sharded_model()
     module.on_load_checkpoint(checkpoint)
     weights = checkpoint.get("state_dict") or {}
     if not weights and not strict and module.state_dict():

@@ -89,7 +89,7 @@ class Slot:
             self.total += value * weight
         elif self.reduce == "sum":
             self.total += value
-        elif value != value:  # nan wins over every bound
+        elif math.isnan(value):  # nan wins over every bound
             self.total = value
         else:
             self.total = min(self.total, value) if self.reduce == "min" else max(self.total, value)
@@ -191,14 +191,16 @@ class MetricStore:
         where = f"self.log({name!r})"
         if self.scope == FORBIDDEN:
             raise MisconfigurationException(
-                f"You can't self.log() inside `{self.hook or 'this place'}`: {where} has no step or epoch to belong to. "
+                f"You can't self.log() inside `{self.hook or 'this place'}`: {where} has no step or epoch "
+                "to belong to. "
                 "Log in a step, or in a batch or epoch hook."
             )
         if not isinstance(name, str):
             raise TypeError(str(Problem("self.log", "the name must be a string", repr(name))))
         if options[8] and "/dataloader_idx_" in name:
             raise MisconfigurationException(
-                f"{where}: the loader's name is added by itself. Leave it out of the name, or set add_dataloader_idx=False."
+                f"{where}: the loader's name is added by itself. "
+                "Leave it out of the name, or set add_dataloader_idx=False."
             )
         if slot is not None:
             names = ("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "enable_graph", "sync_dist",
@@ -292,7 +294,8 @@ class MetricStore:
         if ambiguous:
             self._warn_once(
                 "size",
-                f"self.log({name!r}): the batch's tensors differ in their first dimension; its size is taken to be {size}. "
+                f"self.log({name!r}): the batch's tensors differ in their first dimension; "
+                f"its size is taken to be {size}. "
                 "Write self.log(..., batch_size=n).",
             )
         return size
@@ -363,7 +366,8 @@ class MetricStore:
             only = sorted(set(keys) ^ set(first)) or ["the same names on this rank and rank 0"]
             raise MisconfigurationException(
                 f"self.log(sync_dist=True): every rank must log the same names. Rank {self.rank} and rank 0 differ in "
-                f"{', '.join(k.partition(chr(0))[0] for k in only)}. Log them on every rank, or with rank_zero_only=True."
+                f"{', '.join(k.partition(chr(0))[0] for k in only)}. "
+                "Log them on every rank, or with rank_zero_only=True."
             )
         reduced: dict[str, float] = {}
         for op in sorted({op for op, _ in parts.values()}):

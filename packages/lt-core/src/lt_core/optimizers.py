@@ -106,7 +106,8 @@ def _from_dicts(dicts: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[tup
         unknown = set(d) - {"optimizer", "lr_scheduler", "monitor"}
         if unknown:
             warn(
-                f"{_WHERE}: the keys {sorted(unknown)} are not known and are ignored. Known: optimizer, lr_scheduler, monitor."
+                f"{_WHERE}: the keys {sorted(unknown)} are not known and are ignored. "
+                "Known: optimizer, lr_scheduler, monitor."
             )
         optimizers.append(d["optimizer"])
         if d.get("lr_scheduler") is not None:
@@ -124,7 +125,8 @@ def _scheduler(
         extra = set(item) - known
         if extra:
             warn(
-                f"{_WHERE}: the lr_scheduler keys {sorted(extra)} are not known and are ignored. Known: {sorted(known)}."
+                f"{_WHERE}: the lr_scheduler keys {sorted(extra)} are not known and are ignored. "
+                f"Known: {sorted(known)}."
             )
         if not automatic:
             ignored = {"interval", "frequency", "reduce_on_plateau", "monitor", "strict"} & set(item)

@@ -10,28 +10,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["last_steps", "runs_below", "wait_for_a_later_name"]
+__all__ = ["runs_below", "shown", "wait_for_a_later_name"]
 
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 _START = 1  # SessionLog.START
 
 
-def last_steps(folder: str | os.PathLike[str], event_type: Any) -> dict[str, int]:
-    """Return the last step that is shown of each tag, taking earlier purges into account.
+def shown(folder: str | os.PathLike[str], event_type: Any) -> tuple[dict[str, int], bool]:
+    """Return the last step that is shown of each tag, earlier purges counted, and whether there is a graph.
 
     Args:
         folder: The folder of one run; its files are read in the order of their names.
         event_type: The ``Event`` class of the package that wrote them.
     """
     last: dict[str, int] = {}
+    graph = False
     for path in _files(folder):
         for record in _records(path):
             event = event_type.FromString(record)
+            graph |= bool(event.graph_def)
             if event.HasField("session_log") and event.session_log.status == _START:
                 last = {tag: min(step, event.step - 1) for tag, step in last.items() if event.step > 0}
             for value in event.summary.value:
                 last[value.tag] = max(event.step, last.get(value.tag, event.step))
-    return last
+    return last, graph
 
 
 def runs_below(folder: str | os.PathLike[str]) -> list[str]:

@@ -76,6 +76,7 @@ class TensorBoardLogger(Logger):
         self._purge_step: int | None = None
         self._present: dict[str, int] = {}
         self._has_hp_metric = False
+        self._has_graph = False
 
     @property
     def name(self) -> str:
@@ -178,7 +179,7 @@ class TensorBoardLogger(Logger):
                 writer.add_summary(summary)
 
     def log_graph(self, model: nn.Module, input_array: Any = None) -> None:
-        """Draw the graph that an input takes through the model; does nothing without ``log_graph=True``.
+        """Draw the graph that an input takes through the model, once a run and only with ``log_graph=True``.
 
         The model's mode, its buffers and the random state stay as they are. A model that
         can not be traced costs a warning, not the run.
@@ -187,7 +188,7 @@ class TensorBoardLogger(Logger):
             model: The model.
             input_array: The input; None takes ``model.example_input_array``.
         """
-        if not self._log_graph:
+        if not self._log_graph or self._has_graph:
             return
         example = getattr(model, "example_input_array", None) if input_array is None else input_array
         if example is None:
@@ -199,6 +200,7 @@ class TensorBoardLogger(Logger):
         try:
             with self.exclusive(), _undisturbed(model):
                 self.experiment.add_graph(model, _on_device_of(model, example))
+                self._has_graph = True
         except Exception as error:
             warnings.warn(
                 f"TensorBoardLogger: the model could not be traced, its graph is left out: {error}", stacklevel=2
@@ -212,7 +214,7 @@ class TensorBoardLogger(Logger):
         Returns:
             True: the whole history may be sent again, what is there already is passed over.
         """
-        from lt_loggers.event_files import last_steps, runs_below, wait_for_a_later_name
+        from lt_loggers.event_files import runs_below, shown, wait_for_a_later_name
 
         with self.exclusive():
             self._close()
@@ -220,7 +222,8 @@ class TensorBoardLogger(Logger):
                 self._version = version
             folder = self.log_dir
             # Of a resumed run, what is there already is not written a second time.
-            self._present = {tag: min(last, step) for tag, last in last_steps(folder, _event_type()).items()}
+            steps, self._has_graph = shown(folder, _event_type())
+            self._present = {tag: min(last, step) for tag, last in steps.items()}
             self._has_hp_metric = any(tag.endswith("hp_metric") for tag in self._present)
             self._purge_step = step + 1
             for run in (folder, *runs_below(folder)):

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lt_core.builtin.precision import FullPrecision
 from lt_interface import CheckpointError, MisconfigurationException, Plan, Precision
 
 __all__ = ["STEPS", "PlainEngine"]
@@ -49,6 +50,8 @@ class PlainEngine:
         self.accumulate: Callable[[], AbstractContextManager[Any]] | None = None
         self.boundary: Callable[[], None] | None = None
         self.backward = precision.backward
+        if type(precision).step is FullPrecision.step:
+            self.step = self._plain_step  # type: ignore[method-assign]
 
     def unscale(self, index: int) -> None:
         """Bring the gradients of optimizer ``index`` to their true size."""
@@ -76,6 +79,14 @@ class PlainEngine:
     def step(self, index: int, closure: Callable[[], Any] | None = None) -> bool:
         """Step optimizer ``index``; return False when the precision skipped it."""
         return self.precision.step(self.optimizers[index], closure)
+
+    def _plain_step(self, index: int, closure: Callable[[], Any] | None = None) -> bool:
+        """Step without asking a precision that has nothing to add: one frame less."""
+        if closure is None:
+            self.optimizers[index].step()
+        else:
+            self.optimizers[index].step(closure)
+        return True
 
     def optimizer_states(self) -> list[dict[str, Any]]:
         """Return each optimizer's ``state_dict``, its parameters by name instead of by number."""

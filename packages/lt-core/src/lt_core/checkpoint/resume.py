@@ -130,7 +130,8 @@ def restore_callbacks(run: Run, checkpoint: dict[str, Any]) -> None:
     gone = [key for key in states if key not in here]
     if gone:
         warn(
-            f"{run.resume_path}: it holds the state of callbacks that are not here: {', '.join(gone)}. Add them to resume them."
+            f"{run.resume_path}: it holds the state of callbacks that are not here: {', '.join(gone)}. "
+            "Add them to resume them."
         )
     for callback in run.callbacks:
         callback.on_load_checkpoint(trainer, run.module, checkpoint)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lt_core.hooks import overrides
 from lt_core.loops.step import Pieces, explain_backward, loss_of, outputs_of, rescale_short_window
 from lt_core.notices import warn
 
@@ -18,23 +19,69 @@ __all__ = ["closure_step"]
 
 
 def closure_step(run: Run) -> Callable[[Any, int], Any]:
-    """Return the step that hands ``optimizer_step`` a closure over the whole accumulation window.
+    """Return the step that hands the optimizer a closure over the whole accumulation window."""
+    return _Window(run).step
+
+
+class _Window:
+    """Step once a window.
 
     Batches before the window's last run as they arrive. The closure's first call runs the
     last one; each further call, as LBFGS makes, clears the gradients and runs all of the
     window again, with logging off.
     """
-    p = Pieces(run)
-    module, progress, engine = run.module, run.progress, run.engine
-    wrapped = run.lightning_optimizers[0]
-    no_sync = engine.accumulate or nullcontext
-    unsized = run.feed.num_batches == float("inf")
-    owns = "accumulate" in engine.owns
-    window: list[tuple[Any, int]] = []
 
-    def backward_of(output: Any, i: int, length: int, first: bool) -> Tensor | None:
+    def __init__(self, run: Run) -> None:
+        from lt_core.module import LightningModule
+
+        self.run, self.pieces = run, Pieces(run)
+        self.wrapped = run.lightning_optimizers[0]
+        self.overridden = overrides(run.module, "optimizer_step", LightningModule)
+        self.no_sync = run.engine.accumulate or nullcontext
+        self.unsized = run.feed.num_batches == float("inf")
+        self.divides = "accumulate" not in run.engine.owns
+        self.batches: list[tuple[Any, int]] = []
+        self.losses: list[Tensor | None] = []
+
+    def step(self, batch: Any, i: int) -> Any:
+        """Run a batch; at its window's end, step."""
+        run, p = self.run, self.pieces
+        length, first, last = run.window(i)
+        if first:
+            self.batches.clear()
+            self.losses.clear()
+        self.batches.append((batch, i))
+        if not last:
+            with self.no_sync():
+                output = p.training_step(batch, i)
+                self.losses.append(self.backward(output, i, length, first))
+            return outputs_of(output, self.losses[-1], p.wants_outputs)
+        result: list[Any] = []
+
+        def closure() -> Tensor | None:
+            if not result:
+                result.append(p.training_step(batch, i))
+                parts = [*self.losses, self.backward(result[0], i, length, first)]
+                result.append(parts[-1])
+            else:
+                parts = self.evaluate_again(length)
+            if self.unsized:
+                rescale_short_window(run, i, length)
+            p.before_update()
+            return total(parts)
+
+        if self.overridden:
+            run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)
+        else:
+            self.wrapped.step(closure)
+        self.batches.clear()
+        return self.settle(result, i)
+
+    def backward(self, output: Any, i: int, length: int, first: bool) -> Tensor | None:
+        """Run what lies between training_step and the optimizer, and return the loss that was used."""
+        run, p = self.run, self.pieces
         loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
-        if loss is not None and not owns and length != 1:
+        if loss is not None and self.divides and length != 1:
             loss = loss / length
         if first:
             for f in p.before_zero_grad:
@@ -51,57 +98,33 @@ def closure_step(run: Run) -> Callable[[Any, int], Any]:
                 f()
         return loss
 
-    def step(batch: Any, i: int) -> Any:
-        length, first, last = run.window(i)
-        if first:
-            window.clear()
-            losses.clear()
-        window.append((batch, i))
-        if not last:
-            with no_sync():
-                output = p.training_step(batch, i)
-                loss = backward_of(output, i, length, first)
-            losses.append(loss)
-            return outputs_of(output, loss, p.wants_outputs)
-        result: list[tuple[Any, Tensor | None]] = []
+    def evaluate_again(self, length: int) -> list[Tensor | None]:
+        """Run the whole window once more, its logging muted."""
+        store = self.run.train_metrics
+        store.muted = True
+        try:
+            return [
+                self.backward(self.pieces.training_step(b, j), j, length, k == 0)
+                for k, (b, j) in enumerate(self.batches)
+            ]
+        finally:
+            store.muted = False
 
-        def closure() -> Tensor | None:
-            if not result:
-                output = p.training_step(batch, i)
-                result.append((output, backward_of(output, i, length, first)))
-                parts = [*losses, result[0][1]]
-            else:
-                parts = evaluate_again(length)
-            factor = rescale_short_window(run, i, length) if unsized else 1.0
-            p.before_update()
-            loss = total(parts)
-            return loss if loss is None or factor == 1.0 else loss * factor
-
-        module.optimizer_step(progress.epoch, i, wrapped, closure)
+    def settle(self, result: list[Any], i: int) -> Any:
+        """Count the step and return the outputs; an override may have left out the closure or the step."""
+        run = self.run
+        stepped, run.stepped = run.stepped, False
         if not result:
             if not run.warned_closure:
                 run.warned_closure = True
                 warn(
-                    f"{type(module).__name__}.optimizer_step: the closure was not called, so batch {i} had no training_step. "
-                    "Call optimizer.step(closure=optimizer_closure)."
+                    f"{type(run.module).__name__}.optimizer_step: the closure was not called, so batch {i} had no "
+                    "training_step. Call optimizer.step(closure=optimizer_closure)."
                 )
-            run.stepped = False
-            return {} if p.wants_outputs else None
-        if run.stepped:  # an override may also have run the closure without a step
-            run.stepped = False
-            progress.step += 1
-        window.clear()
-        return outputs_of(*result[0], p.wants_outputs)
-
-    def evaluate_again(length: int) -> list[Tensor | None]:
-        run.train_metrics.muted = True
-        try:
-            return [backward_of(p.training_step(b, j), j, length, k == 0) for k, (b, j) in enumerate(window)]
-        finally:
-            run.train_metrics.muted = False
-
-    losses: list[Tensor | None] = []
-    return step
+            return {} if self.pieces.wants_outputs else None
+        if stepped:
+            run.progress.step += 1
+        return outputs_of(result[0], result[1], self.pieces.wants_outputs)
 
 
 def total(parts: list[Tensor | None]) -> Tensor | None:

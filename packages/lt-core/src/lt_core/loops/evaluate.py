@@ -124,8 +124,7 @@ def _batches(
     step = eval_step(run, f"{name}_step", several)
     start, inside, end = (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
     names = feed.names
-    seen = 0
-    for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):
+    for seen, (batch, i, loader) in enumerate(feed.epoch(run.progress.epoch, _sanity_limit(run))):
         if place is not None:
             batch = place(batch, loader)
         store.batch, store.size, store.suffix = batch, None, names[loader]
@@ -142,7 +141,6 @@ def _batches(
         values = store.take_step()
         if values and not run.sanity_checking:
             run.log(values, stage, step=seen)
-        seen += 1
         if run.attention and run.signals is not None and run.signals.received is not None:
             from lt_core.loops.due import raise_signal
 
