@@ -106,6 +106,7 @@ def test_a_terminal_gets_bars_of_epoch_and_run():
     assert "Epoch 0/2" in text
     assert "50/100" in text
     assert "0:05 left, run 0:15 left" in text
+    assert "0:05 left, run 0:24 left" in text  # the nine seconds of validation that are left count too
     assert "10.0 it/s" in text
     assert "loss=0.500" in text
     assert "Validation" in text

@@ -314,6 +314,9 @@ class RichProgressBar(ProgressBar):
             max_steps=trainer.max_steps,
             accumulate=trainer.accumulate_grad_batches,
         )
+        run_left = forecast.run_left(left)
+        if run_left is not None and inner is not None:
+            run_left += inner.left or 0.0
         return View(
             title=f"{self.train_description} {trainer.current_epoch}{last}",
             done=self._done,
@@ -321,7 +324,7 @@ class RichProgressBar(ProgressBar):
             elapsed=now - self._began,
             pace=forecast.pace.seconds,
             left=forecast.epoch_left(min(total - self._done, left)),
-            run_left=_capped(forecast.run_left(left), trainer),
+            run_left=_capped(run_left, trainer),
             metrics=self.get_metrics(trainer, pl_module),
             inner=inner,
         )
