@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_interface import Logger, MisconfigurationException, MissingPackageError
+from lt_loggers.hyperparameters import flatten, number, plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,14 +137,15 @@ class TensorBoardLogger(Logger):
             MisconfigurationException: If a value is no number.
         """
         with self.exclusive():
+            writer = self.experiment
             self._has_hp_metric |= "hp_metric" in metrics
             for key, value in metrics.items():
                 name = f"{self._prefix}-{key}" if self._prefix else key
                 if isinstance(value, Mapping):
                     curves = {str(k): _number(f"{name}/{k}", v) for k, v in value.items()}
-                    self.experiment.add_scalars(name, curves, step)
+                    writer.add_scalars(name, curves, step)
                 elif not self._present or (step or 0) > self._present.get(_tag(name), -1):
-                    self.experiment.add_scalar(name, _number(name, value), step)
+                    writer.add_scalar(name, _number(name, value), step)
 
     def log_hyperparams(
         self,
@@ -158,8 +160,6 @@ class TensorBoardLogger(Logger):
             metrics: What the table shows beside them, or one number for ``hp_metric``.
             step: The step of the metrics, 0 if left out.
         """
-        from lt_loggers.hyperparameters import flatten, plain
-
         given = plain(params)
         if not isinstance(given, dict):
             given = {"value": given}
@@ -312,8 +312,6 @@ def _event_type() -> Any:
 
 
 def _number(name: str, value: Any) -> float:
-    from lt_loggers.hyperparameters import number
-
     try:
         return number(value)
     except TypeError:
