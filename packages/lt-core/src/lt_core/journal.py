@@ -11,11 +11,12 @@ import json
 import os
 import tempfile
 import time
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lt_interface.errors import LTError, Problem
 
@@ -61,10 +62,11 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = None if path is None else Path(path)
         if self.path is None:
-            self._file: Any = tempfile.TemporaryFile(prefix="lt-journal-", buffering=0)  # noqa: SIM115
+            self._fd, name = tempfile.mkstemp(prefix="lt-journal-")
+            os.unlink(name)
         else:
-            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
-        self._fd: int = self._file.fileno()
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        self._close = weakref.finalize(self, os.close, self._fd)
         self.sequence = self._offset = 0
         for record in self.read():
             self.sequence, self._offset = record.sequence + 1, record.end
@@ -119,7 +121,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._close()
 
 
 def _lines(fd: int, start: int) -> Iterator[bytes]:
@@ -139,7 +141,8 @@ def _records(lines: Iterable[bytes], start: int) -> Iterator[Record]:
         try:
             if int(crc, 16) != zlib.crc32(text):
                 return
-            yield Record(*json.loads(text), end)
+            sequence, stage, axis, step, wall, values = json.loads(text)
+            yield Record(sequence, stage, axis, step, wall, values, end)
         except (ValueError, TypeError):
             return
 
