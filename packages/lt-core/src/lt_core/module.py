@@ -361,7 +361,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
     def _parent_store(self, name: str) -> MetricStore | None:
         """Return the store of the running module that this one is a part of, or warn that there is none."""
         trainer = self._trainer_or_none()
-        root = None if trainer is None else trainer.lightning_module
+        root: LightningModule | None = None if trainer is None else trainer.lightning_module
         if root is not None and root is not self and root._metrics is not None:
             return root._metrics
         warn(f"self.log({name!r}): no trainer is running this module, so nothing is logged.")
