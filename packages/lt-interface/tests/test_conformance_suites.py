@@ -228,7 +228,7 @@ def test_removal_after_definition_fails_a_test(monkeypatch: pytest.MonkeyPatch) 
 
     class TestWhole(AcceleratorConformance):
         def test_of_my_own(self) -> None:
-            pass
+            """A test beside the suite's own is welcome."""
 
     TestWhole().test_suite_is_whole()
     monkeypatch.setattr(TestWhole, "test_pickles", None, raising=True)

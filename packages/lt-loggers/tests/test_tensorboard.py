@@ -48,27 +48,6 @@ class TestTensorBoardLogger(LoggerConformance):
         return scalars(logger.directory)
 
 
-class TestTensorBoardXLogger(LoggerConformance):
-    """The same rules hold where tensorboardX writes the files; skipped where it is not installed."""
-
-    patience = 10.0
-
-    def kept_name(self, name: str) -> str:
-        return name.replace(" ", "_")
-
-    @pytest.fixture(autouse=True)
-    def tensorboardx(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pytest.importorskip("tensorboardX")
-        monkeypatch.setattr(lt_loggers.tensorboard, "_writer_package", lambda: "tensorboardX")
-
-    def make_logger(self, folder: Path) -> Logger:
-        return TensorBoardLogger(folder)
-
-    def read(self, logger: Logger) -> dict[str, dict[int, float]]:
-        assert logger.directory is not None
-        return scalars(logger.directory)
-
-
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
