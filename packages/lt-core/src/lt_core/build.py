@@ -152,6 +152,7 @@ def build_engine(run: Run) -> None:
     )
     if run.compiled:
         run.engine.call = {**run.engine.call, **run.compiled}
+    run.own_step = run.module.__dict__.get("training_step")
     run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]
 
 
@@ -184,7 +185,7 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     if checkpoint is not None:
         resume.restore_optimizers(run, checkpoint)
         resume.restore_training(run, checkpoint)
-        run.loaded = {"rng": checkpoint.get("rng")}
+        run.loaded = checkpoint
     check_saving(run)
     run.val_clock = time.monotonic()
 

@@ -93,6 +93,7 @@ class Run:
         self.feed_epoch = 0
         self.eval_epochs: dict[str, int] = {}
         self.compiled: dict[str, Callable[..., Any]] = {}
+        self.own_step: Callable[..., Any] | None = None  # a training_step that was put on the instance
         self.train_metrics = MetricStore()
         self.eval_metrics: MetricStore | None = None
         self.base_scope = SILENT if trainer.barebones else FORBIDDEN

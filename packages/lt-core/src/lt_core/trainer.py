@@ -271,7 +271,7 @@ class Trainer(TrainerView):
             clip_value=self.gradient_clip_val,
             clip_algorithm=self.gradient_clip_algorithm or "norm",
         )
-        if list(run.engine.optimizers) != run.optimizers:
+        if list(run.engine.optimizers) != run.optimizers or run.own_step is not run.module.__dict__.get("training_step"):
             build_engine(run)
         rebuild(run)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "find_checkpoint",
     "restore_callbacks",
+    "restore_data",
     "restore_optimizers",
     "restore_progress",
     "restore_training",
@@ -197,7 +198,14 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     run.epoch_schedulers_done = (checkpoint.get("schedule") or {}).get("epoch_done", False)
     for handler, count in zip(trainer._handlers, checkpoint.get("handlers") or [], strict=False):
         handler.count = count
-    if "data" in checkpoint and not run.progress.epoch_closed:
-        from lt_core.loops.sources import train_feed
 
-        train_feed(run).load_state_dict(checkpoint["data"])
+
+def restore_data(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Give the feeds their place, after all that must not draw from a resumed loader's generator."""
+    from lt_core.loops.sources import eval_feed, has_loader, train_feed
+
+    for stage, state in (checkpoint.get("data") or {}).items():
+        if stage == "train":
+            train_feed(run).load_state_dict(state)
+        elif has_loader(run, stage):
+            eval_feed(run, stage).load_state_dict(state)

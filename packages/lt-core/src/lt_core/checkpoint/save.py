@@ -89,8 +89,8 @@ def _resume_parts(run: Run) -> dict[str, Any]:
         "handlers": [h.count for h in trainer._handlers],
         "journal": {"offset": run.journal.offset, "sequence": run.journal.sequence, "file": run.journal_file},
     }
-    if not run.progress.epoch_closed and "feed" in run.__dict__:
-        parts["data"] = run.feed.state_dict()
+    feeds = {**run.eval_feeds, **({"train": run.feed} if "feed" in run.__dict__ else {})}
+    parts["data"] = {stage: feed.state_dict() for stage, feed in feeds.items()}
     precision = run.precision.state_dict()
     if precision:
         parts["precision"] = {run.precision.name: precision}

@@ -37,6 +37,7 @@ def run_fit(run: Run) -> None:
         on_train_end
     """
     from lt_core import rng
+    from lt_core.checkpoint.resume import restore_data
     from lt_core.checkpoint.save import flush_saves
 
     trainer = run.trainer
@@ -45,9 +46,11 @@ def run_fit(run: Run) -> None:
         train_feed(run)  # so that on_train_start finds the loader and its length
     run.hooks.fire("on_train_start")
     run.val_clock = time.monotonic()
-    if run.loaded is not None and run.loaded.get("rng") is not None:
-        rng.restore(run.loaded["rng"])
-    run.loaded = None
+    if run.loaded is not None:
+        restore_data(run, run.loaded)
+        if run.loaded.get("rng") is not None:
+            rng.restore(run.loaded["rng"])
+        run.loaded = None
     if trainer.validate_at_start and run.progress.step == 0 and trainer.enable_validation:
         evaluate(run, "validate")
     while not trainer._fit_done:

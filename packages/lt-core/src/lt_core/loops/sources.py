@@ -78,6 +78,8 @@ def train_feed(run: Run) -> Feed:
             made.close()
         run.feed = _make(run, "train")
         run.feed_epoch = run.progress.epoch
+    elif run.progress.epoch_closed:
+        _follow_limit(run, made, "train")
     return run.feed
 
 
@@ -93,4 +95,13 @@ def eval_feed(run: Run, stage: str) -> Feed:
             made.close()
         made = run.eval_feeds[stage] = _make(run, stage)
         run.eval_epochs[stage] = epoch
+    else:
+        _follow_limit(run, made, stage)
     return made
+
+
+def _follow_limit(run: Run, feed: Feed, stage: str) -> None:
+    """Give a feed the stage's limit if the user changed it; the integer 1 is not the fraction 1.0."""
+    limit = limit_of(run, stage)
+    if (type(limit), limit) != (type(feed.limit), feed.limit):
+        feed.relimit(limit)
