@@ -271,7 +271,8 @@ class Trainer(TrainerView):
             clip_value=self.gradient_clip_val,
             clip_algorithm=self.gradient_clip_algorithm or "norm",
         )
-        if list(run.engine.optimizers) != run.optimizers or run.own_step is not run.module.__dict__.get("training_step"):
+        own_step = run.module.__dict__.get("training_step")
+        if list(run.engine.optimizers) != run.optimizers or run.own_step is not own_step:
             build_engine(run)
         rebuild(run)
 
