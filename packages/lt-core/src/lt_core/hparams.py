@@ -65,6 +65,7 @@ class HyperparametersMixin:
     _hparams_initial: MutableMapping[str, Any] | None = None
     _hparams_name: str | None = None
     _log_hyperparams: bool = False
+    _told_of_softened: bool = False
 
     def save_hyperparameters(
         self,
@@ -150,19 +151,30 @@ class HyperparametersMixin:
 def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[str, Any]:
     """Return what a checkpoint holds of an object's hyper-parameters.
 
+    Classes, functions and objects are replaced by their ``repr``, with one warning an object.
+
     Args:
         owner: The module or data module.
         prefix: Put before each key: ``"datamodule_"`` for a data module.
     """
+    from lt_core.checkpoint.tree import soften
+
     if not owner._hparams:
         return {}
     entries: dict[str, Any] = {f"{prefix}hparams_name": owner._hparams_name}
     config = _omegaconf()
     if config is not None and config.is_config(owner._hparams):
-        entries[f"{prefix}hyper_parameters"] = config.to_container(owner._hparams, resolve=True)
+        values = config.to_container(owner._hparams, resolve=True)
         entries[f"{prefix}hparams_type"] = "DictConfig"
     else:
-        entries[f"{prefix}hyper_parameters"] = {k: _plain(v, attributes=True) for k, v in owner._hparams.items()}
+        values = {k: _plain(v, attributes=True) for k, v in owner._hparams.items()}
+    entries[f"{prefix}hyper_parameters"], softened = soften(values)
+    if softened and not owner._told_of_softened:
+        owner._told_of_softened = True
+        warn(
+            f"{type(owner).__name__}.save_hyperparameters: a checkpoint keeps only the text of {', '.join(softened)}. "
+            "Give them to load_from_checkpoint by keyword."
+        )
     return entries
 
 

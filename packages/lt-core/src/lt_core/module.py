@@ -74,7 +74,8 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
     __jit_ignored_attributes__: ClassVar[list[str]] = [
         *("allow_zero_length_dataloader_with_multiple_devices", "automatic_optimization", "example_input_array"),
         *("prepare_data_per_node", "strict_loading", "_device", "_device_mesh", "_dtype", "_exporting", "_hparams"),
-        *("_hparams_initial", "_hparams_name", "_log_hyperparams", "_metrics", "_toggled", "_trainer_ref"),
+        *("_hparams_initial", "_hparams_name", "_log_hyperparams", "_metrics", "_toggled", "_told_of_softened"),
+        "_trainer_ref",
     ]
 
     # Defaults on the class: reading them before __init__ works, and never falls into nn.Module.__getattr__.
