@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lt_core import Trainer
+from lt_core import LightningModule, Trainer
 from lt_core.callbacks import Callback, ModelCheckpoint
 from lt_core.checkpoint import load_checkpoint
 from lt_core.demos import BoringModel, RandomDataset
@@ -163,6 +163,21 @@ def test_the_epoch_trigger_follows_validation(tmp_path, flags, steps):
     """Where validation runs more or less often than once an epoch, saving follows it."""
     _fit(tmp_path, ModelCheckpoint(tmp_path, "{step}", save_top_k=-1), **{"max_epochs": 2, **flags})
     assert sorted(_step(tmp_path / f) for f in _files(tmp_path)) == steps
+
+
+def test_without_validation_data_each_epoch_is_saved(tmp_path):
+    """A validation cadence means nothing where there is no validation data."""
+
+    class NoValidation(BoringModel):
+        validation_step = LightningModule.validation_step
+        val_dataloader = LightningModule.val_dataloader
+
+        def train_dataloader(self):
+            return DataLoader(RandomDataset(32, 8), batch_size=2)
+
+    callback = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1)
+    _fit(tmp_path, callback, NoValidation(), max_epochs=2, check_val_every_n_epoch=2)
+    assert _files(tmp_path) == ["step=4.ckpt", "step=8.ckpt"]
 
 
 def test_the_place_can_be_chosen(tmp_path):

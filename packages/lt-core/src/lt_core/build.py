@@ -151,6 +151,7 @@ def build_engine(run: Run) -> None:
         run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
     )
     if run.compiled:
+        run.module._keep_logging_out_of_graphs()
         run.engine.call = {**run.engine.call, **run.compiled}
     run.own_step = run.module.__dict__.get("training_step")
     run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]

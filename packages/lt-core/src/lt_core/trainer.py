@@ -461,8 +461,6 @@ class Trainer(TrainerView):
 
     def _begin(self, run: Run) -> None:
         """Attach a run that is about to be built."""
-        import weakref
-
         last = self._run
         self._run = run
         self._interrupted = False
@@ -475,7 +473,7 @@ class Trainer(TrainerView):
             run.optimizers, run.schedulers = last.optimizers, last.schedulers
         for owner in (run.module, run.datamodule):
             if owner is not None:
-                owner._trainer_ref = weakref.ref(self)
+                owner.trainer = self
 
     def _end(self, run: Run) -> None:
         """Leave the trainer readable after a run."""

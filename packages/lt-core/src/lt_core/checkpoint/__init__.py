@@ -1,10 +1,15 @@
 """Keep a run's whole state in one safe file, and find, check, read and import such files."""
 
-from lt_core.checkpoint.async_io import AsyncCheckpointIO
-from lt_core.checkpoint.find import find_last, parameter_signature
-from lt_core.checkpoint.lightning_import import import_lightning
-from lt_core.checkpoint.safetensors_io import SafetensorsIO, load_checkpoint, peek, save_checkpoint, verify
-from lt_core.checkpoint.tree import soften, try_encode
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lt_core.checkpoint.async_io import AsyncCheckpointIO
+    from lt_core.checkpoint.find import find_last, parameter_signature
+    from lt_core.checkpoint.lightning_import import import_lightning
+    from lt_core.checkpoint.safetensors_io import SafetensorsIO, load_checkpoint, peek, save_checkpoint, verify
+    from lt_core.checkpoint.tree import soften, try_encode
 
 __all__ = [
     "AsyncCheckpointIO",
@@ -19,3 +24,23 @@ __all__ = [
     "try_encode",
     "verify",
 ]
+
+# Read when first asked for, so that `import lt_core` does not wait for the file format.
+_HOMES = {
+    "AsyncCheckpointIO": "async_io",
+    "find_last": "find",
+    "import_lightning": "lightning_import",
+    "parameter_signature": "find",
+    "soften": "tree",
+    "try_encode": "tree",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'safetensors_io')}"), name)
+    globals()[name] = value
+    return value

@@ -22,7 +22,7 @@ from torch import Tensor
 from lt_core.checkpoint.blobs import Blob, Blobs, Layout, Materialiser, raw_bytes
 from lt_core.checkpoint.dtypes import CODES, storable_dtypes
 from lt_core.checkpoint.refusal import RefusedValueError, Step, dotted, place, shorten
-from lt_core.checkpoint.values import READERS, WRITERS, numpy_dtype, write_float, write_numpy_scalar
+from lt_core.checkpoint.values import READERS, WRITERS, numpy_dtype, write_exact_number, write_float, write_numpy_scalar
 from lt_interface import Problem
 
 __all__ = ["Encoded", "clone", "decode", "encode", "soften", "try_encode"]
@@ -199,6 +199,8 @@ class _Encoder:
     def _relative(self, value: Any, path: tuple[Step, ...]) -> Any:
         """Keep numpy's values, and an instance of a subclass where its base says all of it."""
         scalar = write_numpy_scalar(value)
+        if scalar is None:
+            scalar = write_exact_number(value)
         if scalar is not None:
             return scalar
         numpy = sys.modules.get("numpy")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import decimal
-import fractions
 import math
 import pathlib
 import struct
@@ -17,7 +15,7 @@ import torch
 
 from lt_core.checkpoint.dtypes import dtype_name, named_dtypes
 
-__all__ = ["READERS", "WRITERS", "read_float", "write_float", "write_numpy_scalar"]
+__all__ = ["READERS", "WRITERS", "read_float", "write_exact_number", "write_float", "write_numpy_scalar"]
 
 _NUMPY_KINDS = "biufcmMSU"
 
@@ -123,9 +121,27 @@ def write_numpy_scalar(value: Any) -> Any:
     return None
 
 
-def _fraction(value: Any) -> fractions.Fraction:
+def write_exact_number(value: Any) -> Any:
+    """Return the node of a Decimal or Fraction, or None; their modules are slow to import and seldom there."""
+    decimal, fractions = sys.modules.get("decimal"), sys.modules.get("fractions")
+    if decimal is not None and type(value) is decimal.Decimal:
+        return {"$": "decimal", "v": str(value)}
+    if fractions is not None and type(value) is fractions.Fraction:
+        return {"$": "fraction", "v": [hex(value.numerator), hex(value.denominator)]}
+    return None
+
+
+def _read_decimal(value: Any) -> Any:
+    from decimal import Decimal
+
+    return Decimal(value)
+
+
+def _read_fraction(value: Any) -> Any:
+    from fractions import Fraction
+
     top, bottom = value
-    return fractions.Fraction(int(top, 16), int(bottom, 16))
+    return Fraction(int(top, 16), int(bottom, 16))
 
 
 # type -> (tag, payload). Types are matched exactly; the tree handles subclasses.
@@ -148,8 +164,6 @@ WRITERS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     datetime.time: ("time", _write_time),
     datetime.timedelta: ("timedelta", _delta),
     datetime.timezone: ("timezone", _write_timezone),
-    decimal.Decimal: ("decimal", str),
-    fractions.Fraction: ("fraction", lambda v: [hex(v.numerator), hex(v.denominator)]),
     uuid.UUID: ("uuid", str),
     type(Ellipsis): ("ellipsis", lambda _: None),
 }
@@ -183,8 +197,8 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "time": lambda v: datetime.time.fromisoformat(v[0]).replace(fold=v[1]),
     "timedelta": lambda v: datetime.timedelta(*_ints(v, 3, 3)),
     "timezone": _read_timezone,
-    "decimal": decimal.Decimal,
-    "fraction": _fraction,
+    "decimal": _read_decimal,
+    "fraction": _read_fraction,
     "uuid": uuid.UUID,
     "ellipsis": lambda _: Ellipsis,
     "npscalar": _read_numpy_scalar,
