@@ -66,7 +66,6 @@ class RichProgressBar(ProgressBar):
         *,
         line_interval: float = 10.0,
     ) -> None:
-        super().__init__()
         if refresh_rate < 0:
             raise ConfigError(Problem(f"RichProgressBar(refresh_rate={refresh_rate})", "must be 0 (off) or more"))
         self.refresh_rate = refresh_rate

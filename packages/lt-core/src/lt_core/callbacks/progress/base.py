@@ -32,10 +32,10 @@ class ProgressBar(Callback):
     # After the module's own hook, so that what it logs at the epoch's end is seen.
     monitoring: ClassVar[bool] = True
 
-    def __init__(self) -> None:
-        self._trainer: weakref.ref[Trainer] | None = None
-        self._is_enabled = True
-        self._overlap_told = False
+    # On the class, so that a subclass need not call __init__.
+    _trainer: weakref.ref[Trainer] | None = None
+    _is_enabled: bool = True
+    _overlap_told: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_trainer": None}
