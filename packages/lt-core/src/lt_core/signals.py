@@ -32,6 +32,7 @@ class SignalWatch:
         self._previous: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
         self._old_fd = -1
+        self._thread: threading.Thread | None = None
         self._pid = os.getpid()
 
     def start(self) -> None:
@@ -44,7 +45,8 @@ class SignalWatch:
         for number in _WATCHED:
             self._previous[number] = signal.signal(number, self._handle)
         self._old_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(read,), name="lt-signals", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, args=(read,), name="lt-signals", daemon=True)
+        self._thread.start()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a forked DataLoader worker: behave as if we were not here
@@ -84,6 +86,8 @@ class SignalWatch:
         os.write(self._pipe[1], b"\0")
         os.close(self._pipe[1])
         self._pipe = None
+        if self._thread is not None:
+            self._thread.join(1.0)  # it holds the run
 
     def exception(self) -> BaseException | None:
         """Return what the run raises for the signal that was received, or None."""
