@@ -83,7 +83,7 @@ class Run:
         self.loggers: list[Any] = []
         self.rewound: dict[int, bool] = {}
         self.copied_history = False
-        self.progress_is_new = trainer._progress.step == 0 and trainer._progress.epoch == 0
+        self.samples_seen = 0
         self.journal_file: str | None = None
         self.place: Callable[[Any, int], Any] | None = None
         self.pending: str | None = None
@@ -112,6 +112,13 @@ class Run:
         """Return the store that ``self.log`` writes to at this moment."""
         store: MetricStore = self.module._metrics
         return store
+
+    def count_samples(self) -> None:
+        """Add the samples that the feed handed out since the last count."""
+        if "feed" in self.__dict__:
+            seen = sum(leaf.samples for leaf in self.feed.leaves)
+            self.progress.samples += max(seen - self.samples_seen, 0)
+            self.samples_seen = seen
 
     @property
     def axis(self) -> int:

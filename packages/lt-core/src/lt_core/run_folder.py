@@ -81,11 +81,8 @@ def run_folder(run: Run) -> Path | None:
 def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Open the journal: cut to the checkpoint when its run goes on, its beginning copied when a new run does."""
     trainer = run.trainer
-    if run.fn is not TrainerFn.FITTING and trainer._journal is not None:
-        run.journal, run.journal_file = trainer._journal, trainer._journal_file
-        return
-    goes_on = run.fn is TrainerFn.FITTING and checkpoint is None and trainer._journal is not None
-    if goes_on and not run.progress_is_new:
+    resumes = run.fn is TrainerFn.FITTING and checkpoint is not None
+    if trainer._journal is not None and not resumes:  # a further call of the same trainer goes on in its journal
         run.journal, run.journal_file = trainer._journal, trainer._journal_file
         return
     folder = run_folder(run)

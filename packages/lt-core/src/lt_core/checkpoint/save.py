@@ -45,6 +45,7 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
 
     trainer, progress = run.trainer, run.progress
     trainer._save_counter += 1
+    run.count_samples()
     tree: dict[str, Any] = {
         "epoch": max(progress.epoch - 1, 0) if progress.epoch_closed else progress.epoch,
         "global_step": progress.step,

@@ -86,6 +86,7 @@ def close_epoch(run: Run) -> None:
     run.trainer._bar_metrics.update(store.progress_bar_metrics())
     run.log(store.take_epoch(), "train")
     store.scope = SILENT if silent else FORBIDDEN
+    run.count_samples()
     run.feed.close_epoch()
     progress.batches += progress.batch
     progress.epoch += 1

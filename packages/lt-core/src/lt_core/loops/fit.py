@@ -64,6 +64,7 @@ def open_epoch(run: Run) -> None:
     progress = run.progress
     progress.epoch_closed, progress.batch = False, 0
     run.validated_batch = -1
+    run.samples_seen = 0
     run.epoch_schedulers_done = False
     run.at_boundary = False
     run.hooks.fire("on_train_epoch_start")
@@ -100,6 +101,7 @@ def run_epoch(run: Run) -> None:
         return close_epoch(run)
     skipped = stopped = False
     batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
+    run.samples_seen = sum(leaf.samples for leaf in feed.leaves)
     for i, batch in enumerate(batches, progress.batch):
         if place is not None:
             batch = place(batch, 0)

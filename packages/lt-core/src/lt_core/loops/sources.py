@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.data.feed import Feed
 from lt_core.hooks import overrides
+from lt_interface import World
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -60,7 +61,7 @@ def _make(run: Run, stage: str) -> Feed:
     return Feed(
         given,
         stage=stage,
-        world=run.world,
+        world=run.world if run.trainer._config.use_distributed_sampler else World(),
         seed=run.plan.seed or 0,
         limit=limit_of(run, stage),
         sequential=overfit,
