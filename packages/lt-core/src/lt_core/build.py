@@ -83,7 +83,7 @@ def _merge_callbacks(run: Run) -> None:
     own = list(returned) if isinstance(returned, (list, tuple)) else [returned] if returned else []
     types = {type(c) for c in own}
     kept = [c for c in trainer.callbacks if type(c) not in types]
-    from lt_core.trainer import ordered
+    from lt_core.parts import ordered
 
     trainer.callbacks = run.callbacks = ordered([*kept, *own])
     run.hooks = HookTable(trainer, module, run.datamodule, run.callbacks, trainer._handlers, trainer._active_profiler)

@@ -136,7 +136,7 @@ def _is_cpu(accelerator: Any) -> bool:
     """Return whether an accelerator flag can only mean the CPU, from names alone."""
     if accelerator == "auto":
         return registry.accelerators.names() == ["cpu"]
-    return getattr(accelerator, "name", accelerator) == "cpu"
+    return bool(getattr(accelerator, "name", accelerator) == "cpu")
 
 
 def _spread(draft: Draft) -> None:

@@ -278,7 +278,8 @@ def devices(value: Any) -> str | int | tuple[int, ...]:
             return int(value)
         raise FlagError(rule, "Leave it out to let the accelerator choose." if value == 0 else "")
     if isinstance(value, (str, bytes, bool, Mapping)) or not isinstance(value, Iterable):
-        fix = f"Write {int(value)}." if is_number(value) and math.isfinite(value) and value == int(value) else ""
+        number: Any = value
+        fix = f"Write {int(number)}." if is_number(value) and math.isfinite(number) and number == int(number) else ""
         raise FlagError(rule, fix, is_type=True)
     indices = list(value)
     if not all(is_whole(i) for i in indices):
@@ -392,7 +393,7 @@ def folder(value: Any) -> str:
     if "\0" in path:
         raise FlagError("must be a path: it holds a zero byte")
     if "://" in path:
-        return path
+        return str(path)
     path = os.path.normpath(os.path.expanduser(path)) if path else os.getcwd()
     if os.path.exists(path) and not os.path.isdir(path):
         raise FlagError("must be a folder, and this is a file")

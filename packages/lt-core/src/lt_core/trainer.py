@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from lt_core.call import prepare
 from lt_core.config import TrainerConfig, parse, resolve_epochs
-from lt_core.entry import Payload, main
+from lt_core.entry import main
 from lt_core.events import Handler, make_handler
-from lt_core.hooks import hook_problems
-from lt_core.notices import info, warn
-from lt_core.plan import compiled_methods, module_problems, module_remarks, read_inputs
+from lt_core.notices import info
+from lt_core.parts import default_callbacks, find_accelerator, find_devices, find_precision, make_loggers
 from lt_core.state import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer_view import TrainerView
-from lt_interface import Plan, registry
-from lt_interface.errors import ConfigError, MisconfigurationException, Problem, UnknownPluginError, raise_problems
+from lt_interface import registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,13 +34,6 @@ __all__ = ["Trainer"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _Limit = int | float | None
-
-
-def ordered(callbacks: Iterable[Callback]) -> list[Callback]:
-    """Return the callbacks with those that save checkpoints last."""
-    from lt_core.callbacks import Checkpoint
-
-    return sorted(callbacks, key=lambda c: isinstance(c, Checkpoint))
 
 
 class Trainer(TrainerView):
@@ -105,6 +97,17 @@ class Trainer(TrainerView):
         defaults = Trainer.__init__.__kwdefaults__ or {}
         written = {k: v for k, v in given.items() if v is not defaults[k]}
         config = self._config = parse({**written, **unknown})
+        self._begin_empty()
+        self._cluster = config.plugin("cluster")
+        self.state = TrainerState()
+        self._take_parts(config)
+        self._take_flags(config)
+        self._apply_torch_flags(config)
+
+    # ------------------------------------------------------------ construction
+
+    def _begin_empty(self) -> None:
+        """Begin with nothing run and nothing counted."""
         self._progress = Progress()
         self._run: Run | None = None
         self._handlers: list[Handler] = []
@@ -117,35 +120,19 @@ class Trainer(TrainerView):
         self._save_counter = 0
         self._failed_saves = 0
         self._interrupted = False
-        self._cluster = config.plugin("cluster")
-        self.state = TrainerState()
-        self._take_parts(config)
-        self._take_flags(config)
-        self._apply_torch_flags(config)
-
-    # ------------------------------------------------------------ construction
 
     def _take_parts(self, config: TrainerConfig) -> None:
         """Find accelerator, devices, strategy, precision, launcher and profiler through the registry."""
-        self._accelerator = _accelerator(config)
-        self._devices = tuple(_devices(config, self._accelerator))
+        self._accelerator = find_accelerator(config)
+        self._devices = tuple(find_devices(config, self._accelerator))
         name = config.strategy
         if name == "auto":
             name = self._accelerator.default_strategy(len(self._devices), config.num_nodes)
         where = f"Trainer(strategy={name!r})"
         self._strategy: Any = registry.strategies.get(name, where)() if isinstance(name, str) else name
-        self._precision = self._find_precision(config)
+        self._precision = find_precision(config, self._accelerator)
         profiler = config.profiler
         self.profiler: Any = registry.profilers.get(profiler)() if isinstance(profiler, str) else profiler
-
-    def _find_precision(self, config: TrainerConfig) -> Any:
-        given = config.plugin("precision") or config.precision
-        if not isinstance(given, str):
-            return given
-        if given == "16-mixed" and self._accelerator.name == "cpu":
-            warn('Trainer(precision="16-mixed"): a CPU has no 16-bit floats to train in; using "bf16-mixed".')
-            given = "bf16-mixed"
-        return registry.precisions.get(given, f"Trainer(precision={given!r})")()
 
     def _take_flags(self, config: TrainerConfig) -> None:
         """Make plain attributes of the flags that users may read and change."""
@@ -174,7 +161,7 @@ class Trainer(TrainerView):
             setattr(self, name, getattr(config, name))
         if "gradient_clip_algorithm" not in config.explicit:
             self.gradient_clip_algorithm = None  # so that a module may choose its own
-        self.callbacks = _default_callbacks(config)
+        self.callbacks = default_callbacks(config)
         from lt_core.callbacks import Timer
 
         timer = any(isinstance(c, Timer) for c in self.callbacks)
@@ -182,7 +169,7 @@ class Trainer(TrainerView):
         self._should_stop = False
         self._max_epochs, self._max_steps = max_epochs, config.max_steps
         self.ckpt_path: str | os.PathLike[str] | None = None
-        self.loggers = _loggers(config)
+        self.loggers = make_loggers(config)
 
     def _apply_torch_flags(self, config: TrainerConfig) -> None:
         if config.benchmark is not None:
@@ -301,7 +288,7 @@ class Trainer(TrainerView):
         Raises:
             ConfigError: If module, data and flags do not fit; lists every problem.
         """
-        payload = self._prepare(TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
+        payload = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
         if self._launcher is not None:
             self._launcher.launch(main, payload)
         else:
@@ -365,7 +352,7 @@ class Trainer(TrainerView):
         Returns:
             A list of batches' predictions, a list of such lists for several loaders, or None.
         """
-        payload = self._prepare(TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
+        payload = prepare(self, TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
         payload.keep = return_predictions is not False
         outcome = main(payload) if self._launcher is None else self._launcher.launch(main, payload)
         predictions: list[Any] | None = outcome.value
@@ -374,7 +361,7 @@ class Trainer(TrainerView):
     def _evaluate(
         self, fn: TrainerFn, model: Any, loaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
     ) -> list[dict[str, float]]:
-        payload = self._prepare(fn, model, loaders, datamodule, ckpt_path)
+        payload = prepare(self, fn, model, loaders, datamodule, ckpt_path)
         outcome = main(payload) if self._launcher is None else self._launcher.launch(main, payload)
         results: list[dict[str, float]] = outcome.value
         if verbose and self.is_global_zero:
@@ -382,73 +369,6 @@ class Trainer(TrainerView):
 
             print_results(str(fn), results)
         return results
-
-    def _prepare(
-        self, fn: TrainerFn, model: Any, loaders: Any, datamodule: Any, ckpt_path: Any, val_loaders: Any = None
-    ) -> Payload:
-        """Check module, data and flags together, and return what the ranks need."""
-        if model is None and self._run is not None:
-            model = self._run.module
-            if ckpt_path is None and self.ckpt_path is None and fn is not TrainerFn.FITTING:
-                ckpt_path = self._implied_best(fn)
-            if loaders is None and datamodule is None:
-                datamodule = self._run.datamodule
-        given = read_inputs(model, loaders, val_loaders, datamodule)
-        stage = str(fn)
-        problems = module_problems(model, datamodule, stage, loaders, self, val_loaders=val_loaders)
-        if not any(p.is_type for p in problems):
-            problems += hook_problems(given.module, given.datamodule, self.callbacks)
-        plan = self._plan(stage, compiled=given.model is not given.module)
-        problems += self._strategy.problems(plan)
-        raise_problems(problems)
-        for remark in module_remarks(model, datamodule, stage, loaders, self, val_loaders=val_loaders):
-            warn(remark)
-        sources = {"fit": "train", "validate": "validate", "test": "test", "predict": "predict"}
-        payload = Payload(self, fn, given.module, plan, given.datamodule)
-        payload.sources = {sources[stage]: given.loaders}
-        if fn is TrainerFn.FITTING:
-            payload.sources["validate"] = given.val_loaders
-        payload.ckpt_path = self._resolve_path(fn, ckpt_path)
-        payload.compiled = compiled_methods(
-            given.model, ("training_step", "validation_step", "test_step", "predict_step")
-        )
-        return payload
-
-    def _implied_best(self, fn: TrainerFn) -> str | None:
-        callback = self.checkpoint_callback
-        if self.fast_dev_run or callback is None or not getattr(callback, "best_model_path", ""):
-            return None
-        warn(
-            f"trainer.{fn}(): no model was given, so the last one is taken, with the weights of the best checkpoint. "
-            f"To use it as it is, write trainer.{fn}(model)."
-        )
-        return "best"
-
-    def _resolve_path(self, fn: TrainerFn, ckpt_path: Any) -> Any:
-        if ckpt_path is None:
-            ckpt_path = self.ckpt_path
-        if ckpt_path is None and fn is TrainerFn.FITTING:
-            from lt_core.callbacks import OnExceptionCheckpoint
-
-            if any(isinstance(c, OnExceptionCheckpoint) for c in self.callbacks):
-                return "auto"
-        return ckpt_path
-
-    def _plan(self, stage: str, compiled: bool) -> Plan:
-        config = self._config
-        return Plan(
-            stage=stage,
-            devices=self._devices,
-            num_nodes=config.num_nodes,
-            accumulate=self.accumulate_grad_batches,
-            clip_value=self.gradient_clip_val,
-            clip_algorithm=self.gradient_clip_algorithm or "norm",
-            precision=self.precision,
-            sync_batchnorm=config.sync_batchnorm,
-            compile=compiled,
-            inference_mode=config.inference_mode,
-            root=str(self.default_root_dir),
-        )
 
     @property
     def _launcher(self) -> Any:
@@ -575,83 +495,3 @@ class Trainer(TrainerView):
 
         hint = nearest(name, [n for n in dir(type(self)) if not n.startswith("_")])
         raise AttributeError(f"Trainer has no attribute {name!r}. {hint}".strip())
-
-
-def _accelerator(config: TrainerConfig) -> Any:
-    """Return the accelerator that the flag means.
-
-    Raises:
-        MisconfigurationException: If it is installed but no such device is here.
-    """
-    given = config.accelerator
-    if not isinstance(given, str):
-        return given
-    if given == "auto":
-        known = [registry.accelerators.get(name)() for name in registry.accelerators.names()]
-        return max((a for a in known if a.is_available()), key=lambda a: a.priority)
-    names = [given] if given != "gpu" else ["mps", "cuda"]
-    for name in names:
-        try:
-            accelerator = registry.accelerators.get(name, f"Trainer(accelerator={given!r})")()
-        except UnknownPluginError:
-            if name == names[-1]:
-                raise
-            continue
-        if accelerator.is_available():
-            return accelerator
-    raise MisconfigurationException(
-        str(
-            Problem(
-                f"Trainer(accelerator={given!r})", "no such device can be used here", fix='Write accelerator="auto".'
-            )
-        )
-    )
-
-
-def _devices(config: TrainerConfig, accelerator: Any) -> list[int]:
-    spec = config.devices
-    if spec == "auto":
-        return list(range(max(accelerator.device_count(), 1)))
-    try:
-        return list(accelerator.parse_devices(list(spec) if isinstance(spec, tuple) else spec))
-    except ValueError as error:
-        problem = Problem(f"Trainer(devices={config.devices!r})", str(error).rstrip("."), fix="")
-        raise ConfigError(problem) from error
-
-
-def _default_callbacks(config: TrainerConfig) -> list[Callback]:
-    """Return the user's callbacks with those that the flags add."""
-    from lt_core.callbacks import Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, RichProgressBar, Timer
-
-    callbacks = list(config.callbacks)
-
-    def lacks(kind: type) -> bool:
-        return not any(isinstance(c, kind) for c in callbacks)
-
-    if config.enable_progress_bar and lacks(ProgressBar):
-        callbacks.append(RichProgressBar())
-    if config.enable_model_summary and lacks(ModelSummary):
-        callbacks.append(ModelSummary())
-    if config.max_time is not None:
-        if lacks(Timer):
-            callbacks.append(Timer(duration=config.max_time, interval="step"))
-        else:
-            info("Trainer(max_time): a Timer callback is there already, so max_time is ignored.")
-    if config.enable_checkpointing and lacks(Checkpoint):
-        callbacks.append(ModelCheckpoint())
-    return ordered(callbacks)
-
-
-def _loggers(config: TrainerConfig) -> list[Any]:
-    """Return the loggers, those given by name constructed in the root folder."""
-    if config.fast_dev_run and config.logger:
-        from lt_core.loggers import DummyLogger
-
-        return [DummyLogger()]
-    made = []
-    for item in config.logger:
-        if isinstance(item, str):
-            made.append(registry.loggers.get(item, f"Trainer(logger={item!r})")(save_dir=config.default_root_dir))
-        else:
-            made.append(item)
-    return made

@@ -223,5 +223,5 @@ def sanity_check(run: Run) -> None:
         run.hooks.fire("on_sanity_check_end")
     finally:
         trainer.state.stage = outer
-    trainer._callback_metrics.clear()
-    trainer._logged_metrics.clear()
+    for shown in (trainer._callback_metrics, trainer._logged_metrics, trainer._bar_metrics):
+        shown.clear()
