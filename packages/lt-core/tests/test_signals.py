@@ -1,0 +1,235 @@
+"""Send signals to training and check that it ends in order, can be resumed, and never hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lt_core import LightningModule, Trainer
+from lt_core.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+
+BATCHES = [torch.full((2, 1), float(i)) for i in range(6)]
+
+
+def trainer(**flags: Any) -> Trainer:
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "num_sanity_val_steps": 0,
+        "max_epochs": 2,
+    }
+    return Trainer(**{**quiet, **flags})
+
+
+class Net(LightningModule):
+    """Send itself a signal in one place, once, and note what comes after."""
+
+    def __init__(self, number: int | None = None, place: str = "train", at: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(1, 1)
+        self.signal, self.at = number, (place, at)
+        self.events: list[str] = []
+
+    def note(self, place: str, index: int) -> None:
+        if self.signal is not None and (place, index) == self.at:
+            number, self.signal = self.signal, None
+            os.kill(os.getpid(), number)
+        self.events.append(f"{place} {index}")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.note("train", batch_idx)
+        return self.layer(batch + 0.1 * torch.rand(1)).square().mean()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.events.append(f"end {batch_idx}")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.note("val", batch_idx)
+
+    def teardown(self, stage: str) -> None:
+        self.events.append(f"teardown {stage}")
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def weights(net: Net) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def stop(net: Net, run: Trainer) -> BaseException:
+    """Fit, and return what came out of it instead of a result."""
+    torch.manual_seed(5)
+    try:
+        run.fit(net, BATCHES, BATCHES[:2])
+    except (KeyboardInterrupt, SystemExit) as error:
+        return error
+    raise AssertionError("fit was not stopped")
+
+
+def test_sigint_is_a_keyboard_interrupt_at_the_next_boundary() -> None:
+    """The batch is finished, with its end hooks; then everything is torn down and the error is raised."""
+    net, run = Net(signal.SIGINT), trainer()
+    assert isinstance(stop(net, run), KeyboardInterrupt)
+    assert net.events[-3:] == ["train 2", "end 2", "teardown fit"]
+    assert run.global_step == 3
+    assert run.interrupted
+    assert not run.received_sigterm
+
+
+def test_sigterm_is_a_system_exit_with_143() -> None:
+    """SIGTERM ends fit in the same way, with the exit code that shells expect; on_exception is told."""
+    net, run = Net(signal.SIGTERM), trainer()
+    told: list[Any] = []
+    run.on("exception")(lambda exception, trainer: told.append((type(exception), trainer.received_sigterm)))
+    error = stop(net, run)
+    assert isinstance(error, SystemExit)
+    assert error.code == 143
+    assert told == [(SystemExit, True)]
+    assert net.events[-1] == "teardown fit"
+
+
+def test_a_signal_waits_for_an_open_accumulation_window() -> None:
+    """With windows of four, a signal in the first batch is obeyed after the fourth."""
+    net, run = Net(signal.SIGINT, at=0), trainer(accumulate_grad_batches=4)
+    stop(net, run)
+    assert net.events[-3:] == ["train 3", "end 3", "teardown fit"]
+    assert run.global_step == 1
+
+
+@pytest.mark.parametrize("place", [("train", 2), ("train", 5), ("val", 0), ("val", 1)])
+@pytest.mark.parametrize("saves", ["model_checkpoint", "on_exception"])
+def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path: Path, place: tuple[str, int], saves: str) -> None:
+    """The file that is saved when a signal stops a run resumes it as if nothing had happened."""
+    whole = Net()
+    torch.manual_seed(5)
+    trainer(val_check_interval=3).fit(whole, BATCHES, BATCHES[:2])
+
+    def saving() -> Any:
+        if saves == "on_exception":
+            return OnExceptionCheckpoint(tmp_path)
+        return ModelCheckpoint(tmp_path, save_on_exception=True, every_n_epochs=10)
+
+    net = Net(signal.SIGTERM, *place)
+    stop(net, trainer(val_check_interval=3, callbacks=[saving()], enable_checkpointing=True))
+    (file,) = tmp_path.glob("*.ckpt")
+    again = Net()
+    torch.manual_seed(99)
+    run = trainer(val_check_interval=3, callbacks=[saving()], enable_checkpointing=True)
+    run.fit(again, BATCHES, BATCHES[:2], ckpt_path=file)
+    assert torch.equal(weights(whole), weights(again))
+    assert run.global_step == 12
+
+
+def test_handlers_are_put_back() -> None:
+    """After fit the process's own handlers are installed again, also when it failed."""
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], signal.set_wakeup_fd(-1)
+    net, run = Net(), trainer(max_epochs=1)
+    inside: list[Any] = []
+    run.on("train_start")(lambda: inside.append(signal.getsignal(signal.SIGTERM)))
+    run.fit(net, BATCHES, BATCHES[:2])
+    stop(Net(signal.SIGTERM), trainer())
+    assert inside[0] not in before[0]
+    assert ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], signal.set_wakeup_fd(-1)) == before
+    assert not [t for t in threading.enumerate() if t.name == "lt-signals"]
+
+
+def test_the_users_own_handler_is_called_too() -> None:
+    """A handler that was there before runs as well."""
+    called: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: called.append(number))
+    try:
+        stop(Net(signal.SIGTERM), trainer())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert called == [signal.SIGTERM]
+
+
+def test_nothing_is_installed_outside_the_main_thread() -> None:
+    """A fit in another thread trains and leaves the signal handlers alone."""
+    net, run = Net(), trainer(max_epochs=1)
+    before, inside = signal.getsignal(signal.SIGTERM), []
+    run.on("train_start")(lambda: inside.append(signal.getsignal(signal.SIGTERM)))
+    thread = threading.Thread(target=run.fit, args=(net, BATCHES, BATCHES[:2]))
+    thread.start()
+    thread.join(60)
+    assert inside == [before]
+    assert run.global_step == 6
+
+
+PROGRAM = """
+import sys, time, torch
+from lt_core import Trainer
+from lt_core.demos import BoringModel
+
+torch.set_num_threads(1)
+
+class Net(BoringModel):
+    def training_step(self, batch, batch_idx):
+        print("busy", flush=True)
+        if sys.argv[1] == "sleep":
+            time.sleep(60)
+        elif sys.argv[1] == "svd":
+            torch.linalg.svd(torch.randn(4000, 4000))
+        else:
+            time.sleep(0.3)
+        return super().training_step(batch, batch_idx)
+
+    def teardown(self, stage):
+        print("teardown", flush=True)
+
+flags = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+Trainer(max_epochs=1, limit_val_batches=0, accelerator="cpu", **flags).fit(Net())
+"""
+
+
+def start(mode: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, mode]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_until_busy(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+
+
+def test_processes_end_with_the_right_code_and_the_second_signal_ends_them_at_once() -> None:
+    """One signal: a clean end with 130 or 143. A second one ends a process stuck in a long C call within a second."""
+    cases = {"sleep": signal.SIGINT, "svd": signal.SIGTERM, "int": signal.SIGINT, "term": signal.SIGTERM}
+    processes = {mode: start(mode) for mode in cases}
+    try:
+        for mode, process in processes.items():
+            wait_until_busy(process)
+            process.send_signal(cases[mode])
+        for mode in ("sleep", "svd"):
+            process = processes[mode]
+            time.sleep(0.3)
+            assert process.poll() is None, "one signal waits for the step"
+            began = time.monotonic()
+            process.send_signal(cases[mode])
+            assert process.wait(20) == 128 + cases[mode]
+            assert time.monotonic() - began < 1.0
+        for mode in ("int", "term"):
+            out, err = processes[mode].communicate(timeout=60)
+            assert out.splitlines()[-1] == "teardown"
+            code = processes[mode].returncode
+            assert code in ((130, -signal.SIGINT) if mode == "int" else (143,))  # the shell shows -2 as 130
+            assert ("KeyboardInterrupt" in err) == (mode == "int")
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
