@@ -39,8 +39,8 @@ PACKAGES = ["lt-interface", "lt-core", "lt-loggers", "lt-accel"]
 PYTEST = ["pytest", "pytest-timeout", "hypothesis"]
 SOURCES = [f"packages/{name}/src" for name in PACKAGES]
 # What a package's own tests need beyond what it asks for itself: its optional parts.
-EXTRAS = {"lt-interface": "testing", "lt-core": "plot,metrics", "lt-loggers": "tensorboard"}
-TORCH_TESTED = {"lt-interface", "lt-core", "lt-accel"}
+EXTRAS = {"lt-interface": "testing", "lt-core": "plot,metrics", "lt-loggers": "tensorboard,tensorboardx"}
+TORCH_TESTED = {"lt-interface", "lt-core", "lt-loggers", "lt-accel"}
 
 # uv leaves compiling to the first import: without a trace of it, every process would compile PyTorch anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

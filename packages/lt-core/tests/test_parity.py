@@ -36,7 +36,9 @@ def loader() -> DataLoader[Any]:
 def optimizer_of(kind: str, parameters: Any) -> torch.optim.Optimizer:
     if kind == "LBFGS":
         return torch.optim.LBFGS(parameters, lr=0.05, max_iter=4)
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9) if kind == "SGD" else torch.optim.Adam(parameters, lr=0.01)
+    return (
+        torch.optim.SGD(parameters, lr=0.05, momentum=0.9) if kind == "SGD" else torch.optim.Adam(parameters, lr=0.01)
+    )
 
 
 def scheduler_of(kind: str, optimizer: torch.optim.Optimizer) -> Any:
@@ -60,7 +62,10 @@ class Net(LightningModule):
         optimizer = optimizer_of(self.kinds[0], self.parameters())
         scheduler = scheduler_of(self.kinds[1], optimizer)
         interval = "step" if self.kinds[1] == "step" else "epoch"
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "loss"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "loss"},
+        }
 
 
 def by_hand(optimizer_kind: str, accumulate: int, clip: str | None, scheduler_kind: str) -> nn.Module:

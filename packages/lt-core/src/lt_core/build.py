@@ -126,7 +126,6 @@ def _load(run: Run, path: str | None) -> dict[str, Any] | None:
     """Read and check the checkpoint, and let the module look at it."""
     if path is None:
         return None
-    run.checkpoint_io.verify(path)
     checkpoint: dict[str, Any] = run.checkpoint_io.load(path)
     if checkpoint.get("seed") is not None:
         run.plan = replace(run.plan, seed=checkpoint["seed"])
