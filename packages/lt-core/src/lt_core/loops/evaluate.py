@@ -118,7 +118,8 @@ def _batches(
     run: Run, feed: Feed, stage: str, name: str, store: MetricStore, place: Callable[[Any, int], Any] | None
 ) -> None:
     """Run the step on every batch of every loader."""
-    hooks, several = run.hooks, len(feed.loaders) > 1
+    hooks, names = run.hooks, _suffixes(feed)
+    several = len(names) > 1
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
     step = eval_step(run, f"{name}_step", several)

@@ -38,6 +38,7 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
         hooks.fire("on_predict_start")
         hooks.fire("on_predict_epoch_start")
         step = eval_step(run, "predict_step", len(feed.loaders) > 1)
+        run.store.hook = "predict_step"
         for batch, i, loader in feed.epoch(run.progress.epoch):
             if place is not None:
                 batch = place(batch, loader)
