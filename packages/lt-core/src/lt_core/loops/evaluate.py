@@ -124,7 +124,6 @@ def _batches(
     batch_end = getattr(hooks, f"on_{name}_batch_end")
     step = eval_step(run, f"{name}_step", several)
     start, inside, end = (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
-    names = feed.names
     for seen, (batch, i, loader) in enumerate(feed.epoch(run.progress.epoch, _sanity_limit(run))):
         if place is not None:
             batch = place(batch, loader)
@@ -193,10 +192,15 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     return lambda batch, i, loader: bound(batch, i)
 
 
+def _suffixes(feed: Feed) -> list[str]:
+    """Return each loader's metric suffix; loaders that run side by side are as one."""
+    return feed.names if feed.mode == "sequential" else [""]
+
+
 def _results(store: MetricStore, feed: Feed) -> list[dict[str, float]]:
     """Return each loader's metrics; those without a loader's suffix belong to every one."""
     metrics = store.epoch_metrics()
-    suffixes = [s for s in feed.names if s]
+    suffixes = [s for s in _suffixes(feed) if s]
     if not suffixes:
         return [metrics]
     shared = {k: v for k, v in metrics.items() if not k.endswith(tuple(suffixes))}
