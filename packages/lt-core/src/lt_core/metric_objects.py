@@ -1,107 +1,136 @@
-"""Read metric objects, and keep their state: anything with update, compute and reset."""
+"""Find the metric objects of a module, and keep their exact state: what torchmetrics and ignite accumulate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lt_interface.errors import Problem
+from lt_core.metric_slot import is_metric_object
 
-__all__ = ["collect", "is_metric", "metric_value", "restore"]
+__all__ = ["collect", "find", "path_of", "restore"]
 
-
-def is_metric(value: Any) -> bool:
-    """Return whether an object is a metric, of torchmetrics, ignite or the user's own."""
-    return (
-        not isinstance(value, (Tensor, int, float, str, type))
-        and all(callable(getattr(value, name, None)) for name in ("update", "compute", "reset"))
-        and not isinstance(value, dict)
-    )
+# What an nn.Module itself keeps in its __dict__.
+_MODULE_INTERNALS = frozenset(vars(nn.Module()))
+_COUNTERS = ("_update_count", "_computed", "_forward_cache")
+_DEPTH = 4
 
 
-def metric_value(metric: Any, name: str, of_step: bool = False) -> float:
-    """Return a metric's value: of all it saw, or of the step, where the metric keeps that.
+def find(module: nn.Module) -> dict[str, Any]:
+    """Return the metric objects in a module by their paths.
 
-    Raises:
-        ValueError: If it is not a single number.
+    Looked for are submodules, and attributes of any submodule, within lists, tuples and dicts too.
     """
-    value = getattr(metric, "_forward_cache", None) if of_step else None
-    if value is None:
-        value = metric.compute()
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return float(value.item())
-    if hasattr(value, "__float__") and not isinstance(value, Tensor):
-        return float(value)
-    got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    fix = "Log its parts by name, for example with self.log_dict."
-    raise ValueError(str(Problem(f"self.log({name!r})", "a metric must compute a single number", got, fix)))
-
-
-def _found(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield every metric object below a module with its path, each once."""
+    found: dict[str, Any] = {}
     seen: set[int] = set()
-    for path, child in module.named_modules():
-        if path and is_metric(child) and id(child) not in seen:
-            seen.add(id(child))
-            yield path, child
-    for owner_path, owner in module.named_modules():
-        if is_metric(owner):
-            continue
-        for key, value in vars(owner).items():
-            if key.startswith("_") and key not in ("_metrics_by_user",):
-                continue
-            prefix = f"{owner_path}.{key}" if owner_path else key
-            for path, item in _inside(prefix, value):
-                if id(item) not in seen:
-                    seen.add(id(item))
-                    yield path, item
+    for path, each in module.named_modules():
+        if is_metric_object(each) and each is not module:
+            _note(path, each, found, seen)
+        for name, value in vars(each).items():
+            if name not in _MODULE_INTERNALS and name not in ("_metrics", "_trainer_ref"):
+                for place, item in _plain_objects(value, f"{path}.{name}" if path else name, _DEPTH):
+                    _note(place, item, found, seen)
+    return found
 
 
-def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _inside(f"{path}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _inside(f"{path}.{index}", item)
-    elif is_metric(value):
+def _note(path: str, metric: Any, found: dict[str, Any], seen: set[int]) -> None:
+    if id(metric) not in seen:
+        seen.add(id(metric))
+        found[path] = metric
+
+
+def _plain_objects(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list | tuple):
+        if depth:
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from _plain_objects(item, f"{path}[{key!r}]", depth - 1)
+    elif not isinstance(value, type) and is_metric_object(value):
         yield path, value
 
 
-def _is_torchmetrics(metric: Any) -> bool:
-    return isinstance(getattr(metric, "_defaults", None), dict) and hasattr(metric, "_update_count")
+def path_of(module: nn.Module | None, metric: Any) -> str | None:
+    """Return where in a module a metric object is, or None if it is not in it."""
+    if module is None:
+        return None
+    return next((path for path, found in find(module).items() if found is metric), None)
 
 
 def collect(module: nn.Module) -> dict[str, Any]:
-    """Return the state of every metric object below a module, by path."""
+    """Return the exact state of each metric object in a module, by path."""
+    found = find(module)
+    for metric in found.values():
+        if hasattr(metric, "compute_groups") and hasattr(metric, "items"):
+            # torchmetrics updates one metric of a group; this brings the others' state up to it.
+            for _ in metric.items():
+                pass
+    states = {path: _state(metric) for path, metric in found.items()}
+    return {path: state for path, state in states.items() if state}
+
+
+def restore(module: nn.Module, states: Mapping[str, Any]) -> None:
+    """Give the metric objects of a module back the state that ``collect`` returned; all others are left alone."""
+    found = find(module)
+    for path, state in states.items():
+        if path in found:
+            _load(found[path], state)
+
+
+def _state(metric: Any) -> dict[str, Any]:
+    defaults = getattr(metric, "_defaults", None)
+    if isinstance(metric, nn.Module) and isinstance(defaults, dict):
+        names = [*defaults, *(n for n in _COUNTERS if hasattr(metric, n))]
+        return {"attributes": {name: _copied(getattr(metric, name)) for name in names}}
+    state = _state_dict(metric)
+    return {"state_dict": _copied(state)} if state else {"attributes": _kept_attributes(metric)}
+
+
+def _state_dict(metric: Any) -> dict[str, Any]:
+    # ignite keeps a state_dict, but only of those metrics that name their attributes in it.
+    try:
+        state = metric.state_dict()
+    except (AttributeError, NotImplementedError, TypeError):
+        return {}
+    return dict(state) if isinstance(state, Mapping) else {}
+
+
+def _kept_attributes(metric: Any) -> dict[str, Any]:
+    """Return the attributes that a checkpoint can hold; functions and such come from the constructor."""
     from lt_core.checkpoint.tree import try_encode
 
-    states: dict[str, Any] = {}
-    for path, metric in _found(module):
-        if _is_torchmetrics(metric):
-            names = [*metric._defaults, "_update_count", "_update_called", "_computed", "_forward_cache"]
-            state = {n: metric.__dict__[n] for n in names if n in metric.__dict__}
-        else:
-            state = metric.state_dict() if callable(getattr(metric, "state_dict", None)) else {}
-            if not state:
-                state = {k: v for k, v in vars(metric).items() if try_encode(v, k) is None}
-        states[path] = state
-    return states
+    kept = {k: v for k, v in getattr(metric, "__dict__", {}).items() if k not in _MODULE_INTERNALS}
+    return {k: _copied(v) for k, v in kept.items() if try_encode(v, k) is None}
 
 
-def restore(module: nn.Module, states: dict[str, Any]) -> None:
-    """Give metric objects the state that ``collect`` returned; those that are gone are passed over."""
-    for path, metric in _found(module):
-        state = states.get(path)
-        if state is None:
-            continue
-        own_loader = not _is_torchmetrics(metric) and callable(getattr(metric, "load_state_dict", None))
-        if own_loader and metric.state_dict():
-            metric.load_state_dict(state)
-            continue
-        for key, value in state.items():
-            if isinstance(value, Tensor) and isinstance(metric.__dict__.get(key), Tensor):
-                value = value.to(metric.__dict__[key].device)
-            metric.__dict__[key] = value
+def _copied(value: Any) -> Any:
+    """Return a copy of a tree of plain values and tensors, which later updates in place do not reach."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) is list:
+        return [_copied(v) for v in value]
+    if type(value) is tuple:
+        return tuple(_copied(v) for v in value)
+    if type(value) in (dict, set):
+        return {k: _copied(v) for k, v in value.items()} if isinstance(value, dict) else set(value)
+    return value
+
+
+def _load(metric: Any, state: Mapping[str, Any]) -> None:
+    if "state_dict" in state:
+        metric.load_state_dict(_copied(state["state_dict"]))
+        return
+    for name, value in state["attributes"].items():
+        setattr(metric, name, _on_device(_copied(value), _device_of(metric, name)))
+
+
+def _device_of(metric: Any, name: str) -> torch.device | None:
+    now = getattr(metric, name, None)
+    device = now.device if isinstance(now, Tensor) else getattr(metric, "device", getattr(metric, "_device", None))
+    return device if isinstance(device, torch.device) else None
+
+
+def _on_device(value: Any, device: torch.device | None) -> Any:
+    if isinstance(value, Tensor):
+        return value if device is None else value.to(device)
+    return [_on_device(v, device) for v in value] if type(value) is list else value

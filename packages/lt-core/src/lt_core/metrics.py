@@ -1,144 +1,97 @@
-"""Take what ``self.log`` is given: last values and running reductions, nothing that grows with steps.
-
-A value on the CPU is read at once, so that a tensor changed in place later does no harm; one on
-another device is copied and read when something is due. Sums run in double precision in the
-order of the calls, so that they do not depend on when they were flushed.
-"""
+"""Take what `self.log` is given: last values and running sums, with nothing that grows with steps."""
 
 from __future__ import annotations
 
-import math
-import zlib
-from collections.abc import Callable, Mapping
-from numbers import Number
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lt_core.metric_objects import is_metric, metric_value
-from lt_core.notices import warn
+from lt_core.metric_slot import (
+    EVAL_BATCH_END,
+    EVAL_BATCH_START,
+    EVAL_EPOCH_END,
+    EVAL_EPOCH_START,
+    EVAL_STEP,
+    FORBIDDEN,
+    SILENT,
+    TRAIN_BATCH_END,
+    TRAIN_BATCH_START,
+    TRAIN_EPOCH_END,
+    TRAIN_EPOCH_START,
+    TRAIN_STEP,
+    Slot,
+    as_number,
+    check_batch_size,
+    is_metric_object,
+    key_problem,
+    open_slot,
+)
+from lt_core.metric_sync import Part, sync_parts
+from lt_core.notices import PossibleUserWarning, warn
 from lt_interface.errors import MisconfigurationException, Problem
 
-__all__ = ["MetricStore"]
+__all__ = [
+    "EVAL_BATCH_END",
+    "EVAL_BATCH_START",
+    "EVAL_EPOCH_END",
+    "EVAL_EPOCH_START",
+    "EVAL_STEP",
+    "FORBIDDEN",
+    "SILENT",
+    "TRAIN_BATCH_END",
+    "TRAIN_BATCH_START",
+    "TRAIN_EPOCH_END",
+    "TRAIN_EPOCH_START",
+    "TRAIN_STEP",
+    "MetricStore",
+]
 
-# Where the loop is: `self.log` takes its defaults and its permission from it.
-(
-    FORBIDDEN,
-    TRAIN_BATCH_START,
-    TRAIN_STEP,
-    TRAIN_BATCH_END,
-    TRAIN_EPOCH_START,
-    TRAIN_EPOCH_END,
-    EVAL_BATCH_START,
-    EVAL_STEP,
-    EVAL_BATCH_END,
-    EVAL_EPOCH_START,
-    EVAL_EPOCH_END,
-    SILENT,
-) = range(12)
-
-_TRAIN_BATCH = frozenset({TRAIN_BATCH_START, TRAIN_STEP, TRAIN_BATCH_END})
-_EVAL_BATCH = frozenset({EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END})
-_EPOCH_END = frozenset({TRAIN_EPOCH_END, EVAL_EPOCH_END})
-_CHUNK = 50
-_STATE = ("last", "fresh", "total", "weight", "chunk")
-
-
-class Slot:
-    """Hold one name's last value and its running reduction.
-
-    ``total`` is the weighted sum for a mean, else the sum, minimum or maximum itself.
-    """
-
-    __slots__ = (
-        "bar", "chunk", "fresh", "graph", "last", "logger", "metric", "name", "on_epoch", "on_step", "options",
-        "rank_zero", "reduce", "suffix", "sync", "total", "weight",
-    )  # fmt: skip
-
-    def __init__(self, name: str, suffix: str, options: tuple[Any, ...], on_step: bool, on_epoch: bool) -> None:
-        self.name, self.suffix, self.options = name, suffix, options
-        self.on_step, self.on_epoch = on_step, on_epoch
-        self.bar, self.logger, self.rank_zero = bool(options[0]), options[1] is not False, bool(options[9])
-        self.reduce = _reduction(name, options[4])
-        self.graph, self.sync = bool(options[5]), bool(options[6]) and not self.rank_zero
-        self.metric: Any = None
-        self.last: Any = None
-        self.fresh = False
-        self.chunk: list[tuple[Tensor, float]] = []
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new reduction."""
-        self.total = {"min": math.inf, "max": -math.inf}.get(self.reduce, 0.0)
-        self.weight = 0.0
-
-    @property
-    def step_name(self) -> str:
-        """Return the name of the step's value."""
-        return self.name + ("_step" if self.on_epoch else "") + self.suffix
-
-    @property
-    def epoch_name(self) -> str:
-        """Return the name of the epoch's value."""
-        return self.name + ("_epoch" if self.on_step else "") + self.suffix
-
-    def take(self, value: float, weight: float) -> None:
-        """Add a value to the reduction."""
-        if self.reduce == "mean":
-            self.total += value * weight
-        elif self.reduce == "sum":
-            self.total += value
-        elif math.isnan(value):  # nan wins over every bound
-            self.total = value
-        else:
-            self.total = min(self.total, value) if self.reduce == "min" else max(self.total, value)
-        self.weight += weight
-
-    def fold(self) -> None:
-        """Read the values that wait on another device, with one transfer."""
-        if self.chunk:
-            chunk, self.chunk = self.chunk, []
-            for value, (_, weight) in zip(torch.stack([t for t, _ in chunk]).tolist(), chunk, strict=True):
-                self.take(value, weight)
-
-    def reduced(self) -> float | None:
-        """Return the epoch's value on this rank; None if nothing was logged."""
-        if self.metric is not None:
-            return metric_value(self.metric, self.name)
-        self.fold()
-        if not self.weight:
-            return None
-        return self.total / self.weight if self.reduce == "mean" else self.total
+_fold_every = 50  # lower case: the upper-case numbers of this module are the scopes
+_at_demand: Any = object()  # a metric object's step value that is computed when somebody wants it
+_defaults: tuple[Any, ...] = (False, None, None, None, "mean", False, False, None, True, None, None, False)
 
 
 class MetricStore:
-    """Collect one stage's logged values.
+    """Keep what one training, or one evaluation, logs.
+
+    Args:
+        collectives: The exchange between ranks; None for one process.
+        device: Where tensors for that exchange are made.
+        rank: This process's number.
+        world_size: How many processes there are.
 
     Attributes:
-        scope: Where the loop is; one of this module's constants, assigned by the loop.
-        hook: The hook's name, for errors.
-        batch: The running batch, for its size.
-        size: The batch's size once it was looked up; the loop clears it with every batch.
-        muted: Whether values are ignored, as when a closure is evaluated again.
-        suffix: What names the evaluation loader, such as ``/dataloader_idx_1``.
-        rank: This process's rank.
-        world_size: How many processes share what is logged with ``sync_dist``.
+        scope: The place of the code that runs now; sets defaults and what is allowed.
+        hook: The name of that place, for errors.
+        batch: The running batch.
+        size: Its size, or None if nobody needed it yet.
+        muted: Whether values are ignored: a closure looks at the same batch again.
+        suffix: What tells the running loader from the others in a metric's name.
+        module: Where restored metric objects are looked up, and the names of those to save.
     """
 
     def __init__(self, *, collectives: Any = None, device: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        self.collectives, self.device, self.rank, self.world_size = collectives, device, rank, world_size
-        self.scope = FORBIDDEN
-        self.hook = ""
+        self.collectives = collectives
+        self.device = device
+        self.rank = rank
+        self.world_size = world_size
+        self.scope: int = FORBIDDEN
+        self.hook: str = "__init__"
         self.batch: Any = None
         self.size: int | None = None
-        self.muted = False
-        self.suffix = ""
-        self._slots: dict[tuple[int, str, str], Slot] = {}
-        self._warned: set[str] = set()
-        self._synced: dict[str, float] = {}
+        self.muted: bool = False
+        self.suffix: str = ""
+        self.module: Any = None
+        # One table a scope, so that a look-up needs no key of two parts. A table may hold a slot under
+        # more than one key: with add_dataloader_idx=False, under one for each loader.
+        self._tables: list[dict[str, Slot]] = [{} for _ in range(SILENT + 1)]
+        self._slots: dict[tuple[int, str], Slot] = {}
+        self._closed = False
+        self._told: set[str] = set()
 
-    # ------------------------------------------------------------ the hot path
+    # ------------------------------------------------------------ taking values
 
     def add(
         self,
@@ -148,7 +101,7 @@ class MetricStore:
         logger: bool | None,
         on_step: bool | None,
         on_epoch: bool | None,
-        reduce_fx: str | Callable[..., Any],
+        reduce_fx: Any,
         enable_graph: bool,
         sync_dist: bool,
         sync_dist_group: Any,
@@ -157,314 +110,417 @@ class MetricStore:
         metric_attribute: str | None,
         rank_zero_only: bool,
     ) -> None:
-        """Take one value; the arguments are those of ``LightningModule.log``."""
-        slot = self._slots.get((self.scope, name, self.suffix))
+        """Take one value; the arguments are those of ``self.log``.
+
+        A tensor is read at once if that waits for nothing, else copied: no graph is kept, whatever
+        ``enable_graph`` says, and a later change in place is not seen.
+
+        Raises:
+            MisconfigurationException: Where logging has no meaning, or if the arguments can not be
+                meant or differ from those that the same name was logged with before.
+            ValueError: If the value is not a single number.
+            TypeError: If the name is not a string.
+        """
+        try:
+            slot = self._tables[self.scope][name + self.suffix if self.suffix else name]
+        except (KeyError, TypeError):
+            slot = None
         options = (
             prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
-            add_dataloader_idx, rank_zero_only,
+            add_dataloader_idx, metric_attribute, rank_zero_only,
         )  # fmt: skip
         if slot is None or slot.options != options:
-            slot = self._open(name, slot, options)
+            slot = self._slot(name, value, options, batch_size)
             if slot is None:
-                return None
+                return
         if self.muted:
-            return None
-        if isinstance(value, Tensor) and value.is_cpu and not slot.graph and value.numel() == 1:
-            number = value.item()
-        elif value.__class__ is float:
+            return
+        # This is the one place of the trainer that users run many times a step: all that follows
+        # up to the call of _other is written out, so that a plain value costs no further call.
+        if slot.host and type(value) is Tensor:
+            try:
+                number = value.item()
+            except RuntimeError:
+                number = as_number(name, value)
+        elif slot.chunk is None and (type(value) is float or type(value) is int):
             number = value
         else:
-            return self._take_other(slot, value, batch_size)
+            self._other(slot, value, batch_size)
+            return
         slot.last = number
         slot.fresh = True
-        if slot.on_epoch:
-            slot.take(number, self._weight(slot, batch_size))
-        return None
+        if slot.weighs:
+            weight = self.size if batch_size is None else batch_size
+            if weight is None:
+                weight = self._batch_size(name)
+            slot.total += number * weight
+            slot.weight += weight
+        elif slot.code:
+            slot.accumulate(number, 1 if batch_size is None else batch_size)
 
-    # ------------------------------------------------------------ everything else
+    def _slot(self, name: Any, value: Any, options: tuple[Any, ...], batch_size: Any) -> Slot | None:
+        """Return the slot for a first call, or for one whose arguments look unlike the last; None drops the value.
 
-    def _open(self, name: str, slot: Slot | None, options: tuple[Any, ...]) -> Slot | None:
-        """Check a name's first call in this scope and make its slot; None where nothing is logged."""
+        Raises:
+            MisconfigurationException: If nothing may be logged here, or not like this.
+            TypeError: If the name is not a string.
+        """
         if self.scope == SILENT:
-            self._warn_once("silent", "Trainer(barebones=True): self.log() does nothing.")
+            self._tell("silent", "Trainer(barebones=True): self.log is switched off, and what it is given is dropped.")
             return None
-        where = f"self.log({name!r})"
+        problem = key_problem(name, bool(options[8]))
+        if problem is not None:
+            raise (TypeError if problem.is_type else MisconfigurationException)(str(problem))
         if self.scope == FORBIDDEN:
+            fix = "Log in a step, or in a hook of a batch or of an epoch."
             raise MisconfigurationException(
-                f"You can't self.log() inside `{self.hook or 'this place'}`: {where} has no step or epoch "
-                "to belong to. "
-                "Log in a step, or in a batch or epoch hook."
+                str(Problem(f"self.log({name!r})", f"You can't self.log() inside `{self.hook}`", fix=fix))
             )
-        if not isinstance(name, str):
-            raise TypeError(str(Problem("self.log", "the name must be a string", repr(name))))
-        if options[8] and "/dataloader_idx_" in name:
-            raise MisconfigurationException(
-                f"{where}: the loader's name is added by itself. "
-                "Leave it out of the name, or set add_dataloader_idx=False."
-            )
-        if slot is not None:
-            names = ("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "enable_graph", "sync_dist",
-                     "sync_dist_group", "add_dataloader_idx", "rank_zero_only")  # fmt: skip
-            both = zip(names, slot.options, options, strict=True)
-            changed = ", ".join(f"{n}={new!r} after {n}={old!r}" for n, old, new in both if old != new)
-            raise MisconfigurationException(
-                f"{where}: a name must be logged with the same arguments each time. Got {changed}. Use another name."
-            )
-        on_step, on_epoch = self._flags(where, options[2], options[3])
-        slot = Slot(name, self.suffix if options[8] else "", options, on_step, on_epoch)
-        self._slots[self.scope, name, self.suffix] = slot
+        if batch_size is not None:
+            check_batch_size(name, batch_size)
+        metric = is_metric_object(value) and not hasattr(value, "items")
+        new = open_slot(name, self.scope, self.suffix, options, metric)
+        if new.rank_zero_only and self.rank != 0:
+            return None
+        slot = self._slots.get(new.key)
+        if slot is None:
+            if not metric and (not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex()):
+                as_number(name, value)  # a value that is refused leaves no slot behind
+            slot = self._slots[new.key] = new
+            self._advise(slot, metric)
+        else:
+            _check_same(slot, new)
+        slot.options = options
+        self._tables[self.scope][name + self.suffix] = slot
         return slot
 
-    def _flags(self, where: str, on_step: bool | None, on_epoch: bool | None) -> tuple[bool, bool]:
-        """Return (on_step, on_epoch) with the scope's defaults."""
-        in_batch = self.scope in _TRAIN_BATCH or self.scope in _EVAL_BATCH
-        if not in_batch and (on_step or on_epoch is False):
-            raise MisconfigurationException(
-                f"{where}: in `{self.hook}` there is no step. Got on_step={on_step}, on_epoch={on_epoch}. "
-                "Leave both out, or write on_step=False, on_epoch=True."
+    def _advise(self, slot: Slot, metric: bool) -> None:
+        several = self.world_size > 1
+        if several and slot.evaluating and slot.epoch and not (metric or slot.sync or slot.rank_zero_only):
+            self._tell(
+                f"sync {slot.name}",
+                f"self.log({slot.name!r}): each process reports the mean of its own samples. "
+                "Set sync_dist=True for the mean of all.",
+                PossibleUserWarning,
             )
-        default = self.scope in _TRAIN_BATCH
-        step = default if on_step is None else bool(on_step)
-        epoch = (not default) if on_epoch is None else bool(on_epoch)
-        if not step and not epoch:
-            raise MisconfigurationException(
-                f"{where}: with on_step=False and on_epoch=False it is not useful. Set one of them."
-            )
-        return step, epoch
 
-    def _take_other(self, slot: Slot, value: Any, batch_size: int | None) -> None:
-        """Take a value that is no plain float and no CPU scalar."""
-        if slot.rank_zero and self.rank != 0:
+    def _other(self, slot: Slot, value: Any, batch_size: int | None) -> None:
+        """Take a value that is neither a float nor a plain tensor known to lie in the host's memory."""
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            if value.numel() != 1 or value.is_complex():
+                as_number(slot.name, value)
+            value = value.detach().reshape(()).clone()
+            slot.last, slot.fresh, slot.host = value, True, False
+            if slot.code:
+                if slot.chunk is None:
+                    slot.chunk = []
+                slot.chunk.append((value, self._weight(slot, batch_size)))
+                if len(slot.chunk) >= _fold_every:
+                    _fold(slot)
             return
-        where = f"self.log({slot.name!r})"
-        if is_metric(value):
-            slot.metric = value
-            slot.fresh = True
-            if slot.on_step:
-                slot.last = metric_value(value, slot.name, of_step=True)
+        if is_metric_object(value) and not hasattr(value, "items"):
+            slot.metric, slot.result, slot.fresh = value, None, True
+            slot.last = _step_result(slot) if slot.step else None
             return
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                fix = "Reduce it, for example with .mean()."
-                raise ValueError(
-                    str(Problem(where, "a tensor must have one element", f"shape {tuple(value.shape)}", fix))
-                )
-            held = value.reshape(()) if slot.graph else value.detach().reshape(()).clone()
-            slot.last = held
-            slot.fresh = True
-            if slot.on_epoch:
-                slot.chunk.append(
-                    (held.detach().double() if held.is_cpu else held.detach(), self._weight(slot, batch_size))
-                )
-                if len(slot.chunk) >= _CHUNK:
-                    slot.fold()
-            return
-        if isinstance(value, (bool, str, Mapping)) or not (isinstance(value, Number) or hasattr(value, "__float__")):
-            fix = (
-                "Use self.log_dict for a dict."
-                if isinstance(value, Mapping)
-                else "Log a float, an int, or a scalar tensor."
-            )
-            raise ValueError(str(Problem(where, "a value must be a single number", type(value).__name__, fix)))
-        slot.last = number = float(value)
-        slot.fresh = True
-        if slot.on_epoch:
-            slot.take(number, self._weight(slot, batch_size))
+        number = as_number(slot.name, value)
+        slot.host = slot.host or isinstance(value, Tensor)
+        _fold(slot)  # what came before is added before
+        slot.last, slot.fresh = number, True
+        if slot.code:
+            slot.accumulate(number, self._weight(slot, batch_size))
 
     def _weight(self, slot: Slot, batch_size: int | None) -> float:
-        if slot.reduce != "mean":
-            return 1
         if batch_size is not None:
             return batch_size
-        if self.size is None:
-            self.size = self._size_of_batch(slot.name)
-        return self.size
+        if not slot.weighs:
+            return 1
+        return self._batch_size(slot.name) if self.size is None else self.size
 
-    def _size_of_batch(self, name: str) -> int:
+    def _batch_size(self, name: str) -> int:
+        """Find the size of the running batch; without a batch each value counts as one.
+
+        Raises:
+            MisconfigurationException: If the batch holds no tensor.
+        """
+        batch = self.batch
+        size = 1 if batch is None else None
+        parts = (batch,) if type(batch) is Tensor else batch.values() if type(batch) is dict else batch
+        if batch is not None and (type(parts) in (tuple, list) or type(batch) is dict):
+            for part in parts:  # the usual forms, in this one frame
+                found = (part.shape[0] if part.ndim else 1) if type(part) is Tensor else -1
+                if found == -1 or (size is not None and found != size):
+                    size = None
+                    break
+                size = found
+        if size is None:
+            size = self._search_batch_size(name)
+        self.size = size
+        return size
+
+    def _search_batch_size(self, name: str) -> int:
         from lt_core.data.batch import batch_size
 
-        if self.batch is None:  # an epoch hook: there is no batch
-            return 1
         size, ambiguous = batch_size(self.batch)
+        where = f"self.log({name!r})"
         if size is None:
-            raise MisconfigurationException(
-                f"self.log({name!r}): the mean over an epoch needs the batch's size, and the batch holds no tensor. "
-                "Write self.log(..., batch_size=n)."
-            )
+            rule = "the mean over an epoch weighs each value by its batch's size, and this batch holds no tensor"
+            fix = "Pass batch_size=."
+            raise MisconfigurationException(str(Problem(where, rule, f"a batch of {type(self.batch).__name__}", fix)))
         if ambiguous:
-            self._warn_once(
+            self._tell(
                 "size",
-                f"self.log({name!r}): the batch's tensors differ in their first dimension; "
-                f"its size is taken to be {size}. "
-                "Write self.log(..., batch_size=n).",
+                f"{where}: the tensors of the batch differ in their first dimension; the first one's, {size}, "
+                "is taken for the batch's size. Pass batch_size= to say which.",
             )
         return size
 
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warn(message)
+    def _tell(self, topic: str, message: str, category: type[Warning] = UserWarning) -> None:
+        if topic not in self._told:
+            self._told.add(topic)
+            warn(message, category)
 
     def add_returned(self, outputs: Mapping[str, Any]) -> None:
-        """Log what a step returned in a dict: its ``"log"`` entries, and in evaluation ``val_``/``test_`` losses."""
-        if self.scope == SILENT or self.muted:
-            return
-        entries = dict(outputs["log"]) if isinstance(outputs.get("log"), Mapping) else {}
-        if self.scope in _EVAL_BATCH:
-            for key, value in outputs.items():
-                if isinstance(key, str) and key.startswith(("val_", "test_")) and _is_scalar(value):
-                    entries.setdefault(key, value)
-        for key, value in entries.items():
-            own = self._slots.get((self.scope, key, self.suffix))
-            if not _is_scalar(value) or (own is not None and own.options is not _RETURNED):
-                continue
-            self.add(key, float(value), False, None, None, None, "mean", False, False, None, True, None, None, False)
-            self._slots[self.scope, key, self.suffix].options = _RETURNED
+        """Log what a step returned for logging and did not log itself.
 
-    # ------------------------------------------------------------ delivery
+        Scalars under ``outputs["log"]`` are logged as ``self.log`` would with no further argument.
+        In an evaluation so are those whose keys begin with ``val_`` or ``test_``, averaged over all ranks.
+        """
+        if self.scope == SILENT:
+            return
+        entries = outputs.get("log")
+        if isinstance(entries, Mapping):
+            for name, value in entries.items():
+                self._add_returned(name, value, _defaults)
+        if self.scope >= EVAL_BATCH_START:
+            synced = (*_defaults[:6], True, *_defaults[7:])
+            for name, value in outputs.items():
+                if isinstance(name, str) and name.startswith(("val_", "test_")):
+                    self._add_returned(name, value, synced)
+
+    def _add_returned(self, name: Any, value: Any, arguments: tuple[Any, ...]) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(name, str) or not (number or (isinstance(value, Tensor) and value.ndim == 0)):
+            return
+        key = name + self.suffix
+        before = TRAIN_BATCH_START if self.scope == TRAIN_STEP else EVAL_BATCH_START
+        for table in (self._tables[before], self._tables[self.scope]):
+            if key in table and not table[key].returned:
+                return
+        self.add(name, value, *arguments)
+        if key in self._tables[self.scope]:
+            self._tables[self.scope][key].returned = True
+
+    # ------------------------------------------------------------ giving values
 
     def take_step(self) -> dict[str, float]:
-        """Return the step values logged since the last call, under the names that loggers get."""
-        taken: dict[str, float] = {}
-        to_sync: dict[str, tuple[str, float]] = {}
-        for slot in self._slots.values():
-            if slot.fresh and slot.on_step and slot.last is not None:
-                slot.fresh = False
-                value = slot.last.item() if isinstance(slot.last, Tensor) else slot.last
-                if slot.sync and self.world_size > 1:
-                    to_sync[slot.step_name] = (slot.reduce, value)
-                if slot.logger:
-                    taken[slot.step_name] = value
-        if self.world_size > 1:
-            taken.update({k: v for k, v in self._sync(to_sync).items() if k in taken})
-        return taken
+        """Return each step value that was logged for the loggers since the last call."""
+        due = [s for s in self._slots.values() if s.fresh and s.step]
+        values = _floats(due)
+        for slot in due:
+            slot.fresh = False
+        # Ranks may differ in their number of evaluation batches, so there each keeps its own step values.
+        if self.world_size > 1 and self.scope < EVAL_BATCH_START:
+            synced = [s for s in due if s.sync]
+            parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
+            found = sync_parts(parts, self.collectives, self.world_size, self.device)
+            values.update({s.key: found[f"{s.scope}:{s.step_name}"] for s in synced})
+        return {s.step_name: values[s.key] for s in due if s.logger}
 
-    def _reduced(self) -> list[tuple[Slot, float]]:
-        """Return each epoch slot with its value, those with sync_dist reduced over the ranks together."""
-        found = [(s, v) for s in self._slots.values() if s.on_epoch and (v := s.reduced()) is not None]
-        if self.world_size == 1:
-            return found
-        parts: dict[str, tuple[str, float]] = {}
-        for slot, value in found:
-            if slot.sync and slot.metric is None:
-                mean = slot.reduce == "mean"
-                parts[slot.epoch_name] = ("sum" if mean else slot.reduce, slot.total if mean else value)
-                if mean:
-                    parts[slot.epoch_name + "\0weight"] = ("sum", slot.weight)
-        sums = self._sync(parts)
-        return [
-            (s, sums[s.epoch_name] / sums.get(s.epoch_name + "\0weight", 1.0) if s.epoch_name in sums else v)
-            for s, v in found
-        ]
-
-    def _sync(self, parts: dict[str, tuple[str, float]]) -> dict[str, float]:
-        """Reduce values over the ranks: one collective an operation, after comparing the names."""
-        keys = sorted(parts)
-        mark = zlib.crc32("\n".join(keys).encode())
-        if self.collectives.any(self.collectives.broadcast_object(mark) != mark):
-            first = self.collectives.broadcast_object(keys)
-            only = sorted(set(keys) ^ set(first)) or ["the same names on this rank and rank 0"]
-            raise MisconfigurationException(
-                f"self.log(sync_dist=True): every rank must log the same names. Rank {self.rank} and rank 0 differ in "
-                f"{', '.join(k.partition(chr(0))[0] for k in only)}. "
-                "Log them on every rank, or with rank_zero_only=True."
-            )
-        reduced: dict[str, float] = {}
-        for op in sorted({op for op, _ in parts.values()}):
-            names = [k for k in keys if parts[k][0] == op]
-            dtype = torch.float32 if str(self.device).startswith("mps") else torch.float64
-            tensor = torch.tensor([parts[k][1] for k in names], dtype=dtype, device=self.device)
-            reduced.update(zip(names, self.collectives.reduce(tensor, op).tolist(), strict=True))
-        return reduced
+    def sync(self) -> None:
+        """Let the ranks agree on the epoch's values that were logged with ``sync_dist``; every rank must call it."""
+        if self.world_size <= 1:
+            return
+        slots = [s for s in self._slots.values() if s.sync and s.code]
+        for slot in slots:
+            _fold(slot)
+        due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
+        parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight) for s in due.values()]
+        found = sync_parts(parts, self.collectives, self.world_size, self.device)
+        for slot in due.values():
+            slot.synced = found[f"{slot.scope}:{slot.epoch_name}"], (slot.total, slot.weight)
 
     def take_epoch(self) -> dict[str, float]:
-        """Return the reduced values under the names that loggers get."""
-        return {s.epoch_name: v for s, v in self._reduced() if s.logger}
+        """Return the epoch's values for the loggers, and reset the metric objects that they came from."""
+        self.sync()
+        self._closed = True
+        slots = [s for s in self._slots.values() if s.epoch]
+        values = {s.key: self._epoch_value(s) for s in slots}
+        objects = {}
+        for slot in slots:
+            if slot.metric is not None:
+                slot.result = values[slot.key]
+                slot.last = slot.result if slot.last is _at_demand else slot.last
+                objects[id(slot.metric)] = slot.metric
+        _reset(objects.values())  # after all were computed: one may stand under two names
+        return {s.epoch_name: v for s in slots if s.logger and (v := values[s.key]) is not None}
 
-    def epoch_metrics(self) -> dict[str, float]:
-        """Return the reduced values whatever their destination, as validate and test return them."""
-        found: dict[str, float] = {}
-        for slot, value in self._reduced():
-            found[slot.name + slot.suffix] = found[slot.epoch_name] = value
-        return found
+    def _epoch_value(self, slot: Slot) -> float | None:
+        if slot.metric is not None:
+            return _computed(slot) if slot.result is None else slot.result
+        _fold(slot)
+        return slot.reduced()
+
+    def _at_end(self) -> bool:
+        return self._closed or self.scope in (TRAIN_EPOCH_END, EVAL_EPOCH_END)
 
     def callback_metrics(self) -> dict[str, Tensor]:
-        """Return what callbacks see: last step values, and at an epoch's end the reduced ones."""
-        found: dict[str, Tensor] = {}
+        """Return the newest values as 0-dim tensors, whatever their destination.
+
+        Within an epoch these are the last step's; from its end hook on, the epoch's too. Of an
+        evaluation only the epoch's. A step's value that lies on a device stays there.
+        """
+        out: dict[str, Tensor] = {}
+        at_end = self._at_end()
         for slot in self._slots.values():
-            if slot.on_step and slot.last is not None and self.scope not in _EVAL_BATCH:
-                found[slot.name + slot.suffix] = found[slot.step_name] = _tensor(slot.last)
-        if self.scope in _EPOCH_END:
-            for slot, value in self._reduced():
-                found[slot.name + slot.suffix] = found[slot.epoch_name] = _tensor(value)
-        return found
+            if slot.step and slot.last is not None and not slot.evaluating:
+                last = _computed(slot) if slot.last is _at_demand else slot.last
+                out[slot.plain_name] = out[slot.step_name] = _tensor(last)
+            if slot.epoch and at_end and (value := self._epoch_value(slot)) is not None:
+                out[slot.plain_name] = out[slot.epoch_name] = _tensor(value)
+        return out
 
     def progress_bar_metrics(self) -> dict[str, float]:
-        """Return what the progress bar shows."""
-        shown: dict[str, float] = {}
-        for slot in self._slots.values():
-            if slot.bar and slot.on_step and slot.last is not None:
-                shown[slot.step_name] = slot.last.item() if isinstance(slot.last, Tensor) else slot.last
-        if self.scope in _EPOCH_END:
-            shown.update({s.epoch_name: v for s, v in self._reduced() if s.bar})
-        return shown
+        """Return what was logged with ``prog_bar``: the last step's values, at an epoch's end the epoch's too."""
+        bars = [s for s in self._slots.values() if s.bar]
+        steps = [s for s in bars if s.step and s.last is not None]
+        values = _floats(steps)
+        out = {s.step_name: values[s.key] for s in steps}
+        if self._at_end():
+            out.update({s.epoch_name: v for s in bars if s.epoch and (v := self._epoch_value(s)) is not None})
+        return out
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return every epoch value under the name it is delivered by, whatever its destination."""
+        slots = [s for s in self._slots.values() if s.epoch]
+        return {s.epoch_name: v for s in slots if (v := self._epoch_value(s)) is not None}
+
+    # ------------------------------------------------------------ epochs and checkpoints
 
     def reset(self) -> None:
-        """Begin a new epoch: forget all values, and reset the metric objects that were logged over the epoch."""
-        for slot in self._slots.values():
-            if slot.metric is not None and slot.on_epoch:
-                slot.metric.reset()
+        """Begin a new epoch: forget all values, and reset the metric objects that were logged for the epoch."""
+        objects = {id(s.metric): s.metric for s in self._slots.values() if s.metric is not None and s.epoch}
+        if not self._closed:  # else take_epoch did
+            _reset(objects.values())
         self._slots.clear()
-
-    # ------------------------------------------------------------ state
+        for table in self._tables:
+            table.clear()
+        self._closed = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all slots with their partial sums, to be gone on with to the bit."""
+        """Return all that is needed to go on inside the epoch; the objects' own state is not part of it."""
+        from lt_core.metric_objects import path_of
+
         slots = []
-        for (scope, name, suffix), slot in self._slots.items():
-            options = [getattr(o, "__name__", "mean") if callable(o) else o for o in slot.options]
-            options[7] = None  # a process group is of its process
-            state = {key: getattr(slot, key) for key in _STATE}
-            if isinstance(slot.last, Tensor):
-                state["last"] = slot.last.detach()
+        for slot in self._slots.values():
+            _fold(slot)
+            settings = slot.settings()
+            settings["group"] = None  # a process group belongs to its process; the next call names it again
+            last = slot.last if slot.last is None else _floats([slot])[slot.key]
+            path = slot.path if slot.metric is None else path_of(self.module, slot.metric)
             slots.append(
-                {"key": [scope, name, suffix], "options": options, "on": [slot.on_step, slot.on_epoch], **state}
+                {
+                    "name": slot.name,
+                    "scope": slot.scope,
+                    "suffix": slot.suffix,
+                    "settings": settings,
+                    "last": last,
+                    "fresh": slot.fresh,
+                    "total": slot.total,
+                    "weight": slot.weight,
+                    "returned": slot.returned,
+                    "metric": path,
+                }
             )
         return {"slots": slots}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
-        self._slots.clear()
-        for saved in state["slots"]:
-            scope, name, suffix = saved["key"]
-            options = tuple(saved["options"])
-            slot = Slot(name, suffix if options[8] else "", options, *saved["on"])
-            for key in _STATE:
-                setattr(slot, key, saved[key])
-            slot.chunk = [(t, w) for t, w in saved["chunk"]]
-            self._slots[scope, name, suffix] = slot
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned; metric objects are found again in ``module``."""
+        from lt_core.metric_objects import find
+
+        self.reset()
+        objects = {} if self.module is None else find(self.module)
+        for kept in state.get("slots", ()):
+            slot = Slot(kept["name"], kept["scope"], kept["suffix"], kept["settings"])
+            slot.total, slot.weight, slot.returned = kept["total"], kept["weight"], kept["returned"]
+            slot.last, slot.fresh = kept["last"], kept["fresh"]
+            slot.path = kept["metric"]
+            slot.metric = objects.get(slot.path) if slot.path is not None else None
+            self._slots[slot.key] = slot
 
 
-# The options of what a step's returned dict logs, with the scope's defaults.
-_RETURNED: tuple[Any, ...] = (False, None, None, None, "mean", False, False, None, True, False)
+def _check_same(slot: Slot, new: Slot) -> None:
+    """Refuse other arguments for a name that was logged before in the same place.
+
+    Raises:
+        MisconfigurationException: With what differs.
+    """
+    old, wanted = slot.settings(), new.settings()
+    if slot.options is None:
+        wanted["group"] = old["group"]
+        slot.group = new.group
+    differ = [key for key in wanted if wanted[key] is not old[key] and wanted[key] != old[key]]
+    if differ:
+        spelled = {"step": "on_step", "epoch": "on_epoch", "op": "reduce_fx", "bar": "prog_bar", "sync": "sync_dist"}
+        spelled |= {"group": "sync_dist_group", "add_idx": "add_dataloader_idx"}
+        got = ", ".join(f"{spelled.get(k, k)}={wanted[k]!r} after {old[k]!r}" for k in differ)
+        rule = "a name that is logged again in the same hook must have the same arguments"
+        raise MisconfigurationException(str(Problem(f"self.log({slot.name!r})", rule, got, "Use another name.")))
 
 
-def _reduction(name: str, reduce_fx: str | Callable[..., Any]) -> str:
-    known = {"mean": "mean", "avg": "mean", "sum": "sum", "min": "min", "max": "max", "amin": "min", "amax": "max"}
-    key = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "")
-    if key not in known:
-        raise MisconfigurationException(
-            f'self.log({name!r}): reduce_fx must be "mean", "sum", "min" or "max". Got {reduce_fx!r}. '
-            "For any other reduction log a torchmetrics object."
-        )
-    return known[key]
+def _computed(slot: Slot) -> float:
+    return as_number(slot.name, slot.metric.compute())
 
 
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.ndim == 0
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _step_result(slot: Slot) -> Any:
+    """Return a metric object's value of this step: torchmetrics keeps that of its last forward."""
+    found = getattr(slot.metric, "_forward_cache", None)
+    if found is None:
+        return _at_demand
+    if isinstance(found, Tensor) and found.device.type != "cpu" and found.numel() == 1:
+        return found.detach().reshape(())
+    return as_number(slot.name, found)
+
+
+def _reset(metrics: Iterable[Any]) -> None:
+    with torch.inference_mode(False):  # states made within it could not be updated in training
+        for metric in metrics:
+            metric.reset()
+
+
+def _fold(slot: Slot) -> None:
+    """Add up the values that lie on a device, with one wait for all of them."""
+    chunk = slot.chunk
+    if chunk:
+        slot.chunk = []
+        for number, (_, weight) in zip(_read([v for v, _ in chunk]), chunk, strict=True):
+            slot.accumulate(number, weight)
+    if slot.host:
+        slot.chunk = None
+
+
+def _read(tensors: list[Tensor]) -> list[float]:
+    """Return the numbers in 0-dim tensors, with one wait where they are of one kind."""
+    if len({(t.device, t.dtype) for t in tensors}) == 1:
+        return [float(v) for v in torch.stack(tensors).tolist()]
+    return [float(t.item()) for t in tensors]
+
+
+def _floats(slots: Iterable[Slot]) -> dict[tuple[int, str], float]:
+    """Return the slots' last values as floats."""
+    values: dict[tuple[int, str], float] = {}
+    waiting = []
+    for slot in slots:
+        if isinstance(slot.last, Tensor):
+            waiting.append(slot)
+        elif slot.last is _at_demand:
+            values[slot.key] = _computed(slot)
+        else:
+            values[slot.key] = float(slot.last)
+    values.update(zip((s.key for s in waiting), _read([s.last for s in waiting]) if waiting else (), strict=True))
+    return values
 
 
 def _tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
+    if isinstance(value, Tensor):
+        return value if value.dtype in (torch.float32, torch.float64) else value.to(torch.float32)
+    return torch.tensor(float(value), dtype=torch.float64)

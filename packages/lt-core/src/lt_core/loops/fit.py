@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from lt_core.loops.cadence import Cadence
-from lt_core.loops.due import close_epoch, finish_due, run_due
+from lt_core.loops.due import close_epoch, finish_due, raise_signal, run_due
 from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.sources import train_feed
@@ -57,6 +57,7 @@ def run_fit(run: Run) -> None:
         run_epoch(run)
     run.hooks.fire("on_train_end")
     flush_saves(run)
+    raise_signal(run)
 
 
 def open_epoch(run: Run) -> None:
