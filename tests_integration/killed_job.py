@@ -137,7 +137,6 @@ def summary(trainer: Trainer, net: Net) -> dict[str, Any]:
         "metrics": {key: float(value) for key, value in sorted(trainer.callback_metrics.items())},
         "history": digest({key: [values, trainer.history.steps[key]] for key, values in trainer.history.items()}),
         "table": hashlib.sha256((Path(trainer.log_dir) / "metrics.csv").read_bytes()).hexdigest()[:16],
-        "folders": sorted(path.name for path in Path(trainer.log_dir).parent.iterdir()),
     }
 
 

@@ -21,12 +21,16 @@ LAST_CALL, SECONDS = 60, 0.5
 
 
 def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the job in a folder, to its end or its death."""
+    """Run the job in a folder, to its end or its death; it goes on where its last checkpoint lies, if there is one."""
+    there = sorted(folder.glob("lightning_logs/*"))
+    may_begin_anew = not list(folder.rglob("*.ckpt"))
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     command = [sys.executable, str(JOB), *arguments]
-    return subprocess.run(
+    done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+    assert may_begin_anew or sorted(folder.glob("lightning_logs/*")) == there, done.stderr
+    return done
 
 
 def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
