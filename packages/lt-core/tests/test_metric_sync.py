@@ -1,0 +1,181 @@
+"""Log on several ranks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lt_core.metrics import (
+    EVAL_BATCH_END,
+    EVAL_EPOCH_END,
+    EVAL_STEP,
+    FORBIDDEN,
+    TRAIN_EPOCH_END,
+    TRAIN_STEP,
+    MetricStore,
+)
+from lt_interface.errors import MisconfigurationException
+
+
+def log(store: MetricStore, name: Any, value: Any, **given: Any) -> None:
+    """Call the store as ``self.log`` does."""
+    defaults = (False, None, None, None, "mean", False, False, None, True, None, None, False)
+    arguments = dict(zip(list(signature(store.add).parameters)[2:], defaults, strict=True))
+    store.add(name, value, **{**arguments, **given})
+
+
+def training(**given: Any) -> MetricStore:
+    store = MetricStore(**given)
+    store.scope, store.hook, store.batch = TRAIN_STEP, "training_step", torch.zeros(4, 2)
+    return store
+
+
+def evaluation(**given: Any) -> MetricStore:
+    store = training(**given)
+    store.scope, store.hook = EVAL_STEP, "validation_step"
+    return store
+
+
+def epoch_of(store: MetricStore) -> dict[str, float]:
+    store.scope, store.batch = (TRAIN_EPOCH_END if store.scope == TRAIN_STEP else EVAL_EPOCH_END), None
+    return store.take_epoch()
+
+
+# ---------------------------------------------------------------- several processes
+
+
+class Ranks:
+    """Join threads as ranks: each call waits for all of them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.gate = threading.Barrier(size, timeout=20)
+        self.given: dict[int, Any] = {}
+        self.calls: list[str] = []
+
+
+class Rank:
+    """Be one rank's collectives."""
+
+    def __init__(self, ranks: Ranks, rank: int) -> None:
+        self.ranks, self.rank, self.size = ranks, rank, ranks.size
+
+    def _exchange(self, value: Any) -> list[Any]:
+        self.ranks.gate.wait()
+        self.ranks.given[self.rank] = value
+        self.ranks.gate.wait()
+        found = [self.ranks.given[r] for r in range(self.size)]
+        self.ranks.gate.wait()
+        return found
+
+    def reduce(self, tensor: Tensor, op: str = "mean", group: str = "data") -> Tensor:
+        if self.rank == 0:
+            self.ranks.calls.append(op)
+        stacked = torch.stack(self._exchange(tensor))
+        return {"sum": stacked.sum(0), "mean": stacked.mean(0), "min": stacked.amin(0), "max": stacked.amax(0)}[op]
+
+    def broadcast_object(self, obj: Any, src: int = 0) -> Any:
+        return self._exchange(obj)[src]
+
+    def any(self, flag: bool) -> bool:
+        return any(self._exchange(flag))
+
+
+def on_ranks(
+    size: int, job: Callable[[MetricStore, int], Any], make: Callable[..., MetricStore] = training
+) -> list[Any]:
+    """Run a job on threads that stand for ranks; an error is returned in place of the result."""
+    ranks, results = Ranks(size), [None] * size
+
+    def work(rank: int) -> None:
+        try:
+            results[rank] = job(make(collectives=Rank(ranks, rank), rank=rank, world_size=size), rank)
+        except Exception as error:
+            results[rank] = error  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=work, args=(r,)) for r in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return [*results, ranks.calls]
+
+
+def test_sync_dist_reduces_over_ranks() -> None:
+    """The epoch's mean is that of all ranks' samples, sums and bounds are over all, in one collective each."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        for name in ("n", "m") if rank else ("m", "n"):  # the order of calls does not matter
+            log(store, name, float(rank), on_step=False, on_epoch=True, sync_dist=True, batch_size=rank * 2 + 1)
+        for op in ("sum", "min", "max"):
+            log(store, op, float(rank + 1), on_step=False, on_epoch=True, sync_dist=True, reduce_fx=op)
+        log(store, "own", float(rank), on_step=False, on_epoch=True)
+        found = epoch_of(store)
+        assert store.epoch_metrics()["n"] == found["n"]
+        assert float(store.callback_metrics()["n"]) == found["n"]
+        return found
+
+    first, second, calls = on_ranks(2, job)
+    expected = {"n": 0.75, "m": 0.75, "sum": 3.0, "min": 1.0, "max": 2.0}
+    assert first == {**expected, "own": 0.0}
+    assert second == {**expected, "own": 1.0}
+    assert sorted(calls) == ["max", "min", "sum"]
+
+
+def test_step_values_are_synced_together() -> None:
+    """Values of training steps with sync_dist are the mean over ranks when they are taken."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        log(store, "x", float(rank), sync_dist=True)
+        log(store, "y", float(rank))
+        store.scope = FORBIDDEN
+        return store.take_step()
+
+    assert on_ranks(2, job)[:2] == [{"x": 0.5, "y": 0.0}, {"x": 0.5, "y": 1.0}]
+
+
+def test_ranks_that_differ_are_named() -> None:
+    """Different names on different ranks are one error on every rank, with the names; nobody hangs."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        log(store, "both", 1.0, on_step=False, on_epoch=True, sync_dist=True)
+        if rank:
+            log(store, "extra", 1.0, on_step=False, on_epoch=True, sync_dist=True)
+        return epoch_of(store)
+
+    first, second, _ = on_ranks(2, job)
+    for error in (first, second):
+        assert isinstance(error, MisconfigurationException)
+        assert "extra" in str(error)
+
+
+def test_rank_zero_only() -> None:
+    """With rank_zero_only the other ranks keep nothing and nothing is exchanged for it."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        log(store, "x", float(rank), on_step=False, on_epoch=True, sync_dist=True, rank_zero_only=True)
+        return epoch_of(store)
+
+    assert on_ranks(2, job)[:2] == [{"x": 0.0}, {}]
+
+
+def test_evaluation_ranks_may_have_unequal_batches() -> None:
+    """Ranks with different numbers of evaluation batches neither wait for each other by step nor weigh alike."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        for i in range(rank + 1):
+            store.batch, store.size = torch.zeros(2), None
+            log(store, "x", float(rank), on_step=True, on_epoch=True, sync_dist=True)
+            store.scope = EVAL_BATCH_END
+            assert store.take_step() == {"x_step": float(rank)}, i
+            store.scope = EVAL_STEP
+        return epoch_of(store)
+
+    found = on_ranks(2, job, evaluation)
+    assert found[0] == found[1] == {"x_epoch": pytest.approx(2 / 3)}
