@@ -19,10 +19,9 @@ __all__ = ["to_onnx", "to_torchscript"]
 @contextmanager
 def _evaluating(module: LightningModule) -> Iterator[None]:
     """Switch to evaluation without gradients or trainer, and put every submodule's own mode back."""
-    from lt_core.module import LightningModule
-
     modes = [(m, m.training) for m in module.modules()]
-    ours = [(m, m._trainer_ref) for m in module.modules() if isinstance(m, LightningModule)]
+    parts: list[Any] = list(module.modules())
+    ours = [(m, m._trainer_ref) for m in parts if hasattr(m, "_trainer_ref")]
     for m, _ in ours:
         m._exporting, m._trainer_ref = True, None
     module.eval()

@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import wraps
+from itertools import takewhile
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -158,11 +159,10 @@ def _literal(text: str) -> Any:
 
 def _says_strictness(module: LightningModule) -> bool:
     """Return whether the user set ``strict_loading`` on the object or its class."""
-    from lt_core.module import LightningModule
-
     if "strict_loading" in vars(module):
         return True
-    return any("strict_loading" in vars(c) for c in type(module).__mro__ if not issubclass(LightningModule, c))
+    own = takewhile(lambda c: c.__module__ != "lt_core.module", type(module).__mro__)
+    return any("strict_loading" in vars(c) for c in own)
 
 
 def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, Any], where: str) -> Any:

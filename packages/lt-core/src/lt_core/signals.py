@@ -7,9 +7,12 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["SignalWatch"]
+if TYPE_CHECKING:
+    from lt_core.run import Run
+
+__all__ = ["SignalWatch", "raise_signal"]
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
@@ -94,3 +97,15 @@ class SignalWatch:
         if self.received is None:
             return None
         return KeyboardInterrupt() if self.received == signal.SIGINT else SystemExit(128 + self.received)
+
+
+def raise_signal(run: Run) -> None:
+    """Raise what a received signal means, if one was received.
+
+    Raises:
+        KeyboardInterrupt: For SIGINT.
+        SystemExit: With 143, for SIGTERM.
+    """
+    error = run.signals.exception() if run.signals is not None else None
+    if error is not None:
+        raise error

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lt_core.checkpoint.async_io import AsyncCheckpointIO
-    from lt_core.checkpoint.find import find_last, parameter_signature
+    from lt_core.checkpoint.find import find_last
     from lt_core.checkpoint.lightning_import import import_lightning
     from lt_core.checkpoint.safetensors_io import SafetensorsIO, load_checkpoint, peek, save_checkpoint, verify
+    from lt_core.checkpoint.signature import parameter_signature
     from lt_core.checkpoint.tree import soften, try_encode
 
 __all__ = [
@@ -30,7 +31,7 @@ _HOMES = {
     "AsyncCheckpointIO": "async_io",
     "find_last": "find",
     "import_lightning": "lightning_import",
-    "parameter_signature": "find",
+    "parameter_signature": "signature",
     "soften": "tree",
     "try_encode": "tree",
 }

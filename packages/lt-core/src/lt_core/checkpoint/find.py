@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from lt_core.checkpoint.safetensors_io import peek, verify
 from lt_interface import CheckpointError
 
-__all__ = ["find_last", "parameter_signature"]
+__all__ = ["find_last"]
 
 _SUFFIXES = {".ckpt", ".safetensors"}
-
-
-def parameter_signature(state_dict: Mapping[str, Any]) -> str:
-    """Return a short hash of the names and shapes of all tensors, the same for the same model."""
-    digest = hashlib.sha256()
-    for name in sorted(key for key, value in state_dict.items() if isinstance(value, torch.Tensor)):
-        value = state_dict[name]
-        shape = "?" if torch.nn.parameter.is_lazy(value) else tuple(value.shape)
-        digest.update(f"{name}{shape}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:32]
 
 
 def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None = None) -> Path | None:
@@ -37,8 +25,6 @@ def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None 
         folders: Where to look; folders below them are not searched.
         parameters: Only files of a model with this `parameter_signature` count; any if None.
     """
-    from lt_core.checkpoint.safetensors_io import peek, verify
-
     bad: list[str] = []
     found: dict[Path, tuple[Any, ...]] = {}
     for path in _candidates(folders):

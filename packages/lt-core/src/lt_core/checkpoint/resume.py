@@ -93,7 +93,8 @@ def search_folders(run: Run) -> list[Path]:
 
 
 def _last(run: Run) -> str | None:
-    from lt_core.checkpoint.find import find_last, parameter_signature
+    from lt_core.checkpoint.find import find_last
+    from lt_core.checkpoint.signature import parameter_signature
 
     state = run.module.state_dict()
     signature = parameter_signature(state) if state else None

@@ -17,8 +17,8 @@ from lt_core.checkpoint.blobs import Blob, Layout, raw_bytes
 from lt_core.checkpoint.container import CHUNK, FORMAT, Entry, Header, Table, checked_json, open_checkpoint, read_header
 from lt_core.checkpoint.dtypes import CODES
 from lt_core.checkpoint.durable import AtomicFile
-from lt_core.checkpoint.find import parameter_signature
 from lt_core.checkpoint.refusal import damaged
+from lt_core.checkpoint.signature import parameter_signature
 from lt_core.checkpoint.tree import decode, encode
 from lt_core.version import __version__
 from lt_interface import CheckpointError, Problem

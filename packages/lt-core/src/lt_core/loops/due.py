@@ -9,11 +9,12 @@ from lt_core.checkpoint.save import flush_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
 from lt_core.metrics import FORBIDDEN, SILENT, TRAIN_EPOCH_END
+from lt_core.signals import raise_signal
 
 if TYPE_CHECKING:
     from lt_core.run import Run
 
-__all__ = ["close_epoch", "finish_due", "raise_signal", "run_due"]
+__all__ = ["close_epoch", "finish_due", "run_due"]
 
 
 def run_due(run: Run, index: int) -> bool:
@@ -59,18 +60,6 @@ def finish_due(run: Run, index: int) -> bool:
 
 def _signalled(run: Run) -> bool:
     return run.signals is not None and run.signals.received is not None
-
-
-def raise_signal(run: Run) -> None:
-    """Raise what a received signal means, if one was received.
-
-    Raises:
-        KeyboardInterrupt: For SIGINT.
-        SystemExit: With 143, for SIGTERM.
-    """
-    error = run.signals.exception() if run.signals is not None else None
-    if error is not None:
-        raise error
 
 
 def close_epoch(run: Run) -> None:

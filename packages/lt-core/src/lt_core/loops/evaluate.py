@@ -18,6 +18,7 @@ from lt_core.metrics import (
     SILENT,
     MetricStore,
 )
+from lt_core.signals import raise_signal
 from lt_core.state import RunningStage
 from lt_interface.errors import MisconfigurationException, Problem
 
@@ -142,8 +143,6 @@ def _batches(
         if values and not run.sanity_checking:
             run.log(values, stage, step=seen)
         if run.attention and run.signals is not None and run.signals.received is not None:
-            from lt_core.loops.due import raise_signal
-
             raise_signal(run)
     store.batch = None
 

@@ -6,12 +6,13 @@ import time
 from typing import TYPE_CHECKING
 
 from lt_core.loops.cadence import Cadence
-from lt_core.loops.due import close_epoch, finish_due, raise_signal, run_due
+from lt_core.loops.due import close_epoch, finish_due, run_due
 from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.sources import train_feed
 from lt_core.loops.step import build_step
 from lt_core.metrics import FORBIDDEN, SILENT, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
+from lt_core.signals import raise_signal
 
 if TYPE_CHECKING:
     from lt_core.run import Run

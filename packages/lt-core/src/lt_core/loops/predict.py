@@ -10,6 +10,7 @@ from lt_core.loops.evaluate import eval_step, evaluation_modes
 from lt_core.loops.place import build_place
 from lt_core.loops.sources import eval_feed
 from lt_core.notices import warn
+from lt_core.signals import raise_signal
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -53,8 +54,6 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
             if keep:
                 kept[loader].append(move_to_device(output, torch.device("cpu")))
             if run.attention:
-                from lt_core.loops.due import raise_signal
-
                 raise_signal(run)
         run.trainer._predictions = kept if len(kept) > 1 else kept[0] if kept else []
         hooks.fire("on_predict_epoch_end")
