@@ -384,6 +384,7 @@ class Trainer(TrainerView):
         last = self._run
         self._run = run
         self._interrupted = False
+        self._callback_metrics, self._logged_metrics, self._bar_metrics = {}, {}, {}
         self.state.fn, self.state.status = run.fn, TrainerStatus.RUNNING
         if run.fn is TrainerFn.FITTING:
             self._should_stop = False

@@ -221,11 +221,13 @@ def sanity_check(run: Run) -> None:
         return
     outer = trainer.state.stage
     trainer.state.stage = RunningStage.SANITY_CHECKING
+    kept = [(m, dict(m)) for m in (trainer._callback_metrics, trainer._logged_metrics, trainer._bar_metrics)]
     try:
         run.hooks.fire("on_sanity_check_start")
         evaluate(run, "validate")
         run.hooks.fire("on_sanity_check_end")
     finally:
         trainer.state.stage = outer
-    for shown in (trainer._callback_metrics, trainer._logged_metrics, trainer._bar_metrics):
+    for shown, before in kept:  # nothing, or what a resumed run had
         shown.clear()
+        shown.update(before)
