@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lt_core.config import TrainerConfig, parse
-from lt_interface import ConfigError, MisconfigurationException
+from lt_interface import ConfigError, MisconfigurationException, registry
 
 LIMITS = ["limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"]
 SWITCHES = [
@@ -58,6 +58,12 @@ def problems(**flags):
     except ConfigError as error:
         return [str(p) for p in error.problems]
     return []
+
+
+needs_mixed = pytest.mark.skipif(
+    "bf16-mixed" not in registry.precisions.names(),
+    reason="bf16-mixed comes with lt-accel; the integration tests have it",
+)
 
 
 class TestTypes:
@@ -308,11 +314,13 @@ class TestPrecision:
         """Short names stand for full ones."""
         assert parse({"precision": written}).precision == name
 
+    @needs_mixed
     def test_bf16_means_mixed_with_a_warning(self):
         """bf16 is taken as bf16-mixed, which is said."""
         with pytest.warns(UserWarning, match="bf16-mixed"):
             assert parse({"precision": "bf16"}).precision == "bf16-mixed"
 
+    @needs_mixed
     def test_half_on_a_cpu_is_bf16(self):
         """16-mixed on a CPU becomes bf16-mixed, which is said."""
         with pytest.warns(UserWarning, match="a CPU has no 16-mixed"):

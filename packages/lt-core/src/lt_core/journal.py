@@ -2,7 +2,8 @@
 
 A record is one line: a JSON list, a tab, and the CRC32 of the list. One write a record and
 no fsync: a killed process loses nothing, and a line torn by a crash of the machine is
-recognised and dropped.
+recognised and dropped. A disk that takes no more stops no training: what it refused waits in
+memory and is written with the next record.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import time
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lt_core.notices import warn
 from lt_interface.errors import LTError, Problem
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["History", "Journal", "Record"]
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_MOST_WAITING_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,15 @@ class Journal:
         else:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
         self._close = weakref.finalize(self, os.close, self._fd)
-        self.sequence = self._offset = 0
+        self.sequence = self._offset = read = 0
         for record in self.read():
-            self.sequence, self._offset = record.sequence + 1, record.end
+            self.sequence, self._offset, read = record.sequence + 1, record.end, read + 1
         if os.fstat(self._fd).st_size > self._offset:
             os.ftruncate(self._fd, self._offset)
+        if read < self.sequence:
+            warn(f"Journal({str(self.path)!r}): {self.sequence - read} of {self.sequence} records can not be read.")
+        self._waiting = b""
+        self._readers: list[weakref.ref[Any]] = []
 
     @property
     def offset(self) -> int:
@@ -90,11 +98,32 @@ class Journal:
         """
         text = _encode([self.sequence, stage, axis, step, time.time() if wall is None else wall, dict(values)]).encode()
         line = b"%b\t%08x\n" % (text, zlib.crc32(text))
-        written = os.write(self._fd, line)
-        while written < len(line):  # a nearly full disk takes a part
-            written += os.write(self._fd, line[written:])
         self.sequence += 1
-        self._offset += len(line)
+        data = self._waiting + line if self._waiting else line
+        try:
+            written = os.write(self._fd, data)
+            while written < len(data):  # a nearly full disk takes a part
+                written += os.write(self._fd, data[written:])
+        except OSError as error:
+            self._refused(data, error)
+        else:
+            self._waiting = b""
+            self._offset += len(data)
+
+    def _refused(self, data: bytes, error: OSError) -> None:
+        """Take back the part that was written, and keep all of it for the next time."""
+        first = not self._waiting
+        while len(data) > _MOST_WAITING_BYTES:
+            data = data[data.index(b"\n") + 1 :]
+        self._waiting = data
+        with suppress(OSError):
+            os.ftruncate(self._fd, self._offset)
+            os.lseek(self._fd, 0, os.SEEK_END)
+        if first:
+            warn(
+                f"Journal({str(self.path)!r}): metrics can not be written: {error}. "
+                "Training goes on, and they wait in memory. Make room on the disk."
+            )
 
     def cut(self, offset: int, sequence: int) -> None:
         """Forget what lies after a point, as a resumed run does.
@@ -102,18 +131,33 @@ class Journal:
         Args:
             offset: Where the journal ended at that point.
             sequence: How many records it held.
+
+        Raises:
+            ValueError: If the journal is shorter, or has no record that ends there.
         """
+        if offset > self._offset or (offset and os.pread(self._fd, 1, offset - 1) != b"\n"):
+            problem = Problem("Journal.cut", "offset must be the end of a record", f"{offset} of {self._offset} bytes")
+            raise ValueError(str(problem))
+        self._waiting = b""
         os.ftruncate(self._fd, offset)
         os.lseek(self._fd, 0, os.SEEK_END)
         self._offset, self.sequence = offset, sequence
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Yield the records from a byte offset on; ends before a line that is torn or damaged."""
-        fd = os.dup(self._fd) if self.path is None else os.open(self.path, os.O_RDONLY)
-        try:
-            yield from _records(_lines(fd, start), start)
-        finally:
-            os.close(fd)
+        """Yield the records from a byte offset on; passes over a damaged one and ends before a torn line."""
+        yield from _records(_lines_of(self, start), start)
+
+    def number(self, reader: object) -> int:
+        """Return the number of one of those who read the journal: 0 for the first that asked, and so on."""
+        for number, known in enumerate(self._readers):
+            if known() is reader:
+                return number
+        self._readers.append(weakref.ref(reader))
+        return len(self._readers) - 1
+
+    def identity(self) -> int:
+        """Return what tells this journal from others, wherever its file is moved: the CRC32 of its first record."""
+        return zlib.crc32(next(_lines_of(self), b""))
 
     def flush(self) -> None:
         """Bring what was appended to the disk."""
@@ -124,13 +168,17 @@ class Journal:
         self._close()
 
 
-def _lines(fd: int, start: int) -> Iterator[bytes]:
+def _lines_of(journal: Journal, start: int = 0) -> Iterator[bytes]:
     """Yield whole lines; ``pread`` leaves the writer's place in the file alone."""
-    rest, place = b"", start
-    while chunk := os.pread(fd, 1 << 16, place):
-        place += len(chunk)
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
+    fd = os.dup(journal._fd) if journal.path is None else os.open(journal.path, os.O_RDONLY)
+    try:
+        rest, place = b"", start
+        while chunk := os.pread(fd, 1 << 16, place):
+            place += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
+    finally:
+        os.close(fd)
 
 
 def _records(lines: Iterable[bytes], start: int) -> Iterator[Record]:
@@ -140,11 +188,11 @@ def _records(lines: Iterable[bytes], start: int) -> Iterator[Record]:
         text, _, crc = line.rpartition(b"\t")
         try:
             if int(crc, 16) != zlib.crc32(text):
-                return
+                continue
             sequence, stage, axis, step, wall, values = json.loads(text)
-            yield Record(sequence, stage, axis, step, wall, values, end)
         except (ValueError, TypeError):
-            return
+            continue
+        yield Record(sequence, stage, axis, step, wall, values, end)
 
 
 class History(dict[str, list[float]]):

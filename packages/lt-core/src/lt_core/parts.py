@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from lt_core.notices import info, warn
+from lt_core.notices import info
 from lt_interface import registry
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem, UnknownPluginError
 
@@ -23,14 +23,11 @@ def ordered(callbacks: Iterable[Callback]) -> list[Callback]:
     return sorted(callbacks, key=lambda c: isinstance(c, Checkpoint))
 
 
-def find_precision(config: TrainerConfig, accelerator: Any) -> Any:
+def find_precision(config: TrainerConfig) -> Any:
     """Return the precision that the flag or a plugin means."""
     given = config.plugin("precision") or config.precision
     if not isinstance(given, str):
         return given
-    if given == "16-mixed" and accelerator.name == "cpu":
-        warn('Trainer(precision="16-mixed"): a CPU has no 16-bit floats to train in; using "bf16-mixed".')
-        given = "bf16-mixed"
     return registry.precisions.get(given, f"Trainer(precision={given!r})")()
 
 

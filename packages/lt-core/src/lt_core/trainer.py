@@ -130,7 +130,7 @@ class Trainer(TrainerView):
             name = self._accelerator.default_strategy(len(self._devices), config.num_nodes)
         where = f"Trainer(strategy={name!r})"
         self._strategy: Any = registry.strategies.get(name, where)() if isinstance(name, str) else name
-        self._precision = find_precision(config, self._accelerator)
+        self._precision = find_precision(config)
         profiler = config.profiler
         self.profiler: Any = registry.profilers.get(profiler)() if isinstance(profiler, str) else profiler
 

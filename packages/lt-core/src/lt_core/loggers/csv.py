@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from enum import Enum
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lt_interface import Logger
+from lt_core.notices import is_quiet_rank, warn
+from lt_interface import ConfigError, Logger, Problem
 
 __all__ = ["CSVLogger", "claim_version"]
 
@@ -17,14 +21,17 @@ __all__ = ["CSVLogger", "claim_version"]
 def claim_version(root: Path) -> int:
     """Make and return the next free ``version_N`` below ``root``; two processes never get the same."""
     root.mkdir(parents=True, exist_ok=True)
-    numbers = [int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()]
-    number = max(numbers, default=-1) + 1
+    number = _last_version(root) + 1
     while True:
         try:
             (root / f"version_{number}").mkdir()
             return number
         except FileExistsError:
             number += 1
+
+
+def _last_version(root: Path) -> int:
+    return max((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()), default=-1)
 
 
 class CSVLogger(Logger):
@@ -58,6 +65,7 @@ class CSVLogger(Logger):
         self._rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
         self._opened = False
+        self._count = 0
         self.hparams: dict[str, Any] = {}
 
     @property
@@ -67,10 +75,25 @@ class CSVLogger(Logger):
 
     @property
     def version(self) -> int | str:
-        """Return the version, claimed at the first look."""
+        """Return the version, claimed at the first look; on other ranks than 0 the one that rank 0 claimed.
+
+        Raises:
+            ConfigError: If nothing can be written below ``save_dir``.
+        """
         if self._version is None:
-            self._version = claim_version(Path(self.root_dir))
+            root = Path(self.root_dir)
+            if is_quiet_rank():
+                return max(_last_version(root), 0)
+            try:
+                self._version = claim_version(root)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            self._opened = True  # nobody wrote in a folder that was made just now
         return self._version
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        where = f"CSVLogger(save_dir={self._save_dir!r})"
+        return ConfigError(Problem(where, "its folder must be writable", str(error), "Give another save_dir."))
 
     @property
     def save_dir(self) -> str:
@@ -90,9 +113,28 @@ class CSVLogger(Logger):
 
     @property
     def experiment(self) -> CSVLogger:
-        """Return the logger itself, its folder made."""
-        os.makedirs(self.log_dir, exist_ok=True)
+        """Return the logger itself, its folder made; an older run's metrics in it get another name.
+
+        Raises:
+            ConfigError: If nothing can be written there.
+        """
+        try:
+            os.makedirs(self.log_dir, exist_ok=True)
+            if not self._opened:
+                self._opened = True
+                self._set_aside()
+        except OSError as error:
+            raise self._unwritable(error) from error
         return self
+
+    def _set_aside(self) -> None:
+        """Rename the file of an earlier run, so that two runs do not mix and none is lost."""
+        path = Path(self.metrics_file_path)
+        if not path.exists():
+            return
+        free = next(p for n in count(1) if not (p := path.with_name(f"{path.stem}-{n}{path.suffix}")).exists())
+        path.rename(free)
+        warn(f"CSVLogger: version {self.version!r} holds metrics of an earlier run; they are now in {free}.")
 
     @property
     def metrics_file_path(self) -> str:
@@ -106,28 +148,36 @@ class CSVLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row."""
         row = {f"{self._prefix}-{k}" if self._prefix else k: _plain(v) for k, v in metrics.items()}
-        self._rows.append({"step": len(self._rows) if step is None else step, **row})
+        self._rows.append({"step": self._count if step is None else step, **row})
         if len(self._rows) >= self._every:
-            self._write_rows()
+            try:
+                self._write_rows()
+            except OSError:
+                self._rows.pop()  # whoever is told will send it again
+                raise
+        self._count += 1
 
     def _write_rows(self) -> None:
         if not self._rows:
             return
         path = Path(self.experiment.metrics_file_path)
-        if not self._opened:
-            self._opened = True
-            if path.exists():
-                self._columns = _header(path)
         new = sorted({k for row in self._rows for k in row} - set(self._columns) - {"epoch", "step"})
         first = [k for k in ("epoch", "step") if k not in self._columns and any(k in row for row in self._rows)]
         if new or first:
             self._widen(path, [*first, *new])
-        rows = self._rows
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        size = path.stat().st_size if path.exists() else 0
+        if not size:
+            writer.writeheader()
+        writer.writerows(self._rows)
+        try:
+            with open(path, "a", newline="", encoding="utf-8") as file:
+                file.write(text.getvalue())
+        except OSError:
+            if path.exists():
+                os.truncate(path, size)  # no half a row
+            raise
         self._rows = []
 
     def _widen(self, path: Path, new: list[str]) -> None:
@@ -151,25 +201,22 @@ class CSVLogger(Logger):
             import yaml
 
             path = os.path.join(self.experiment.log_dir, self.NAME_HPARAMS_FILE)
-            with open(path, "w", encoding="utf-8") as file:
-                yaml.safe_dump(_yamlable(self.hparams), file, sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(_yamlable(self.hparams), sort_keys=False, allow_unicode=True)
+            with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(f"{path}.tmp", path)
 
     def rewind(self, step: int, version: int | str | None) -> bool:
         """Go on in a version's folder with an empty file; the history is sent again."""
         if version is not None:
             self._version = version
-        self._rows, self._columns, self._opened = [], [], True
+        self._rows, self._columns, self._opened, self._count = [], [], True, 0
         Path(self.experiment.metrics_file_path).unlink(missing_ok=True)
         return True
 
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
-
-
-def _header(path: Path) -> list[str]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -179,8 +226,17 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 def _yamlable(value: Any) -> Any:
     """Return a tree of what YAML can keep; anything else as its text."""
+    if isinstance(value, Namespace):
+        value = vars(value)
     if isinstance(value, Mapping):
         return {str(k): _yamlable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_yamlable(v) for v in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    if isinstance(value, Enum):
+        return _yamlable(value.value)
+    if not isinstance(value, (str, int, float, type(None))) and getattr(value, "shape", None) == ():
+        value = value.item()  # a scalar of NumPy or torch
+    for kind in (bool, int, float, str):  # YAML's writer takes no subclasses
+        if isinstance(value, kind):
+            return kind(value)
+    return value if value is None else getattr(value, "__name__", None) or str(value)
