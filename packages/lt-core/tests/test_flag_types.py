@@ -62,7 +62,7 @@ def problems(**flags):
 
 needs_mixed = pytest.mark.skipif(
     "bf16-mixed" not in registry.precisions.names(),
-    reason="bf16-mixed comes with lt-accel; the integration tests have it",
+    reason="bf16-mixed comes with lt-accel",
 )
 
 

@@ -15,6 +15,7 @@ from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
 from lt_core.run import Run
 from lt_core.run_folder import stop_deliveries
+from lt_core.signals import lost_to_signal
 from lt_core.state import TrainerFn, TrainerStatus
 from lt_interface import Outcome, Plan
 
@@ -59,7 +60,10 @@ def main(payload: Payload) -> Outcome:
         else:
             value = evaluate(run, "validate" if run.fn is TrainerFn.VALIDATING else "test")
     except BaseException as error:
-        _fail(run, error)
+        signalled = lost_to_signal(run, error)
+        _fail(run, signalled or error)
+        if signalled is not None:
+            raise signalled from error
         raise
     else:
         _finish(run)

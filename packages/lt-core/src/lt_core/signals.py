@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lt_core.run import Run
 
-__all__ = ["SignalWatch", "raise_signal"]
+__all__ = ["SignalWatch", "lost_to_signal", "raise_signal"]
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
+_started: weakref.WeakSet[SignalWatch] = weakref.WeakSet()
 
 
 class SignalWatch:
@@ -50,9 +52,10 @@ class SignalWatch:
         self._old_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, args=(read,), name="lt-signals", daemon=True)
         self._thread.start()
+        _started.add(self)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked DataLoader worker: behave as if we were not here
+        if os.getpid() != self._pid:  # a forked child, such as a DataLoader worker: behave as if we were not here
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -89,6 +92,7 @@ class SignalWatch:
         os.write(self._pipe[1], b"\0")
         os.close(self._pipe[1])
         self._pipe = None
+        _started.discard(self)
         if self._thread is not None:
             self._thread.join(1.0)  # it holds the run
 
@@ -97,6 +101,27 @@ class SignalWatch:
         if self.received is None:
             return None
         return KeyboardInterrupt() if self.received == signal.SIGINT else SystemExit(128 + self.received)
+
+
+def _forget_in_child() -> None:
+    """Leave the pipe to the parent: a signal to the whole process group must not count once for each worker."""
+    for watch in list(_started):
+        if watch._pipe is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(watch._pipe[1])
+            watch._pipe = None
+    _started.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def lost_to_signal(run: Run, error: BaseException) -> BaseException | None:
+    """Return what a received signal means if it reached the loader's workers too and ``error`` tells of their end."""
+    if run.signals is None or not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
+        return None
+    return run.signals.exception()
 
 
 def raise_signal(run: Run) -> None:

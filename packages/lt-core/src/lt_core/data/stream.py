@@ -153,6 +153,8 @@ def _arrive(index: Any, seed: int, epoch: int) -> Any:
     info = torch.utils.data.get_worker_info()
     if info is not None:
         if _worker.get("dataset") is not info.dataset:
+            # Ctrl-C reaches workers too; they go on to serve until the main process, at its boundary, ends them.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             _worker.update(dataset=info.dataset, epoch=None, generators=find_generators(info.dataset))
         for number, generator in enumerate(_worker["generators"], 1):
             reseed_generator(generator, (seed + number) % 2**64)

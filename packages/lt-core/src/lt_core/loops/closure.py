@@ -65,10 +65,9 @@ class _Window:
                 result.append(parts[-1])
             else:
                 parts = self.evaluate_again(length)
-            if self.unsized:
-                rescale_short_window(run, i, length)
+            factor = rescale_short_window(run, i, length) if self.unsized else 1.0
             p.before_update()
-            return total(parts)
+            return total(parts, factor)
 
         if self.overridden:
             run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)
@@ -127,12 +126,12 @@ class _Window:
         return outputs_of(result[0], result[1], self.pieces.wants_outputs)
 
 
-def total(parts: list[Tensor | None]) -> Tensor | None:
-    """Return the sum of a window's losses, or None if every batch was skipped."""
+def total(parts: list[Tensor | None], factor: float) -> Tensor | None:
+    """Return the sum of a window's losses times a factor, or None if every batch was skipped."""
     present = [x for x in parts if x is not None]
     if not present:
         return None
     loss = present[0]
     for x in present[1:]:
         loss = loss + x
-    return loss
+    return loss if factor == 1.0 else loss * factor
