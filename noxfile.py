@@ -154,7 +154,8 @@ def oldest(session: nox.Session) -> None:
     if tuple(map(int, str(version).split())) >= (3, 12):
         session.skip("the oldest versions have no wheels for Python 3.12 and newer; run it with 3.10 or 3.11")
     settings = nox.project.load_toml("packages/lt-core/pyproject.toml")["project"]
-    needs = [*settings["dependencies"], *settings["optional-dependencies"]["metrics"]]
+    extras = settings["optional-dependencies"]
+    needs = [*settings["dependencies"], *extras["metrics"], *extras["plot"]]
     pins = [re.sub(r">=([\d.]+).*", r"==\1", need) for need in needs if not need.startswith(("torch>", "lt-"))]
     if "--torch" in session.posargs:
         at = session.posargs.index("--torch")
