@@ -137,9 +137,9 @@ def _leave_devices(run: Run, error: BaseException | None) -> None:
 
 def _release(run: Run) -> None:
     """Put back what the run took from the process: signal handlers, workers, the module's log target."""
-    if run.signals is not None:
-        run.signals.stop()
     for feed in [*run.eval_feeds.values(), *([run.feed] if "feed" in run.__dict__ else [])]:
         feed.close()
+    if run.signals is not None:
+        run.signals.stop()
     run.module._metrics = None
     run.trainer._end(run)

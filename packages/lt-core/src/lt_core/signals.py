@@ -62,6 +62,10 @@ class SignalWatch:
         if self.received is None:
             self.received = number
             self._notify()
+            if hasattr(signal, "SIGCHLD"):
+                # A signal to the whole group ends workers too. The loaders' handler would raise that just anywhere,
+                # in the midst of a step or of the teardown; they tell it again where the next batch is awaited.
+                self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         previous = self._previous.get(number)
         if callable(previous) and previous is not signal.default_int_handler:
             previous(number, frame)
@@ -87,7 +91,7 @@ class SignalWatch:
             return
         signal.set_wakeup_fd(self._old_fd)
         for number, previous in self._previous.items():
-            if signal.getsignal(number) == self._handle:
+            if signal.getsignal(number) == (self._handle if number in _WATCHED else signal.SIG_DFL):
                 signal.signal(number, previous if previous is not None else signal.SIG_DFL)
         os.write(self._pipe[1], b"\0")
         os.close(self._pipe[1])

@@ -11,6 +11,7 @@ is the user's own order, for every number of ranks.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain, islice, tee
