@@ -50,9 +50,8 @@ class Delivery:
     def __init__(self, logger: Any, journal: Journal, start: int | None = 0) -> None:
         self.logger, self.journal = logger, journal
         self._ack = None if journal.path is None else f"{journal.path}.{journal.number(logger)}.ack"
-        known = self._known() if start is None else (start, 0)
-        self.acknowledged = min(known[0], journal.offset) if start is None else start
-        self._has = known[1]
+        self._has = self._known() if start is None else 0
+        self.acknowledged = self._place() if start is None else start
         self._kept = -1
         self._wake = threading.Event()
         self._idle = threading.Condition()
@@ -65,16 +64,29 @@ class Delivery:
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
 
-    def _known(self) -> tuple[int, int]:
-        """Return offset and sequence that were acknowledged, or zeros if that was another journal."""
+    def _known(self) -> int:
+        """Return how many records the logger is known to have; none if they were another journal's."""
         try:
             with open(str(self._ack), encoding="utf-8") as file:
                 kept = json.load(file)
             if kept["journal"] == self.journal.identity():
-                return int(kept["offset"]), int(kept["sequence"])
+                return int(kept["sequence"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        return 0, 0
+        return 0
+
+    def _place(self) -> int:
+        """Return where the records end that the logger has.
+
+        The offset that was acknowledged may lie inside a record by now: those that were made anew
+        after a cut have the same numbers, but not the same lengths.
+        """
+        place = 0
+        for record in self.journal.read():
+            if record.sequence >= self._has:
+                break
+            place = record.end
+        return place
 
     def start(self) -> None:
         """Begin to send."""

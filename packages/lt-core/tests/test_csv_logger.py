@@ -1,0 +1,197 @@
+"""Write metrics and hyper-parameters to files that a person opens."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import errno
+import subprocess
+import sys
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lt_core.loggers import CSVLogger, DummyLogger, Logger
+from lt_core.loggers.csv import claim_version
+from lt_interface.errors import ConfigError
+
+
+class Mode(str, Enum):
+    FAST = "fast"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+def rows(logger: CSVLogger) -> list[dict[str, str]]:
+    logger.flush()
+    with open(logger.metrics_file_path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_folders_and_files(tmp_path: Path) -> None:
+    """Everything lies in save_dir/name/version_N, and nothing is made before it is needed."""
+    logger = CSVLogger(tmp_path, name="net")
+    assert list(tmp_path.iterdir()) == []
+    assert (logger.name, logger.version) == ("net", 0)
+    assert logger.log_dir == str(tmp_path / "net" / "version_0")
+    logger.log_metrics({"loss": 1.0}, 3)
+    logger.log_hyperparams({"lr": 0.1})
+    logger.save()
+    assert sorted(p.name for p in (tmp_path / "net" / "version_0").iterdir()) == ["hparams.yaml", "metrics.csv"]
+    assert CSVLogger(tmp_path, name="net").version == 1
+    assert CSVLogger(tmp_path, name="", version="mine").log_dir == str(tmp_path / "mine")
+
+
+def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
+    """Processes that claim a version at the same moment never share one."""
+    program = (
+        "import sys; from pathlib import Path; from lt_core.loggers.csv import claim_version; sys.stdin.readline()\n"
+        "print([claim_version(Path(sys.argv[1])) for _ in range(20)])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    runs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    claimed = [n for run in runs for n in yaml.safe_load(run.communicate(timeout=120)[0])]
+    assert sorted(claimed) == list(range(40))
+    assert claim_version(tmp_path) == 40
+
+
+def test_other_ranks_claim_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another rank than 0 the version is the one that rank 0 claimed."""
+    first = CSVLogger(tmp_path)
+    assert first.version == 0
+    monkeypatch.setenv("RANK", "1")
+    assert CSVLogger(tmp_path).log_dir == first.log_dir
+    assert len(list((tmp_path / "lightning_logs").iterdir())) == 1
+
+
+def test_new_columns_widen_the_file(tmp_path: Path) -> None:
+    """A name that appears later gets a column, earlier rows keep their values, and the order stays."""
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"b": 1.0, "epoch": 0}, 0)
+    logger.save()
+    logger.log_metrics({"a": 2.0, "epoch": 1}, 1)
+    assert rows(logger) == [
+        {"epoch": "0", "step": "0", "b": "1.0", "a": ""},
+        {"epoch": "1", "step": "1", "b": "", "a": "2.0"},
+    ]
+    assert list(rows(logger)[0]) == ["epoch", "step", "b", "a"]
+
+
+def test_values_keep_every_bit(tmp_path: Path) -> None:
+    """A value that is read from the file is the one that was logged, nan and inf too."""
+    logger, values = CSVLogger(tmp_path), [0.1, 1e-300, float("inf"), float("nan"), torch.tensor(0.1).item()]
+    for step, value in enumerate(values):
+        logger.log_metrics({"x": value}, step)
+    assert repr([float(r["x"]) for r in rows(logger)]) == repr(values)
+
+
+def test_rows_are_written_after_so_many_steps(tmp_path: Path) -> None:
+    """The file is written each time so many rows have come, and steps that nobody gave are counted."""
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=2)
+    logger.log_metrics({"x": 1.0})
+    assert not Path(logger.metrics_file_path).exists()
+    for _ in range(3):
+        logger.log_metrics({"x": 1.0})
+    assert len(Path(logger.metrics_file_path).read_text().splitlines()) == 5
+    assert [r["step"] for r in rows(logger)] == ["0", "1", "2", "3"]
+
+
+def test_prefix(tmp_path: Path) -> None:
+    """A prefix stands before each name, but not before the step."""
+    logger = CSVLogger(tmp_path, prefix="fold1")
+    logger.log_metrics({"loss": 1.0}, 0)
+    assert rows(logger) == [{"step": "0", "fold1-loss": "1.0"}]
+
+
+def test_two_runs_in_one_version_do_not_mix(tmp_path: Path) -> None:
+    """Where a version is named that exists, its metrics get another name, and a warning says which."""
+    for value in (1.0, 2.0):
+        logger = CSVLogger(tmp_path, version="mine")
+        if value == 2.0:
+            with pytest.warns(UserWarning, match="metrics-1.csv"):
+                _ = logger.experiment
+        logger.log_metrics({"x": value}, 0)
+        assert rows(logger) == [{"step": "0", "x": str(value)}]
+    assert (Path(logger.log_dir) / "metrics-1.csv").read_text().split() == ["step,x", "0,1.0"]
+
+
+def test_rewind_goes_on_in_the_old_folder(tmp_path: Path) -> None:
+    """A resumed run empties the old file and asks for the whole history."""
+    old = CSVLogger(tmp_path)
+    old.log_metrics({"x": 1.0}, 0)
+    old.finish("interrupted")
+    new = CSVLogger(tmp_path)
+    assert new.rewind(0, old.version) is True
+    assert new.log_dir == old.log_dir
+    new.log_metrics({"x": 5.0}, 0)
+    assert rows(new) == [{"step": "0", "x": "5.0"}]
+    assert [p.name for p in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_full_disk_leaves_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that could not be written is not half there, and comes once when it is sent again."""
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    logger.log_metrics({"x": 1.0}, 0)
+    real = open
+
+    def full(path: Any, mode: str = "r", **given: Any) -> Any:
+        if mode == "a":
+            with real(path, mode, **given) as file:
+                file.write("1,")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, mode, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", full)
+        with pytest.raises(OSError, match="No space"):
+            logger.log_metrics({"x": 2.0}, 1)
+    logger.log_metrics({"x": 2.0}, 1)
+    assert rows(logger) == [{"step": "0", "x": "1.0"}, {"step": "1", "x": "2.0"}]
+
+
+def test_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
+    """A folder in which nothing can be made is named, with what to change."""
+    (tmp_path / "file").write_text("in the way")
+    for logger in (CSVLogger(tmp_path / "file"), CSVLogger(tmp_path / "file", version=3)):
+        with pytest.raises(ConfigError, match=r"CSVLogger\(save_dir=.*file.*must be writable.*Give another"):
+            _ = logger.experiment
+
+
+def test_hyperparameters_are_plain_yaml(tmp_path: Path) -> None:
+    """Whatever the hyper-parameters hold, the file has plain values that YAML's safe reader takes."""
+    logger = CSVLogger(tmp_path)
+    logger.log_hyperparams(argparse.Namespace(lr=0.1, inner=argparse.Namespace(depth=3)))
+    logger.log_hyperparams(
+        {"mode": Mode.FAST, "level": Level.HIGH, "np": np.float64(1.5), "np32": np.float32(2.0), "t": torch.tensor(3),
+         "act": torch.relu, "cls": CSVLogger, "path": Path("a/b"), "pair": (1, [None, True]), 3: {"x": "ü"}}
+    )  # fmt: skip
+    logger.save()
+    assert yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text(encoding="utf-8")) == {
+        "lr": 0.1, "inner": {"depth": 3}, "mode": "fast", "level": 3, "np": 1.5, "np32": 2.0, "t": 3, "act": "relu",
+        "cls": "CSVLogger", "path": "a/b", "pair": [1, [None, True]], "3": {"x": "ü"},
+    }  # fmt: skip
+
+
+def test_dummy_logger_accepts_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logger of a fast development run takes any call, keeps nothing and writes nothing."""
+    monkeypatch.chdir(tmp_path)
+    logger = DummyLogger()
+    assert isinstance(logger, Logger)
+    logger.log_metrics({"x": 1.0}, 0)
+    logger.log_hyperparams({"lr": 1})
+    logger.watch_everything(1, key=2)
+    logger.experiment.add_image("x", None)
+    logger.experiment["a"] = logger.experiment["b"]
+    logger.finish("success")
+    assert (logger.log_dir, list(tmp_path.iterdir())) == (None, [])

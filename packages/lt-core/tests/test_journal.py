@@ -1,0 +1,217 @@
+"""Append metrics to a journal, damage it, cut it, and read its history."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lt_core.journal import History, Journal
+from lt_interface.errors import LTError
+
+records = st.lists(
+    st.tuples(
+        st.sampled_from(["train", "validate", "test"]),
+        st.integers(0, 2**40),
+        st.dictionaries(st.text(max_size=12), st.floats() | st.integers(-(2**53), 2**53), max_size=4),
+    ),
+    max_size=12,
+)
+
+
+def filled(path: Path | None, n: int = 10) -> Journal:
+    journal = Journal(path)
+    for i in range(n):
+        journal.append("train", "step", i, {"x": i / 2, "epoch": 0})
+    return journal
+
+
+def bits(value: float) -> bytes:
+    return struct.pack("d", value) if not math.isnan(value) else b"nan"
+
+
+@given(records, st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_every_record_comes_back(tmp_path_factory: pytest.TempPathFactory, given: Any, named: bool) -> None:
+    """Names of any script and values of every bit pattern are read as they were written, with and without a file."""
+    journal = Journal(tmp_path_factory.mktemp("j") / "journal" if named else None)
+    for stage, step, values in given:
+        journal.append(stage, "step", step, values)
+    found = list(journal.read())
+    assert [(r.stage, r.axis, r.step, list(r.values)) for r in found] == [
+        (stage, "step", step, list(values)) for stage, step, values in given
+    ]
+    assert [bits(v) for r in found for v in r.values.values()] == [bits(v) for _, _, d in given for v in d.values()]
+    assert [r.sequence for r in found] == list(range(len(given)))
+    assert (journal.sequence, journal.offset) == (len(given), found[-1].end if found else 0)
+
+
+def test_reading_begins_at_an_offset(tmp_path: Path) -> None:
+    """Whoever read up to a record's end goes on there, also while the journal grows."""
+    journal = filled(tmp_path / "j", 4)
+    ends = [r.end for r in journal.read()]
+    assert [r.step for r in journal.read(ends[1])] == [2, 3]
+    assert list(journal.read(ends[-1])) == []
+    journal.append("train", "step", 9, {})
+    assert [r.step for r in journal.read(ends[-1])] == [9]
+
+
+def test_opening_again_goes_on(tmp_path: Path) -> None:
+    """A journal that is opened again goes on with the next number, behind the last record."""
+    filled(tmp_path / "j", 3).close()
+    again = filled(tmp_path / "j", 2)
+    assert [(r.sequence, r.step) for r in again.read()] == [(0, 0), (1, 1), (2, 2), (3, 0), (4, 1)]
+
+
+@pytest.mark.parametrize("lost", [1, 7, 30])
+def test_torn_last_record_is_dropped(tmp_path: Path, lost: int) -> None:
+    """A last line that a crash tore off is dropped, and the next record takes its place."""
+    filled(tmp_path / "j", 3).close()
+    os.truncate(tmp_path / "j", (tmp_path / "j").stat().st_size - lost)
+    again = Journal(tmp_path / "j")
+    assert (again.sequence, [r.step for r in again.read()]) == (2, [0, 1])
+    again.append("train", "step", 7, {})
+    assert [(r.sequence, r.step) for r in again.read()] == [(0, 0), (1, 1), (2, 7)]
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 100, b"\0" * 50 + b"\n", b"garbage\n"])
+def test_rubbish_at_the_end_is_dropped(tmp_path: Path, tail: bytes) -> None:
+    """What a crashed file system left behind the last record goes, too."""
+    journal = filled(tmp_path / "j", 2)
+    size = journal.offset
+    journal.close()
+    with open(tmp_path / "j", "ab") as file:
+        file.write(tail)
+    assert Journal(tmp_path / "j").offset == size == (tmp_path / "j").stat().st_size
+
+
+def test_damage_in_the_middle_costs_one_record(tmp_path: Path) -> None:
+    """One flipped bit costs the record that it is in, is told of, and no later record is lost."""
+    place = [r.end for r in filled(tmp_path / "j", 10).read()][4] + 10  # inside the sixth
+    data = bytearray((tmp_path / "j").read_bytes())
+    data[place] ^= 1
+    (tmp_path / "j").write_bytes(data)
+    with pytest.warns(UserWarning, match="1 of 10 records"):
+        journal = Journal(tmp_path / "j")
+    assert (journal.sequence, journal.offset) == (10, len(data))
+    assert [r.step for r in journal.read()] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+
+
+@given(st.integers(0, 8), st.integers(0, 4))
+@settings(deadline=None, max_examples=20)
+def test_cut_is_as_if_nothing_came_after(tmp_path_factory: pytest.TempPathFactory, keep: int, more: int) -> None:
+    """A journal that was cut and goes on is the one that never had the rest, now and when opened again."""
+    path = tmp_path_factory.mktemp("j") / "j"
+    journal = filled(path, keep)
+    offset, sequence = journal.offset, journal.sequence
+    for i in range(5):
+        journal.append("train", "step", 100 + i, {"gone": 1.0})
+    journal.cut(offset, sequence)
+    for i in range(more):
+        journal.append("train", "step", 50 + i, {"x": 1.0})
+    expected = [*range(keep), *range(50, 50 + more)]
+    for each in (journal, Journal(path)):
+        assert [r.step for r in each.read()] == expected
+        assert [r.sequence for r in each.read()] == list(range(len(expected)))
+
+
+@pytest.mark.parametrize("offset", [3, 10**6])
+def test_cut_only_at_a_record(tmp_path: Path, offset: int) -> None:
+    """An offset that is no record's end is refused and nothing is cut."""
+    journal = filled(tmp_path / "j", 3)
+    with pytest.raises(ValueError, match="end of a record"):
+        journal.cut(offset, 1)
+    assert journal.offset == (tmp_path / "j").stat().st_size
+
+
+def test_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk is full one warning tells, training goes on, and nothing is missing once there is room."""
+    journal = filled(tmp_path / "j", 1)
+    write, room = os.write, [20]
+
+    def short(fd: int, data: bytes) -> int:
+        if fd != journal._fd or room[0] < 0:
+            return write(fd, data)
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken, room[0] = write(fd, data[: room[0]]), 0
+        return taken
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.warns(UserWarning, match="No space left"):
+        journal.append("train", "step", 1, {"x": 1.0})
+    journal.append("train", "step", 2, {"x": 1.0})
+    assert [r.step for r in Journal(tmp_path / "j").read()] == [0]
+    room[0] = -1
+    journal.append("train", "step", 3, {"x": 1.0})
+    assert [(r.sequence, r.step) for r in journal.read()] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert journal.offset == (tmp_path / "j").stat().st_size
+
+
+def test_killed_process_loses_nothing(tmp_path: Path) -> None:
+    """What was appended is in the file though the process was killed without closing it."""
+    program = (
+        "import os, signal, sys; from lt_core.journal import Journal; j = Journal(sys.argv[1])\n"
+        "for i in range(50): j.append('train', 'step', i, {'x': i})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "j")], check=False, timeout=120)
+    assert [r.step for r in Journal(tmp_path / "j").read()] == list(range(50))
+
+
+def test_one_write_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record is one write, so that a reader sees all of it or nothing, and no fsync is waited for."""
+    journal, write = Journal(tmp_path / "j"), os.write
+    calls: list[int] = []
+
+    def counted(fd: int, data: bytes) -> int:
+        calls.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", counted)
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(-1))
+    journal.append("train", "step", 0, {"x": 1.0})
+    assert calls == [journal.offset]
+
+
+def test_history_holds_values_and_steps(tmp_path: Path) -> None:
+    """The history has each name's values in their order, with their steps, of all stages."""
+    journal = Journal(tmp_path / "j")
+    journal.append("train", "step", 0, {"loss": 1.0, "epoch": 0})
+    journal.append("validate", "step", 0, {"val_loss": 3.0, "epoch": 0})
+    journal.append("train", "step", 5, {"loss": 0.5, "epoch": 1})
+    history = History.read(journal)
+    assert history == {"loss": [1.0, 0.5], "epoch": [0, 0, 1], "val_loss": [3.0]}
+    assert history.steps == {"loss": [0, 5], "epoch": [0, 0, 5], "val_loss": [0]}
+
+
+def test_history_draws_a_picture(tmp_path: Path) -> None:
+    """Training and validation of one quantity share a panel, and the picture is saved."""
+    journal = Journal(None)
+    for i in range(3):
+        journal.append("train", "step", i, {"train_loss": 1.0 / (i + 1), "val_loss": 0.5, "acc_epoch": i, "epoch": i})
+    history = History.read(journal)
+    figure = history.plot(tmp_path / "curve.png")
+    assert [[line.get_label() for line in axes.lines] for axes in figure.axes] == [
+        ["train_loss", "val_loss"], ["acc_epoch"]
+    ]  # fmt: skip
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert [axes.lines[0].get_label() for axes in history.plot(keys=["val_loss"]).axes] == ["val_loss"]
+    with pytest.raises(KeyError, match="val_los"):
+        history.plot(keys=["val_los"])
+
+
+def test_history_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without matplotlib the error is the command that installs it."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(LTError, match=r"pip install 'lt-core\[plot\]'"):
+        History().plot()
