@@ -73,8 +73,10 @@ def run_folder(run: Run) -> Path | None:
         directory = getattr(logger, "directory", None) or getattr(logger, "log_dir", None)
         if directory:
             return Path(directory)
-    if run.trainer.checkpoint_callbacks and run.fn is TrainerFn.FITTING and not run.trainer.fast_dev_run:
-        return Path(run.trainer.default_root_dir)
+    if run.fn is TrainerFn.FITTING and not run.trainer.fast_dev_run:
+        for callback in run.trainer.checkpoint_callbacks:  # without a logger the journal lies beside the checkpoints
+            if getattr(callback, "dirpath", None):
+                return Path(callback.dirpath)
     return None
 
 
