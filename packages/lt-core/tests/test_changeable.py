@@ -227,7 +227,8 @@ def test_training_mode_of_parts_is_the_users() -> None:
 
 def test_handlers_run_at_every_nth_occurrence_or_once() -> None:
     """every=3 calls at the 3rd, 6th, ... occurrence over epochs; once=2 only at the second."""
-    run, seen = trainer(), []
+    run = trainer()
+    seen: list[Any] = []
 
     @run.on("train_batch_end", every=3)
     def third(trainer: Any) -> None:

@@ -332,18 +332,18 @@ def test_older_and_shorter_signatures_are_called_as_they_are() -> None:
     seen: dict[str, Any] = {}
 
     class Short(Net):
-        def on_train_batch_start(self, batch_idx: int) -> None:
+        def on_train_batch_start(self, batch_idx: int) -> None:  # type: ignore[override]
             seen["start"] = batch_idx
 
-        def on_train_batch_end(self, outputs: Any) -> None:
+        def on_train_batch_end(self, outputs: Any) -> None:  # type: ignore[override]
             seen["end"] = outputs
 
-        def transfer_batch_to_device(self, batch: Any, device: Any) -> Any:
+        def transfer_batch_to_device(self, batch: Any, device: Any) -> Any:  # type: ignore[override]
             seen["device"] = device
             return batch
 
     class ShortCallback(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any) -> None:  # type: ignore[override]
             seen["callback"] = pl_module
 
     module = Short()

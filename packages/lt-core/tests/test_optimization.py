@@ -40,7 +40,7 @@ class Net(LightningModule):
         self.losses: list[float] = []
 
     def loss(self, batch: Tensor) -> Tensor:
-        return self.layer(batch).square().mean()
+        return self.layer(batch).square().mean()  # type: ignore[no-any-return]
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = self.loss(batch)
@@ -224,7 +224,7 @@ def test_the_users_optimizers_look_like_what_they_wrap() -> None:
             assert isinstance(first, SGD)
             assert first.param_groups is self.optimizers(use_pl_optimizer=False)[0].param_groups
             first.param_groups[0]["lr"] = 0.5
-            assert first.optimizer.param_groups[0]["lr"] == 0.5
+            assert first.optimizer.param_groups[0]["lr"] == 0.5  # type: ignore[attr-defined]
 
     trainer().fit(Looks(), BATCHES[:1])
 
@@ -261,7 +261,7 @@ def test_clipping_by_hand() -> None:
 
 
 def norm(module: nn.Module) -> float:
-    return torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm().item()
+    return torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm().item()  # type: ignore[no-any-return]
 
 
 # ------------------------------------------------------------------ overridable parts of a step
@@ -318,7 +318,7 @@ def test_own_backward_zero_grad_and_clipping_are_used() -> None:
     class Own(Net):
         def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
             seen.append("backward")
-            (loss * 2).backward()
+            (loss * 2).backward()  # type: ignore[no-untyped-call]
 
         def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
             seen.append(("zero", epoch, batch_idx))

@@ -250,7 +250,7 @@ def test_overfit_batches_trains_on_the_first_batches_in_order() -> None:
             assert batch.flatten().tolist() == [2.0 * batch_idx, 2.0 * batch_idx + 1]
             return super().training_step(batch, batch_idx)
 
-    data = DataLoader(torch.arange(10.0).view(10, 1), batch_size=2, shuffle=True)  # type: ignore[arg-type]
+    data: Any = DataLoader(torch.arange(10.0).view(10, 1), batch_size=2, shuffle=True)  # type: ignore[arg-type]
     net = Sees()
     with pytest.warns(UserWarning, match="overfit_batches"):
         trainer(overfit_batches=2, max_epochs=2).fit(net, data, batches(1))
