@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lt_core import LightningModule
 from lt_core.metric_objects import collect, restore
 from lt_core.metrics import (
     EVAL_EPOCH_END,
@@ -24,12 +25,17 @@ from lt_core.metrics import (
 )
 from lt_interface.errors import MisconfigurationException
 
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in signature(LightningModule.log).parameters.items()
+    if name not in {"self", "name", "value", "batch_size"}
+}
+
 
 def log(store: MetricStore, name: Any, value: Any, **given: Any) -> None:
     """Call the store as ``self.log`` does."""
-    defaults = (False, None, None, None, "mean", False, False, None, True, None, None, False)
-    arguments = dict(zip(list(signature(store.add).parameters)[2:], defaults, strict=True))
-    store.add(name, value, **{**arguments, **given})
+    size = given.pop("batch_size", None)
+    store.add(name, value, tuple({**DEFAULTS, **given}.values()), size)
 
 
 def training(**given: Any) -> MetricStore:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lt_core import LightningModule
 from lt_core.metrics import (
     EVAL_EPOCH_END,
     EVAL_EPOCH_START,
@@ -31,11 +32,17 @@ numbers = st.floats(-1e6, 1e6)
 weighted = st.lists(st.tuples(numbers, st.integers(1, 64)), min_size=1, max_size=120)
 
 
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in signature(LightningModule.log).parameters.items()
+    if name not in {"self", "name", "value", "batch_size"}
+}
+
+
 def log(store: MetricStore, name: Any, value: Any, **given: Any) -> None:
     """Call the store as ``self.log`` does."""
-    defaults = (False, None, None, None, "mean", False, False, None, True, None, None, False)
-    arguments = dict(zip(list(signature(store.add).parameters)[2:], defaults, strict=True))
-    store.add(name, value, **{**arguments, **given})
+    size = given.pop("batch_size", None)
+    store.add(name, value, tuple({**DEFAULTS, **given}.values()), size)
 
 
 def training(**given: Any) -> MetricStore:
@@ -492,29 +499,24 @@ def test_returned_with_several_loaders() -> None:
 # ---------------------------------------------------------------- costs
 
 
-@pytest.mark.parametrize("flags", [{}, {"on_step": False, "on_epoch": True}, {"on_step": True, "on_epoch": True}])
-def test_a_value_costs_one_python_call(flags: dict[str, Any]) -> None:
-    """Logging a scalar tensor again is the one call of the store itself, by step and by epoch."""
-    store, value = training(), torch.tensor(1.0)
-    arguments = (
-        False,
-        None,
-        flags.get("on_step"),
-        flags.get("on_epoch"),
-        "mean",
-        False,
-        False,
-        None,
-        True,
-        None,
-        None,
-        False,
-    )
-    store.add("x", value, *arguments)
-    store.add("x", value, *arguments)
+@pytest.mark.parametrize("batch", [torch.zeros(4, 2), [torch.zeros(4), torch.zeros(4, 1)], {"x": torch.zeros(4)}])
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"on_step": False, "on_epoch": True}, {"on_epoch": True}, {"on_epoch": True, "batch_size": 3}]
+    + [{"on_epoch": True, "reduce_fx": op, "prog_bar": True} for op in ("sum", "min", "max")],
+)
+@pytest.mark.parametrize("value", [1.0, torch.tensor(1.0)])
+def test_a_value_costs_one_python_call(flags: dict[str, Any], batch: Any, value: Any) -> None:
+    """Logging a number again is the one call of the store itself, however it is reduced, also first in a batch."""
+    store, size = training(), flags.get("batch_size")
+    options: Any = tuple({k: flags.get(k, default) for k, default in DEFAULTS.items()}.values())
+    store.batch = batch
+    store.add("x", value, options, size)
+    store.add("x", value, options, size)
+    store.size = None
     calls: list[str] = []
     sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
-    store.add("x", value, *arguments)
+    store.add("x", value, options, size)
     sys.setprofile(None)
     assert calls == ["add"]
 

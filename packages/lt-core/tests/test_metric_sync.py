@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lt_core import LightningModule
 from lt_core.metrics import (
     EVAL_BATCH_END,
     EVAL_EPOCH_END,
@@ -22,12 +23,17 @@ from lt_core.metrics import (
 )
 from lt_interface.errors import MisconfigurationException
 
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in signature(LightningModule.log).parameters.items()
+    if name not in {"self", "name", "value", "batch_size"}
+}
+
 
 def log(store: MetricStore, name: Any, value: Any, **given: Any) -> None:
     """Call the store as ``self.log`` does."""
-    defaults = (False, None, None, None, "mean", False, False, None, True, None, None, False)
-    arguments = dict(zip(list(signature(store.add).parameters)[2:], defaults, strict=True))
-    store.add(name, value, **{**arguments, **given})
+    size = given.pop("batch_size", None)
+    store.add(name, value, tuple({**DEFAULTS, **given}.values()), size)
 
 
 def training(**given: Any) -> MetricStore:

@@ -323,7 +323,7 @@ class HookTable:
 
 def table_markdown() -> str:
     """Return the hook table in Markdown, as docs/hooks.md holds it."""
-    scopes = {v: k.lower().replace("_", " ") for k, v in vars(m).items() if k.isupper() and isinstance(v, int)}
+    scopes = {getattr(m, k): k.lower().replace("_", " ") for k in m.__all__ if k.isupper()}
     rows = ["| hook | arguments | called, in order | when | returns | `self.log` |", "|---|---|---|---|---|---|"]
     for h in HOOKS.values():
         scope = "as the step" if h.scope == KEEP else scopes.get(h.scope, "")

@@ -18,7 +18,7 @@ FORBIDDEN, TRAIN_BATCH_START, TRAIN_STEP, TRAIN_BATCH_END, TRAIN_EPOCH_START, TR
 EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END, EVAL_EPOCH_START, EVAL_EPOCH_END, SILENT = range(6, 12)
 
 # How `Slot.code` adds a value up; 0 keeps no epoch value.
-LAST_ONLY, BATCH_MEAN, SUM, MIN, MAX, HOOK_MEAN = range(6)
+LAST_ONLY, BATCH_MEAN, HOOK_MEAN, SUM, MIN, MAX = range(6)
 
 _EPOCH_SCOPES = frozenset({TRAIN_EPOCH_START, TRAIN_EPOCH_END, EVAL_EPOCH_START, EVAL_EPOCH_END})
 _REDUCTIONS: tuple[tuple[str, tuple[Any, ...]], ...] = (
@@ -39,7 +39,6 @@ class Slot:
         options: The arguments of the last call as they were given, so that the next call with the
             same ones needs no second look; None for a slot that comes out of a checkpoint.
         code: How values are added up.
-        weighs: Whether values count by the size of their batch.
         total: The sum of weighted values, or the smallest or largest value.
         weight: The sum of the weights, or the number of values.
         last: The newest value: a float, or a 0-dim tensor that still lies on its device.
@@ -56,7 +55,7 @@ class Slot:
     __slots__ = (
         "add_idx", "bar", "chunk", "code", "epoch", "epoch_name", "fresh", "group", "host", "last", "logger", "metric",
         "name", "op", "options", "path", "plain_name", "rank_zero_only", "result", "returned", "scope", "step",
-        "step_name", "suffix", "sync", "synced", "total", "weighs", "weight",
+        "step_name", "suffix", "sync", "synced", "total", "weight",
     )  # fmt: skip
 
     def __init__(self, name: str, scope: int, suffix: str, settings: dict[str, Any]) -> None:
@@ -77,7 +76,6 @@ class Slot:
         self.code = LAST_ONLY
         if self.epoch:
             self.code = HOOK_MEAN if scope in _EPOCH_SCOPES and self.op == "mean" else _CODES[self.op]
-        self.weighs = self.code == BATCH_MEAN
         self.options: tuple[Any, ...] | None = None
         self.total: float = _EMPTY.get(self.op, 0.0)
         self.weight: float = 0

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from lt_core.metric_slot import (
+    BATCH_MEAN,
     EVAL_BATCH_END,
     EVAL_BATCH_START,
     EVAL_EPOCH_END,
     EVAL_EPOCH_START,
     EVAL_STEP,
     FORBIDDEN,
+    HOOK_MEAN,
+    MIN,
     SILENT,
+    SUM,
     TRAIN_BATCH_END,
     TRAIN_BATCH_START,
     TRAIN_EPOCH_END,
@@ -46,11 +50,16 @@ __all__ = [
     "TRAIN_EPOCH_START",
     "TRAIN_STEP",
     "MetricStore",
+    "Options",
 ]
 
-_fold_every = 50  # lower case: the upper-case numbers of this module are the scopes
-_at_demand: Any = object()  # a metric object's step value that is computed when somebody wants it
-_defaults: tuple[Any, ...] = (False, None, None, None, "mean", False, False, None, True, None, None, False)
+_FOLD_EVERY = 50
+_AT_DEMAND: Any = object()  # a metric object's step value that is computed when somebody wants it
+# prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
+# add_dataloader_idx, metric_attribute, rank_zero_only
+Options = tuple[bool, bool | None, bool | None, bool | None, Any, bool, bool, Any, bool, str | None, bool]
+_DEFAULTS: Options = (False, None, None, None, "mean", False, False, None, True, None, False)
+_SYNCED: Options = (False, None, None, None, "mean", False, True, None, True, None, False)
 
 
 class MetricStore:
@@ -93,27 +102,17 @@ class MetricStore:
 
     # ------------------------------------------------------------ taking values
 
-    def add(
-        self,
-        name: str,
-        value: Any,
-        prog_bar: bool,
-        logger: bool | None,
-        on_step: bool | None,
-        on_epoch: bool | None,
-        reduce_fx: Any,
-        enable_graph: bool,
-        sync_dist: bool,
-        sync_dist_group: Any,
-        add_dataloader_idx: bool,
-        batch_size: int | None,
-        metric_attribute: str | None,
-        rank_zero_only: bool,
-    ) -> None:
-        """Take one value; the arguments are those of ``self.log``.
+    def add(self, name: str, value: Any, options: Options, batch_size: int | None = None) -> None:
+        """Take one value, as ``self.log`` does.
 
         A tensor is read at once if that waits for nothing, else copied: no graph is kept, whatever
         ``enable_graph`` says, and a later change in place is not seen.
+
+        Args:
+            name: The metric's name.
+            value: A number, a tensor of one element, or a metric object.
+            options: The other arguments of ``self.log`` but the batch size, in their order.
+            batch_size: The weight of the mean; found in the batch if None.
 
         Raises:
             MisconfigurationException: Where logging has no meaning, or if the arguments can not be
@@ -121,22 +120,18 @@ class MetricStore:
             ValueError: If the value is not a single number.
             TypeError: If the name is not a string.
         """
+        # This is the one place of the trainer that users run many times a step. A plain value costs
+        # no further call, however it is reduced; that is why so much is written out here.
         try:
             slot = self._tables[self.scope][name + self.suffix if self.suffix else name]
         except (KeyError, TypeError):
             slot = None
-        options = (
-            prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
-            add_dataloader_idx, metric_attribute, rank_zero_only,
-        )  # fmt: skip
         if slot is None or slot.options != options:
             slot = self._slot(name, value, options, batch_size)
             if slot is None:
                 return
         if self.muted:
             return
-        # This is the one place of the trainer that users run many times a step: all that follows
-        # up to the call of _other is written out, so that a plain value costs no further call.
         if slot.host and type(value) is Tensor:
             try:
                 number = value.item()
@@ -147,18 +142,33 @@ class MetricStore:
         else:
             self._other(slot, value, batch_size)
             return
-        slot.last = number
-        slot.fresh = True
-        if slot.weighs:
+        code = slot.code
+        if code == BATCH_MEAN:
             weight = self.size if batch_size is None else batch_size
             if weight is None:
-                weight = self._batch_size(name)
+                batch = self.batch
+                kind = type(batch)
+                # The usual batches: a tensor, or a flat collection of tensors of one length.
+                for part in batch if kind is tuple or kind is list else batch.values() if kind is dict else (batch,):
+                    length = part.size(0) if type(part) is Tensor and part.ndim else None
+                    if length is None or (weight is not None and length != weight):
+                        weight = None
+                        break
+                    weight = length
+                self.size = weight = self._search_batch_size(name) if weight is None else weight
             slot.total += number * weight
             slot.weight += weight
-        elif slot.code:
-            slot.accumulate(number, 1 if batch_size is None else batch_size)
+        elif code:
+            weight = 1 if batch_size is None or code != HOOK_MEAN else batch_size
+            if code <= SUM:
+                slot.total += number * weight
+            elif (number < slot.total if code == MIN else number > slot.total) or number != number:  # noqa: PLR0124 - nan stays
+                slot.total = number
+            slot.weight += weight
+        slot.last = number
+        slot.fresh = True
 
-    def _slot(self, name: Any, value: Any, options: tuple[Any, ...], batch_size: Any) -> Slot | None:
+    def _slot(self, name: Any, value: Any, options: Options, batch_size: Any) -> Slot | None:
         """Return the slot for a first call, or for one whose arguments look unlike the last; None drops the value.
 
         Raises:
@@ -215,7 +225,7 @@ class MetricStore:
                 if slot.chunk is None:
                     slot.chunk = []
                 slot.chunk.append((value, self._weight(slot, batch_size)))
-                if len(slot.chunk) >= _fold_every:
+                if len(slot.chunk) >= _FOLD_EVERY:
                     _fold(slot)
             return
         if is_metric_object(value) and not hasattr(value, "items"):
@@ -230,36 +240,24 @@ class MetricStore:
             slot.accumulate(number, self._weight(slot, batch_size))
 
     def _weight(self, slot: Slot, batch_size: int | None) -> float:
-        if batch_size is not None:
-            return batch_size
-        if not slot.weighs:
+        if slot.code == HOOK_MEAN or batch_size is not None:
+            return 1 if batch_size is None else batch_size
+        if slot.code != BATCH_MEAN:
             return 1
-        return self._batch_size(slot.name) if self.size is None else self.size
+        if self.size is None:
+            self.size = self._search_batch_size(slot.name)
+        return self.size
 
-    def _batch_size(self, name: str) -> int:
+    def _search_batch_size(self, name: str) -> int:
         """Find the size of the running batch; without a batch each value counts as one.
 
         Raises:
             MisconfigurationException: If the batch holds no tensor.
         """
-        batch = self.batch
-        size = 1 if batch is None else None
-        parts = (batch,) if type(batch) is Tensor else batch.values() if type(batch) is dict else batch
-        if batch is not None and (type(parts) in (tuple, list) or type(batch) is dict):
-            for part in parts:  # the usual forms, in this one frame
-                found = (part.shape[0] if part.ndim else 1) if type(part) is Tensor else -1
-                if found == -1 or (size is not None and found != size):
-                    size = None
-                    break
-                size = found
-        if size is None:
-            size = self._search_batch_size(name)
-        self.size = size
-        return size
-
-    def _search_batch_size(self, name: str) -> int:
         from lt_core.data.batch import batch_size
 
+        if self.batch is None:
+            return 1
         size, ambiguous = batch_size(self.batch)
         where = f"self.log({name!r})"
         if size is None:
@@ -290,14 +288,13 @@ class MetricStore:
         entries = outputs.get("log")
         if isinstance(entries, Mapping):
             for name, value in entries.items():
-                self._add_returned(name, value, _defaults)
+                self._add_returned(name, value, _DEFAULTS)
         if self.scope >= EVAL_BATCH_START:
-            synced = (*_defaults[:6], True, *_defaults[7:])
             for name, value in outputs.items():
                 if isinstance(name, str) and name.startswith(("val_", "test_")):
-                    self._add_returned(name, value, synced)
+                    self._add_returned(name, value, _SYNCED)
 
-    def _add_returned(self, name: Any, value: Any, arguments: tuple[Any, ...]) -> None:
+    def _add_returned(self, name: Any, value: Any, options: Options) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not isinstance(name, str) or not (number or (isinstance(value, Tensor) and value.ndim == 0)):
             return
@@ -306,7 +303,7 @@ class MetricStore:
         for table in (self._tables[before], self._tables[self.scope]):
             if key in table and not table[key].returned:
                 return
-        self.add(name, value, *arguments)
+        self.add(name, value, options)
         if key in self._tables[self.scope]:
             self._tables[self.scope][key].returned = True
 
@@ -349,7 +346,7 @@ class MetricStore:
         for slot in slots:
             if slot.metric is not None:
                 slot.result = values[slot.key]
-                slot.last = slot.result if slot.last is _at_demand else slot.last
+                slot.last = slot.result if slot.last is _AT_DEMAND else slot.last
                 objects[id(slot.metric)] = slot.metric
         _reset(objects.values())  # after all were computed: one may stand under two names
         return {s.epoch_name: v for s in slots if s.logger and (v := values[s.key]) is not None}
@@ -373,7 +370,7 @@ class MetricStore:
         at_end = self._at_end()
         for slot in self._slots.values():
             if slot.step and slot.last is not None and not slot.evaluating:
-                last = _computed(slot) if slot.last is _at_demand else slot.last
+                last = _computed(slot) if slot.last is _AT_DEMAND else slot.last
                 out[slot.plain_name] = out[slot.step_name] = _tensor(last)
             if slot.epoch and at_end and (value := self._epoch_value(slot)) is not None:
                 out[slot.plain_name] = out[slot.epoch_name] = _tensor(value)
@@ -475,7 +472,7 @@ def _step_result(slot: Slot) -> Any:
     """Return a metric object's value of this step: torchmetrics keeps that of its last forward."""
     found = getattr(slot.metric, "_forward_cache", None)
     if found is None:
-        return _at_demand
+        return _AT_DEMAND
     if isinstance(found, Tensor) and found.device.type != "cpu" and found.numel() == 1:
         return found.detach().reshape(())
     return as_number(slot.name, found)
@@ -512,7 +509,7 @@ def _floats(slots: Iterable[Slot]) -> dict[tuple[int, str], float]:
     for slot in slots:
         if isinstance(slot.last, Tensor):
             waiting.append(slot)
-        elif slot.last is _at_demand:
+        elif slot.last is _AT_DEMAND:
             values[slot.key] = _computed(slot)
         else:
             values[slot.key] = float(slot.last)

@@ -302,22 +302,11 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             store = self._parent_store(name)
             if store is None:
                 return
-        store.add(
-            name,
-            value,
-            prog_bar,
-            logger,
-            on_step,
-            on_epoch,
-            reduce_fx,
-            enable_graph,
-            sync_dist,
-            sync_dist_group,
-            add_dataloader_idx,
-            batch_size,
-            metric_attribute,
-            rank_zero_only,
-        )
+        options = (
+            prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
+            add_dataloader_idx, metric_attribute, rank_zero_only,
+        )  # fmt: skip
+        store.add(name, value, options, batch_size)
 
     def log_dict(
         self,
@@ -355,9 +344,12 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             store = self._parent_store(", ".join(map(str, dictionary)))
             if store is None:
                 return
-        places = (prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group)
+        options = (
+            prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
+            add_dataloader_idx, None, rank_zero_only,
+        )  # fmt: skip
         for name, value in dictionary.items():
-            store.add(name, value, *places, add_dataloader_idx, batch_size, None, rank_zero_only)
+            store.add(name, value, options, batch_size)
 
     def _parent_store(self, name: str) -> MetricStore | None:
         """Return the store of the running module that this one is a part of, or warn that there is none."""
