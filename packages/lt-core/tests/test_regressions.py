@@ -6,8 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+
+from lt_core import LightningModule, Trainer
+from lt_core.callbacks import ModelCheckpoint
 
 WORKERS = """
 import sys, time, torch
@@ -64,3 +71,53 @@ def test_a_signal_to_workers_too_is_one_signal_and_ends_the_run_cleanly() -> Non
         for process in processes.values():
             process.kill()
             process.communicate()
+
+
+class Count:
+    """A metric object: how many samples were seen."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def update(self, n: int) -> None:
+        self.n += n
+
+    def compute(self) -> float:
+        return float(self.n)
+
+    def reset(self) -> None:
+        self.n = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"n": self.n}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.n = state["n"]
+
+
+class Counting(LightningModule):
+    """Log a metric object over each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen = Count()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.seen.update(len(batch))
+        self.log("seen", self.seen, on_step=False, on_epoch=True)
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_metric_object_of_an_epoch_whose_batches_are_all_done_survives_a_resume(tmp_path: Path) -> None:
+    """A checkpoint behind the last batch, before the epoch's end: the resumed run still reports the epoch's metric."""
+    batches = [torch.ones(2, 1)] * 3
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    saves = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1)
+    Trainer(default_root_dir=tmp_path / "first", max_epochs=2, callbacks=[saves], **quiet).fit(Counting(), batches)
+    resumed = Trainer(default_root_dir=tmp_path / "again", max_epochs=2, **quiet)
+    resumed.fit(Counting(), batches, ckpt_path=tmp_path / "saved" / "epoch=0-step=3.ckpt")
+    assert resumed.history["seen"] == [6.0, 6.0]

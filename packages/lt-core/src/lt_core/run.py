@@ -104,6 +104,7 @@ class Run:
         if self.base_scope == SILENT:
             store.scope = SILENT
         self.module._metrics = store
+        store.module = self.module
         if "hooks" in self.__dict__:
             self.hooks.store = store
 
