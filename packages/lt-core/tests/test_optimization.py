@@ -409,6 +409,21 @@ def test_a_short_window_counts_by_its_true_length_whatever_the_loader_says(kind:
 
 
 @pytest.mark.parametrize("loader", [BATCHES, Unsized()])
+def test_every_step_is_logged_that_is_due(loader: Any) -> None:
+    """The step of a short last window is in the history too, whatever the loader says of its length."""
+
+    class Logs(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("batch", float(batch_idx))
+            return super().training_step(batch, batch_idx)
+
+    run = trainer(accumulate_grad_batches=3, log_every_n_steps=1, max_epochs=2)
+    run.fit(Logs(), loader)
+    assert run.history["batch"] == [2.0, 4.0, 2.0, 4.0]
+    assert run.history.steps["batch"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("loader", [BATCHES, Unsized()])
 def test_the_closure_returns_the_mean_loss_of_its_window(loader: Any) -> None:
     """What an optimizer such as LBFGS compares is the loss that the gradients belong to."""
     means: list[float] = []

@@ -143,6 +143,15 @@ def end_of(run: Trainer, net: Net) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let small tensors not wait for threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 JOBS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "plain": (Net, "shuffled", {}),
     "windows": (Net, "shuffled", {"accumulate_grad_batches": 2, "val_check_interval": 3}),
@@ -160,7 +169,7 @@ JOBS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*can not be told its place", "ignore:ModelCheckpoint.*was written with")
+@pytest.mark.filterwarnings("ignore:.*can not be told its place", "ignore:.*callbacks that are not here")
 @pytest.mark.parametrize("job", JOBS)
 def test_resumed_from_any_boundary_a_run_ends_with_the_same_bits(job: str, tmp_path: Path) -> None:
     """Weights, optimizer, scheduler, random state, metrics and history are those of the run that was not stopped."""
@@ -172,9 +181,10 @@ def test_resumed_from_any_boundary_a_run_ends_with_the_same_bits(job: str, tmp_p
     expected = end_of(first, whole)
     files = sorted((tmp_path / "whole" / "ckpt").glob("*.ckpt"))
     assert len(files) >= first.global_step
-    for file in files if job in ("plain", "windows") else files[::2]:
+    for file in files if job in ("plain", "windows") else files[::3]:
         folder = tmp_path / file.stem
-        again, run = make(), trainer(folder, callbacks=everywhere(folder), **flags)
+        seldom = ModelCheckpoint(folder / "ckpt", every_n_epochs=50)  # its folder holds the history
+        again, run = make(), trainer(folder, callbacks=[seldom], **flags)
         torch.manual_seed(99)
         random.seed(99)
         run.fit(again, LOADERS[data](), DataLoader(Augmented(), batch_size=3), ckpt_path=file)
@@ -535,10 +545,12 @@ def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
     def stopping() -> EarlyStopping:
         return EarlyStopping("flat", patience=4)
 
-    whole = trainer(tmp_path / "a", max_epochs=20, callbacks=[stopping()])
+    whole = trainer(tmp_path / "a", max_epochs=20, limit_train_batches=1, callbacks=[stopping()])
     whole.fit(Flat(), shuffled(), shuffled_val())
-    trainer(tmp_path / "b", max_epochs=3, callbacks=[stopping()]).fit(Flat(), shuffled(), shuffled_val())
-    run = trainer(tmp_path / "b", max_epochs=20, callbacks=[stopping()])
+    trainer(tmp_path / "b", max_epochs=3, limit_train_batches=1, callbacks=[stopping()]).fit(
+        Flat(), shuffled(), shuffled_val()
+    )
+    run = trainer(tmp_path / "b", max_epochs=20, limit_train_batches=1, callbacks=[stopping()])
     run.fit(Flat(), shuffled(), shuffled_val(), ckpt_path="last")
     assert run.current_epoch == whole.current_epoch == 5
 

@@ -420,10 +420,10 @@ class TrainerView:
 
     @property
     def _fit_done(self) -> bool:
-        """Return whether no further epoch begins."""
+        """Return whether no further epoch begins; one that is open is closed first."""
         from lt_core.loops.sources import train_feed
 
-        if not self._progress.epoch_closed and not self._leave_epoch:
+        if not self._progress.epoch_closed:
             return False
         if self.max_epochs != -1 and self._progress.epoch >= self.max_epochs:
             return True

@@ -14,22 +14,26 @@ from lt_core.signals import raise_signal
 if TYPE_CHECKING:
     from lt_core.run import Run
 
-__all__ = ["close_epoch", "finish_due", "run_due"]
+__all__ = ["close_epoch", "finish_due", "log_step", "run_due"]
 
 
 def run_due(run: Run, index: int) -> bool:
     """Do what is due after batch ``index``; return whether to leave the epoch."""
-    trainer, progress = run.trainer, run.progress
     run.attention = False
-    opened = run.window_open(index)
-    stops = trainer.should_stop and trainer._can_stop_early
-    every = trainer.log_every_n_steps
-    step = progress.step
-    if not opened and step != run.logged_step and every and (step % every == 0 or stops):
-        run.logged_step = step
-        run.log(run.train_metrics.take_step(), "train")
+    if not run.window_open(index):
+        log_step(run)
     run.pending = "validation"
     return finish_due(run, index)
+
+
+def log_step(run: Run) -> None:
+    """Log the values of the step that was made last, if they are due and were not logged yet."""
+    trainer, step = run.trainer, run.progress.step
+    every = trainer.log_every_n_steps
+    stops = trainer.should_stop and trainer._can_stop_early
+    if step != run.logged_step and every and (step % every == 0 or stops):
+        run.logged_step = step
+        run.log(run.train_metrics.take_step(), "train")
 
 
 def finish_due(run: Run, index: int) -> bool:

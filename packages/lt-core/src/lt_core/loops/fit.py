@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from lt_core.loops.cadence import Cadence
-from lt_core.loops.due import close_epoch, finish_due, run_due
+from lt_core.loops.due import close_epoch, finish_due, log_step, run_due
 from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.sources import train_feed
@@ -99,7 +99,7 @@ def run_epoch(run: Run) -> None:
     in_start, in_step, in_end, outside = (
         (SILENT,) * 4 if trainer.barebones else (TRAIN_BATCH_START, TRAIN_STEP, TRAIN_BATCH_END, FORBIDDEN)
     )
-    if resumed and run.pending is not None and finish_due(run, progress.batch - 1):
+    if resumed and ((run.pending is not None and finish_due(run, progress.batch - 1)) or trainer._leave_epoch):
         return close_epoch(run)
     skipped = stopped = False
     batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
@@ -139,6 +139,7 @@ def run_epoch(run: Run) -> None:
 def end_of_data(run: Run, skipped: bool) -> bool:
     """Do what the last batch of an epoch would have done, had its loader said that it is the last."""
     step_epoch(run)
+    log_step(run)  # a short window's step came before its batch was due
     progress, cadence = run.progress, run.cadence
     at_end = cadence.validates and cadence.val_batches == float("inf") and cadence.val_seconds is None
     if skipped or not at_end or not progress.batch or run.validated_batch == progress.batch:
