@@ -79,7 +79,8 @@ def _set_up_devices(run: Run) -> None:
 def _merge_callbacks(run: Run) -> None:
     """Add the module's own callbacks; one of the same type replaces the trainer's."""
     trainer, module = run.trainer, run.module
-    returned = module.configure_callbacks()
+    with run.store.inside("configure_callbacks"):
+        returned = module.configure_callbacks()
     own = list(returned) if isinstance(returned, (list, tuple)) else [returned] if returned else []
     types = {type(c) for c in own}
     kept = [c for c in trainer.callbacks if type(c) not in types]
@@ -99,7 +100,8 @@ def _prepare_data(run: Run) -> None:
             continue
         once = run.world.local_rank if getattr(owner, "prepare_data_per_node", True) else run.world.rank
         if once == 0:
-            owner.prepare_data()
+            with run.store.inside("prepare_data"):
+                owner.prepare_data()
     run.collectives.barrier("prepare_data")
 
 
@@ -117,7 +119,7 @@ def _configure_model(run: Run) -> None:
     names = ("configure_model", "configure_sharded_model")
     for name in names:
         if overrides(module, name, LightningModule):
-            with run.strategy.init_context(), run.precision.init_context():
+            with run.strategy.init_context(), run.precision.init_context(), run.store.inside(name):
                 getattr(module, name)()
             break
 
@@ -129,14 +131,16 @@ def _load(run: Run, path: str | None) -> dict[str, Any] | None:
     checkpoint: dict[str, Any] = run.checkpoint_io.load(path)
     if checkpoint.get("seed") is not None:
         run.plan = replace(run.plan, seed=checkpoint["seed"])
-    run.module.on_load_checkpoint(checkpoint)
+    with run.store.inside("on_load_checkpoint"):
+        run.module.on_load_checkpoint(checkpoint)
     return checkpoint
 
 
 def _configure_optimizers(run: Run) -> None:
     if run.fn is not TrainerFn.FITTING:
         return
-    returned = run.module.configure_optimizers()
+    with run.store.inside("configure_optimizers"):
+        returned = run.module.configure_optimizers()
     run.optimizers, run.schedulers = parse_optimizers(returned, run.module)
     if not run.module.automatic_optimization:
         return

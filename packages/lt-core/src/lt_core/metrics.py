@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -167,6 +168,16 @@ class MetricStore:
             slot.weight += weight
         slot.last = number
         slot.fresh = True
+
+    @contextmanager
+    def inside(self, hook: str) -> Iterator[None]:
+        """Name a hook in which nothing is logged, while it runs."""
+        before = self.scope, self.hook
+        self.scope, self.hook = SILENT if self.scope == SILENT else FORBIDDEN, hook
+        try:
+            yield
+        finally:
+            self.scope, self.hook = before
 
     def _slot(self, name: Any, value: Any, options: Options, batch_size: Any) -> Slot | None:
         """Return the slot for a first call, or for one whose arguments look unlike the last; None drops the value.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +65,10 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
         tree.update(checkpoint_entries(run.datamodule, "datamodule_"))
     if not weights_only:
         tree.update(_resume_parts(run))
-    for callback in run.callbacks if not weights_only else ():
-        callback.on_save_checkpoint(trainer, run.module, tree)
-    run.module.on_save_checkpoint(tree)
+    with nullcontext() if run.store is None else run.store.inside("on_save_checkpoint"):  # None: after a run
+        for callback in run.callbacks if not weights_only else ():
+            callback.on_save_checkpoint(trainer, run.module, tree)
+        run.module.on_save_checkpoint(tree)
     return tree
 
 

@@ -20,7 +20,7 @@ from lt_core.metrics import (
 )
 from lt_core.signals import raise_signal
 from lt_core.state import RunningStage
-from lt_interface.errors import MisconfigurationException, Problem
+from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +46,8 @@ def evaluation_modes(run: Run, name: str) -> Iterator[None]:
     finally:
         back = f"on_{name}_model_train"
         if hasattr(LightningModule, back) and overrides(run.module, back, LightningModule):
-            getattr(run.module, back)()
+            with run.store.inside(back):
+                getattr(run.module, back)()
         else:
             _restore(modes)
 
@@ -151,7 +152,7 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     """Return the user's step so that it takes ``(batch, batch_idx, dataloader_idx)``.
 
     Raises:
-        MisconfigurationException: If several loaders are given and the step takes no ``dataloader_idx``.
+        ConfigError: If several loaders are given and the step takes no ``dataloader_idx``.
     """
     import inspect
 
@@ -164,28 +165,15 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
         takes_three = several if takes_any else len(parameters) >= 3
     except (TypeError, ValueError):
         takes_three = True
+    where = f"{type(run.module).__name__}.{name}"
     if several and not takes_three:
-        raise MisconfigurationException(
-            str(
-                Problem(
-                    f"{type(run.module).__name__}.{name}",
-                    "with several loaders this step must take the loader's index",
-                    fix=f"Write: def {name}(self, batch, batch_idx, dataloader_idx=0)",
-                )
-            )
-        )
+        rule = "with several loaders this step must take the loader's index"
+        raise ConfigError(Problem(where, rule, fix=f"Write: def {name}(self, batch, batch_idx, dataloader_idx=0)"))
     args = ("batch", "batch_idx", "dataloader_idx") if takes_three else ("batch", "batch_idx")
     bound = bind(call, args)
     if bound is None:
-        raise MisconfigurationException(
-            str(
-                Problem(
-                    f"{type(run.module).__name__}.{name}",
-                    "the trainer can not call this step with its arguments",
-                    fix=f"Write: def {name}(self, batch, batch_idx)",
-                )
-            )
-        )
+        rule = "the trainer can not call this step with its arguments"
+        raise ConfigError(Problem(where, rule, fix=f"Write: def {name}(self, batch, batch_idx)"))
     if takes_three:
         return bound
     return lambda batch, i, loader: bound(batch, i)

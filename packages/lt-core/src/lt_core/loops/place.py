@@ -46,5 +46,16 @@ def _hook(run: Run, name: str) -> Callable[..., Any] | None:
 
     for owner, base in ((run.datamodule, LightningDataModule), (run.module, LightningModule)):
         if owner is not None and overrides(owner, name, base):
-            return bind(getattr(owner, name), HOOKS[name].args)
+            bound = bind(getattr(owner, name), HOOKS[name].args)
+            return None if bound is None else _named(run, name, bound)
     return None
+
+
+def _named(run: Run, name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the hook so that ``self.log`` inside it is refused by its name, and not taken for the last batch's."""
+
+    def named(*args: Any) -> Any:
+        with run.store.inside(name):
+            return hook(*args)
+
+    return named

@@ -39,16 +39,19 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
         hooks.fire("on_predict_start")
         hooks.fire("on_predict_epoch_start")
         step = eval_step(run, "predict_step", len(feed.loaders) > 1)
-        run.store.hook = "predict_step"
+        store = run.store
         for batch, i, loader in feed.epoch(run.progress.epoch):
             if place is not None:
                 batch = place(batch, loader)
+            store.hook = "on_predict_batch_start"
             for f in hooks.on_predict_batch_start:  # type: ignore[attr-defined]
                 f(batch, i, loader)
+            store.hook = "predict_step"
             output = step(batch, i, loader)
             if output is None and not warned:
                 warned = True
                 warn("predict_step returned None for a batch: is a return missing?")
+            store.hook = "on_predict_batch_end"
             for f in hooks.on_predict_batch_end:  # type: ignore[attr-defined]
                 f(output, batch, i, loader)
             if keep:

@@ -28,9 +28,14 @@ def _stepper(run: Run, config: SchedulerConfig) -> Callable[[Any], Any]:
     from lt_core.module import LightningModule
 
     if overrides(run.module, "lr_scheduler_step", LightningModule):
-        return partial(run.module.lr_scheduler_step, config.scheduler)
+        return partial(_own_step, run, config)
     scheduler = config.scheduler
     return lambda metric: scheduler.step() if metric is None else scheduler.step(metric)
+
+
+def _own_step(run: Run, config: SchedulerConfig, metric: Any) -> None:
+    with run.store.inside("lr_scheduler_step"):
+        run.module.lr_scheduler_step(config.scheduler, metric)
 
 
 def after_step(run: Run) -> Callable[[int], None] | None:

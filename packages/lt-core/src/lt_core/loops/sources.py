@@ -55,7 +55,8 @@ def _make(run: Run, stage: str) -> Feed:
     where = _HOOKS[stage]
     if given is None:
         owner = _owner(run, stage)
-        given = getattr(owner, where)()
+        with run.store.inside(where):
+            given = getattr(owner, where)()
         where = f"{type(owner).__name__}.{where}"
     overfit = bool(run.trainer.overfit_batches) and stage in ("train", "validate")
     return Feed(
