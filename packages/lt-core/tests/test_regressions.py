@@ -116,8 +116,13 @@ def test_a_metric_object_of_an_epoch_whose_batches_are_all_done_survives_a_resum
     """A checkpoint behind the last batch, before the epoch's end: the resumed run still reports the epoch's metric."""
     batches = [torch.ones(2, 1)] * 3
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    saves = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1)
-    Trainer(default_root_dir=tmp_path / "first", max_epochs=2, callbacks=[saves], **quiet).fit(Counting(), batches)
-    resumed = Trainer(default_root_dir=tmp_path / "again", max_epochs=2, **quiet)
-    resumed.fit(Counting(), batches, ckpt_path=tmp_path / "saved" / "epoch=0-step=3.ckpt")
+
+    def fit(folder: str, ckpt_path: Path | None) -> Trainer:
+        saves = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1)
+        run = Trainer(default_root_dir=tmp_path / folder, max_epochs=2, callbacks=[saves], **quiet)
+        run.fit(Counting(), batches, ckpt_path=ckpt_path)
+        return run
+
+    fit("first", None)
+    resumed = fit("again", tmp_path / "saved" / "epoch=0-step=3.ckpt")
     assert resumed.history["seen"] == [6.0, 6.0]

@@ -38,6 +38,7 @@ class Run:
         attention: Set by anything that wants the loop to look up before its next due batch:
             a stop, a save request, a signal.
         stepped: Set by an optimizer's step under manual optimization, cleared by the loop.
+        seen_batches: How many batches each evaluation loader gave so far: the x-axis of what is logged by step there.
     """
 
     strategy: Strategy
@@ -92,6 +93,7 @@ class Run:
         self.warned_closure = False
         self.feed_epoch = 0
         self.eval_epochs: dict[str, int] = {}
+        self.seen_batches: dict[str, int] = {}
         self.compiled: dict[str, Callable[..., Any]] = {}
         self.own_step: Callable[..., Any] | None = None  # a training_step that was put on the instance
         self.train_metrics = MetricStore()
