@@ -181,7 +181,8 @@ def compat(session: nox.Session) -> None:
 def integration(session: nox.Session) -> None:
     """Test the packages together: strategies, precisions and loggers, the README, the quickstart, the snippets."""
     install(session, PACKAGES, *PYTEST, "scikit-learn", "import-linter")
-    pytest(session, "integration", "tests_integration")
+    # What core says of its siblings' plugins can only be tested beside them.
+    pytest(session, "integration", "tests_integration", "packages/lt-core/tests/test_flag_types.py")
 
 
 @nox.session(requires=["build"])
