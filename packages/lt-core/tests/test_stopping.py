@@ -108,6 +108,7 @@ def test_a_stop_waits_for_an_open_accumulation_window(at: int, stopped: int) -> 
     run = fit(net, n=8, max_epochs=2, accumulate_grad_batches=3)
     assert len(net.batches) == stopped
     assert net.events[-2:] == ["validation", "epoch end"]
+    assert net.events.count("validation") == 1
     assert run.global_step == -(-stopped // 3)
 
 
