@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from lt_core.notices import warn
-from lt_interface.errors import MisconfigurationException, Problem
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -70,10 +70,9 @@ def parse_optimizers(returned: Any, module: Any) -> tuple[list[Optimizer], list[
     automatic = module.automatic_optimization
     schedulers = [_scheduler(item, monitor, optimizers, automatic, module) for item, monitor in raw]
     if automatic and len(optimizers) > 1:
-        raise _refuse(
-            f"automatic optimization takes one optimizer, here are {len(optimizers)}",
-            fix="Set self.automatic_optimization = False in __init__ and step them in training_step.",
-        )
+        rule = f"automatic optimization takes one optimizer, here are {len(optimizers)}"
+        fix = "Set self.automatic_optimization = False in __init__ and step them in training_step."
+        raise ConfigError(Problem(_WHERE, rule, fix=fix))
     return optimizers, schedulers
 
 
@@ -151,15 +150,16 @@ def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], a
         raise _refuse("frequency must be a whole number of at least 1", config.frequency, "")
     if config.reduce_on_plateau and config.monitor is None and automatic:
         raise _refuse("ReduceLROnPlateau needs the metric that it watches", fix='Add "monitor": "val_loss".')
-    if not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and automatic:
+    claimed = config.reduce_on_plateau and callable(getattr(scheduler, "step", None))  # says itself what step takes
+    if not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and automatic and not claimed:
         from lt_core.hooks import overrides
         from lt_core.module import LightningModule
 
-        if not overrides(module, "lr_scheduler_step", LightningModule) and not callable(
-            getattr(scheduler, "step", None)
-        ):
+        if not overrides(module, "lr_scheduler_step", LightningModule):
             raise _refuse(
-                "this scheduler has no step method", scheduler, "Override lr_scheduler_step(scheduler, metric)."
+                "the trainer does not know how to step a scheduler that is none of torch's",
+                scheduler,
+                "Override lr_scheduler_step(self, scheduler, metric) in the module.",
             )
     owner = getattr(scheduler, "optimizer", None)
     if isinstance(owner, Optimizer) and all(owner is not o for o in optimizers):
@@ -220,6 +220,7 @@ class LightningOptimizer:
         self._optimizer = optimizer
         self._index = index
         self._run = run
+        self._loss: Any = None  # what the closure of the running step returned last
 
     @property
     def optimizer(self) -> Optimizer:
@@ -262,17 +263,29 @@ class LightningOptimizer:
         Args:
             closure: Computes the loss and its gradients; needed by optimizers such as LBFGS.
             **kwargs: Passed on to the wrapped optimizer's ``step``.
+
+        Returns:
+            What the closure returned last; None without one.
         """
         run = self._run
-        if not run.module.automatic_optimization:  # else the closure runs these hooks
+        if not run.module.automatic_optimization:  # else the trainer's closure runs these hooks and notes its loss
             run.hooks.fire("on_before_optimizer_step", self._optimizer)
+            closure = closure and self._noting(closure)
         if kwargs:
             result = self._optimizer.step(closure, **kwargs) if closure is not None else self._optimizer.step(**kwargs)
             run.stepped = True
             return result
         if run.engine.step(self._index, closure):
             run.stepped = True
-        return None
+        loss, self._loss = self._loss, None
+        return loss
+
+    def _noting(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def noting() -> Any:
+            self._loss = closure()
+            return self._loss
+
+        return noting
 
     @contextmanager
     def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:

@@ -74,8 +74,9 @@ def find_devices(config: TrainerConfig, accelerator: Any) -> list[int]:
     try:
         return list(accelerator.parse_devices(list(spec) if isinstance(spec, tuple) else spec))
     except ValueError as error:
-        problem = Problem(f"Trainer(devices={config.devices!r})", str(error).rstrip("."), fix="")
-        raise ConfigError(problem) from error
+        text = str(error).rstrip(".")
+        where = f"Trainer(devices={config.devices!r})"
+        raise ConfigError(text + "." if text.startswith("Trainer(") else Problem(where, text)) from error
 
 
 def default_callbacks(config: TrainerConfig) -> list[Callback]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lt_core.delivery import Delivery
 from lt_core.journal import Journal
 from lt_core.state import TrainerFn
+from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -91,10 +92,29 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     if folder is None or not run.world.is_global_zero:
         run.journal = Journal(None)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        run.journal = _opened(run, folder / JOURNAL, (checkpoint or {}).get("journal"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            run.journal = _opened(run, folder / JOURNAL, (checkpoint or {}).get("journal"))
+        except OSError as error:
+            raise _unwritable(run, folder, error) from error
     run.journal_file = None if run.journal.path is None else str(run.journal.path)
     trainer._journal, trainer._journal_file = run.journal, run.journal_file
+
+
+def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:
+    """Return the error for a run folder that takes no file, or raise the one of the callback that chose it."""
+    from lt_core.checkpoint.preflight import check_saving
+
+    if run.fn is TrainerFn.FITTING:
+        check_saving(run)
+    return ConfigError(
+        Problem(
+            f"Trainer.{run.fn}, run folder {str(folder)!r}",
+            "the journal must be writable there",
+            f"{type(error).__name__}: {error}",
+            "Choose another default_root_dir, or another folder for the first logger.",
+        )
+    )
 
 
 def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:

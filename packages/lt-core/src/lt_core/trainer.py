@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -33,7 +34,19 @@ if TYPE_CHECKING:
 __all__ = ["Trainer"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
 _Limit = int | float | None
+
+
+def _note_written(init: Callable[P, None]) -> Callable[P, None]:
+    """Let ``__init__`` know which flags the user wrote: a default that is written out goes before the environment."""
+
+    @wraps(init)
+    def noting(*args: P.args, **kwargs: P.kwargs) -> None:
+        cast("Trainer", args[0])._written = tuple(kwargs)
+        init(*args, **kwargs)
+
+    return noting
 
 
 class Trainer(TrainerView):
@@ -46,6 +59,9 @@ class Trainer(TrainerView):
         ConfigError: If a flag is unknown, of the wrong type, out of range, or excludes another.
     """
 
+    _written: tuple[str, ...]
+
+    @_note_written
     def __init__(
         self,
         *,
@@ -93,9 +109,7 @@ class Trainer(TrainerView):
         validate_at_start: bool = False,
         **unknown: Any,
     ) -> None:
-        given = {k: v for k, v in locals().items() if k not in ("self", "unknown", "__class__")}
-        defaults = Trainer.__init__.__kwdefaults__ or {}
-        written = {k: v for k, v in given.items() if v is not defaults[k]}
+        written = {k: v for k, v in locals().items() if k in self._written}
         config = self._config = parse({**written, **unknown})
         self._begin_empty()
         self._cluster = config.plugin("cluster")

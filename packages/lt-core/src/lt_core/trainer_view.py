@@ -280,25 +280,52 @@ class TrainerView:
         """Return whether a training batch or epoch runs."""
         return self.state.stage is RunningStage.TRAINING
 
+    @training.setter
+    def training(self, on: bool) -> None:
+        self._set_stage(RunningStage.TRAINING, on)
+
     @property
     def validating(self) -> bool:
         """Return whether validation runs."""
         return self.state.stage is RunningStage.VALIDATING
+
+    @validating.setter
+    def validating(self, on: bool) -> None:
+        self._set_stage(RunningStage.VALIDATING, on)
 
     @property
     def testing(self) -> bool:
         """Return whether test runs."""
         return self.state.stage is RunningStage.TESTING
 
+    @testing.setter
+    def testing(self, on: bool) -> None:
+        self._set_stage(RunningStage.TESTING, on)
+
     @property
     def predicting(self) -> bool:
         """Return whether predict runs."""
         return self.state.stage is RunningStage.PREDICTING
 
+    @predicting.setter
+    def predicting(self, on: bool) -> None:
+        self._set_stage(RunningStage.PREDICTING, on)
+
     @property
     def sanity_checking(self) -> bool:
         """Return whether the sanity check runs."""
         return self.state.stage is RunningStage.SANITY_CHECKING
+
+    @sanity_checking.setter
+    def sanity_checking(self, on: bool) -> None:
+        self._set_stage(RunningStage.SANITY_CHECKING, on)
+
+    def _set_stage(self, stage: RunningStage, on: bool) -> None:
+        """Enter a stage by hand, or leave it if it is the running one."""
+        if on:
+            self.state.stage = stage
+        elif self.state.stage is stage:
+            self.state.stage = None
 
     @property
     def evaluating(self) -> bool:

@@ -54,8 +54,11 @@ class MisconfigurationException(LTError):  # noqa: N818 - the familiar name
     """Say that the user's code or flags can not work as they are."""
 
 
-class ConfigError(MisconfigurationException, ValueError):
+class ConfigError(MisconfigurationException, ValueError, RuntimeError):
     """Report every problem of a configuration at once.
+
+    It is a ValueError for who checks values and a RuntimeError for who guards a run: of old, a
+    flag out of range was the one, a step that the trainer could not call the other.
 
     Args:
         problems: The problems, or one ready sentence.

@@ -67,7 +67,8 @@ class _Window:
                 parts = self.evaluate_again(length)
             factor = rescale_short_window(run, i, length) if self.unsized else 1.0
             p.before_update()
-            return total(parts, factor)
+            loss = self.wrapped._loss = total(parts, factor)
+            return loss
 
         if self.overridden:
             run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)

@@ -121,12 +121,13 @@ def _batches(
 ) -> None:
     """Run the step on every batch of every loader."""
     hooks, names = run.hooks, _suffixes(feed)
+    counts, keys = run.seen_batches, [stage + suffix for suffix in names]
     several = len(names) > 1
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
     step = eval_step(run, f"{name}_step", several)
     start, inside, end = (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
-    for seen, (batch, i, loader) in enumerate(feed.epoch(run.progress.epoch, _sanity_limit(run))):
+    for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):
         if place is not None:
             batch = place(batch, loader)
         store.batch, store.size, store.suffix = batch, None, names[loader]
@@ -141,8 +142,11 @@ def _batches(
         for f in batch_end:
             f(output, batch, i, loader)
         values = store.take_step()
-        if values and not run.sanity_checking:
-            run.log(values, stage, step=seen)
+        if not run.sanity_checking:
+            seen = counts.get(keys[loader], 0)
+            counts[keys[loader]] = seen + 1
+            if values:
+                run.log(values, stage, step=seen)
         if run.attention and run.signals is not None and run.signals.received is not None:
             raise_signal(run)
     store.batch = None
