@@ -53,7 +53,8 @@ def logging_in(hook: str, value: Callable[..., Any] = lambda *_: 1.0, **flags: A
         return getattr(super(net, self), hook)(*args, **kwargs)
 
     net = type("Net", (Base,), {hook: method})
-    return net()
+    made: Base = net()
+    return made
 
 
 def fit(module: LightningModule, **flags: Any) -> Trainer:

@@ -153,6 +153,7 @@ def restore_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     run.progress.load_state_dict(progress)
     run.trainer._save_counter = progress.get("save_counter", 0)
     run.pending = progress.get("pending")
+    run.seen_batches = dict(checkpoint.get("loops", {}).get("seen_batches", {}))
     if not progress.get("exact", True):
         warn(
             f"{run.resume_path}: it was saved inside a hook or after an error, not at a boundary of the loop. "

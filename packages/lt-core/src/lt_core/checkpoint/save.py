@@ -58,7 +58,10 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
             "pending": run.pending,
         },
         "state_dict": run.engine.model.state_dict(),
-        "loops": {"fit_loop": {"epoch": progress.epoch, "batch": progress.batch, "global_step": progress.step}},
+        "loops": {
+            "fit_loop": {"epoch": progress.epoch, "batch": progress.batch, "global_step": progress.step},
+            "seen_batches": dict(run.seen_batches),
+        },
     }
     tree.update(checkpoint_entries(run.module))
     if run.datamodule is not None:
