@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lt_core.hooks import HOOKS, bind, overrides
+from lt_core.metrics import FORBIDDEN, SILENT
 
 if TYPE_CHECKING:
     from lt_core.run import Run
@@ -26,16 +27,27 @@ def build_place(run: Run) -> Callable[[Any, int], Any] | None:
     if before is move is after is convert is place is None:
         return None
 
+    module = run.module
+
     def bring(batch: Any, dataloader_idx: int = 0) -> Any:
+        store = module._metrics
+        scope = store.scope
+        store.scope = SILENT if scope == SILENT else FORBIDDEN  # a log here would go to the last batch
         if convert is not None:
             batch = convert(batch)
         if before is not None:
+            store.hook = "on_before_batch_transfer"
             batch = before(batch, dataloader_idx)
         if move is not None:
+            store.hook = "transfer_batch_to_device"
             batch = move(batch, device, dataloader_idx)
         elif place is not None:
             batch = place(batch)
-        return batch if after is None else after(batch, dataloader_idx)
+        if after is not None:
+            store.hook = "on_after_batch_transfer"
+            batch = after(batch, dataloader_idx)
+        store.scope = scope
+        return batch
 
     return bring
 
@@ -46,16 +58,5 @@ def _hook(run: Run, name: str) -> Callable[..., Any] | None:
 
     for owner, base in ((run.datamodule, LightningDataModule), (run.module, LightningModule)):
         if owner is not None and overrides(owner, name, base):
-            bound = bind(getattr(owner, name), HOOKS[name].args)
-            return None if bound is None else _named(run, name, bound)
+            return bind(getattr(owner, name), HOOKS[name].args)
     return None
-
-
-def _named(run: Run, name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the hook so that ``self.log`` inside it is refused by its name, and not taken for the last batch's."""
-
-    def named(*args: Any) -> Any:
-        with run.store.inside(name):
-            return hook(*args)
-
-    return named
