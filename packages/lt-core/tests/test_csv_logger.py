@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import errno
-import subprocess
-import sys
+import threading
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
@@ -50,20 +49,20 @@ def test_folders_and_files(tmp_path: Path) -> None:
 
 
 def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
-    """Processes that claim a version at the same moment never share one."""
-    program = (
-        "import sys; from pathlib import Path; from lt_core.loggers.csv import claim_version; sys.stdin.readline()\n"
-        "print([claim_version(Path(sys.argv[1])) for _ in range(20)])"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    runs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for run in runs:
-        assert run.stdin is not None
-        run.stdin.write("go\n")
-        run.stdin.flush()
-    claimed = [n for run in runs for n in yaml.safe_load(run.communicate(timeout=120)[0])]
-    assert sorted(claimed) == list(range(40))
-    assert claim_version(tmp_path) == 40
+    """Runs that claim a version at the same moment never share one."""
+    gate, claimed = threading.Barrier(8), []
+
+    def claim() -> None:
+        for _ in range(15):
+            gate.wait(60)
+            claimed.append(claim_version(tmp_path))
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(claimed) == list(range(120))
 
 
 def test_other_ranks_claim_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_rubbish_at_the_end_is_dropped(tmp_path: Path, tail: bytes) -> None:
 
 def test_damage_in_the_middle_costs_one_record(tmp_path: Path) -> None:
     """One flipped bit costs the record that it is in, is told of, and no later record is lost."""
-    place = [r.end for r in filled(tmp_path / "j", 10).read()][4] + 10  # inside the sixth
+    place = [r.end for r in filled(tmp_path / "j", 10).read()][4] + 5  # a letter of the sixth: still valid JSON
     data = bytearray((tmp_path / "j").read_bytes())
     data[place] ^= 1
     (tmp_path / "j").write_bytes(data)
@@ -150,7 +150,8 @@ def test_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.warns(UserWarning, match="No space left"):
         journal.append("train", "step", 1, {"x": 1.0})
     journal.append("train", "step", 2, {"x": 1.0})
-    assert [r.step for r in Journal(tmp_path / "j").read()] == [0]
+    assert (tmp_path / "j").stat().st_size == journal.offset  # no part of a record is left
+    assert [r.step for r in journal.read()] == [0]
     room[0] = -1
     journal.append("train", "step", 3, {"x": 1.0})
     assert [(r.sequence, r.step) for r in journal.read()] == [(0, 0), (1, 1), (2, 2), (3, 3)]

@@ -13,6 +13,7 @@ import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchmetrics.classification import BinaryPrecision, BinaryRecall
 
 from lt_core import LightningModule
 from lt_core.metric_objects import collect, restore
@@ -151,7 +152,7 @@ class Holder(nn.Module):
         self.mean = torchmetrics.MeanMetric()
         self.cat = torchmetrics.CatMetric()
         self.by_stage = nn.ModuleDict({"fit": torchmetrics.SumMetric()})
-        self.group = torchmetrics.MetricCollection([torchmetrics.MeanSquaredError(), torchmetrics.MeanAbsoluteError()])
+        self.group = torchmetrics.MetricCollection([BinaryPrecision(), BinaryRecall()])  # they share one state
         self.plain = {"mine": [Counter()], "other": 3}
         self.also = self.mean
         self.inner = nn.Sequential()
@@ -161,7 +162,7 @@ class Holder(nn.Module):
         self.mean.update(value, weight=0.1)
         self.cat.update(torch.tensor([value, value + 1]))
         self.by_stage["fit"].update(value)  # type: ignore[operator]
-        self.group.update(torch.tensor([value, 1.0]), torch.tensor([0.0, 0.5]))
+        self.group.update(torch.tensor([value > 1, True, True]).float(), torch.tensor([1, 1, 0]))
         self.plain["mine"][0].update(value)  # type: ignore[index]
         self.inner.counter.update(value)  # type: ignore[operator, union-attr]
 
@@ -204,6 +205,17 @@ def test_collected_state_is_a_copy() -> None:
     third = Holder()
     restore(third, state)
     assert repr(third.read()) == expected
+
+
+def test_collected_state_is_up_to_date() -> None:
+    """What a metric computed before it saw more is not what a checkpoint brings back, in a collection neither."""
+    holder, other = Holder(), Holder()
+    for value in (1.0, 2.0):
+        holder.feed(value)
+    holder.read()
+    holder.feed(5.0)
+    restore(other, collect(holder))
+    assert repr(other.read()) == repr(holder.read())
 
 
 def test_unknown_state_of_metric_objects_is_passed_over() -> None:

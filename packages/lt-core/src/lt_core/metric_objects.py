@@ -59,13 +59,7 @@ def path_of(module: nn.Module | None, metric: Any) -> str | None:
 
 def collect(module: nn.Module) -> dict[str, Any]:
     """Return the exact state of each metric object in a module, by path."""
-    found = find(module)
-    for metric in found.values():
-        if hasattr(metric, "compute_groups") and hasattr(metric, "items"):
-            # torchmetrics updates one metric of a group; this brings the others' state up to it.
-            for _ in metric.items():
-                pass
-    states = {path: _state(metric) for path, metric in found.items()}
+    states = {path: _state(metric) for path, metric in find(module).items()}
     return {path: state for path, state in states.items() if state}
 
 
