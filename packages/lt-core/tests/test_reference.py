@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from lt_core import Callback, LightningModule, MisconfigurationException, Trainer
 from lt_core.demos import BoringModel, RandomDataset
+from lt_core.loggers import Logger
 
 
 def quiet(root: Path, **flags: Any) -> Trainer:
@@ -186,3 +187,41 @@ def test_a_step_with_a_closure_returns_its_loss(automatic: bool, tmp_path: Path)
     quiet(tmp_path).fit(module, DataLoader(RandomDataset(32, 4), batch_size=2))
     assert [x.item() for x in module.returned] == module.losses
     assert len(module.losses) == 2
+
+
+def test_ckpt_path_names_what_the_run_began_with(tmp_path: Path) -> None:
+    """``trainer.ckpt_path`` is the file that was loaded, and one that is set serves every later run."""
+    trainer = quiet(tmp_path)
+    trainer.fit(BoringModel())
+    assert trainer.ckpt_path is None
+    trainer.save_checkpoint(tmp_path / "hpc_ckpt_3.ckpt")
+    again = quiet(tmp_path, max_epochs=2)
+    again.fit(BoringModel(), ckpt_path="hpc")
+    assert again.ckpt_path == str(tmp_path / "hpc_ckpt_3.ckpt")
+    assert again.global_step == 4
+    again.validate(BoringModel(), verbose=False)
+    assert again.ckpt_path is None
+    kept = quiet(tmp_path, max_epochs=2)
+    kept.ckpt_path = tmp_path / "hpc_ckpt_3.ckpt"
+    kept.fit(BoringModel())
+    assert kept.global_step == 4
+    assert kept.ckpt_path == tmp_path / "hpc_ckpt_3.ckpt"
+
+
+def test_a_folder_that_takes_no_journal_is_told_before_the_first_batch(tmp_path: Path) -> None:
+    """A logger's folder that can not be written ends the run with an error that says what to choose."""
+
+    class Elsewhere(Logger):
+        """Say that the run lies below a file."""
+
+        @property
+        def save_dir(self) -> str:
+            """Return the folder."""
+            return str(tmp_path / "file" / "run")
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            """Take nothing."""
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MisconfigurationException, match=r"the journal must be writable there\. Got NotADirectory"):
+        quiet(tmp_path, logger=Elsewhere()).fit(BoringModel())

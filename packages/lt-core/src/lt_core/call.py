@@ -24,7 +24,7 @@ def prepare(
     """Check module, data and flags together, and return what the ranks need."""
     if model is None and trainer._run is not None:
         model = trainer._run.module
-        if ckpt_path is None and trainer.ckpt_path is None and fn is not TrainerFn.FITTING:
+        if ckpt_path is None and trainer._own_ckpt_path is None and fn is not TrainerFn.FITTING:
             ckpt_path = _implied_best(trainer, fn)
         if loaders is None and datamodule is None:
             datamodule = trainer._run.datamodule
@@ -61,7 +61,7 @@ def _implied_best(trainer: Trainer, fn: TrainerFn) -> str | None:
 
 def _resolve_path(trainer: Trainer, fn: TrainerFn, ckpt_path: Any) -> Any:
     if ckpt_path is None:
-        ckpt_path = trainer.ckpt_path
+        ckpt_path = trainer._own_ckpt_path
     if ckpt_path is None and fn is TrainerFn.FITTING:
         from lt_core.callbacks import OnExceptionCheckpoint
 

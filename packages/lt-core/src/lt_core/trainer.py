@@ -182,7 +182,7 @@ class Trainer(TrainerView):
         max_epochs, self.min_epochs = resolve_epochs(config, timer)
         self._should_stop = False
         self._max_epochs, self._max_steps = max_epochs, config.max_steps
-        self.ckpt_path: str | os.PathLike[str] | None = None
+        self._own_ckpt_path: str | os.PathLike[str] | None = None
         self.loggers = make_loggers(config)
 
     def _apply_torch_flags(self, config: TrainerConfig) -> None:

@@ -9,6 +9,8 @@ from lt_core.state import RunningStage, TrainerStatus
 from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
+    import os
+
     import torch
     from torch import Tensor
     from torch.optim import Optimizer
@@ -184,6 +186,20 @@ class TrainerView:
 
     loggers: list[Any]
     default_root_dir: str
+
+    @property
+    def ckpt_path(self) -> str | os.PathLike[str] | None:
+        """Return the checkpoint that this or the last run began with, or None; one that is set holds for every run."""
+        if self._own_ckpt_path is not None or self._run is None:
+            return self._own_ckpt_path
+        path: str | None = self._run.resume_path
+        return path
+
+    @ckpt_path.setter
+    def ckpt_path(self, path: str | os.PathLike[str] | None) -> None:
+        self._own_ckpt_path = path
+
+    _own_ckpt_path: str | os.PathLike[str] | None
 
     # ------------------------------------------------------------ counters
 
