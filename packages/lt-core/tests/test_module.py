@@ -243,15 +243,15 @@ def test_model_eval_hooks_switch_modes() -> None:
 # ---------------------------------------------------------------- logging
 
 
-def test_log_passes_everything_by_position() -> None:
-    """self.log hands all its arguments to the store in the order of the store's signature."""
+def test_log_passes_everything_on() -> None:
+    """self.log hands its options to the store as one tuple, in their order, and the batch size apart."""
     model = BoringModel()
     model._metrics = store = Store()  # type: ignore[assignment]
     model.log("a", 1.0)
     model.log("b", 2.0, True, False, True, False, "sum", True, True, "g", False, 4, "m", True)
     assert store.added == [
-        ("a", 1.0, False, None, None, None, "mean", False, False, None, True, None, None, False),
-        ("b", 2.0, True, False, True, False, "sum", True, True, "g", False, 4, "m", True),
+        ("a", 1.0, (False, None, None, None, "mean", False, False, None, True, None, False), None),
+        ("b", 2.0, (True, False, True, False, "sum", True, True, "g", False, "m", True), 4),
     ]
 
 
@@ -278,8 +278,8 @@ def test_log_dict_logs_each_item() -> None:
     model = BoringModel()
     model._metrics = store = Store()  # type: ignore[assignment]
     model.log_dict({"a": 1.0, "b": 2.0}, on_epoch=True, batch_size=3)
-    tail = (False, None, None, True, "mean", False, False, None, True, 3, None, False)
-    assert store.added == [("a", 1.0, *tail), ("b", 2.0, *tail)]
+    options = (False, None, None, True, "mean", False, False, None, True, None, False)
+    assert store.added == [("a", 1.0, options, 3), ("b", 2.0, options, 3)]
 
 
 def test_log_without_trainer_warns() -> None:

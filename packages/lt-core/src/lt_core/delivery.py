@@ -42,15 +42,18 @@ class Delivery:
         journal: What is sent.
         start: Byte offset of the first record to send. None goes on behind what the logger is
             known to have, even where the journal was cut since and its records are made anew.
+        has_at_most: How many records the logger can have, if it forgot later ones itself.
 
     Attributes:
         acknowledged: Byte offset behind the last record that the logger took.
     """
 
-    def __init__(self, logger: Any, journal: Journal, start: int | None = 0) -> None:
+    def __init__(self, logger: Any, journal: Journal, start: int | None = 0, has_at_most: int | None = None) -> None:
         self.logger, self.journal = logger, journal
         self._ack = None if journal.path is None else f"{journal.path}.{journal.number(logger)}.ack"
         self._has = self._known() if start is None else 0
+        if has_at_most is not None:
+            self._has = min(self._has, has_at_most)
         self.acknowledged = self._place() if start is None else start
         self._kept = -1
         self._wake = threading.Event()
@@ -69,7 +72,8 @@ class Delivery:
         try:
             with open(str(self._ack), encoding="utf-8") as file:
                 kept = json.load(file)
-            if kept["journal"] == self.journal.identity():
+            # An empty journal is any run's: its identity tells nothing.
+            if kept["journal"] and kept["journal"] in (self.journal.identity(), self.journal.former):
                 return int(kept["sequence"])
         except (OSError, ValueError, KeyError, TypeError):
             pass

@@ -61,6 +61,9 @@ class Journal:
     Args:
         path: The file; one that exists is gone on with, without its torn last line. None means
             a nameless file that goes away with the process.
+
+    Attributes:
+        former: The identity from before a cut to the very beginning: the same run begins again.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
@@ -80,6 +83,7 @@ class Journal:
             warn(f"Journal({str(self.path)!r}): {self.sequence - read} of {self.sequence} records can not be read.")
         self._waiting = b""
         self._readers: list[weakref.ref[Any]] = []
+        self.former: int | None = None
 
     @property
     def offset(self) -> int:
@@ -139,6 +143,8 @@ class Journal:
             problem = Problem("Journal.cut", "offset must be the end of a record", f"{offset} of {self._offset} bytes")
             raise ValueError(str(problem))
         self._waiting = b""
+        if not offset:
+            self.former = self.identity()
         os.ftruncate(self._fd, offset)
         os.lseek(self._fd, 0, os.SEEK_END)
         self._offset, self.sequence = offset, sequence

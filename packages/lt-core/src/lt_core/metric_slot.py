@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import builtins
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lt_interface.errors import MisconfigurationException, Problem
 
-__all__ = ["Slot", "as_number", "is_metric_object", "key_problem", "open_slot"]
+__all__ = ["NamedValues", "Slot", "as_number", "is_metric_object", "key_problem", "open_slot"]
 
 FORBIDDEN, TRAIN_BATCH_START, TRAIN_STEP, TRAIN_BATCH_END, TRAIN_EPOCH_START, TRAIN_EPOCH_END = range(6)
 EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END, EVAL_EPOCH_START, EVAL_EPOCH_END, SILENT = range(6, 12)
@@ -30,6 +31,14 @@ _REDUCTIONS: tuple[tuple[str, tuple[Any, ...]], ...] = (
 _CODES = {"mean": BATCH_MEAN, "sum": SUM, "min": MIN, "max": MAX}
 _EMPTY = {"min": math.inf, "max": -math.inf}
 _SETTINGS = ("step", "epoch", "op", "bar", "logger", "sync", "group", "rank_zero_only", "add_idx")
+
+
+class NamedValues(Protocol):
+    """Hold values by name: a dict, or a collection of metric objects."""
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """Return the pairs."""
+        ...
 
 
 class Slot:

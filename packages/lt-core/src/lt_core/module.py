@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from lt_core.callback import Callback
+    from lt_core.metric_slot import NamedValues
     from lt_core.metrics import MetricStore
     from lt_core.optimizers import LightningOptimizer
     from lt_core.trainer import Trainer
@@ -310,7 +311,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     def log_dict(
         self,
-        dictionary: Mapping[str, Any],
+        dictionary: NamedValues,
         prog_bar: bool = False,
         logger: bool | None = None,
         on_step: bool | None = None,
@@ -341,7 +342,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         """
         store = self._metrics
         if store is None:
-            store = self._parent_store(", ".join(map(str, dictionary)))
+            store = self._parent_store(", ".join(str(name) for name, _ in dictionary.items()))
             if store is None:
                 return
         options = (

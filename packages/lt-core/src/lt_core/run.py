@@ -83,7 +83,6 @@ class Run:
         self.in_flight: list[SaveRequest] = []
         self.loggers: list[Any] = []
         self.rewound: dict[int, bool] = {}
-        self.copied_history = False
         self.samples_seen = 0
         self.journal_file: str | None = None
         self.place: Callable[[Any, int], Any] | None = None

@@ -128,7 +128,6 @@ def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
     if old.resolve() != path.resolve():
         with open(old, "rb") as source, open(path, "wb") as target:
             target.write(source.read(int(mark["offset"])))
-        run.copied_history = True
     journal = Journal(path)
     if journal.offset >= int(mark["offset"]):
         journal.cut(int(mark["offset"]), int(mark["sequence"]))
@@ -148,15 +147,18 @@ def _old_journal(run: Run, mark: dict[str, Any] | None) -> Path | None:
 
 
 def start_deliveries(run: Run) -> None:
-    """Start one thread a logger; each begins where its logger's records end."""
+    """Start one thread a logger; each begins where its logger's records end.
+
+    A logger that was rewound either wants all again, or lacks what came after the checkpoint. Any other
+    gets what it did not acknowledge, and nothing that it has a second time.
+    """
     if not run.world.is_global_zero or run.journal is None:
         return
     for logger in run.loggers:
-        fresh = run.rewound.get(id(logger))
-        start = run.journal.offset if fresh is not True else 0
-        if fresh is None and run.copied_history:
-            start = 0
-        delivery = Delivery(logger, run.journal, start=start)
+        again = run.rewound.get(id(logger))
+        has_at_most = run.journal.sequence if again is False else None
+        start = 0 if again else run.journal.offset if run.journal.path is None else None
+        delivery = Delivery(logger, run.journal, start, has_at_most)
         delivery.start()
         run.deliveries.append(delivery)
 
