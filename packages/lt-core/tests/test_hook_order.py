@@ -355,7 +355,7 @@ def test_older_and_shorter_signatures_are_called_as_they_are() -> None:
 
 
 def test_the_data_modules_transfer_hook_wins() -> None:
-    """Where both define a transfer hook, the data module's is called and the module's is not."""
+    """Where both define a transfer hook, the data module's is called and the module's is not, with a warning."""
 
     class Moving(Net):
         def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -372,7 +372,8 @@ def test_the_data_modules_transfer_hook_wins() -> None:
         def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
             return batch * 3
 
-    Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(Moving(), datamodule=MovingData())
+    with pytest.warns(UserWarning, match=r"Moving\.on_after_batch_transfer: MovingData defines this hook too"):
+        Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(Moving(), datamodule=MovingData())
 
 
 def test_the_page_of_hooks_is_the_table() -> None:

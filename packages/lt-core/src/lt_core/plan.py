@@ -185,7 +185,21 @@ def module_remarks(
                 f"Trainer.{stage}: a dataset was given, so each of its samples is taken as a batch. "
                 "Wrap it: DataLoader(dataset, batch_size=...)."
             )
-    return remarks + _idle_hooks(given.module)
+    return remarks + _shadowed_hooks(given) + _idle_hooks(given.module)
+
+
+def _shadowed_hooks(given: Inputs) -> list[str]:
+    """Return a sentence for each transfer hook that both define: the data module's is called, the module's is not."""
+    from lt_core.datamodule import LightningDataModule
+    from lt_core.module import LightningModule
+
+    module, data = given.module, given.datamodule
+    return [
+        f"{type(module).__name__}.{name}: {type(data).__name__} defines this hook too, and only its is called. "
+        "Leave one of them out."
+        for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        if data is not None and overrides(data, name, LightningDataModule) and overrides(module, name, LightningModule)
+    ]
 
 
 def _not_a_module(module: Any, stage: str) -> Problem:
