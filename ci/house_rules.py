@@ -24,7 +24,9 @@ def untold(root: Path) -> list[str]:
     """Return the tests without a sentence that names the behaviour."""
     found = []
     for path in sorted(p for place in TESTS for p in root.glob(place)):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes = [c for c in tree.body if isinstance(c, ast.ClassDef) and c.name.startswith("Test")]
+        for node in [*tree.body, *(method for c in classes for method in c.body)]:  # not a model's own test_step
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not node.name.startswith("test_"):
                 continue
             if not (ast.get_docstring(node) or "").strip():
