@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint
@@ -106,7 +108,8 @@ class Counting(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         self.seen.update(len(batch))
         self.log("seen", self.seen, on_step=False, on_epoch=True)
-        return self.layer(batch).sum()
+        loss: Tensor = self.layer(batch).sum()
+        return loss
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -126,3 +129,80 @@ def test_a_metric_object_of_an_epoch_whose_batches_are_all_done_survives_a_resum
     fit("first", None)
     resumed = fit("again", tmp_path / "saved" / "epoch=0-step=3.ckpt")
     assert resumed.history["seen"] == [6.0, 6.0]
+
+
+class Stream(IterableDataset[Tensor]):
+    """Keep the place; begin anew behind the last sample, or never end."""
+
+    def __init__(self, length: int | None) -> None:
+        self.length, self.place = length, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while self.length is None or self.place < self.length:
+            self.place += 1
+            yield torch.tensor([float(self.place)])
+        self.place = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = state["place"]
+
+
+class Sized(Stream):
+    """Say its length too."""
+
+    def __len__(self) -> int:
+        assert self.length is not None
+        return self.length
+
+
+class Noting(LightningModule):
+    """Log the sum of each batch, and validate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.log("sum", batch.sum())
+        loss: Tensor = self.layer(batch).sum()
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val", self.layer(batch).sum())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize(
+    "dataset", [Stream(5), Stream(6), Sized(5), Sized(6), Stream(None)], ids=lambda d: repr(d.length)
+)
+def test_a_dataset_that_keeps_its_own_place_resumes_at_the_end_of_an_epoch(dataset: Stream, tmp_path: Path) -> None:
+    """Behind an epoch's last batch, and between epochs: no batch and no validation comes twice, none is left out."""
+
+    def fit(folder: str, ckpt_path: Path | None) -> Trainer:
+        dataset.place = 0
+        saves = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1)
+        ends = ModelCheckpoint(tmp_path / "ends", every_n_epochs=1, save_top_k=-1)
+        run = Trainer(
+            default_root_dir=tmp_path / folder,
+            max_epochs=3,
+            limit_train_batches=3 if dataset.length is None else None,
+            log_every_n_steps=1,
+            callbacks=[saves, ends],
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        run.fit(Noting(), DataLoader(dataset, batch_size=2), [torch.ones(1, 1)], ckpt_path=ckpt_path)
+        return run
+
+    torch.manual_seed(1)
+    whole = fit("whole", None).history
+    for place in ("saved", "ends"):
+        resumed = fit(place + " resumed", tmp_path / place / "epoch=0-step=3.ckpt").history
+        assert resumed == whole
+        assert resumed.steps == whole.steps

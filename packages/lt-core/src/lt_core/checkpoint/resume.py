@@ -197,7 +197,9 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     logged = checkpoint.get("logged") or {}
     run.logged_step = logged.get("step", run.progress.step)
     trainer._logged_metrics.update(logged.get("metrics") or {})
-    run.epoch_schedulers_done = (checkpoint.get("schedule") or {}).get("epoch_done", False)
+    schedule = checkpoint.get("schedule") or {}
+    run.epoch_schedulers_done = schedule.get("epoch_done", False)
+    run.validated_batch = schedule.get("validated", -1)
     for handler, count in zip(trainer._handlers, checkpoint.get("handlers") or [], strict=False):
         handler.count = count
 

@@ -99,7 +99,7 @@ class Feed:
         self._next: Callable[[], Any] = iter(()).__next__
         self._pending: list[Any] = []
         self._before: dict[str, Any] | None = None
-        self._open = False
+        self._open = self._over = False
         self._state: dict[str, Any] | None = None
 
     def _measure(self) -> None:
@@ -164,7 +164,7 @@ class Feed:
         return self._training()
 
     def _reset(self, epoch: int) -> None:
-        self._epoch, self._rounds, self._open = epoch, 0, True
+        self._epoch, self._rounds, self._open, self._over = epoch, 0, True, False
         self._pending.clear()
         self._before = None
         self.batch_indices = None
@@ -251,7 +251,7 @@ class Feed:
                 self.batch_indices, self.weight = single.indices, single.weight
             self.__dict__.pop("last", None)
             yield batch
-        self.last = True
+        self.last = self._over = True
         if not self._rounds:
             self._ended_early(0, _INF)
 
@@ -278,12 +278,14 @@ class Feed:
             self._pending.append(self._next())
         except StopIteration:
             self._pending.append(END)
+            self._over = True
         return self._pending[0] is END
 
     def _exhaust(self, leaf: Leaf) -> None:
         """Run a pass to its end as a plain loop does: some samplers draw once more from their generator there."""
-        if leaf.limit == _INF and self._total >= leaf.size:
+        if leaf.limit == _INF and self._total >= leaf.size and not self._over:
             next(leaf.iterator, None)
+            self._over = True
 
     def _ended_early(self, done: int, total: int | float) -> None:
         """Warn of a wrong length.
@@ -355,6 +357,11 @@ class Feed:
 
         The process's own random state is the caller's to save.
         """
+        single = self.leaves[0]
+        if self.__dict__.get("last") and len(self.leaves) == 1 and single.keeps_place:
+            self._exhaust(single)  # whether its dataset has begun anew already, its state does not tell
+        if self._over:
+            return {**self._place(), "over": True}
         return self._place() if self._before is None else dict(self._before)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -395,6 +402,9 @@ class Feed:
         if not state["open"] or state["epoch"] != epoch:
             return self.epoch(epoch)  # saved after one epoch ended and before the next one's iterators were made
         self._reset(epoch)
+        if state.get("over"):  # all batches were handed out, and what keeps its own place begins anew
+            self.last = self._over = True
+            return iter(())
         before = rng.capture()
         try:
             for leaf, one in zip(self.leaves, state["leaves"], strict=True):

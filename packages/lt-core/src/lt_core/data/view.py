@@ -80,6 +80,11 @@ class Leaf:
         """Return whether fetching a batch may draw from this process's random generators."""
         return True
 
+    @property
+    def keeps_place(self) -> bool:
+        """Return whether the place is kept by the user's own iterable, which nothing is replayed of."""
+        return False
+
     def open(self, epoch: int, cycle: int = 0) -> None:
         """Begin a pass: snapshot the random state, then make the iterator and draw the first indices."""
         self.epoch, self.cycle, self.batches, self.samples = epoch, cycle, 0, 0
@@ -365,11 +370,12 @@ class ViewLeaf(Leaf):
                 first = next(self.taken, END)
                 self.taken = iter(()) if first is END else chain((first,), self.taken)
         stream.taken = None
-        if skip and not self.indexed and not self._own_place():
+        if skip and not self.indexed and not self.keeps_place:
             fix = "Give the dataset state_dict() and load_state_dict(), with num_workers=0"
             _fast_forward(self.iterator, skip, f"DataLoader({type(self.user.dataset).__name__})", fix)
 
-    def _own_place(self) -> bool:
+    @property
+    def keeps_place(self) -> bool:
         """Return whether an iterable dataset keeps its own place; copies in workers can not be asked."""
         return self.stateful and not self.indexed and not self.view.num_workers
 
@@ -397,7 +403,7 @@ class ViewLeaf(Leaf):
             "fresh": self.fresh,
             "warm": self.persistent and self.view._iterator is not None,
             "dataset": copy.deepcopy(self.user.dataset.state_dict()) if self.indexed and self.stateful else None,
-            "place": copy.deepcopy(self.user.dataset.state_dict()) if self._own_place() else None,
+            "place": copy.deepcopy(self.user.dataset.state_dict()) if self.keeps_place else None,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -406,14 +412,13 @@ class ViewLeaf(Leaf):
         super().load(state)
         self._rewarm = self.persistent and state.get("warm", False)
         self.stream.seed = state.get("seed", self.stream.seed)
-        if state.get("dataset") is not None and self.stateful:
-            self.user.dataset.load_state_dict(state["dataset"])
+        kept = state.get("dataset") if self.indexed else state.get("place")
+        if kept is not None and (self.stateful if self.indexed else self.keeps_place):
+            self.user.dataset.load_state_dict(kept)
 
     def resume(self, state: dict[str, Any], epoch: int) -> None:
         """Begin the saved pass once more, skip its indices, load no data."""
         self._rewarm = self.persistent and not state.get("fresh", True)
-        if state.get("place") is not None and self._own_place():
-            self.user.dataset.load_state_dict(state["place"])
         super().resume(state, epoch)
 
     def _settle(self, state: dict[str, Any]) -> None:
