@@ -165,6 +165,15 @@ class Journal:
         """Return what tells this journal from others, wherever its file is moved: the CRC32 of its first record."""
         return zlib.crc32(next(_lines_of(self), b""))
 
+    def contents(self) -> bytes:
+        """Return all records as the file holds them."""
+        return os.pread(self._fd, self._offset, 0)
+
+    def fill(self, contents: bytes) -> None:
+        """Begin with what another journal's `contents` returned; for one that is empty."""
+        for record in _records(iter(contents.split(b"\n")[:-1]), 0):
+            self.append(record.stage, record.axis, record.step, record.values, record.time)
+
     def flush(self) -> None:
         """Bring what was appended to the disk."""
         os.fsync(self._fd)

@@ -69,15 +69,11 @@ def _version_name(folder: str) -> int | str:
 
 
 def run_folder(run: Run) -> Path | None:
-    """Return the folder that the journal lies in; None where nothing is kept."""
+    """Return the folder that the journal lies in; None without a logger: then checkpoints carry it."""
     for logger in run.loggers:
         directory = getattr(logger, "directory", None) or getattr(logger, "log_dir", None)
         if directory:
             return Path(directory)
-    if run.fn is TrainerFn.FITTING and not run.trainer.fast_dev_run:
-        for callback in run.trainer.checkpoint_callbacks:  # without a logger the journal lies beside the checkpoints
-            if getattr(callback, "dirpath", None):
-                return Path(callback.dirpath)
     return None
 
 
@@ -91,6 +87,9 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     folder = run_folder(run)
     if folder is None or not run.world.is_global_zero:
         run.journal = Journal(None)
+        records = ((checkpoint or {}).get("journal") or {}).get("records")
+        if records is not None:
+            run.journal.fill(bytes(records.tolist()))
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)

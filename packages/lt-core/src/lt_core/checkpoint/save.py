@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lt_core.notices import warn
 from lt_core.version import __version__
 from lt_interface.errors import CheckpointError
@@ -91,9 +93,9 @@ def _resume_parts(run: Run) -> dict[str, Any]:
         "metric_objects": collect(run.module),
         "callback_metrics": dict(trainer._callback_metrics),
         "logged": {"step": run.logged_step, "metrics": dict(trainer._logged_metrics)},
-        "schedule": {"epoch_done": run.epoch_schedulers_done},
+        "schedule": {"epoch_done": run.epoch_schedulers_done, "validated": run.validated_batch},
         "handlers": [h.count for h in trainer._handlers],
-        "journal": {"offset": run.journal.offset, "sequence": run.journal.sequence, "file": run.journal_file},
+        "journal": _journal_mark(run),
     }
     feeds = {**run.eval_feeds, **({"train": run.feed} if "feed" in run.__dict__ else {})}
     parts["data"] = {stage: feed.state_dict() for stage, feed in feeds.items()}
@@ -105,6 +107,15 @@ def _resume_parts(run: Run) -> dict[str, Any]:
         if state:
             parts[type(run.datamodule).__qualname__] = state
     return parts
+
+
+def _journal_mark(run: Run) -> dict[str, Any]:
+    """Return where the journal ends; one without a file is carried whole."""
+    journal = run.journal
+    mark: dict[str, Any] = {"offset": journal.offset, "sequence": journal.sequence, "file": run.journal_file}
+    if journal.path is None:
+        mark["records"] = torch.frombuffer(bytearray(journal.contents() or b"\n"), dtype=torch.uint8)
+    return mark
 
 
 def callback_states(run: Run) -> dict[str, Any]:
