@@ -75,6 +75,7 @@ class Net(LightningModule):
     """Be a tiny network that counts."""
 
     logs = 0
+    ways: dict[str, Any] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class Net(LightningModule):
         x, y = batch
         loss = nn.functional.mse_loss(self.layers(x), y)
         for i in range(self.logs):
-            self.log(f"value_{i}", loss)
+            self.log(f"value_{i}", loss, **self.ways)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -95,6 +96,10 @@ class Net(LightningModule):
 
 class Logging(Net):
     logs = 5
+
+
+class Averaging(Logging):
+    ways = {"on_step": True, "on_epoch": True, "prog_bar": True}
 
 
 class Hooked(Net):
@@ -179,22 +184,27 @@ def show(counting: Counting) -> None:
 
 
 def main() -> int:
-    bare, logged, hooked, closure = (measure(kind()) for kind in (Net, Logging, Hooked, Closure))
+    kinds = (Net, Logging, Averaging, Hooked, Closure)
+    bare, logged, averaged, hooked, closure = (measure(kind()) for kind in kinds)
     watched = measure(Net(), callbacks=[Watching() for _ in range(6)])
-    each = {n: median(c.steps) for n, c in (("bare", bare), ("logged", logged), ("hooked", hooked), ("cb", watched))}
+    each = {
+        n: median(c.steps)
+        for n, c in (("bare", bare), ("logged", logged), ("averaged", averaged), ("hooked", hooked), ("cb", watched))
+    }
     over = [
         report(
             "calls a step, bare automatic SGD", each["bare"], CALLS, f"mean {sum(bare.steps) / len(bare.steps):.2f}"
         ),
         report("calls more for each self.log", (each["logged"] - each["bare"]) / Logging.logs, CALLS_A_LOG),
+        report("calls more for each with on_epoch", (each["averaged"] - each["bare"]) / Logging.logs, CALLS_A_LOG),
         report("calls more for each overridden hook of the module", (each["hooked"] - each["bare"]) / 6, CALLS_A_HOOK),
         report("calls more for each hook of 6 callbacks", (each["cb"] - each["bare"]) / 12, CALLS_A_HOOK),
         report("frames above training_step", bare.frames, FRAMES),
         report("frames above training_step, closure form", closure.frames, FRAMES_CLOSURE),
     ]
     if any(over) or "--verbose" in sys.argv:
-        titles = ["bare", "5 logs", "6 hooks", "6 callbacks", "closure form"]
-        for title, counting in zip(titles, (bare, logged, hooked, watched, closure), strict=True):
+        titles = ["bare", "5 logs", "5 averages", "6 hooks", "6 callbacks", "closure form"]
+        for title, counting in zip(titles, (bare, logged, averaged, hooked, watched, closure), strict=True):
             print(f"    {title}")
             show(counting)
     return int(any(over))
