@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lt_core.builtin.precision import FullPrecision
 from lt_core.hooks import bind, overrides
 from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException, Problem
@@ -155,6 +156,8 @@ class Pieces:
         self.zero_grad: Callable[[int], Any] = _zero_grad(run, self.optimizer)
         own_backward = overrides(module, "backward", LightningModule)
         self.backward: Callable[[Tensor], Any] = module.backward if own_backward else engine.backward
+        if getattr(self.backward, "__func__", None) is FullPrecision.backward:
+            self.backward = Tensor.backward  # what it would call, a frame less
         scales = getattr(
             run.precision, "scales_gradients", type(run.precision).__module__ != "lt_core.builtin.precision"
         )
