@@ -161,7 +161,9 @@ class CSVLogger(Logger):
         if not self._rows:
             return
         path = Path(self.experiment.metrics_file_path)
-        new = sorted({k for row in self._rows for k in row} - set(self._columns) - {"epoch", "step"})
+        # In the order of their first row, so that the file does not depend on when it was written.
+        names = dict.fromkeys(k for row in self._rows for k in sorted(row))
+        new = [k for k in names if k not in self._columns and k not in ("epoch", "step")]
         first = [k for k in ("epoch", "step") if k not in self._columns and any(k in row for row in self._rows)]
         if new or first:
             self._widen(path, [*first, *new])
