@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lt_core import LightningModule, Trainer
-from lt_core.callbacks import ModelCheckpoint
+from lt_core import Callback, LightningModule, Trainer
+from lt_core.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lt_interface import CheckpointError
 
 WORKERS = """
 import sys, time, torch
@@ -206,3 +207,82 @@ def test_a_dataset_that_keeps_its_own_place_resumes_at_the_end_of_an_epoch(datas
         resumed = fit(place + " resumed", tmp_path / place / "epoch=0-step=3.ckpt").history
         assert resumed == whole
         assert resumed.steps == whole.steps
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    """Resuming what SGD trained with Adam tells so, before the first batch."""
+
+    class Other(Noting):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            raise NotImplementedError
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters())
+
+    flags: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    flags |= {"logger": False, "enable_checkpointing": False}
+    run = Trainer(max_epochs=1, **flags)
+    data = [torch.ones(1, 1)]
+    run.fit(Noting(), data, data)
+    run.save_checkpoint(tmp_path / "sgd.ckpt")
+    other = Trainer(max_epochs=2, **flags)
+    with pytest.raises(CheckpointError, match=r"same kind of optimizer. Got none of the options .*betas.* of Adam"):
+        other.fit(Other(), data, data, ckpt_path=tmp_path / "sgd.ckpt")
+
+
+class Careless(Callback):
+    """Raise in one hook."""
+
+    def __init__(self, hook: str) -> None:
+        def careless(*args: Any) -> None:
+            raise OSError("careless")
+
+        setattr(self, hook, careless)
+
+
+class Torn(Noting):
+    """Fail at the second batch, if asked to, and note the teardown."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.fails, self.torn = fails, 0
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if self.fails and batch_idx:
+            raise ZeroDivisionError
+        return super().training_step(batch, batch_idx)
+
+    def teardown(self, stage: str) -> None:
+        self.torn += 1
+
+
+@pytest.mark.parametrize("hook", ["on_exception", "teardown"])
+@pytest.mark.filterwarnings("ignore:.*after an error. it raised OSError. careless")
+def test_a_callback_that_raises_while_a_failed_run_ends_keeps_no_other_part_from_its_turn(
+    hook: str, tmp_path: Path
+) -> None:
+    """The checkpoint of the exception is saved, the module is torn down once, and the first error is the one raised."""
+    net, saves = Torn(fails=True), OnExceptionCheckpoint(tmp_path)
+    run = Trainer(
+        default_root_dir=tmp_path / "run",
+        callbacks=[Careless(hook), saves],
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+    )
+    data = [torch.ones(1, 1)] * 2
+    with pytest.raises(ZeroDivisionError):
+        run.fit(net, data, data)
+    assert (tmp_path / "on_exception.ckpt").exists()
+    assert net.torn == 1
+
+
+def test_a_teardown_that_raises_after_a_good_run_is_raised_behind_all_others() -> None:
+    """A callback's teardown that raises: the module's own runs, once, and the error is raised."""
+    net = Torn(fails=False)
+    flags: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    run = Trainer(callbacks=[Careless("teardown")], enable_progress_bar=False, accelerator="cpu", max_epochs=1, **flags)
+    with pytest.raises(OSError, match="careless"):
+        run.fit(net, [torch.ones(1, 1)], [torch.ones(1, 1)])
+    assert net.torn == 1

@@ -82,10 +82,13 @@ def _finish(run: Run) -> None:
         _leave_devices(run, None)
         if run.fn is TrainerFn.FITTING:
             run.hooks.fire("on_fit_end")
-        run.hooks.fire("teardown", str(run.fn))
     except BaseException as error:
         _fail(run, error, devices=False)
         raise
+    errors = run.hooks.fire_each("teardown", str(run.fn))
+    if errors:
+        _fail(run, errors[0], devices=False, teardown=False)
+        raise errors[0]
     stop_deliveries(run, "success")
     trainer.state.status = TrainerStatus.FINISHED
     if trainer._active_profiler is not None:
@@ -93,7 +96,7 @@ def _finish(run: Run) -> None:
         trainer._active_profiler.teardown(str(run.fn))
 
 
-def _fail(run: Run, error: BaseException, devices: bool = True) -> None:
+def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool = True) -> None:
     """Tear down after an error: every part is given its chance, and the error stays the one that is raised."""
     trainer = run.trainer
     trainer.state.status = TrainerStatus.INTERRUPTED
@@ -104,13 +107,14 @@ def _fail(run: Run, error: BaseException, devices: bool = True) -> None:
     if store is not None:
         store.batch = None
     if hooks is not None:
-        _attempt("on_exception", lambda: hooks.fire("on_exception", error))
+        _tell("on_exception", hooks.fire_each("on_exception", error))
         if run.at_boundary:
             _attempt("saving", lambda: flush_saves(run))
         _attempt("saving", lambda: settle_saves(run))
         if devices and "strategy" in run.__dict__:
             _attempt("strategy teardown", lambda: _leave_devices(run, error))
-        _attempt("teardown", lambda: hooks.fire("teardown", str(run.fn)))
+        if teardown:
+            _tell("teardown", hooks.fire_each("teardown", str(run.fn)))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
 
 
@@ -119,6 +123,11 @@ def _attempt(what: str, call: Callable[[], Any]) -> None:
     try:
         call()
     except Exception as error:
+        _tell(what, [error])
+
+
+def _tell(what: str, errors: list[Exception]) -> None:
+    for error in errors:
         warn(f"{what}, after an error: it raised {type(error).__name__}: {error}")
 
 

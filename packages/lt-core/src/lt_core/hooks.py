@@ -320,6 +320,22 @@ class HookTable:
         finally:
             store.scope, store.hook = before
 
+    def fire_each(self, name: str, *args: Any) -> list[Exception]:
+        """Call one hook on everybody who has it, also after one of them raised; return what was raised."""
+        found: list[Exception] = []
+        store = self.store
+        before = None if store is None else (store.scope, store.hook)
+        if store is not None:
+            store.scope, store.hook = store.scope if store.scope == m.SILENT else HOOKS[name].scope, name
+        for f in getattr(self, name):
+            try:
+                f(*args)
+            except Exception as error:
+                found.append(error)
+        if store is not None and before is not None:
+            store.scope, store.hook = before
+        return found
+
 
 def table_markdown() -> str:
     """Return the hook table in Markdown, as docs/hooks.md holds it."""

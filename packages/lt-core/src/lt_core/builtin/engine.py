@@ -204,7 +204,16 @@ def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mappin
         packed_groups.append({**saved, "params": list(range(start, start + len(order)))})
     packed = {numbers.get(key, key): value for key, value in state["state"].items()}
     rest = {key: value for key, value in state.items() if key != "other_formats"}
+    own = [set(group) for group in optimizer.param_groups]
     optimizer.load_state_dict({**rest, "state": packed, "param_groups": packed_groups})
+    for g, options in enumerate(optimizer.param_groups):
+        lacking = sorted(own[g] - set(options))  # what older versions of torch lacked is filled in
+        if lacking:
+            raise CheckpointError(
+                f"{where}.param_groups[{g}]: the checkpoint must be of the same kind of optimizer. "
+                f"Got none of the options {', '.join(lacking)} of {type(optimizer).__name__}. "
+                "Return the same optimizer from configure_optimizers."
+            )
     _restore_formats(optimizer, state, numbers)
 
 
