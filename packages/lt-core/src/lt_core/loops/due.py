@@ -73,6 +73,7 @@ def close_epoch(run: Run) -> None:
     store.batch = None
     silent = store.scope == SILENT
     store.scope = SILENT if silent else TRAIN_EPOCH_END
+    store.sync()  # before the hooks: each rank's callbacks see the same values
     run.hooks.fire("on_train_epoch_end")
     step_plateau(run, "epoch", progress.epoch + 1)
     run.trainer._callback_metrics.update(store.callback_metrics())

@@ -102,6 +102,7 @@ def _loop(run: Run, feed: Feed, stage: str, name: str, store: MetricStore) -> li
     silent = store.scope == SILENT
     store.scope = SILENT if silent else EVAL_EPOCH_END
     store.suffix = ""
+    store.sync()
     trainer._callback_metrics.update(store.callback_metrics())
     hooks.fire(f"on_{name}_epoch_end")
     store.scope = SILENT if silent else EVAL_EPOCH_END
