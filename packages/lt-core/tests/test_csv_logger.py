@@ -126,15 +126,18 @@ def test_two_runs_in_one_version_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_rewind_goes_on_in_the_old_folder(tmp_path: Path) -> None:
-    """A resumed run empties the old file and asks for the whole history."""
+    """A resumed run asks for the whole history; of the old file the user's own rows up to the checkpoint stay."""
     old = CSVLogger(tmp_path)
-    old.log_metrics({"x": 1.0}, 0)
+    for step in range(4):
+        old.log_metrics({"x": 1.0, "epoch": 0}, step)
+        old.log_metrics({"own": float(step)}, step)
     old.finish("interrupted")
     new = CSVLogger(tmp_path)
-    assert new.rewind(0, old.version) is True
+    assert new.rewind(1, old.version) is True
     assert new.log_dir == old.log_dir
-    new.log_metrics({"x": 5.0}, 0)
-    assert rows(new) == [{"step": "0", "x": "5.0"}]
+    new.log_metrics({"x": 5.0, "epoch": 0}, 0)
+    own = [{"epoch": "", "step": str(step), "own": f"{step}.0", "x": ""} for step in range(3)]
+    assert rows(new) == [*own, {"epoch": "0", "step": "0", "own": "", "x": "5.0"}]
     assert [p.name for p in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
 
 

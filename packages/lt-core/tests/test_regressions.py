@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lt_core.loggers import CSVLogger, Logger
 from lt_interface import CheckpointError
 
 WORKERS = """
@@ -286,3 +288,62 @@ def test_a_teardown_that_raises_after_a_good_run_is_raised_behind_all_others() -
     with pytest.raises(OSError, match="careless"):
         run.fit(net, [torch.ones(1, 1)], [torch.ones(1, 1)])
     assert net.torn == 1
+
+
+def test_rows_logged_by_the_user_and_by_the_trainer_at_once_are_all_kept(tmp_path: Path) -> None:
+    """CSVLogger.log_metrics from two threads: no row is lost, none is written twice."""
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=2)
+
+    def write(name: str) -> None:
+        for step in range(500):
+            logger.log_metrics({name: 1.0}, step)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in ("a", "b")]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    logger.save()
+    lines = Path(logger.metrics_file_path).read_text().splitlines()
+    assert len(lines) == 1001
+    assert len(set(lines)) == 1001
+
+
+def test_a_failed_widening_leaves_rows_and_header_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full when a new column comes: later rows still fit the header."""
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    logger.log_metrics({"a": 1.0}, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(OSError, match="No space"):
+            logger.log_metrics({"b": 2.0}, 1)
+    logger.log_metrics({"b": 2.0}, 1)
+    assert Path(logger.metrics_file_path).read_text().split() == ["step,a,b", "0,1.0,", "1,,2.0"]
+
+
+class Away(Logger):
+    """Lose the server when a checkpoint is uploaded."""
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        raise ConnectionError("no route")
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        pass
+
+
+def test_a_logger_that_can_not_take_a_checkpoint_stops_no_training(tmp_path: Path) -> None:
+    """after_save_checkpoint that raises is a warning."""
+    flags: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    run = Trainer(default_root_dir=tmp_path, max_epochs=1, logger=Away(), **flags)
+    with pytest.warns(UserWarning, match="Away.after_save_checkpoint: it raised ConnectionError: no route"):
+        run.fit(Noting(), [torch.ones(1, 1)], [torch.ones(1, 1)])
+    assert run.global_step == 1

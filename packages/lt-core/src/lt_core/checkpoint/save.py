@@ -172,8 +172,12 @@ def _saved(run: Run, request: SaveRequest) -> None:
         request.saved()
     for logger in run.loggers:
         after = getattr(logger, "after_save_checkpoint", None)
-        if after is not None and run.trainer.checkpoint_callback is not None:
+        if after is None or run.trainer.checkpoint_callback is None:
+            continue
+        try:
             after(run.trainer.checkpoint_callback)
+        except Exception as error:  # a tracker that is away stops no training
+            warn(f"{type(logger).__name__}.after_save_checkpoint: it raised {type(error).__name__}: {error}")
 
 
 def _failed(run: Run, request: SaveRequest, error: BaseException) -> None:

@@ -143,19 +143,21 @@ class CSVLogger(Logger):
 
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | Any, *args: Any, **kwargs: Any) -> None:
         """Remember hyper-parameters; ``save`` writes them."""
-        self.hparams.update(vars(params) if isinstance(params, Namespace) else dict(params or {}))
+        with self.exclusive():
+            self.hparams.update(vars(params) if isinstance(params, Namespace) else dict(params or {}))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row."""
         row = {f"{self._prefix}-{k}" if self._prefix else k: _plain(v) for k, v in metrics.items()}
-        self._rows.append({"step": self._count if step is None else step, **row})
-        if len(self._rows) >= self._every:
-            try:
-                self._write_rows()
-            except OSError:
-                self._rows.pop()  # whoever is told will send it again
-                raise
-        self._count += 1
+        with self.exclusive():  # users log here while the history comes from a thread
+            self._rows.append({"step": self._count if step is None else step, **row})
+            if len(self._rows) >= self._every:
+                try:
+                    self._write_rows()
+                except OSError:
+                    self._rows.pop()  # whoever is told will send it again
+                    raise
+            self._count += 1
 
     def _write_rows(self) -> None:
         if not self._rows:
@@ -185,36 +187,55 @@ class CSVLogger(Logger):
     def _widen(self, path: Path, new: list[str]) -> None:
         """Add columns, and write what is there again under the wider header, atomically."""
         old = _read(path) if path.exists() else []
-        self._columns = [*self._columns, *new]
-        if not old:
+        columns = [*self._columns, *new]
+        if old:
+            temporary = path.with_suffix(".csv.tmp")
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(old)
+            os.replace(temporary, path)
+        else:
             path.unlink(missing_ok=True)
-            return
-        temporary = path.with_suffix(".csv.tmp")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(old)
-        os.replace(temporary, path)
+        self._columns = columns  # only now: on a full disk the file keeps its narrower header
 
     def save(self) -> None:
         """Write rows and hyper-parameters."""
-        self._write_rows()
-        if self.hparams:
-            import yaml
+        with self.exclusive():
+            self._write_rows()
+            if self.hparams:
+                self._write_hparams()
 
-            path = os.path.join(self.experiment.log_dir, self.NAME_HPARAMS_FILE)
-            text = yaml.safe_dump(_yamlable(self.hparams), sort_keys=False, allow_unicode=True)
-            with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(f"{path}.tmp", path)
+    def _write_hparams(self) -> None:
+        import yaml
+
+        path = os.path.join(self.experiment.log_dir, self.NAME_HPARAMS_FILE)
+        text = yaml.safe_dump(_yamlable(self.hparams), sort_keys=False, allow_unicode=True)
+        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(f"{path}.tmp", path)
 
     def rewind(self, step: int, version: int | str | None) -> bool:
-        """Go on in a version's folder with an empty file; the history is sent again."""
-        if version is not None:
-            self._version = version
-        self._rows, self._columns, self._opened, self._count = [], [], True, 0
-        Path(self.experiment.metrics_file_path).unlink(missing_ok=True)
+        """Go on in a version's folder; the history is sent again, so of the file only the user's own rows stay."""
+        with self.exclusive():
+            if version is not None:
+                self._version = version
+            self._rows, self._columns, self._opened, self._count = [], [], True, 0
+            path = Path(self.experiment.metrics_file_path)
+            if path.exists():
+                self._rows = [row for row in map(_filled, _read(path)) if _is_own(row, step)]
+                path.unlink()
         return True
+
+
+def _filled(row: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in row.items() if value}
+
+
+def _is_own(row: Mapping[str, str], step: int) -> bool:
+    """Return whether a row is of the user's own ``log_metrics``, up to a step: the history names the epoch."""
+    number = row.get("step", "")
+    return "epoch" not in row and number.isdigit() and int(number) <= step + 1  # after step s, global_step is s + 1
 
 
 def _plain(value: Any) -> Any:

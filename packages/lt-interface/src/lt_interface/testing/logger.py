@@ -225,19 +225,22 @@ class LoggerConformance(Conformance, suite=True):
         assert (again.name, again.version, again.directory) == identity
 
     def test_rewinds(self, tmp_path: Path) -> None:
-        """A resumed run goes on in the old one, and what came after the checkpoint is gone."""
+        """A resumed run goes on in the old one, and what came after the checkpoint is gone.
+
+        The values are as the trainer sends them, with the epoch.
+        """
         old = self.make_logger(tmp_path)
         if not isinstance(old, SupportsRewind):
             pytest.skip("this logger does not rewind")
         for step in range(10):
-            old.log_metrics({"loss": float(step)}, step)
+            old.log_metrics({"epoch": 0.0, "loss": float(step)}, step)
         old.finish("interrupted")
         new: Any = self.make_logger(tmp_path)
         everything = new.rewind(5, old.version)
         assert isinstance(everything, bool)
         assert (new.version, new.directory) == (old.version, old.directory)
         for step in range(0 if everything else 6, 12):
-            new.log_metrics({"loss": float(step) + (100.0 if step > 5 else 0.0)}, step)
+            new.log_metrics({"epoch": 0.0, "loss": float(step) + (100.0 if step > 5 else 0.0)}, step)
         new.finish("success")
         expected = {step: float(step) + (100.0 if step > 5 else 0.0) for step in range(12)}
         assert self.read(new)["loss"] == expected
