@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lt_core import Callback, LightningModule, Trainer
-from lt_core.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lt_core.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint, RichProgressBar
 from lt_core.loggers import CSVLogger, Logger
 from lt_interface import CheckpointError
 
@@ -347,3 +349,43 @@ def test_a_logger_that_can_not_take_a_checkpoint_stops_no_training(tmp_path: Pat
     with pytest.warns(UserWarning, match="Away.after_save_checkpoint: it raised ConnectionError: no route"):
         run.fit(Noting(), [torch.ones(1, 1)], [torch.ones(1, 1)])
     assert run.global_step == 1
+
+
+def test_metrics_leave_the_bar_its_counts_and_times() -> None:
+    """On a terminal of 100 columns the usual metrics go on below instead of cutting counts, times and speed."""
+    screen = io.StringIO()
+    bar = RichProgressBar(console_kwargs={"file": screen, "width": 100, "force_terminal": True, "color_system": None})
+
+    class Usual(Noting):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            for name in ("train_loss", "train_accuracy", "learning_rate"):
+                self.log(name, loss, on_step=True, on_epoch=True, prog_bar=True)
+            return loss
+
+    data = [torch.ones(1, 1)] * 3
+    run = Trainer(max_epochs=2, callbacks=[bar], logger=False, enable_checkpointing=False, enable_model_summary=False)
+    run.fit(Usual(), data, data)
+    last = [line for line in screen.getvalue().splitlines() if "Epoch 1/1" in line][-1]
+    assert " 3/3 " in last
+    assert "0:00 left, run 0:00 left" in last
+    assert "it/s" in last
+    assert "learning_rate_epoch=" in screen.getvalue()
+
+
+def test_what_verbose_asks_for_is_seen_without_configured_logging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """EarlyStopping(verbose=True) speaks on stderr; a level set for the logger silences it."""
+    monkeypatch.setattr(logging.getLogger("lt_core"), "hasHandlers", lambda: False)
+    data = [torch.ones(1, 1)]
+    flags: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+
+    def said() -> str:
+        stopping = EarlyStopping("val", verbose=True)
+        Trainer(max_epochs=1, callbacks=[stopping], enable_progress_bar=False, **flags).fit(Noting(), data, data)
+        return capsys.readouterr().err
+
+    assert "val improved" in said()
+    monkeypatch.setattr(logging.getLogger("lt_core"), "level", logging.WARNING)
+    assert "improved" not in said()

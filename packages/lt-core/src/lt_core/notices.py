@@ -33,6 +33,10 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def info(message: str) -> None:
-    """Say a line through the ``lt_core`` logger, on rank 0 only."""
-    if not is_quiet_rank():
+    """Say a line on rank 0 only: through the ``lt_core`` logger, or to stderr where no logging is configured."""
+    if is_quiet_rank():
+        return
+    if _log.hasHandlers():
         _log.info(message)
+    elif _log.level <= logging.INFO:
+        print(message, file=sys.stderr)

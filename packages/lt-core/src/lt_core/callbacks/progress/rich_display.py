@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.table import Column
 
 from lt_core.callbacks.progress.view import View, metrics_text
 
@@ -20,6 +21,7 @@ def default_columns(theme: RichProgressBarTheme) -> list[ProgressColumn]:
     return [
         TextColumn("{task.description}", style=theme.description, markup=False),
         BarColumn(
+            bar_width=24,
             complete_style=theme.progress_bar,
             finished_style=theme.progress_bar_finished,
             pulse_style=theme.progress_bar_pulse,
@@ -27,7 +29,8 @@ def default_columns(theme: RichProgressBarTheme) -> list[ProgressColumn]:
         TextColumn("{task.fields[counts]}", style=theme.batch_progress, markup=False),
         TextColumn("{task.fields[times]}", style=theme.time, markup=False),
         TextColumn("{task.fields[speed]}", style=theme.processing_speed, markup=False),
-        TextColumn("{task.fields[metrics]}", style=theme.metrics, markup=False),
+        # Where room is short the metrics go on below; all else keeps its width, but for the bar.
+        TextColumn("{task.fields[metrics]}", style=theme.metrics, markup=False, table_column=Column(overflow="fold")),
     ]
 
 
