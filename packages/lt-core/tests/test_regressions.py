@@ -389,3 +389,47 @@ def test_what_verbose_asks_for_is_seen_without_configured_logging(
     assert "val improved" in said()
     monkeypatch.setattr(logging.getLogger("lt_core"), "level", logging.WARNING)
     assert "improved" not in said()
+
+
+class Stopped(Noting):
+    """Log each validation batch; fail at the so-many-th, if asked to."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        super().__init__()
+        self.fails_at, self.seen = fails_at, 0
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.seen += 1
+        if self.seen == self.fails_at:
+            raise ZeroDivisionError
+        self.log("val", self.layer(batch).sum(), on_step=True, on_epoch=True)
+
+
+@pytest.mark.filterwarnings("ignore:val_dataloader. the loader shuffles")
+@pytest.mark.parametrize("fails_at", [2, 5])
+def test_a_validation_that_was_cut_short_is_repeated_from_its_own_start(fails_at: int, tmp_path: Path) -> None:
+    """Its first half is not in the history twice, its x-axis does not jump, its loader shuffles as it did."""
+
+    def fit(folder: str, fails_at: int = 0, ckpt_path: Path | None = None) -> Trainer:
+        torch.manual_seed(1)
+        generator = torch.Generator().manual_seed(2)
+        samples: Any = torch.arange(3.0).reshape(3, 1)
+        loader: DataLoader[Tensor] = DataLoader(samples, shuffle=True, generator=generator)
+        run = Trainer(
+            default_root_dir=tmp_path / folder,
+            max_epochs=3,
+            num_sanity_val_steps=0,
+            callbacks=[OnExceptionCheckpoint(tmp_path / "saved")],
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        run.fit(Stopped(fails_at), [torch.ones(1, 1)] * 2, loader, ckpt_path=ckpt_path)
+        return run
+
+    whole = fit("whole").history
+    with pytest.raises(ZeroDivisionError):
+        fit("cut", fails_at)
+    resumed = fit("resumed", 0, tmp_path / "saved" / "on_exception.ckpt").history
+    assert resumed == whole
+    assert resumed.steps == whole.steps

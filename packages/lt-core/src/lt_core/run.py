@@ -38,6 +38,7 @@ class Run:
         attention: Set by anything that wants the loop to look up before its next due batch:
             a stop, a save request, a signal.
         stepped: Set by an optimizer's step under manual optimization, cleared by the loop.
+        before_validation: What the running validation began with; a run that is stopped inside it repeats it.
         seen_batches: How many batches each evaluation loader gave so far: the x-axis of what is logged by step there.
     """
 
@@ -87,6 +88,7 @@ class Run:
         self.journal_file: str | None = None
         self.place: Callable[[Any, int], Any] | None = None
         self.pending: str | None = None
+        self.before_validation: dict[str, Any] | None = None
         self.validated_batch = -1
         self.warned_none = False
         self.warned_closure = False

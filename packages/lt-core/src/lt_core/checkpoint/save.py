@@ -62,7 +62,7 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
         "state_dict": run.engine.model.state_dict(),
         "loops": {
             "fit_loop": {"epoch": progress.epoch, "batch": progress.batch, "global_step": progress.step},
-            "seen_batches": dict(run.seen_batches),
+            "seen_batches": dict((run.before_validation or {}).get("seen_batches", run.seen_batches)),
         },
     }
     tree.update(checkpoint_entries(run.module))
@@ -95,10 +95,10 @@ def _resume_parts(run: Run) -> dict[str, Any]:
         "logged": {"step": run.logged_step, "metrics": dict(trainer._logged_metrics)},
         "schedule": {"epoch_done": run.epoch_schedulers_done, "validated": run.validated_batch},
         "handlers": [h.count for h in trainer._handlers],
-        "journal": _journal_mark(run),
     }
-    feeds = {**run.eval_feeds, **({"train": run.feed} if "feed" in run.__dict__ else {})}
-    parts["data"] = {stage: feed.state_dict() for stage, feed in feeds.items()}
+    place = run.before_validation or validation_place(run)
+    parts["journal"] = _journal_mark(run, **place["journal"])
+    parts["data"] = {**place["data"], **({"train": run.feed.state_dict()} if "feed" in run.__dict__ else {})}
     precision = run.precision.state_dict()
     if precision:
         parts["precision"] = {run.precision.name: precision}
@@ -109,13 +109,21 @@ def _resume_parts(run: Run) -> dict[str, Any]:
     return parts
 
 
-def _journal_mark(run: Run) -> dict[str, Any]:
-    """Return where the journal ends; one without a file is carried whole."""
-    journal = run.journal
-    mark: dict[str, Any] = {"offset": journal.offset, "sequence": journal.sequence, "file": run.journal_file}
-    if journal.path is None:
-        mark["records"] = torch.frombuffer(bytearray(journal.contents() or b"\n"), dtype=torch.uint8)
+def _journal_mark(run: Run, offset: int, sequence: int) -> dict[str, Any]:
+    """Return where the journal is to go on; one without a file is carried whole."""
+    mark: dict[str, Any] = {"offset": offset, "sequence": sequence, "file": run.journal_file}
+    if run.journal.path is None:
+        mark["records"] = torch.frombuffer(bytearray(run.journal.contents()[:offset] or b"\n"), dtype=torch.uint8)
     return mark
+
+
+def validation_place(run: Run) -> dict[str, Any]:
+    """Return all that a validation moves on: a checkpoint that is saved inside one takes what was before it."""
+    return {
+        "journal": {"offset": run.journal.offset, "sequence": run.journal.sequence},
+        "seen_batches": dict(run.seen_batches),
+        "data": {stage: feed.state_dict() for stage, feed in run.eval_feeds.items()},
+    }
 
 
 def callback_states(run: Run) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from lt_core.checkpoint.save import flush_saves
+from lt_core.checkpoint.save import flush_saves, validation_place
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
 from lt_core.metrics import FORBIDDEN, SILENT, TRAIN_EPOCH_END
@@ -47,8 +47,9 @@ def finish_due(run: Run, index: int) -> bool:
         if not opened:
             run.hooks.fire("on_validation_model_zero_grad")
         run.validated_batch = progress.batch
+        run.before_validation = validation_place(run)
         evaluate(run, "validate")
-    run.pending = None
+    run.pending = run.before_validation = None
     if not opened:
         step_plateau(run, "step", progress.batch)
         flush_saves(run)
