@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint, RichProgressBar
@@ -433,3 +434,28 @@ def test_a_validation_that_was_cut_short_is_repeated_from_its_own_start(fails_at
     resumed = fit("resumed", 0, tmp_path / "saved" / "on_exception.ckpt").history
     assert resumed == whole
     assert resumed.steps == whole.steps
+
+
+class Unreadable(Dataset[Tensor]):
+    """Hold one sample that can not be read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 5:
+            raise ValueError("unreadable")
+        return torch.ones(1)
+
+
+@pytest.mark.parametrize("stage", ["train", "validate"])
+def test_no_worker_outlives_a_failed_run_while_its_error_is_looked_at(stage: str) -> None:
+    """The traceback, which holds the loops' frames, keeps no worker process alive."""
+    bad: Any = DataLoader(Unreadable(), num_workers=1)
+    good: Any = [torch.ones(1, 1)]
+    flags: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    run = Trainer(max_epochs=1, num_sanity_val_steps=0, enable_progress_bar=False, accelerator="cpu", **flags)
+    with pytest.raises(ValueError, match="unreadable") as kept:
+        run.fit(Noting(), *((bad, good) if stage == "train" else (good, bad)))
+    assert kept.tb is not None
+    assert multiprocessing.active_children() == []

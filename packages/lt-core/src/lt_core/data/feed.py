@@ -437,9 +437,9 @@ class Feed:
 
     def close(self) -> None:
         """Shut down every worker."""
-        self.close_epoch()
         for leaf in self.leaves:
             leaf.close()
+        self.close_epoch()
 
 
 class _Agreement:
