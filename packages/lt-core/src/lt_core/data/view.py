@@ -185,6 +185,8 @@ class Leaf:
 
     def release(self) -> None:
         """Let go of the pass's iterator, with the workers that serve this pass alone."""
+        if not getattr(self.iterator, "_persistent_workers", True):
+            _shut_down(self.iterator)  # here and now: an error's traceback may hold the iterator for long
         self.iterator, self.taken = iter(()), None
         self._ahead.clear()
 
