@@ -8,9 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import pytest
@@ -26,9 +27,15 @@ def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     may_begin_anew = not list(folder.rglob("*.ckpt"))
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     command = [sys.executable, str(JOB), *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    # Into files: a worker whose parent died while it was forked may hold a pipe open for ever.
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True)
+        code = process.wait(timeout=300)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        out.seek(0)
+        err.seek(0)
+        done = subprocess.CompletedProcess(command, code, out.read(), err.read())
     assert may_begin_anew or sorted(folder.glob("lightning_logs/*")) == there, done.stderr
     return done
 
