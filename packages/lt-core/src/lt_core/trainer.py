@@ -128,11 +128,9 @@ class Trainer(TrainerView):
         self._callback_metrics: dict[str, Any] = {}
         self._logged_metrics: dict[str, float] = {}
         self._bar_metrics: dict[str, float] = {}
-        self._predictions: list[Any] = []
         self._journal: Any = None
         self._journal_file: str | None = None
         self._save_counter = 0
-        self._failed_saves = 0
         self._interrupted = False
 
     def _take_parts(self, config: TrainerConfig) -> None:

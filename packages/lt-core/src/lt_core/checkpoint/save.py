@@ -189,7 +189,6 @@ def _saved(run: Run, request: SaveRequest) -> None:
 
 
 def _failed(run: Run, request: SaveRequest, error: BaseException) -> None:
-    run.trainer._failed_saves += 1
     warn(
         f"checkpoint {request.path}: not written, training goes on. {type(error).__name__}: {error}. "
         "Older checkpoints stay."

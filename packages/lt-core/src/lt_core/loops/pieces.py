@@ -153,7 +153,11 @@ class Pieces:
         self.after_backward: tuple[Callable[..., Any], ...] = hooks.on_after_backward  # type: ignore[attr-defined]
         self.before_step: tuple[Callable[..., Any], ...] = hooks.on_before_optimizer_step  # type: ignore[attr-defined]
         self.wants_outputs = bool(hooks.on_train_batch_end)  # type: ignore[attr-defined]
-        self.zero_grad: Callable[[int], Any] = _zero_grad(run, self.optimizer)
+        # The optimizer's own method where nothing stands before it, so that the straight step calls it at once.
+        own_zero_grad = overrides(module, "optimizer_zero_grad", LightningModule)
+        plain = not own_zero_grad and "zero_grad" not in engine.owns
+        self.plain_zero_grad: Callable[[], Any] | None = self.optimizer.zero_grad if plain else None
+        self.zero_grad: Callable[[int], Any] = _zero_grad(run, self.optimizer, own_zero_grad)
         own_backward = overrides(module, "backward", LightningModule)
         self.backward: Callable[[Tensor], Any] = module.backward if own_backward else engine.backward
         if getattr(self.backward, "__func__", None) is FullPrecision.backward:
@@ -184,10 +188,8 @@ class Pieces:
             self.clip()
 
 
-def _zero_grad(run: Run, optimizer: Any) -> Callable[[int], Any]:
-    from lt_core.module import LightningModule
-
-    if overrides(run.module, "optimizer_zero_grad", LightningModule):
+def _zero_grad(run: Run, optimizer: Any, overridden: bool) -> Callable[[int], Any]:
+    if overridden:
         module, progress = run.module, run.progress
         return lambda i: module.optimizer_zero_grad(progress.epoch, i, optimizer)
     if "zero_grad" in run.engine.owns:

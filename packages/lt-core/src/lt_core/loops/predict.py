@@ -58,7 +58,6 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
                 kept[loader].append(move_to_device(output, torch.device("cpu")))
             if run.attention:
                 raise_signal(run)
-        run.trainer._predictions = kept if len(kept) > 1 else kept[0] if kept else []
         hooks.fire("on_predict_epoch_end")
         hooks.fire("on_predict_end")
     if not keep or not run.trainer.limit_predict_batches:

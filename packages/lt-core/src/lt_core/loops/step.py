@@ -64,7 +64,7 @@ def _straight_step(run: Run) -> Step:
     training_step, backward, zero_grad = p.training_step, p.backward, p.zero_grad
     before_zero_grad, before_backward, after_backward = p.before_zero_grad, p.before_backward, p.after_backward
     before_step, unscale, clip, wants_outputs = p.before_step, p.unscale, p.clip, p.wants_outputs
-    plain_zero_grad = optimizer.zero_grad if type(zero_grad).__name__ == "function" and _is_plain(run) else None
+    plain_zero_grad = p.plain_zero_grad
 
     def step(batch: Any, i: int) -> Any:
         output = training_step(batch, i)
@@ -97,13 +97,6 @@ def _straight_step(run: Run) -> Step:
         return {"loss": loss.detach()} if loss is output and loss is not None else outputs_of(output, loss, True)
 
     return step
-
-
-def _is_plain(run: Run) -> bool:
-    """Return whether clearing gradients is the optimizer's own method and nothing else."""
-    from lt_core.module import LightningModule
-
-    return not overrides(run.module, "optimizer_zero_grad", LightningModule) and "zero_grad" not in run.engine.owns
 
 
 def _accumulating_step(run: Run) -> Step:
