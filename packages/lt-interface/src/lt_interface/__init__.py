@@ -10,6 +10,24 @@ from typing import TYPE_CHECKING, Any
 from lt_interface.version import __version__
 
 if TYPE_CHECKING:
+    from lt_interface.abilities import (
+        Record,
+        SupportsAudio,
+        SupportsCheckpoints,
+        SupportsFigures,
+        SupportsGraph,
+        SupportsHistograms,
+        SupportsImages,
+        SupportsJoin,
+        SupportsRecords,
+        SupportsReplay,
+        SupportsRewind,
+        SupportsSharedVersion,
+        SupportsTables,
+        SupportsText,
+        SupportsVideo,
+        SupportsWatch,
+    )
     from lt_interface.accelerator import Accelerator
     from lt_interface.checkpoint import CheckpointIO
     from lt_interface.cluster import ClusterEnvironment
@@ -27,9 +45,10 @@ if TYPE_CHECKING:
         UnknownPluginError,
     )
     from lt_interface.launcher import Launcher, Outcome
-    from lt_interface.logger import Logger, SupportsCheckpoints, SupportsGraph, SupportsLogging, SupportsRewind
+    from lt_interface.logger import Logger, SupportsLogging
     from lt_interface.precision import Precision
     from lt_interface.profiler import Profiler
+    from lt_interface.ranks import DummyExperiment, is_rank_zero, rank_zero_only
     from lt_interface.registry import Registry
     from lt_interface.state import Plan, Stateful, World
     from lt_interface.strategy import Collectives, Strategy
@@ -42,6 +61,7 @@ __all__ = [
     "Collectives",
     "ConfigError",
     "ConfigTypeError",
+    "DummyExperiment",
     "Engine",
     "InterfaceVersionError",
     "LTError",
@@ -55,16 +75,31 @@ __all__ = [
     "Precision",
     "Problem",
     "Profiler",
+    "Record",
     "Registry",
     "Stateful",
     "Strategy",
+    "SupportsAudio",
     "SupportsCheckpoints",
+    "SupportsFigures",
     "SupportsGraph",
+    "SupportsHistograms",
+    "SupportsImages",
+    "SupportsJoin",
     "SupportsLogging",
+    "SupportsRecords",
+    "SupportsReplay",
     "SupportsRewind",
+    "SupportsSharedVersion",
+    "SupportsTables",
+    "SupportsText",
+    "SupportsVideo",
+    "SupportsWatch",
     "UnknownPluginError",
     "World",
     "__version__",
+    "is_rank_zero",
+    "rank_zero_only",
 ]
 
 _HOMES = {
@@ -75,6 +110,7 @@ _HOMES = {
     "Collectives": "strategy",
     "ConfigError": "errors",
     "ConfigTypeError": "errors",
+    "DummyExperiment": "ranks",
     "Engine": "engine",
     "InterfaceVersionError": "errors",
     "LTError": "errors",
@@ -88,15 +124,30 @@ _HOMES = {
     "Precision": "precision",
     "Problem": "errors",
     "Profiler": "profiler",
+    "Record": "abilities",
     "Registry": "registry",
     "Stateful": "state",
     "Strategy": "strategy",
-    "SupportsCheckpoints": "logger",
-    "SupportsGraph": "logger",
+    "SupportsAudio": "abilities",
+    "SupportsCheckpoints": "abilities",
+    "SupportsFigures": "abilities",
+    "SupportsGraph": "abilities",
+    "SupportsHistograms": "abilities",
+    "SupportsImages": "abilities",
+    "SupportsJoin": "abilities",
     "SupportsLogging": "logger",
-    "SupportsRewind": "logger",
+    "SupportsRecords": "abilities",
+    "SupportsReplay": "abilities",
+    "SupportsRewind": "abilities",
+    "SupportsSharedVersion": "abilities",
+    "SupportsTables": "abilities",
+    "SupportsText": "abilities",
+    "SupportsVideo": "abilities",
+    "SupportsWatch": "abilities",
     "UnknownPluginError": "errors",
     "World": "state",
+    "is_rank_zero": "ranks",
+    "rank_zero_only": "ranks",
 }
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import threading
 
-    from torch import Tensor, nn
-
-__all__ = ["Logger", "SupportsCheckpoints", "SupportsGraph", "SupportsLogging", "SupportsRewind"]
+__all__ = ["Feed", "Logger", "SupportsLogging"]
 
 
 @runtime_checkable
@@ -50,13 +48,34 @@ class SupportsLogging(Protocol):
         ...
 
 
+class Feed(Protocol):
+    """Be what the core attaches to a logger while a run feeds it."""
+
+    def drain(self) -> None:
+        """Return when all that is due was taken, or when the tracker is known to be away."""
+        ...
+
+    def later(self, call: Callable[[], Any], what: str) -> None:
+        """Make a call behind all that is due now, where waiting for the tracker holds up nobody."""
+        ...
+
+
 class Logger:
     """Be the base of every tracker's logger.
 
     The core calls `log_metrics` from one background thread of its own, never two at a
     time, and always inside `exclusive`. A direct call from user code may run at the same
     moment: take ``with logger.exclusive():`` around a group of calls that must stay together.
+
+    Attributes:
+        delivery: ``"async"`` for that thread, ``"sync"`` to be called by the loop itself, None for
+            what the trainer's ``logger_delivery`` says.
+        flush_timeout: How many seconds the end of a run, or `flush`, waits for a tracker that makes no progress.
     """
+
+    delivery: str | None = None
+    flush_timeout: float = 30.0
+    _feed: Feed | None = None
 
     @property
     def name(self) -> str | None:
@@ -113,9 +132,27 @@ class Logger:
         self.save()
 
     def flush(self) -> None:
-        """Return when all that was taken is written."""
+        """Return when all that was logged so far is written: calls of ``experiment`` that follow come after it.
+
+        A tracker that is away is not waited for longer than ``flush_timeout``.
+        """
+        if self._feed is not None:
+            self._feed.drain()
         with self.exclusive():
             self.save()
+
+    def later(self, call: Callable[[], Any], what: str) -> None:
+        """Make a call that may wait for the tracker: while a run feeds this logger in its thread, else at once.
+
+        Args:
+            call: What to do; it runs under the lock.
+            what: What it sends, for messages.
+        """
+        if self._feed is not None:
+            self._feed.later(call, what)
+            return
+        with self.exclusive():
+            call()
 
     def finish(self, status: str) -> None:
         """Close under the lock."""
@@ -141,36 +178,4 @@ class Logger:
         return lock
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
-
-
-@runtime_checkable
-class SupportsRewind(Protocol):
-    """Forget what was logged after the point that a resumed run starts from."""
-
-    def rewind(self, step: int, version: int | str | None) -> bool:
-        """Go on in the run ``version`` and drop what lies after ``step``.
-
-        Returns:
-            True if the whole history is to be sent again, because the logger forgot it or
-            knows what it already has; False if it must get nothing a second time.
-        """
-        ...
-
-
-@runtime_checkable
-class SupportsGraph(Protocol):
-    """Show the model's graph."""
-
-    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
-        """Draw the graph that ``input_array`` takes through the model."""
-        ...
-
-
-@runtime_checkable
-class SupportsCheckpoints(Protocol):
-    """Keep checkpoints with the run."""
-
-    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """Look at a checkpoint callback after it saved."""
-        ...
+        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_feed")}

@@ -38,7 +38,12 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "bf16-true": "lt-core",
         "bf16-mixed": "lt-accel",
     },
-    "lt.loggers": {"csv": "lt-core", "tensorboard": "lt-loggers[tensorboard]"},
+    "lt.loggers": {
+        "csv": "lt-core",
+        "tensorboard": "lt-loggers[tensorboard]",
+        "wandb": "lt-loggers[wandb]",
+        "mlflow": "lt-loggers[mlflow]",
+    },
     "lt.checkpoint_io": {"safetensors": "lt-core", "async": "lt-core"},
     "lt.launchers": {"in_process": "lt-core"},
     "lt.profilers": {"passthrough": "lt-core"},

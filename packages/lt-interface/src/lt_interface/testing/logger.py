@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lt_interface.logger import Logger, SupportsLogging, SupportsRewind
+from lt_interface.abilities import SupportsRewind
+from lt_interface.logger import Logger, SupportsLogging
 from lt_interface.registry import loggers
 from lt_interface.testing.suite import Conformance
 

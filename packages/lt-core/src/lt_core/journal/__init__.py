@@ -1,0 +1,9 @@
+"""Keep every due metric in one append-only file, and send from it what a dead process could not.
+
+``python -m lt_core.journal replay RUN_DIR`` sends what is still spooled.
+"""
+
+from lt_core.journal.file import Journal, Record
+from lt_core.journal.history import History
+
+__all__ = ["History", "Journal", "Record"]

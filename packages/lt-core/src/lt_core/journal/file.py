@@ -1,0 +1,264 @@
+"""Keep every due metric in one append-only file; loggers and the history read from it.
+
+A record is one line: a JSON list, a tab, and the CRC32 of the list. One write a record and
+no fsync: a killed process loses nothing, and a line torn by a crash of the machine is
+recognised and dropped. A disk that takes no more stops no training: what it refused waits in
+memory, where readers see it too, and is written with the next record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import weakref
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lt_core.notices import warn
+from lt_interface import Record as LoggedRecord
+from lt_interface.errors import Problem
+
+__all__ = ["Journal", "Record"]
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_MOST_WAITING_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Record(LoggedRecord):
+    """Hold what was due at one moment.
+
+    Attributes:
+        end: Byte offset behind the record in its file.
+    """
+
+    end: int
+
+
+class Journal:
+    """Append records to a file and read them back.
+
+    Args:
+        path: The file; one that exists is gone on with, without its torn last line. None means
+            a nameless file that goes away with the process.
+
+    Attributes:
+        former: The identity from before a cut to the very beginning: the same run begins again.
+        sequence: How many records there are.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.path = None if path is None else Path(path)
+        if self.path is None:
+            self._fd, name = tempfile.mkstemp(prefix="lt-journal-")
+            os.unlink(name)
+        else:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        self._close = weakref.finalize(self, os.close, self._fd)
+        # Bytes in the file, and those behind them that it does not take: one attribute, so that a
+        # reader in another thread sees both as they were at one moment.
+        self._state = os.fstat(self._fd).st_size, b""
+        self.sequence = end = read = 0
+        for record in self.read():
+            self.sequence, end, read = record.sequence + 1, record.end, read + 1
+        if self._state[0] > end:
+            os.ftruncate(self._fd, end)
+        self._state = end, b""
+        if read < self.sequence:
+            warn(f"Journal({str(self.path)!r}): {self.sequence - read} of {self.sequence} records can not be read.")
+        self._full = False
+        self._readers: list[weakref.ref[Any]] = []
+        self.former: int | None = None
+        self._tail = self._kept_tail()
+
+    @property
+    def offset(self) -> int:
+        """Return the byte offset behind the last record."""
+        written, waiting = self._state
+        return written + len(waiting)
+
+    @property
+    def highest(self) -> int:
+        """Return how many records there ever were: those that a cut took away count."""
+        return max([self.sequence, *(sequence + 1 for sequence in self._tail)])
+
+    def append(self, stage: str, axis: str, step: int, values: Mapping[str, float], wall: float | None = None) -> None:
+        """Add a record.
+
+        One that a resumed run makes anew, with the same values as before, gets its old wall time: it is the same
+        record, and a tracker that has it can tell.
+
+        Args:
+            stage: The stage it was logged in.
+            axis: What ``step`` counts.
+            step: The x-axis value.
+            values: Finite or not, each comes back bit for bit.
+            wall: Wall time in seconds since 1970; now if None.
+        """
+        if self._tail:
+            wall = self._former_time(stage, axis, step, values, wall)
+        text = _encode([self.sequence, stage, axis, step, time.time() if wall is None else wall, dict(values)]).encode()
+        line = b"%b\t%08x\n" % (text, zlib.crc32(text))
+        written, waiting = self._state
+        data = waiting + line if waiting else line
+        try:
+            done = os.write(self._fd, data)
+            while done < len(data):  # a nearly full disk takes a part
+                done += os.write(self._fd, data[done:])
+        except OSError as error:
+            self._refused(line, error)
+        else:
+            self._state = written + len(data), b""
+            self.sequence += 1
+
+    def _refused(self, line: bytes, error: OSError) -> None:
+        """Take back the part that was written, and keep all of it for the next time."""
+        written, waiting = self._state
+        with suppress(OSError):
+            os.ftruncate(self._fd, written)
+            os.lseek(self._fd, 0, os.SEEK_END)
+        if len(waiting) + len(line) > _MOST_WAITING_BYTES:
+            if not self._full:
+                self._full = True
+                warn(f"Journal({str(self.path)!r}): metrics are lost from here on: memory holds no more. {error}.")
+            return
+        self._state = written, waiting + line
+        self.sequence += 1
+        if not waiting:
+            warn(
+                f"Journal({str(self.path)!r}): metrics can not be written: {error}. "
+                "Training goes on, and they wait in memory. Make room on the disk."
+            )
+
+    def cut(self, offset: int, sequence: int) -> None:
+        """Forget what lies after a point, as a resumed run does; the wall times are kept for what comes again.
+
+        Args:
+            offset: Where the journal ended at that point.
+            sequence: How many records it held.
+
+        Raises:
+            ValueError: If the journal is shorter, or has no record that ends there.
+        """
+        if offset > self.offset or (offset and os.pread(self._fd, 1, offset - 1) != b"\n"):
+            problem = Problem("Journal.cut", "offset must be the end of a record", f"{offset} of {self.offset} bytes")
+            raise ValueError(str(problem))
+        if not offset:
+            self.former = self.identity()
+        self._keep_tail(offset)
+        os.ftruncate(self._fd, offset)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self._state, self.sequence = (offset, b""), sequence
+
+    # ------------------------------------------------------------ what a cut took away
+
+    def _keep_tail(self, offset: int) -> None:
+        """Put what is about to be cut beside the journal: the resumed run may die before it is there again."""
+        tail = {**self._tail, **{record.sequence: record for record in self.read(offset)}}
+        self._tail = dict(sorted(tail.items()))
+        if self.path is None or not self._tail:
+            return
+        with suppress(OSError):
+            draft = f"{self.path}.tail.tmp"
+            with open(draft, "wb") as file:
+                file.writelines(map(_line, self._tail.values()))
+            os.replace(draft, f"{self.path}.tail")
+
+    def _kept_tail(self) -> dict[int, LoggedRecord]:
+        """Return what earlier cuts took away and nobody made again."""
+        try:
+            with open(f"{self.path}.tail", "rb") as file:
+                records = list(_records(file.read().split(b"\n"), 0))
+        except OSError:
+            return {}
+        return {record.sequence: record for record in records if record.sequence >= self.sequence}
+
+    def _former_time(
+        self, stage: str, axis: str, step: int, values: Mapping[str, float], wall: float | None
+    ) -> float | None:
+        """Return the wall time that this record had before the cut, if it is the same."""
+        old = self._tail.pop(self.sequence, None)
+        if not self._tail and self.path is not None:
+            with suppress(OSError):
+                os.unlink(f"{self.path}.tail")
+        if old is None or (old.stage, old.axis, old.step) != (stage, axis, step):
+            return wall
+        return old.time if _encode(dict(old.values)) == _encode(dict(values)) else wall
+
+    # ------------------------------------------------------------ reading
+
+    def read(self, start: int = 0) -> Iterator[Record]:
+        """Yield the records from a byte offset on; passes over a damaged one and ends before a torn line."""
+        yield from _records(self._lines(start), start)
+
+    def _lines(self, start: int = 0) -> Iterator[bytes]:
+        """Yield whole lines; ``pread`` leaves the writer's place in the file alone."""
+        written, waiting = self._state
+        fd = os.dup(self._fd) if self.path is None else os.open(self.path, os.O_RDONLY)
+        try:
+            rest, place = b"", start
+            while place < written and (chunk := os.pread(fd, min(1 << 16, written - place), place)):
+                place += len(chunk)
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from lines
+        finally:
+            os.close(fd)
+        if place == written:
+            yield from waiting.split(b"\n")[:-1]
+        elif place > written:  # the reader is already inside what waits
+            yield from waiting[place - written :].split(b"\n")[:-1]
+
+    def number(self, reader: object) -> int:
+        """Return the number of one of those who read the journal: 0 for the first that asked, and so on."""
+        for number, known in enumerate(self._readers):
+            if known() is reader:
+                return number
+        self._readers.append(weakref.ref(reader))
+        return len(self._readers) - 1
+
+    def identity(self) -> int:
+        """Return what tells this journal from others, wherever its file is moved: the CRC32 of its first record."""
+        return zlib.crc32(next(self._lines(), b""))
+
+    def contents(self) -> bytes:
+        """Return all records as the file holds them."""
+        return b"".join(line + b"\n" for line in self._lines())
+
+    def fill(self, contents: bytes) -> None:
+        """Begin with what another journal's `contents` returned; for one that is empty."""
+        for record in _records(iter(contents.split(b"\n")[:-1]), 0):
+            self.append(record.stage, record.axis, record.step, record.values, record.time)
+
+    def flush(self) -> None:
+        """Bring what was appended to the disk."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._close()
+
+
+def _line(record: LoggedRecord) -> bytes:
+    fields = [record.sequence, record.stage, record.axis, record.step, record.time, dict(record.values)]
+    text = _encode(fields).encode()
+    return b"%b\t%08x\n" % (text, zlib.crc32(text))
+
+
+def _records(lines: Iterable[bytes], start: int) -> Iterator[Record]:
+    end = start
+    for line in lines:
+        end += len(line) + 1
+        text, _, crc = line.rpartition(b"\t")
+        try:
+            if int(crc, 16) != zlib.crc32(text):
+                continue
+            sequence, stage, axis, step, wall, values = json.loads(text)
+        except (ValueError, TypeError):
+            continue
+        yield Record(sequence, stage, axis, step, wall, values, end)

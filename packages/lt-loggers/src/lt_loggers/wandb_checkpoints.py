@@ -1,0 +1,183 @@
+"""Keep checkpoints with a W&B run, and fetch them back."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lt_interface import Logger, is_rank_zero
+from lt_loggers.wandb_media import stage
+
+__all__ = ["WandbCheckpoints"]
+
+# What a checkpoint callback tells of itself, where it has it.
+_SETTINGS = (
+    "monitor",
+    "mode",
+    "save_last",
+    "save_top_k",
+    "save_weights_only",
+    "_every_n_train_steps",
+    "_every_n_epochs",
+    "_train_time_interval",
+)
+
+
+@dataclass
+class _Found:
+    """Hold one checkpoint of a callback, and what is known of it."""
+
+    path: str
+    stamp: tuple[int, int]
+    aliases: list[str]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class WandbCheckpoints(Logger):
+    """Be the part of `WandbLogger` that keeps checkpoints as artifacts."""
+
+    _per_rank: bool
+    _log_model: bool | str
+    _checkpoint_name: str | None
+    _add_file_policy: Literal["mutable", "immutable"]
+    _guarded: Callable[[Callable[[], Any]], None]
+    _sent_checkpoints: dict[str, tuple[int, int]] | None = None
+    _checkpoint_callback: Any = None
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Keep the callback's new checkpoints, at once or at the end, as ``log_model`` says.
+
+        A checkpoint is held by a hard link or a copy until it is sent: it may be removed after the call.
+
+        Args:
+            checkpoint_callback: It tells paths and scores, as `ModelCheckpoint` does.
+        """
+        if not self._log_model or not (self._per_rank or is_rank_zero()):
+            return
+        if self._log_model == "all" or getattr(checkpoint_callback, "save_top_k", 1) == -1:
+            for found in self._new_checkpoints(checkpoint_callback):
+                self._hold_and_send(found)
+        else:
+            self._checkpoint_callback = checkpoint_callback
+
+    def _log_final_checkpoints(self) -> None:
+        """Keep what is left at the end of the run."""
+        if self._checkpoint_callback is not None:
+            for found in self._new_checkpoints(self._checkpoint_callback):
+                self._log_artifact(found, found.path)
+
+    def _new_checkpoints(self, callback: Any) -> list[_Found]:
+        """Return what was not sent yet, the oldest first, and count it as sent."""
+        sent = self._sent_checkpoints = {} if self._sent_checkpoints is None else self._sent_checkpoints
+        best, last = getattr(callback, "best_model_path", ""), getattr(callback, "last_model_path", "")
+        scores: dict[str, Any] = dict(getattr(callback, "best_k_models", None) or {})
+        if best:
+            scores.setdefault(best, getattr(callback, "best_model_score", None))
+        if last:
+            scores.setdefault(last, getattr(callback, "current_score", None))
+        settings = {key.lstrip("_"): getattr(callback, key) for key in _SETTINGS if hasattr(callback, key)}
+        found = []
+        for path, score in scores.items():
+            try:
+                stat = os.stat(path)
+            except OSError:  # top-k removed it, or it is not written yet
+                continue
+            stamp = (stat.st_mtime_ns, stat.st_size)
+            if sent.get(path) == stamp:
+                continue
+            aliases = ["latest"]
+            if path == best:
+                aliases.append("best")
+            if path == last:
+                aliases.append("last")
+            step = re.search(r"(?:^|[^a-z])step[=_-]?(\d+)", os.path.basename(os.path.realpath(path)))
+            if step:
+                aliases.append(f"step-{int(step[1])}")
+            metadata = {
+                "score": _number(score),
+                "original_filename": os.path.basename(os.path.normpath(path)),
+                type(callback).__name__: {key: _plain(value) for key, value in settings.items()},
+            }
+            found.append(_Found(path, stamp, aliases, metadata))
+        found.sort(key=lambda entry: entry.stamp)
+        sent.update({entry.path: entry.stamp for entry in found})
+        return found
+
+    def _hold_and_send(self, found: _Found) -> None:
+        home = self.log_dir or "."
+        os.makedirs(home, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=".staged-", dir=home)
+        held = stage(found.path, folder)
+
+        def send() -> None:
+            self._log_artifact(found, held)
+            if self._add_file_policy == "mutable":  # else W&B reads it here when it sends it
+                shutil.rmtree(folder, ignore_errors=True)
+
+        self.later(send, f"checkpoint {os.path.basename(found.path)}")
+
+    def _log_artifact(self, found: _Found, path: str) -> None:
+        import wandb
+
+        with self.exclusive():
+            run = self.experiment
+            artifact = wandb.Artifact(
+                name=self._checkpoint_name or f"model-{self.version}", type="model", metadata=found.metadata
+            )
+            if os.path.isdir(path):
+                artifact.add_dir(path, name=os.path.basename(path), policy=self._add_file_policy)
+            else:
+                artifact.add_file(path, name="model.ckpt", policy=self._add_file_policy)
+            self._guarded(lambda: run.log_artifact(artifact, aliases=found.aliases))
+
+    @staticmethod
+    def download_artifact(
+        artifact: str,
+        save_dir: str | os.PathLike[str] | None = None,
+        artifact_type: str | None = None,
+        use_artifact: bool = True,
+    ) -> str:
+        """Fetch an artifact from the server.
+
+        Args:
+            artifact: Its name, such as ``entity/project/model-abc:best``.
+            save_dir: Where to put it; None lets wandb choose.
+            artifact_type: Its type, such as ``"model"``.
+            use_artifact: Whether an active run notes that it uses it.
+
+        Returns:
+            The folder it is in.
+        """
+        import wandb
+
+        if wandb.run is not None and use_artifact:
+            found = wandb.run.use_artifact(artifact, type=artifact_type)
+        else:
+            found = wandb.Api().artifact(artifact, type=artifact_type)
+        return str(found.download(root=None if save_dir is None else os.fspath(save_dir)))
+
+    def use_artifact(self, artifact: str, artifact_type: str | None = None) -> Any:
+        """Note that this run uses an artifact, and return it.
+
+        Args:
+            artifact: Its name, such as ``entity/project/data:v3``.
+            artifact_type: Its type.
+        """
+        with self.exclusive():
+            return self.experiment.use_artifact(artifact, type=artifact_type)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,256 @@
+"""Show pictures, tables and sounds in a W&B run."""
+
+from __future__ import annotations
+
+import html
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lt_interface import Logger, MisconfigurationException, is_rank_zero
+
+__all__ = ["WandbMedia", "stage"]
+
+
+class WandbMedia(Logger):
+    """Be the part of `WandbLogger` that shows media.
+
+    All is converted at the call; only the sending waits for its turn.
+    """
+
+    _per_rank: bool
+    _send_call: Callable[[Mapping[str, Any], int | None], None]
+    _name_of: Callable[[str], str]
+
+    def log_image(self, key: str, images: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Show a list of pictures.
+
+        Args:
+            key: The name they stand under.
+            images: Tensors (C,H,W), (H,W) or (H,W,C), arrays, PIL images or paths.
+            step: The step; None leaves it out.
+            **kwargs: A list for each argument of ``wandb.Image``, such as ``caption``.
+        """
+        if self._is_silent():
+            return
+        import wandb
+
+        from lt_loggers.media import as_list, per_item, pictures
+
+        options = per_item(len(as_list("log_image", "images", images)), kwargs)
+        shown = [
+            _taken(wandb.Image, picture, **extra) for picture, extra in zip(pictures(images), options, strict=True)
+        ]
+        self._show(key, shown, step)
+
+    def log_figure(self, key: str, figure: Any, step: int | None = None, **kwargs: Any) -> None:
+        """Show a figure of matplotlib as a picture, one of plotly as it is; it may be closed after the call."""
+        if self._is_silent():
+            return
+        import wandb
+
+        from lt_loggers.media import render
+
+        if type(figure).__module__.partition(".")[0] == "plotly":
+            self._show(key, _taken(wandb.Plotly, figure), step)
+        else:
+            self._show(key, _taken(wandb.Image, render(figure), **kwargs), step)
+
+    def log_histogram(self, key: str, values: Any, step: int | None = None, bins: int = 64) -> None:
+        """Show how the finite values of a tensor or array are distributed."""
+        if self._is_silent():
+            return
+        import numpy as np
+        import wandb
+
+        if callable(getattr(values, "detach", None)):
+            values = values.detach().float().cpu().numpy()
+        flat = np.asarray(values, dtype=np.float64).ravel()
+        counts = np.histogram(flat[np.isfinite(flat)], bins=bins)
+        self._show(key, wandb.Histogram(np_histogram=counts), step)
+
+    def log_text(
+        self,
+        key: str,
+        columns: Any = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Show a text, or a table of texts.
+
+        Args:
+            key: The name it stands under.
+            columns: A text to show as it is; or the names of a table's columns.
+            data: The table's rows.
+            dataframe: A data frame in place of both.
+            step: The step; None leaves it out.
+        """
+        if not isinstance(columns, str):
+            self.log_table(key, columns, data, dataframe, step)
+        elif not self._is_silent():
+            import wandb
+
+            self._show(key, wandb.Html(f'<pre style="white-space: pre-wrap">{html.escape(columns)}</pre>'), step)
+
+    def log_table(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Show rows under column names, or a data frame; cells may be media of wandb.
+
+        Args:
+            key: The name it stands under.
+            columns: The columns' names.
+            data: The rows.
+            dataframe: A data frame in place of both.
+            step: The step; None leaves it out.
+        """
+        if self._is_silent():
+            return
+        import wandb
+
+        rows = None if data is None else [list(row) for row in data]
+        self._show(key, _taken(wandb.Table, columns=columns, data=rows, dataframe=dataframe), step)
+
+    def log_audio(self, key: str, audios: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Keep a list of sounds.
+
+        Args:
+            key: The name they stand under.
+            audios: Arrays (samples,) or (channels, samples) in -1..1, or paths.
+            step: The step; None leaves it out.
+            **kwargs: A list for each of ``sample_rate`` (Hz, 44100 if left out) and ``caption``.
+        """
+        if self._is_silent():
+            return
+        import wandb
+
+        from lt_loggers.media import as_list, per_item, wav
+
+        sounds = as_list("log_audio", "audios", audios)
+        folder = self._staging_folder()
+        shown = []
+        for index, (sound, extra) in enumerate(zip(sounds, per_item(len(sounds), kwargs), strict=True)):
+            rate = extra.pop("sample_rate", None) or 44100
+            if isinstance(sound, (str, os.PathLike)):
+                path = stage(os.fspath(sound), os.path.join(folder, str(index)))
+            else:
+                path = os.path.join(folder, f"{index}.wav")
+                with open(path, "wb") as file:
+                    file.write(wav(sound, int(rate)))
+            shown.append(_taken(wandb.Audio, path, sample_rate=int(rate), **extra))
+        self._show(key, shown, step, folder)
+
+    def log_video(self, key: str, videos: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Keep a list of videos.
+
+        Args:
+            key: The name they stand under.
+            videos: Arrays (T,C,H,W) in 0..255, kept as animated pictures, or paths.
+            step: The step; None leaves it out.
+            **kwargs: A list for each of ``fps`` (4 if left out), ``caption`` and ``format``; a format other
+                than gif needs wandb's own encoder.
+        """
+        if self._is_silent():
+            return
+        import wandb
+
+        from lt_loggers.media import as_list, per_item
+
+        films = as_list("log_video", "videos", videos)
+        folder = self._staging_folder()
+        shown = []
+        for index, (film, extra) in enumerate(zip(films, per_item(len(films), kwargs), strict=True)):
+            if isinstance(film, (str, os.PathLike)):
+                extra.pop("fps", None)  # a file has its own
+                path = stage(os.fspath(film), os.path.join(folder, str(index)))
+                shown.append(_taken(wandb.Video, path, **extra))
+            elif extra.get("format") in (None, "gif"):
+                path = os.path.join(folder, f"{index}.gif")
+                _write_gif(path, film, float(extra.pop("fps", None) or 4))
+                shown.append(_taken(wandb.Video, path, **extra))
+            else:
+                shown.append(_taken(wandb.Video, _array(film), **extra))
+        self._show(key, shown, step, folder)
+
+    def _show(self, key: str, value: Any, step: int | None, folder: str | None = None) -> None:
+        name = self._name_of(key)
+
+        def send() -> None:
+            self._send_call({name: value}, step)
+            if folder is not None:  # wandb has its own copies now
+                shutil.rmtree(folder, ignore_errors=True)
+
+        self.later(send, f"{key} at step {step}")
+
+    def _staging_folder(self) -> str:
+        folder = self.log_dir or "."
+        os.makedirs(folder, exist_ok=True)
+        return tempfile.mkdtemp(prefix=".staged-", dir=folder)
+
+    def _is_silent(self) -> bool:
+        return not (self._per_rank or is_rank_zero())
+
+
+def stage(path: str, folder: str) -> str:
+    """Keep a file or folder as it is now, by hard links where that works; return where it is kept.
+
+    Args:
+        path: What to keep.
+        folder: Where; it is made.
+    """
+    os.makedirs(folder, exist_ok=True)
+    target = os.path.join(folder, os.path.basename(os.path.normpath(path)))
+    source = os.path.realpath(path)
+    if os.path.isdir(source):
+        shutil.copytree(source, target, copy_function=_link)
+    else:
+        _link(source, target)
+    return target
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+    return target
+
+
+def _array(film: Any) -> Any:
+    import numpy as np
+
+    if callable(getattr(film, "detach", None)):
+        film = film.detach().cpu().numpy()
+    frames = np.array(film)
+    if frames.ndim != 4 or frames.shape[1] not in (1, 3, 4):
+        raise MisconfigurationException(
+            f"WandbLogger.log_video: a video is an array (T,C,H,W) with 1, 3 or 4 channels. "
+            f"Got shape {tuple(frames.shape)}."
+        )
+    return np.clip(frames, 0, 255).astype(np.uint8)
+
+
+def _write_gif(path: str, film: Any, fps: float) -> None:
+    from PIL import Image
+
+    frames = [frame.transpose(1, 2, 0) for frame in _array(film)]
+    images = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in frames]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=max(1, round(1000 / fps)), loop=0)
+
+
+def _taken(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    """Make one of wandb's media; what it says against the arguments is said once, in one form."""
+    import wandb
+
+    try:
+        return kind(*args, **kwargs)
+    except (wandb.errors.Error, TypeError, ValueError, AssertionError) as error:
+        raise MisconfigurationException(f"WandbLogger: wandb.{kind.__name__} refuses this. {error}") from error

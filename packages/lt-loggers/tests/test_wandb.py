@@ -1,0 +1,695 @@
+"""WandbLogger writes runs whose transaction logs hold each value once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+
+import lt_loggers.wandb
+from lt_interface import (
+    DummyExperiment,
+    Logger,
+    MisconfigurationException,
+    MissingPackageError,
+    Record,
+    SupportsCheckpoints,
+    SupportsJoin,
+    SupportsRecords,
+    SupportsReplay,
+    SupportsRewind,
+    SupportsWatch,
+)
+from lt_interface.registry import loggers
+from lt_interface.testing import LoggerConformance
+from lt_loggers import WandbLogger
+
+Entry = import_module("wandb.proto.wandb_internal_pb2").Record
+
+STEP = "trainer/global_step"
+OWN = {"_step", "_timestamp", "_runtime", "_lt/record", STEP}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Iterator[None]:
+    """Keep wandb silent and offline, and end its process after the last test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_MODE": "offline"}.items():
+            patch.setenv(key, value)
+        yield
+        wandb.teardown()
+
+
+def entries(path: Path) -> Iterator[Any]:
+    """Return what one transaction log holds."""
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        part = data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if len(part) < length:
+            return
+        whole = part if kind in (1, 2) else whole + part
+        if kind in (1, 4):
+            yield Entry.FromString(whole)
+
+
+def logs(logger: Logger) -> list[Path]:
+    """Return all transaction logs of a logger's run."""
+    return sorted(Path(str(logger.save_dir), "wandb").glob(f"*run-*-{logger.version}*/*.wandb"))
+
+
+def everything(logger: Logger, kind: str) -> list[Any]:
+    """Return all entries of one kind that a run has."""
+    return [getattr(e, kind) for log in logs(logger) for e in entries(log) if e.WhichOneof("record_type") == kind]
+
+
+def rows(logger: Logger) -> list[dict[str, Any]]:
+    """Return the rows of a run's history."""
+    found = []
+    for history in everything(logger, "history"):
+        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in history.item}
+        found.append(row)
+    return found
+
+
+def axes(logger: Logger) -> dict[str, str]:
+    """Return the x-axis that each metric was given."""
+    return {m.name or m.glob_name: m.step_metric for m in everything(logger, "metric")}
+
+
+def points(logger: Logger) -> dict[str, dict[int, float]]:
+    """Return name to x-axis value to value; a point that is there twice is an error."""
+    found: dict[str, dict[int, float]] = {}
+    given = axes(logger)
+    for row in rows(logger):
+        for name in row.keys() - OWN:
+            axis = given.get(name) or STEP
+            at = row.get(axis, row["_step"])
+            assert at not in found.setdefault(name, {}), f"{name}: {axis} {at} twice"
+            found[name][at] = row[name]
+    return found
+
+
+class TestWandbLogger(LoggerConformance):
+    plugin = "wandb"
+
+    def read(self, logger: Logger) -> dict[str, dict[int, float]]:
+        return points(logger)
+
+
+def records(count: int, width: int = 1, start: int = 0) -> list[Record]:
+    """Return records of ``width`` metrics, one a step."""
+    return [
+        Record(i, "train", "step", i, 1000.0 + i, {f"m{j}": i + j / 7 for j in range(width)})
+        for i in range(start, count)
+    ]
+
+
+def marks(logger: Logger) -> Counter[int]:
+    """Return how often each step is there."""
+    return Counter(row[STEP] for row in rows(logger))
+
+
+def test_import_brings_no_tracker() -> None:
+    """Importing the logger's module loads neither wandb nor torch nor numpy."""
+    code = "import sys, lt_loggers.wandb; print(sorted({'torch', 'wandb', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_found_through_its_entry_point() -> None:
+    """The registry gives the public class under its name."""
+    assert loggers.get("wandb") is WandbLogger
+
+
+@pytest.mark.parametrize("ability", [SupportsRecords, SupportsJoin, SupportsReplay, SupportsCheckpoints, SupportsWatch])
+def test_abilities(tmp_path: Path, ability: Any) -> None:
+    """The logger can go on in a run, resend, keep checkpoints and watch; it can not forget."""
+    logger = WandbLogger(save_dir=tmp_path)
+    assert isinstance(logger, ability)
+    assert not isinstance(logger, SupportsRewind)
+
+
+# Identity
+
+
+def test_folders_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Project, id and folder are known at once, and a new id is 8 letters or digits."""
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    logger = WandbLogger(save_dir=tmp_path)
+    assert len(logger.version) == 8
+    assert logger.version.isalnum()
+    assert logger.version == logger.version.lower()
+    assert logger.name == "lightning_logs"
+    assert logger.directory == logger.log_dir == str(tmp_path / "lightning_logs" / logger.version)
+    assert logger.root_dir == str(tmp_path / "lightning_logs")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "expected"),
+    [
+        ({"id": "one", "project": "p"}, {}, "p/one"),
+        ({"version": "two", "project": "p"}, {}, "p/two"),
+        ({"id": "one", "version": "two", "project": "p"}, {}, "p/one"),
+        ({"id": "one"}, {"WANDB_PROJECT": "env"}, "env/one"),
+        ({"project": "p"}, {"WANDB_RUN_ID": "given"}, "p/given"),
+        ({"id": "one", "project": "p"}, {"WANDB_RUN_ID": "given"}, "p/one"),
+    ],
+)
+def test_identity(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    environment: dict[str, str],
+    expected: str,
+) -> None:
+    """Arguments come before the environment, and ``dir`` before ``save_dir``."""
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    logger = WandbLogger(save_dir="nowhere", dir=tmp_path, **options)
+    assert logger.directory == str(tmp_path / expected)
+
+
+def test_run_gets_all_arguments(tmp_path: Path) -> None:
+    """Name, project, tags, notes, group, job type and configuration are in the run that is kept."""
+    logger = WandbLogger(
+        name="title",
+        save_dir=tmp_path,
+        id="abc",
+        project="p",
+        tags=["x", "y"],
+        notes="why",
+        group="g",
+        job_type="fit",
+        config={"from": {"init": 1}},
+    )
+    logger.log_hyperparams({"net": {"width": 3}, "lr": 0.1})
+    logger.log_hyperparams(Namespace(lr=0.2))
+    logger.finish("failed")
+    (run,) = everything(logger, "run")
+    assert (run.display_name, run.project, run.run_id) == ("title", "p", "abc")
+    assert (list(run.tags), run.notes, run.run_group, run.job_type) == (["x", "y"], "why", "g", "fit")
+    first = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert first["from"] == {"init": 1}
+    later = {i.key: json.loads(i.value_json) for c in everything(logger, "config") for i in c.update}
+    assert later["net"] == {"width": 3}
+    assert later["lr"] == 0.2
+
+
+def test_offline_by_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """offline=True needs no key and no server, whatever the environment says."""
+    monkeypatch.setenv("WANDB_MODE", "online")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    assert logger.experiment.offline
+    logger.finish("failed")
+
+
+def test_settings_of_the_user_win(tmp_path: Path) -> None:
+    """Settings come through whole, given as an object or as a dict; only what they leave open is filled in."""
+    wandb_settings = wandb.Settings(init_timeout=77, disable_git=True)
+    logger = WandbLogger(save_dir=tmp_path, settings=wandb_settings)
+    assert logger.experiment.settings.init_timeout == 77
+    assert logger.experiment.settings.disable_git
+    assert logger.experiment.settings.finish_timeout == 30.0
+    logger.finish("failed")
+    assert wandb_settings.finish_timeout == 0.0
+
+
+def test_joins_an_active_run(tmp_path: Path) -> None:
+    """A run that the user started is joined with one warning, and stays open."""
+    run = wandb.init(dir=tmp_path, id="mine", project="theirs")
+    logger = WandbLogger(save_dir=tmp_path)
+    with pytest.warns(UserWarning, match=r"active.*mine.*wandb\.finish") as caught:
+        assert logger.version == "mine"
+    assert len(caught) == 1
+    assert logger.name == "theirs"
+    assert logger.experiment is run
+    logger.log_metrics({"loss": 1.0}, 2)
+    logger.finish("failed")
+    run.log({"more": 1.0})
+    run.finish()
+    assert points(logger)["loss"] == {2: 1.0}
+
+
+def test_given_experiment(tmp_path: Path) -> None:
+    """A run that is given is used, not finished, and gives its id."""
+    run = wandb.init(dir=tmp_path, id="mine", project="theirs", reinit="create_new")
+    logger = WandbLogger(save_dir=tmp_path, experiment=run)
+    assert (logger.version, logger.name) == ("mine", "theirs")
+    logger.log_metrics({"loss": 1.0}, 2)
+    logger.finish("interrupted")
+    run.log({"more": 1.0})
+    run.finish()
+    assert points(logger)["loss"] == {2: 1.0}
+
+
+def test_sweep_agent_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a sweep, the agent's run id is the run's."""
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "agent1")
+    monkeypatch.setenv("WANDB_PROJECT", "swept")
+    logger = WandbLogger(save_dir=tmp_path, project="other")
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.finish("failed")
+    assert logger.version == "agent1"
+    (run,) = everything(logger, "run")
+    assert (run.run_id, run.sweep_id, run.project) == ("agent1", "sweep1", "swept")
+    assert logger.name == "swept"
+    wandb.teardown()
+
+
+def test_open_after_success(tmp_path: Path) -> None:
+    """A successful run takes the user's own calls after it, and is finished when the next logger starts one."""
+    first = WandbLogger(save_dir=tmp_path, id="one")
+    run = first.experiment
+    first.log_metrics({"loss": 1.0}, 0)
+    first.finish("success")
+    run.log({"after": 2.0})
+    second = WandbLogger(save_dir=tmp_path, id="two")
+    second.log_metrics({"loss": 3.0}, 0)
+    assert [code.exit_code for code in everything(first, "exit")] == [0]
+    assert wandb.run is second.experiment
+    second.finish("failed")
+    found = points(first)
+    assert found["loss"] == {0: 1.0}
+    assert list(found["after"].values()) == [2.0]
+    assert len(logs(first)) == 1
+
+
+@pytest.mark.parametrize(("status", "code"), [("failed", 1), ("interrupted", 255)])
+def test_exit_codes(tmp_path: Path, status: str, code: int) -> None:
+    """A run that did not succeed is finished at once with an exit code that says so."""
+    logger = WandbLogger(save_dir=tmp_path)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.finish(status)
+    assert [entry.exit_code for entry in everything(logger, "exit")] == [code]
+
+
+def test_goes_on_after_the_user_finished(tmp_path: Path) -> None:
+    """A run that the user finished goes on under its id at the next use."""
+    logger = WandbLogger(save_dir=tmp_path)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.save()
+    wandb.finish()
+    logger.log_metrics({"loss": 2.0}, 1)
+    logger.finish("failed")
+    assert points(logger)["loss"] == {0: 1.0, 1: 2.0}
+    assert {run.run_id for run in everything(logger, "run")} == {logger.version}
+
+
+def test_join(tmp_path: Path) -> None:
+    """A resumed trainer goes on in the old run, also while the old logger of this process has it open."""
+    old = WandbLogger(save_dir=tmp_path)
+    old.log_metrics({"loss": 1.0}, 0)
+    new = WandbLogger(save_dir=tmp_path)
+    new.join(old.version)
+    assert (new.version, new.directory) == (old.version, old.directory)
+    new.log_metrics({"loss": 2.0}, 1)
+    new.finish("failed")
+    assert points(new)["loss"] == {0: 1.0, 1: 2.0}
+
+
+def test_prefix_and_own_names(tmp_path: Path) -> None:
+    """A prefix stands before each name, and a name that W&B takes for itself is marked."""
+    logger = WandbLogger(save_dir=tmp_path, prefix="pre")
+    logger.log_metrics({"loss": 1.0, "epoch": 0.0}, 3)
+    logger.log_records([Record(0, "validate", "epoch", 4, 5.0, {"acc": 0.5, "epoch": 1.0})])
+    logger.finish("failed")
+    assert points(logger) == {"pre-loss": {3: 1.0}, "pre-epoch": {3: 0.0, 4: 1.0}, "pre-acc": {1: 0.5}}
+    plain = WandbLogger(save_dir=tmp_path)
+    plain.log_metrics({"_step": 7.0, "~_step": 8.0, "_timestamp": 9.0}, 3)
+    plain.finish("failed")
+    (row,) = rows(plain)
+    assert (row["~_step"], row["~~_step"], row["~_timestamp"]) == (7.0, 8.0, 9.0)
+
+
+def test_refuses_what_is_no_number(tmp_path: Path) -> None:
+    """A metric that is no number is refused by name and type; one of nested numbers is taken."""
+    logger = WandbLogger(save_dir=tmp_path)
+    with pytest.raises(MisconfigurationException, match=r"WandbLogger.*loss='high' of type str.*experiment"):
+        logger.log_metrics({"loss": "high"}, 0)
+    logger.log_metrics({"loss": {"a": torch.tensor(1.5), "b": 2}}, 0)
+    logger.finish("failed")
+    assert points(logger) == {"loss/a": {0: 1.5}, "loss/b": {0: 2.0}}
+
+
+@pytest.mark.parametrize(
+    "options", [{"delivery": "later"}, {"log_model": "some"}, {"add_file_policy": "x"}, {"log_model": 2}]
+)
+def test_refuses_arguments(options: dict[str, Any]) -> None:
+    """An argument that is out of range is refused at construction, with what is allowed."""
+    with pytest.raises(MisconfigurationException, match="one of"):
+        WandbLogger(**options)
+
+
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without wandb, construction fails with the exact pip command."""
+    monkeypatch.setattr(lt_loggers.wandb, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'lt-loggers\[wandb\]'"):
+        WandbLogger()
+
+
+# Processes
+
+
+def test_other_ranks_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On rank 3 nothing is started and no file is made."""
+    monkeypatch.setenv("RANK", "3")
+    logger = WandbLogger(save_dir=tmp_path, log_model="all")
+    assert isinstance(logger.experiment, DummyExperiment)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.log_records(records(3), unsure=True)
+    logger.log_hyperparams({"lr": 0.1})
+    logger.log_text("note", "text", step=1)
+    logger.log_image("image", [torch.zeros(3, 2, 2)])
+    logger.after_save_checkpoint(Namespace(best_model_path=__file__, save_top_k=1))
+    logger.watch(torch.nn.Linear(1, 1))
+    logger.finish("success")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_of_each_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """per_rank=True gives each process a run of its own, all in one group."""
+    made = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        logger = WandbLogger(save_dir=tmp_path, id="abc", per_rank=True)
+        logger.log_metrics({"loss": float(rank)}, 0)
+        logger.finish("failed")
+        made.append(logger)
+    assert [logger.version for logger in made] == ["abc", "abc-rank-1"]
+    runs = [run for logger in made for run in everything(logger, "run")]
+    assert {run.run_id: (run.run_group, run.job_type) for run in runs} == {
+        "abc": ("abc", "rank-0"),
+        "abc-rank-1": ("abc", "rank-1"),
+    }
+
+
+def test_ranks_need_a_common_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """per_rank=True says what is missing where nothing names the group on all processes."""
+    for key in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(MisconfigurationException, match=r"id=.*group="):
+        _ = WandbLogger(save_dir=tmp_path, per_rank=True).version
+
+
+# Axes
+
+
+def test_axes(tmp_path: Path) -> None:
+    """Metrics of steps, epochs and batches each get their own x-axis, and no step of W&B's own is set."""
+    logger = WandbLogger(save_dir=tmp_path)
+    logger.log_records(
+        [
+            Record(0, "train", "step", 9, 1.5, {"loss": 1.0, "epoch": 0.0}),
+            Record(1, "train", "epoch", 9, 2.5, {"a.b": 2.0, "epoch": 0.0}),
+            Record(2, "validate", "batch", 3, 3.5, {"val_step": 3.0}),
+            Record(3, "train", "epoch", 19, 4.5, {"a.b": 4.0, "epoch": 1.0}),
+            Record(4, "validate", "batch", 0, 5.5, {"val_step": 5.0}),
+        ]
+    )
+    logger.finish("failed")
+    found = rows(logger)
+    assert [row["_step"] for row in found] == [0, 1, 2, 3, 4]
+    assert [row["_timestamp"] for row in found] == [1.5, 2.5, 3.5, 4.5, 5.5]
+    assert [row.get(STEP) for row in found] == [9, 9, None, 19, None]
+    assert [row.get("validate/batch") for row in found] == [None, None, 3, None, 0]
+    given = axes(logger)
+    assert given["*"] == STEP
+    assert given["a\\.b"] == "epoch"
+    assert given["val_step"] == "validate/batch"
+    assert given["validate/batch"] == ""
+    assert given.get("loss", STEP) == STEP
+    assert given.get("epoch", STEP) == STEP
+
+
+def test_axes_of_the_user_stay(tmp_path: Path) -> None:
+    """A metric that the user gave an axis, by name or by the beginning of names, keeps it; a summary is no axis."""
+    logger = WandbLogger(save_dir=tmp_path)
+    logger.experiment.define_metric("mine", step_metric="tokens")
+    logger.experiment.define_metric("their_*", step_metric="tokens")
+    logger.experiment.define_metric("best", summary="max")
+    values = {"mine": 1.0, "their_loss": 2.0, "best": 3.0, "other": 4.0, "epoch": 0.0}
+    logger.log_records([Record(0, "train", "epoch", 9, 2.5, values)])
+    logger.finish("failed")
+    given = axes(logger)
+    assert given["mine"] == given["their_loss"] == given["their_*"] == "tokens"
+    assert given["best"] == given["other"] == "epoch"
+
+
+# Delivery
+
+
+def test_many_records(tmp_path: Path) -> None:
+    """20,000 records of 10 metrics come back exactly."""
+    logger = WandbLogger(save_dir=tmp_path)
+    sent = records(20_000, width=10)
+    for first in range(0, len(sent), 500):
+        logger.log_records(sent[first : first + 500])
+    logger.save()
+    found = rows(logger)
+    assert [(row[STEP], row["_timestamp"]) for row in found] == [(r.step, r.time) for r in sent]
+    assert all(row[name] == value for row, r in zip(found, sent, strict=True) for name, value in r.values.items())
+    logger.finish("failed")
+
+
+def test_saved_is_on_disk(tmp_path: Path) -> None:
+    """Rows and configuration are in the transaction log when save returns, without a wait for W&B's own time."""
+    logger = WandbLogger(save_dir=tmp_path)
+    _ = logger.experiment
+    start = time.monotonic()
+    for number in range(5):
+        logger.log_hyperparams({"number": number})
+        logger.log_records(records(number + 1, start=number))
+        logger.save()
+        assert len(rows(logger)) == number + 1
+        assert len(everything(logger, "config")) == number + 1
+    assert time.monotonic() - start < 5.0
+    logger.finish("failed")
+
+
+def test_resend_in_doubt(tmp_path: Path) -> None:
+    """Records that are sent again in doubt, saved before or not, are there once."""
+    logger = WandbLogger(save_dir=tmp_path)
+    logger.log_records(records(30))
+    logger.log_records(records(40), unsure=True)
+    logger.save()
+    logger.log_records(records(50), unsure=True)
+    logger.finish("failed")
+    logger.log_records(records(60), unsure=True)
+    logger.finish("failed")
+    assert marks(logger) == dict.fromkeys(range(60), 1)
+
+
+_TRAINER = """
+import json, os, sys
+from lt_interface import Record
+from lt_loggers import WandbLogger
+logger = WandbLogger(save_dir=sys.argv[1], project="p", tags=["x"], offline=True)
+_ = logger.experiment
+print(json.dumps(logger.replay_state()), flush=True)
+i = 0
+while True:
+    logger.log_records([Record(i, "train", "step", i, 1000.0 + i, {"m0": float(i)})])
+    i += 1
+    if i % 50 == 0:
+        logger.save()
+        print(i, flush=True)
+"""
+
+
+@pytest.mark.parametrize("saves", [0, 1, 5])
+def test_kill(tmp_path: Path, saves: int) -> None:
+    """After kill -9, what save returned for is there, and sending all again loses and repeats nothing."""
+    trainer = subprocess.Popen([sys.executable, "-c", _TRAINER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert trainer.stdout is not None
+        state = json.loads(trainer.stdout.readline())
+        for _ in range(saves):
+            trainer.stdout.readline()
+        time.sleep(0.01)
+    finally:
+        os.kill(trainer.pid, signal.SIGKILL)
+        trainer.communicate(timeout=30)
+    logger = WandbLogger.from_replay_state(state)
+    assert marks(logger).keys() >= set(range(50 * saves))
+    sent = records(2000)
+    for first in range(0, len(sent), 500):
+        logger.log_records(sent[first : first + 500], unsure=True)
+    logger.finish("failed")
+    assert marks(logger).keys() >= set(range(2000))
+    assert set(marks(logger).values()) == {1}
+    assert {tuple(run.tags) for run in everything(logger, "run")} == {("x",)}
+    assert len(logs(logger)) == 2
+
+
+def test_torn_log(tmp_path: Path) -> None:
+    """A log that was cut off at any byte is read up to the cut, and only the rest is sent again."""
+    old = WandbLogger(save_dir=tmp_path, id="abc")
+    old.log_records(records(100, width=10))
+    old.finish("failed")
+    (log,) = logs(old)
+    whole = log.read_bytes()
+    for cut in (7, 40_000, 40_001, 65_536, len(whole) - 3):
+        log.write_bytes(whole[:cut])
+        before = len(marks(old))
+        new = WandbLogger(save_dir=tmp_path, id="abc")
+        new.log_records(records(100, width=10), unsure=True)
+        new.finish("failed")
+        assert marks(new) == dict.fromkeys(range(100), 1)
+        (added,) = [path for path in logs(new) if path != log]
+        assert sum(e.WhichOneof("record_type") == "history" for e in entries(added)) == 100 - before
+        added.unlink()
+
+
+def test_waits_for_a_writer(tmp_path: Path) -> None:
+    """A process of W&B's that is still writing after its trainer's death is waited for."""
+    old = WandbLogger(save_dir=tmp_path, id="abc")
+    old.log_records(records(100, width=10))
+    old.finish("failed")
+    (log,) = logs(old)
+    whole = log.read_bytes()
+    code = (
+        "import sys, time; file = open(sys.argv[1], 'ab'); print('open', flush=True); "
+        "time.sleep(1); file.write(sys.stdin.buffer.read())"
+    )
+    log.write_bytes(whole[:30_000])
+    writer = subprocess.Popen([sys.executable, "-c", code, str(log)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        writer.stdin.write(whole[30_000:])
+        writer.stdin.close()
+        writer.stdout.readline()
+        new = WandbLogger(save_dir=tmp_path, id="abc")
+        new.log_records(records(101, width=10), unsure=True)
+    finally:
+        writer.wait(30)
+        writer.stdout.close()  # type: ignore[union-attr]
+    new.finish("failed")
+    assert marks(new) == dict.fromkeys(range(101), 1)
+
+
+def children(name: str) -> list[int]:
+    """Return the processes of a name that this one started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parts = (folder / "stat").read_text().rpartition(")")
+        except OSError:
+            continue
+        if parts[0].partition("(")[2] == name and int(parts[2].split()[1]) == os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the process through /proc")
+def test_death_of_the_service(tmp_path: Path) -> None:
+    """When W&B's own process dies, that is an outage, and the run goes on in a new one."""
+    logger = WandbLogger(save_dir=tmp_path)
+    logger.log_records(records(100))
+    (service,) = children("wandb-core")
+    os.kill(service, signal.SIGKILL)
+
+    def fail() -> None:
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            logger.log_records(records(1000, start=999))
+            time.sleep(0.01)
+
+    with pytest.raises(ConnectionError):
+        fail()
+    logger.log_records(records(1000), unsure=True)
+    logger.finish("failed")
+    assert marks(logger) == dict.fromkeys(range(1000), 1)
+
+
+def test_no_key_in_state_or_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An API key is neither in what a replay is made from nor in any file."""
+    key = "0123456789abcdef" * 2 + "01234567"
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    settings = wandb.Settings(api_key=key)
+    logger = WandbLogger(save_dir=tmp_path, settings=settings, config={"lr": 0.1}, entity="team", tags=("x",))
+    logger.log_records(records(5))
+    state = json.dumps(logger.replay_state())
+    logger.finish("failed")
+    assert key not in state
+    assert [file for file in tmp_path.rglob("*") if file.is_file() and key.encode() in file.read_bytes()] == []
+    again = WandbLogger.from_replay_state(json.loads(state))
+    assert (again.version, again.name, again.directory) == (logger.version, logger.name, logger.directory)
+
+
+def test_sync_accepts_the_run(tmp_path: Path) -> None:
+    """``wandb sync`` finds all parts of a run that went on after a kill."""
+    for first in (0, 5):
+        logger = WandbLogger(save_dir=tmp_path, id="abc")
+        logger.log_records(records(first + 5, start=first))
+        logger.finish("failed")
+    folders = [str(log.parent) for log in logs(logger)]
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", "--dry-run", *folders],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "WANDB_SILENT": "false"},
+    )
+    assert done.stdout.count("run-abc.wandb") + done.stderr.count("run-abc.wandb") == 2
+
+
+def test_watch(tmp_path: Path) -> None:
+    """Gradients of a watched model are in the run as histograms, beside the metrics."""
+    logger = WandbLogger(save_dir=tmp_path)
+    net = torch.nn.Linear(3, 2)
+    logger.watch(net, log="all", log_freq=1)
+    for number in range(2):
+        net(torch.ones(4, 3)).sum().backward()
+        logger.log_records(records(number + 1, start=number))
+    logger.unwatch(net)
+    logger.finish("failed")
+    assert marks(logger) == {0: 1, 1: 1}
+    assert any(row.get("gradients/weight", {}).get("_type") == "histogram" for row in rows(logger))
+
+
+def test_concurrent_use(tmp_path: Path) -> None:
+    """Direct calls of the user's thread and records of another are all there once."""
+    logger = WandbLogger(save_dir=tmp_path)
+    batches: Sequence[list[Record]] = [records(n + 10, start=n) for n in range(0, 200, 10)]
+
+    def feed() -> None:
+        for batch in batches:
+            with logger.exclusive():
+                logger.log_records(batch)
+                logger.save()
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    for step in range(200):
+        logger.log_metrics({"mine": float(step)}, step)
+    thread.join(60)
+    assert not thread.is_alive()
+    logger.finish("failed")
+    found = points(logger)
+    assert found["mine"] == found["m0"] == {step: float(step) for step in range(200)}
