@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lt_core.builtin.engine import PlainEngine
 from lt_core.checkpoint import resume
 from lt_core.hooks import HookTable, overrides
 from lt_core.loops.place import build_place
+from lt_core.notices import warn
 from lt_core.optimizers import LightningOptimizer, parse_optimizers, warn_unheld
 from lt_core.run_folder import open_journal, open_loggers, start_deliveries
 from lt_core.state import RunningStage, TrainerFn
@@ -57,8 +59,8 @@ def build_run(run: Run, payload: Payload) -> None:
     if run.fn is TrainerFn.FITTING:
         _begin_fit(run, checkpoint)
     run.config_seen = ()
-    _send_hparams(run)
-    start_deliveries(run)
+    _show_graph(run)
+    start_deliveries(run, _hparams(run))
 
 
 def _set_up_devices(run: Run) -> None:
@@ -194,25 +196,24 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     run.val_clock = time.monotonic()
 
 
-def _send_hparams(run: Run) -> None:
-    """Give the loggers hyper-parameters and the model's graph."""
+def _hparams(run: Run) -> dict[str, Any] | None:
+    """Return the hyper-parameters for the loggers: those of module and data module, where a fit begins."""
     from lt_core.hparams import merged_hparams
 
-    trainer = run.trainer
+    if run.fn is not TrainerFn.FITTING or not run.trainer.enable_autolog_hparams:
+        return None
+    return merged_hparams(run.module, run.datamodule) or None
+
+
+def _show_graph(run: Run) -> None:
+    """Let the loggers that can draw the model's graph, before the first step."""
     if run.fn is not TrainerFn.FITTING or not run.world.is_global_zero:
         return
-    params = merged_hparams(run.module, run.datamodule) if trainer.enable_autolog_hparams else None
     for logger in run.loggers:
-        with logger.exclusive() if hasattr(logger, "exclusive") else _nothing():
-            if params:
-                logger.log_hyperparams(params)
-            if hasattr(logger, "log_graph"):
+        if not hasattr(logger, "log_graph"):
+            continue
+        try:
+            with logger.exclusive() if hasattr(logger, "exclusive") else nullcontext():
                 logger.log_graph(run.module)
-            if hasattr(logger, "save"):
-                logger.save()
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
+        except Exception as error:  # a picture is not worth a run
+            warn(f"{type(logger).__name__}.log_graph: it raised {type(error).__name__}: {error}")

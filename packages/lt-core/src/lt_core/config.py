@@ -77,6 +77,8 @@ class TrainerConfig:
         enable_autolog_hparams: Whether loggers get the hyper-parameters.
         launcher: None, an installed name, or an instance.
         validate_at_start: Whether to validate before the first step.
+        logger_delivery: ``"async"`` feeds each logger from a thread of its own, ``"sync"`` from the loop itself;
+            a logger's own ``delivery`` goes before it.
         explicit: Names of the flags that the user gave, as argument or in the environment.
     """
 
@@ -122,6 +124,7 @@ class TrainerConfig:
     enable_autolog_hparams: bool = True
     launcher: str | Launcher | None = None
     validate_at_start: bool = False
+    logger_delivery: str = "async"
     explicit: frozenset[str] = frozenset()
 
     def plugin(self, kind: str) -> Any:
@@ -178,6 +181,7 @@ PARSERS: dict[str, kinds.Parser] = {
     "enable_autolog_hparams": kinds.switch,
     "launcher": kinds.plugin(registry.launchers, kinds.LAUNCHER_METHODS),
     "validate_at_start": kinds.switch,
+    "logger_delivery": kinds.choice("async", "sync"),
 }
 
 # Flags that do not take None. For all others it means the default, or, for the cadence of validation, none by epochs.

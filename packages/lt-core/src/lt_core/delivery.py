@@ -194,6 +194,10 @@ class Delivery:
     def _is_running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
+    def _is_followed(self) -> bool:
+        """Return whether a later delivery feeds the logger by now: this one hung and was left behind."""
+        return self._left and getattr(self.logger, "_feed", None) is not None
+
     # ------------------------------------------------------------ what others call
 
     def later(self, call: Callable[[], Any], what: str) -> None:
@@ -223,8 +227,10 @@ class Delivery:
             before = self._attempts
             self._wake.set()
             self._wait(
-                lambda: (self.acknowledged >= target and not any(c in self._calls for c in calls))
-                or (self._failing and self._attempts > before),
+                lambda: (
+                    (self.acknowledged >= target and not any(c in self._calls for c in calls))
+                    or (self._failing and self._attempts > before)
+                ),
                 self._patience(timeout),
             )
         return self.acknowledged >= target
@@ -253,14 +259,14 @@ class Delivery:
 
     def _work(self) -> None:
         tries = 0
-        while os.getpid() == self._pid and not self._left:
+        while os.getpid() == self._pid and not self._is_followed():
             status = self._status
-            was_failing = self._failing
+            was_away = self._failing and time.monotonic() - self._outage_at > HANG_SECONDS
             sent = self._send()
             if status is not None:
                 tries += 1
-                # One more try is enough for a tracker that was away before the end came.
-                if sent or was_failing or tries >= LAST_TRIES:
+                # One more try is enough for a tracker that was away long before the end came.
+                if sent or was_away or tries >= LAST_TRIES:
                     return self._close(status)
             self._wake.wait(POLL_SECONDS if sent else self._retry if status is None else FIRST_RETRY_SECONDS)
             self._wake.clear()
@@ -271,7 +277,7 @@ class Delivery:
         error = None
         try:
             self._make_calls(before_records=True)
-            while self._sent < self.journal.offset and not self._left:
+            while self._sent < self.journal.offset and not self._is_followed():
                 batch = list(islice(self.journal.read(self._sent), BATCH))
                 if not batch:
                     break
@@ -299,12 +305,14 @@ class Delivery:
         if not fresh:
             self._acknowledge(batch[-1])
         elif not self._batches:
-            for record in batch:
-                if record.sequence >= self._has:
-                    self._take_one(record)
-                self._took(record, save=False)
-            if self._unsaved:
-                self._save()
+            try:
+                for record in batch:
+                    if record.sequence >= self._has:
+                        self._take_one(record)
+                    self._took(record, save=False)
+            finally:  # what it took before it failed is not to come again
+                if self._unsaved:
+                    self._save()
         else:
             try:
                 self._give(fresh)

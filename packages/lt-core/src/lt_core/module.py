@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lt_core.hparams import HyperparametersMixin
 from lt_core.loading import load_module, not_on_instances
+from lt_core.logger_group import shown_to_all
 from lt_core.module_hooks import CheckpointHooks, DataHooks, ModelHooks, missing
 from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException
@@ -697,9 +698,9 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
 
     @property
     def logger(self) -> Any:
-        """The trainer's first logger, or None."""
+        """The trainer's first logger, or None; ``log_image``, ``log_figure`` and their like reach every logger."""
         trainer = self._trainer_or_none()
-        return None if trainer is None else trainer.logger
+        return None if trainer is None or not trainer.loggers else shown_to_all(trainer)
 
     @property
     def loggers(self) -> list[Any]:

@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from lt_interface import is_rank_zero
+
 __all__ = ["PossibleUserWarning", "info", "warn"]
 
 _log = logging.getLogger("lt_core")
@@ -19,7 +21,7 @@ class PossibleUserWarning(UserWarning):
 
 def is_quiet_rank() -> bool:
     """Return whether this process is not rank 0, as far as its environment tells."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) not in {"", "0"}
+    return not is_rank_zero()
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

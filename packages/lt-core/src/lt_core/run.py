@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lt_core.delivery import Delivery
     from lt_core.hooks import HookTable
     from lt_core.journal import Journal
+    from lt_core.journal.lock import JournalLock
     from lt_core.loops.cadence import Cadence
     from lt_core.optimizers import LightningOptimizer, SchedulerConfig
     from lt_core.signals import SignalWatch
@@ -68,6 +69,7 @@ class Run:
         self.lightning_optimizers: list[LightningOptimizer] = []
         self.schedulers: list[SchedulerConfig] = []
         self.deliveries: list[Delivery] = []
+        self.inline_deliveries: list[Delivery] = []
         self.eval_feeds: dict[str, Feed] = {}
         self.sources: dict[str, Any] = {}
         self.save_queue: list[SaveRequest] = []
@@ -84,8 +86,10 @@ class Run:
         self.in_flight: list[SaveRequest] = []
         self.loggers: list[Any] = []
         self.rewound: dict[int, bool] = {}
+        self.adopts = False  # whether the run goes on in the folder of the one that it resumes
         self.samples_seen = 0
         self.journal_file: str | None = None
+        self.journal_lock: JournalLock | None = None
         self.place: Callable[[Any, int], Any] | None = None
         self.pending: str | None = None
         self.before_validation: dict[str, Any] | None = None
@@ -159,8 +163,17 @@ class Run:
         """Return the precision's forward context, or one that does nothing."""
         return self.precision.forward() if self.precision.forward is not None else nullcontext()
 
-    def log(self, values: dict[str, float], stage: str | None = None, step: int | None = None) -> None:
-        """Append due values to the journal and remember them as logged."""
+    def log(
+        self, values: dict[str, float], stage: str | None = None, step: int | None = None, of: str = "step"
+    ) -> None:
+        """Append due values to the journal and remember them as logged.
+
+        Args:
+            values: Numbers by name.
+            stage: The stage they belong to; the running one if None.
+            step: The x-axis value; the last step's index if None.
+            of: What they are values of, as `lt_interface.Record.axis` lists.
+        """
         if not values:
             return
         trainer = self.trainer
@@ -169,7 +182,9 @@ class Run:
             axis = int(values.pop("step"))
         values.setdefault("epoch", self.progress.epoch)
         trainer._logged_metrics.update(values)
-        self.journal.append(stage or str(trainer.state.stage or "train"), "step", axis, values)
+        self.journal.append(stage or str(trainer.state.stage or "train"), of, axis, values)
+        for delivery in self.inline_deliveries:
+            delivery.send()
 
     @property
     def sanity_checking(self) -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_core.delivery import Delivery
 from lt_core.journal import Journal
+from lt_core.journal.lock import JournalLock
+from lt_core.loggers import DummyLogger
+from lt_core.loggers.csv import claim_version
 from lt_core.state import TrainerFn
 from lt_interface.errors import ConfigError, Problem
 
@@ -27,17 +32,53 @@ def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
         adopt: Whether to go on in the version folder that the checkpoint lies in.
     """
     run.loggers = run.trainer.loggers
+    run.adopts = header is not None and run.fn is TrainerFn.FITTING and adopt
     if not run.world.is_global_zero:
         return
     run.rewound = {}
-    if header is not None and run.fn is TrainerFn.FITTING and adopt:
+    if run.adopts and header is not None:
         step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
         for logger in run.loggers:
             version = _version_of(run, logger)
             if version is not None and hasattr(logger, "rewind"):
                 run.rewound[id(logger)] = logger.rewind(step, version)
+            elif version is not None and hasattr(logger, "join"):
+                logger.join(version)
+    _share_versions(run.loggers)
+    _refuse_twins(run.loggers)
     for logger in run.loggers:
         _ = logger.experiment if hasattr(logger, "experiment") else None
+
+
+def _share_versions(loggers: list[Any]) -> None:
+    """Let loggers below one root write into one version's folder, that of the first."""
+    versions: dict[str, int | str] = {}
+    for logger in loggers:
+        root = getattr(logger, "root_dir", None) if hasattr(logger, "share_version") else None
+        if not root:
+            continue
+        root = os.path.abspath(root)
+        if root in versions:
+            logger.share_version(versions[root])
+        versions.setdefault(root, logger.version)
+
+
+def _refuse_twins(loggers: list[Any]) -> None:
+    """Refuse two loggers of one kind that would write the same files.
+
+    Raises:
+        ConfigError: If there are any; nothing was written yet.
+    """
+    seen: dict[tuple[type, str], Any] = {}
+    for logger in loggers:
+        folder = getattr(logger, "directory", None)
+        if not folder:
+            continue
+        key = type(logger), os.path.abspath(folder)
+        if seen.setdefault(key, logger) is not logger or loggers.count(logger) > 1:
+            where = f"Trainer(logger=[{', '.join(type(other).__name__ for other in loggers)}])"
+            rule = f"two {type(logger).__name__} must not write to the same folder"
+            raise ConfigError(Problem(where, rule, str(folder), "Give one of them another name or version."))
 
 
 def _version_of(run: Run, logger: Any) -> int | str | None:
@@ -68,13 +109,22 @@ def _version_name(folder: str) -> int | str:
     return int(number) if folder.startswith("version_") and number.isdigit() else folder
 
 
-def run_folder(run: Run) -> Path | None:
-    """Return the folder that the journal lies in; None without a logger: then checkpoints carry it."""
+def run_folder(run: Run, mark: dict[str, Any] | None = None) -> Path | None:
+    """Return the folder that the journal lies in; None without a logger: then checkpoints carry it.
+
+    Where no logger has a folder, the journal gets one of its own: what a tracker lacks must outlive the process.
+    """
     for logger in run.loggers:
         directory = getattr(logger, "directory", None) or getattr(logger, "log_dir", None)
         if directory:
             return Path(directory)
-    return None
+    if not run.loggers or all(isinstance(logger, DummyLogger) for logger in run.loggers):
+        return None
+    old = _old_journal(run, mark) if run.adopts else None
+    if old is not None:
+        return old.parent
+    root = Path(run.trainer.default_root_dir) / "lightning_logs"
+    return root / f"version_{claim_version(root)}"
 
 
 def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
@@ -84,8 +134,9 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     if trainer._journal is not None and not resumes:  # a further call of the same trainer goes on in its journal
         run.journal, run.journal_file = trainer._journal, trainer._journal_file
         return
-    folder = run_folder(run)
-    if folder is None or not run.world.is_global_zero:
+    mark = (checkpoint or {}).get("journal")
+    folder = run_folder(run, mark) if run.world.is_global_zero else None
+    if folder is None:
         run.journal = Journal(None)
         records = ((checkpoint or {}).get("journal") or {}).get("records")
         if records is not None:
@@ -93,7 +144,7 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            run.journal = _opened(run, folder / JOURNAL, (checkpoint or {}).get("journal"))
+            run.journal = _opened(run, folder / JOURNAL, mark)
         except OSError as error:
             raise _unwritable(run, folder, error) from error
     run.journal_file = None if run.journal.path is None else str(run.journal.path)
@@ -121,8 +172,8 @@ def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
     if run.fn is not TrainerFn.FITTING:
         return Journal(path)
     if old is None or mark is None:
-        if path.exists():
-            path.unlink()  # a folder used again by a new run
+        for stale in path.parent.glob(f"{path.name}*"):
+            stale.unlink()  # a folder used again by a new run
         return Journal(path)
     if old.resolve() != path.resolve():
         with open(old, "rb") as source, open(path, "wb") as target:
@@ -145,25 +196,35 @@ def _old_journal(run: Run, mark: dict[str, Any] | None) -> Path | None:
     return None
 
 
-def start_deliveries(run: Run) -> None:
-    """Start one thread a logger; each begins where its logger's records end.
+def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
+    """Start one thread a logger; each begins where its logger's records end, after the hyper-parameters.
 
     A logger that was rewound either wants all again, or lacks what came after the checkpoint. Any other
     gets what it did not acknowledge, and nothing that it has a second time.
     """
     if not run.world.is_global_zero or run.journal is None:
         return
+    if run.loggers and run.journal.path is not None:
+        run.journal_lock = JournalLock(run.journal.path)
+        with suppress(OSError):  # it only keeps a replay away
+            run.journal_lock.acquire()
     for logger in run.loggers:
         again = run.rewound.get(id(logger))
         has_at_most = run.journal.sequence if again is False else None
         start = 0 if again else run.journal.offset if run.journal.path is None else None
-        delivery = Delivery(logger, run.journal, start, has_at_most)
-        delivery.start()
+        inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync"
+        delivery = Delivery(logger, run.journal, start, has_at_most, inline)
         run.deliveries.append(delivery)
+        if inline:
+            run.inline_deliveries.append(delivery)
+        delivery.start(hparams if hasattr(logger, "log_hyperparams") else None)
 
 
-def stop_deliveries(run: Run, status: str, timeout: float = 30.0) -> None:
+def stop_deliveries(run: Run, status: str, timeout: float | None = None) -> None:
     """Send what is still due, close the loggers, and end their threads."""
-    deliveries, run.deliveries = run.deliveries, []
+    deliveries, run.deliveries, run.inline_deliveries = run.deliveries, [], []
     for delivery in deliveries:
         delivery.stop(status, timeout)
+    if run.journal_lock is not None:
+        run.journal_lock.release()
+        run.journal_lock = None

@@ -107,6 +107,7 @@ class Trainer(TrainerView):
         enable_autolog_hparams: bool = True,
         launcher: Any = None,
         validate_at_start: bool = False,
+        logger_delivery: str | None = None,
         **unknown: Any,
     ) -> None:
         written = {k: v for k, v in locals().items() if k in self._written}
@@ -166,6 +167,7 @@ class Trainer(TrainerView):
             "barebones",
             "detect_anomaly",
             "validate_at_start",
+            "logger_delivery",
             "enable_autolog_hparams",
             "default_root_dir",
             "min_steps",

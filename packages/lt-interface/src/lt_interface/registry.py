@@ -94,6 +94,12 @@ class Registry(Generic[T]):
         """Return the installed names, from metadata alone: nothing is imported."""
         return sorted(_scan().get(self.group, {}))
 
+    def name_of(self, plugin: type) -> str | None:
+        """Return the name that a class is registered under, or None; nothing is imported."""
+        value = f"{plugin.__module__}:{plugin.__qualname__}"
+        points = _scan().get(self.group, {})
+        return next((name for name, same in points.items() if any(p.value == value for p in same)), None)
+
     def problem(self, name: str, where: str) -> Problem | None:
         """Return what is wrong with a name, or None if exactly one plugin has it; nothing is imported."""
         error = self._error(name, where)

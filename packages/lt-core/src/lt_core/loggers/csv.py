@@ -6,14 +6,14 @@ import csv
 import io
 import os
 from argparse import Namespace
-from collections.abc import Mapping
-from enum import Enum
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lt_core.acknowledgement import plain_json
 from lt_core.notices import is_quiet_rank, warn
-from lt_interface import ConfigError, Logger, Problem
+from lt_interface import ConfigError, DummyExperiment, Logger, Problem, Record, rank_zero_only
 
 __all__ = ["CSVLogger", "claim_version"]
 
@@ -43,10 +43,12 @@ class CSVLogger(Logger):
         version: A number or a name; None takes the next free number when the run starts.
         prefix: Put before each metric's name, with a ``-``.
         flush_logs_every_n_steps: After how many rows the file is written.
+        delivery: ``"sync"`` to write from the training loop itself, ``"async"`` from a thread.
     """
 
     NAME_METRICS_FILE = "metrics.csv"
     NAME_HPARAMS_FILE = "hparams.yaml"
+    knows_all = True  # its file is written anew from the history
 
     def __init__(
         self,
@@ -55,8 +57,13 @@ class CSVLogger(Logger):
         version: int | str | None = None,
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
+        delivery: str | None = None,
     ) -> None:
         super().__init__()
+        if delivery not in (None, "sync", "async"):
+            rule = 'it must be "sync" or "async"'
+            raise ConfigError(Problem(f"CSVLogger(delivery={delivery!r})", rule, fix="Leave it out for a thread."))
+        self.delivery = delivery
         self._save_dir = os.fspath(save_dir)
         self._name = name or ""
         self._version = version
@@ -67,6 +74,7 @@ class CSVLogger(Logger):
         self._opened = False
         self._count = 0
         self.hparams: dict[str, Any] = {}
+        self._hparams_written = True
 
     @property
     def name(self) -> str:
@@ -111,13 +119,20 @@ class CSVLogger(Logger):
         version = self.version
         return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
 
+    def share_version(self, version: int | str) -> None:
+        """Write into the version folder of another logger, unless a version was given or claimed."""
+        if self._version is None:
+            self._version = version
+
     @property
-    def experiment(self) -> CSVLogger:
+    def experiment(self) -> Any:
         """Return the logger itself, its folder made; an older run's metrics in it get another name.
 
         Raises:
             ConfigError: If nothing can be written there.
         """
+        if is_quiet_rank():
+            return DummyExperiment()
         try:
             os.makedirs(self.log_dir, exist_ok=True)
             if not self._opened:
@@ -141,11 +156,28 @@ class CSVLogger(Logger):
         """Return the path of the CSV file."""
         return os.path.join(self.log_dir, self.NAME_METRICS_FILE)
 
+    @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | Any, *args: Any, **kwargs: Any) -> None:
         """Remember hyper-parameters; ``save`` writes them."""
         with self.exclusive():
             self.hparams.update(vars(params) if isinstance(params, Namespace) else dict(params or {}))
+            self._hparams_written = not self.hparams
 
+    @rank_zero_only
+    def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
+        """Add the rows of records; where all come again from the first, the file is written anew.
+
+        Args:
+            records: What to write.
+            unsure: Whether rows of theirs may be there.
+        """
+        with self.exclusive():
+            if unsure and records and records[0].sequence == 0:
+                self.rewind(2**62, None)
+            for record in records:
+                self.log_metrics(dict(record.values), record.step)
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row."""
         row = {f"{self._prefix}-{k}" if self._prefix else k: _plain(v) for k, v in metrics.items()}
@@ -162,7 +194,8 @@ class CSVLogger(Logger):
     def _write_rows(self) -> None:
         if not self._rows:
             return
-        path = Path(self.experiment.metrics_file_path)
+        _ = self.experiment
+        path = Path(self.metrics_file_path)
         # In the order of their first row, so that the file does not depend on when it was written.
         names = dict.fromkeys(k for row in self._rows for k in sorted(row))
         new = [k for k in names if k not in self._columns and k not in ("epoch", "step")]
@@ -199,18 +232,21 @@ class CSVLogger(Logger):
             path.unlink(missing_ok=True)
         self._columns = columns  # only now: on a full disk the file keeps its narrower header
 
+    @rank_zero_only
     def save(self) -> None:
         """Write rows and hyper-parameters."""
         with self.exclusive():
             self._write_rows()
-            if self.hparams:
+            if not self._hparams_written:
                 self._write_hparams()
+                self._hparams_written = True
 
     def _write_hparams(self) -> None:
         import yaml
 
-        path = os.path.join(self.experiment.log_dir, self.NAME_HPARAMS_FILE)
-        text = yaml.safe_dump(_yamlable(self.hparams), sort_keys=False, allow_unicode=True)
+        _ = self.experiment
+        path = os.path.join(self.log_dir, self.NAME_HPARAMS_FILE)
+        text = yaml.safe_dump(plain_json(self.hparams), sort_keys=False, allow_unicode=True)
         with open(f"{path}.tmp", "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(f"{path}.tmp", path)
@@ -221,11 +257,24 @@ class CSVLogger(Logger):
             if version is not None:
                 self._version = version
             self._rows, self._columns, self._opened, self._count = [], [], True, 0
-            path = Path(self.experiment.metrics_file_path)
+            _ = self.experiment
+            path = Path(self.metrics_file_path)
             if path.exists():
                 self._rows = [row for row in map(_filled, _read(path)) if _is_own(row, step)]
                 path.unlink()
         return True
+
+    def replay_state(self) -> dict[str, Any]:
+        """Return what finds this run again."""
+        state = {"save_dir": os.path.abspath(self._save_dir), "name": self._name, "version": self.version}
+        return {**state, "prefix": self._prefix}
+
+    @classmethod
+    def from_replay_state(cls, state: Mapping[str, Any]) -> CSVLogger:
+        """Return a logger of the run that `replay_state` described."""
+        made = cls(**state)
+        made._opened = True  # the file there is its own
+        return made
 
 
 def _filled(row: Mapping[str, str]) -> dict[str, str]:
@@ -245,21 +294,3 @@ def _plain(value: Any) -> Any:
 def _read(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def _yamlable(value: Any) -> Any:
-    """Return a tree of what YAML can keep; anything else as its text."""
-    if isinstance(value, Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return {str(k): _yamlable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_yamlable(v) for v in value]
-    if isinstance(value, Enum):
-        return _yamlable(value.value)
-    if not isinstance(value, (str, int, float, type(None))) and getattr(value, "shape", None) == ():
-        value = value.item()  # a scalar of NumPy or torch
-    for kind in (bool, int, float, str):  # YAML's writer takes no subclasses
-        if isinstance(value, kind):
-            return kind(value)
-    return value if value is None else getattr(value, "__name__", None) or str(value)

@@ -4,24 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lt_interface import Logger
+from lt_interface import DummyExperiment, Logger
 
 __all__ = ["DummyExperiment", "DummyLogger"]
-
-
-class DummyExperiment:
-    """Answer every call and every item with nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *args, **kwargs: None
-
-    def __getitem__(self, key: Any) -> DummyExperiment:
-        return self
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Drop the item."""
 
 
 class DummyLogger(Logger):
@@ -50,6 +35,6 @@ class DummyLogger(Logger):
         """Drop the metrics."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or name in ("log_records", "replay_state", "rewind", "join", "share_version"):
             raise AttributeError(name)
         return lambda *args, **kwargs: None

@@ -79,7 +79,7 @@ def close_epoch(run: Run) -> None:
     step_plateau(run, "epoch", progress.epoch + 1)
     run.trainer._callback_metrics.update(store.callback_metrics())
     run.trainer._bar_metrics.update(store.progress_bar_metrics())
-    run.log(store.take_epoch(), "train")
+    run.log(store.take_epoch(), "train", of="epoch")
     store.scope = SILENT if silent else FORBIDDEN
     run.count_samples()
     run.feed.close_epoch()

@@ -111,7 +111,7 @@ def _loop(run: Run, feed: Feed, stage: str, name: str, store: MetricStore) -> li
     trainer._bar_metrics.update(store.progress_bar_metrics())
     results = _results(store, feed)
     if not run.sanity_checking:
-        run.log(values, stage)
+        run.log(values, stage, of="epoch")
     store.scope = SILENT if silent else FORBIDDEN
     hooks.fire(f"on_{name}_end")
     return results
@@ -147,7 +147,7 @@ def _batches(
             seen = counts.get(keys[loader], 0)
             counts[keys[loader]] = seen + 1
             if values:
-                run.log(values, stage, step=seen)
+                run.log(values, stage, step=seen, of="batch")
         if run.attention and run.signals is not None and run.signals.received is not None:
             raise_signal(run)
     store.batch = None

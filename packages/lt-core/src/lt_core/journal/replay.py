@@ -1,0 +1,132 @@
+"""Send what a run's loggers lack, from its journal, after the run is over or its process dead."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lt_core.acknowledgement import Acknowledgement, Description, descriptions
+from lt_core.delivery import Delivery
+from lt_core.journal.file import Journal
+from lt_core.journal.lock import JournalLock
+from lt_interface import registry
+from lt_interface.errors import ConfigError, Problem
+
+__all__ = ["Replayed", "find_journal", "pending", "replay"]
+
+NAME = "metrics.journal"
+
+
+@dataclass
+class Replayed:
+    """Say what became of one logger.
+
+    Attributes:
+        who: The logger's class.
+        sent: How many records it got now.
+        left: How many it still lacks.
+        reason: Why, or an empty string.
+    """
+
+    who: str
+    sent: int
+    left: int
+    reason: str = ""
+
+
+def find_journal(run_dir: str | os.PathLike[str]) -> Path:
+    """Return the journal of a run's folder.
+
+    Raises:
+        ConfigError: If there is none; names those that lie below.
+    """
+    folder = Path(run_dir)
+    path = folder if folder.is_file() else folder / NAME
+    if path.is_file():
+        return path
+    below = sorted(str(p.parent) for p in folder.rglob(NAME)) if folder.is_dir() else []
+    fix = f"Below it: {', '.join(below[:5])}." if below else "Give the folder of a run: the one that holds it."
+    raise ConfigError(Problem(f"replay {str(run_dir)!r}", f"the folder must hold a {NAME}", "none", fix))
+
+
+def pending(run_dir: str | os.PathLike[str]) -> list[Replayed]:
+    """Return how many records each logger of a run lacks; nothing is sent."""
+    journal = Journal(find_journal(run_dir))
+    found = []
+    for described in descriptions(Path(str(journal.path))):
+        has = Acknowledgement(journal, described.number).sequence
+        found.append(Replayed(described.kind, 0, max(journal.sequence - has, 0)))
+    journal.close()
+    return found
+
+
+def replay(
+    run_dir: str | os.PathLike[str], loggers: Iterable[Any] | None = None, timeout: float = 60.0
+) -> list[Replayed]:
+    """Send each logger of a run what it lacks, in order, and close it with the status that the run ended with.
+
+    Args:
+        run_dir: The run's folder.
+        loggers: The loggers, in the order that the trainer had them, where they can not be made again by name.
+        timeout: How many seconds to go on trying without any progress.
+
+    Raises:
+        ConfigError: If there is no journal, or its run still goes on.
+    """
+    path = find_journal(run_dir)
+    with JournalLock(path):
+        journal = Journal(path)
+        kept = {described.number: described for described in descriptions(path)}
+        if loggers is not None:
+            made: list[Any] = list(loggers)
+            known = [
+                (kept.get(n) or Description(n, None, type(logger).__name__), logger) for n, logger in enumerate(made)
+            ]
+        else:
+            known = [(described, None) for described in kept.values()]
+        if not known:
+            fix = "Give the loggers: lt_core.journal.replay.replay(run_dir, loggers=[...])."
+            raise ConfigError(Problem(f"replay {str(run_dir)!r}", "no logger is described there", fix=fix))
+        return [_replay_one(journal, described, logger, timeout) for described, logger in known]
+
+
+def _replay_one(journal: Journal, described: Description, logger: Any, timeout: float) -> Replayed:
+    try:
+        logger = _made_again(described) if logger is None else logger
+        delivery = Delivery(logger, journal, start=None, number=described.number)
+    except Exception as error:
+        has = Acknowledgement(journal, described.number).sequence
+        return Replayed(described.kind, 0, journal.sequence - has, f"{type(error).__name__}: {error}")
+    before = _left(delivery)
+    hparams, status = described.hparams, described.status or "interrupted"
+    delivery.start(hparams)
+    end = time.monotonic() + timeout
+    while not delivery.flush(timeout) and time.monotonic() < end:
+        time.sleep(0.2)
+    delivery.stop(status, timeout)
+    return Replayed(described.kind, before - _left(delivery), _left(delivery))
+
+
+def _left(delivery: Delivery) -> int:
+    return sum(1 for _ in delivery.journal.read(delivery.acknowledged))
+
+
+def _made_again(described: Description) -> Any:
+    """Make a logger through the registry: a name that is in a file is never imported, only looked up.
+
+    Raises:
+        ConfigError: If it is of no installed kind, or can not be made again.
+    """
+    where = f"replay, {described.kind}"
+    if described.plugin is None or described.state is None:
+        fix = "Give the loggers: lt_core.journal.replay.replay(run_dir, loggers=[...])."
+        raise ConfigError(Problem(where, "it is registered under no name, or has no replay_state", fix=fix))
+    plugin = registry.loggers.get(described.plugin, where)
+    with suppress(AttributeError):
+        return plugin.from_replay_state(described.state)
+    raise ConfigError(Problem(where, "this logger can not be made again: it has no from_replay_state"))
