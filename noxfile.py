@@ -39,7 +39,9 @@ PACKAGES = ["lt-interface", "lt-core", "lt-loggers", "lt-accel"]
 PYTEST = ["pytest", "pytest-timeout", "hypothesis"]
 SOURCES = [f"packages/{name}/src" for name in PACKAGES]
 # What a package's own tests need beyond what it asks for itself: its optional parts.
-EXTRAS = {"lt-interface": "testing", "lt-core": "plot,metrics", "lt-loggers": "tensorboard,tensorboardx"}
+EXTRAS = {"lt-interface": "testing", "lt-core": "plot,metrics", "lt-loggers": "tensorboard,tensorboardx,wandb,mlflow"}
+# The real server that the MLflow logger is tested with, and figures to show.
+TRACKERS = ["mlflow", "matplotlib"]
 TORCH_TESTED = {"lt-interface", "lt-core", "lt-loggers", "lt-accel"}
 
 # uv leaves compiling to the first import: without a trace of it, every process would compile PyTorch anew.
@@ -139,7 +141,8 @@ def tests(session: nox.Session, package: str) -> None:
     """Test one package with only its own needs and the interface beside it."""
     siblings = dict.fromkeys(["lt-interface", package])
     with_torch = package in TORCH_TESTED
-    install(session, [*siblings] if with_torch else [package], *PYTEST, torch=with_torch)
+    trackers = TRACKERS if package == "lt-loggers" else []
+    install(session, [*siblings] if with_torch else [package], *PYTEST, *trackers, torch=with_torch)
     pytest(session, package, f"packages/{package}/tests")
 
 
@@ -181,16 +184,16 @@ def compat(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def integration(session: nox.Session) -> None:
     """Test the packages together: strategies, precisions and loggers, the README, the quickstart, the snippets."""
-    install(session, PACKAGES, *PYTEST, "scikit-learn", "import-linter")
+    install(session, PACKAGES, *PYTEST, *TRACKERS, "scikit-learn", "import-linter")
     # What core says of its siblings' plugins can only be tested beside them.
     pytest(session, "integration", "tests_integration", "packages/lt-core/tests/test_flag_types.py")
 
 
 @nox.session(requires=["build"])
 def faults(session: nox.Session) -> None:
-    """Run the slow tests: kills at random moments, full disks, long runs."""
-    install(session, PACKAGES, *PYTEST, "scikit-learn")
-    pytest(session, "faults", "packages/lt-core/tests", "tests_integration", select="slow")
+    """Run the slow tests: kills at random moments, trackers that are away, full disks, long runs."""
+    install(session, PACKAGES, *PYTEST, *TRACKERS, "scikit-learn")
+    pytest(session, "faults", "packages/lt-core/tests", "packages/lt-loggers/tests", "tests_integration", select="slow")
 
 
 @nox.session(requires=["build"])
@@ -206,5 +209,5 @@ def bench(session: nox.Session) -> None:
     """Print the benchmarks' tables, ours beside PyTorch Lightning, Ignite and Accelerate."""
     rivals = [] if "--alone" in session.posargs else ["pytorch-lightning", "pytorch-ignite", "accelerate"]
     install(session, PACKAGES, *rivals, extras=False)
-    for name in ("overhead", "memory", "resume_skip"):
+    for name in ("overhead", "memory", "resume_skip", "hanging_tracker"):
         session.run("python", f"ci/benchmarks/{name}.py")

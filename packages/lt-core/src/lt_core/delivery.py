@@ -353,7 +353,7 @@ class Delivery:
     def _took(self, record: Record, save: bool = True) -> None:
         """Note that the logger took everything up to a record."""
         self._refusals = 0
-        self._has, self._sent, self._unsaved = record.sequence + 1, record.end, True
+        self._has, self._sent, self._unsaved = max(self._has, record.sequence + 1), record.end, True
         self._progress_at = time.monotonic()
         if self._keeps_at_once:
             self._acknowledge(record)

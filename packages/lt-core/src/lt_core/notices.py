@@ -31,6 +31,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
+    if frame.f_globals.get("__name__") == "threading":  # a thread of ours: there is no place in the user's code
+        level = 2
     warnings.warn(message, category, stacklevel=level)
 
 
