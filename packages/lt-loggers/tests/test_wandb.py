@@ -263,20 +263,26 @@ def test_given_experiment(tmp_path: Path) -> None:
     assert points(logger)["loss"] == {2: 1.0}
 
 
-def test_sweep_agent_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inside a sweep, the agent's run id is the run's."""
+@pytest.fixture
+def sweep(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Be a process that a sweep's agent started: wandb reads the environment once."""
     wandb.teardown()
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    monkeypatch.setenv("WANDB_RUN_ID", "agent1")
-    monkeypatch.setenv("WANDB_PROJECT", "swept")
-    logger = WandbLogger(save_dir=tmp_path, project="other")
+    with monkeypatch.context() as patch:
+        for key, value in {"SWEEP_ID": "sweep1", "RUN_ID": "agent1", "PROJECT": "swept"}.items():
+            patch.setenv(f"WANDB_{key}", value)
+        yield
+        wandb.teardown()
+
+
+@pytest.mark.usefixtures("sweep")
+def test_sweep_agent_wins(tmp_path: Path) -> None:
+    """Inside a sweep, id and project are the agent's."""
+    logger = WandbLogger(save_dir=tmp_path, project="other", id="mine")
     logger.log_metrics({"loss": 1.0}, 0)
     logger.finish("failed")
-    assert logger.version == "agent1"
+    assert (logger.version, logger.name) == ("agent1", "swept")
     (run,) = everything(logger, "run")
     assert (run.run_id, run.sweep_id, run.project) == ("agent1", "sweep1", "swept")
-    assert logger.name == "swept"
-    wandb.teardown()
 
 
 def test_open_after_success(tmp_path: Path) -> None:
@@ -455,7 +461,8 @@ def test_axes_of_the_user_stay(tmp_path: Path) -> None:
     logger.log_records([Record(0, "train", "epoch", 9, 2.5, values)])
     logger.finish("failed")
     given = axes(logger)
-    assert given["mine"] == given["their_loss"] == given["their_*"] == "tokens"
+    assert given["mine"] == given["their_*"] == "tokens"
+    assert given.get("their_loss", "tokens") == "tokens"
     assert given["best"] == given["other"] == "epoch"
 
 
@@ -520,10 +527,18 @@ while True:
 """
 
 
-@pytest.mark.parametrize("saves", [0, 1, 5])
-def test_kill(tmp_path: Path, saves: int) -> None:
-    """After kill -9, what save returned for is there, and sending all again loses and repeats nothing."""
-    trainer = subprocess.Popen([sys.executable, "-c", _TRAINER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(("saves", "shared"), [(0, False), (1, False), (5, False), (1, True)])
+def test_kill(tmp_path: Path, saves: int, shared: bool) -> None:
+    """After kill -9, what save returned for is there, and sending all again loses and repeats nothing.
+
+    That is so too where the trainer's parent, which resumes it, lent it W&B's own process.
+    """
+    wandb.setup().ensure_service()
+    environment = {key: value for key, value in os.environ.items() if shared or not key.startswith("WANDB_SERVICE")}
+    assert not shared or any(key.startswith("WANDB_SERVICE") for key in environment)
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", _TRAINER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
     try:
         assert trainer.stdout is not None
         state = json.loads(trainer.stdout.readline())
@@ -670,7 +685,7 @@ def test_watch(tmp_path: Path) -> None:
     logger.unwatch(net)
     logger.finish("failed")
     assert marks(logger) == {0: 1, 1: 1}
-    assert any(row.get("gradients/weight", {}).get("_type") == "histogram" for row in rows(logger))
+    assert all(row["gradients/weight/_type"] == row["parameters/bias/_type"] == "histogram" for row in rows(logger))
 
 
 def test_concurrent_use(tmp_path: Path) -> None:

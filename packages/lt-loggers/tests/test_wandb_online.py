@@ -32,8 +32,9 @@ class Server(ThreadingHTTPServer):
     Attributes:
         history: The rows by place.
         trouble: What happens to a batch of rows: ``""`` nothing; ``"503"`` it is refused; ``"lost"`` it is
-            taken once, but the answer is lost; ``"hang"`` no answer comes.
-        runs: Whether a run was made.
+            taken once, but the answer is lost; ``"hang"`` no answer comes; ``"401"`` the key is refused.
+        asked: How often each query came.
+        has_run: Whether a run was made.
         exits: The exit codes that runs ended with.
     """
 
@@ -114,6 +115,9 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         if self.path.endswith("/graphql"):
             request = json.loads(body)
+            if server.trouble == "401":
+                self.reply({"errors": [{"message": "user is not logged in"}]}, 401)
+                return
             self.reply({"data": server.answer(request["query"], request.get("variables") or {})})
         elif not self.path.endswith("/file_stream"):
             self.reply({})
@@ -314,3 +318,11 @@ def test_malformed_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match=r"WANDB_API_KEY.*wandb login") as caught:
         _ = WandbLogger(save_dir=tmp_path).experiment
     assert "secret" not in str(caught.value)
+
+
+def test_refused_key(server: Server, tmp_path: Path) -> None:
+    """A key that the server refuses gives the same line at once, and no run that lives on."""
+    server.trouble = "401"
+    with pytest.raises(MisconfigurationException, match=r"refuses the API key.*WANDB_API_KEY.*wandb login") as caught:
+        _ = WandbLogger(save_dir=tmp_path, flush_timeout=5.0).experiment
+    assert KEY not in str(caught.value)

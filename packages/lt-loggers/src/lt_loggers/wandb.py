@@ -160,6 +160,9 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             return
         with self.exclusive():
             found = self._given
+            if os.environ.get("WANDB_SWEEP_ID"):  # its agent says which run this is
+                self._id = os.environ.get("WANDB_RUN_ID") or self._id
+                self._project = os.environ.get("WANDB_PROJECT") or self._project
             if found is None and self._id is None:
                 found = active_run()
                 if found is not None:
@@ -220,14 +223,14 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
         opened = open_run(self._id)
         if opened is None:
             close_idle_runs()
-            opened = OpenRun(self._given, False) if self._given_is_open() else OpenRun(self._start(), True)
+            opened = OpenRun(self._given, False) if self._given_is_open() else self._start()
         opened.users.add(self)
         self._axes.clear()
         opened.run.define_metric(_STEP)
         opened.run.define_metric("*", step_metric=_STEP, step_sync=True)
         return opened
 
-    def _start(self) -> Any:
+    def _start(self) -> OpenRun:
         os.makedirs(self._save_dir, exist_ok=True)
         options: dict[str, Any] = {
             "name": self._display_name,
@@ -242,10 +245,17 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             options["mode"] = "offline"
         if os.environ.get("WANDB_SWEEP_ID"):  # the agent says which run this is
             options = {key: value for key, value in options.items() if key not in ("id", "project")}
-        run, unreachable = start_run({**options, **self._kwargs}, self.flush_timeout, bool(self._log_model))
-        self._offline |= unreachable
+        run, trouble = start_run({**options, **self._kwargs}, self.flush_timeout, bool(self._log_model))
+        opened = OpenRun(run, True)
         self._id = run.id
-        return run
+        if trouble:
+            self._offline = True
+            warnings.warn(
+                f"WandbLogger: the W&B server could not be reached, so this run is kept on this machine. {trouble} "
+                f"Send it later with: wandb sync {os.path.dirname(run.settings.sync_file)}",
+                stacklevel=2,
+            )
+        return opened
 
     def _given_is_open(self) -> bool:
         return self._given is not None and not getattr(self._given, "_is_finished", False)

@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lt_interface import Logger, is_rank_zero
-from lt_loggers.wandb_media import stage
+from lt_loggers.checkpoints import Found, new_checkpoints, stage
 
 __all__ = ["WandbCheckpoints"]
-
-# What a checkpoint callback tells of itself, where it has it.
-_SETTINGS = (
-    "monitor",
-    "mode",
-    "save_last",
-    "save_top_k",
-    "save_weights_only",
-    "_every_n_train_steps",
-    "_every_n_epochs",
-    "_train_time_interval",
-)
-
-
-@dataclass
-class _Found:
-    """Hold one checkpoint of a callback, and what is known of it."""
-
-    path: str
-    stamp: tuple[int, int]
-    aliases: list[str]
-    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 class WandbCheckpoints(Logger):
@@ -71,44 +47,11 @@ class WandbCheckpoints(Logger):
             for found in self._new_checkpoints(self._checkpoint_callback):
                 self._log_artifact(found, found.path)
 
-    def _new_checkpoints(self, callback: Any) -> list[_Found]:
-        """Return what was not sent yet, the oldest first, and count it as sent."""
-        sent = self._sent_checkpoints = {} if self._sent_checkpoints is None else self._sent_checkpoints
-        best, last = getattr(callback, "best_model_path", ""), getattr(callback, "last_model_path", "")
-        scores: dict[str, Any] = dict(getattr(callback, "best_k_models", None) or {})
-        if best:
-            scores.setdefault(best, getattr(callback, "best_model_score", None))
-        if last:
-            scores.setdefault(last, getattr(callback, "current_score", None))
-        settings = {key.lstrip("_"): getattr(callback, key) for key in _SETTINGS if hasattr(callback, key)}
-        found = []
-        for path, score in scores.items():
-            try:
-                stat = os.stat(path)
-            except OSError:  # top-k removed it, or it is not written yet
-                continue
-            stamp = (stat.st_mtime_ns, stat.st_size)
-            if sent.get(path) == stamp:
-                continue
-            aliases = ["latest"]
-            if path == best:
-                aliases.append("best")
-            if path == last:
-                aliases.append("last")
-            step = re.search(r"(?:^|[^a-z])step[=_-]?(\d+)", os.path.basename(os.path.realpath(path)))
-            if step:
-                aliases.append(f"step-{int(step[1])}")
-            metadata = {
-                "score": _number(score),
-                "original_filename": os.path.basename(os.path.normpath(path)),
-                type(callback).__name__: {key: _plain(value) for key, value in settings.items()},
-            }
-            found.append(_Found(path, stamp, aliases, metadata))
-        found.sort(key=lambda entry: entry.stamp)
-        sent.update({entry.path: entry.stamp for entry in found})
-        return found
+    def _new_checkpoints(self, callback: Any) -> list[Found]:
+        self._sent_checkpoints = {} if self._sent_checkpoints is None else self._sent_checkpoints
+        return new_checkpoints(callback, self._sent_checkpoints)
 
-    def _hold_and_send(self, found: _Found) -> None:
+    def _hold_and_send(self, found: Found) -> None:
         home = self.log_dir or "."
         os.makedirs(home, exist_ok=True)
         folder = tempfile.mkdtemp(prefix=".staged-", dir=home)
@@ -121,7 +64,7 @@ class WandbCheckpoints(Logger):
 
         self.later(send, f"checkpoint {os.path.basename(found.path)}")
 
-    def _log_artifact(self, found: _Found, path: str) -> None:
+    def _log_artifact(self, found: Found, path: str) -> None:
         import wandb
 
         with self.exclusive():
@@ -170,14 +113,3 @@ class WandbCheckpoints(Logger):
         """
         with self.exclusive():
             return self.experiment.use_artifact(artifact, type=artifact_type)
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

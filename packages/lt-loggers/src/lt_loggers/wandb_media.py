@@ -7,9 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from lt_interface import Logger, MisconfigurationException, is_rank_zero
+from lt_loggers.checkpoints import stage
 
 __all__ = ["WandbMedia", "stage"]
 
@@ -124,7 +126,8 @@ class WandbMedia(Logger):
 
         Args:
             key: The name they stand under.
-            audios: Arrays (samples,) or (channels, samples) in -1..1, or paths.
+            audios: Arrays (samples,) or (channels, samples) in -1..1, or paths. Several stand under
+                ``key/0``, ``key/1`` and so on where the package soundfile is not installed.
             step: The step; None leaves it out.
             **kwargs: A list for each of ``sample_rate`` (Hz, 44100 if left out) and ``caption``.
         """
@@ -146,7 +149,11 @@ class WandbMedia(Logger):
                 with open(path, "wb") as file:
                     file.write(wav(sound, int(rate)))
             shown.append(_taken(wandb.Audio, path, sample_rate=int(rate), **extra))
-        self._show(key, shown, step, folder)
+        if find_spec("soundfile"):
+            self._show(key, shown, step, folder)
+        else:  # wandb takes a list with that package only, and one sound without
+            names = [f"{key}/{index}" for index in range(len(shown))] if len(shown) > 1 else [key]
+            self._show_all(dict(zip(names, shown, strict=True)), step, folder)
 
     def log_video(self, key: str, videos: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
         """Keep a list of videos.
@@ -181,14 +188,17 @@ class WandbMedia(Logger):
         self._show(key, shown, step, folder)
 
     def _show(self, key: str, value: Any, step: int | None, folder: str | None = None) -> None:
-        name = self._name_of(key)
+        self._show_all({key: value}, step, folder)
+
+    def _show_all(self, values: Mapping[str, Any], step: int | None, folder: str | None) -> None:
+        row = {self._name_of(key): value for key, value in values.items()}
 
         def send() -> None:
-            self._send_call({name: value}, step)
+            self._send_call(row, step)
             if folder is not None:  # wandb has its own copies now
                 shutil.rmtree(folder, ignore_errors=True)
 
-        self.later(send, f"{key} at step {step}")
+        self.later(send, f"{', '.join(row)} at step {step}")
 
     def _staging_folder(self) -> str:
         folder = self.log_dir or "."
@@ -197,31 +207,6 @@ class WandbMedia(Logger):
 
     def _is_silent(self) -> bool:
         return not (self._per_rank or is_rank_zero())
-
-
-def stage(path: str, folder: str) -> str:
-    """Keep a file or folder as it is now, by hard links where that works; return where it is kept.
-
-    Args:
-        path: What to keep.
-        folder: Where; it is made.
-    """
-    os.makedirs(folder, exist_ok=True)
-    target = os.path.join(folder, os.path.basename(os.path.normpath(path)))
-    source = os.path.realpath(path)
-    if os.path.isdir(source):
-        shutil.copytree(source, target, copy_function=_link)
-    else:
-        _link(source, target)
-    return target
-
-
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
-    return target
 
 
 def _array(film: Any) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import sys
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -128,8 +127,12 @@ class OpenRun:
         for other in list(_runs):  # all lived in that process
             other._is_broken = True
             _runs.remove(other)
+        process = getattr(getattr(getattr(wandb.setup(), "_connection", None), "_proc", None), "_process", None)
         with contextlib.suppress(Exception):
             wandb.teardown(exit_code=1)
+        if process is not None:  # one that can not be talked to must not write on beside its successor
+            process.kill()
+            process.wait()
 
 
 def active_run() -> Any:
@@ -156,7 +159,7 @@ def _is_open(run: Any) -> bool:
     return run is not None and not getattr(run, "_is_finished", False)
 
 
-def start_run(options: dict[str, Any], timeout: float, wait_for_uploads: bool) -> tuple[Any, bool]:
+def start_run(options: dict[str, Any], timeout: float, wait_for_uploads: bool) -> tuple[Any, str]:
     """Call ``wandb.init``; without a network, start the run offline.
 
     Args:
@@ -165,10 +168,10 @@ def start_run(options: dict[str, Any], timeout: float, wait_for_uploads: bool) -
         wait_for_uploads: Whether the end of the run waits for uploads of any length.
 
     Returns:
-        The run, and whether the server could not be reached.
+        The run, and why the server could not be reached, empty where it was.
 
     Raises:
-        MisconfigurationException: If there is no API key, or the server refuses it.
+        MisconfigurationException: If there is no API key, or the server refuses it or what is asked for.
         ConnectionError: If W&B's own process does not work.
     """
     import wandb
@@ -180,7 +183,7 @@ def start_run(options: dict[str, Any], timeout: float, wait_for_uploads: bool) -
         limits["finish_timeout"] = timeout
     options = {**options, "settings": _settings(options.get("settings"), limits)}
     try:
-        return wandb.init(**options), False
+        return _init(options), ""
     except wandb.errors.AuthenticationError as error:
         raise MisconfigurationException(_KEY.format("the server refuses the API key")) from error
     except wandb.errors.UsageError as error:
@@ -189,16 +192,34 @@ def start_run(options: dict[str, Any], timeout: float, wait_for_uploads: bool) -
         raise MisconfigurationException(f"WandbLogger: wandb.init refuses its arguments. {error}") from error
     except (wandb.errors.CommError, TimeoutError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        refusal = re.search(r"\berror (401|403|404)\b", reason)
+        if refusal and refusal[1] == "401":
+            raise MisconfigurationException(_KEY.format("the server refuses the API key")) from error
+        if refusal:
+            raise MisconfigurationException(
+                f"WandbLogger: the server refuses this run. {reason}. Check entity and project, and whose key this is."
+            ) from error
     except wandb.errors.Error as error:
         raise ConnectionError(f"WandbLogger: wandb.init failed. {error}") from error
     _free(reason)
-    run = wandb.init(**{**options, "mode": "offline"})
-    warnings.warn(
-        f"WandbLogger: the W&B server could not be reached, so this run is kept on this machine. {reason} "
-        f"Send it later with: wandb sync {os.path.dirname(run.settings.sync_file)}",
-        stacklevel=2,
-    )
-    return run, True
+    return _init({**options, "mode": "offline"}), reason
+
+
+def _init(options: Mapping[str, Any]) -> Any:
+    """Call ``wandb.init``; take over the id from a dead process that shared W&B's own process with this one."""
+    import wandb
+
+    for attempt in (1, 2):
+        try:
+            return wandb.init(**options)
+        except Exception as error:
+            if type(error).__name__ != "ServerResponseError":
+                raise
+            if attempt == 2 or "in use" not in str(error):
+                raise ConnectionError(f"WandbLogger: wandb.init failed. {error}") from error
+            with contextlib.suppress(Exception):
+                wandb.setup().ensure_service().inform_finish(options["id"])
+    raise AssertionError
 
 
 _KEY = (

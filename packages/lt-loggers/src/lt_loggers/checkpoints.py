@@ -1,0 +1,111 @@
+"""Find what a checkpoint callback saved anew, and hold it until it is sent."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Found", "new_checkpoints", "stage"]
+
+# What a checkpoint callback tells of itself, where it has it.
+_SETTINGS = (
+    "monitor",
+    "mode",
+    "save_last",
+    "save_top_k",
+    "save_weights_only",
+    "_every_n_train_steps",
+    "_every_n_epochs",
+    "_train_time_interval",
+)
+
+
+@dataclass
+class Found:
+    """Hold one checkpoint of a callback, and what is known of it."""
+
+    path: str
+    stamp: tuple[int, int]
+    aliases: list[str]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def new_checkpoints(callback: Any, sent: dict[str, tuple[int, int]]) -> list[Found]:
+    """Return a callback's checkpoints that were not sent yet, the oldest first, and count them as sent.
+
+    Args:
+        callback: It tells paths and scores, as `ModelCheckpoint` does.
+        sent: What was sent: the time and size of each path; it is added to.
+    """
+    best, last = getattr(callback, "best_model_path", ""), getattr(callback, "last_model_path", "")
+    scores: dict[str, Any] = dict(getattr(callback, "best_k_models", None) or {})
+    if best:
+        scores.setdefault(best, getattr(callback, "best_model_score", None))
+    if last:
+        scores.setdefault(last, getattr(callback, "current_score", None))
+    settings = {key.lstrip("_"): getattr(callback, key) for key in _SETTINGS if hasattr(callback, key)}
+    found = []
+    for path, score in scores.items():
+        try:
+            stat = os.stat(path)
+        except OSError:  # top-k removed it, or it is not written yet
+            continue
+        stamp = (stat.st_mtime_ns, stat.st_size)
+        if sent.get(path) == stamp:
+            continue
+        aliases = ["latest"]
+        if path == best:
+            aliases.append("best")
+        if path == last:
+            aliases.append("last")
+        step = re.search(r"(?:^|[^a-z])step[=_-]?(\d+)", os.path.basename(os.path.realpath(path)))
+        if step:
+            aliases.append(f"step-{int(step[1])}")
+        metadata = {
+            "score": _number(score),
+            "original_filename": os.path.basename(os.path.normpath(path)),
+            type(callback).__name__: {key: _plain(value) for key, value in settings.items()},
+        }
+        found.append(Found(path, stamp, aliases, metadata))
+    found.sort(key=lambda entry: entry.stamp)
+    sent.update({entry.path: entry.stamp for entry in found})
+    return found
+
+
+def stage(path: str, folder: str) -> str:
+    """Keep a file or folder as it is now, by hard links where that works; return where it is kept.
+
+    Args:
+        path: What to keep.
+        folder: Where; it is made.
+    """
+    os.makedirs(folder, exist_ok=True)
+    target = os.path.join(folder, os.path.basename(os.path.normpath(path)))
+    source = os.path.realpath(path)
+    if os.path.isdir(source):
+        shutil.copytree(source, target, copy_function=_link)
+    else:
+        _link(source, target)
+    return target
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+    return target
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

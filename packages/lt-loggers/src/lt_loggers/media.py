@@ -1,0 +1,158 @@
+"""Turn pictures, figures and sounds of any kind into arrays and bytes that every tracker takes."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["as_list", "per_item", "pictures", "png", "render", "wav"]
+
+_CHANNELS = (1, 3, 4)
+
+
+def as_list(key: str, name: str, values: Any) -> list[Any]:
+    """Return a list or tuple as a list.
+
+    Args:
+        key: What the user calls it, for the message.
+        name: What the values are, such as ``images``.
+        values: What was given.
+
+    Raises:
+        TypeError: If it is no list.
+    """
+    if isinstance(values, (list, tuple)):
+        return list(values)
+    raise TypeError(f"{key!r}: {name} must be a list. Got {type(values).__name__}. Write [{name.rstrip('s')}].")
+
+
+def per_item(n: int, kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return for each of ``n`` things its own arguments, out of lists of that length.
+
+    Raises:
+        ValueError: If a list has another length.
+    """
+    for name, values in kwargs.items():
+        length = len(values) if isinstance(values, (list, tuple)) else None
+        if length != n:
+            got = type(values).__name__ if length is None else f"{length} of them"
+            raise ValueError(f"{name}: it must be a list with one entry for each of the {n}. Got {got}.")
+    return [{name: values[i] for name, values in kwargs.items()} for i in range(n)]
+
+
+def pictures(images: Sequence[Any]) -> list[NDArray[Any]]:
+    """Return pictures as arrays of their own, (H, W, C) in 0..255 with 1, 3 or 4 channels.
+
+    Floats are taken in 0..1 and cut off there, integers in 0..255. Of three dimensions the channels are those with
+    1, 3 or 4 entries: the first where both could be, for tensors; the last for arrays.
+
+    Args:
+        images: Tensors, arrays, PIL images or paths of files.
+
+    Raises:
+        ValueError: If one has no such shape.
+    """
+    return [_picture(image) for image in images]
+
+
+def _picture(image: Any) -> NDArray[Any]:
+    import numpy as np
+
+    if isinstance(image, (str, os.PathLike)):
+        from PIL import Image
+
+        with Image.open(image) as opened:
+            return _picture(opened.convert("RGBA" if "A" in opened.getbands() else "RGB"))
+    torch = sys.modules.get("torch")
+    is_tensor = torch is not None and isinstance(image, torch.Tensor)
+    if is_tensor:
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    elif type(image).__module__.startswith("PIL."):
+        image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+    array = np.array(image)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3:
+        raise ValueError(f"a picture must have 2 or 3 dimensions. Got the shape {array.shape}.")
+    first, last = array.shape[0] in _CHANNELS, array.shape[2] in _CHANNELS
+    if first and (is_tensor or not last):
+        array = array.transpose(1, 2, 0)
+    elif not last:
+        raise ValueError(f"a picture must have 1, 3 or 4 channels. Got the shape {array.shape}.")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif np.issubdtype(array.dtype, np.floating):
+        array = (np.nan_to_num(array).clip(0.0, 1.0) * 255).round()
+    return np.ascontiguousarray(array.clip(0, 255).astype(np.uint8))
+
+
+def render(figure: Any) -> NDArray[Any]:
+    """Return a figure of matplotlib as it is now, (H, W, 4) in 0..255; its own canvas stays as it was.
+
+    A figure of plotly is drawn by its own ``to_image``, which needs kaleido.
+    """
+    import numpy as np
+
+    if hasattr(figure, "to_image"):
+        return _picture_of_bytes(figure.to_image(format="png"))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    before = figure.canvas
+    try:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.array(canvas.buffer_rgba())
+    finally:
+        figure.set_canvas(before)
+
+
+def _picture_of_bytes(data: bytes) -> NDArray[Any]:
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as opened:
+        return np.array(opened.convert("RGBA"))
+
+
+def png(array: NDArray[Any]) -> bytes:
+    """Return a picture of `pictures` or `render` as the bytes of a PNG file."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(out, "PNG")
+    return out.getvalue()
+
+
+def wav(samples: Any, sample_rate: int = 44100) -> bytes:
+    """Return a sound as the bytes of a WAV file of 16 bits.
+
+    Args:
+        samples: A tensor or array (samples,) or (channels, samples); floats in -1..1, or 16-bit integers.
+        sample_rate: Samples a second, in Hz.
+    """
+    import wave
+
+    import numpy as np
+
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(samples, torch.Tensor):
+        samples = samples.detach().cpu().numpy()
+    array = np.atleast_2d(np.asarray(samples))
+    if array.ndim != 2:
+        raise ValueError(f"a sound must have 1 or 2 dimensions. Got the shape {array.shape}.")
+    if np.issubdtype(array.dtype, np.floating):
+        array = (np.nan_to_num(array).clip(-1.0, 1.0) * 32767).round()
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(array.shape[0])
+        file.setsampwidth(2)
+        file.setframerate(int(sample_rate))
+        file.writeframes(array.T.astype("<i2").tobytes())
+    return out.getvalue()

@@ -1,0 +1,497 @@
+"""Log to an MLflow tracking server, a database or a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from lt_interface import (
+    ConfigError,
+    DummyExperiment,
+    MisconfigurationException,
+    MissingPackageError,
+    Problem,
+    Record,
+    is_rank_zero,
+    rank_zero_only,
+)
+from lt_loggers.hyperparameters import flatten, number, plain
+from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted
+from lt_loggers.mlflow_media import MLFlowMedia
+from lt_loggers.mlflow_names import accepted
+
+__all__ = ["MLFlowLogger"]
+
+_TOKEN, _NOTE = "lt.run", "mlflow_run.json"
+_STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_METRICS, _PARAMS, _LONGEST_VALUES = 1000, 100, (6000, 500, 250)
+_LARGEST = 1.7976931348623157e308  # what databases keep of an infinity
+_FIRST_LOOK_SECONDS = 4.0
+
+
+class MLFlowLogger(MLFlowMedia):
+    """Write metrics, parameters, media and checkpoints to a run of MLflow.
+
+    Only the client is used, never MLflow's active run. The run's own folder on this machine, for the journal and
+    checkpoints, is ``<save_dir>/<experiment_name>/<run id>``.
+
+    Args:
+        experiment_name: The experiment; made if it is not there.
+        run_name: The run's name; None lets MLflow choose.
+        tracking_uri: ``http(s)://``, ``sqlite:///`` or ``file:``; None takes ``MLFLOW_TRACKING_URI``, else a database
+            below ``save_dir`` (with the full mlflow), else that folder.
+        tags: Tags of the run; ``mlflow.note.content`` is its description.
+        save_dir: The folder for everything of this machine.
+        log_model: True keeps checkpoints with the run at its end, ``"all"`` as they are saved.
+        prefix: Text before each metric's name, followed by ``-``.
+        artifact_location: Where a new experiment keeps artifacts; the server's choice if None.
+        run_id: An earlier run to go on in.
+        synchronous: True is the same as ``delivery="sync"``.
+        nested_run_id: The run that this one belongs to.
+        on_unreachable: ``"error"`` ends a run whose server does not answer at its start, ``"spool"`` lets it go on:
+            all is sent when the server comes. None means an error for a new run, spooling for one that goes on.
+        delivery: ``"sync"`` or ``"async"``; None for what the trainer's ``logger_delivery`` says.
+        flush_timeout: How many seconds the end of a run, or ``flush``, waits without progress.
+
+    Raises:
+        MissingPackageError: If neither mlflow nor mlflow-skinny is installed.
+        ConfigError: If an argument is out of range; at the first use if the server does not answer.
+    """
+
+    def __init__(
+        self,
+        experiment_name: str = "lightning_logs",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        save_dir: str | os.PathLike[str] | None = "./mlruns",
+        log_model: bool | str = False,
+        prefix: str = "",
+        artifact_location: str | None = None,
+        run_id: str | None = None,
+        synchronous: bool | None = None,
+        *,
+        nested_run_id: str | None = None,
+        on_unreachable: str | None = None,
+        delivery: str | None = None,
+        flush_timeout: float = 30.0,
+    ) -> None:
+        super().__init__()
+        if find_spec("mlflow") is None:
+            raise MissingPackageError(
+                "MLFlowLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[mlflow]'"
+            )
+        _check("log_model", log_model, (False, True, "all"))
+        _check("on_unreachable", on_unreachable, (None, "error", "spool"))
+        _check("delivery", delivery, (None, "sync", "async"))
+        self.delivery = "sync" if synchronous and delivery is None else delivery
+        self.flush_timeout = flush_timeout
+        self._experiment_name, self._run_name = experiment_name, run_name
+        self._save_dir = os.path.abspath(os.path.expanduser(os.fspath(save_dir or "./mlruns")))
+        self._uri = tracking_uri or default_uri(self._save_dir)
+        self._tags = {str(key): str(value) for key, value in (tags or {}).items()}
+        if nested_run_id is not None:
+            self._tags["mlflow.parentRunId"] = nested_run_id
+        self._log_model, self._prefix, self._artifact_location = log_model, prefix, artifact_location
+        self._run_id, self._experiment_id = run_id, None
+        self._on_unreachable = on_unreachable
+        self._goes_on = False
+        self._token = uuid.uuid4().hex
+        self._folder: str | None = None
+        self._client: Any = None
+        self._ready = self._maybe_created = self._was_used = False
+        self._told: set[str] = set()
+        self._names: dict[str, str] = {}
+
+    # ------------------------------------------------------------ who this is
+
+    @property
+    def name(self) -> str | None:
+        """Return the experiment's id, or its name while the server is away."""
+        if not is_rank_zero():
+            return self._experiment_name
+        _ = self.version
+        return self._experiment_id or self._experiment_name
+
+    @property
+    def version(self) -> str | None:
+        """Return the run's id, or a name of this machine's where the server was away when the run began."""
+        if self._folder is None and is_rank_zero():
+            self._identify()
+        return self._folder
+
+    @property
+    def run_id(self) -> str | None:
+        """Return the run's id, or None while the server is away."""
+        _ = self.version
+        return self._run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """Return the experiment's id, or None while the server is away."""
+        _ = self.version
+        return self._experiment_id
+
+    @property
+    def save_dir(self) -> str:
+        """Return the folder for everything of this machine."""
+        return self._save_dir
+
+    @property
+    def root_dir(self) -> str:
+        """Return the folder of all this machine's runs of the experiment."""
+        root = self._save_dir
+        if self._uri.removeprefix("file:").removeprefix("//") in (root, f"{root}/"):
+            root += "-runs"  # MLflow takes every folder in its store for an experiment
+        return os.path.join(root, self._experiment_name.replace("/", "_").strip(".") or "experiment")
+
+    @property
+    def log_dir(self) -> str | None:
+        """Return this run's folder on this machine."""
+        return os.path.join(self.root_dir, str(self.version)) if self.version else None
+
+    @property
+    def experiment(self) -> Any:
+        """Return an ``MlflowClient``; the run is made at the first use.
+
+        Raises:
+            ConfigError: If the server does not answer and the run may not go on without it.
+        """
+        if not is_rank_zero():
+            return DummyExperiment()
+        _ = self.version
+        return self._made_client()
+
+    def _made_client(self) -> Any:
+        if self._client is None:
+            self._client = make_client(self._uri)
+        return self._client
+
+    def _identify(self) -> None:
+        """Settle the run's identity: the server's if it answers."""
+        with self.exclusive():
+            if self._folder is not None:
+                return
+            try:
+                self._connect(_FIRST_LOOK_SECONDS)
+                self._folder = self._run_id
+            except ConnectionError as error:
+                where = f"MLFlowLogger(tracking_uri={redacted(self._uri)!r})"
+                if self._on_unreachable != "spool" and not (self._goes_on and self._on_unreachable is None):
+                    fix = 'Start it, mend the URI, or write on_unreachable="spool" to begin without it.'
+                    got = f"{redacted(str(error))[:300]}"
+                    raise ConfigError(Problem(where, "the tracking server must answer", got, fix)) from error
+                self._folder = self._run_id or f"spooled-{self._token[:8]}"
+                self._tell("away", f"{where}: no answer; the run goes on, and all is sent when the server comes.")
+            self._remember()
+
+    def _connect(self, timeout: float = 10.0) -> None:
+        """Find or make experiment and run.
+
+        Raises:
+            ConnectionError: If the server is away.
+            ConfigError: If the run that was asked for is not there.
+        """
+        if self._ready:
+            return
+        client = self._made_client()
+        if self._run_id is None:
+            self._experiment_id = self._experiment_id or self._find_experiment(client, timeout)
+            self._run_id = self._find_run(client)
+        else:
+            try:
+                with calling(timeout):
+                    info = client.get_run(self._run_id).info
+            except ValueError as error:
+                where = f"MLFlowLogger(run_id={self._run_id!r})"
+                raise ConfigError(Problem(where, "this run must exist", str(error), "Leave run_id out.")) from error
+            self._experiment_id = info.experiment_id
+            if info.status != "RUNNING":
+                with calling():
+                    client.update_run(self._run_id, status="RUNNING")
+        self._ready = True
+        if self._folder is not None:
+            self._remember()
+
+    def _find_experiment(self, client: Any, timeout: float) -> str:
+        with calling(timeout):
+            found = client.get_experiment_by_name(self._experiment_name)
+        if found is None:
+            place = self._artifact_location
+            if place is None and self._uri.startswith("sqlite:"):
+                place = f"file://{os.path.join(self._save_dir, 'artifacts', accepted(self._experiment_name))}"
+            try:
+                with calling():
+                    return str(client.create_experiment(self._experiment_name, artifact_location=place))
+            except ValueError:  # another run was faster
+                with calling():
+                    found = client.get_experiment_by_name(self._experiment_name)
+        if found is None or found.lifecycle_stage == "deleted":
+            where = f"MLFlowLogger(experiment_name={self._experiment_name!r})"
+            fix = "Restore it on the server, or choose another name."
+            raise ConfigError(Problem(where, "this experiment was deleted on the server", fix=fix))
+        return str(found.experiment_id)
+
+    def _find_run(self, client: Any) -> str:
+        """Make the run; where an earlier try may have made it, look for it first."""
+        if self._maybe_created:
+            with calling():
+                found = client.search_runs([self._experiment_id], f"tags.`{_TOKEN}` = '{self._token}'")
+            if found:
+                return str(found[0].info.run_id)
+        from mlflow.tracking.context.registry import resolve_tags
+
+        self._maybe_created = True
+        with calling():
+            tags = {**resolve_tags(self._tags), _TOKEN: self._token}
+            return str(client.create_run(self._experiment_id, tags=tags, run_name=self._run_name).info.run_id)
+
+    def _remember(self) -> None:
+        """Keep beside the journal which run this is."""
+        folder = os.path.join(self.root_dir, str(self._folder))
+        note = {"run_id": self._run_id, "experiment_id": self._experiment_id, "token": self._token}
+        try:
+            os.makedirs(folder, exist_ok=True)
+            draft = os.path.join(folder, f".{_NOTE}.tmp")
+            with open(draft, "w", encoding="utf-8") as file:
+                json.dump(note, file)
+            os.replace(draft, os.path.join(folder, _NOTE))
+        except OSError as error:
+            where = f"MLFlowLogger(save_dir={self._save_dir!r})"
+            problem = Problem(where, "its folder must be writable", str(error), "Give another save_dir.")
+            raise ConfigError(problem) from error
+
+    def join(self, version: int | str) -> None:
+        """Go on in an earlier run.
+
+        Args:
+            version: The run's id, or the name of its folder on this machine.
+        """
+        with self.exclusive():
+            self._folder, self._goes_on, self._ready, self._maybe_created = str(version), True, False, True
+            self._run_id = None if str(version).startswith("spooled-") else str(version)
+            try:
+                with open(os.path.join(self.root_dir, str(version), _NOTE), encoding="utf-8") as file:
+                    note = json.load(file)
+                self._run_id, self._token = note["run_id"] or self._run_id, note["token"]
+                self._experiment_id = note["experiment_id"]
+            except (OSError, ValueError, KeyError):
+                pass
+
+    def replay_state(self) -> dict[str, Any]:
+        """Return what finds this run again; user and password of the URI are not in it."""
+        return {
+            "experiment_name": self._experiment_name,
+            "run_name": self._run_name,
+            "tracking_uri": redacted(self._uri),
+            "tags": self._tags,
+            "save_dir": self._save_dir,
+            "prefix": self._prefix,
+            "version": self.version,
+        }
+
+    @classmethod
+    def from_replay_state(cls, state: Mapping[str, Any]) -> MLFlowLogger:
+        """Return a logger of the run that `replay_state` described."""
+        given = dict(state)
+        version = given.pop("version")
+        if "***@" in str(given.get("tracking_uri")):  # the secret is in the environment, or nowhere
+            given["tracking_uri"] = os.environ.get("MLFLOW_TRACKING_URI") or given["tracking_uri"].replace("***@", "")
+        made = cls(**given)
+        made.join(version)
+        return made
+
+    # ------------------------------------------------------------ metrics
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Write values of one step at once.
+
+        Args:
+            metrics: Numbers or single-element tensors by name.
+            step: The step, 0 if left out.
+
+        Raises:
+            MisconfigurationException: If a value is no number.
+            ConnectionError: If the server is away.
+        """
+        if not is_rank_zero():
+            return
+        values = {str(key): _number(str(key), value) for key, value in metrics.items()}
+        with self.exclusive():
+            self._send([(values, time.time(), int(step or 0))], unsure=False)
+
+    def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
+        """Write records; returns when the server has them.
+
+        Args:
+            records: What to write, each with its own wall time.
+            unsure: Whether the server may have some already; it is asked, and gets what it lacks.
+
+        Raises:
+            ConnectionError: If the server is away.
+            ValueError: If it refuses one of them for good.
+        """
+        if is_rank_zero():
+            with self.exclusive():
+                self._send([(record.values, record.time, record.step) for record in records], unsure)
+
+    def _send(self, rows: Iterable[tuple[Mapping[str, float], float, int]], unsure: bool) -> None:
+        from mlflow.entities import Metric
+
+        _ = self.version
+        self._connect()
+        client = self._made_client()
+        metrics = [
+            Metric(self._name_of(key), float(value), int(wall * 1000), step)
+            for values, wall, step in rows
+            for key, value in values.items()
+        ]
+        if unsure:
+            metrics = self._missing(client, metrics)
+        self._was_used = True
+        for start in range(0, len(metrics), _METRICS):
+            with calling():
+                client.log_batch(self._run_id, metrics=metrics[start : start + _METRICS])
+
+    def _missing(self, client: Any, metrics: list[Any]) -> list[Any]:
+        """Return those that the server does not have."""
+        with calling():
+            data = client.get_run(self._run_id).data
+        latest = {m.key: (m.step, m.timestamp) for m in getattr(data, "_metric_objs", ())}
+        known: dict[str, Counter[tuple[int, int, str]]] = {}
+        for metric in metrics:
+            newest = latest.get(metric.key) if latest else (math.inf, math.inf) if data.metrics else None
+            # What comes behind the newest that is there is not there; only else is the history read.
+            if metric.key in known or newest is None or (metric.step, metric.timestamp) > newest:
+                continue
+            with calling(60.0):
+                history = client.get_metric_history(self._run_id, metric.key)
+            known[metric.key] = Counter(_identity(entry) for entry in history)
+        missing = []
+        for metric in metrics:
+            there, identity = known.get(metric.key), _identity(metric)
+            if there is not None and there[identity]:
+                there[identity] -= 1
+            else:
+                missing.append(metric)
+        return missing
+
+    def _name_of(self, key: str) -> str:
+        given = f"{self._prefix}-{key}" if self._prefix else key
+        name = self._names.get(given)
+        if name is None:
+            name = self._names[given] = accepted(given)
+            if name != given:
+                self._tell(given, f"MLFlowLogger: MLflow takes no name {given!r}; it is logged as {name!r}.")
+        return name
+
+    def _tell(self, topic: str, message: str) -> None:
+        if topic not in self._told:
+            self._told.add(topic)
+            warnings.warn(message, stacklevel=2)
+
+    # ------------------------------------------------------------ parameters and the end
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Write hyper-parameters, nested ones as ``outer/inner``; the same ones again change nothing.
+
+        Args:
+            params: A dict, namespace or dataclass, of any depth and with any values.
+            *args: Taken for other loggers' sake.
+            **kwargs: Taken for other loggers' sake.
+
+        Raises:
+            ConnectionError: If the server is away.
+        """
+        given = plain(params)
+        given = given if isinstance(given, dict) else {"value": given}
+        flat = {accepted(key): str(value) for key, value in flatten(given).items()}
+        with self.exclusive():
+            _ = self.version
+            self._connect()
+            client = self._made_client()
+            with calling():
+                there = client.get_run(self._run_id).data.params
+            self._was_used = True
+            changed = [key for key, value in flat.items() if key in there and there[key] != value[: len(there[key])]]
+            if changed:
+                names = ", ".join(changed[:5])
+                self._tell("changed", f"MLFlowLogger: MLflow keeps the first value of a parameter; not new: {names}.")
+            self._send_params(client, {key: value for key, value in flat.items() if key not in there})
+
+    def _send_params(self, client: Any, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        items = list(params.items())
+        for start in range(0, len(items), _PARAMS):
+            for longest in _LONGEST_VALUES:
+                part = items[start : start + _PARAMS]
+                try:
+                    with calling():
+                        client.log_batch(self._run_id, params=[Param(key, value[:longest]) for key, value in part])
+                except ValueError:
+                    if longest == _LONGEST_VALUES[-1]:
+                        raise
+                    continue
+                for key, value in part:
+                    if len(value) > longest:
+                        self._tell(
+                            f"long {key}",
+                            f"MLFlowLogger: parameter {key!r} has {len(value)} letters; the first {longest} are kept.",
+                        )
+                break
+
+    def finalize(self, status: str) -> None:
+        """Send the last checkpoints and end the run; a server that is away costs a warning.
+
+        Args:
+            status: ``"success"``, ``"failed"`` or ``"interrupted"``.
+        """
+        if not is_rank_zero() or (self._folder is None and self._checkpoint_callback is None):
+            return
+        with self.exclusive():
+            try:
+                _ = self.version
+                self._connect(_FIRST_LOOK_SECONDS)
+                self._send_final_checkpoints()
+                with calling():
+                    self._made_client().set_terminated(self._run_id, _STATUSES.get(status, "FINISHED"))
+            except (ConnectionError, ValueError) as error:
+                warnings.warn(f"MLFlowLogger: the run's end could not be sent: {error}", stacklevel=2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        _ = self.version  # a copy in another process writes to the same run
+        return {**super().__getstate__(), "_client": None}
+
+
+def _identity(metric: Any) -> tuple[int, int, str]:
+    """Return what tells a value of a metric from others, as every store keeps it."""
+    value = float(metric.value)
+    if math.isinf(value):
+        value = math.copysign(_LARGEST, value)
+    return int(metric.step), int(metric.timestamp), "nan" if math.isnan(value) else repr(value)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return number(value)
+    except TypeError:
+        raise MisconfigurationException(
+            f"MLFlowLogger.log_metrics({name!r}): a metric must be a number. Got {type(value).__name__}. "
+            "Log pictures with log_image, text with log_text, or use logger.experiment."
+        ) from None
+
+
+def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if not any(value is one or value == one for one in allowed):
+        rule = f"it must be one of {', '.join(map(repr, allowed))}"
+        raise ConfigError(Problem(f"MLFlowLogger({name}={value!r})", rule, fix=f"Write {name}={allowed[-1]!r}."))

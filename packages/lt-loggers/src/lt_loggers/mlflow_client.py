@@ -1,0 +1,120 @@
+"""Call an MLflow server once and in bounded time, and tell an outage from a refusal."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["calling", "default_uri", "redacted"]
+
+_SETTINGS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+_lock = threading.RLock()
+_WAYS = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."
+# Of these the request itself is the cause; all else may go away.
+_REFUSED = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "INVALID_STATE",
+    "NOT_FOUND",
+}
+
+
+def redacted(text: str) -> str:
+    """Return a text whose URIs hold no user and password."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+
+
+@contextmanager
+def calling(timeout: float = 10.0) -> Iterator[None]:
+    """Make one attempt at each call inside, and give it so many seconds.
+
+    MLflow itself tries eight times, with pauses that grow to minutes, and would send a batch again whose reply
+    was lost, without asking. It takes these two settings from the environment only, at each call; they are put
+    back behind each of ours, so that the user's own calls keep MLflow's patience.
+
+    Raises:
+        ConnectionError: If the server is away, overloaded or wants other credentials.
+        ValueError: If it refuses what it was given.
+    """
+    with _lock:
+        before = {name: os.environ.get(name) for name in _SETTINGS}
+        os.environ.update(zip(_SETTINGS, ("0", str(max(1, round(timeout)))), strict=True))
+        try:
+            yield
+        except Exception as error:
+            raise _meant(error) from error
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def _meant(error: Exception) -> Exception:
+    """Return a ValueError for what will never be taken, else a ConnectionError."""
+    if isinstance(error, (ValueError, TypeError, KeyError, OSError)) and not hasattr(error, "error_code"):
+        is_outage = isinstance(error, OSError) or type(error).__module__.startswith(("requests", "urllib3"))
+        return ConnectionError(redacted(str(error))) if is_outage else error
+    code = str(getattr(error, "error_code", ""))
+    status = _status_of(error)
+    text = redacted(" ".join(str(error).split()))[:500]
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED") or status in (401, 403):
+        return ConnectionError(f"the server wants other credentials ({text}). {_WAYS}")
+    if code in _REFUSED and (status is None or status in range(400, 500)) and status not in (408, 429):
+        return ValueError(text)
+    return ConnectionError(text)
+
+
+def _status_of(error: Exception) -> int | None:
+    """Return the HTTP status that an error of MLflow tells of in its text, where its code is only derived from it."""
+    found = re.search(r"failed with error code (\d{3})", str(error))
+    return int(found[1]) if found else None
+
+
+def default_uri(save_dir: str) -> str:
+    """Return the tracking URI of the environment, else a database below a folder, else the folder itself."""
+    from importlib.util import find_spec
+
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    if find_spec("sqlalchemy") is not None:
+        return f"sqlite:///{os.path.join(os.path.abspath(save_dir), 'mlflow.db')}"
+    return f"file:{os.path.abspath(save_dir)}"
+
+
+def make_client(uri: str) -> Any:
+    """Return an MlflowClient for a URI, its folder made.
+
+    Raises:
+        MisconfigurationException: If MLflow knows no store of that kind.
+    """
+    from urllib.parse import unquote
+
+    from lt_interface import MisconfigurationException, Problem
+
+    scheme = uri.partition(":")[0] if "://" in uri or uri.startswith("file:") else ""
+    if scheme in ("", "file"):
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # who names a folder means it
+    if uri.startswith("sqlite:///"):
+        folder = os.path.dirname(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+    try:
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(tracking_uri=uri)
+    except OSError:
+        raise
+    except Exception as error:
+        fix = "Write http(s)://host:port, sqlite:///path (this needs the full mlflow) or file:path."
+        where = f"MLFlowLogger(tracking_uri={redacted(uri)!r})"
+        got = redacted(" ".join(str(error).split()))[:300].rstrip(".")
+        raise MisconfigurationException(str(Problem(where, "MLflow must know this kind of store", got, fix))) from error

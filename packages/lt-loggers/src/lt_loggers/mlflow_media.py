@@ -1,0 +1,267 @@
+"""Keep pictures, figures, sounds, tables and checkpoints with an MLflow run, as artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lt_interface import Logger, is_rank_zero
+from lt_loggers.checkpoints import Found, new_checkpoints, stage
+from lt_loggers.mlflow_client import calling
+
+__all__ = ["MLFlowMedia"]
+
+_MEDIA_SECONDS = 60.0
+
+
+class MLFlowMedia(Logger):
+    """Be the part of `MLFlowLogger` that keeps artifacts: all of it is sent behind the caller's back."""
+
+    _run_id: str | None
+    _log_model: bool | str
+    _made_client: Callable[[], Any]
+    _connect: Callable[..., None]
+    _sent_checkpoints: dict[str, tuple[int, int]] | None = None
+    _checkpoint_callback: Any = None
+
+    def _later(self, send: Callable[[Any, str], Any], what: str) -> None:
+        """Call ``send(client, run_id)`` when the server is there."""
+
+        def call() -> None:
+            _ = self.version
+            self._connect()
+            with calling(_MEDIA_SECONDS):
+                send(self._made_client(), str(self._run_id))
+
+        self.later(call, what)
+
+    def log_image(self, key: str, images: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Show a list of pictures under a name.
+
+        Args:
+            key: The name.
+            images: Tensors, arrays, PIL images or paths.
+            step: The step, 0 if None.
+            **kwargs: Lists such as ``caption``; MLflow has no place for them.
+        """
+        from lt_loggers.media import as_list, per_item, pictures, png
+
+        if not is_rank_zero():
+            return
+        arrays = pictures(as_list(key, "images", images))
+        per_item(len(arrays), kwargs)
+
+        def send(client: Any, run_id: str) -> None:
+            for i, array in enumerate(arrays):
+                name = _path(key) if len(arrays) == 1 else f"{_path(key)}_{i}"
+                if hasattr(client, "log_image"):
+                    shown = array.repeat(3, axis=2) if array.shape[2] == 1 else array
+                    client.log_image(run_id, shown, key=name, step=step or 0, synchronous=True)
+                else:
+                    _put(client, run_id, f"images/{name}/step_{step or 0}.png", png(array))
+
+        self._later(send, f"image {key}")
+
+    def log_figure(self, key: str, figure: Any, step: int | None = None, **kwargs: Any) -> None:
+        """Keep a figure as it is now: of matplotlib as a PNG, of plotly as a page.
+
+        Args:
+            key: The name.
+            figure: The figure; it may be closed after the call.
+            step: The step, 0 if None.
+            **kwargs: Taken for other loggers' sake.
+        """
+        from lt_loggers.media import png, render
+
+        if not is_rank_zero():
+            return
+        if hasattr(figure, "to_html"):
+            name, data = f"figures/{_path(key)}/step_{step or 0}.html", figure.to_html().encode()
+        else:
+            name, data = f"figures/{_path(key)}/step_{step or 0}.png", png(render(figure))
+        self._later(lambda client, run_id: _put(client, run_id, name, data), f"figure {key}")
+
+    def log_histogram(self, key: str, values: Any, step: int | None = None, bins: int = 64) -> None:
+        """Keep a histogram as JSON: the edges of its bins and how many values lie in each.
+
+        Args:
+            key: The name.
+            values: A tensor or array.
+            step: The step, 0 if None.
+            bins: How many bins.
+        """
+        import numpy as np
+
+        if not is_rank_zero():
+            return
+        given = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
+        array = np.asarray(given, dtype=float).ravel()
+        counts, edges = np.histogram(array[np.isfinite(array)], bins)
+        data = json.dumps({"edges": edges.tolist(), "counts": counts.tolist()}).encode()
+        name = f"histograms/{_path(key)}/step_{step or 0}.json"
+        self._later(lambda client, run_id: _put(client, run_id, name, data), f"histogram {key}")
+
+    def log_text(self, key: str, text: Any = None, *args: Any, step: int | None = None, **kwargs: Any) -> None:
+        """Keep a text.
+
+        Args:
+            key: The name.
+            text: The text.
+            *args: Taken for other loggers' sake.
+            step: The step, 0 if None.
+            **kwargs: Taken for other loggers' sake.
+        """
+        if is_rank_zero():
+            name, data = f"text/{_path(key)}/step_{step or 0}.txt", str(text).encode()
+            self._later(lambda client, run_id: _put(client, run_id, name, data), f"text {key}")
+
+    def log_table(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Keep a table as JSON, in the form that MLflow's pages show.
+
+        Args:
+            key: The name.
+            columns: Names of the columns.
+            data: Rows.
+            dataframe: A data frame instead of both.
+            step: The step, 0 if None.
+        """
+        if not is_rank_zero():
+            return
+        if dataframe is not None:
+            columns, data = [str(c) for c in dataframe.columns], dataframe.values.tolist()
+        table = json.dumps({"columns": columns or [], "data": data or []}, default=str).encode()
+        name = f"tables/{_path(key)}/step_{step or 0}.json"
+        self._later(lambda client, run_id: _put(client, run_id, name, table), f"table {key}")
+
+    def log_audio(self, key: str, audios: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Keep a list of sounds as WAV files, or files as they are.
+
+        Args:
+            key: The name.
+            audios: Arrays (samples,) or (channels, samples) in -1..1, or paths.
+            step: The step, 0 if None.
+            **kwargs: Lists such as ``sample_rate`` (Hz; 44100 if left out).
+        """
+        from lt_loggers.media import as_list, per_item, wav
+
+        if not is_rank_zero():
+            return
+        sounds = as_list(key, "audios", audios)
+        for i, (sound, given) in enumerate(zip(sounds, per_item(len(sounds), kwargs), strict=True)):
+            self._keep_file(f"audio/{_path(key)}/step_{step or 0}_{i}", sound, ".wav", wav, given.get("sample_rate"))
+
+    def log_video(self, key: str, videos: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Keep a list of videos: files as they are, arrays as animated GIF files.
+
+        Args:
+            key: The name.
+            videos: Arrays (T, C, H, W) in 0..255, or paths.
+            step: The step, 0 if None.
+            **kwargs: Lists such as ``fps`` (4 if left out).
+        """
+        from lt_loggers.media import as_list, per_item
+
+        if not is_rank_zero():
+            return
+        given = as_list(key, "videos", videos)
+        for i, (video, options) in enumerate(zip(given, per_item(len(given), kwargs), strict=True)):
+            self._keep_file(f"video/{_path(key)}/step_{step or 0}_{i}", video, ".gif", _gif, options.get("fps"))
+
+    def _keep_file(self, name: str, value: Any, ending: str, encode: Callable[..., bytes], option: Any) -> None:
+        if isinstance(value, (str, os.PathLike)):
+            ending = os.path.splitext(os.fspath(value))[1]
+            with open(value, "rb") as file:
+                data = file.read()
+        else:
+            data = encode(value) if option is None else encode(value, option)
+        self._later(lambda client, run_id: _put(client, run_id, name + ending, data), name)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Keep the callback's new checkpoints, at once or at the end, as ``log_model`` says.
+
+        Args:
+            checkpoint_callback: It tells paths and scores, as `ModelCheckpoint` does.
+        """
+        if not self._log_model or not is_rank_zero():
+            return
+        if self._log_model != "all" and getattr(checkpoint_callback, "save_top_k", 1) != -1:
+            self._checkpoint_callback = checkpoint_callback
+            return
+        for found in self._new(checkpoint_callback):
+            home = self.log_dir or "."
+            os.makedirs(home, exist_ok=True)
+            folder = tempfile.mkdtemp(prefix=".staged-", dir=home)
+            held = stage(found.path, folder)
+
+            def send(client: Any, run_id: str, found: Found = found, held: str = held, folder: str = folder) -> None:
+                _send_checkpoint(client, run_id, found, held)
+                shutil.rmtree(folder, ignore_errors=True)
+
+            self._later(send, f"checkpoint {os.path.basename(found.path)}")
+
+    def _new(self, callback: Any) -> list[Found]:
+        self._sent_checkpoints = {} if self._sent_checkpoints is None else self._sent_checkpoints
+        return new_checkpoints(callback, self._sent_checkpoints)
+
+    def _send_final_checkpoints(self) -> None:
+        """Keep what is left at the end of the run."""
+        callback, self._checkpoint_callback = self._checkpoint_callback, None
+        for found in self._new(callback) if callback is not None else ():
+            with calling(_MEDIA_SECONDS):
+                _send_checkpoint(self._made_client(), str(self._run_id), found, found.path)
+
+
+def _send_checkpoint(client: Any, run_id: str, found: Found, path: str) -> None:
+    """Put a checkpoint into ``checkpoints/<name>``, with its aliases and what is known of it."""
+    place = f"checkpoints/{_path(os.path.splitext(os.path.basename(found.path))[0])}"
+    if os.path.isdir(path):
+        client.log_artifacts(run_id, path, f"{place}/{os.path.basename(path)}")
+    else:
+        client.log_artifact(run_id, path, place)
+    aliases = json.dumps(found.aliases).encode()
+    _put(client, run_id, f"{place}/aliases.txt", aliases)
+    _put(client, run_id, f"{place}/metadata.json", json.dumps(found.metadata, default=str).encode())
+
+
+def _put(client: Any, run_id: str, name: str, data: bytes) -> None:
+    """Put bytes into an artifact."""
+    place, base = os.path.split(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, base)
+        with open(path, "wb") as file:
+            file.write(data)
+        client.log_artifact(run_id, path, place)
+
+
+def _gif(frames: Any, fps: float = 4) -> bytes:
+    import io
+
+    from PIL import Image
+
+    from lt_loggers.media import pictures
+
+    made = [Image.fromarray(a[:, :, 0] if a.shape[2] == 1 else a) for a in pictures(list(frames))]
+    out = io.BytesIO()
+    made[0].save(out, "GIF", save_all=True, append_images=made[1:], duration=max(1, round(1000 / fps)), loop=0)
+    return out.getvalue()
+
+
+def _path(key: str) -> str:
+    """Return a name as a path below the run's artifacts that leads nowhere else."""
+    parts = [re.sub(r"[^\w.\-]", "_", part) for part in key.split("/")]
+    return "/".join(part for part in parts if part.strip(".")) or f"unnamed_{int(time.time())}"
