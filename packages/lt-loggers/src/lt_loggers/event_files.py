@@ -6,11 +6,12 @@ import os
 import re
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["runs_below", "shown", "wait_for_a_later_name"]
+__all__ = ["event_file_of", "is_there", "runs_below", "scalars", "shown", "wait_for_a_later_name", "with_status"]
 
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 _START = 1  # SessionLog.START
@@ -34,6 +35,53 @@ def shown(folder: str | os.PathLike[str], event_type: Any) -> tuple[dict[str, in
             for value in event.summary.value:
                 last[value.tag] = max(event.step, last.get(value.tag, event.step))
     return last, graph
+
+
+def scalars(folder: str | os.PathLike[str], event_type: Any) -> Counter[tuple[str, int, float]]:
+    """Return how often each value is in a run's files, by tag, step and wall time; purged ones are not counted.
+
+    Args:
+        folder: The folder of one run.
+        event_type: The ``Event`` class of the package that wrote them.
+    """
+    found: Counter[tuple[str, int, float]] = Counter()
+    for path in _files(folder):
+        for record in _records(path):
+            event = event_type.FromString(record)
+            if event.HasField("session_log") and event.session_log.status == _START and event.step > 0:
+                for identity in [i for i in found if i[1] >= event.step]:
+                    del found[identity]
+            for value in event.summary.value:
+                found[value.tag, event.step, event.wall_time] += 1
+    return found
+
+
+def event_file_of(writer: Any) -> tuple[str, int] | None:
+    """Return the path and the inode of the file that a SummaryWriter writes to, where it tells."""
+    inner = getattr(getattr(writer, "file_writer", None), "event_writer", None)
+    path = getattr(inner, "_file_name", None) or getattr(getattr(inner, "_ev_writer", None), "_file_name", None)
+    return (path, os.stat(path).st_ino) if path and os.path.exists(path) else None
+
+
+def is_there(path: str, inode: int) -> bool:
+    """Return whether the file of that inode still has its name."""
+    try:
+        return os.stat(path).st_ino == inode
+    except OSError:
+        return False
+
+
+def with_status(summary: Any, status: str) -> Any:
+    """Return a summary whose session of hyper-parameters ended in failure, where it is the one that tells."""
+    from importlib import import_module
+
+    for value in summary.value:
+        if value.tag == "_hparams_/session_end_info":
+            data = import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData()
+            data.ParseFromString(value.metadata.plugin_data.content)
+            data.session_end_info.status = 2 if status == "failed" else 1  # Status: FAILURE, SUCCESS
+            value.metadata.plugin_data.content = data.SerializeToString()
+    return summary
 
 
 def runs_below(folder: str | os.PathLike[str]) -> list[str]:

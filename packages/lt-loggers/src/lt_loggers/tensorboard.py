@@ -6,15 +6,27 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_interface import Logger, MisconfigurationException, MissingPackageError
+from lt_interface import (
+    ConfigError,
+    DummyExperiment,
+    MisconfigurationException,
+    MissingPackageError,
+    Problem,
+    Record,
+    is_rank_zero,
+    rank_zero_only,
+)
+from lt_loggers.event_files import event_file_of, is_there, with_status
 from lt_loggers.hyperparameters import flatten, number, plain
+from lt_loggers.tensorboard_media import TensorBoardMedia
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,9 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["TensorBoardLogger"]
 
 _opened = itertools.count()
+_SHOWN_METRICS = 50
 
 
-class TensorBoardLogger(Logger):
+class TensorBoardLogger(TensorBoardMedia):
     """Write metrics, hyper-parameters and the model's graph to ``<save_dir>/<name>/version_N``.
 
     Args:
@@ -37,6 +50,8 @@ class TensorBoardLogger(Logger):
             metric ``hp_metric`` of -1: TensorBoard shows no hyper-parameters without one.
         prefix: Text before each metric's name, followed by ``-``.
         sub_dir: A folder inside the version's for the event files.
+        delivery: ``"sync"`` or ``"async"``; None for what the trainer's ``logger_delivery`` says.
+        flush_timeout: How many seconds the end of a run, or ``flush``, waits without progress.
         **kwargs: Given to ``SummaryWriter``, such as ``max_queue``, ``flush_secs`` or
             ``filename_suffix``.
 
@@ -54,10 +69,17 @@ class TensorBoardLogger(Logger):
         default_hp_metric: bool = True,
         prefix: str = "",
         sub_dir: str | os.PathLike[str] | None = None,
+        *,
+        delivery: str | None = None,
+        flush_timeout: float = 30.0,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         _writer_package()
+        if delivery not in (None, "sync", "async"):
+            rule = 'it must be "sync" or "async"'
+            raise ConfigError(Problem(f"TensorBoardLogger(delivery={delivery!r})", rule, fix="Leave it out."))
+        self.delivery, self.flush_timeout = delivery, flush_timeout
         if "://" in os.fspath(save_dir):
             raise MisconfigurationException(
                 f"TensorBoardLogger(save_dir={os.fspath(save_dir)!r}): this must be a folder of this machine. "
@@ -76,6 +98,10 @@ class TensorBoardLogger(Logger):
         self._writer_pid = 0
         self._purge_step: int | None = None
         self._present: dict[str, int] = {}
+        self._known: Counter[tuple[str, int, float]] = Counter()
+        self._is_read = False
+        self._event_file: tuple[str, int] | None = None
+        self._last: dict[str, float] = {}
         self._has_hp_metric = False
         self._has_graph = False
 
@@ -88,10 +114,24 @@ class TensorBoardLogger(Logger):
     def version(self) -> int | str:
         """Return the run's number or folder name, claimed at the first use."""
         if self._version is None:
+            if not is_rank_zero():
+                return max(_versions(self.root_dir), default=0)
             with self.exclusive():
                 if self._version is None:
-                    self._version = _claim(self.root_dir)
+                    try:
+                        self._version = _claim(self.root_dir)
+                    except OSError as error:
+                        raise self._unwritable(error) from error
         return self._version
+
+    def share_version(self, version: int | str) -> None:
+        """Write into the version folder of another logger, unless a version was given or claimed."""
+        if self._version is None:
+            self._version = version
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        where = f"TensorBoardLogger(save_dir={self._save_dir!r})"
+        return ConfigError(Problem(where, "its folder must be writable", str(error), "Give another save_dir."))
 
     @property
     def save_dir(self) -> str:
@@ -118,13 +158,53 @@ class TensorBoardLogger(Logger):
     @property
     def experiment(self) -> Any:
         """Return the ``SummaryWriter``, started at the first use."""
+        if not is_rank_zero():
+            return DummyExperiment()
         with self.exclusive():
             if self._writer is None or self._writer_pid != os.getpid():  # a forked writer has lost its thread
-                self._writer = self._open(self.log_dir, self._purge_step)
+                is_first = self._writer is None and not self._is_read
+                try:
+                    self._writer = self._open(self.log_dir, self._purge_step)
+                    self._event_file = event_file_of(self._writer)
+                except OSError as error:
+                    raise (self._unwritable(error) if is_first and not self._last else error) from error
                 self._writer_pid = os.getpid()
                 self._purge_step = None
             return self._writer
 
+    @rank_zero_only
+    def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
+        """Write records as scalars with their own wall time.
+
+        Args:
+            records: What to write.
+            unsure: Whether some may be there: the event files are read, and what they hold is passed over.
+
+        Raises:
+            OSError: If nothing can be written.
+        """
+        from lt_loggers.event_files import scalars
+
+        with self.exclusive():
+            if unsure and not self._is_read:
+                if self._writer is not None and self._writer_pid == os.getpid():
+                    self._writer.flush()
+                self._known = scalars(self.log_dir, _event_type())
+                self._is_read = True
+            writer = self.experiment
+            for record in records:
+                self._has_hp_metric |= "hp_metric" in record.values
+                for key, value in record.values.items():
+                    name = f"{self._prefix}-{key}" if self._prefix else key
+                    identity = (_tag(name), record.step, record.time)
+                    if self._known and self._known[identity]:
+                        self._known[identity] -= 1
+                    else:
+                        writer.add_scalar(name, float(value), record.step, walltime=record.time)
+                    if record.axis == "epoch":
+                        self._last[_tag(name)] = float(value)
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Write scalars.
 
@@ -147,6 +227,7 @@ class TensorBoardLogger(Logger):
                 elif not self._present or (step or 0) > self._present.get(_tag(name), -1):
                     writer.add_scalar(name, _number(name, value), step)
 
+    @rank_zero_only
     def log_hyperparams(
         self,
         params: Any,
@@ -178,6 +259,7 @@ class TensorBoardLogger(Logger):
             for summary in hparams(flatten(self.hparams), {k: _number(k, v) for k, v in shown.items()}):
                 writer.add_summary(summary)
 
+    @rank_zero_only
     def log_graph(self, model: nn.Module, input_array: Any = None) -> None:
         """Draw the graph that an input takes through the model, once a run and only with ``log_graph=True``.
 
@@ -214,7 +296,7 @@ class TensorBoardLogger(Logger):
         Returns:
             True: the whole history may be sent again, what is there already is passed over.
         """
-        from lt_loggers.event_files import runs_below, shown, wait_for_a_later_name
+        from lt_loggers.event_files import runs_below, scalars, shown, wait_for_a_later_name
 
         with self.exclusive():
             self._close()
@@ -225,6 +307,10 @@ class TensorBoardLogger(Logger):
             steps, self._has_graph = shown(folder, _event_type())
             self._present = {tag: min(last, step) for tag, last in steps.items()}
             self._has_hp_metric = any(tag.endswith("hp_metric") for tag in self._present)
+            self._known = scalars(folder, _event_type())
+            for identity in [identity for identity in self._known if identity[1] > step]:
+                del self._known[identity]
+            self._is_read = True
             self._purge_step = step + 1
             for run in (folder, *runs_below(folder)):
                 wait_for_a_later_name(run)
@@ -232,19 +318,75 @@ class TensorBoardLogger(Logger):
                 self._open(run, step + 1).close()
         return True
 
+    @rank_zero_only
     def save(self) -> None:
-        """Write what is held in memory."""
+        """Write what is held in memory.
+
+        Raises:
+            FileNotFoundError: If the event file is no longer there; its attribute ``lost_all`` is True.
+        """
         with self.exclusive():
             if self._writer is not None and self._writer_pid == os.getpid():
-                self._writer.flush()
+                try:
+                    self._writer.flush()
+                except OSError:  # TensorBoard's writer is of no use after an error: the next one reads what is there
+                    self._writer, self._is_read = None, False
+                    raise
+                if self._event_file is not None and not is_there(*self._event_file):
+                    self._forget()
                 if not os.path.exists(os.path.join(self.log_dir, "hparams.yaml")):
                     self._write_hparams()
 
+    def _forget(self) -> None:
+        """Begin anew where somebody removed the files: what was in them has to come again."""
+        path = self._event_file[0] if self._event_file else ""
+        self._close()
+        self._known, self._present, self._is_read, self._event_file = Counter(), {}, True, None
+        error = FileNotFoundError(f"{path} is gone; all of it is written again")
+        error.lost_all = True  # type: ignore[attr-defined]
+        raise error
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write everything and close the files; a later value opens a new one beside them."""
+        """Write everything, with the run's last values beside its hyper-parameters, and close the files.
+
+        Args:
+            status: ``"success"``, ``"failed"`` or ``"interrupted"``.
+        """
         with self.exclusive():
+            if self.hparams and self._last and self._writer is not None:
+                self._show_last_values(status)
             self.save()
             self._close()
+
+    def _show_last_values(self, status: str) -> None:
+        """Name the metrics whose last values the table of runs shows, and say how the run ended."""
+        home = import_module(f"{_writer_package()}.summary")
+        shown = {"hp_metric": 0.0} if self._has_hp_metric or self._default_hp_metric else {}
+        shown |= dict(list(self._last.items())[:_SHOWN_METRICS])
+        writer = self.experiment._get_file_writer()
+        for summary in home.hparams(flatten(plain(self.hparams)), shown):
+            writer.add_summary(summary if status == "success" else with_status(summary, status))
+
+    def replay_state(self) -> dict[str, Any]:
+        """Return what finds this run again."""
+        return {
+            "save_dir": os.path.abspath(self._save_dir),
+            "name": self._name,
+            "version": self.version,
+            "prefix": self._prefix,
+            "sub_dir": self._sub_dir,
+            "default_hp_metric": self._default_hp_metric,
+        }
+
+    @classmethod
+    def from_replay_state(cls, state: Mapping[str, Any]) -> TensorBoardLogger:
+        """Return a logger of the run that `replay_state` described."""
+        from lt_loggers.event_files import wait_for_a_later_name
+
+        made = cls(**state)
+        wait_for_a_later_name(made.log_dir)
+        return made
 
     def _close(self) -> None:
         if self._writer is not None and self._writer_pid == os.getpid():
@@ -275,11 +417,16 @@ class TensorBoardLogger(Logger):
         return {**super().__getstate__(), "_writer": None}
 
 
+def _versions(root: str) -> list[int]:
+    names = os.listdir(root) if os.path.isdir(root) else []
+    numbers = [name.removeprefix("version_") for name in names if name.startswith("version_")]
+    return [int(number) for number in numbers if number.isdecimal()]
+
+
 def _claim(root: str) -> int:
     """Make the folder of the next version; another process that is faster gets its own number."""
     os.makedirs(root, exist_ok=True)
-    names = [entry.removeprefix("version_") for entry in os.listdir(root) if entry.startswith("version_")]
-    number = 1 + max((int(name) for name in names if name.isdecimal()), default=-1)
+    number = 1 + max(_versions(root), default=-1)
     while True:
         try:
             os.mkdir(os.path.join(root, f"version_{number}"))

@@ -41,9 +41,9 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
     where training failed or was interrupted. Two loggers that are in use at once are two runs.
 
     W&B's own x-axis is never set: each row carries ``trainer/global_step``, and that, the epoch or
-    ``<stage>/batch`` is the x-axis of a metric, as its values came. What ``save`` has returned for is in the
-    transaction log on this machine, also if both processes are killed then; rows that were sent
-    before are found there by number and not sent again.
+    ``<stage>/batch`` is the x-axis of a metric, as its values came. With wandb 0.31 or later, what ``save``
+    has returned for is in the transaction log on this machine, also if both processes are killed then.
+    Rows that were sent before are found there by number and not sent again.
 
     Args:
         name: The run's name on the server; None lets the server choose.
@@ -363,8 +363,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             except OSError as error:
                 warnings.warn(f"WandbLogger: the run's end may be incomplete. {error}", stacklevel=2)
             self._open.finalized = True
-            if status in _EXIT_CODES:
-                self._open.close(_EXIT_CODES[status])
+            if status in _EXIT_CODES or not self._open.is_prompt:  # else all is on the disk without its end
+                self._open.close(_EXIT_CODES.get(status, 0))
 
     def join(self, version: int | str) -> None:
         """Go on in the run with the id ``version``."""

@@ -17,6 +17,7 @@ __all__ = ["FLUSH_INTERVAL", "OpenRun", "active_run", "close_idle_runs", "open_r
 
 # How often W&B's own process writes its buffer to the transaction log, in seconds; its default is 15.
 FLUSH_INTERVAL = 0.05
+_PROMPT = 5.0  # what a user may have set it to, for `wait` to be worth it
 
 
 _runs: list[OpenRun] = []
@@ -32,6 +33,7 @@ class OpenRun:
 
     Attributes:
         log: Its transaction log; None where there is none.
+        is_prompt: Whether rows come into the log soon after they were sent.
         owed: The numbers of the rows that were sent and not yet seen in the log.
         finalized: Whether its loggers' last ``finalize`` is the newest that they did.
         users: The loggers that write to it.
@@ -41,6 +43,9 @@ class OpenRun:
         self.run = run
         self.owned = owned
         self.log = None if getattr(run, "disabled", False) else TransactionLog(run.settings.sync_file)
+        # Up to 0.30, W&B's process writes when a buffer is full or the run ends, and at no other time.
+        interval = float(getattr(getattr(run, "settings", None), "x_transaction_log_flush_interval", None) or 0)
+        self.is_prompt = owned and 0 < interval <= _PROMPT
         self.owed: set[int] = set()
         self.finalized = False
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -85,13 +90,17 @@ class OpenRun:
             raise
 
     def wait(self, timeout: float) -> None:
-        """Return when all that was sent is in the transaction log.
+        """Return when all that was sent is in the transaction log, if that is soon.
 
         Raises:
             TimeoutError: If that takes longer than ``timeout`` seconds.
         """
-        if self.log is None or not self.owned or not self.is_open:
-            self.owed.clear()  # the run of somebody else is written in its own time
+        if self.log is None or not self.is_open:
+            self.owed.clear()
+            return
+        if not self.is_prompt:
+            self.log.refresh()
+            self.owed -= self.log.marks.keys()
             return
         end = time.monotonic() + timeout
         pause = FLUSH_INTERVAL / 4

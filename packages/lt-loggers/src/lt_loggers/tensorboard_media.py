@@ -1,0 +1,156 @@
+"""Show pictures, figures, text and sounds in TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lt_interface import Logger, is_rank_zero
+
+__all__ = ["TensorBoardMedia"]
+
+
+class TensorBoardMedia(Logger):
+    """Be the part of `TensorBoardLogger` that shows media: prepared at once, written behind the caller's back."""
+
+    def log_image(self, key: str, images: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Show a list of pictures under a tag; several get ``/0``, ``/1``, ...
+
+        Args:
+            key: The tag.
+            images: Tensors, arrays, PIL images or paths.
+            step: The step, 0 if None.
+            **kwargs: Lists such as ``caption``; TensorBoard has no place for them.
+        """
+        from lt_loggers.media import as_list, per_item, pictures
+
+        if not is_rank_zero():
+            return
+        arrays = pictures(as_list(key, "images", images))
+        per_item(len(arrays), kwargs)
+
+        def write() -> None:
+            for i, array in enumerate(arrays):
+                tag = key if len(arrays) == 1 else f"{key}/{i}"
+                self.experiment.add_image(tag, array, step or 0, dataformats="HWC")
+
+        self.later(write, f"image {key}")
+
+    def log_figure(self, key: str, figure: Any, step: int | None = None, **kwargs: Any) -> None:
+        """Show a figure as it is now.
+
+        Args:
+            key: The tag.
+            figure: Of matplotlib, or of plotly where kaleido is installed; it may be closed after the call.
+            step: The step, 0 if None.
+            **kwargs: Taken for other loggers' sake.
+        """
+        from lt_loggers.media import render
+
+        if is_rank_zero():
+            array = render(figure)
+            self.later(lambda: self.experiment.add_image(key, array, step or 0, dataformats="HWC"), f"figure {key}")
+
+    def log_histogram(self, key: str, values: Any, step: int | None = None, bins: int = 64) -> None:
+        """Show a histogram.
+
+        Args:
+            key: The tag.
+            values: A tensor or array; what is not finite is left out.
+            step: The step, 0 if None.
+            bins: How many bins.
+        """
+        import numpy as np
+
+        if not is_rank_zero():
+            return
+        given = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
+        array = np.array(given, dtype=float).ravel()
+        array = array[np.isfinite(array)]
+        if array.size:
+            self.later(
+                lambda: self.experiment.add_histogram(key, array, step or 0, bins="auto", max_bins=bins),
+                f"histogram {key}",
+            )
+
+    def log_text(self, key: str, text: Any = None, *args: Any, step: int | None = None, **kwargs: Any) -> None:
+        """Show a text; Markdown is laid out.
+
+        Args:
+            key: The tag.
+            text: The text.
+            *args: Taken for other loggers' sake.
+            step: The step, 0 if None.
+            **kwargs: Taken for other loggers' sake.
+        """
+        if is_rank_zero():
+            self.later(lambda: self.experiment.add_text(key, str(text), step or 0), f"text {key}")
+
+    def log_table(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Show a table as text laid out in Markdown.
+
+        Args:
+            key: The tag.
+            columns: Names of the columns.
+            data: Rows.
+            dataframe: A data frame instead of both.
+            step: The step, 0 if None.
+        """
+        if dataframe is not None:
+            columns, data = [str(c) for c in dataframe.columns], dataframe.values.tolist()
+        rows = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in data or []]
+        head = columns or [""] * max(map(len, rows), default=1)
+        lines = [head, ["---"] * len(head), *rows]
+        self.log_text(key, "\n".join("| " + " | ".join(line) + " |" for line in lines), step=step)
+
+    def log_audio(self, key: str, audios: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Let a list of sounds be played; several get ``/0``, ``/1``, ...
+
+        Args:
+            key: The tag.
+            audios: Arrays (samples,) or (channels, samples) in -1..1.
+            step: The step, 0 if None.
+            **kwargs: Lists such as ``sample_rate`` (Hz; 44100 if left out).
+        """
+        import numpy as np
+
+        from lt_loggers.media import as_list, per_item
+
+        if not is_rank_zero():
+            return
+        sounds = as_list(key, "audios", audios)
+        options = per_item(len(sounds), kwargs)
+        arrays = [np.array(s.detach().cpu().numpy() if hasattr(s, "detach") else s, dtype=np.float32) for s in sounds]
+        arrays = [array.mean(axis=0) if array.ndim == 2 else array for array in arrays]  # one channel is all it takes
+
+        def write() -> None:
+            for i, (array, given) in enumerate(zip(arrays, options, strict=True)):
+                tag = key if len(arrays) == 1 else f"{key}/{i}"
+                self.experiment.add_audio(tag, array[None], step or 0, sample_rate=given.get("sample_rate", 44100))
+
+        self.later(write, f"audio {key}")
+
+    def log_video(self, key: str, videos: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Show the frames of each video side by side: moving ones need a package that TensorBoard does not bring.
+
+        Args:
+            key: The tag.
+            videos: Arrays (T, C, H, W) in 0..255.
+            step: The step, 0 if None.
+            **kwargs: Lists such as ``fps``; there is no place for them.
+        """
+        import numpy as np
+
+        from lt_loggers.media import as_list, per_item, pictures
+
+        given = as_list(key, "videos", videos)
+        per_item(len(given), kwargs)
+        strips = [np.concatenate(pictures(list(video)), axis=1) for video in given]
+        self.log_image(key, strips, step)
