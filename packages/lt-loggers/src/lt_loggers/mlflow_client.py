@@ -11,7 +11,12 @@ from typing import Any
 
 __all__ = ["calling", "default_uri", "redacted"]
 
-_SETTINGS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+# The last one keeps MLflow from printing the server's address, which may hold a password.
+_SETTINGS = (
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
+)
 _lock = threading.RLock()
 _WAYS = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."
 # Of these the request itself is the cause; all else may go away.
@@ -35,7 +40,7 @@ def calling(timeout: float = 10.0) -> Iterator[None]:
     """Make one attempt at each call inside, and give it so many seconds.
 
     MLflow itself tries eight times, with pauses that grow to minutes, and would send a batch again whose reply
-    was lost, without asking. It takes these two settings from the environment only, at each call; they are put
+    was lost, without asking. It takes these settings from the environment only, at each call; they are put
     back behind each of ours, so that the user's own calls keep MLflow's patience.
 
     Raises:
@@ -44,7 +49,7 @@ def calling(timeout: float = 10.0) -> Iterator[None]:
     """
     with _lock:
         before = {name: os.environ.get(name) for name in _SETTINGS}
-        os.environ.update(zip(_SETTINGS, ("0", str(max(1, round(timeout)))), strict=True))
+        os.environ.update(zip(_SETTINGS, ("0", str(max(1, round(timeout))), "true"), strict=True))
         try:
             yield
         except Exception as error:

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -191,6 +191,7 @@ class TensorBoardLogger(TensorBoardMedia):
                     self._writer.flush()
                 self._known = scalars(self.log_dir, _event_type())
                 self._is_read = True
+            self._check_file()
             writer = self.experiment
             for record in records:
                 self._has_hp_metric |= "hp_metric" in record.values
@@ -327,20 +328,24 @@ class TensorBoardLogger(TensorBoardMedia):
         """
         with self.exclusive():
             if self._writer is not None and self._writer_pid == os.getpid():
+                self._check_file()
                 try:
                     self._writer.flush()
                 except OSError:  # TensorBoard's writer is of no use after an error: the next one reads what is there
+                    self._check_file()
                     self._writer, self._is_read = None, False
                     raise
-                if self._event_file is not None and not is_there(*self._event_file):
-                    self._forget()
                 if not os.path.exists(os.path.join(self.log_dir, "hparams.yaml")):
                     self._write_hparams()
 
-    def _forget(self) -> None:
+    def _check_file(self) -> None:
         """Begin anew where somebody removed the files: what was in them has to come again."""
-        path = self._event_file[0] if self._event_file else ""
-        self._close()
+        if self._event_file is None or is_there(*self._event_file):
+            return
+        path = self._event_file[0]
+        with suppress(OSError):
+            self._close()
+        self._writer = None
         self._known, self._present, self._is_read, self._event_file = Counter(), {}, True, None
         error = FileNotFoundError(f"{path} is gone; all of it is written again")
         error.lost_all = True  # type: ignore[attr-defined]

@@ -21,7 +21,11 @@ def default_folder(trainer: Trainer) -> str:
     logger = trainer.loggers[0]
     root = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
     version = logger.version
-    parts = [logger.name, f"version_{version}" if isinstance(version, int) else version, "checkpoints"]
+    folder = f"version_{version}" if isinstance(version, int) else version
+    own_root = getattr(logger, "root_dir", None)
+    if own_root and version is not None and os.path.abspath(own_root) != os.path.abspath(root):
+        return os.path.join(os.fspath(own_root), str(folder), "checkpoints")
+    parts = [logger.name, folder, "checkpoints"]
     return os.path.join(os.fspath(root), *(str(part) for part in parts if part is not None))
 
 

@@ -200,7 +200,7 @@ class Journal:
     def _lines(self, start: int = 0) -> Iterator[bytes]:
         """Yield whole lines; ``pread`` leaves the writer's place in the file alone."""
         written, waiting = self._state
-        fd = os.dup(self._fd) if self.path is None else os.open(self.path, os.O_RDONLY)
+        fd = os.dup(self._fd)  # not by its path: somebody may have removed the folder
         try:
             rest, place = b"", start
             while place < written and (chunk := os.pread(fd, min(1 << 16, written - place), place)):

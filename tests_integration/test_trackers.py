@@ -1,0 +1,303 @@
+"""Whatever becomes of the tracker or the trainer, every value is in the tracker once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fault_proxy import FaultProxy
+from mlflow_server import mlflow_server
+from tracked_job import Net, batches, make_trainer
+
+from lt_core import delivery as delivery_module
+from lt_core.journal import History, Journal
+from lt_core.journal.__main__ import main as journal_command
+from lt_loggers import MLFlowLogger, TensorBoardLogger
+
+JOB = Path(__file__).with_name("tracked_job.py")
+STEPS = 60
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*GPU available|.*lightning_logs"),
+]
+
+Points = dict[str, Counter[tuple[int, float]]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Return the port of a real MLflow server."""
+    with mlflow_server(tmp_path_factory.mktemp("server")) as port:
+        yield port
+
+
+@pytest.fixture
+def proxy(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Return a proxy before the server, and let deliveries try again soon."""
+    monkeypatch.setattr(delivery_module, "FIRST_RETRY_SECONDS", 0.1)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    with FaultProxy(server) as made:
+        yield made
+
+
+def journal_of(folder: Path) -> Path:
+    (path,) = folder.rglob("metrics.journal")
+    return path
+
+
+def due(folder: Path) -> Points:
+    """Return what a run's journal says was due."""
+    history = History.read(Journal(journal_of(folder)))
+    return {name: Counter(zip(history.steps[name], values, strict=True)) for name, values in history.items()}
+
+
+def in_mlflow(port: int, run_id: str) -> Points:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
+    names = client.get_run(run_id).data.metrics
+    return {n: Counter((m.step, m.value) for m in client.get_metric_history(run_id, n)) for n in names}
+
+
+
+
+def train(logger: Any, folder: Path, meanwhile: Callable[[], Any] | None = None, sleep: float = 0.02) -> list[str]:
+    """Train while a thread does something to the tracker; return the warnings."""
+    torch.manual_seed(0)
+    trainer = make_trainer(logger, str(folder))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        thread = threading.Thread(target=meanwhile or (lambda: None))
+        trainer.on("train_start")(lambda: thread.start())
+        trainer.fit(Net(sleep), batches(STEPS))
+        thread.join()
+    assert trainer.global_step == STEPS
+    return [str(w.message) for w in told if "Logger" in str(w.message)]
+
+
+def outage(proxy: FaultProxy, mode: str, seconds: float, **how: Any) -> Callable[[], None]:
+    def breaks() -> None:
+        time.sleep(0.3)
+        proxy.set(mode, **how)
+        time.sleep(seconds)
+        proxy.set("pass")
+
+    return breaks
+
+
+FAULTS = ["500", "429", "503", "refuse", "reset", "lost_reply", "half", "hang"]
+
+
+@pytest.mark.parametrize("mode", ["lost_reply", *(pytest.param(m, marks=pytest.mark.slow) for m in FAULTS)])
+def test_outage_in_the_middle(mode: str, proxy: FaultProxy, server: int, tmp_path: Path) -> None:
+    """While the server fails in any way training goes on with one warning, and afterwards every value is there once."""
+    logger = MLFlowLogger("faults", tracking_uri=proxy.url, save_dir=tmp_path)
+    _ = logger.experiment
+    told = train(logger, tmp_path, outage(proxy, mode, 0.8, path="log-batch"))
+    assert proxy.seen[mode] or mode == "refuse"
+    assert sum("logging failed" in message for message in told) == (0 if mode == "hang" and not told else 1)
+    assert in_mlflow(server, str(logger.run_id)) == due(tmp_path)
+    assert logger.experiment.get_run(logger.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_slow_replies(proxy: FaultProxy, server: int, tmp_path: Path) -> None:
+    """A server that needs two seconds for every reply gets everything, and nobody is warned."""
+    logger = MLFlowLogger("slow", tracking_uri=proxy.url, save_dir=tmp_path)
+    _ = logger.experiment
+    proxy.set("slow", delay=2.0)
+    assert train(logger, tmp_path) == []
+    assert in_mlflow(server, str(logger.run_id)) == due(tmp_path)
+
+
+def test_server_that_comes_late(proxy: FaultProxy, server: int, tmp_path: Path) -> None:
+    """With on_unreachable="spool" a run begins without the server, which gets all when it comes, parameters too."""
+    proxy.set("refuse")
+    time.sleep(0.2)
+    logger = MLFlowLogger("late", tracking_uri=proxy.url, save_dir=tmp_path, on_unreachable="spool")
+    told = train(logger, tmp_path, lambda: (time.sleep(0.7), proxy.set("pass")), sleep=0.04)
+    assert sum("the run goes on" in message for message in told) == 1
+    assert in_mlflow(server, str(logger.run_id)) == due(tmp_path)
+    assert logger.experiment.get_run(logger.run_id).data.params == {"values": "10"}
+
+
+def test_server_that_never_comes_and_replay(
+    proxy: FaultProxy, server: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run could not send stays beside it, is told with the command that sends it, and that command does."""
+    proxy.set("refuse")
+    time.sleep(0.2)
+    logger = MLFlowLogger("never", tracking_uri=proxy.url, save_dir=tmp_path, on_unreachable="spool")
+    told = train(logger, tmp_path, sleep=0.0)
+    folder = journal_of(tmp_path).parent
+    assert [m for m in told if f"replay {folder}" in m]
+    proxy.set("pass")
+    time.sleep(0.2)
+    assert journal_command(["status", str(folder)]) == 1
+    assert journal_command(["replay", str(folder)]) == 0
+    assert "complete" in capsys.readouterr().out
+    assert journal_command(["replay", str(folder)]) == 0  # once more: nothing is sent twice
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=proxy.url)
+    experiment = client.get_experiment_by_name("never")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert in_mlflow(server, run.info.run_id) == due(tmp_path)
+    assert (run.info.status, run.data.params) == ("FINISHED", {"values": "10"})
+
+
+def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_SILENT": "true"}
+    command = [sys.executable, str(JOB), *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("mode", ["pass", pytest.param("refuse", marks=pytest.mark.slow)])
+def test_killed_trainer_and_replay(mode: str, proxy: FaultProxy, server: int, tmp_path: Path) -> None:
+    """After kill -9 the replay sends what was due and not sent, whether the server was there or not."""
+    proxy.set(mode)
+    time.sleep(0.2)
+    options = [f"tracking_uri={proxy.url}", f"experiment_name=killed-{mode}", "on_unreachable=spool"]
+    arguments = [x for option in options for x in ("--option", option)]
+    done = start(tmp_path, "mlflow", "--steps", "200", "--sleep", "0.01", "--die-at", "150", *arguments)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    proxy.set("pass")
+    time.sleep(0.2)
+    assert journal_command(["replay", str(journal_of(tmp_path).parent)]) == 0
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=proxy.url)
+    experiment = client.get_experiment_by_name(f"killed-{mode}")
+    (run,) = client.search_runs([experiment.experiment_id])
+    wanted = due(tmp_path)
+    assert len(wanted["value_0"]) == 150
+    assert in_mlflow(server, run.info.run_id) == wanted
+    assert run.info.status == "KILLED"
+
+
+def test_killed_trainer_resumed(proxy: FaultProxy, server: int, tmp_path: Path) -> None:
+    """A run that was killed and resumed goes on in its MLflow run, with no value lost or there twice."""
+    options = ["--option", f"tracking_uri={proxy.url}", "--option", "experiment_name=resumed", "--save-every", "40"]
+    done = start(tmp_path, "mlflow", "--steps", "150", "--sleep", "0.01", "--die-at", "110", *options)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = start(tmp_path, "mlflow", "--steps", "150", *options)
+    assert done.returncode == 0, done.stderr
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=proxy.url)
+    (run,) = client.search_runs([client.get_experiment_by_name("resumed").experiment_id])
+    wanted = due(tmp_path)
+    assert len(wanted["value_0"]) == 150
+    assert in_mlflow(server, run.info.run_id) == wanted
+    assert run.info.status == "FINISHED"
+
+
+# ------------------------------------------------------------ TensorBoard
+
+
+def in_tensorboard(folder: str) -> Points:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in reader.Tags()["scalars"] if tag != "hp_metric"]
+    return {tag: Counter((e.step, e.value) for e in reader.Scalars(tag)) for tag in tags}
+
+
+def rounded(points: Points) -> Points:
+    """Return values as TensorBoard keeps them, in 32 bits."""
+    return {
+        name: Counter({(s, float(torch.tensor(v, dtype=torch.float32))): n for (s, v), n in counts.items()})
+        for name, counts in points.items()
+    }
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_tensorboard_folder_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event files that somebody removes in the middle of a run are written again, whole."""
+    monkeypatch.setattr(delivery_module, "FIRST_RETRY_SECONDS", 0.1)
+    logger = TensorBoardLogger(tmp_path, sub_dir="events")
+
+    def remove() -> None:
+        time.sleep(0.6)
+        shutil.move(logger.log_dir, tmp_path / "gone")
+
+    told = train(logger, tmp_path, remove, sleep=0.03)
+    assert sum("logging failed" in message for message in told) == 1
+    found = in_tensorboard(logger.log_dir)
+    assert len(found["value_0"]) == STEPS
+    assert set(found["value_0"].values()) == {1}
+
+
+def test_tensorboard_after_a_kill(tmp_path: Path) -> None:
+    """After kill -9 the replay completes the event files, and writes nothing twice."""
+    done = start(tmp_path, "tensorboard", "--steps", "200", "--sleep", "0.01", "--die-at", "150")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = journal_of(tmp_path).parent
+    assert journal_command(["replay", str(folder)]) == 0
+    wanted = due(tmp_path)
+    assert len(wanted["value_0"]) == 150
+    assert in_tensorboard(str(folder)) == rounded(wanted)
+
+
+# ------------------------------------------------------------ W&B
+
+
+def in_wandb(folder: Path) -> Points:
+    """Return the history of all offline parts of the only run."""
+    import json
+    import struct
+
+    from wandb.proto import wandb_internal_pb2
+
+    found: Points = {}
+    for path in sorted(folder.rglob("*.wandb")):
+        data, place, whole = path.read_bytes(), 7, b""
+        while place + 7 <= len(data):
+            left = 32768 - place % 32768
+            if left < 7:
+                place += left
+                continue
+            _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+            if kind == 0 or place + 7 + length > len(data):
+                break
+            part = data[place + 7 : place + 7 + length]
+            place += 7 + length
+            whole = part if kind in (1, 2) else whole + part
+            if kind in (1, 4):
+                record = wandb_internal_pb2.Record.FromString(whole)
+                if record.WhichOneof("record_type") == "history":
+                    row = {
+                        "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item
+                    }
+                    for name, value in row.items():
+                        if name.startswith("value_"):
+                            found.setdefault(name, Counter())[row["trainer/global_step"], value] += 1
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_after_a_kill(tmp_path: Path) -> None:
+    """After kill -9 the replay completes the offline run, and writes nothing twice."""
+    done = start(tmp_path, "wandb", "--steps", "200", "--sleep", "0.01", "--die-at", "150", "--option", "offline=1")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = journal_of(tmp_path).parent
+    command = [sys.executable, "-m", "lt_core.journal", "replay", str(folder)]
+    replayed = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path)
+    assert replayed.returncode == 0, replayed.stderr
+    wanted = {name: counts for name, counts in due(tmp_path).items() if name.startswith("value_")}
+    assert len(wanted["value_0"]) == 150
+    assert in_wandb(tmp_path) == wanted
