@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from types import TracebackType
 
 __all__ = ["FaultProxy"]
@@ -137,10 +138,8 @@ class FaultProxy:
 
 
 def _shut(connection: socket.socket) -> None:
-    try:
+    with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     connection.close()
 
 

@@ -31,9 +31,7 @@ def mlflow_server(folder: Path) -> Iterator[int]:
     command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "art")]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     with open(folder / "server.log", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         end = time.monotonic() + 180
         while not _answers(port):

@@ -48,7 +48,7 @@ def make_loader() -> DataLoader[tuple[Tensor, ...]]:
 
 
 def make_trainer(strategy: str, precision: str, logger: str, folder: Path, epochs: int) -> Trainer:
-    made = registry.loggers.get(logger)(folder / "logs")
+    made = registry.loggers.get(logger)(save_dir=folder / "logs")
     flags = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 2}
     return Trainer(
         strategy=strategy,
@@ -62,6 +62,14 @@ def make_trainer(strategy: str, precision: str, logger: str, folder: Path, epoch
     )
 
 
+@pytest.fixture(autouse=True)
+def _trackers_without_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("logger", LOGGERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -94,4 +102,4 @@ def test_every_kind_of_plugin_is_installed() -> None:
     """The packages together bring at least these plugins, so that the matrix is not empty by mistake."""
     assert "single_device" in STRATEGIES
     assert {"32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"} <= set(PRECISIONS)
-    assert {"csv", "tensorboard"} <= set(LOGGERS)
+    assert {"csv", "tensorboard", "wandb", "mlflow"} <= set(LOGGERS)

@@ -71,8 +71,6 @@ def in_mlflow(port: int, run_id: str) -> Points:
     return {n: Counter((m.step, m.value) for m in client.get_metric_history(run_id, n)) for n in names}
 
 
-
-
 def train(logger: Any, folder: Path, meanwhile: Callable[[], Any] | None = None, sleep: float = 0.02) -> list[str]:
     """Train while a thread does something to the tracker; return the warnings."""
     torch.manual_seed(0)
@@ -80,7 +78,7 @@ def train(logger: Any, folder: Path, meanwhile: Callable[[], Any] | None = None,
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         thread = threading.Thread(target=meanwhile or (lambda: None))
-        trainer.on("train_start")(lambda: thread.start())
+        trainer.on("train_start")(thread.start)
         trainer.fit(Net(sleep), batches(STEPS))
         thread.join()
     assert trainer.global_step == STEPS
@@ -280,9 +278,7 @@ def in_wandb(folder: Path) -> Points:
             if kind in (1, 4):
                 record = wandb_internal_pb2.Record.FromString(whole)
                 if record.WhichOneof("record_type") == "history":
-                    row = {
-                        "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item
-                    }
+                    row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
                     for name, value in row.items():
                         if name.startswith("value_"):
                             found.setdefault(name, Counter())[row["trainer/global_step"], value] += 1

@@ -57,7 +57,8 @@ class Net(LightningModule):
 def run(logger: Any, steps: int, calls: list[float] | None = None) -> float:
     """Return the seconds of a whole fit; note the seconds of each logging call."""
     batches = [(torch.randn(256, 256), torch.randn(256, 1))] * steps
-    quiet: dict[str, Any] = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    off = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet: dict[str, Any] = dict.fromkeys(off, False)
     torch.manual_seed(0)
     net, log = Net(), Run.log
 
@@ -88,7 +89,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail if it is over the figures")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    ratios, calls = [], []
+    ratios: list[float] = []
+    calls: list[float] = []
     with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
         port = server.getsockname()[1]
         run(False, 200)

@@ -1,25 +1,34 @@
-"""WandbLogger writes runs whose transaction logs hold each value once."""
+"""WandbLogger starts, names and ends runs, and gives metrics their axes."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import struct
 import subprocess
 import sys
 import threading
-import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import wandb
+from wandb_reading import (  # noqa: F401 - each file uses its part; quiet is a fixture
+    OWN,
+    STEP,
+    Entry,
+    axes,
+    entries,
+    everything,
+    logs,
+    marks,
+    points,
+    quiet,
+    records,
+    rows,
+)
 
 import lt_loggers.wandb
 from lt_interface import (
@@ -39,94 +48,12 @@ from lt_interface.registry import loggers
 from lt_interface.testing import LoggerConformance
 from lt_loggers import WandbLogger
 
-Entry = import_module("wandb.proto.wandb_internal_pb2").Record
-
-STEP = "trainer/global_step"
-OWN = {"_step", "_timestamp", "_runtime", "_lt/record", STEP}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet() -> Iterator[None]:
-    """Keep wandb silent and offline, and end its process after the last test."""
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_MODE": "offline"}.items():
-            patch.setenv(key, value)
-        yield
-        wandb.teardown()
-
-
-def entries(path: Path) -> Iterator[Any]:
-    """Return what one transaction log holds."""
-    data, at, whole = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        part = data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if len(part) < length:
-            return
-        whole = part if kind in (1, 2) else whole + part
-        if kind in (1, 4):
-            yield Entry.FromString(whole)
-
-
-def logs(logger: Logger) -> list[Path]:
-    """Return all transaction logs of a logger's run."""
-    return sorted(Path(str(logger.save_dir), "wandb").glob(f"*run-*-{logger.version}*/*.wandb"))
-
-
-def everything(logger: Logger, kind: str) -> list[Any]:
-    """Return all entries of one kind that a run has."""
-    return [getattr(e, kind) for log in logs(logger) for e in entries(log) if e.WhichOneof("record_type") == kind]
-
-
-def rows(logger: Logger) -> list[dict[str, Any]]:
-    """Return the rows of a run's history."""
-    found = []
-    for history in everything(logger, "history"):
-        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in history.item}
-        found.append(row)
-    return found
-
-
-def axes(logger: Logger) -> dict[str, str]:
-    """Return the x-axis that each metric was given."""
-    return {m.name or m.glob_name: m.step_metric for m in everything(logger, "metric")}
-
-
-def points(logger: Logger) -> dict[str, dict[int, float]]:
-    """Return name to x-axis value to value; a point that is there twice is an error."""
-    found: dict[str, dict[int, float]] = {}
-    given = axes(logger)
-    for row in rows(logger):
-        for name in row.keys() - OWN:
-            axis = given.get(name) or STEP
-            at = row.get(axis, row["_step"])
-            assert at not in found.setdefault(name, {}), f"{name}: {axis} {at} twice"
-            found[name][at] = row[name]
-    return found
-
 
 class TestWandbLogger(LoggerConformance):
     plugin = "wandb"
 
     def read(self, logger: Logger) -> dict[str, dict[int, float]]:
         return points(logger)
-
-
-def records(count: int, width: int = 1, start: int = 0) -> list[Record]:
-    """Return records of ``width`` metrics, one a step."""
-    return [
-        Record(i, "train", "step", i, 1000.0 + i, {f"m{j}": i + j / 7 for j in range(width)})
-        for i in range(start, count)
-    ]
-
-
-def marks(logger: Logger) -> Counter[int]:
-    """Return how often each step is there."""
-    return Counter(row[STEP] for row in rows(logger))
 
 
 def test_import_brings_no_tracker() -> None:
@@ -467,178 +394,6 @@ def test_axes_of_the_user_stay(tmp_path: Path) -> None:
 
 
 # Delivery
-
-
-def test_many_records(tmp_path: Path) -> None:
-    """20,000 records of 10 metrics come back exactly."""
-    logger = WandbLogger(save_dir=tmp_path)
-    sent = records(20_000, width=10)
-    for first in range(0, len(sent), 500):
-        logger.log_records(sent[first : first + 500])
-    logger.save()
-    found = rows(logger)
-    assert [(row[STEP], row["_timestamp"]) for row in found] == [(r.step, r.time) for r in sent]
-    assert all(row[name] == value for row, r in zip(found, sent, strict=True) for name, value in r.values.items())
-    logger.finish("failed")
-
-
-def test_saved_is_on_disk(tmp_path: Path) -> None:
-    """Rows and configuration are in the transaction log when save returns, without a wait for W&B's own time."""
-    logger = WandbLogger(save_dir=tmp_path)
-    _ = logger.experiment
-    start = time.monotonic()
-    for number in range(5):
-        logger.log_hyperparams({"number": number})
-        logger.log_records(records(number + 1, start=number))
-        logger.save()
-        assert len(rows(logger)) == number + 1
-        assert len(everything(logger, "config")) == number + 1
-    assert time.monotonic() - start < 5.0
-    logger.finish("failed")
-
-
-def test_resend_in_doubt(tmp_path: Path) -> None:
-    """Records that are sent again in doubt, saved before or not, are there once."""
-    logger = WandbLogger(save_dir=tmp_path)
-    logger.log_records(records(30))
-    logger.log_records(records(40), unsure=True)
-    logger.save()
-    logger.log_records(records(50), unsure=True)
-    logger.finish("failed")
-    logger.log_records(records(60), unsure=True)
-    logger.finish("failed")
-    assert marks(logger) == dict.fromkeys(range(60), 1)
-
-
-_TRAINER = """
-import json, os, sys
-from lt_interface import Record
-from lt_loggers import WandbLogger
-logger = WandbLogger(save_dir=sys.argv[1], project="p", tags=["x"], offline=True)
-_ = logger.experiment
-print(json.dumps(logger.replay_state()), flush=True)
-i = 0
-while True:
-    logger.log_records([Record(i, "train", "step", i, 1000.0 + i, {"m0": float(i)})])
-    i += 1
-    if i % 50 == 0:
-        logger.save()
-        print(i, flush=True)
-"""
-
-
-@pytest.mark.parametrize(("saves", "shared"), [(0, False), (1, False), (5, False), (1, True)])
-def test_kill(tmp_path: Path, saves: int, shared: bool) -> None:
-    """After kill -9, what save returned for is there, and sending all again loses and repeats nothing.
-
-    That is so too where the trainer's parent, which resumes it, lent it W&B's own process.
-    """
-    wandb.setup().ensure_service()
-    environment = {key: value for key, value in os.environ.items() if shared or not key.startswith("WANDB_SERVICE")}
-    assert not shared or any(key.startswith("WANDB_SERVICE") for key in environment)
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", _TRAINER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        assert trainer.stdout is not None
-        state = json.loads(trainer.stdout.readline())
-        for _ in range(saves):
-            trainer.stdout.readline()
-        time.sleep(0.01)
-    finally:
-        os.kill(trainer.pid, signal.SIGKILL)
-        trainer.communicate(timeout=30)
-    logger = WandbLogger.from_replay_state(state)
-    assert marks(logger).keys() >= set(range(50 * saves))
-    sent = records(2000)
-    for first in range(0, len(sent), 500):
-        logger.log_records(sent[first : first + 500], unsure=True)
-    logger.finish("failed")
-    assert marks(logger).keys() >= set(range(2000))
-    assert set(marks(logger).values()) == {1}
-    assert {tuple(run.tags) for run in everything(logger, "run")} == {("x",)}
-    assert len(logs(logger)) == 2
-
-
-def test_torn_log(tmp_path: Path) -> None:
-    """A log that was cut off at any byte is read up to the cut, and only the rest is sent again."""
-    old = WandbLogger(save_dir=tmp_path, id="abc")
-    old.log_records(records(100, width=10))
-    old.finish("failed")
-    (log,) = logs(old)
-    whole = log.read_bytes()
-    for cut in (7, 40_000, 40_001, 65_536, len(whole) - 3):
-        log.write_bytes(whole[:cut])
-        before = len(marks(old))
-        new = WandbLogger(save_dir=tmp_path, id="abc")
-        new.log_records(records(100, width=10), unsure=True)
-        new.finish("failed")
-        assert marks(new) == dict.fromkeys(range(100), 1)
-        (added,) = [path for path in logs(new) if path != log]
-        assert sum(e.WhichOneof("record_type") == "history" for e in entries(added)) == 100 - before
-        added.unlink()
-
-
-def test_waits_for_a_writer(tmp_path: Path) -> None:
-    """A process of W&B's that is still writing after its trainer's death is waited for."""
-    old = WandbLogger(save_dir=tmp_path, id="abc")
-    old.log_records(records(100, width=10))
-    old.finish("failed")
-    (log,) = logs(old)
-    whole = log.read_bytes()
-    code = (
-        "import sys, time; file = open(sys.argv[1], 'ab'); print('open', flush=True); "
-        "time.sleep(1); file.write(sys.stdin.buffer.read())"
-    )
-    log.write_bytes(whole[:30_000])
-    writer = subprocess.Popen([sys.executable, "-c", code, str(log)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert writer.stdin is not None
-        assert writer.stdout is not None
-        writer.stdin.write(whole[30_000:])
-        writer.stdin.close()
-        writer.stdout.readline()
-        new = WandbLogger(save_dir=tmp_path, id="abc")
-        new.log_records(records(101, width=10), unsure=True)
-    finally:
-        writer.wait(30)
-        writer.stdout.close()  # type: ignore[union-attr]
-    new.finish("failed")
-    assert marks(new) == dict.fromkeys(range(101), 1)
-
-
-def children(name: str) -> list[int]:
-    """Return the processes of a name that this one started."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parts = (folder / "stat").read_text().rpartition(")")
-        except OSError:
-            continue
-        if parts[0].partition("(")[2] == name and int(parts[2].split()[1]) == os.getpid():
-            found.append(int(folder.name))
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the process through /proc")
-def test_death_of_the_service(tmp_path: Path) -> None:
-    """When W&B's own process dies, that is an outage, and the run goes on in a new one."""
-    logger = WandbLogger(save_dir=tmp_path)
-    logger.log_records(records(100))
-    (service,) = children("wandb-core")
-    os.kill(service, signal.SIGKILL)
-
-    def fail() -> None:
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            logger.log_records(records(1000, start=999))
-            time.sleep(0.01)
-
-    with pytest.raises(ConnectionError):
-        fail()
-    logger.log_records(records(1000), unsure=True)
-    logger.finish("failed")
-    assert marks(logger) == dict.fromkeys(range(1000), 1)
 
 
 def test_no_key_in_state_or_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

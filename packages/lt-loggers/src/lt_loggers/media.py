@@ -106,7 +106,7 @@ def render(figure: Any) -> NDArray[Any]:
 
     before = figure.canvas
     try:
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
         return np.array(canvas.buffer_rgba())
     finally:

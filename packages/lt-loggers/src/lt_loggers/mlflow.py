@@ -94,14 +94,15 @@ class MLFlowLogger(MLFlowMedia):
         _check("delivery", delivery, (None, "sync", "async"))
         self.delivery = "sync" if synchronous and delivery is None else delivery
         self.flush_timeout = flush_timeout
-        self._experiment_name, self._run_name = experiment_name, run_name
+        self._experiment_name, self._run_name = str(experiment_name), run_name
         self._save_dir = os.path.abspath(os.path.expanduser(os.fspath(save_dir or "./mlruns")))
         self._uri = tracking_uri or default_uri(self._save_dir)
         self._tags = {str(key): str(value) for key, value in (tags or {}).items()}
         if nested_run_id is not None:
             self._tags["mlflow.parentRunId"] = nested_run_id
         self._log_model, self._prefix, self._artifact_location = log_model, prefix, artifact_location
-        self._run_id, self._experiment_id = run_id, None
+        self._run_id = run_id
+        self._experiment_id: str | None = None
         self._on_unreachable = on_unreachable
         self._goes_on = False
         self._token = uuid.uuid4().hex

@@ -103,7 +103,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
         _check("delivery", delivery, (None, "sync", "async"))
         self.delivery = delivery
         self.flush_timeout = flush_timeout
-        self._display_name = name
+        self._display_name = None if name is None else str(name)
         self._save_dir = os.path.abspath(os.path.expanduser(os.fspath(save_dir if dir is None else dir)))
         self._offline = offline
         self._id = id if id is not None else None if version is None else str(version)

@@ -1,0 +1,6 @@
+"""Let the tests share what reads trackers back."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
