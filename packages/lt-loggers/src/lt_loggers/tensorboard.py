@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["TensorBoardLogger"]
 
 _opened = itertools.count()
-_SHOWN_METRICS = 50
 
 
 class TensorBoardLogger(TensorBoardMedia):
@@ -100,8 +99,8 @@ class TensorBoardLogger(TensorBoardMedia):
         self._present: dict[str, int] = {}
         self._known: Counter[tuple[str, int, float]] = Counter()
         self._is_read = False
+        self._sequence = -1  # of the last record that was written
         self._event_file: tuple[str, int] | None = None
-        self._last: dict[str, float] = {}
         self._has_hp_metric = False
         self._has_graph = False
 
@@ -167,7 +166,7 @@ class TensorBoardLogger(TensorBoardMedia):
                     self._writer = self._open(self.log_dir, self._purge_step)
                     self._event_file = event_file_of(self._writer)
                 except OSError as error:
-                    raise (self._unwritable(error) if is_first and not self._last else error) from error
+                    raise (self._unwritable(error) if is_first else error) from error
                 self._writer_pid = os.getpid()
                 self._purge_step = None
             return self._writer
@@ -186,12 +185,14 @@ class TensorBoardLogger(TensorBoardMedia):
         from lt_loggers.event_files import scalars
 
         with self.exclusive():
-            if unsure and not self._is_read:
+            again = bool(records) and records[0].sequence <= self._sequence
+            if unsure and (again or not self._is_read):
                 if self._writer is not None and self._writer_pid == os.getpid():
                     self._writer.flush()
                 self._known = scalars(self.log_dir, _event_type())
                 self._is_read = True
             self._check_file()
+            self._sequence = records[-1].sequence if records else self._sequence
             writer = self.experiment
             for record in records:
                 self._has_hp_metric |= "hp_metric" in record.values
@@ -202,8 +203,6 @@ class TensorBoardLogger(TensorBoardMedia):
                         self._known[identity] -= 1
                     else:
                         writer.add_scalar(name, float(value), record.step, walltime=record.time)
-                    if record.axis == "epoch":
-                        self._last[_tag(name)] = float(value)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -255,10 +254,7 @@ class TensorBoardLogger(TensorBoardMedia):
                 return
             if metrics is not None or not self._has_hp_metric:  # the default hides no true value
                 self.log_metrics(shown, 0 if step is None else step)
-            hparams = import_module(f"{_writer_package()}.summary").hparams
-            writer = self.experiment._get_file_writer()  # add_hparams would open a run of its own
-            for summary in hparams(flatten(self.hparams), {k: _number(k, v) for k, v in shown.items()}):
-                writer.add_summary(summary)
+            self._add_hparams("_hparams_/session_start_info")
 
     @rank_zero_only
     def log_graph(self, model: nn.Module, input_array: Any = None) -> None:
@@ -353,25 +349,27 @@ class TensorBoardLogger(TensorBoardMedia):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write everything, with the run's last values beside its hyper-parameters, and close the files.
+        """Write everything, and how the run ended beside its hyper-parameters, and close the files.
 
         Args:
             status: ``"success"``, ``"failed"`` or ``"interrupted"``.
         """
         with self.exclusive():
-            if self.hparams and self._last and self._writer is not None:
-                self._show_last_values(status)
+            if self.hparams and self._writer is not None:
+                self._add_hparams("_hparams_/session_end_info", status)
             self.save()
             self._close()
 
-    def _show_last_values(self, status: str) -> None:
-        """Name the metrics whose last values the table of runs shows, and say how the run ended."""
-        home = import_module(f"{_writer_package()}.summary")
-        shown = {"hp_metric": 0.0} if self._has_hp_metric or self._default_hp_metric else {}
-        shown |= dict(list(self._last.items())[:_SHOWN_METRICS])
-        writer = self.experiment._get_file_writer()
-        for summary in home.hparams(flatten(plain(self.hparams)), shown):
-            writer.add_summary(summary if status == "success" else with_status(summary, status))
+    def _add_hparams(self, tag: str, status: str = "success") -> None:
+        """Write one of the three summaries of hyper-parameters.
+
+        Never the one that lists the metrics of all runs: without it TensorBoard's table shows each run's last values.
+        """
+        hparams = import_module(f"{_writer_package()}.summary").hparams
+        writer = self.experiment._get_file_writer()  # add_hparams would open a run of its own
+        for summary in hparams(flatten(self.hparams), {}):
+            if any(value.tag == tag for value in summary.value):
+                writer.add_summary(summary if status == "success" else with_status(summary, status))
 
     def replay_state(self) -> dict[str, Any]:
         """Return what finds this run again."""

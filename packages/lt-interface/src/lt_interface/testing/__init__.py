@@ -17,6 +17,7 @@ pytest.register_assert_rewrite(
     "lt_interface.testing.accelerator",
     "lt_interface.testing.checkpoint",
     "lt_interface.testing.logger",
+    "lt_interface.testing.logger_records",
     "lt_interface.testing.precision",
     "lt_interface.testing.strategy",
 )

@@ -16,18 +16,16 @@ import pytest
 from lt_interface.abilities import SupportsRewind
 from lt_interface.logger import Logger, SupportsLogging
 from lt_interface.registry import loggers
-from lt_interface.testing.suite import Conformance
+from lt_interface.testing.logger_records import LoggerAbilities
 
 __all__ = ["LoggerConformance"]
-
-Points = dict[str, dict[int, float]]
 
 
 class _Opaque:
     """Be a value that no tracker knows."""
 
 
-class LoggerConformance(Conformance, suite=True):
+class LoggerConformance(LoggerAbilities, suite=True):
     """Test a logger. A subclass names the plugin and says how to read a run back.
 
     Attributes:
@@ -38,15 +36,6 @@ class LoggerConformance(Conformance, suite=True):
     registry = loggers
     keeps_nonfinite: ClassVar[bool] = True
     patience: ClassVar[float] = 0.0
-
-    def make_logger(self, folder: Path) -> Logger:
-        """Return a new logger that writes below the folder; override it for other arguments."""
-        made: Logger = self.plugin_class()(save_dir=str(folder))
-        return made
-
-    def read(self, logger: Logger) -> Points:
-        """Return what the tracker holds of this logger's run: name to step to value."""
-        raise NotImplementedError(f"{type(self).__name__}: read(logger) must be implemented.")
 
     def kept_name(self, name: str) -> str:
         """Return the name under which the tracker keeps a metric, where it allows fewer characters."""

@@ -1,0 +1,210 @@
+"""The journal's command sends what a run could not; one call on the module reaches every logger."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lt_core import LightningModule, Trainer
+from lt_core.journal.__main__ import main as command
+from lt_core.journal.lock import JournalLock
+from lt_core.journal.replay import replay
+from lt_core.loggers import CSVLogger, Logger
+from lt_interface import ConfigError, Record
+
+QUIET: dict[str, Any] = {
+    "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
+    "max_epochs": 1, "log_every_n_steps": 1,
+}  # fmt: skip
+DATA = [torch.full((1, 1), float(v)) for v in range(8)]
+
+
+class Net(LightningModule):
+    """Log each batch's number, and call what the test wants."""
+
+    def __init__(self, also: Any = None) -> None:
+        super().__init__()
+        self.layer, self.also = nn.Linear(1, 1), also
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+        self.log("x", batch.mean())
+        if self.also is not None:
+            self.also(self)
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Down(Logger):
+    """Be a logger whose tracker is away until it is told otherwise; it takes records in batches."""
+
+    def __init__(self, down: bool = True) -> None:
+        self.down = down
+        self.got: list[Record] = []
+        self.unsure: list[bool] = []
+        self.threads: set[str] = set()
+
+    def log_records(self, records: Any, unsure: bool = False) -> None:
+        self.threads.add(threading.current_thread().name)
+        if self.down:
+            raise ConnectionError("no route to host")
+        self.got += records
+        self.unsure.append(unsure)
+
+
+class Pictures(Logger):
+    """Show pictures, and nothing else."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[str, int | None]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        return None
+
+    def log_image(self, key: str, images: Any, step: int | None = None, **kwargs: Any) -> None:
+        self.shown.append((key, step))
+
+
+def test_replay_sends_what_is_missing_once(tmp_path: Path) -> None:
+    """What a run could not send is sent afterwards, in order, with its own wall times, and only once."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Trainer(**QUIET, logger=Down(), default_root_dir=tmp_path).fit(Net(), DATA)
+    (journal,) = tmp_path.rglob("metrics.journal")
+    assert [w for w in told if "8 records" in str(w.message) and str(journal) in str(w.message)]
+    back = Down(down=False)
+    (result,) = replay(journal.parent, loggers=[back])
+    assert (result.sent, result.left) == (8, 0)
+    assert [r.step for r in back.got] == list(range(8))
+    assert all(back.unsure)  # a process that ended without an answer may have sent some
+    again = Down(down=False)
+    assert replay(journal.parent, loggers=[again])[0].sent == 0
+    assert again.got == []
+
+
+def test_command_rebuilds_a_csv_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a kill the command completes metrics.csv, and says so."""
+    program = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[2]); from test_replay import *\n"
+        "die = lambda net: net.global_step == 5 and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Trainer(**QUIET, logger=CSVLogger(sys.argv[1]), default_root_dir=sys.argv[1]).fit(Net(die), DATA)"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent)]
+    subprocess.run(arguments, check=False, timeout=120, capture_output=True)
+    (journal,) = tmp_path.rglob("metrics.journal")
+    assert command(["replay", str(journal.parent)]) == 0
+    assert "CSVLogger: " in capsys.readouterr().out
+    with open(journal.parent / "metrics.csv", encoding="utf-8") as file:
+        assert [float(row["x"]) for row in csv.DictReader(file)] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert command(["status", str(journal.parent)]) == 0
+
+
+def test_wrong_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without a journal is one clear line that names those below it."""
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "metrics.journal").touch()
+    assert command(["replay", str(tmp_path / "runs")]) == 2
+    assert f"Below it: {tmp_path / 'runs' / 'a'}" in capsys.readouterr().err
+    assert command(["replay", str(tmp_path / "runs" / "a")]) == 2
+    assert "no logger is described" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="locks of this kind")
+def test_running_run_is_left_alone(tmp_path: Path) -> None:
+    """A journal whose run goes on in another process is refused, with that process's number."""
+    (tmp_path / "metrics.journal").touch()
+    code = (
+        "import sys; from lt_core.journal.lock import JournalLock\n"
+        "JournalLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    path = str(tmp_path / "metrics.journal")
+    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match=rf"must not be going on.*process {other.pid}"):
+            replay(tmp_path)
+        other.kill()
+    with JournalLock(path):
+        pass
+
+
+def test_sync_delivery_is_inline(tmp_path: Path) -> None:
+    """With logger_delivery="sync", or delivery="sync" on the logger, no thread of ours calls it."""
+    first, second = Down(down=False), Down(down=False)
+    second.delivery = "sync"
+    seen: list[int] = []
+    trainer = Trainer(**QUIET, logger=first, default_root_dir=tmp_path, logger_delivery="sync")
+    trainer.fit(Net(lambda net: seen.append(len(first.got))), DATA)
+    Trainer(**QUIET, logger=second, default_root_dir=tmp_path).fit(Net(), DATA)
+    assert seen == list(range(8))  # each record was there before the next step
+    assert first.threads == second.threads == {threading.main_thread().name}
+    with pytest.raises(ConfigError, match="logger_delivery='later'"):
+        Trainer(**QUIET, logger_delivery="later")
+
+
+def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
+    """log_image on the module reaches each logger that shows pictures, and one that can not is named once."""
+    first, second = CSVLogger(tmp_path), Pictures()
+    kinds: list[bool] = []
+
+    def show(net: Net) -> None:
+        net.logger.log_image("sample", [1])
+        kinds.append(isinstance(net.logger, CSVLogger) and net.logger == first and net.logger.log_dir == first.log_dir)
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path).fit(Net(show), DATA)
+    assert second.shown == [("sample", step) for step in range(8)]
+    assert ["CSVLogger can not show images" in str(w.message) for w in told if "can not show" in str(w.message)] == [
+        True
+    ]
+    assert all(kinds)
+
+
+def test_flush_orders_direct_calls(tmp_path: Path) -> None:
+    """After logger.flush() all that was logged before is there."""
+    logger, seen = Down(down=False), []  # type: ignore[var-annotated]
+
+    def look(net: Net) -> None:
+        logger.flush()
+        seen.append(len(logger.got))
+
+    Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Net(look), DATA)
+    assert seen == list(range(8))
+
+
+def test_twins_are_refused(tmp_path: Path) -> None:
+    """Two loggers of one kind, folder and version are one clear error before anything is written."""
+    twins = [CSVLogger(tmp_path, version=1), CSVLogger(tmp_path, version=1)]
+    with pytest.raises(ConfigError, match="two CSVLogger must not write to the same folder"):
+        Trainer(**QUIET, logger=twins, default_root_dir=tmp_path).fit(Net(), DATA)
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_a_logger_in_trouble_with_parameters_stops_nothing(tmp_path: Path) -> None:
+    """One that raises in log_hyperparams gets its metrics, and a warning is all there is."""
+
+    class Picky(Down):
+        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+            raise ValueError("no parameters, please")
+
+    class Named(Net):
+        def __init__(self, width: int = 1) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    logger = Picky(down=False)
+    with pytest.warns(UserWarning, match="hyper-parameters: left out, ValueError"):
+        Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Named(), DATA)
+    assert len(logger.got) == 8
