@@ -72,12 +72,21 @@ def kill_and_resume(folder: Path, workers: int, kills: int, seed: int) -> tuple[
     return result(start(folder, "--workers", str(workers))), died
 
 
+def check_chains(folder: Path, workers: int, kills: int, seed: int) -> None:
+    """Kill until that many runs have died, in as many chains of runs as it takes, and compare what each comes to."""
+    attempt = 0
+    while kills:
+        place = folder / str(attempt)
+        place.mkdir()
+        found, died = kill_and_resume(place, workers, kills, seed=seed + 10 * attempt)
+        assert found == uninterrupted(workers)
+        kills, attempt = kills - died, attempt + 1
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_twice_and_resumed_ends_with_the_same_bits(workers: int, tmp_path: Path) -> None:
     """One kill at a random moment and one inside a save change nothing of what the run comes to."""
-    found, died = kill_and_resume(tmp_path, workers, kills=2, seed=11 + workers)
-    assert died == 2
-    assert found == uninterrupted(workers)
+    check_chains(tmp_path, workers, kills=2, seed=11 + workers)
 
 
 @pytest.mark.slow
@@ -85,10 +94,4 @@ def test_killed_twice_and_resumed_ends_with_the_same_bits(workers: int, tmp_path
 @pytest.mark.parametrize("seed", range(5))
 def test_forty_kills_change_nothing(workers: int, seed: int, tmp_path: Path) -> None:
     """Forty kills in ten chains of runs, half of them inside a save, change nothing of what the runs come to."""
-    left, attempt = 4, 0
-    while left:
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
-        found, died = kill_and_resume(folder, workers, kills=left, seed=100 * seed + 10 * attempt + workers)
-        assert found == uninterrupted(workers)
-        left, attempt = left - died, attempt + 1
+    check_chains(tmp_path, workers, kills=4, seed=100 * seed + workers)

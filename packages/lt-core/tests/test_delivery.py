@@ -156,6 +156,29 @@ def test_refused_record_holds_up_no_other(told: Told) -> None:
     assert delivery.acknowledged == journal.offset
 
 
+def test_batch_refused_halfway_is_there_once(told: Told) -> None:
+    """Where a logger took a part of a batch before it refused a record, that part does not come twice."""
+
+    class Batches(Logger):
+        def __init__(self) -> None:
+            self.there: list[int] = []
+
+        def log_records(self, records: list[Any], unsure: bool = False) -> None:
+            for record in records:
+                if record.step == 3:
+                    raise ValueError("not this one")
+                if not (unsure and record.sequence in self.there):
+                    self.there.append(record.sequence)
+
+    journal, logger = Journal(None), Batches()
+    append(journal, *range(6))
+    delivery = Delivery(logger, journal)
+    delivery.start()
+    delivery.stop("success", 20)
+    assert logger.there == [0, 1, 2, 4, 5]
+    assert [m for m in told() if "refused step 3 (x) with ValueError: not this one" in m]
+
+
 def test_hanging_logger_is_left_behind() -> None:
     """A logger that hangs costs its own thread only: flush and stop come back in time, and say so."""
     journal, logger, go = Journal(None), Memory(), threading.Event()

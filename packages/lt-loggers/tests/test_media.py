@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lt_loggers.media import as_list, per_item, pictures, png, render, wav
+from lt_loggers.media import as_list, frames, gif, per_item, pictures, png, render, wav
 
 
 @given(
@@ -83,3 +83,19 @@ def test_lists_and_their_options() -> None:
         per_item(2, {"caption": ["a"]})
     with pytest.raises(TypeError, match=r"images must be a list. Got str. Write \[image\]"):
         as_list("x", "images", "a.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_videos(channels: int, tmp_path: Path) -> None:
+    """A video comes back from its GIF file frame by frame, and what is no video is refused with its shape."""
+    shades = np.array([0, 128, 255], np.uint8).reshape(3, 1, 1, 1)
+    video = np.broadcast_to(shades, (3, channels, 4, 5))
+    (tmp_path / "a.gif").write_bytes(gif(torch.from_numpy(video.copy()), 10))
+    found = frames(tmp_path / "a.gif")
+    assert found.shape == (3, 3, 4, 5)
+    assert (found == video).all()
+    with pytest.raises(ValueError, match=r"\(T, C, H, W\).*Got the shape \(3, 4\)"):
+        frames(np.zeros((3, 4)))
+    (tmp_path / "a.mp4").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"a\.mp4: a video must be an animated picture"):
+        frames(tmp_path / "a.mp4")

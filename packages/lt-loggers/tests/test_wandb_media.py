@@ -192,7 +192,7 @@ def test_video(tmp_path: Path) -> None:
 def test_refuses_media(tmp_path: Path) -> None:
     """What wandb can not show is refused with the kind's name, and a list is asked for."""
     logger = WandbLogger(save_dir=tmp_path)
-    with pytest.raises(MisconfigurationException, match=r"\(T,C,H,W\)"):
+    with pytest.raises(ValueError, match=r"\(T, C, H, W\)"):
         logger.log_video("film", [np.zeros((3, 4))])
     with pytest.raises(MisconfigurationException, match=r"wandb\.Image"):
         logger.log_image("image", [torch.zeros(3, 2, 2)], nonsense=[1])

@@ -336,6 +336,7 @@ class Delivery:
         while True:
             try:
                 if self._batches:
+                    self._unsure = True  # it may be part of what was taken before the refusal
                     return self._give([record])
                 with self._calling():
                     return self.logger.log_metrics(dict(record.values), record.step)  # type: ignore[no-any-return]

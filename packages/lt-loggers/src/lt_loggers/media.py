@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["as_list", "per_item", "pictures", "png", "render", "wav"]
+__all__ = ["as_list", "frames", "gif", "per_item", "pictures", "png", "render", "wav"]
 
 _CHANNELS = (1, 3, 4)
 
@@ -127,6 +127,54 @@ def png(array: NDArray[Any]) -> bytes:
 
     out = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(out, "PNG")
+    return out.getvalue()
+
+
+def frames(video: Any) -> NDArray[Any]:
+    """Return a video's frames as an array of its own, (T, C, H, W) in 0..255 with 1, 3 or 4 channels.
+
+    Args:
+        video: A tensor or array of that shape, or the path of an animated picture.
+
+    Raises:
+        ValueError: If it has another shape, or the file is no picture.
+    """
+    import numpy as np
+
+    if isinstance(video, (str, os.PathLike)):
+        from PIL import Image, ImageSequence, UnidentifiedImageError
+
+        try:
+            with Image.open(video) as opened:
+                kept = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(opened)]
+        except UnidentifiedImageError:
+            raise ValueError(f"{os.fspath(video)}: a video must be an animated picture or an array.") from None
+        stacked: NDArray[Any] = np.stack(kept).transpose(0, 3, 1, 2)
+        return stacked
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(video, torch.Tensor):
+        video = video.detach().cpu().numpy()
+    array = np.asarray(video)
+    if array.ndim != 4 or array.shape[1] not in _CHANNELS or not len(array):
+        raise ValueError(f"a video must be an array (T, C, H, W) with 1, 3 or 4 channels. Got the shape {array.shape}.")
+    taken: NDArray[Any] = np.nan_to_num(array).clip(0, 255).astype(np.uint8)
+    return taken
+
+
+def gif(video: Any, fps: float = 4) -> bytes:
+    """Return a video as the bytes of a GIF file that runs for ever.
+
+    Args:
+        video: As `frames` takes it.
+        fps: Frames a second.
+    """
+    from PIL import Image
+
+    shown = [f[0] if f.shape[0] == 1 else f.transpose(1, 2, 0) for f in frames(video)]
+    images = [Image.fromarray(frame) for frame in shown]
+    out = io.BytesIO()
+    duration = max(1, round(1000 / fps))
+    images[0].save(out, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
     return out.getvalue()
 
 

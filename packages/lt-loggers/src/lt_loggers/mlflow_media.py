@@ -172,13 +172,13 @@ class MLFlowMedia(Logger):
             step: The step, 0 if None.
             **kwargs: Lists such as ``fps`` (4 if left out).
         """
-        from lt_loggers.media import as_list, per_item
+        from lt_loggers.media import as_list, gif, per_item
 
         if not is_rank_zero():
             return
         given = as_list(key, "videos", videos)
         for i, (video, options) in enumerate(zip(given, per_item(len(given), kwargs), strict=True)):
-            self._keep_file(f"video/{_path(key)}/step_{step or 0}_{i}", video, ".gif", _gif, options.get("fps"))
+            self._keep_file(f"video/{_path(key)}/step_{step or 0}_{i}", video, ".gif", gif, options.get("fps"))
 
     def _keep_file(self, name: str, value: Any, ending: str, encode: Callable[..., bytes], option: Any) -> None:
         if isinstance(value, (str, os.PathLike)):
@@ -246,19 +246,6 @@ def _put(client: Any, run_id: str, name: str, data: bytes) -> None:
         with open(path, "wb") as file:
             file.write(data)
         client.log_artifact(run_id, path, place)
-
-
-def _gif(frames: Any, fps: float = 4) -> bytes:
-    import io
-
-    from PIL import Image
-
-    from lt_loggers.media import pictures
-
-    made = [Image.fromarray(a[:, :, 0] if a.shape[2] == 1 else a) for a in pictures(list(frames))]
-    out = io.BytesIO()
-    made[0].save(out, "GIF", save_all=True, append_images=made[1:], duration=max(1, round(1000 / fps)), loop=0)
-    return out.getvalue()
 
 
 def _path(key: str) -> str:

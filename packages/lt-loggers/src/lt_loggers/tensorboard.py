@@ -403,7 +403,8 @@ class TensorBoardLogger(TensorBoardMedia):
         package = _writer_package()
         if package == "tensorboardX":  # its files of one second have one name and replace one another
             options["filename_suffix"] = f".{os.getpid()}.{next(_opened):06d}{options.get('filename_suffix', '')}"
-        return import_module(package).SummaryWriter(log_dir=folder, **options)
+        writer = import_module(package).SummaryWriter(log_dir=folder, **options)
+        return _written_at_once(writer) if package == "tensorboardX" else writer
 
     def _write_hparams(self) -> None:
         """Replace hparams.yaml in one step, so that a reader never sees half of it."""
@@ -449,6 +450,16 @@ def _writer_package() -> str:
     raise MissingPackageError(
         f"TensorBoardLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[{extra}]'"
     )
+
+
+def _written_at_once(writer: Any) -> Any:
+    """Let each event go to the file without tensorboardX's queue, which a flush does not wait for."""
+    events = writer.file_writer.event_writer
+    file, worker = getattr(events, "_ev_writer", None), getattr(events, "_worker", None)
+    if file is not None and worker is not None:
+        worker.stop()  # it writes what the queue has before it ends
+        events.add_event = file.write_event
+    return writer
 
 
 def _tag(name: str) -> str:

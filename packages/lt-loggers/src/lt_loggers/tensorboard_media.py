@@ -133,7 +133,7 @@ class TensorBoardMedia(Logger):
         def write() -> None:
             for i, (array, given) in enumerate(zip(arrays, options, strict=True)):
                 tag = key if len(arrays) == 1 else f"{key}/{i}"
-                self.experiment.add_audio(tag, array[None], step or 0, sample_rate=given.get("sample_rate", 44100))
+                self.experiment.add_audio(tag, array, step or 0, sample_rate=given.get("sample_rate", 44100))
 
         self.later(write, f"audio {key}")
 
@@ -142,15 +142,16 @@ class TensorBoardMedia(Logger):
 
         Args:
             key: The tag.
-            videos: Arrays (T, C, H, W) in 0..255.
+            videos: Arrays (T, C, H, W) in 0..255, or paths of animated pictures.
             step: The step, 0 if None.
             **kwargs: Lists such as ``fps``; there is no place for them.
         """
-        import numpy as np
+        from lt_loggers.media import as_list, frames, per_item
 
-        from lt_loggers.media import as_list, per_item, pictures
-
+        if not is_rank_zero():
+            return
         given = as_list(key, "videos", videos)
         per_item(len(given), kwargs)
-        strips = [np.concatenate(pictures(list(video)), axis=1) for video in given]
+        # (T, C, H, W) to (H, T * W, C)
+        strips = [f.transpose(2, 0, 3, 1).reshape(f.shape[2], -1, f.shape[1]) for f in map(frames, given)]
         self.log_image(key, strips, step)

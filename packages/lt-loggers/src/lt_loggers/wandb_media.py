@@ -169,7 +169,7 @@ class WandbMedia(Logger):
             return
         import wandb
 
-        from lt_loggers.media import as_list, per_item
+        from lt_loggers.media import as_list, frames, gif, per_item
 
         films = as_list("log_video", "videos", videos)
         folder = self._staging_folder()
@@ -181,10 +181,11 @@ class WandbMedia(Logger):
                 shown.append(_taken(wandb.Video, path, **extra))
             elif extra.get("format") in (None, "gif"):
                 path = os.path.join(folder, f"{index}.gif")
-                _write_gif(path, film, float(extra.pop("fps", None) or 4))
+                with open(path, "wb") as file:
+                    file.write(gif(film, float(extra.pop("fps", None) or 4)))
                 shown.append(_taken(wandb.Video, path, **extra))
             else:
-                shown.append(_taken(wandb.Video, _array(film), **extra))
+                shown.append(_taken(wandb.Video, frames(film), **extra))
         self._show(key, shown, step, folder)
 
     def _show(self, key: str, value: Any, step: int | None, folder: str | None = None) -> None:
@@ -207,28 +208,6 @@ class WandbMedia(Logger):
 
     def _is_silent(self) -> bool:
         return not (self._per_rank or is_rank_zero())
-
-
-def _array(film: Any) -> Any:
-    import numpy as np
-
-    if callable(getattr(film, "detach", None)):
-        film = film.detach().cpu().numpy()
-    frames = np.array(film)
-    if frames.ndim != 4 or frames.shape[1] not in (1, 3, 4):
-        raise MisconfigurationException(
-            f"WandbLogger.log_video: a video is an array (T,C,H,W) with 1, 3 or 4 channels. "
-            f"Got shape {tuple(frames.shape)}."
-        )
-    return np.clip(frames, 0, 255).astype(np.uint8)
-
-
-def _write_gif(path: str, film: Any, fps: float) -> None:
-    from PIL import Image
-
-    frames = [frame.transpose(1, 2, 0) for frame in _array(film)]
-    images = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=max(1, round(1000 / fps)), loop=0)
 
 
 def _taken(kind: Any, *args: Any, **kwargs: Any) -> Any:

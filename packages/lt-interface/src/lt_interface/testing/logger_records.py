@@ -103,7 +103,7 @@ class LoggerAbilities(Conformance, suite=True):
     def test_other_ranks_are_silent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """On any process but the first nothing is written, and every call is accepted."""
         logger: Any = self.make_logger(tmp_path)
-        if not isinstance(logger, SupportsRecords):
+        if not callable(getattr(logger, "log_records", None)):
             pytest.skip("this logger leaves that to the trainer")
         monkeypatch.setenv("RANK", "3")
         logger.experiment.anything(1)
