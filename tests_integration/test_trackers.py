@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ import torch
 from fault_proxy import FaultProxy
 from mlflow_server import mlflow_server
 from tracked_job import Net, batches, make_trainer
+from tracker_reading import due, in_mlflow, in_tensorboard, in_wandb, journal_of, rounded
 
 from lt_core import delivery as delivery_module
-from lt_core.journal import History, Journal
 from lt_core.journal.__main__ import main as journal_command
 from lt_loggers import MLFlowLogger, TensorBoardLogger
 
@@ -32,8 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore:.*GPU available|.*lightning_logs"),
 ]
-
-Points = dict[str, Counter[tuple[int, float]]]
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +47,6 @@ def proxy(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     with FaultProxy(server) as made:
         yield made
-
-
-def journal_of(folder: Path) -> Path:
-    (path,) = folder.rglob("metrics.journal")
-    return path
-
-
-def due(folder: Path) -> Points:
-    """Return what a run's journal says was due."""
-    history = History.read(Journal(journal_of(folder)))
-    return {name: Counter(zip(history.steps[name], values, strict=True)) for name, values in history.items()}
-
-
-def in_mlflow(port: int, run_id: str) -> Points:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
-    names = client.get_run(run_id).data.metrics
-    return {n: Counter((m.step, m.value) for m in client.get_metric_history(run_id, n)) for n in names}
 
 
 def train(logger: Any, folder: Path, meanwhile: Callable[[], Any] | None = None, sleep: float = 0.02) -> list[str]:
@@ -106,7 +84,7 @@ def test_outage_in_the_middle(mode: str, proxy: FaultProxy, server: int, tmp_pat
     told = train(logger, tmp_path, outage(proxy, mode, 0.8, path="log-batch"))
     assert proxy.seen[mode] or mode == "refuse"
     assert sum("logging failed" in message for message in told) == (0 if mode == "hang" and not told else 1)
-    assert in_mlflow(server, str(logger.run_id)) == due(tmp_path)
+    assert in_mlflow(f"http://127.0.0.1:{server}", str(logger.run_id)) == due(tmp_path)
     assert logger.experiment.get_run(logger.run_id).info.status == "FINISHED"
 
 
@@ -117,7 +95,7 @@ def test_slow_replies(proxy: FaultProxy, server: int, tmp_path: Path) -> None:
     _ = logger.experiment
     proxy.set("slow", delay=2.0)
     assert train(logger, tmp_path) == []
-    assert in_mlflow(server, str(logger.run_id)) == due(tmp_path)
+    assert in_mlflow(f"http://127.0.0.1:{server}", str(logger.run_id)) == due(tmp_path)
 
 
 def test_server_that_comes_late(proxy: FaultProxy, server: int, tmp_path: Path) -> None:
@@ -127,7 +105,7 @@ def test_server_that_comes_late(proxy: FaultProxy, server: int, tmp_path: Path) 
     logger = MLFlowLogger("late", tracking_uri=proxy.url, save_dir=tmp_path, on_unreachable="spool")
     told = train(logger, tmp_path, lambda: (time.sleep(0.7), proxy.set("pass")), sleep=0.04)
     assert sum("the run goes on" in message for message in told) == 1
-    assert in_mlflow(server, str(logger.run_id)) == due(tmp_path)
+    assert in_mlflow(f"http://127.0.0.1:{server}", str(logger.run_id)) == due(tmp_path)
     assert logger.experiment.get_run(logger.run_id).data.params == {"values": "10"}
 
 
@@ -152,7 +130,7 @@ def test_server_that_never_comes_and_replay(
     client = MlflowClient(tracking_uri=proxy.url)
     experiment = client.get_experiment_by_name("never")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert in_mlflow(server, run.info.run_id) == due(tmp_path)
+    assert in_mlflow(f"http://127.0.0.1:{server}", run.info.run_id) == due(tmp_path)
     assert (run.info.status, run.data.params) == ("FINISHED", {"values": "10"})
 
 
@@ -183,7 +161,7 @@ def test_killed_trainer_and_replay(mode: str, proxy: FaultProxy, server: int, tm
     (run,) = client.search_runs([experiment.experiment_id])
     wanted = due(tmp_path)
     assert len(wanted["value_0"]) == 150
-    assert in_mlflow(server, run.info.run_id) == wanted
+    assert in_mlflow(f"http://127.0.0.1:{server}", run.info.run_id) == wanted
     assert run.info.status == "KILLED"
 
 
@@ -200,27 +178,11 @@ def test_killed_trainer_resumed(proxy: FaultProxy, server: int, tmp_path: Path) 
     (run,) = client.search_runs([client.get_experiment_by_name("resumed").experiment_id])
     wanted = due(tmp_path)
     assert len(wanted["value_0"]) == 150
-    assert in_mlflow(server, run.info.run_id) == wanted
+    assert in_mlflow(f"http://127.0.0.1:{server}", run.info.run_id) == wanted
     assert run.info.status == "FINISHED"
 
 
 # ------------------------------------------------------------ TensorBoard
-
-
-def in_tensorboard(folder: str) -> Points:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    reader = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in reader.Tags()["scalars"] if tag != "hp_metric"]
-    return {tag: Counter((e.step, e.value) for e in reader.Scalars(tag)) for tag in tags}
-
-
-def rounded(points: Points) -> Points:
-    """Return values as TensorBoard keeps them, in 32 bits."""
-    return {
-        name: Counter({(s, float(torch.tensor(v, dtype=torch.float32))): n for (s, v), n in counts.items()})
-        for name, counts in points.items()
-    }
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
@@ -252,37 +214,6 @@ def test_tensorboard_after_a_kill(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------ W&B
-
-
-def in_wandb(folder: Path) -> Points:
-    """Return the history of all offline parts of the only run."""
-    import json
-    import struct
-
-    from wandb.proto import wandb_internal_pb2
-
-    found: Points = {}
-    for path in sorted(folder.rglob("*.wandb")):
-        data, place, whole = path.read_bytes(), 7, b""
-        while place + 7 <= len(data):
-            left = 32768 - place % 32768
-            if left < 7:
-                place += left
-                continue
-            _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-            if kind == 0 or place + 7 + length > len(data):
-                break
-            part = data[place + 7 : place + 7 + length]
-            place += 7 + length
-            whole = part if kind in (1, 2) else whole + part
-            if kind in (1, 4):
-                record = wandb_internal_pb2.Record.FromString(whole)
-                if record.WhichOneof("record_type") == "history":
-                    row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-                    for name, value in row.items():
-                        if name.startswith("value_"):
-                            found.setdefault(name, Counter())[row["trainer/global_step"], value] += 1
-    return found
 
 
 @pytest.mark.filterwarnings("ignore")

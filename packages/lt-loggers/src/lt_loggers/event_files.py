@@ -8,10 +8,21 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["event_file_of", "is_there", "runs_below", "scalars", "shown", "wait_for_a_later_name", "with_status"]
+__all__ = [
+    "check_for_room",
+    "event_file_of",
+    "is_there",
+    "remove_empty",
+    "runs_below",
+    "scalars",
+    "shown",
+    "wait_for_a_later_name",
+    "with_status",
+]
 
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 _START = 1  # SessionLog.START
@@ -97,6 +108,29 @@ def wait_for_a_later_name(folder: str | os.PathLike[str]) -> None:
     ahead = newest + 1 - time.time()
     if 0 < ahead <= 1:  # a clock that was set back can not be waited for
         time.sleep(ahead)
+
+
+def check_for_room(folder: str | os.PathLike[str]) -> None:
+    """Raise where nothing can be written: TensorBoard's own thread would die of it, with a traceback each time.
+
+    Raises:
+        OSError: Why it can not.
+    """
+    probe = os.path.join(folder, f".probe.{os.getpid()}")
+    try:
+        with open(probe, "wb", buffering=0) as file:
+            file.write(bytes(4096))
+    finally:
+        with suppress(OSError):
+            os.unlink(probe)
+
+
+def remove_empty(folder: str | os.PathLike[str]) -> None:
+    """Remove the empty files that this process leaves where a full disk lets it make files and write nothing."""
+    for path in _files(folder):
+        with suppress(OSError):
+            if f".{os.getpid()}." in path.name and not path.stat().st_size:
+                path.unlink()
 
 
 def _files(folder: str | os.PathLike[str]) -> list[Path]:

@@ -24,7 +24,14 @@ from lt_interface import (
     is_rank_zero,
     rank_zero_only,
 )
-from lt_loggers.event_files import event_file_of, is_there, with_status
+from lt_loggers.event_files import (
+    check_for_room,
+    event_file_of,
+    is_there,
+    remove_empty,
+    wait_for_a_later_name,
+    with_status,
+)
 from lt_loggers.hyperparameters import flatten, number, plain
 from lt_loggers.tensorboard_media import TensorBoardMedia
 
@@ -98,7 +105,7 @@ class TensorBoardLogger(TensorBoardMedia):
         self._purge_step: int | None = None
         self._present: dict[str, int] = {}
         self._known: Counter[tuple[str, int, float]] = Counter()
-        self._is_read = False
+        self._is_read = self._replaces = False
         self._sequence = -1  # of the last record that was written
         self._event_file: tuple[str, int] | None = None
         self._has_hp_metric = False
@@ -163,9 +170,13 @@ class TensorBoardLogger(TensorBoardMedia):
             if self._writer is None or self._writer_pid != os.getpid():  # a forked writer has lost its thread
                 is_first = self._writer is None and not self._is_read
                 try:
+                    if self._replaces:
+                        check_for_room(self.log_dir)
+                        wait_for_a_later_name(self.log_dir)
                     self._writer = self._open(self.log_dir, self._purge_step)
                     self._event_file = event_file_of(self._writer)
                 except OSError as error:
+                    remove_empty(self.log_dir)
                     raise (self._unwritable(error) if is_first else error) from error
                 self._writer_pid = os.getpid()
                 self._purge_step = None
@@ -193,16 +204,29 @@ class TensorBoardLogger(TensorBoardMedia):
                 self._is_read = True
             self._check_file()
             self._sequence = records[-1].sequence if records else self._sequence
-            writer = self.experiment
-            for record in records:
-                self._has_hp_metric |= "hp_metric" in record.values
-                for key, value in record.values.items():
-                    name = f"{self._prefix}-{key}" if self._prefix else key
-                    identity = (_tag(name), record.step, record.time)
-                    if self._known and self._known[identity]:
-                        self._known[identity] -= 1
-                    else:
-                        writer.add_scalar(name, float(value), record.step, walltime=record.time)
+            with self._replaced_after_an_error():
+                for record in records:
+                    self._write(record)
+
+    def _write(self, record: Record) -> None:
+        self._has_hp_metric |= "hp_metric" in record.values
+        for key, value in record.values.items():
+            name = f"{self._prefix}-{key}" if self._prefix else key
+            identity = (_tag(name), record.step, record.time)
+            if self._known and self._known[identity]:
+                self._known[identity] -= 1
+            else:
+                self.experiment.add_scalar(name, float(value), record.step, walltime=record.time)
+
+    @contextmanager
+    def _replaced_after_an_error(self) -> Iterator[None]:
+        """Give up a writer that failed, which is of no use any more: the next one reads what is there."""
+        try:
+            yield
+        except OSError:
+            self._check_file()
+            self._writer, self._is_read, self._replaces = None, False, True
+            raise
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -293,7 +317,7 @@ class TensorBoardLogger(TensorBoardMedia):
         Returns:
             True: the whole history may be sent again, what is there already is passed over.
         """
-        from lt_loggers.event_files import runs_below, scalars, shown, wait_for_a_later_name
+        from lt_loggers.event_files import runs_below, scalars, shown
 
         with self.exclusive():
             self._close()
@@ -325,12 +349,8 @@ class TensorBoardLogger(TensorBoardMedia):
         with self.exclusive():
             if self._writer is not None and self._writer_pid == os.getpid():
                 self._check_file()
-                try:
+                with self._replaced_after_an_error():
                     self._writer.flush()
-                except OSError:  # TensorBoard's writer is of no use after an error: the next one reads what is there
-                    self._check_file()
-                    self._writer, self._is_read = None, False
-                    raise
                 if not os.path.exists(os.path.join(self.log_dir, "hparams.yaml")):
                     self._write_hparams()
 
@@ -385,8 +405,6 @@ class TensorBoardLogger(TensorBoardMedia):
     @classmethod
     def from_replay_state(cls, state: Mapping[str, Any]) -> TensorBoardLogger:
         """Return a logger of the run that `replay_state` described."""
-        from lt_loggers.event_files import wait_for_a_later_name
-
         made = cls(**state)
         wait_for_a_later_name(made.log_dir)
         return made
