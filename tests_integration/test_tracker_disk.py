@@ -20,7 +20,7 @@ from lt_core.loggers import CSVLogger
 from lt_loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 STEPS = 300
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture
@@ -101,8 +101,9 @@ def test_files_on_the_full_disk(kind: str, disk: Path, monkeypatch: pytest.Monke
 def test_wandb(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """W&B's transaction logs on the full disk are complete in the end, each value once."""
     monkeypatch.setenv("WANDB_SILENT", "true")
-    logger = WandbLogger(save_dir=disk, offline=True)
-    train_over_a_full_disk(logger, disk, monkeypatch)
+    logger = WandbLogger(save_dir=disk, offline=True, flush_timeout=2)
+    told = train_over_a_full_disk(logger, disk, monkeypatch)
+    assert [m for m in told if "logging failed" in m]
     wanted = values(due(disk))
     assert len(wanted["value_9"]) == STEPS
     assert values(in_wandb(disk)) == wanted

@@ -6,6 +6,8 @@ import argparse
 import csv
 import errno
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import yaml
 
 from lt_core.loggers import CSVLogger, DummyLogger, Logger
 from lt_core.loggers.csv import claim_version
+from lt_interface import Record
 from lt_interface.errors import ConfigError
 
 
@@ -141,10 +144,9 @@ def test_rewind_goes_on_in_the_old_folder(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
 
 
-def test_full_disk_leaves_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row that could not be written is not half there, and comes once when it is sent again."""
-    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
-    logger.log_metrics({"x": 1.0}, 0)
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what fills the disk for a while: an append writes a part of what it should."""
     real = open
 
     def full(path: Any, mode: str = "r", **given: Any) -> Any:
@@ -154,12 +156,45 @@ def test_full_disk_leaves_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, mode, **given)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", full)
-        with pytest.raises(OSError, match="No space"):
-            logger.log_metrics({"x": 2.0}, 1)
+    @contextmanager
+    def filled() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr("builtins.open", full)
+            yield
+
+    return filled
+
+
+def test_full_disk_leaves_whole_rows(tmp_path: Path, full_disk: Any) -> None:
+    """A row that could not be written is not half there, and comes once when it is sent again."""
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    logger.log_metrics({"x": 1.0}, 0)
+    with full_disk(), pytest.raises(OSError, match="No space"):
+        logger.log_metrics({"x": 2.0}, 1)
     logger.log_metrics({"x": 2.0}, 1)
     assert rows(logger) == [{"step": "0", "x": "1.0"}, {"step": "1", "x": "2.0"}]
+
+
+@pytest.mark.parametrize("every", [2, 100])
+def test_full_disk_and_many_records(every: int, tmp_path: Path, full_disk: Any) -> None:
+    """Records that come again after a full disk, taken or not, are there once, and the user's own rows stay."""
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=every)
+    records = [Record(i, "train", "step", i, 0.0, {"x": float(i)}) for i in range(6)]
+    logger.log_records(records[:3])
+    logger.save()
+    logger.log_metrics({"own": 7.0}, 7)
+
+    def send() -> None:
+        logger.log_records(records[3:])
+        logger.save()
+
+    with full_disk(), pytest.raises(OSError, match="No space"):
+        send()
+    logger.log_records(records[3:], unsure=True)
+    logger.save()
+    found = rows(logger)
+    assert sorted(row["x"] for row in found if row["x"]) == [f"{i}.0" for i in range(6)]
+    assert [row["own"] for row in found if row["own"]] == ["7.0"]
 
 
 def test_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:

@@ -179,6 +179,43 @@ def test_batch_refused_halfway_is_there_once(told: Told) -> None:
     assert [m for m in told() if "refused step 3 (x) with ValueError: not this one" in m]
 
 
+def test_what_was_not_saved_comes_again(told: Told) -> None:
+    """Where a logger of records fails to save, all since the last save comes again, said to be in doubt."""
+
+    class Buffered(Logger):
+        def __init__(self) -> None:
+            self.buffer: list[int] = []
+            self.there: list[int] = []
+            self.doubts: list[bool] = []
+            self.fails = 0
+
+        def log_records(self, records: list[Any], unsure: bool = False) -> None:
+            self.doubts.append(unsure)
+            self.buffer += [record.step for record in records]
+
+        def save(self) -> None:
+            buffer, self.buffer = self.buffer, []
+            if self.fails:
+                self.fails -= 1
+                raise OSError("no room")
+            self.there += buffer
+
+    journal, logger = Journal(None), Buffered()
+    delivery = Delivery(logger, journal)
+    delivery.start()
+    append(journal, 0, 1)
+    assert delivery.flush(20)
+    sure, logger.fails = len(logger.doubts), 2
+    append(journal, 2, 3)
+    eventually(lambda: not logger.fails)
+    append(journal, 4)
+    delivery.stop("success", 20)
+    assert logger.there == [0, 1, 2, 3, 4]
+    assert logger.doubts[: sure + 2] == [False] * (sure + 1) + [True]
+    assert delivery.acknowledged == journal.offset
+    assert len([m for m in told() if "no room" in m]) == 1
+
+
 def test_hanging_logger_is_left_behind() -> None:
     """A logger that hangs costs its own thread only: flush and stop come back in time, and say so."""
     journal, logger, go = Journal(None), Memory(), threading.Event()

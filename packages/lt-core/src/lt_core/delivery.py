@@ -86,6 +86,7 @@ class Delivery:
         self._has = 0 if start is not None or knows_all else self._ack.sequence
         if has_at_most is not None:
             self._has = min(self._has, has_at_most)
+        self._has_for_good = self._has
         # What a process that died may have sent beyond its last acknowledgement.
         self._unsure_below = max(journal.highest, self._ack.sequence) if self._ack.found else 0
         self._sent = self.acknowledged = self._place() if start is None else start
@@ -289,7 +290,7 @@ class Delivery:
             error = caught
             self._unsure = True
             if getattr(error, "lost_all", False):  # what the logger had is gone: all of it comes again
-                self._sent = self.acknowledged = self._has = 0
+                self._sent = self.acknowledged = self._has = self._has_for_good = 0
                 self._unsure_below = self.journal.highest
             self._fails(error)
         else:
@@ -364,17 +365,22 @@ class Delivery:
     def _save(self) -> None:
         """Let the logger write what it holds, and acknowledge all that it took."""
         save = getattr(self.logger, "save", None)
-        if save is not None:
-            with self._calling():
-                save()
+        try:
+            if save is not None:
+                with self._calling():
+                    save()
+        except Exception:
+            if self._batches:  # what was not saved comes again: the logger knows what it has of that
+                self._sent, self._has, self._unsaved = self.acknowledged, self._has_for_good, False
+            raise
         self._unsaved = False
-        self.acknowledged = self._sent
+        self.acknowledged, self._has_for_good = self._sent, self._has
         self._ack.keep(self._has)
 
     def _acknowledge(self, record: Record) -> None:
         self._unsaved = False
         self._sent = self.acknowledged = record.end
-        self._has = max(self._has, record.sequence + 1)
+        self._has = self._has_for_good = max(self._has, record.sequence + 1)
         self._ack.keep(self._has)
 
     def _make_calls(self, before_records: bool = False) -> None:

@@ -70,8 +70,9 @@ class Record:
 class SupportsRecords(Protocol):
     """Take many records in one call, each with its own wall time.
 
-    The core counts records as delivered when the logger's next ``save`` has returned. After the death of a
-    process it goes on behind those. A logger that finds out itself which ones its tracker has, at
+    The core counts records as delivered when the logger's next ``save`` has returned; where that raises, all that
+    came since the last one that returned come again, ``unsure``. After the death of a process it goes on behind
+    those delivered. A logger that finds out itself which ones its tracker has, at
     any distance, sets ``knows_all = True`` and is then given all records from the first.
     """
 
@@ -84,7 +85,9 @@ class SupportsRecords(Protocol):
                 the process that sent them died: then the tracker is asked first, and gets what it lacks.
 
         Raises:
-            OSError: If the tracker can not be reached; the same records come again later.
+            OSError: If the tracker can not be reached; the same records come again later. Where all that it
+                had is gone, as with files that somebody removed, the error's attribute ``lost_all`` is True, and
+                all records come again from the first.
         """
         ...
 

@@ -48,6 +48,11 @@ class TransactionLog:
         self.step_metrics: dict[str, str] = {}
         self._offset = 0
 
+    @property
+    def read_to(self) -> int:
+        """Return how many bytes of the file were read."""
+        return self._offset
+
     def refresh(self) -> None:
         """Read what was added."""
         entry = import_module("wandb.proto.wandb_internal_pb2").Record

@@ -17,6 +17,7 @@ __all__ = ["FLUSH_INTERVAL", "OpenRun", "active_run", "close_idle_runs", "open_r
 
 # How often W&B's own process writes its buffer to the transaction log, in seconds; its default is 15.
 FLUSH_INTERVAL = 0.05
+_STALLED = 10.0
 _PROMPT = 5.0  # what a user may have set it to, for `wait` to be worth it
 
 
@@ -93,7 +94,7 @@ class OpenRun:
         """Return when all that was sent is in the transaction log, if that is soon.
 
         Raises:
-            TimeoutError: If that takes longer than ``timeout`` seconds.
+            TimeoutError: If nothing more comes for ``timeout`` seconds, or for ten; the run is given up then.
         """
         if self.log is None or not self.is_open:
             self.owed.clear()
@@ -102,14 +103,18 @@ class OpenRun:
             self.log.refresh()
             self.owed -= self.log.marks.keys()
             return
-        end = time.monotonic() + timeout
-        pause = FLUSH_INTERVAL / 4
+        end = time.monotonic() + min(timeout, _STALLED)
+        pause, read = FLUSH_INTERVAL / 4, self.log.read_to
         while self.owed or self.log.configs < self._configs:
             self.log.refresh()
             self.owed -= self.log.marks.keys()
+            if self.log.read_to != read:
+                end, read = time.monotonic() + min(timeout, _STALLED), self.log.read_to
             if not self.owed and self.log.configs >= self._configs:
                 return
             if time.monotonic() > end:
+                # After an error, such as of a full disk, W&B's process writes no more to this log, ever.
+                self._break()
                 raise TimeoutError(
                     f"WandbLogger: W&B's own process wrote too little in {timeout:g} s: "
                     f"{len(self.owed)} rows are not in {self.log.path} yet."

@@ -73,6 +73,7 @@ class CSVLogger(Logger):
         self._columns: list[str] = []
         self._opened = False
         self._count = 0
+        self._taken = -1  # the last record in the file or among the rows that wait
         self.hparams: dict[str, Any] = {}
         self._hparams_written = True
 
@@ -172,24 +173,33 @@ class CSVLogger(Logger):
             unsure: Whether rows of theirs may be there.
         """
         with self.exclusive():
-            if unsure and records and records[0].sequence == 0:
-                self.rewind(2**62, None)
-            for record in records:
-                self.log_metrics(dict(record.values), record.step)
+            if unsure:
+                if self._taken < 0 and records and records[0].sequence == 0:
+                    self.rewind(2**62, None)
+                records = [record for record in records if record.sequence > self._taken]
+            self._add([(record.values, record.step) for record in records])
+            self._taken = records[-1].sequence if records else self._taken
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row."""
-        row = {f"{self._prefix}-{k}" if self._prefix else k: _plain(v) for k, v in metrics.items()}
         with self.exclusive():  # users log here while the history comes from a thread
+            self._add([(metrics, step)])
+
+    def _add(self, rows: Sequence[tuple[Mapping[str, Any], int | None]]) -> None:
+        """Add rows and write them when enough are due: all or, where the disk takes them not, none of them."""
+        waiting, number = len(self._rows), self._count
+        for metrics, step in rows:
+            row = {f"{self._prefix}-{k}" if self._prefix else k: _plain(v) for k, v in metrics.items()}
             self._rows.append({"step": self._count if step is None else step, **row})
-            if len(self._rows) >= self._every:
-                try:
-                    self._write_rows()
-                except OSError:
-                    self._rows.pop()  # whoever is told will send it again
-                    raise
             self._count += 1
+        if len(self._rows) >= self._every:
+            try:
+                self._write_rows()
+            except OSError:  # whoever is told will send them again
+                del self._rows[waiting:]
+                self._count = number
+                raise
 
     def _write_rows(self) -> None:
         if not self._rows:
@@ -256,7 +266,7 @@ class CSVLogger(Logger):
         with self.exclusive():
             if version is not None:
                 self._version = version
-            self._rows, self._columns, self._opened, self._count = [], [], True, 0
+            self._rows, self._columns, self._opened, self._count, self._taken = [], [], True, 0, -1
             _ = self.experiment
             path = Path(self.metrics_file_path)
             if path.exists():
