@@ -1,0 +1,46 @@
+"""What is not installed is named with the command that installs it, and nothing is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+TRACKERS = ["torch", "numpy", "tensorboard", "tensorboardX", "wandb", "mlflow", "PIL", "matplotlib"]
+# Lets Python find none of the packages in ``hidden``.
+HIDE = """
+import importlib.machinery
+found = importlib.machinery.PathFinder.find_spec
+def find(name, path=None, target=None):
+    return None if name.split(".")[0] in {hidden!r} else found(name, path, target)
+importlib.machinery.PathFinder.find_spec = find
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_brings_nothing() -> None:
+    """Importing lt_loggers and asking for its names imports neither torch nor any tracker."""
+    asked = f"json.dumps([name for name in {TRACKERS} if name in sys.modules])"
+    found = run(f"import lt_loggers, sys, json; dir(lt_loggers); print({asked})")
+    assert json.loads(found) == []
+
+
+@pytest.mark.parametrize("asks", ["from lt_loggers import {name}", "loggers.get('{extra}')(save_dir='x')"])
+@pytest.mark.parametrize(("name", "extra"), LOGGERS.items())
+def test_missing_extra(name: str, extra: str, asks: str) -> None:
+    """Without its extra a logger can be had neither by import nor by name, and the error is the command that helps."""
+    hidden = HIDE.format(hidden=["tensorboard", "tensorboardX", "wandb", "mlflow"])
+    asks = asks.format(name=name, extra=extra)
+    tried = f"try: {asks}\nexcept ImportError as error: print(type(error).__name__, error)"
+    assert run(f"{hidden}from lt_interface.registry import loggers\n{tried}") == (
+        f"MissingPackageError {name}: this logger needs a package that is not installed. "
+        f"Run: pip install 'lt-loggers[{extra}]'\n"
+    )
