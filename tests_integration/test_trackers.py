@@ -228,3 +228,29 @@ def test_wandb_after_a_kill(tmp_path: Path) -> None:
     wanted = {name: counts for name, counts in due(tmp_path).items() if name.startswith("value_")}
     assert len(wanted["value_0"]) == 150
     assert in_wandb(tmp_path) == wanted
+
+
+# ------------------------------------------------------------ what is shown
+
+
+@pytest.mark.parametrize("delivery", ["async", "sync"])
+@pytest.mark.parametrize("beside", [[], ["csv"]])
+def test_pictures_stand_at_the_runs_step(beside: list[str], delivery: str, tmp_path: Path) -> None:
+    """What a module shows without naming a step stands where the run is, whichever loggers there are."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Shows(Net):
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            self.logger.log_image("picture", [torch.full((1, 2, 2), self.global_step / 10)])
+            if not beside:
+                self.logger.log_metrics({"own": 1.0})
+
+    logger = TensorBoardLogger(tmp_path, delivery=delivery)
+    trainer = make_trainer([logger, *beside], str(tmp_path))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer.fit(Shows(), batches(4))
+    assert sum("CSVLogger can not show images" in str(w.message) for w in told) == len(beside)
+    reader = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
+    assert [event.step for event in reader.Images("picture")] == [1, 2, 3, 4]
+    assert beside or [event.step for event in reader.Scalars("own")] == [1, 2, 3, 4]

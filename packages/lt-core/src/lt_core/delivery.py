@@ -64,6 +64,7 @@ class Delivery:
         has_at_most: How many records the logger can have, if it forgot later ones itself.
         inline: Whether records are sent by the one who logs, and no thread is started.
         number: The logger's number among those that read this journal; the journal counts them if None.
+        clock: Tells the step that the run is at.
 
     Attributes:
         acknowledged: Byte offset behind the last record that the logger has for good.
@@ -77,8 +78,9 @@ class Delivery:
         has_at_most: int | None = None,
         inline: bool = False,
         number: int | None = None,
+        clock: Callable[[], int] = int,
     ) -> None:
-        self.logger, self.journal, self.inline = logger, journal, inline
+        self.logger, self.journal, self.inline, self._clock = logger, journal, inline, clock
         number = journal.number(logger) if number is None else number
         self._ack = Acknowledgement(journal, number)
         self.description = Description(number, None, type(logger).__name__)
@@ -134,7 +136,7 @@ class Delivery:
             self._calls.append(_Call(lambda: self._send_hparams(hparams), "hyper-parameters", 0))
         self.description.keep(self.journal)
         with suppress(AttributeError):  # an object with slots is fed all the same
-            self.logger._feed = None if self.inline else self
+            self.logger._feed = self
         _alive.add(self)
         if self.inline:
             self.send()
@@ -201,9 +203,18 @@ class Delivery:
 
     # ------------------------------------------------------------ what others call
 
+    @property
+    def step(self) -> int:
+        """Return the step that the run is at."""
+        return self._clock()
+
     def later(self, call: Callable[[], Any], what: str) -> None:
         """Make a call behind all that is due now; what waits is bounded, the oldest goes first."""
         if os.getpid() != self._pid:
+            return
+        if self.inline:
+            with _exclusive(self.logger):
+                call()
             return
         if len(self._calls) >= MOST_CALLS:
             dropped = self._calls.popleft()

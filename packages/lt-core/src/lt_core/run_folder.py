@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,8 @@ def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
         has_at_most = run.journal.sequence if again is False else None
         start = 0 if again else run.journal.offset if run.journal.path is None else None
         inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync"
-        delivery = Delivery(logger, run.journal, start, has_at_most, inline)
+        clock = partial(getattr, run.trainer, "global_step")
+        delivery = Delivery(logger, run.journal, start, has_at_most, inline, clock=clock)
         run.deliveries.append(delivery)
         if inline:
             run.inline_deliveries.append(delivery)

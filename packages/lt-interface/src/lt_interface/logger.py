@@ -51,6 +51,11 @@ class SupportsLogging(Protocol):
 class Feed(Protocol):
     """Be what the core attaches to a logger while a run feeds it."""
 
+    @property
+    def step(self) -> int:
+        """Return the step that the run is at."""
+        ...
+
     def drain(self) -> None:
         """Return when all that is due was taken, or when the tracker is known to be away."""
         ...
@@ -153,6 +158,10 @@ class Logger:
             return
         with self.exclusive():
             call()
+
+    def step_or_current(self, step: int | None) -> int | None:
+        """Return a step as given, or for None the one that the run is at; outside of a run it stays None."""
+        return self._feed.step if step is None and self._feed is not None else step
 
     def finish(self, status: str) -> None:
         """Close under the lock."""

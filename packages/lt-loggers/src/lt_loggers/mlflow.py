@@ -317,7 +317,7 @@ class MLFlowLogger(MLFlowMedia):
 
         Args:
             metrics: Numbers or single-element tensors by name.
-            step: The step, 0 if left out.
+            step: The step; if left out the run's, or 0 outside of a run.
 
         Raises:
             MisconfigurationException: If a value is no number.
@@ -327,7 +327,7 @@ class MLFlowLogger(MLFlowMedia):
             return
         values = {str(key): _number(str(key), value) for key, value in metrics.items()}
         with self.exclusive():
-            self._send([(values, time.time(), int(step or 0))], unsure=False)
+            self._send([(values, time.time(), int(self.step_or_current(step) or 0))], unsure=False)
 
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Write records; returns when the server has them.

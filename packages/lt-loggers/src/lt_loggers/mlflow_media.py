@@ -47,13 +47,14 @@ class MLFlowMedia(Logger):
         Args:
             key: The name.
             images: Tensors, arrays, PIL images or paths.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``caption``; MLflow has no place for them.
         """
         from lt_loggers.media import as_list, per_item, pictures, png
 
         if not is_rank_zero():
             return
+        at = self.step_or_current(step) or 0
         arrays = pictures(as_list(key, "images", images))
         per_item(len(arrays), kwargs)
 
@@ -62,9 +63,9 @@ class MLFlowMedia(Logger):
                 name = _path(key) if len(arrays) == 1 else f"{_path(key)}_{i}"
                 if hasattr(client, "log_image"):
                     shown = array.repeat(3, axis=2) if array.shape[2] == 1 else array
-                    client.log_image(run_id, shown, key=name, step=step or 0, synchronous=True)
+                    client.log_image(run_id, shown, key=name, step=at, synchronous=True)
                 else:
-                    _put(client, run_id, f"images/{name}/step_{step or 0}.png", png(array))
+                    _put(client, run_id, f"images/{name}/step_{at}.png", png(array))
 
         self._later(send, f"image {key}")
 
@@ -74,17 +75,18 @@ class MLFlowMedia(Logger):
         Args:
             key: The name.
             figure: The figure; it may be closed after the call.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Taken for other loggers' sake.
         """
         from lt_loggers.media import png, render
 
         if not is_rank_zero():
             return
+        at = self.step_or_current(step) or 0
         if hasattr(figure, "to_html"):
-            name, data = f"figures/{_path(key)}/step_{step or 0}.html", figure.to_html().encode()
+            name, data = f"figures/{_path(key)}/step_{at}.html", figure.to_html().encode()
         else:
-            name, data = f"figures/{_path(key)}/step_{step or 0}.png", png(render(figure))
+            name, data = f"figures/{_path(key)}/step_{at}.png", png(render(figure))
         self._later(lambda client, run_id: _put(client, run_id, name, data), f"figure {key}")
 
     def log_histogram(self, key: str, values: Any, step: int | None = None, bins: int = 64) -> None:
@@ -93,18 +95,19 @@ class MLFlowMedia(Logger):
         Args:
             key: The name.
             values: A tensor or array.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             bins: How many bins.
         """
         import numpy as np
 
         if not is_rank_zero():
             return
+        at = self.step_or_current(step) or 0
         given = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
         array = np.asarray(given, dtype=float).ravel()
         counts, edges = np.histogram(array[np.isfinite(array)], bins)
         data = json.dumps({"edges": edges.tolist(), "counts": counts.tolist()}).encode()
-        name = f"histograms/{_path(key)}/step_{step or 0}.json"
+        name = f"histograms/{_path(key)}/step_{at}.json"
         self._later(lambda client, run_id: _put(client, run_id, name, data), f"histogram {key}")
 
     def log_text(self, key: str, text: Any = None, *args: Any, step: int | None = None, **kwargs: Any) -> None:
@@ -114,11 +117,12 @@ class MLFlowMedia(Logger):
             key: The name.
             text: The text.
             *args: Taken for other loggers' sake.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Taken for other loggers' sake.
         """
         if is_rank_zero():
-            name, data = f"text/{_path(key)}/step_{step or 0}.txt", str(text).encode()
+            at = self.step_or_current(step) or 0
+            name, data = f"text/{_path(key)}/step_{at}.txt", str(text).encode()
             self._later(lambda client, run_id: _put(client, run_id, name, data), f"text {key}")
 
     def log_table(
@@ -136,14 +140,15 @@ class MLFlowMedia(Logger):
             columns: Names of the columns.
             data: Rows.
             dataframe: A data frame instead of both.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
         """
         if not is_rank_zero():
             return
+        at = self.step_or_current(step) or 0
         if dataframe is not None:
             columns, data = [str(c) for c in dataframe.columns], dataframe.values.tolist()
         table = json.dumps({"columns": columns or [], "data": data or []}, default=str).encode()
-        name = f"tables/{_path(key)}/step_{step or 0}.json"
+        name = f"tables/{_path(key)}/step_{at}.json"
         self._later(lambda client, run_id: _put(client, run_id, name, table), f"table {key}")
 
     def log_audio(self, key: str, audios: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
@@ -152,16 +157,17 @@ class MLFlowMedia(Logger):
         Args:
             key: The name.
             audios: Arrays (samples,) or (channels, samples) in -1..1, or paths.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``sample_rate`` (Hz; 44100 if left out).
         """
         from lt_loggers.media import as_list, per_item, wav
 
         if not is_rank_zero():
             return
+        at = self.step_or_current(step) or 0
         sounds = as_list(key, "audios", audios)
         for i, (sound, given) in enumerate(zip(sounds, per_item(len(sounds), kwargs), strict=True)):
-            self._keep_file(f"audio/{_path(key)}/step_{step or 0}_{i}", sound, ".wav", wav, given.get("sample_rate"))
+            self._keep_file(f"audio/{_path(key)}/step_{at}_{i}", sound, ".wav", wav, given.get("sample_rate"))
 
     def log_video(self, key: str, videos: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
         """Keep a list of videos: files as they are, arrays as animated GIF files.
@@ -169,16 +175,17 @@ class MLFlowMedia(Logger):
         Args:
             key: The name.
             videos: Arrays (T, C, H, W) in 0..255, or paths.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``fps`` (4 if left out).
         """
         from lt_loggers.media import as_list, gif, per_item
 
         if not is_rank_zero():
             return
+        at = self.step_or_current(step) or 0
         given = as_list(key, "videos", videos)
         for i, (video, options) in enumerate(zip(given, per_item(len(given), kwargs), strict=True)):
-            self._keep_file(f"video/{_path(key)}/step_{step or 0}_{i}", video, ".gif", gif, options.get("fps"))
+            self._keep_file(f"video/{_path(key)}/step_{at}_{i}", video, ".gif", gif, options.get("fps"))
 
     def _keep_file(self, name: str, value: Any, ending: str, encode: Callable[..., bytes], option: Any) -> None:
         if isinstance(value, (str, os.PathLike)):

@@ -235,11 +235,12 @@ class TensorBoardLogger(TensorBoardMedia):
         Args:
             metrics: Numbers or single-element tensors by name; a dict of them is drawn as
                 several curves in one chart.
-            step: The step, 0 if left out.
+            step: The step; if left out the run's, or 0 outside of a run.
 
         Raises:
             MisconfigurationException: If a value is no number.
         """
+        step = self.step_or_current(step)
         with self.exclusive():
             writer = self.experiment
             self._has_hp_metric |= "hp_metric" in metrics

@@ -19,20 +19,21 @@ class TensorBoardMedia(Logger):
         Args:
             key: The tag.
             images: Tensors, arrays, PIL images or paths.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``caption``; TensorBoard has no place for them.
         """
         from lt_loggers.media import as_list, per_item, pictures
 
         if not is_rank_zero():
             return
+        at = self.step_or_current(step) or 0
         arrays = pictures(as_list(key, "images", images))
         per_item(len(arrays), kwargs)
 
         def write() -> None:
             for i, array in enumerate(arrays):
                 tag = key if len(arrays) == 1 else f"{key}/{i}"
-                self.experiment.add_image(tag, array, step or 0, dataformats="HWC")
+                self.experiment.add_image(tag, array, at, dataformats="HWC")
 
         self.later(write, f"image {key}")
 
@@ -42,14 +43,15 @@ class TensorBoardMedia(Logger):
         Args:
             key: The tag.
             figure: Of matplotlib, or of plotly where kaleido is installed; it may be closed after the call.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Taken for other loggers' sake.
         """
         from lt_loggers.media import render
 
         if is_rank_zero():
+            at = self.step_or_current(step) or 0
             array = render(figure)
-            self.later(lambda: self.experiment.add_image(key, array, step or 0, dataformats="HWC"), f"figure {key}")
+            self.later(lambda: self.experiment.add_image(key, array, at, dataformats="HWC"), f"figure {key}")
 
     def log_histogram(self, key: str, values: Any, step: int | None = None, bins: int = 64) -> None:
         """Show a histogram.
@@ -57,19 +59,20 @@ class TensorBoardMedia(Logger):
         Args:
             key: The tag.
             values: A tensor or array; what is not finite is left out.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             bins: How many bins.
         """
         import numpy as np
 
         if not is_rank_zero():
             return
+        at = self.step_or_current(step) or 0
         given = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
         array = np.array(given, dtype=float).ravel()
         array = array[np.isfinite(array)]
         if array.size:
             self.later(
-                lambda: self.experiment.add_histogram(key, array, step or 0, bins="auto", max_bins=bins),
+                lambda: self.experiment.add_histogram(key, array, at, bins="auto", max_bins=bins),
                 f"histogram {key}",
             )
 
@@ -80,11 +83,12 @@ class TensorBoardMedia(Logger):
             key: The tag.
             text: The text.
             *args: Taken for other loggers' sake.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Taken for other loggers' sake.
         """
         if is_rank_zero():
-            self.later(lambda: self.experiment.add_text(key, str(text), step or 0), f"text {key}")
+            at = self.step_or_current(step) or 0
+            self.later(lambda: self.experiment.add_text(key, str(text), at), f"text {key}")
 
     def log_table(
         self,
@@ -101,7 +105,7 @@ class TensorBoardMedia(Logger):
             columns: Names of the columns.
             data: Rows.
             dataframe: A data frame instead of both.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
         """
         if dataframe is not None:
             columns, data = [str(c) for c in dataframe.columns], dataframe.values.tolist()
@@ -116,7 +120,7 @@ class TensorBoardMedia(Logger):
         Args:
             key: The tag.
             audios: Arrays (samples,) or (channels, samples) in -1..1.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``sample_rate`` (Hz; 44100 if left out).
         """
         import numpy as np
@@ -125,6 +129,7 @@ class TensorBoardMedia(Logger):
 
         if not is_rank_zero():
             return
+        at = self.step_or_current(step) or 0
         sounds = as_list(key, "audios", audios)
         options = per_item(len(sounds), kwargs)
         arrays = [np.array(s.detach().cpu().numpy() if hasattr(s, "detach") else s, dtype=np.float32) for s in sounds]
@@ -133,7 +138,7 @@ class TensorBoardMedia(Logger):
         def write() -> None:
             for i, (array, given) in enumerate(zip(arrays, options, strict=True)):
                 tag = key if len(arrays) == 1 else f"{key}/{i}"
-                self.experiment.add_audio(tag, array, step or 0, sample_rate=given.get("sample_rate", 44100))
+                self.experiment.add_audio(tag, array, at, sample_rate=given.get("sample_rate", 44100))
 
         self.later(write, f"audio {key}")
 
@@ -143,7 +148,7 @@ class TensorBoardMedia(Logger):
         Args:
             key: The tag.
             videos: Arrays (T, C, H, W) in 0..255, or paths of animated pictures.
-            step: The step, 0 if None.
+            step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``fps``; there is no place for them.
         """
         from lt_loggers.media import as_list, frames, per_item

@@ -267,14 +267,14 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
 
         Args:
             metrics: Numbers or single-element tensors by name; a dict of them gives names with ``/``.
-            step: The step; None leaves it out.
+            step: The step; None takes the run's, and none outside of a run.
 
         Raises:
             MisconfigurationException: If a value is no number.
         """
         row = self._numbers(metrics)
         if row:
-            self._send_call(row, step)
+            self._send_call(row, self.step_or_current(step))
 
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Write a row for each record.

@@ -32,7 +32,7 @@ class WandbMedia(Logger):
         Args:
             key: The name they stand under.
             images: Tensors (C,H,W), (H,W) or (H,W,C), arrays, PIL images or paths.
-            step: The step; None leaves it out.
+            step: The step; None takes the run's, and none outside of a run.
             **kwargs: A list for each argument of ``wandb.Image``, such as ``caption``.
         """
         if self._is_silent():
@@ -88,7 +88,7 @@ class WandbMedia(Logger):
             columns: A text to show as it is; or the names of a table's columns.
             data: The table's rows.
             dataframe: A data frame in place of both.
-            step: The step; None leaves it out.
+            step: The step; None takes the run's, and none outside of a run.
         """
         if not isinstance(columns, str):
             self.log_table(key, columns, data, dataframe, step)
@@ -112,7 +112,7 @@ class WandbMedia(Logger):
             columns: The columns' names.
             data: The rows.
             dataframe: A data frame in place of both.
-            step: The step; None leaves it out.
+            step: The step; None takes the run's, and none outside of a run.
         """
         if self._is_silent():
             return
@@ -128,7 +128,7 @@ class WandbMedia(Logger):
             key: The name they stand under.
             audios: Arrays (samples,) or (channels, samples) in -1..1, or paths. Several stand under
                 ``key/0``, ``key/1`` and so on where the package soundfile is not installed.
-            step: The step; None leaves it out.
+            step: The step; None takes the run's, and none outside of a run.
             **kwargs: A list for each of ``sample_rate`` (Hz, 44100 if left out) and ``caption``.
         """
         if self._is_silent():
@@ -161,7 +161,7 @@ class WandbMedia(Logger):
         Args:
             key: The name they stand under.
             videos: Arrays (T,C,H,W) in 0..255, kept as animated pictures, or paths.
-            step: The step; None leaves it out.
+            step: The step; None takes the run's, and none outside of a run.
             **kwargs: A list for each of ``fps`` (4 if left out), ``caption`` and ``format``; a format other
                 than gif needs wandb's own encoder.
         """
@@ -193,6 +193,7 @@ class WandbMedia(Logger):
 
     def _show_all(self, values: Mapping[str, Any], step: int | None, folder: str | None) -> None:
         row = {self._name_of(key): value for key, value in values.items()}
+        step = self.step_or_current(step)
 
         def send() -> None:
             self._send_call(row, step)
