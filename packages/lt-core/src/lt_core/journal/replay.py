@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +126,7 @@ def _made_again(described: Description) -> Any:
         fix = "Give the loggers: lt_core.journal.replay.replay(run_dir, loggers=[...])."
         raise ConfigError(Problem(where, "it is registered under no name, or has no replay_state", fix=fix))
     plugin = registry.loggers.get(described.plugin, where)
-    with suppress(AttributeError):
-        return plugin.from_replay_state(described.state)
-    raise ConfigError(Problem(where, "this logger can not be made again: it has no from_replay_state"))
+    make = getattr(plugin, "from_replay_state", None)
+    if make is None:
+        raise ConfigError(Problem(where, "this logger can not be made again: it has no from_replay_state"))
+    return make(described.state)
