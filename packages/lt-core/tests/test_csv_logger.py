@@ -215,8 +215,8 @@ def test_hyperparameters_are_plain_yaml(tmp_path: Path) -> None:
     )  # fmt: skip
     logger.save()
     assert yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text(encoding="utf-8")) == {
-        "lr": 0.1, "inner": {"depth": 3}, "mode": "fast", "level": 3, "np": 1.5, "np32": 2.0, "t": 3, "act": "relu",
-        "cls": "CSVLogger", "path": "a/b", "pair": [1, [None, True]], "3": {"x": "ü"},
+        "lr": 0.1, "inner": {"depth": 3}, "mode": "FAST", "level": "HIGH", "np": 1.5, "np32": 2.0, "t": 3,
+        "act": "relu", "cls": "CSVLogger", "path": "a/b", "pair": [1, [None, True]], "3": {"x": "ü"},
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from lt_core.journal import Journal
 
-__all__ = ["Acknowledgement", "Description", "descriptions", "plain_json"]
+__all__ = ["Acknowledgement", "Description", "descriptions", "number_of"]
 
 _WIDTH = 120
 
@@ -54,7 +55,7 @@ class Acknowledgement:
             # An empty journal is any run's: its identity tells nothing.
             mine = kept["journal"] and kept["journal"] in (self._journal.identity(), self._journal.former)
             if mine and int(crc, 16) == zlib.crc32(text.rstrip().encode()):
-                return int(kept["sequence"]), True
+                return min([int(kept["sequence"]), *self._journal.changes[int(kept["changes"]) :]]), True
         except (ValueError, KeyError, TypeError):
             pass
         return 0, True
@@ -63,7 +64,8 @@ class Acknowledgement:
         """Write down that the logger has this many records; at worst it is asked again after a crash."""
         if self._path is None:
             return
-        text = json.dumps({"sequence": sequence, "journal": self._journal.identity()})
+        journal, changes = self._journal.identity(), len(self._journal.changes)
+        text = json.dumps({"sequence": sequence, "journal": journal, "changes": changes})
         line = f"{text} {zlib.crc32(text.encode()):08x}".ljust(_WIDTH - 1).encode() + b"\n"
         if line == self._kept:
             return
@@ -88,6 +90,7 @@ class Description:
         number: The logger's number among those that read the journal.
         plugin: The name that its class is registered under; None if it is not.
         kind: Its class's name, for messages.
+        run: The name and the version that it writes to, as far as they are known.
         state: What `SupportsReplay.replay_state` returned, or None.
         hparams: Hyper-parameters that it did not take yet, or None.
         status: How the run ended, or None while it goes on.
@@ -96,16 +99,17 @@ class Description:
     number: int
     plugin: str | None
     kind: str
+    run: list[str | None] | None = None
     state: dict[str, Any] | None = None
     hparams: Any = None
     status: str | None = None
 
     @classmethod
-    def of(cls, logger: Any, number: int) -> Description:
+    def of(cls, logger: Any, number: int, with_state: bool = True) -> Description:
         """Return the description of a logger as it is now."""
-        found = cls(number, registry.loggers.name_of(type(logger)), type(logger).__name__)
+        found = cls(number, registry.loggers.name_of(type(logger)), type(logger).__name__, _run_of(logger))
         state = getattr(logger, "replay_state", None)
-        found.state = state() if callable(state) and found.plugin else None
+        found.state = state() if with_state and callable(state) and found.plugin else None
         return found
 
     def keep(self, journal: Journal) -> None:
@@ -121,6 +125,38 @@ class Description:
             os.replace(draft, path)
 
 
+def _run_of(logger: Any) -> list[str | None]:
+    found = [getattr(logger, key, None) for key in ("name", "version")]
+    return [None if value is None else str(value) for value in found]
+
+
+def number_of(journal: Journal, logger: Any) -> int:
+    """Return the number under which a journal keeps what a logger has: its own if it was fed from it before.
+
+    Of another process that is told by the logger's class, its name and its version.
+    """
+    for number, known in journal.readers.items():
+        if known() is logger:
+            return number
+    taken = {number for number, known in journal.readers.items() if known() is not None}
+    kept = [] if journal.path is None else list(descriptions(journal.path))
+    now = Description.of(logger, len(taken), with_state=False)
+    free = [d for d in kept if d.number not in taken and _may_be(d.run or [], now.run or [])]
+    same = [d.number for d in free if d.kind == now.kind]
+    if not same and now.plugin is None:  # a class of the user's own may have another name by now
+        same = [d.number for d in free if d.plugin is None and d.number == now.number]
+    number = same[0] if same else max([-1, *taken, *(described.number for described in kept)]) + 1
+    try:
+        journal.readers[number] = weakref.ref(logger)
+    except TypeError:  # an object with slots
+        journal.readers[number] = lambda: logger
+    return number
+
+
+def _may_be(run: list[str | None], other: list[str | None]) -> bool:
+    return all(a == b or None in (a, b) for a, b in zip(run, other, strict=False))
+
+
 def descriptions(journal: Path) -> Iterator[Description]:
     """Yield the descriptions of the loggers that read a journal, in their order."""
     for path in sorted(journal.parent.glob(f"{journal.name}.*.logger")):
@@ -128,25 +164,3 @@ def descriptions(journal: Path) -> Iterator[Description]:
         if number.isdigit():
             with suppress(OSError, ValueError, TypeError):
                 yield Description(int(number), **json.loads(path.read_text(encoding="utf-8")))
-
-
-def plain_json(value: Any) -> Any:
-    """Return a tree of what JSON can keep; anything else as its name or text."""
-    from argparse import Namespace
-    from collections.abc import Mapping
-    from enum import Enum
-
-    if isinstance(value, Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_json(entry) for entry in value]
-    if isinstance(value, Enum):
-        return plain_json(value.value)
-    if not isinstance(value, (str, int, float, type(None))) and getattr(value, "shape", None) == ():
-        value = value.item()  # a scalar of NumPy or torch
-    for kind in (bool, int, float, str):  # writers of YAML take no subclasses
-        if isinstance(value, kind):
-            return kind(value)
-    return value if value is None else getattr(value, "__name__", None) or str(value)

@@ -7,17 +7,17 @@ import random
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lt_core.acknowledgement import Acknowledgement, Description, plain_json
+from lt_core.acknowledgement import Acknowledgement, Description, number_of
+from lt_core.delivery_calls import Call, Calls, is_refusal
 from lt_core.journal import Journal, Record
 from lt_core.notices import info, warn
 from lt_interface import Logger
+from lt_interface.hyperparameters import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,21 +31,10 @@ LAST_RETRY_SECONDS = 30.0
 HANG_SECONDS = 5.0
 LAST_TRIES = 3
 BATCH = 500
-MOST_CALLS = 1000
-# Of these errors the record is the cause, so that trying again for ever would hold up all that follow.
-REFUSALS = (AttributeError, KeyError, TypeError, ValueError)
+# After as many records in a row that were refused for one reason, it is not the records that are wrong.
+MOST_REFUSED = 3
 
 _alive: weakref.WeakSet[Delivery] = weakref.WeakSet()
-
-
-@dataclass
-class _Call:
-    """Be something other than a record that waits for the tracker."""
-
-    call: Callable[[], Any]
-    what: str
-    mark: int
-    tries: int = 0
 
 
 class Delivery:
@@ -53,8 +42,8 @@ class Delivery:
 
     The thread looks at the journal's size a few times a second, so that logging costs the
     loop nothing more. A logger that raises is told of once an outage and tried again, later and later;
-    a record that it refuses as such is left out after three tries. In a forked child a
-    delivery does nothing.
+    a record that it refuses as such is left out after three tries, unless those before were refused alike. In a
+    forked child a delivery does nothing.
 
     Args:
         logger: Takes ``log_metrics(values, step)``, or ``log_records(records, unsure)``.
@@ -63,11 +52,13 @@ class Delivery:
             known to have, even where the journal was cut since and its records are made anew.
         has_at_most: How many records the logger can have, if it forgot later ones itself.
         inline: Whether records are sent by the one who logs, and no thread is started.
-        number: The logger's number among those that read this journal; the journal counts them if None.
+        number: The logger's number among those that read this journal; found by the logger's run if None.
         clock: Tells the step that the run is at.
+        ended: Called once when nothing more will be sent, also where that is long after `stop`.
 
     Attributes:
         acknowledged: Byte offset behind the last record that the logger has for good.
+        trouble: What went wrong when it was closed, or an empty string.
     """
 
     def __init__(
@@ -79,9 +70,11 @@ class Delivery:
         inline: bool = False,
         number: int | None = None,
         clock: Callable[[], int] = int,
+        ended: Callable[[], Any] | None = None,
     ) -> None:
         self.logger, self.journal, self.inline, self._clock = logger, journal, inline, clock
-        number = journal.number(logger) if number is None else number
+        self._ended = ended
+        number = number_of(journal, logger) if number is None else number
         self._ack = Acknowledgement(journal, number)
         self.description = Description(number, None, type(logger).__name__)
         knows_all = self._ack.found and getattr(logger, "knows_all", False)
@@ -96,14 +89,18 @@ class Delivery:
         self._keeps_at_once = getattr(type(logger), "save", Logger.save) is Logger.save
         self._batches = callable(getattr(logger, "log_records", None))
         self._unsure = self._failing = self._unsaved = False
-        self._calls: deque[_Call] = deque()
-        self._lost_calls = self._refusals = self._attempts = self._waited = 0
+        self._calls = Calls(lambda: self._calling(patient=True), lambda text: _tell(f"{self._who}: {text}"))
+        self._calls_failing = False
+        self._changes = len(journal.changes)
+        self._tries = self._attempts = self._waited = self._refused = 0
+        self._last_refusal, self._left_out = "", 0
         self._wake, self._news = threading.Event(), threading.Condition()
         self._retry, self._retry_at, self._outage_at = FIRST_RETRY_SECONDS, 0.0, 0.0
-        self._busy_since: float | None = None
+        self._busy: tuple[float, bool] | None = None  # since when a call is out, and whether it may take its time
         self._slowest = 0.0
         self._progress_at = time.monotonic()
         self._status: str | None = None
+        self.trouble = ""
         self._left = False
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
@@ -132,8 +129,8 @@ class Delivery:
         self._ack.keep(min(self._has, self._ack.sequence))
         self.description = Description.of(self.logger, self.description.number)
         if hparams:
-            self.description.hparams = plain_json(hparams)
-            self._calls.append(_Call(lambda: self._send_hparams(hparams), "hyper-parameters", 0))
+            self.description.hparams = plain(hparams)
+            self._calls.add(Call(lambda: self._send_hparams(hparams), "hyper-parameters", 0, keeps=True))
         self.description.keep(self.journal)
         with suppress(AttributeError):  # an object with slots is fed all the same
             self.logger._feed = self
@@ -164,8 +161,9 @@ class Delivery:
         self.description.status = status
         self.description.keep(self.journal)
         if self._thread is None:
-            self._send()
+            self._send(at_once=True)
             self._close(status)
+            self._end()
         else:
             self._status = status
             self._wake.set()
@@ -179,9 +177,11 @@ class Delivery:
     def _tell_the_rest(self) -> None:
         """Say what the logger did not take, and how to send it."""
         left = sum(1 for _ in self.journal.read(self.acknowledged))
-        calls = ", ".join(dict.fromkeys(c.what for c in list(self._calls)))
+        calls = self._calls.left()
         if calls:
             _tell(f"{self._who}: not sent: {calls}.")
+        if self._left_out > 1:
+            _tell(f"{self._who}: refused {self._left_out} records, which are left out.")
         if left:
             fix = "they are lost"
             if self.journal.path is not None:
@@ -191,8 +191,12 @@ class Delivery:
             _tell(f"{self._who}: {left} records of metrics were not taken; {fix}")
         elif self._is_running():
             _tell(f"{self._who}: did not close in time.")
-        else:
-            self._ack.close()
+
+    def _end(self) -> None:
+        """Let go of what belongs to this delivery alone."""
+        self._ack.close()
+        if self._ended is not None:
+            self._ended()
 
     def _is_running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -212,25 +216,36 @@ class Delivery:
         """Make a call behind all that is due now; what waits is bounded, the oldest goes first."""
         if os.getpid() != self._pid:
             return
-        if self.inline:
+        made = Call(call, what, self.journal.offset)
+        if not self.inline:
+            self._calls.add(made)
+            return
+        try:
             with _exclusive(self.logger):
                 call()
-            return
-        if len(self._calls) >= MOST_CALLS:
-            dropped = self._calls.popleft()
-            if not self._lost_calls:
-                _tell(f"{self._who}: more than {MOST_CALLS} calls wait for it; the oldest are left out: {dropped.what}")
-            self._lost_calls += 1
-        self._calls.append(_Call(call, what, self.journal.offset))
+        except Exception as error:  # a picture is no reason to end a run
+            _tell(f"{self._who}: {what}: left out, {type(error).__name__}: {error}")
+
+    def progressed(self) -> None:
+        """Note that a call that is out goes on: it is waited for anew."""
+        busy, self._progress_at = self._busy, time.monotonic()
+        if busy is not None:
+            self._busy = self._progress_at, busy[1]
 
     def drain(self) -> None:
-        """Return when all that is due was taken, or when the tracker is known to be away."""
-        if threading.current_thread() is not self._thread:
-            self.flush()
+        """Return when all that is due was taken and saved, or when the tracker is known to be away.
+
+        One who holds the logger's lock would wait for ever: for that one nothing is waited for.
+        """
+        lock = vars(self.logger).get("_lock") if hasattr(self.logger, "__dict__") else None
+        if threading.current_thread() is self._thread or (lock is not None and lock._is_owned()):
+            return
+        self.later(getattr(self.logger, "save", int), "")
+        self.flush()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Return whether all that is due now was taken, waiting as long as it makes progress within ``timeout``."""
-        target, calls = self.journal.offset, list(self._calls)
+        target, calls = self.journal.offset, self._calls.waiting()
         if os.getpid() != self._pid:
             return False
         if not self._is_running():
@@ -260,8 +275,8 @@ class Delivery:
         """Wait until something is done, or nothing more is to be hoped for."""
         begun = time.monotonic()
         while not done():
-            now, busy = time.monotonic(), self._busy_since
-            hangs = busy is not None and now - busy >= max(HANG_SECONDS, 3 * self._slowest)
+            now, busy = time.monotonic(), self._busy
+            hangs = busy is not None and not busy[1] and now - busy[0] >= max(HANG_SECONDS, 3 * self._slowest)
             if hangs or now - max(begun, self._progress_at) >= timeout:
                 return
             with self._news:
@@ -270,25 +285,33 @@ class Delivery:
     # ------------------------------------------------------------ the thread
 
     def _work(self) -> None:
+        try:
+            self._deliver()
+        finally:
+            self._end()
+
+    def _deliver(self) -> None:
         tries = 0
         while os.getpid() == self._pid and not self._is_followed():
             status = self._status
             was_away = self._failing and time.monotonic() - self._outage_at > HANG_SECONDS
-            sent = self._send()
-            if status is not None:
+            sent = self._send(at_once=status is not None)
+            if status is not None and not self._is_followed():
                 tries += 1
                 # One more try is enough for a tracker that was away long before the end came.
                 if sent or was_away or tries >= LAST_TRIES:
-                    return self._close(status)
-            self._wake.wait(POLL_SECONDS if sent else self._retry if status is None else FIRST_RETRY_SECONDS)
+                    self._close(status)
+                    return
+            self._wake.wait(
+                POLL_SECONDS if not self._failing else self._retry if status is None else FIRST_RETRY_SECONDS
+            )
             self._wake.clear()
-        return None
 
-    def _send(self) -> bool:
+    def _send(self, at_once: bool = False) -> bool:
         """Send what is there; return False if the logger did not take all of it."""
         error = None
+        done = self._failing or self._calls.make(0, at_once)  # hyper-parameters first
         try:
-            self._make_calls(before_records=True)
             while self._sent < self.journal.offset and not self._is_followed():
                 batch = list(islice(self.journal.read(self._sent), BATCH))
                 if not batch:
@@ -296,23 +319,39 @@ class Delivery:
                 self._take(batch)
             if self._unsaved:
                 self._save()
-            self._make_calls()
         except Exception as caught:
-            error = caught
-            self._unsure = True
+            error, self._unsure, done = caught, True, False
             if getattr(error, "lost_all", False):  # what the logger had is gone: all of it comes again
                 self._sent = self.acknowledged = self._has = self._has_for_good = 0
                 self._unsure_below = self.journal.highest
             self._fails(error)
         else:
             self._works()
+            done = self._calls.make(self.acknowledged, at_once)
+            self._tell_of_calls()
         with self._news:
             self._attempts += 1
             self._news.notify_all()
-        return error is None
+        return done
+
+    def _tell_of_calls(self) -> None:
+        """Say once an outage that something other than records is not taken."""
+        trouble, was_failing = self._calls.trouble, self._calls_failing
+        self._calls_failing = trouble is not None
+        if trouble is not None and not was_failing:
+            what = next((call.what for call in self._calls.waiting() if call.what), "something")
+            _tell(f"{self._who}: {what} was not taken, {type(trouble).__name__}: {trouble}. It is tried again.")
+
+    def _heed_changes(self) -> None:
+        """Where the run made other records than before a cut, the logger has none of those, whatever their numbers."""
+        changes = self.journal.changes
+        if len(changes) > self._changes:
+            first, self._changes = min(changes[self._changes :]), len(changes)
+            self._has, self._has_for_good = min(self._has, first), min(self._has_for_good, first)
 
     def _take(self, batch: list[Record]) -> None:
         """Give the logger some records, and acknowledge those that it has for good."""
+        self._heed_changes()
         fresh = [record for record in batch if record.sequence >= self._has]
         if not fresh:
             self._acknowledge(batch[-1])
@@ -328,13 +367,14 @@ class Delivery:
         else:
             try:
                 self._give(fresh)
-            except REFUSALS as error:
-                if isinstance(error, OSError):
+            except Exception as error:
+                if not is_refusal(error):
                     raise
                 for record in fresh:  # one of them is at fault: the others must not suffer
                     self._take_one(record)
                     self._took(record)
             else:
+                self._refused = 0
                 self._took(batch[-1])
 
     def _give(self, records: list[Record]) -> None:
@@ -344,28 +384,45 @@ class Delivery:
         self._unsure = False
 
     def _take_one(self, record: Record) -> None:
-        """Give the logger a record; leave it out when it was refused a few times."""
+        """Give the logger a record; leave it out when it was refused a few times.
+
+        Raises:
+            Exception: The refusal, if the records before were refused alike: then the tracker is at fault.
+        """
         while True:
             try:
                 if self._batches:
                     self._unsure = True  # it may be part of what was taken before the refusal
-                    return self._give([record])
-                with self._calling():
-                    return self.logger.log_metrics(dict(record.values), record.step)  # type: ignore[no-any-return]
-            except REFUSALS as error:
-                if isinstance(error, OSError):
+                    self._give([record])
+                else:
+                    with self._calling():
+                        self.logger.log_metrics(dict(record.values), record.step)
+                self._refused = 0
+                return
+            except Exception as error:
+                if not is_refusal(error):
                     raise
-                self._refusals += 1
-                if self._refusals >= LAST_TRIES:
-                    self._refusals = 0
-                    names = ", ".join(record.values)
-                    _tell(f"{self._who}: refused step {record.step} ({names}) with {type(error).__name__}: {error}")
-                    return None
+                self._tries += 1
+                if self._tries >= LAST_TRIES:
+                    self._tries = 0
+                    self._leave_out(record, error)
+                    return
                 time.sleep(min(FIRST_RETRY_SECONDS, 0.1))
+
+    def _leave_out(self, record: Record, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        same, self._last_refusal = reason == self._last_refusal, reason
+        if same and self._refused >= MOST_REFUSED:
+            raise error
+        self._left_out += 1
+        self._refused = self._refused + 1 if same else 1
+        if not same:
+            names = ", ".join(record.values)
+            _tell(f"{self._who}: refused step {record.step} ({names}) with {reason}. More of the kind are not told.")
 
     def _took(self, record: Record, save: bool = True) -> None:
         """Note that the logger took everything up to a record."""
-        self._refusals = 0
+        self._tries = 0
         self._has, self._sent, self._unsaved = max(self._has, record.sequence + 1), record.end, True
         self._progress_at = time.monotonic()
         if self._keeps_at_once:
@@ -394,37 +451,19 @@ class Delivery:
         self._has = self._has_for_good = max(self._has, record.sequence + 1)
         self._ack.keep(self._has)
 
-    def _make_calls(self, before_records: bool = False) -> None:
-        """Make the calls whose turn it is; one that fails holds up no record."""
-        place = 0 if before_records else self.acknowledged
-        for call in [c for c in list(self._calls) if c.mark <= place]:
-            try:
-                with self._calling():
-                    call.call()
-            except Exception as error:
-                call.tries += 1
-                refused = isinstance(error, REFUSALS) and not isinstance(error, OSError)
-                if refused or (call.tries >= LAST_TRIES and not before_records and not self._failing):
-                    _tell(f"{self._who}: {call.what}: left out, {type(error).__name__}: {error}")
-                elif before_records:
-                    continue
-                else:
-                    raise
-            else:
-                self._progress_at = time.monotonic()
-            with suppress(ValueError):
-                self._calls.remove(call)
-
     @contextmanager
-    def _calling(self) -> Iterator[None]:
+    def _calling(self, patient: bool = False) -> Iterator[None]:
         """Hold the logger's lock around a call of it, and note how long the call is out."""
         with _exclusive(self.logger):
-            begun = self._busy_since = time.monotonic()
+            begun = time.monotonic()
+            self._busy = begun, patient
             try:
                 yield
-                self._slowest = max(self._slowest, time.monotonic() - begun)
+                if not patient:
+                    self._slowest = max(self._slowest, time.monotonic() - begun)
+                self._progress_at = time.monotonic()
             finally:
-                self._busy_since = None
+                self._busy = None
 
     # ------------------------------------------------------------ outages
 
@@ -453,12 +492,13 @@ class Delivery:
         close = getattr(self.logger, "finish", None) or getattr(self.logger, "finalize", None)
         try:
             if close is not None:
-                self._busy_since = time.monotonic()
+                self._busy = time.monotonic(), True
                 close(status)
         except Exception as error:
-            _tell(f"{self._who}: closing failed with {type(error).__name__}: {error}")
+            self.trouble = f"closing failed with {type(error).__name__}: {error}"
+            _tell(f"{self._who}: {self.trouble}")
         finally:
-            self._busy_since = None
+            self._busy = None
 
 
 _chance = random.Random()  # not the process's: training draws from that
@@ -479,7 +519,7 @@ def _after_fork_in_child() -> None:
     # child finds locks as they were, perhaps held by a thread that it does not have.
     for delivery in list(_alive):
         delivery._thread = None
-        if "_lock" in vars(delivery.logger):
+        if "_lock" in getattr(delivery.logger, "__dict__", ()):
             delivery.logger._lock = threading.RLock()
     _alive.clear()
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lt_core.acknowledgement import Acknowledgement, descriptions
 from lt_core.delivery import Delivery
 from lt_core.journal import Journal
 from lt_core.journal.lock import JournalLock
 from lt_core.loggers import DummyLogger
 from lt_core.loggers.csv import claim_version
+from lt_core.notices import warn
 from lt_core.state import TrainerFn
 from lt_interface.errors import ConfigError, Problem
 
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["open_journal", "open_loggers", "start_deliveries", "stop_deliveries"]
 
 JOURNAL = "metrics.journal"
+LOCK_SECONDS = 5.0
 
 
 def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
@@ -145,11 +151,31 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _lock(run, folder / JOURNAL)
             run.journal = _opened(run, folder / JOURNAL, mark)
         except OSError as error:
             raise _unwritable(run, folder, error) from error
     run.journal_file = None if run.journal.path is None else str(run.journal.path)
     trainer._journal, trainer._journal_file = run.journal, run.journal_file
+
+
+def _lock(run: Run, path: Path) -> None:
+    """Keep other processes from the journal; a replay that is about to end is waited for.
+
+    Raises:
+        ConfigError: If another process goes on with it.
+    """
+    lock, end = JournalLock(path), time.monotonic() + LOCK_SECONDS
+    while True:
+        with suppress(PermissionError, NotImplementedError):
+            if lock.acquire():
+                run.journal_lock = lock
+                return
+        if time.monotonic() >= end:
+            where = f"Trainer.{run.fn}, run folder {str(path.parent)!r}"
+            rule, fix = "no other process must be writing to it", "Wait until that has ended, or give another version."
+            raise lock.refusal(where, rule, fix)
+        time.sleep(0.1)
 
 
 def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:
@@ -173,8 +199,7 @@ def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
     if run.fn is not TrainerFn.FITTING:
         return Journal(path)
     if old is None or mark is None:
-        for stale in path.parent.glob(f"{path.name}*"):
-            stale.unlink()  # a folder used again by a new run
+        _clear(path)  # a folder used again by a new run
         return Journal(path)
     if old.resolve() != path.resolve():
         with open(old, "rb") as source, open(path, "wb") as target:
@@ -182,19 +207,48 @@ def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
     journal = Journal(path)
     if journal.offset >= int(mark["offset"]):
         journal.cut(int(mark["offset"]), int(mark["sequence"]))
+    else:  # the machine went down, and took what was not on its disk yet
+        lost = int(mark["sequence"]) - journal.sequence
+        warn(f"Trainer.{run.fn}: {lost} records of metrics before the checkpoint are not in {path} any more.")
     return journal
 
 
+def _clear(path: Path) -> None:
+    """Remove an older run's journal; one that holds what a logger did not get yet is set aside."""
+    files = [file for file in path.parent.glob(f"{path.name}*") if file.name != f"{path.name}.lock"]
+    if path.exists() and _is_pending(path):
+        free = next(n for n in count(1) if not path.with_name(f"{path.stem}-{n}{path.suffix}").exists())
+        for file in files:
+            file.rename(file.with_name(file.name.replace(path.stem, f"{path.stem}-{free}", 1)))
+        aside = path.with_name(f"{path.stem}-{free}{path.suffix}")
+        warn(
+            f"{path.parent}: an earlier run has records there that its loggers did not get. They are kept. "
+            f"Send them with: python -m lt_core.journal replay {aside}"
+        )
+        return
+    for file in files:
+        file.unlink()
+
+
+def _is_pending(path: Path) -> bool:
+    journal = Journal(path, read_only=True)
+    try:
+        return any(Acknowledgement(journal, d.number).sequence < journal.sequence for d in descriptions(path))
+    finally:
+        journal.close()
+
+
 def _old_journal(run: Run, mark: dict[str, Any] | None) -> Path | None:
-    """Return the journal that a checkpoint was written beside, if it is still there and long enough."""
+    """Return the journal that a checkpoint was written beside, if it is still there.
+
+    One that is shorter than it was then is taken only where no other is found.
+    """
     if not mark or not mark.get("file") or run.resume_path is None:
         return None
     checkpoint = Path(run.resume_path).absolute()
     near = [folder / JOURNAL for folder in list(checkpoint.parents)[:2]]  # the folder may have been moved
-    for path in (Path(mark["file"]), *near):
-        if path.is_file() and path.stat().st_size >= int(mark["offset"]):
-            return path
-    return None
+    found = [path for path in (Path(mark["file"]), *near) if path.is_file()]
+    return next((path for path in found if path.stat().st_size >= int(mark["offset"])), found[0] if found else None)
 
 
 def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
@@ -205,28 +259,35 @@ def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
     """
     if not run.world.is_global_zero or run.journal is None:
         return
-    if run.loggers and run.journal.path is not None:
-        run.journal_lock = JournalLock(run.journal.path)
-        with suppress(OSError):  # it only keeps a replay away
-            run.journal_lock.acquire()
     for logger in run.loggers:
         again = run.rewound.get(id(logger))
         has_at_most = run.journal.sequence if again is False else None
         start = 0 if again else run.journal.offset if run.journal.path is None else None
         inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync"
         clock = partial(getattr, run.trainer, "global_step")
-        delivery = Delivery(logger, run.journal, start, has_at_most, inline, clock=clock)
+        delivery = Delivery(logger, run.journal, start, has_at_most, inline, clock=clock, ended=_shared_lock(run))
         run.deliveries.append(delivery)
         if inline:
             run.inline_deliveries.append(delivery)
         delivery.start(hparams if hasattr(logger, "log_hyperparams") else None)
 
 
+def _shared_lock(run: Run) -> Callable[[], None] | None:
+    """Hold the lock once more for a delivery, which may go on after the run; return what releases it."""
+    if run.journal.path is None:
+        return None
+    lock = JournalLock(run.journal.path)
+    with suppress(OSError):
+        lock.acquire()
+    return lock.release
+
+
 def stop_deliveries(run: Run, status: str, timeout: float | None = None) -> None:
     """Send what is still due, close the loggers, and end their threads."""
     deliveries, run.deliveries, run.inline_deliveries = run.deliveries, [], []
-    for delivery in deliveries:
-        delivery.stop(status, timeout)
-    if run.journal_lock is not None:
-        run.journal_lock.release()
-        run.journal_lock = None
+    with ExitStack() as rest:  # each gets its turn though an earlier one is interrupted
+        if run.journal_lock is not None:
+            rest.callback(run.journal_lock.release)
+            run.journal_lock = None
+        for delivery in reversed(deliveries):
+            rest.callback(delivery.stop, status, timeout)

@@ -23,7 +23,7 @@ from lt_interface import (
     is_rank_zero,
     rank_zero_only,
 )
-from lt_loggers.hyperparameters import flatten, number, plain
+from lt_interface.hyperparameters import flatten, number, plain
 from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted
 from lt_loggers.mlflow_media import MLFlowMedia
 from lt_loggers.mlflow_names import accepted

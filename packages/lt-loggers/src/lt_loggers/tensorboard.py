@@ -24,6 +24,7 @@ from lt_interface import (
     is_rank_zero,
     rank_zero_only,
 )
+from lt_interface.hyperparameters import flatten, number, plain
 from lt_loggers.event_files import (
     check_for_room,
     event_file_of,
@@ -32,7 +33,6 @@ from lt_loggers.event_files import (
     wait_for_a_later_name,
     with_status,
 )
-from lt_loggers.hyperparameters import flatten, number, plain
 from lt_loggers.tensorboard_media import TensorBoardMedia
 
 if TYPE_CHECKING:

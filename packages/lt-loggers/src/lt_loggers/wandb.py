@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from lt_interface import DummyExperiment, MisconfigurationException, MissingPackageError, is_rank_zero
-from lt_loggers.hyperparameters import number, plain
+from lt_interface.hyperparameters import number, plain
 from lt_loggers.wandb_checkpoints import WandbCheckpoints
 from lt_loggers.wandb_files import MARK, TransactionLog, logs_of, server_marks, uploaded, wait_for_writers
 from lt_loggers.wandb_media import WandbMedia

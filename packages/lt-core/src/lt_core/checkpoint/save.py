@@ -112,7 +112,9 @@ def _resume_parts(run: Run) -> dict[str, Any]:
 def _journal_mark(run: Run, offset: int, sequence: int) -> dict[str, Any]:
     """Return where the journal is to go on; one without a file is carried whole."""
     mark: dict[str, Any] = {"offset": offset, "sequence": sequence, "file": run.journal_file}
-    if run.journal.path is None:
+    if run.journal.path is not None:
+        run.journal.flush()  # after a crash of the machine the mark must not lie behind its end
+    else:
         mark["records"] = torch.frombuffer(bytearray(run.journal.contents()[:offset] or b"\n"), dtype=torch.uint8)
     return mark
 

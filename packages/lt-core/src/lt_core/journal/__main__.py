@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(find_journal(given.run_dir))
         found = pending(given.run_dir) if given.command == "status" else replay(given.run_dir, timeout=given.timeout)
-    except LTError as error:
+    except (LTError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     for one in found:

@@ -14,7 +14,7 @@ import tempfile
 import time
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,19 +47,23 @@ class Journal:
     Args:
         path: The file; one that exists is gone on with, without its torn last line. None means
             a nameless file that goes away with the process.
+        read_only: Whether nothing is to be changed: another process may be writing.
 
     Attributes:
         former: The identity from before a cut to the very beginning: the same run begins again.
         sequence: How many records there are.
+        readers: Those who are fed from it in this process, by their number; a reference may be dead.
+        changes: Numbers of the records from which on a resumed run made others than before, the oldest change first.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, read_only: bool = False) -> None:
         self.path = None if path is None else Path(path)
         if self.path is None:
             self._fd, name = tempfile.mkstemp(prefix="lt-journal-")
             os.unlink(name)
         else:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+            flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT | os.O_APPEND
+            self._fd = os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o644)
         self._close = weakref.finalize(self, os.close, self._fd)
         # Bytes in the file, and those behind them that it does not take: one attribute, so that a
         # reader in another thread sees both as they were at one moment.
@@ -67,15 +71,17 @@ class Journal:
         self.sequence = end = read = 0
         for record in self.read():
             self.sequence, end, read = record.sequence + 1, record.end, read + 1
-        if self._state[0] > end:
+        if self._state[0] > end and not read_only:
             os.ftruncate(self._fd, end)
         self._state = end, b""
         if read < self.sequence:
             warn(f"Journal({str(self.path)!r}): {self.sequence - read} of {self.sequence} records can not be read.")
         self._full = False
-        self._readers: list[weakref.ref[Any]] = []
         self.former: int | None = None
+        self.readers: dict[int, Callable[[], Any]] = {}
         self._tail = self._kept_tail()
+        self._by_content: dict[str, list[float]] | None = None
+        self.changes = self._kept_changes()
 
     @property
     def offset(self) -> int:
@@ -152,6 +158,7 @@ class Journal:
         if not offset:
             self.former = self.identity()
         self._keep_tail(offset)
+        self._by_content = None
         os.ftruncate(self._fd, offset)
         os.lseek(self._fd, 0, os.SEEK_END)
         self._state, self.sequence = (offset, b""), sequence
@@ -182,14 +189,42 @@ class Journal:
     def _former_time(
         self, stage: str, axis: str, step: int, values: Mapping[str, float], wall: float | None
     ) -> float | None:
-        """Return the wall time that this record had before the cut, if it is the same."""
-        old = self._tail.pop(self.sequence, None)
+        """Return the wall time that this record had before the cut, if there was one like it."""
+        old = self._tail.get(self.sequence)
+        content = _encode([stage, axis, step, dict(values)])
+        if self._by_content is None:
+            if old is not None and content == _content(old):
+                self._drop_from_tail(self.sequence)
+                return old.time
+            if old is None:
+                return wall
+            # From here on it is another run: with other logging, or another setup.
+            self._note_change()
+            self._by_content = {}
+            for record in self._tail.values():
+                self._by_content.setdefault(_content(record), []).append(record.time)
+        times = self._by_content.get(content)
+        return times.pop(0) if times else wall
+
+    def _drop_from_tail(self, sequence: int) -> None:
+        del self._tail[sequence]
         if not self._tail and self.path is not None:
             with suppress(OSError):
                 os.unlink(f"{self.path}.tail")
-        if old is None or (old.stage, old.axis, old.step) != (stage, axis, step):
-            return wall
-        return old.time if _encode(dict(old.values)) == _encode(dict(values)) else wall
+
+    def _note_change(self) -> None:
+        """Keep from where on records are others than those that loggers may have under the same numbers."""
+        self.changes.append(self.sequence)
+        if self.path is not None:
+            with suppress(OSError), open(f"{self.path}.changes", "a", encoding="utf-8") as file:
+                file.write(f"{self.sequence}\n")
+
+    def _kept_changes(self) -> list[int]:
+        try:
+            with open(f"{self.path}.changes", encoding="utf-8") as file:
+                return [int(line) for line in file.read().split()]
+        except (OSError, ValueError):
+            return []
 
     # ------------------------------------------------------------ reading
 
@@ -214,14 +249,6 @@ class Journal:
         elif place > written:  # the reader is already inside what waits
             yield from waiting[place - written :].split(b"\n")[:-1]
 
-    def number(self, reader: object) -> int:
-        """Return the number of one of those who read the journal: 0 for the first that asked, and so on."""
-        for number, known in enumerate(self._readers):
-            if known() is reader:
-                return number
-        self._readers.append(weakref.ref(reader))
-        return len(self._readers) - 1
-
     def identity(self) -> int:
         """Return what tells this journal from others, wherever its file is moved: the CRC32 of its first record."""
         return zlib.crc32(next(self._lines(), b""))
@@ -236,12 +263,17 @@ class Journal:
             self.append(record.stage, record.axis, record.step, record.values, record.time)
 
     def flush(self) -> None:
-        """Bring what was appended to the disk."""
-        os.fsync(self._fd)
+        """Bring what was appended to the disk, as far as that takes it."""
+        with suppress(OSError):
+            os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the file."""
         self._close()
+
+
+def _content(record: LoggedRecord) -> str:
+    return _encode([record.stage, record.axis, record.step, dict(record.values)])
 
 
 def _line(record: LoggedRecord) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +13,72 @@ from lt_interface.errors import ConfigError, Problem
 __all__ = ["JournalLock"]
 
 
+# The locks of this process: descriptor and number of holders by path, and whose process that is.
+_held: dict[tuple[int, str], list[int]] = {}
+_guard = threading.Lock()
+
+
 class JournalLock:
     """Hold ``<journal>.lock`` while its records are sent.
 
-    The lock belongs to the process: it goes with a kill, and a forked worker does not keep it.
+    The lock belongs to the process, whose parts may hold it together: it goes with a kill, and a forked worker does
+    not keep it.
 
     Args:
         journal: The journal's path.
 
     Raises:
-        ConfigError: On entering, if another process holds it; names that process.
+        ConfigError: On entering, if anybody else holds it; names that process.
     """
 
     def __init__(self, journal: str | os.PathLike[str]) -> None:
-        self._journal, self._path = Path(journal), f"{os.fspath(journal)}.lock"
-        self._fd: int | None = None
+        self._journal, self._path = Path(journal), os.path.realpath(f"{os.fspath(journal)}.lock")
 
-    def acquire(self) -> bool:
-        """Take the lock; return False if another process has it."""
+    def acquire(self, alone: bool = False) -> bool:
+        """Take the lock; return False if another process has it, or, to be ``alone``, another part of this one."""
         try:
             import fcntl
         except ImportError:  # no such locks here
             return True
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            self._fd = None
-            return False
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()} {os.uname().nodename}".encode(), 0)
-        return True
+        with _guard:
+            held = _held.get((os.getpid(), self._path))
+            if held is not None:
+                held[1] += not alone
+                return not alone
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(fd)
+                return False
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {os.uname().nodename}".encode(), 0)
+            _held[os.getpid(), self._path] = [fd, 1]
+            return True
 
     def release(self) -> None:
-        """Let go of it."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        """Let go of it; the last holder of this process frees it."""
+        with _guard:
+            held = _held.get((os.getpid(), self._path))
+            if held is None:
+                return
+            held[1] -= 1
+            if not held[1]:
+                del _held[os.getpid(), self._path]
+                os.close(held[0])
+
+    def refusal(self, where: str, rule: str, fix: str) -> ConfigError:
+        """Return the error for one who did not get it."""
+        with suppress(OSError, ValueError):
+            pid, _, host = Path(self._path).read_text(encoding="utf-8").partition(" ")
+            return ConfigError(Problem(where, rule, f"process {int(pid)} on {host}", fix))
+        return ConfigError(Problem(where, rule, "another process", fix))
 
     def __enter__(self) -> JournalLock:
-        if not self.acquire():
-            pid, _, host = Path(self._path).read_text(encoding="utf-8").partition(" ")
+        if not self.acquire(alone=True):
             where = f"replay {str(self._journal.parent)!r}"
             fix = "Wait until it has ended; it sends the records itself."
-            raise ConfigError(Problem(where, "its run must not be going on", f"process {pid} on {host}", fix))
+            raise self.refusal(where, "its run must not be going on", fix)
         return self
 
     def __exit__(self, *_: Any) -> None:

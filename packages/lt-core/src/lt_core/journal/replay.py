@@ -55,7 +55,7 @@ def find_journal(run_dir: str | os.PathLike[str]) -> Path:
 
 def pending(run_dir: str | os.PathLike[str]) -> list[Replayed]:
     """Return how many records each logger of a run lacks; nothing is sent."""
-    journal = Journal(find_journal(run_dir))
+    journal = Journal(find_journal(run_dir), read_only=True)
     found = []
     for described in descriptions(Path(str(journal.path))):
         has = Acknowledgement(journal, described.number).sequence
@@ -91,7 +91,10 @@ def replay(
         if not known:
             fix = "Give the loggers: lt_core.journal.replay.replay(run_dir, loggers=[...])."
             raise ConfigError(Problem(f"replay {str(run_dir)!r}", "no logger is described there", fix=fix))
-        return [_replay_one(journal, described, logger, timeout) for described, logger in known]
+        try:
+            return [_replay_one(journal, described, logger, timeout) for described, logger in known]
+        finally:
+            journal.close()
 
 
 def _replay_one(journal: Journal, described: Description, logger: Any, timeout: float) -> Replayed:
@@ -108,7 +111,7 @@ def _replay_one(journal: Journal, described: Description, logger: Any, timeout: 
     while not delivery.flush(timeout) and time.monotonic() < end:
         time.sleep(0.2)
     delivery.stop(status, timeout)
-    return Replayed(described.kind, before - _left(delivery), _left(delivery))
+    return Replayed(described.kind, before - _left(delivery), _left(delivery), delivery.trouble)
 
 
 def _left(delivery: Delivery) -> int:

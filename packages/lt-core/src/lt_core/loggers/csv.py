@@ -11,9 +11,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lt_core.acknowledgement import plain_json
 from lt_core.notices import is_quiet_rank, warn
-from lt_interface import ConfigError, DummyExperiment, Logger, Problem, Record, rank_zero_only
+from lt_interface import (
+    ConfigError,
+    DummyExperiment,
+    Logger,
+    MisconfigurationException,
+    Problem,
+    Record,
+    rank_zero_only,
+)
+from lt_interface.hyperparameters import number, plain
 
 __all__ = ["CSVLogger", "claim_version"]
 
@@ -182,18 +190,22 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row."""
-        with self.exclusive():  # users log here while the history comes from a thread
-            self._add([(metrics, step)])
+        """Add a row; during a run it is written with the records that follow.
 
-    def _add(self, rows: Sequence[tuple[Mapping[str, Any], int | None]]) -> None:
+        Raises:
+            MisconfigurationException: If a value is no number.
+        """
+        with self.exclusive():  # users log here while the history comes from a thread
+            self._add([(metrics, step)], may_write=self._feed is None)
+
+    def _add(self, rows: Sequence[tuple[Mapping[str, Any], int | None]], may_write: bool = True) -> None:
         """Add rows and write them when enough are due: all or, where the disk takes them not, none of them."""
         waiting, number = len(self._rows), self._count
         for metrics, step in rows:
-            row = {f"{self._prefix}-{k}" if self._prefix else k: _plain(v) for k, v in metrics.items()}
+            row = {f"{self._prefix}-{k}" if self._prefix else k: _plain(k, v) for k, v in metrics.items()}
             self._rows.append({"step": self._count if step is None else step, **row})
             self._count += 1
-        if len(self._rows) >= self._every:
+        if may_write and len(self._rows) >= self._every:
             try:
                 self._write_rows()
             except OSError:  # whoever is told will send them again
@@ -201,11 +213,11 @@ class CSVLogger(Logger):
                 self._count = number
                 raise
 
-    def _write_rows(self) -> None:
+    def _write_rows(self, path: Path | None = None) -> None:
         if not self._rows:
             return
         _ = self.experiment
-        path = Path(self.metrics_file_path)
+        path = Path(self.metrics_file_path) if path is None else path
         # In the order of their first row, so that the file does not depend on when it was written.
         names = dict.fromkeys(k for row in self._rows for k in sorted(row))
         new = [k for k in names if k not in self._columns and k not in ("epoch", "step")]
@@ -256,7 +268,7 @@ class CSVLogger(Logger):
 
         _ = self.experiment
         path = os.path.join(self.log_dir, self.NAME_HPARAMS_FILE)
-        text = yaml.safe_dump(plain_json(self.hparams), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(plain(self.hparams), sort_keys=False, allow_unicode=True)
         with open(f"{path}.tmp", "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(f"{path}.tmp", path)
@@ -271,7 +283,13 @@ class CSVLogger(Logger):
             path = Path(self.metrics_file_path)
             if path.exists():
                 self._rows = [row for row in map(_filled, _read(path)) if _is_own(row, step)]
-                path.unlink()
+                draft = path.with_suffix(".csv.rewound")
+                draft.unlink(missing_ok=True)
+                if self._rows:  # at no moment are they in no file
+                    self._write_rows(draft)
+                    os.replace(draft, path)
+                else:
+                    path.unlink()
         return True
 
     def replay_state(self) -> dict[str, Any]:
@@ -297,8 +315,16 @@ def _is_own(row: Mapping[str, str], step: int) -> bool:
     return "epoch" not in row and number.isdigit() and int(number) <= step + 1  # after step s, global_step is s + 1
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+def _plain(name: str, value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") and getattr(value, "size", None) is not None else value
+    if isinstance(value, (int, float)):
+        return value
+    try:
+        return number(value)
+    except TypeError:
+        got = f"{value!r} of type {type(value).__name__}"
+        rule, fix = "a metric must be a number or a single-element tensor", "Keep anything else in a file of its own."
+        raise MisconfigurationException(str(Problem(f"CSVLogger.log_metrics({name!r})", rule, got, fix))) from None
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-__all__ = ["flatten", "plain"]
+__all__ = ["flatten", "number", "plain"]
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,140 @@
+"""Hold what waits for a tracker beside records: pictures, checkpoints, hyper-parameters."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Call", "Calls", "is_refusal"]
+
+FIRST_RETRY_SECONDS = 0.5
+LAST_RETRY_SECONDS = 30.0
+MOST_CALLS = 1000
+MOST_TRIES = 10
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether what was sent is the cause of an error, so that trying again for ever would be in vain."""
+    from lt_interface.errors import LTError
+
+    return isinstance(error, (AttributeError, KeyError, TypeError, ValueError)) and not isinstance(
+        error, (OSError, LTError)
+    )
+
+
+@dataclass(eq=False)
+class Call:
+    """Be something that waits for the tracker.
+
+    Attributes:
+        call: What to do.
+        what: What it sends, for messages; empty where nobody needs to know.
+        mark: Byte offset in the journal that the logger must have reached.
+        keeps: Whether it is never left out for want of room or luck, and stays in front.
+        tries: How often it failed.
+    """
+
+    call: Callable[[], Any]
+    what: str
+    mark: int
+    keeps: bool = False
+    tries: int = 0
+
+
+class Calls:
+    """Make calls when their turn comes; one that fails holds up neither records nor the other calls.
+
+    It goes behind them, and all wait for a while, longer each time.
+
+    Args:
+        calling: Wraps each call.
+        tell: Takes what a user should know.
+    """
+
+    def __init__(self, calling: Callable[[], AbstractContextManager[Any]], tell: Callable[[str], None]) -> None:
+        self._calling, self._tell = calling, tell
+        self._waiting: deque[Call] = deque()
+        self._active: Call | None = None
+        self._retry, self._retry_at = FIRST_RETRY_SECONDS, 0.0
+        self.lost = 0
+        self.trouble: Exception | None = None
+
+    def add(self, call: Call) -> None:
+        """Let a call wait; of too many the oldest is left out."""
+        if call.keeps:
+            self._waiting.appendleft(call)
+            return
+        if len(self._waiting) >= MOST_CALLS:
+            for oldest in list(self._waiting):
+                if not oldest.keeps and oldest is not self._active:
+                    self._remove(oldest)
+                    break
+            if not self.lost:
+                self._tell(f"more than {MOST_CALLS} calls wait for it; the oldest are left out: {oldest.what}")
+            self.lost += 1
+        self._waiting.append(call)
+
+    def make(self, place: int, at_once: bool = False) -> bool:
+        """Make the calls whose turn it is.
+
+        Args:
+            place: How far in the journal the logger came.
+            at_once: Whether to make them all though one failed a moment ago.
+
+        Returns:
+            Whether none of them is left.
+        """
+        due = [call for call in list(self._waiting) if call.mark <= place]
+        if due and (at_once or time.monotonic() >= self._retry_at):
+            for call in due:
+                if not self._make(call) and not at_once:
+                    break
+        if not any(call.mark <= place for call in list(self._waiting)):
+            self.trouble, self._retry, self._retry_at = None, FIRST_RETRY_SECONDS, 0.0
+            return True
+        return False
+
+    def _make(self, call: Call) -> bool:
+        self._active = call
+        try:
+            with self._calling():
+                call.call()
+        except Exception as error:
+            call.tries += 1
+            if is_refusal(error) or (call.tries >= MOST_TRIES and not call.keeps):
+                self._remove(call)
+                self._tell(f"{call.what}: left out, {type(error).__name__}: {error}")
+                return True
+            if not call.keeps and self._remove(call):
+                self._waiting.append(call)
+            self.trouble = error
+            self._retry_at = time.monotonic() + self._retry
+            self._retry = min(2 * self._retry, LAST_RETRY_SECONDS)
+            return False
+        finally:
+            self._active = None
+        self._remove(call)
+        return True
+
+    def _remove(self, call: Call) -> bool:
+        with suppress(ValueError):
+            self._waiting.remove(call)
+            return True
+        return False
+
+    def waiting(self) -> list[Call]:
+        """Return the calls that are still to be made."""
+        return list(self._waiting)
+
+    def __contains__(self, call: Call) -> bool:
+        return call in list(self._waiting)
+
+    def left(self) -> str:
+        """Return what was not sent, in words; empty if nothing."""
+        names = list(dict.fromkeys(call.what for call in list(self._waiting) if call.what))
+        more = [f"and {self.lost} calls before them"] if self.lost else []
+        return ", ".join([*names, *more])
