@@ -208,3 +208,20 @@ def test_a_logger_in_trouble_with_parameters_stops_nothing(tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="hyper-parameters: left out, ValueError"):
         Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Named(), DATA)
     assert len(logger.got) == 8
+
+
+def test_one_that_fails_to_show_keeps_it_from_no_other(tmp_path: Path) -> None:
+    """A step may be given by position, and a logger that raises does so after the others have it."""
+
+    class Broken(Pictures):
+        def log_image(self, key: str, images: Any, step: int | None = None, **kwargs: Any) -> None:
+            raise ValueError(f"no {key}")
+
+    good = Pictures()
+
+    def show(net: Net) -> None:
+        with pytest.raises(ValueError, match="no sample"):
+            net.logger.log_image("sample", [1], 77)
+
+    Trainer(**QUIET, logger=[Broken(), good], default_root_dir=tmp_path).fit(Net(show), DATA[:1])
+    assert good.shown == [("sample", 77)]

@@ -337,10 +337,9 @@ class Delivery:
     def _tell_of_calls(self) -> None:
         """Say once an outage that something other than records is not taken."""
         trouble, was_failing = self._calls.trouble, self._calls_failing
-        self._calls_failing = trouble is not None
-        if trouble is not None and not was_failing:
-            what = next((call.what for call in self._calls.waiting() if call.what), "something")
-            _tell(f"{self._who}: {what} was not taken, {type(trouble).__name__}: {trouble}. It is tried again.")
+        self._calls_failing = bool(trouble)
+        if trouble and not was_failing:
+            _tell(f"{self._who}: {trouble}. It is tried again.")
 
     def _heed_changes(self) -> None:
         """Where the run made other records than before a cut, the logger has none of those, whatever their numbers."""

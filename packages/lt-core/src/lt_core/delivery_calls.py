@@ -53,6 +53,10 @@ class Calls:
     Args:
         calling: Wraps each call.
         tell: Takes what a user should know.
+
+    Attributes:
+        lost: How many were left out for want of room.
+        trouble: The first that failed, and why, while any does; else an empty string.
     """
 
     def __init__(self, calling: Callable[[], AbstractContextManager[Any]], tell: Callable[[str], None]) -> None:
@@ -61,7 +65,7 @@ class Calls:
         self._active: Call | None = None
         self._retry, self._retry_at = FIRST_RETRY_SECONDS, 0.0
         self.lost = 0
-        self.trouble: Exception | None = None
+        self.trouble = ""
 
     def add(self, call: Call) -> None:
         """Let a call wait; of too many the oldest is left out."""
@@ -94,7 +98,7 @@ class Calls:
                 if not self._make(call) and not at_once:
                     break
         if not any(call.mark <= place for call in list(self._waiting)):
-            self.trouble, self._retry, self._retry_at = None, FIRST_RETRY_SECONDS, 0.0
+            self.trouble, self._retry, self._retry_at = "", FIRST_RETRY_SECONDS, 0.0
             return True
         return False
 
@@ -111,7 +115,7 @@ class Calls:
                 return True
             if not call.keeps and self._remove(call):
                 self._waiting.append(call)
-            self.trouble = error
+            self.trouble = self.trouble or f"{call.what or 'a call'} was not taken, {type(error).__name__}: {error}"
             self._retry_at = time.monotonic() + self._retry
             self._retry = min(2 * self._retry, LAST_RETRY_SECONDS)
             return False

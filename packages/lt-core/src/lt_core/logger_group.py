@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -61,17 +62,31 @@ def _to_each(trainer: Trainer, name: str) -> Callable[..., None]:
     def show(*args: Any, **kwargs: Any) -> None:
         if not trainer.is_global_zero:
             return
-        if kwargs.get("step") is None:
-            kwargs["step"] = trainer.global_step
+        trouble = None
         for logger in trainer.loggers:
             method = getattr(logger, name, None)
-            if callable(method):
-                method(*args, **kwargs)
-            else:
+            if not callable(method):
                 _tell_once(trainer, type(logger).__name__, name)
+                continue
+            try:
+                method(*args, **_with_step(method, args, kwargs, trainer))
+            except Exception as error:  # the others are to have it all the same
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
 
     show.__name__ = name
     return show
+
+
+def _with_step(method: Any, args: Any, kwargs: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """Return the keyword arguments with the run's step, where the call names none and the method has a place for it."""
+    try:
+        given = inspect.signature(method).bind_partial(*args, **kwargs)
+    except (TypeError, ValueError):  # the call itself says best what is wrong
+        return kwargs
+    is_open = "step" not in given.arguments or kwargs.get("step", 0) is None
+    return {**kwargs, "step": trainer.global_step} if "step" in given.signature.parameters and is_open else kwargs
 
 
 def _tell_once(trainer: Trainer, who: str, name: str) -> None:

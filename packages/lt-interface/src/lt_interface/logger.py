@@ -60,6 +60,10 @@ class Feed(Protocol):
         """Return when all that is due was taken, or when the tracker is known to be away."""
         ...
 
+    def progressed(self) -> None:
+        """Note that a call that is out goes on, so that the end of a run waits for it anew."""
+        ...
+
     def later(self, call: Callable[[], Any], what: str) -> None:
         """Make a call behind all that is due now, where waiting for the tracker holds up nobody."""
         ...
@@ -139,10 +143,12 @@ class Logger:
     def flush(self) -> None:
         """Return when all that was logged so far is written: calls of ``experiment`` that follow come after it.
 
-        A tracker that is away is not waited for longer than ``flush_timeout``.
+        A tracker that is away or hangs is not waited for, and one that is slow no longer than ``flush_timeout`` without
+        any progress. Inside ``exclusive`` nothing is waited for: nobody else could write.
         """
         if self._feed is not None:
             self._feed.drain()
+            return
         with self.exclusive():
             self.save()
 
@@ -158,6 +164,11 @@ class Logger:
             return
         with self.exclusive():
             call()
+
+    def progressed(self) -> None:
+        """Say, from inside a long call that the core made, that it goes on."""
+        if self._feed is not None:
+            self._feed.progressed()
 
     def step_or_current(self, step: int | None) -> int | None:
         """Return a step as given, or for None the one that the run is at; outside of a run it stays None."""

@@ -1,0 +1,252 @@
+"""What a logger has is known by the logger and by the record: across cuts, other loggers and two processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lt_core import delivery as module
+from lt_core import delivery_calls as calls_module
+from lt_core.delivery import Delivery
+from lt_core.journal import Journal
+from lt_core.journal.__main__ import main as command
+from lt_core.journal.lock import JournalLock
+from lt_core.loggers import CSVLogger, Logger
+from lt_interface import ConfigError
+
+
+class Steps(Logger):
+    """Remember steps; be away while told so."""
+
+    def __init__(self, away: Exception | None = None) -> None:
+        self.away, self.steps = away, []  # type: ignore[var-annotated]
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self.away is not None:
+            raise self.away
+        self.steps.append(step)
+
+
+def append(journal: Journal, *steps: int) -> None:
+    for step in steps:
+        journal.append("train", "step", step, {"x": float(step)})
+
+
+def deliver(journal: Journal, logger: Any) -> Any:
+    delivery = Delivery(logger, journal, start=None)
+    delivery.start()
+    delivery.stop("success", 20)
+    return logger
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"POLL_SECONDS": 0.01, "FIRST_RETRY_SECONDS": 0.01}.items():
+        monkeypatch.setattr(module, name, seconds)
+    monkeypatch.setattr(calls_module, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(calls_module, "LAST_RETRY_SECONDS", 0.05)
+
+
+@pytest.fixture
+def told() -> Iterator[Callable[[], list[str]]]:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield lambda: [str(w.message) for w in found]
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["one process", "killed before it sent them"])
+def test_other_records_after_a_cut_are_sent(dies: bool, tmp_path: Path) -> None:
+    """A resumed run that logs at other steps than before loses nothing, though its records have the old numbers."""
+    journal = Journal(tmp_path / "j")
+    append(journal, 0, 1)
+    place = journal.offset
+    append(journal, *range(2, 20))
+    logger = deliver(journal, Steps())
+    journal.cut(place, 2)
+    append(journal, 10, 20, 30)
+    if dies:
+        journal.close()
+        journal = Journal(tmp_path / "j")
+    deliver(journal, logger)
+    assert logger.steps == [*range(20), 10, 20, 30]
+
+
+def test_same_records_at_other_numbers_keep_their_time(tmp_path: Path) -> None:
+    """Where a resumed run logs more between the old records, those keep their wall times."""
+    journal = Journal(tmp_path / "j")
+    append(journal, 0)
+    place = journal.offset
+    append(journal, 1, 2)
+    before = {record.step: record.time for record in journal.read()}
+    journal.cut(place, 1)
+    journal.append("validate", "epoch", 1, {"v": 1.0})
+    append(journal, 1, 2)
+    after = {record.step: record.time for record in journal.read() if record.stage == "train"}
+    assert after == before
+
+
+def test_another_logger_gets_everything(tmp_path: Path) -> None:
+    """A logger that takes the place of another kind has nothing yet, whatever that one had; one that returns goes on."""
+    journal, mine = Journal(tmp_path / "j"), tmp_path / "mine"
+    append(journal, 0, 1)
+    deliver(journal, CSVLogger(mine))
+    assert deliver(Journal(tmp_path / "j"), Steps()).steps == [0, 1]
+    again = Journal(tmp_path / "j")
+    append(again, 2)
+    assert deliver(again, Steps()).steps == [2]
+
+
+def test_refusing_everything_is_an_outage(tmp_path: Path, told: Callable[[], list[str]]) -> None:
+    """A logger that refuses record after record alike is at fault itself: they are kept, with two warnings in all."""
+    journal, logger = Journal(tmp_path / "j"), Steps(ValueError("the run is gone"))
+    append(journal, *range(50))
+    deliver(journal, logger)
+    assert len([m for m in told() if "the run is gone" in m]) == 2
+    logger.away = None
+    deliver(journal, logger)
+    assert logger.steps == list(range(3, 50))
+
+
+def test_errors_in_the_setup_are_outages(tmp_path: Path) -> None:
+    """An error of ours, which is a ValueError too, is no fault of the record."""
+    journal, logger = Journal(tmp_path / "j"), Steps(ConfigError("no such run"))
+    append(journal, *range(5))
+    deliver(journal, logger)
+    logger.away = None
+    assert deliver(journal, logger).steps == list(range(5))
+
+
+def test_call_that_fails_holds_up_nobody(told: Callable[[], list[str]]) -> None:
+    """A call that fails goes behind the others, records come in time, and one warning tells."""
+    journal, logger, made = Journal(None), Steps(), []  # type: ignore[var-annotated]
+    delivery = Delivery(logger, journal)
+    delivery.start()
+    fails = threading.Event()
+
+    def bad() -> None:
+        if not fails.is_set():
+            raise ConnectionError("store is away")
+        made.append("bad")
+
+    delivery.later(bad, "picture a")
+    delivery.later(lambda: made.append("good"), "picture b")
+    append(journal, 0)
+    end = time.monotonic() + 20
+    while (logger.steps, made) != ([0], ["good"]):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    fails.set()
+    delivery.stop("success", 20)
+    assert made == ["good", "bad"]
+    assert told() == ["Steps: picture a was not taken, ConnectionError: store is away. It is tried again."]
+
+
+def test_parameters_are_never_left_out(monkeypatch: pytest.MonkeyPatch, told: Callable[[], list[str]]) -> None:
+    """Where too many calls wait the oldest are left out and counted, but not the hyper-parameters."""
+    monkeypatch.setattr(calls_module, "MOST_CALLS", 5)
+    journal, logger, made = Journal(None), Steps(OSError("away")), []  # type: ignore[var-annotated]
+    logger.log_hyperparams = lambda params, *a: made.append(params)  # type: ignore[method-assign]
+    with logger.exclusive():  # its thread waits
+        delivery = Delivery(logger, journal)
+        delivery.start({"lr": 0.1})
+        for number in range(9):
+            delivery.later(lambda number=number: made.append(number), f"picture {number}")
+        logger.away = None
+    delivery.stop("success", 20)
+    assert made in ([{"lr": 0.1}, 5, 6, 7, 8], [{"lr": 0.1}, 4, 5, 6, 7, 8])
+    assert any("more than 5 calls wait" in m for m in told())
+    assert any("calls before them" in m for m in told())
+
+
+def test_flush_inside_exclusive_does_not_wait() -> None:
+    """Who holds the logger's lock waits for nobody in flush; and a call that hangs holds up no flush."""
+    journal, logger = Journal(None), Steps()
+    logger.flush_timeout = 60.0
+    delivery = Delivery(logger, journal)
+    delivery.start()
+    begun = time.monotonic()
+    with logger.exclusive():
+        append(journal, 0)
+        logger.flush()
+    assert time.monotonic() - begun < 10
+    logger.flush()
+    assert logger.steps == [0]
+    delivery.stop("success", 20)
+
+
+def test_long_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing a logger, and sending its last checkpoint, may take longer than a metric does."""
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.1)
+    ended = []
+
+    class Slow(Steps):
+        def finalize(self, status: str) -> None:
+            time.sleep(0.6)
+            ended.append(status)
+
+    delivery = Delivery(Slow(), Journal(None))
+    delivery.start()
+    delivery.later(lambda: time.sleep(0.6), "checkpoint")
+    delivery.stop("success", 20)
+    assert ended == ["success"]
+
+
+def test_progress_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long call of records that says it goes on is not taken for one that hangs."""
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.3)
+
+    class Chunks(Logger):
+        done = 0
+
+        def log_records(self, records: Any, unsure: bool = False) -> None:
+            for _ in range(6):
+                time.sleep(0.1)
+                self.progressed()
+            self.done += len(records)
+
+    journal, logger = Journal(None), Chunks()
+    append(journal, 0)
+    delivery = Delivery(logger, journal)
+    delivery.start()
+    delivery.stop("success", 20)
+    assert logger.done == 1
+
+
+def test_status_changes_nothing(tmp_path: Path) -> None:
+    """Asking what is left, while a line is being written, leaves the journal as it is."""
+    journal = Journal(tmp_path / "metrics.journal")
+    append(journal, 0)
+    deliver(journal, Steps())
+    with open(tmp_path / "metrics.journal", "ab") as file:
+        file.write(b'[1,"train","st')
+    before = (tmp_path / "metrics.journal").read_bytes()
+    assert command(["status", str(tmp_path)]) == 0
+    assert (tmp_path / "metrics.journal").read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="locks of this kind")
+def test_lock_is_the_process_s(tmp_path: Path) -> None:
+    """Parts of one process hold it together, one who wants it alone does not get it, and others neither."""
+    first, second, third = (JournalLock(tmp_path / "j") for _ in range(3))
+    assert first.acquire()
+    assert second.acquire()
+    assert not third.acquire(alone=True)
+    code = "import sys; from lt_core.journal.lock import JournalLock; print(JournalLock(sys.argv[1]).acquire())"
+
+    def other() -> str:
+        command = [sys.executable, "-c", code, str(tmp_path / "j")]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    first.release()
+    assert other() == "False"
+    second.release()
+    assert other() == "True"
