@@ -95,7 +95,7 @@ def test_same_records_at_other_numbers_keep_their_time(tmp_path: Path) -> None:
 
 
 def test_another_logger_gets_everything(tmp_path: Path) -> None:
-    """A logger that takes the place of another kind has nothing yet, whatever that one had; one that returns goes on."""
+    """A logger that takes the place of another kind has nothing yet; one that returns goes on."""
     journal, mine = Journal(tmp_path / "j"), tmp_path / "mine"
     append(journal, 0, 1)
     deliver(journal, CSVLogger(mine))

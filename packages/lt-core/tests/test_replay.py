@@ -225,3 +225,56 @@ def test_one_that_fails_to_show_keeps_it_from_no_other(tmp_path: Path) -> None:
 
     Trainer(**QUIET, logger=[Broken(), good], default_root_dir=tmp_path).fit(Net(show), DATA[:1])
     assert good.shown == [("sample", 77)]
+
+
+def test_new_run_keeps_what_the_old_one_could_not_send(tmp_path: Path) -> None:
+    """A run in a used folder sets aside what loggers still lack, names the command, and that sends it."""
+    down = Down()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trainer(**QUIET, logger=[CSVLogger(tmp_path, version=0), down], default_root_dir=tmp_path).fit(Net(), DATA)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Trainer(**QUIET, logger=CSVLogger(tmp_path, version=0), default_root_dir=tmp_path).fit(Net(), DATA)
+    assert any("They are kept" in str(w.message) and "metrics-1.journal" in str(w.message) for w in told)
+    back = Down(down=False)
+    aside = tmp_path / "lightning_logs" / "version_0" / "metrics-1.journal"
+    results = replay(aside, loggers=[CSVLogger(tmp_path, version="old"), back])
+    assert [one.left for one in results] == [0, 0]
+    assert [record.step for record in back.got] == list(range(8))
+
+
+def test_crash_of_the_machine(tmp_path: Path) -> None:
+    """A journal that lost its end keeps what it has, and the resumed run says what is missing."""
+    flags: dict[str, Any] = {**QUIET, "enable_checkpointing": True, "default_root_dir": tmp_path}
+    Trainer(**flags, logger=CSVLogger(tmp_path, version=0)).fit(Net(), DATA)
+    (journal,) = tmp_path.rglob("metrics.journal")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]))
+    again = Trainer(**{**flags, "max_epochs": 2}, logger=CSVLogger(tmp_path, version=0))
+    with pytest.warns(UserWarning, match="1 records of metrics before the checkpoint are not in"):
+        again.fit(Net(), DATA, ckpt_path="last")
+    with open(journal.parent / "metrics.csv", encoding="utf-8") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [*range(7), *range(8, 16)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="locks of this kind")
+def test_two_processes_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in whose folder another process writes is one clear error, and that one's journal stays as it was."""
+    monkeypatch.setattr("lt_core.run_folder.LOCK_SECONDS", 0.2)
+    folder = tmp_path / "lightning_logs" / "version_0"
+    folder.mkdir(parents=True)
+    code = (
+        "import sys; from lt_core.journal.lock import JournalLock\n"
+        "JournalLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    path = folder / "metrics.journal"
+    path.write_bytes(b"theirs")
+    arguments = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match=rf"no other process must be writing to it. Got process {other.pid}"):
+            Trainer(**QUIET, logger=CSVLogger(tmp_path, version=0), default_root_dir=tmp_path).fit(Net(), DATA)
+        other.kill()
+    assert path.read_bytes() == b"theirs"
