@@ -9,7 +9,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,10 +140,17 @@ def test_parameters_of_any_number_and_length(tmp_path: Path) -> None:
     """More than a hundred parameters, long values and odd keys are all kept; a changed one is told, not fatal."""
     logger = MLFlowLogger(save_dir=tmp_path)
     params = {f"p{i}": i for i in range(250)}
-    with pytest.warns(UserWarning, match="'long' has 9000 letters; the first 6000"):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
         logger.log_hyperparams({**params, "long": "x" * 9000, "net": {"act (a)": "relu"}})
-    with pytest.warns(UserWarning, match="not new: p1"):
-        logger.log_hyperparams({"p1": 7, "more": 1})
+        logger.log_hyperparams({"net": {"act (a)": "relu"}})
+    assert [str(w.message).split(": ", 1)[1] for w in told if w.category is UserWarning] == [
+        "MLflow takes no name 'net/act (a)'; it is logged as 'net/act _u28_a_u29_'.",
+        "parameter 'long' has 9000 letters; the first 6000 are kept.",
+    ]
+    logger.log_hyperparams({"long": "x" * 9000})
+    with pytest.warns(UserWarning, match="not new: p1, p2"):
+        logger.log_hyperparams({"p1": 17, "p2": 7, "more": 1})
     kept = logger.experiment.get_run(logger.run_id).data.params
     assert {key: kept[key] for key in params} == {key: str(value) for key, value in params.items()}
     assert (kept["long"], kept["more"], kept["p1"]) == ("x" * 6000, "1", "1")
@@ -244,6 +253,70 @@ def test_checkpoints_are_artifacts(tmp_path: Path, log_model: Any) -> None:
     assert [p.read_bytes() for p in kept] == [b"weights"]
     assert {"best", "last", "step-20"} <= set(json.loads((folder / "aliases.txt").read_text()))
     assert not list(Path(str(logger.directory)).glob(".staged*/*"))
+
+
+def test_aliases_move(tmp_path: Path) -> None:
+    """The newest checkpoint takes "latest", "best" and "last" from the one before; the step's alias stays."""
+    logger = MLFlowLogger(save_dir=tmp_path / "s", log_model="all")
+    for step in (1, 2, 3):
+        path = tmp_path / f"step={step}.ckpt"
+        path.write_bytes(b"weights" * step)
+        logger.after_save_checkpoint(Saved(path))
+    logger.finish("success")
+    folder = Path(logger.experiment.download_artifacts(logger.run_id, "checkpoints"))
+    held = {p.parent.name: json.loads(p.read_text()) for p in sorted(folder.rglob("aliases.txt"))}
+    assert held == {"step_1": ["step-1"], "step_2": ["step-2"], "step_3": ["latest", "best", "last", "step-3"]}
+
+
+def test_infinities_stand_as_text(tmp_path: Path) -> None:
+    """The first infinite value of each metric is kept as text in a tag too, with one warning."""
+    logger = MLFlowLogger(save_dir=tmp_path)
+    with pytest.warns(UserWarning, match="'a' was inf at step 3"):
+        logger.log_metrics({"a": math.inf, "b": math.nan}, 3)
+    logger.log_metrics({"a": math.inf, "c": -math.inf}, 4)  # another warning would be an error
+    tags = logger.experiment.get_run(logger.run_id).data.tags
+    assert {key: value for key, value in tags.items() if key.startswith("infinite")} == {
+        "infinite.a": "inf at step 3",
+        "infinite.c": "-inf at step 4",
+    }
+
+
+def test_deleted_run_is_no_fault_of_the_values(tmp_path: Path) -> None:
+    """Records for a run that somebody deleted are no refusal: once it is restored they are taken."""
+    logger = MLFlowLogger(save_dir=tmp_path)
+    client = logger.experiment
+    client.delete_run(logger.run_id)
+    with pytest.raises(ConnectionError, match=r"was deleted on the server\. Restore it"):
+        logger.log_records(records(0, 2))
+    client.restore_run(logger.run_id)
+    logger.log_records(records(0, 2), unsure=True)
+    assert points(logger) == expected(2)
+
+
+def test_settings_are_the_thread_s(tmp_path: Path) -> None:
+    """While one call of ours is out, another thread finds MLflow's own settings, and nothing in the environment."""
+    from mlflow import environment_variables
+
+    from lt_loggers.mlflow_client import calling
+
+    retries = environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES
+    before, seen = retries.get(), []
+    with calling():
+        inside = retries.get()
+        thread = threading.Thread(target=lambda: seen.append(retries.get()))
+        thread.start()
+        thread.join()
+        assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    assert (inside, seen, retries.get()) == (0, [before], before)
+    assert before > 0
+
+
+def test_unwritable_places(tmp_path: Path) -> None:
+    """A database or a folder that can not be made is one clear error."""
+    (tmp_path / "file").write_text("in the way")
+    for options in ({"tracking_uri": f"sqlite:///{tmp_path}/file/x.db"}, {"save_dir": tmp_path / "file" / "x"}):
+        with pytest.raises(ConfigError, match=r"MLFlowLogger\(.*must be writable.*Give another"):
+            _ = MLFlowLogger(**options).experiment
 
 
 def test_media_are_artifacts(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ class Delivery:
         self._retry, self._retry_at, self._outage_at = FIRST_RETRY_SECONDS, 0.0, 0.0
         self._busy: tuple[float, bool] | None = None  # since when a call is out, and whether it may take its time
         self._slowest = 0.0
+        self._caller: int | None = None  # the thread that is in a call of the logger
         self._progress_at = time.monotonic()
         self._status: str | None = None
         self.trouble = ""
@@ -186,8 +187,7 @@ class Delivery:
             fix = "they are lost"
             if self.journal.path is not None:
                 fix = f"they stay in {self.journal.path}"
-                if self.description.plugin:
-                    fix += f". Send them with: python -m lt_core.journal replay {self.journal.path.parent}"
+                fix += f". Send them with: {self._replay}" if self._replay else ""
             _tell(f"{self._who}: {left} records of metrics were not taken; {fix}")
         elif self._is_running():
             _tell(f"{self._who}: did not close in time.")
@@ -215,6 +215,9 @@ class Delivery:
     def later(self, call: Callable[[], Any], what: str) -> None:
         """Make a call behind all that is due now; what waits is bounded, the oldest goes first."""
         if os.getpid() != self._pid:
+            return
+        if self._caller == threading.get_ident():  # the logger does what this delivery asked of it
+            call()
             return
         made = Call(call, what, self.journal.offset)
         if not self.inline:
@@ -455,14 +458,14 @@ class Delivery:
         """Hold the logger's lock around a call of it, and note how long the call is out."""
         with _exclusive(self.logger):
             begun = time.monotonic()
-            self._busy = begun, patient
+            self._busy, self._caller = (begun, patient), threading.get_ident()
             try:
                 yield
                 if not patient:
                     self._slowest = max(self._slowest, time.monotonic() - begun)
                 self._progress_at = time.monotonic()
             finally:
-                self._busy = None
+                self._busy = self._caller = None
 
     # ------------------------------------------------------------ outages
 
@@ -484,6 +487,12 @@ class Delivery:
             info(f"{self._who}: works again after {seconds:.0f} s; the {count} records that had waited were sent.")
 
     @property
+    def _replay(self) -> str:
+        """Return the command that sends what is left, or nothing where there is none."""
+        path = self.journal.path
+        return f"python -m lt_core.journal replay {path.parent}" if path and self.description.plugin else ""
+
+    @property
     def _who(self) -> str:
         return type(self.logger).__name__
 
@@ -491,11 +500,12 @@ class Delivery:
         close = getattr(self.logger, "finish", None) or getattr(self.logger, "finalize", None)
         try:
             if close is not None:
-                self._busy = time.monotonic(), True
+                self._busy, self._caller = (time.monotonic(), True), threading.get_ident()
                 close(status)
         except Exception as error:
             self.trouble = f"closing failed with {type(error).__name__}: {error}"
-            _tell(f"{self._who}: {self.trouble}")
+            fix = f" Close it with: {self._replay}" if self._replay else ""
+            _tell(f"{self._who}: {self.trouble}.{fix}")
         finally:
             self._busy = None
 

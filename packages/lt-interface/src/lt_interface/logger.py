@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -164,6 +164,13 @@ class Logger:
             return
         with self.exclusive():
             call()
+
+    def tell(self, message: str) -> None:
+        """Warn; while a run feeds this logger never by an exception, not even where warnings are errors."""
+        import warnings
+
+        with suppress(*([Warning] if self._feed is not None else [])):
+            warnings.warn(message, stacklevel=3)
 
     def progressed(self) -> None:
         """Say, from inside a long call that the core made, that it goes on."""

@@ -7,9 +7,9 @@ import math
 import os
 import time
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -108,9 +108,12 @@ class MLFlowLogger(MLFlowMedia):
         self._token = uuid.uuid4().hex
         self._folder: str | None = None
         self._client: Any = None
-        self._ready = self._maybe_created = self._was_used = False
+        self._ready = self._maybe_created = False
+        self._direct: list[tuple[Mapping[str, float], float, int]] = []
+        self._direct_waits = self._direct_unsure = False
         self._told: set[str] = set()
         self._names: dict[str, str] = {}
+        self._infinite: set[str] = set()
 
     # ------------------------------------------------------------ who this is
 
@@ -203,10 +206,10 @@ class MLFlowLogger(MLFlowMedia):
         """
         if self._ready:
             return
-        client = self._made_client()
+        client, end = self._made_client(), time.monotonic() + timeout
         if self._run_id is None:
-            self._experiment_id = self._experiment_id or self._find_experiment(client, timeout)
-            self._run_id = self._find_run(client)
+            self._experiment_id = self._experiment_id or self._find_experiment(client, end)
+            self._run_id = self._find_run(client, end)
         else:
             try:
                 with calling(timeout):
@@ -216,24 +219,24 @@ class MLFlowLogger(MLFlowMedia):
                 raise ConfigError(Problem(where, "this run must exist", str(error), "Leave run_id out.")) from error
             self._experiment_id = info.experiment_id
             if info.status != "RUNNING":
-                with calling():
+                with calling(_left(end)):
                     client.update_run(self._run_id, status="RUNNING")
         self._ready = True
         if self._folder is not None:
             self._remember()
 
-    def _find_experiment(self, client: Any, timeout: float) -> str:
-        with calling(timeout):
+    def _find_experiment(self, client: Any, end: float) -> str:
+        with calling(_left(end)):
             found = client.get_experiment_by_name(self._experiment_name)
         if found is None:
             place = self._artifact_location
             if place is None and self._uri.startswith("sqlite:"):
                 place = f"file://{os.path.join(self._save_dir, 'artifacts', accepted(self._experiment_name))}"
             try:
-                with calling():
+                with calling(_left(end)):
                     return str(client.create_experiment(self._experiment_name, artifact_location=place))
             except ValueError:  # another run was faster
-                with calling():
+                with calling(_left(end)):
                     found = client.get_experiment_by_name(self._experiment_name)
         if found is None or found.lifecycle_stage == "deleted":
             where = f"MLFlowLogger(experiment_name={self._experiment_name!r})"
@@ -241,17 +244,17 @@ class MLFlowLogger(MLFlowMedia):
             raise ConfigError(Problem(where, "this experiment was deleted on the server", fix=fix))
         return str(found.experiment_id)
 
-    def _find_run(self, client: Any) -> str:
+    def _find_run(self, client: Any, end: float) -> str:
         """Make the run; where an earlier try may have made it, look for it first."""
         if self._maybe_created:
-            with calling():
+            with calling(_left(end)):
                 found = client.search_runs([self._experiment_id], f"tags.`{_TOKEN}` = '{self._token}'")
             if found:
                 return str(found[0].info.run_id)
         from mlflow.tracking.context.registry import resolve_tags
 
         self._maybe_created = True
-        with calling():
+        with calling(_left(end)):
             tags = {**resolve_tags(self._tags), _TOKEN: self._token}
             return str(client.create_run(self._experiment_id, tags=tags, run_name=self._run_name).info.run_id)
 
@@ -296,6 +299,7 @@ class MLFlowLogger(MLFlowMedia):
             "tags": self._tags,
             "save_dir": self._save_dir,
             "prefix": self._prefix,
+            "artifact_location": self._artifact_location,
             "version": self.version,
         }
 
@@ -313,7 +317,7 @@ class MLFlowLogger(MLFlowMedia):
     # ------------------------------------------------------------ metrics
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Write values of one step at once.
+        """Write values of one step; during a run they are sent from the logger's thread.
 
         Args:
             metrics: Numbers or single-element tensors by name.
@@ -321,13 +325,25 @@ class MLFlowLogger(MLFlowMedia):
 
         Raises:
             MisconfigurationException: If a value is no number.
-            ConnectionError: If the server is away.
+            ConnectionError: If the server is away, outside of a run.
         """
         if not is_rank_zero():
             return
         values = {str(key): _number(str(key), value) for key, value in metrics.items()}
-        with self.exclusive():
-            self._send([(values, time.time(), int(self.step_or_current(step) or 0))], unsure=False)
+        self._direct.append((values, time.time(), int(self.step_or_current(step) or 0)))
+        if not self._direct_waits:
+            self._direct_waits = True
+            self.later(self._send_direct, "metrics that were logged directly")
+
+    def _send_direct(self) -> None:
+        """Send what `log_metrics` was given; after a failure the server is asked what it has of it."""
+        self._direct_waits = False
+        rows, unsure, self._direct_unsure = list(self._direct), self._direct_unsure, True
+        if self._feed is None:  # the caller is told, and may try again
+            self._direct, self._direct_unsure = [], False
+        self._send(rows, unsure)
+        del self._direct[: len(rows)]
+        self._direct_unsure = False
 
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Write records; returns when the server has them.
@@ -357,10 +373,37 @@ class MLFlowLogger(MLFlowMedia):
         ]
         if unsure:
             metrics = self._missing(client, metrics)
-        self._was_used = True
         for start in range(0, len(metrics), _METRICS):
-            with calling():
-                client.log_batch(self._run_id, metrics=metrics[start : start + _METRICS])
+            try:
+                with calling():
+                    client.log_batch(self._run_id, metrics=metrics[start : start + _METRICS])
+            except ValueError as error:
+                self._check_run(client, error)
+                raise
+            self.progressed()
+        self._note_infinities(client, metrics)
+
+    def _check_run(self, client: Any, refusal: ValueError) -> None:
+        """Tell a run that is gone, which may be restored, from values that are refused."""
+        stage = "deleted"
+        with suppress(ValueError), calling():
+            stage = client.get_run(self._run_id).info.lifecycle_stage
+        if stage == "deleted":
+            raise ConnectionError(f"run {self._run_id} was deleted on the server. Restore it there.") from refusal
+
+    def _note_infinities(self, client: Any, metrics: Sequence[Any]) -> None:
+        """Keep as text what MLflow turns into the largest number that it has."""
+        for metric in metrics:
+            if math.isinf(metric.value) and metric.key not in self._infinite:
+                with calling():
+                    text = f"{metric.value} at step {metric.step}"
+                    client.set_tag(self._run_id, f"infinite.{metric.key}", text)
+                self._infinite.add(metric.key)
+                self._tell(
+                    "infinite",
+                    f"MLFlowLogger: {metric.key!r} was {metric.value} at step {metric.step}. MLflow's databases keep "
+                    "infinities as 1.8e308; the first of each metric stands as text in a tag.",
+                )
 
     def _missing(self, client: Any, metrics: list[Any]) -> list[Any]:
         """Return those that the server does not have."""
@@ -386,7 +429,9 @@ class MLFlowLogger(MLFlowMedia):
         return missing
 
     def _name_of(self, key: str) -> str:
-        given = f"{self._prefix}-{key}" if self._prefix else key
+        return self._accepted(f"{self._prefix}-{key}" if self._prefix else key)
+
+    def _accepted(self, given: str) -> str:
         name = self._names.get(given)
         if name is None:
             name = self._names[given] = accepted(given)
@@ -397,7 +442,7 @@ class MLFlowLogger(MLFlowMedia):
     def _tell(self, topic: str, message: str) -> None:
         if topic not in self._told:
             self._told.add(topic)
-            warnings.warn(message, stacklevel=2)
+            self.tell(message)
 
     # ------------------------------------------------------------ parameters and the end
 
@@ -414,20 +459,21 @@ class MLFlowLogger(MLFlowMedia):
             ConnectionError: If the server is away.
         """
         given = plain(params)
-        given = given if isinstance(given, dict) else {"value": given}
-        flat = {accepted(key): str(value) for key, value in flatten(given).items()}
-        with self.exclusive():
-            _ = self.version
-            self._connect()
-            client = self._made_client()
-            with calling():
-                there = client.get_run(self._run_id).data.params
-            self._was_used = True
-            changed = [key for key, value in flat.items() if key in there and there[key] != value[: len(there[key])]]
-            if changed:
-                names = ", ".join(changed[:5])
-                self._tell("changed", f"MLFlowLogger: MLflow keeps the first value of a parameter; not new: {names}.")
-            self._send_params(client, {key: value for key, value in flat.items() if key not in there})
+        flat = flatten(given if isinstance(given, dict) else {"value": given})
+        named = {self._accepted(key): str(value) for key, value in flat.items()}
+        self.later(lambda: self._send_new_params(named), "hyper-parameters")
+
+    def _send_new_params(self, params: dict[str, str]) -> None:
+        _ = self.version
+        self._connect()
+        client = self._made_client()
+        with calling():
+            there = client.get_run(self._run_id).data.params
+        changed = [key for key, value in params.items() if key in there and not _is_kept(there[key], value)]
+        if changed:
+            names = ", ".join(changed[:5])
+            self._tell("changed", f"MLFlowLogger: MLflow keeps the first value of a parameter; not new: {names}.")
+        self._send_params(client, {key: value for key, value in params.items() if key not in there})
 
     def _send_params(self, client: Any, params: dict[str, str]) -> None:
         from mlflow.entities import Param
@@ -456,6 +502,9 @@ class MLFlowLogger(MLFlowMedia):
 
         Args:
             status: ``"success"``, ``"failed"`` or ``"interrupted"``.
+
+        Raises:
+            ConnectionError: If the server is away, while a run feeds this logger.
         """
         if not is_rank_zero() or (self._folder is None and self._checkpoint_callback is None):
             return
@@ -467,7 +516,9 @@ class MLFlowLogger(MLFlowMedia):
                 with calling():
                     self._made_client().set_terminated(self._run_id, _STATUSES.get(status, "FINISHED"))
             except (ConnectionError, ValueError) as error:
-                warnings.warn(f"MLFlowLogger: the run's end could not be sent: {error}", stacklevel=2)
+                if self._feed is not None:  # it says so, and how to end the run later
+                    raise
+                self.tell(f"MLFlowLogger: the run's end could not be sent: {error}")
 
     def __getstate__(self) -> dict[str, Any]:
         _ = self.version  # a copy in another process writes to the same run
@@ -480,6 +531,15 @@ def _identity(metric: Any) -> tuple[int, int, str]:
     if math.isinf(value):
         value = math.copysign(_LARGEST, value)
     return int(metric.step), int(metric.timestamp), "nan" if math.isnan(value) else repr(value)
+
+
+def _is_kept(kept: str, value: str) -> bool:
+    """Return whether a parameter has this value, as far as MLflow kept it."""
+    return kept == value or (len(kept) in _LONGEST_VALUES and value.startswith(kept))
+
+
+def _left(end: float) -> float:
+    return max(end - time.monotonic(), 1.0)
 
 
 def _number(name: str, value: Any) -> float:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 __all__ = ["calling", "default_uri", "redacted"]
 
 # The last one keeps MLflow from printing the server's address, which may hold a password.
-_SETTINGS = (
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
-)
-_lock = threading.RLock()
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 0,
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": 10,
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": True,
+}
+_own = threading.local()
+_guard = threading.Lock()
 _WAYS = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."
 # Of these the request itself is the cause; all else may go away.
 _REFUSED = {
@@ -40,26 +42,39 @@ def calling(timeout: float = 10.0) -> Iterator[None]:
     """Make one attempt at each call inside, and give it so many seconds.
 
     MLflow itself tries eight times, with pauses that grow to minutes, and would send a batch again whose reply
-    was lost, without asking. It takes these settings from the environment only, at each call; they are put
-    back behind each of ours, so that the user's own calls keep MLflow's patience.
+    was lost, without asking. It looks these settings up at each call; what it finds is ours only in this
+    thread and inside of this, so that the user's own calls keep MLflow's patience.
 
     Raises:
         ConnectionError: If the server is away, overloaded or wants other credentials.
         ValueError: If it refuses what it was given.
     """
-    with _lock:
-        before = {name: os.environ.get(name) for name in _SETTINGS}
-        os.environ.update(zip(_SETTINGS, ("0", str(max(1, round(timeout))), "true"), strict=True))
-        try:
-            yield
-        except Exception as error:
-            raise _meant(error) from error
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+    _let_threads_differ()
+    before = getattr(_own, "settings", None)
+    _own.settings = {**_SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT": max(1, round(timeout))}
+    try:
+        yield
+    except Exception as error:
+        raise _meant(error) from error
+    finally:
+        _own.settings = before
+
+
+def _let_threads_differ() -> None:
+    """Make MLflow's settings answer with this thread's value where it has one."""
+    from mlflow import environment_variables
+
+    with _guard:
+        for name in _SETTINGS:
+            variable = getattr(environment_variables, name, None)
+            if variable is not None and not hasattr(variable, "shared"):
+                variable.shared = variable.get
+                variable.get = partial(_value, name, variable.get)
+
+
+def _value(name: str, shared: Callable[[], Any]) -> Any:
+    settings = getattr(_own, "settings", None)
+    return shared() if settings is None else settings[name]
 
 
 def _meant(error: Exception) -> Exception:
@@ -103,15 +118,19 @@ def make_client(uri: str) -> Any:
     """
     from urllib.parse import unquote
 
-    from lt_interface import MisconfigurationException, Problem
+    from lt_interface import ConfigError, MisconfigurationException, Problem
 
     scheme = uri.partition(":")[0] if "://" in uri or uri.startswith("file:") else ""
     if scheme in ("", "file"):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # who names a folder means it
+    where = f"MLFlowLogger(tracking_uri={redacted(uri)!r})"
     if uri.startswith("sqlite:///"):
         folder = os.path.dirname(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
-        if folder:
-            os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder or ".", exist_ok=True)
+        except OSError as error:
+            problem = Problem(where, "the database's folder must be writable", str(error), "Give another path.")
+            raise ConfigError(problem) from error
     try:
         from mlflow.tracking import MlflowClient
 
@@ -120,6 +139,5 @@ def make_client(uri: str) -> Any:
         raise
     except Exception as error:
         fix = "Write http(s)://host:port, sqlite:///path (this needs the full mlflow) or file:path."
-        where = f"MLFlowLogger(tracking_uri={redacted(uri)!r})"
         got = redacted(" ".join(str(error).split()))[:300].rstrip(".")
         raise MisconfigurationException(str(Problem(where, "MLflow must know this kind of store", got, fix))) from error

@@ -28,6 +28,7 @@ class MLFlowMedia(Logger):
     _made_client: Callable[[], Any]
     _connect: Callable[..., None]
     _sent_checkpoints: dict[str, tuple[int, int]] | None = None
+    _aliases: dict[str, list[str]] | None = None  # by the place of each checkpoint
     _checkpoint_callback: Any = None
 
     def _later(self, send: Callable[[Any, str], Any], what: str) -> None:
@@ -216,7 +217,7 @@ class MLFlowMedia(Logger):
             held = stage(found.path, folder)
 
             def send(client: Any, run_id: str, found: Found = found, held: str = held, folder: str = folder) -> None:
-                _send_checkpoint(client, run_id, found, held)
+                self._send_checkpoint(client, run_id, found, held)
                 shutil.rmtree(folder, ignore_errors=True)
 
             self._later(send, f"checkpoint {os.path.basename(found.path)}")
@@ -230,19 +231,24 @@ class MLFlowMedia(Logger):
         callback, self._checkpoint_callback = self._checkpoint_callback, None
         for found in self._new(callback) if callback is not None else ():
             with calling(_MEDIA_SECONDS):
-                _send_checkpoint(self._made_client(), str(self._run_id), found, found.path)
+                self._send_checkpoint(self._made_client(), str(self._run_id), found, found.path)
+            self.progressed()
 
-
-def _send_checkpoint(client: Any, run_id: str, found: Found, path: str) -> None:
-    """Put a checkpoint into ``checkpoints/<name>``, with its aliases and what is known of it."""
-    place = f"checkpoints/{_path(os.path.splitext(os.path.basename(found.path))[0])}"
-    if os.path.isdir(path):
-        client.log_artifacts(run_id, path, f"{place}/{os.path.basename(path)}")
-    else:
-        client.log_artifact(run_id, path, place)
-    aliases = json.dumps(found.aliases).encode()
-    _put(client, run_id, f"{place}/aliases.txt", aliases)
-    _put(client, run_id, f"{place}/metadata.json", json.dumps(found.metadata, default=str).encode())
+    def _send_checkpoint(self, client: Any, run_id: str, found: Found, path: str) -> None:
+        """Put a checkpoint into ``checkpoints/<name>``, with what is known of it and its aliases, which others lose."""
+        place = f"checkpoints/{_path(os.path.splitext(os.path.basename(found.path))[0])}"
+        if os.path.isdir(path):
+            client.log_artifacts(run_id, path, f"{place}/{os.path.basename(path)}")
+        else:
+            client.log_artifact(run_id, path, place)
+        _put(client, run_id, f"{place}/metadata.json", json.dumps(found.metadata, default=str).encode())
+        held = dict(self._aliases or {})
+        changed = {other: [a for a in aliases if a not in found.aliases] for other, aliases in held.items()}
+        changed[place] = found.aliases
+        for other, aliases in changed.items():
+            if aliases != held.get(other):
+                _put(client, run_id, f"{other}/aliases.txt", json.dumps(aliases).encode())
+        self._aliases = changed
 
 
 def _put(client: Any, run_id: str, name: str, data: bytes) -> None:

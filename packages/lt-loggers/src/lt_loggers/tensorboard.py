@@ -296,9 +296,8 @@ class TensorBoardLogger(TensorBoardMedia):
             return
         example = getattr(model, "example_input_array", None) if input_array is None else input_array
         if example is None:
-            warnings.warn(
+            self.tell(
                 "TensorBoardLogger(log_graph=True): the graph needs an input. Set example_input_array on the module.",
-                stacklevel=2,
             )
             return
         try:
@@ -306,9 +305,7 @@ class TensorBoardLogger(TensorBoardMedia):
                 self.experiment.add_graph(model, _on_device_of(model, example))
                 self._has_graph = True
         except Exception as error:
-            warnings.warn(
-                f"TensorBoardLogger: the model could not be traced, its graph is left out: {error}", stacklevel=2
-            )
+            self.tell(f"TensorBoardLogger: the model could not be traced, its graph is left out: {error}")
 
     def rewind(self, step: int, version: int | str | None) -> bool:
         """Go on in an earlier run: hide what lies after ``step`` and note what is there.

@@ -6,7 +6,6 @@ import os
 import secrets
 import string
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -166,10 +165,9 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             if found is None and self._id is None:
                 found = active_run()
                 if found is not None:
-                    warnings.warn(
+                    self.tell(
                         f"WandbLogger: a W&B run is active in this process, so this logger goes on in it ({found.id}). "
                         "Call wandb.finish() before for a run of its own.",
-                        stacklevel=3,
                     )
             if found is not None:
                 self._given = found
@@ -250,10 +248,9 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
         self._id = run.id
         if trouble:
             self._offline = True
-            warnings.warn(
+            self.tell(
                 f"WandbLogger: the W&B server could not be reached, so this run is kept on this machine. {trouble} "
                 f"Send it later with: wandb sync {os.path.dirname(run.settings.sync_file)}",
-                stacklevel=2,
             )
         return opened
 
@@ -361,7 +358,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
                 self._log_final_checkpoints()
                 self.save()
             except OSError as error:
-                warnings.warn(f"WandbLogger: the run's end may be incomplete. {error}", stacklevel=2)
+                self.tell(f"WandbLogger: the run's end may be incomplete. {error}")
             self._open.finalized = True
             if status in _EXIT_CODES or not self._open.is_prompt:  # else all is on the disk without its end
                 self._open.close(_EXIT_CODES.get(status, 0))
