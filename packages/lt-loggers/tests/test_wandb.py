@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -271,9 +272,16 @@ def test_prefix_and_own_names(tmp_path: Path) -> None:
     logger.finish("failed")
     assert points(logger) == {"pre-loss": {3: 1.0}, "pre-epoch": {3: 0.0, 4: 1.0}, "pre-acc": {1: 0.5}}
     plain = WandbLogger(save_dir=tmp_path)
-    plain.log_metrics({"_step": 7.0, "~_step": 8.0, "_timestamp": 9.0}, 3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        plain.log_metrics({"_step": 7.0, "~_step": 8.0, "_timestamp": 9.0}, 3)
+        plain.log_metrics({"_step": 7.0}, 4)
+    names = ("_step", "~_step", "_timestamp")
+    assert [m for m in map(str, (w.message for w in told)) if "to itself" in m] == [
+        f"WandbLogger: W&B keeps the name {name!r} to itself; it is logged as {'~' + name!r}." for name in names
+    ]
     plain.finish("failed")
-    (row,) = rows(plain)
+    row = rows(plain)[0]
     assert (row["~_step"], row["~~_step"], row["~_timestamp"]) == (7.0, 8.0, 9.0)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass, field
+from glob import escape, glob
 from typing import Any
 
-__all__ = ["Found", "new_checkpoints", "stage"]
+__all__ = ["Found", "new_checkpoints", "remove_staged", "stage", "staging_folder"]
+
+_STAGED = ".staged-"
 
 # What a checkpoint callback tells of itself, where it has it.
 _SETTINGS = (
@@ -90,6 +94,23 @@ def stage(path: str, folder: str) -> str:
     else:
         _link(source, target)
     return target
+
+
+def staging_folder(home: str, keeps: bool = False) -> str:
+    """Make and return a folder in which something waits to be sent.
+
+    Args:
+        home: Where.
+        keeps: Whether `remove_staged` is to leave it alone.
+    """
+    os.makedirs(home, exist_ok=True)
+    return tempfile.mkdtemp(prefix=".kept-" if keeps else _STAGED, dir=home)
+
+
+def remove_staged(home: str) -> None:
+    """Remove what a killed process left waiting."""
+    for path in glob(os.path.join(escape(home), f"{_STAGED}*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> str:

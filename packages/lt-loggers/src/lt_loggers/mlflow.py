@@ -24,6 +24,7 @@ from lt_interface import (
     rank_zero_only,
 )
 from lt_interface.hyperparameters import flatten, number, plain
+from lt_loggers.checkpoints import remove_staged
 from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted
 from lt_loggers.mlflow_media import MLFlowMedia
 from lt_loggers.mlflow_names import accepted
@@ -196,6 +197,7 @@ class MLFlowLogger(MLFlowMedia):
                 self._folder = self._run_id or f"spooled-{self._token[:8]}"
                 self._tell("away", f"{where}: no answer; the run goes on, and all is sent when the server comes.")
             self._remember()
+            remove_staged(str(self.log_dir))
 
     def _connect(self, timeout: float = 10.0) -> None:
         """Find or make experiment and run.

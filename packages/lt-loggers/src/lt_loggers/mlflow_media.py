@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lt_interface import Logger, is_rank_zero
-from lt_loggers.checkpoints import Found, new_checkpoints, stage
+from lt_loggers.checkpoints import Found, new_checkpoints, stage, staging_folder
 from lt_loggers.mlflow_client import calling
 
 __all__ = ["MLFlowMedia"]
@@ -211,9 +211,7 @@ class MLFlowMedia(Logger):
             self._checkpoint_callback = checkpoint_callback
             return
         for found in self._new(checkpoint_callback):
-            home = self.log_dir or "."
-            os.makedirs(home, exist_ok=True)
-            folder = tempfile.mkdtemp(prefix=".staged-", dir=home)
+            folder = staging_folder(self.log_dir or ".")
             held = stage(found.path, folder)
 
             def send(client: Any, run_id: str, found: Found = found, held: str = held, folder: str = folder) -> None:

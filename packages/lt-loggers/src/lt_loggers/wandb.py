@@ -11,10 +11,27 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from lt_interface import DummyExperiment, MisconfigurationException, MissingPackageError, is_rank_zero
+from lt_interface import (
+    ConfigError,
+    DummyExperiment,
+    MisconfigurationException,
+    MissingPackageError,
+    Problem,
+    is_rank_zero,
+)
 from lt_interface.hyperparameters import number, plain
+from lt_loggers.checkpoints import remove_staged
 from lt_loggers.wandb_checkpoints import WandbCheckpoints
-from lt_loggers.wandb_files import MARK, TransactionLog, logs_of, server_marks, uploaded, wait_for_writers
+from lt_loggers.wandb_files import (
+    MARK,
+    Mark,
+    TransactionLog,
+    logs_of,
+    mark_of,
+    server_marks,
+    uploaded,
+    wait_for_writers,
+)
 from lt_loggers.wandb_media import WandbMedia
 from lt_loggers.wandb_run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, open_run, start_run
 
@@ -116,12 +133,13 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
         self._per_rank = per_rank
         self._kwargs = kwargs
         self._is_identified = False
+        self._told: set[str] = set()
         self._forget_run()
 
     def _forget_run(self) -> None:
         self._open: OpenRun | None = None
         self._old_logs: dict[str, TransactionLog] = {}  # of earlier processes and earlier starts
-        self._server_marks: set[int] | None = None
+        self._server_marks: set[Mark] | None = None
         self._axes: dict[str, str] = {}
 
     # Identity
@@ -177,6 +195,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             base = self._id or os.environ.get("WANDB_RUN_ID") or "".join(secrets.choice(alphabet) for _ in range(8))
             self._id = base if found is not None else base + self._rank_suffix()
             self._is_identified = True
+            remove_staged(self.log_dir)
 
     def _rank_suffix(self) -> str:
         """Return what tells this process's run from the others', and put it into their group."""
@@ -229,7 +248,12 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
         return opened
 
     def _start(self) -> OpenRun:
-        os.makedirs(self._save_dir, exist_ok=True)
+        try:
+            os.makedirs(self._save_dir, exist_ok=True)
+        except OSError as error:
+            where = f"WandbLogger(save_dir={self._save_dir!r})"
+            problem = Problem(where, "its folder must be writable", str(error), "Give another save_dir.")
+            raise ConfigError(problem) from error
         options: dict[str, Any] = {
             "name": self._display_name,
             "project": self._project,
@@ -271,7 +295,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
         """
         row = self._numbers(metrics)
         if row:
-            self._send_call(row, self.step_or_current(step))
+            at = self.step_or_current(step)
+            self.later(lambda: self._send_call(row, at), "metrics that were logged directly")
 
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Write a row for each record.
@@ -289,7 +314,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             opened = self._opened()
             known = self._known(opened) if unsure else frozenset()
             for record in records:
-                if record.sequence in known:
+                if mark_of(record.sequence, record.time) in known:
                     continue
                 names = {key: self._name_of(key) for key in record.values}
                 row: dict[str, Any] = {names[key]: number(value) for key, value in record.values.items()}
@@ -318,8 +343,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             given = {"value": given}
         if not given or not (self._per_rank or is_rank_zero()):
             return
-        with self.exclusive():
-            self._opened().configure(given)
+        self.later(lambda: self._opened().configure(given), "hyper-parameters")
 
     def watch(
         self, model: nn.Module, log: str | None = "gradients", log_freq: int = 100, log_graph: bool = True
@@ -406,8 +430,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
         mode = self._kwargs.get("mode") or os.environ.get("WANDB_MODE")
         return self._offline or mode in ("offline", "dryrun")
 
-    def _known(self, opened: OpenRun) -> set[int]:
-        """Return the numbers of the records that are in the run, or on their way there.
+    def _known(self, opened: OpenRun) -> set[Mark]:
+        """Return the marks of the records that are in the run, or on their way there.
 
         Offline, that is what all transaction logs of the run hold. Online, what a dead process wrote to its
         log may not have reached the server.
@@ -444,7 +468,12 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
     def _name_of(self, key: str) -> str:
         """Return a metric's name in W&B: with the prefix, and never one that W&B takes for itself."""
         name = f"{self._prefix}-{key}" if self._prefix else key
-        return f"~{name}" if name.lstrip("~") in _RESERVED else name
+        if name.lstrip("~") not in _RESERVED:
+            return name
+        if name not in self._told:
+            self._told.add(name)
+            self.tell(f"WandbLogger: W&B keeps the name {name!r} to itself; it is logged as {'~' + name!r}.")
+        return f"~{name}"
 
     def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         row: dict[str, float] = {}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from typing import Any, Literal
 
 from lt_interface import Logger, is_rank_zero
-from lt_loggers.checkpoints import Found, new_checkpoints, stage
+from lt_loggers.checkpoints import Found, new_checkpoints, stage, staging_folder
 
 __all__ = ["WandbCheckpoints"]
 
@@ -52,14 +51,13 @@ class WandbCheckpoints(Logger):
         return new_checkpoints(callback, self._sent_checkpoints)
 
     def _hold_and_send(self, found: Found) -> None:
-        home = self.log_dir or "."
-        os.makedirs(home, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=".staged-", dir=home)
+        # W&B reads an immutable one where it is when it sends it, which may be long after this run.
+        folder = staging_folder(self.log_dir or ".", keeps=self._add_file_policy == "immutable")
         held = stage(found.path, folder)
 
         def send() -> None:
             self._log_artifact(found, held)
-            if self._add_file_policy == "mutable":  # else W&B reads it here when it sends it
+            if self._add_file_policy == "mutable":
                 shutil.rmtree(folder, ignore_errors=True)
 
         self.later(send, f"checkpoint {os.path.basename(found.path)}")

@@ -11,10 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MARK", "TransactionLog", "logs_of", "server_marks", "uploaded", "wait_for_writers"]
+__all__ = ["MARK", "Mark", "TransactionLog", "logs_of", "mark_of", "server_marks", "uploaded", "wait_for_writers"]
 
 # Each row carries this hidden key: a record's number, or a negative number for a direct call.
 MARK = "_lt/record"
+# A row is known by that number and its wall time: several runs may be one W&B run, each with records from 0.
+Mark = tuple[int, float]
 
 # The format: 7 bytes ":W&B" and a magic number, then LevelDB's log of 32 KiB blocks that hold
 # chunks of (crc32, length, kind) and data; a record is one full chunk or first, middle.., last.
@@ -22,6 +24,11 @@ _FILE_HEADER = 7
 _BLOCK = 32768
 _CHUNK = struct.Struct("<IHB")
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+def mark_of(number: float, time: float) -> Mark:
+    """Return what tells a row from others; of a direct call, whose time W&B sets itself, the number alone."""
+    return int(number), float(time) if number >= 0 else 0.0
 
 
 class TransactionLog:
@@ -34,7 +41,7 @@ class TransactionLog:
 
     Attributes:
         path: The file.
-        marks: The numbers of the rows that carry one, each with its place in the run's history.
+        marks: The marks of the rows that carry one, each with its place in the run's history.
         steps: The places of all rows.
         configs: How many changes of the configuration there are.
         step_metrics: The x-axis that each metric was defined with, by name; names of groups end in ``*``.
@@ -42,7 +49,7 @@ class TransactionLog:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.marks: dict[int, int] = {}
+        self.marks: dict[Mark, int] = {}
         self.steps: set[int] = set()
         self.configs = 0
         self.step_metrics: dict[str, str] = {}
@@ -73,10 +80,13 @@ class TransactionLog:
     def _note_row(self, history: Any) -> None:
         step = int(history.step.num)
         self.steps.add(step)
+        found: dict[str, float] = {}
         for item in history.item:
-            if (item.key or "/".join(item.nested_key)) == MARK:
-                text = item.value_json
-                self.marks[int(float(text)) if text else int(item.integer or item.number)] = step
+            key = item.key or "/".join(item.nested_key)
+            if key in (MARK, "_timestamp"):
+                found[key] = float(item.value_json) if item.value_json else item.integer or item.number
+        if MARK in found:
+            self.marks[mark_of(found[MARK], found.get("_timestamp", 0.0))] = step
 
     def _new(self) -> Iterator[bytes]:
         try:
@@ -159,8 +169,8 @@ def _opened() -> set[str]:
     return found
 
 
-def uploaded(logs: Sequence[TransactionLog], start: int) -> set[int]:
-    """Return the numbers of the rows that the server took from dead processes.
+def uploaded(logs: Sequence[TransactionLog], start: int) -> set[Mark]:
+    """Return the marks of the rows that the server took from dead processes.
 
     W&B sends rows in order, and a run that goes on begins behind the last one that the server has.
 
@@ -168,15 +178,15 @@ def uploaded(logs: Sequence[TransactionLog], start: int) -> set[int]:
         logs: The transaction logs of online use, the oldest first.
         start: The place of the first row of the process that goes on now.
     """
-    found: set[int] = set()
+    found: set[Mark] = set()
     for log in reversed(logs):
         found.update(mark for mark, step in log.marks.items() if step < start)
         start = min(start, *log.steps, start)
     return found
 
 
-def server_marks(path: str, timeout: float) -> set[int]:
-    """Return the numbers of the rows that the server has of a run; for rows that another machine sent.
+def server_marks(path: str, timeout: float) -> set[Mark]:
+    """Return the marks of the rows that the server has of a run; for rows that another machine sent.
 
     Args:
         path: ``entity/project/id``.
@@ -188,7 +198,9 @@ def server_marks(path: str, timeout: float) -> set[int]:
     import wandb
 
     try:
-        rows = wandb.Api(timeout=max(1, int(timeout))).run(path).scan_history(keys=[MARK], page_size=10_000)
-        return {int(row[MARK]) for row in rows}
+        rows = (
+            wandb.Api(timeout=max(1, int(timeout))).run(path).scan_history(keys=[MARK, "_timestamp"], page_size=10_000)
+        )
+        return {mark_of(row[MARK], row["_timestamp"]) for row in rows}
     except Exception as error:
         raise ConnectionError(f"WandbLogger: the rows of run {path} could not be asked for. {error}") from error

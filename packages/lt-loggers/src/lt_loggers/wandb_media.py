@@ -5,15 +5,14 @@ from __future__ import annotations
 import html
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from lt_interface import Logger, MisconfigurationException, is_rank_zero
-from lt_loggers.checkpoints import stage
+from lt_loggers.checkpoints import stage, staging_folder
 
-__all__ = ["WandbMedia", "stage"]
+__all__ = ["WandbMedia"]
 
 
 class WandbMedia(Logger):
@@ -203,9 +202,7 @@ class WandbMedia(Logger):
         self.later(send, f"{', '.join(row)} at step {step}")
 
     def _staging_folder(self) -> str:
-        folder = self.log_dir or "."
-        os.makedirs(folder, exist_ok=True)
-        return tempfile.mkdtemp(prefix=".staged-", dir=folder)
+        return staging_folder(self.log_dir or ".")
 
     def _is_silent(self) -> bool:
         return not (self._per_rank or is_rank_zero())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lt_interface import MisconfigurationException
-from lt_loggers.wandb_files import MARK, TransactionLog
+from lt_loggers.wandb_files import MARK, Mark, TransactionLog, mark_of
 
 __all__ = ["FLUSH_INTERVAL", "OpenRun", "active_run", "close_idle_runs", "open_run", "start_run"]
 
@@ -35,7 +36,7 @@ class OpenRun:
     Attributes:
         log: Its transaction log; None where there is none.
         is_prompt: Whether rows come into the log soon after they were sent.
-        owed: The numbers of the rows that were sent and not yet seen in the log.
+        owed: The marks of the rows that were sent and not yet seen in the log.
         finalized: Whether its loggers' last ``finalize`` is the newest that they did.
         users: The loggers that write to it.
     """
@@ -47,12 +48,13 @@ class OpenRun:
         # Up to 0.30, W&B's process writes when a buffer is full or the run ends, and at no other time.
         interval = float(getattr(getattr(run, "settings", None), "x_transaction_log_flush_interval", None) or 0)
         self.is_prompt = owned and 0 < interval <= _PROMPT
-        self.owed: set[int] = set()
+        self.owed: set[Mark] = set()
         self.finalized = False
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._configs = 0
         self._calls = 0
         self._is_broken = False
+        self._pid = os.getpid()
         _runs.append(self)
         if owned:
             _started.add(run)
@@ -60,7 +62,7 @@ class OpenRun:
     @property
     def is_open(self) -> bool:
         """Return whether the run takes more."""
-        return not self._is_broken and _is_open(self.run)
+        return not self._is_broken and self._pid == os.getpid() and _is_open(self.run)  # a fork has no part in it
 
     def next_call(self) -> int:
         """Return a number for the row of a direct call."""
@@ -75,7 +77,7 @@ class OpenRun:
         """
         row[MARK] = mark
         self.guarded(lambda: self.run.log(row))
-        self.owed.add(mark)
+        self.owed.add(mark_of(mark, row.get("_timestamp", 0.0)))
 
     def configure(self, values: dict[str, Any]) -> None:
         """Change the configuration."""
