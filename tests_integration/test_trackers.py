@@ -19,11 +19,11 @@ import torch
 from fault_proxy import FaultProxy
 from mlflow_server import mlflow_server
 from tracked_job import Net, batches, make_trainer
-from tracker_reading import due, in_mlflow, in_tensorboard, in_wandb, journal_of, rounded
+from tracker_reading import due, in_mlflow, in_tensorboard, in_wandb, journal_of, rounded, wandb_rows
 
 from lt_core import delivery as delivery_module
 from lt_core.journal.__main__ import main as journal_command
-from lt_loggers import MLFlowLogger, TensorBoardLogger
+from lt_loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 JOB = Path(__file__).with_name("tracked_job.py")
 STEPS = 60
@@ -254,3 +254,26 @@ def test_pictures_stand_at_the_runs_step(beside: list[str], delivery: str, tmp_p
     reader = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
     assert [event.step for event in reader.Images("picture")] == [1, 2, 3, 4]
     assert beside or [event.step for event in reader.Scalars("own")] == [1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_stand_at_their_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Histograms of gradients that W&B shows are those of the step they stand at, though rows are written later."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    class Counting(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("value_0", float(batch_idx))
+            return self.layer.bias.sum() * batch_idx + 0 * self.layer(batch).sum()
+
+    logger, net = WandbLogger(save_dir=tmp_path, offline=True), Counting()
+    logger.watch(net, log_freq=5)
+    make_trainer(logger, str(tmp_path)).fit(net, batches(40))
+    logger.flush()
+    seen = {}
+    for row in wandb_rows(tmp_path):
+        if "gradients/layer.bias/bins" in row:
+            counts, edges = row["gradients/layer.bias/values"], row["gradients/layer.bias/bins"]
+            (place,) = [i for i, count in enumerate(counts) if count]
+            seen[row["trainer/global_step"]] = (edges[place] + edges[place + 1]) / 2
+    assert seen == {step: pytest.approx(step, abs=0.1) for step in range(4, 40, 5)}

@@ -6,13 +6,15 @@ import csv
 import json
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lt_core.journal import History, Journal
 
-__all__ = ["Points", "due", "in_csv", "in_mlflow", "in_tensorboard", "in_wandb", "journal_of", "rounded"]
+__all__ = ["Points", "due", "in_csv", "in_mlflow", "in_tensorboard", "in_wandb", "journal_of", "rounded", "wandb_rows"]
 
 Points = dict[str, Counter[tuple[int, float]]]
 
@@ -52,11 +54,10 @@ def rounded(points: Points) -> Points:
     }
 
 
-def in_wandb(folder: Path) -> Points:
-    """Return the history of all offline parts of the only run."""
+def wandb_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the history of all offline parts of the only run, row by row."""
     from wandb.proto import wandb_internal_pb2
 
-    found: Points = {}
     for path in sorted(folder.rglob("*.wandb")):
         data, place, whole = path.read_bytes(), 7, b""
         while place + 7 <= len(data):
@@ -73,10 +74,16 @@ def in_wandb(folder: Path) -> Points:
             if kind in (1, 4):
                 record = wandb_internal_pb2.Record.FromString(whole)
                 if record.WhichOneof("record_type") == "history":
-                    row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-                    for name, value in row.items():
-                        if name.startswith("value_"):
-                            found.setdefault(name, Counter())[row["trainer/global_step"], value] += 1
+                    yield {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+
+
+def in_wandb(folder: Path) -> Points:
+    """Return the values of the only run's history."""
+    found: Points = {}
+    for row in wandb_rows(folder):
+        for name, value in row.items():
+            if name.startswith("value_"):
+                found.setdefault(name, Counter())[row["trainer/global_step"], value] += 1
     return found
 
 

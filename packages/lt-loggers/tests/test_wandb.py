@@ -438,17 +438,22 @@ def test_sync_accepts_the_run(tmp_path: Path) -> None:
 
 
 def test_watch(tmp_path: Path) -> None:
-    """Gradients of a watched model are in the run as histograms, beside the metrics."""
+    """Gradients and parameters of a watched model are in the run as histograms, every so many batches."""
     logger = WandbLogger(save_dir=tmp_path)
     net = torch.nn.Linear(3, 2)
-    logger.watch(net, log="all", log_freq=1)
-    for number in range(2):
+    logger.watch(net, log="all", log_freq=2)
+    for number in range(5):
         net(torch.ones(4, 3)).sum().backward()
         logger.log_records(records(number + 1, start=number))
     logger.unwatch(net)
+    net(torch.ones(4, 3)).sum().backward()
     logger.finish("failed")
-    assert marks(logger) == {0: 1, 1: 1}
-    assert all(row["gradients/weight/_type"] == row["parameters/bias/_type"] == "histogram" for row in rows(logger))
+    shown = [row for row in rows(logger) if "gradients/weight/_type" in row]
+    assert [row[STEP] for row in rows(logger) if row not in shown] == list(range(5))
+    assert len(shown) == 2
+    assert all(row["gradients/bias/_type"] == row["parameters/bias/_type"] == "histogram" for row in shown)
+    with pytest.raises(MisconfigurationException, match=r"WandbLogger\.watch\(log='weights'\)"):
+        logger.watch(net, log="weights")
 
 
 def test_concurrent_use(tmp_path: Path) -> None:

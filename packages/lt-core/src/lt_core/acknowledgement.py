@@ -91,6 +91,7 @@ class Description:
         plugin: The name that its class is registered under; None if it is not.
         kind: Its class's name, for messages.
         run: The name and the version that it writes to, as far as they are known.
+        folder: Where the journal was.
         state: What `SupportsReplay.replay_state` returned, or None.
         hparams: Hyper-parameters that it did not take yet, or None.
         status: How the run ended, or None while it goes on.
@@ -100,6 +101,7 @@ class Description:
     plugin: str | None
     kind: str
     run: list[str | None] | None = None
+    folder: str | None = None
     state: dict[str, Any] | None = None
     hparams: Any = None
     status: str | None = None
@@ -116,6 +118,7 @@ class Description:
         """Write it beside the journal, if that has a place."""
         if journal.path is None:
             return
+        self.folder = str(journal.path.parent.resolve())
         path = f"{journal.path}.{self.number}.logger"
         values = {key: value for key, value in vars(self).items() if key != "number"}
         with suppress(OSError, ValueError, TypeError):

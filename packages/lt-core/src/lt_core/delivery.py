@@ -424,7 +424,7 @@ class Delivery:
 
     def _took(self, record: Record, save: bool = True) -> None:
         """Note that the logger took everything up to a record."""
-        self._tries = 0
+        self._tries, self._retry = 0, FIRST_RETRY_SECONDS  # it is there, if not all the time
         self._has, self._sent, self._unsaved = max(self._has, record.sequence + 1), record.end, True
         self._progress_at = time.monotonic()
         if self._keeps_at_once:

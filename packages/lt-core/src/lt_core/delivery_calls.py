@@ -15,15 +15,14 @@ FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
 MOST_CALLS = 1000
 MOST_TRIES = 10
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def is_refusal(error: Exception) -> bool:
     """Return whether what was sent is the cause of an error, so that trying again for ever would be in vain."""
     from lt_interface.errors import LTError
 
-    return isinstance(error, (AttributeError, KeyError, TypeError, ValueError)) and not isinstance(
-        error, (OSError, LTError)
-    )
+    return isinstance(error, _REFUSALS) and not isinstance(error, (OSError, LTError))
 
 
 @dataclass(eq=False)
@@ -94,8 +93,10 @@ class Calls:
         """
         due = [call for call in list(self._waiting) if call.mark <= place]
         if due and (at_once or time.monotonic() >= self._retry_at):
+            failed = 0
             for call in due:
-                if not self._make(call) and not at_once:
+                failed += not self._make(call)
+                if failed > at_once:  # at the end of a run one more is tried
                     break
         if not any(call.mark <= place for call in list(self._waiting)):
             self.trouble, self._retry, self._retry_at = "", FIRST_RETRY_SECONDS, 0.0

@@ -70,6 +70,8 @@ def _to_each(trainer: Trainer, name: str) -> Callable[..., None]:
                 continue
             try:
                 method(*args, **_with_step(method, args, kwargs, trainer))
+            except OSError as error:  # a tracker that is away is no reason to end a run
+                warn(f"self.logger.{name}: {type(logger).__name__} failed with {type(error).__name__}: {error}")
             except Exception as error:  # the others are to have it all the same
                 trouble = trouble or error
         if trouble is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 import uuid
 from collections import Counter
@@ -25,7 +26,7 @@ from lt_interface import (
 )
 from lt_interface.hyperparameters import flatten, number, plain
 from lt_loggers.checkpoints import remove_staged
-from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted
+from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted, without_secret
 from lt_loggers.mlflow_media import MLFlowMedia
 from lt_loggers.mlflow_names import accepted
 
@@ -189,11 +190,11 @@ class MLFlowLogger(MLFlowMedia):
                 self._connect(_FIRST_LOOK_SECONDS)
                 self._folder = self._run_id
             except ConnectionError as error:
-                where = f"MLFlowLogger(tracking_uri={redacted(self._uri)!r})"
+                where = f"MLFlowLogger(tracking_uri={without_secret(self._uri)!r})"
                 if self._on_unreachable != "spool" and not (self._goes_on and self._on_unreachable is None):
                     fix = 'Start it, mend the URI, or write on_unreachable="spool" to begin without it.'
                     got = f"{redacted(str(error))[:300]}"
-                    raise ConfigError(Problem(where, "the tracking server must answer", got, fix)) from error
+                    raise ConfigError(Problem(where, "the tracking server must answer", got, fix)) from None
                 self._folder = self._run_id or f"spooled-{self._token[:8]}"
                 self._tell("away", f"{where}: no answer; the run goes on, and all is sent when the server comes.")
             self._remember()
@@ -208,10 +209,10 @@ class MLFlowLogger(MLFlowMedia):
         """
         if self._ready:
             return
-        client, end = self._made_client(), time.monotonic() + timeout
+        client = self._made_client()
         if self._run_id is None:
-            self._experiment_id = self._experiment_id or self._find_experiment(client, end)
-            self._run_id = self._find_run(client, end)
+            self._experiment_id = self._experiment_id or self._find_experiment(client, timeout)
+            self._run_id = self._find_run(client)
         else:
             try:
                 with calling(timeout):
@@ -221,24 +222,24 @@ class MLFlowLogger(MLFlowMedia):
                 raise ConfigError(Problem(where, "this run must exist", str(error), "Leave run_id out.")) from error
             self._experiment_id = info.experiment_id
             if info.status != "RUNNING":
-                with calling(_left(end)):
+                with calling():
                     client.update_run(self._run_id, status="RUNNING")
         self._ready = True
         if self._folder is not None:
             self._remember()
 
-    def _find_experiment(self, client: Any, end: float) -> str:
-        with calling(_left(end)):
+    def _find_experiment(self, client: Any, timeout: float) -> str:
+        with calling(timeout):
             found = client.get_experiment_by_name(self._experiment_name)
         if found is None:
             place = self._artifact_location
             if place is None and self._uri.startswith("sqlite:"):
                 place = f"file://{os.path.join(self._save_dir, 'artifacts', accepted(self._experiment_name))}"
             try:
-                with calling(_left(end)):
+                with calling():
                     return str(client.create_experiment(self._experiment_name, artifact_location=place))
             except ValueError:  # another run was faster
-                with calling(_left(end)):
+                with calling():
                     found = client.get_experiment_by_name(self._experiment_name)
         if found is None or found.lifecycle_stage == "deleted":
             where = f"MLFlowLogger(experiment_name={self._experiment_name!r})"
@@ -246,17 +247,17 @@ class MLFlowLogger(MLFlowMedia):
             raise ConfigError(Problem(where, "this experiment was deleted on the server", fix=fix))
         return str(found.experiment_id)
 
-    def _find_run(self, client: Any, end: float) -> str:
+    def _find_run(self, client: Any) -> str:
         """Make the run; where an earlier try may have made it, look for it first."""
         if self._maybe_created:
-            with calling(_left(end)):
+            with calling():
                 found = client.search_runs([self._experiment_id], f"tags.`{_TOKEN}` = '{self._token}'")
             if found:
                 return str(found[0].info.run_id)
         from mlflow.tracking.context.registry import resolve_tags
 
         self._maybe_created = True
-        with calling(_left(end)):
+        with calling():
             tags = {**resolve_tags(self._tags), _TOKEN: self._token}
             return str(client.create_run(self._experiment_id, tags=tags, run_name=self._run_name).info.run_id)
 
@@ -297,7 +298,7 @@ class MLFlowLogger(MLFlowMedia):
         return {
             "experiment_name": self._experiment_name,
             "run_name": self._run_name,
-            "tracking_uri": redacted(self._uri),
+            "tracking_uri": without_secret(self._uri),
             "tags": self._tags,
             "save_dir": self._save_dir,
             "prefix": self._prefix,
@@ -462,7 +463,7 @@ class MLFlowLogger(MLFlowMedia):
         """
         given = plain(params)
         flat = flatten(given if isinstance(given, dict) else {"value": given})
-        named = {self._accepted(key): str(value) for key, value in flat.items()}
+        named = {self._accepted(key): _text(value) for key, value in flat.items()}
         self.later(lambda: self._send_new_params(named), "hyper-parameters")
 
     def _send_new_params(self, params: dict[str, str]) -> None:
@@ -515,12 +516,19 @@ class MLFlowLogger(MLFlowMedia):
                 _ = self.version
                 self._connect(_FIRST_LOOK_SECONDS)
                 self._send_final_checkpoints()
-                with calling():
-                    self._made_client().set_terminated(self._run_id, _STATUSES.get(status, "FINISHED"))
+                if not self._is_users_own():
+                    with calling():
+                        self._made_client().set_terminated(self._run_id, _STATUSES.get(status, "FINISHED"))
             except (ConnectionError, ValueError) as error:
                 if self._feed is not None:  # it says so, and how to end the run later
                     raise
                 self.tell(f"MLFlowLogger: the run's end could not be sent: {error}")
+
+    def _is_users_own(self) -> bool:
+        """Return whether the run is MLflow's active one in this process: who opened it will end it."""
+        active = getattr(sys.modules.get("mlflow"), "active_run", None)
+        run = None if active is None else active()
+        return run is not None and run.info.run_id == self._run_id
 
     def __getstate__(self) -> dict[str, Any]:
         _ = self.version  # a copy in another process writes to the same run
@@ -535,13 +543,13 @@ def _identity(metric: Any) -> tuple[int, int, str]:
     return int(metric.step), int(metric.timestamp), "nan" if math.isnan(value) else repr(value)
 
 
+def _text(value: Any) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
 def _is_kept(kept: str, value: str) -> bool:
     """Return whether a parameter has this value, as far as MLflow kept it."""
     return kept == value or (len(kept) in _LONGEST_VALUES and value.startswith(kept))
-
-
-def _left(end: float) -> float:
-    return max(end - time.monotonic(), 1.0)
 
 
 def _number(name: str, value: Any) -> float:

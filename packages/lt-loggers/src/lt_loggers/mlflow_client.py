@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-__all__ = ["calling", "default_uri", "redacted"]
+__all__ = ["calling", "default_uri", "make_client", "redacted", "without_secret"]
 
 # The last one keeps MLflow from printing the server's address, which may hold a password.
 _SETTINGS = {
@@ -33,8 +33,21 @@ _REFUSED = {
 
 
 def redacted(text: str) -> str:
-    """Return a text whose URIs hold no user and password."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    """Return a text whose URIs hold no user and password, and no token among their arguments."""
+    text = re.sub(r"(?<=://)[^\s'\"]*@", "***@", text)
+    return re.sub(r"(?i)([?&](?:\w*token|password|secret|\w*key)=)[^&\s'\"]+", r"\1***", text)
+
+
+def without_secret(uri: str) -> str:
+    """Return a URI without user and password: with ``***@`` in their place."""
+    scheme, mark, rest = uri.partition("://")
+    place = rest.partition("/")[0]
+    if "@" in place:
+        return f"{scheme}{mark}***@{place.rpartition('@')[2]}{rest[len(place) :]}"
+    port = place.partition(":")[2]  # a password with a slash makes what precedes it no host and port
+    if "@" in rest and port and not port.isdigit():
+        return f"{scheme}{mark}***@{rest.rpartition('@')[2]}"
+    return redacted(uri) if "?" in uri and "@" not in rest else uri
 
 
 @contextmanager
@@ -55,7 +68,8 @@ def calling(timeout: float = 10.0) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _meant(error) from error
+        # A traceback shows the cause: not one that names a password.
+        raise _meant(error) from (error if redacted(str(error)) == str(error) else None)
     finally:
         _own.settings = before
 
@@ -134,10 +148,30 @@ def make_client(uri: str) -> Any:
     try:
         from mlflow.tracking import MlflowClient
 
-        return MlflowClient(tracking_uri=uri)
+        with _alone(uri):
+            return MlflowClient(tracking_uri=uri)
     except OSError:
         raise
     except Exception as error:
         fix = "Write http(s)://host:port, sqlite:///path (this needs the full mlflow) or file:path."
         got = redacted(" ".join(str(error).split()))[:300].rstrip(".")
         raise MisconfigurationException(str(Problem(where, "MLflow must know this kind of store", got, fix))) from error
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Let one process at a time make a database's tables: MLflow itself breaks it where two do."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    if path == uri:
+        yield
+        return
+    try:
+        import fcntl
+
+        file = open(f"{path}.lock", "w")  # noqa: SIM115 - it is closed below
+    except (ImportError, OSError):
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

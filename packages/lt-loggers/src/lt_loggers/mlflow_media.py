@@ -17,7 +17,8 @@ from lt_loggers.mlflow_client import calling
 
 __all__ = ["MLFlowMedia"]
 
-_MEDIA_SECONDS = 60.0
+# Without a sign of life; metrics wait as long.
+_MEDIA_SECONDS = 15.0
 
 
 class MLFlowMedia(Logger):
@@ -226,11 +227,16 @@ class MLFlowMedia(Logger):
 
     def _send_final_checkpoints(self) -> None:
         """Keep what is left at the end of the run."""
-        callback, self._checkpoint_callback = self._checkpoint_callback, None
+        callback = self._checkpoint_callback
         for found in self._new(callback) if callback is not None else ():
-            with calling(_MEDIA_SECONDS):
-                self._send_checkpoint(self._made_client(), str(self._run_id), found, found.path)
+            try:
+                with calling(_MEDIA_SECONDS):
+                    self._send_checkpoint(self._made_client(), str(self._run_id), found, found.path)
+            except (ConnectionError, ValueError) as error:
+                self._sent_checkpoints = None
+                raise ConnectionError(f"checkpoint {found.path} was not sent. {error}") from None
             self.progressed()
+        self._checkpoint_callback = None
 
     def _send_checkpoint(self, client: Any, run_id: str, found: Found, path: str) -> None:
         """Put a checkpoint into ``checkpoints/<name>``, with what is known of it and its aliases, which others lose."""

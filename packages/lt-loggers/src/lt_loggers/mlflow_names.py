@@ -10,7 +10,8 @@ __all__ = ["accepted", "original"]
 LONGEST = 250
 _REFUSED = re.compile(r"[^\w.\- :/]")
 _ESCAPED = re.compile(r"_u([0-9a-f]+)_")
-_LOOKS_ESCAPED = re.compile(r"_(?=u[0-9a-f]*_|h[0-9a-f]{16}_$)")
+# Also where only what follows it makes it an escape: a refused character, or a slash that is written as one.
+_LOOKS_ESCAPED = re.compile(r"_(?=u[0-9a-f]*(?:_|/|[^\w.\- :/])|h[0-9a-f]{16}_$)")
 
 
 def accepted(name: str) -> str:
@@ -26,6 +27,8 @@ def accepted(name: str) -> str:
     text = parts[0]
     for part in parts[1:]:
         text += f"/{part}" if part and text and not text.endswith("/") else f"_u2f_{part}"
+    if text.startswith(".."):  # which would lead out of the run's folder
+        text = f"_u2e_{text[1:]}"
     if not text:
         text = "_u_"
     if len(text) > LONGEST:

@@ -34,6 +34,7 @@ from lt_loggers.wandb_files import (
 )
 from lt_loggers.wandb_media import WandbMedia
 from lt_loggers.wandb_run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, open_run, start_run
+from lt_loggers.wandb_watch import Watch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -134,6 +135,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
         self._kwargs = kwargs
         self._is_identified = False
         self._told: set[str] = set()
+        self._watches: list[Watch] = []
         self._forget_run()
 
     def _forget_run(self) -> None:
@@ -190,6 +192,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             if found is not None:
                 self._given = found
                 self._id, self._project = found.id, found.project
+                self._offline = self._offline or bool(getattr(found, "offline", False))
             self._project = self._project or os.environ.get("WANDB_PROJECT") or "lightning_logs"
             alphabet = string.ascii_lowercase + string.digits
             base = self._id or os.environ.get("WANDB_RUN_ID") or "".join(secrets.choice(alphabet) for _ in range(8))
@@ -321,7 +324,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
                 if record.axis == "batch":
                     axis = f"{record.stage}/batch"
                     self._set_axes({axis: None}, None)
-                    self._set_axes(row, axis)
+                    self._set_axes({name: row[name] for name in row if name != names.get("epoch")}, axis)
                     row[axis] = record.step
                 else:
                     if record.axis == "epoch" and "epoch" in names:
@@ -348,14 +351,37 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
     def watch(
         self, model: nn.Module, log: str | None = "gradients", log_freq: int = 100, log_graph: bool = True
     ) -> None:
-        """Log histograms of gradients, parameters or ``"all"`` every ``log_freq`` batches."""
-        with self.exclusive():
-            self.experiment.watch(model, log=log, log_freq=log_freq, log_graph=log_graph)
+        """Log histograms of gradients, parameters or ``"all"`` every ``log_freq`` batches, at the run's step.
+
+        Args:
+            model: The model.
+            log: ``"gradients"``, ``"parameters"``, ``"all"``, or None for none.
+            log_freq: Every how many gradients of a parameter.
+            log_graph: Whether W&B shows the model's graph.
+        """
+        _check("log", log, (None, "gradients", "parameters", "all"), "WandbLogger.watch")
+        if not (self._per_rank or is_rank_zero()):
+            return
+        if log_graph:
+            with self.exclusive():
+                self.experiment.watch(model, log=None, log_graph=True)
+        if log is not None:
+            self._watches.append(Watch(model, log, log_freq, partial(self.step_or_current, None), self._show_watched))
+
+    def _show_watched(self, histograms: Mapping[str, Any], step: int | None) -> None:
+        import wandb
+
+        self._show_all({name: wandb.Histogram(np_histogram=value) for name, value in histograms.items()}, step, None)
 
     def unwatch(self, model: nn.Module) -> None:
         """End what `watch` began."""
-        with self.exclusive():
-            self.experiment.unwatch(model)
+        ended = [watch for watch in self._watches if watch.model is model]
+        self._watches = [watch for watch in self._watches if watch.model is not model]
+        for watch in ended:
+            watch.end()
+        if self._open is not None:
+            with self.exclusive():
+                self.experiment.unwatch(model)
 
     # Delivery
 
@@ -379,6 +405,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             if self._open is None or not self._open.is_open:
                 return
             try:
+                for watch in self._watches:
+                    watch.flush()
                 self._log_final_checkpoints()
                 self.save()
             except OSError as error:
@@ -508,7 +536,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             self._axes[name] = axis or ""
             if name not in theirs and not name.startswith(groups):
                 escaped = name.replace("\\", "\\\\").replace(".", "\\.")
-                opened.guarded(partial(opened.run.define_metric, escaped, step_metric=axis))
+                opened.guarded(partial(opened.run.define_metric, escaped, step_metric=axis, step_sync=False))
 
     def _send_call(self, row: Mapping[str, Any], step: int | None) -> None:
         """Write one row of a direct call."""
@@ -523,7 +551,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
 
     def __getstate__(self) -> dict[str, Any]:
         _ = self.version  # a copy in another process is of the same run
-        return {**super().__getstate__(), "_given": None, "_open": None, "_old_logs": {}}
+        return {**super().__getstate__(), "_given": None, "_open": None, "_old_logs": {}, "_watches": []}
 
 
 # What torchrun and Slurm set to the same value on all processes of a run.
@@ -534,8 +562,8 @@ def _rank() -> str:
     return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
 
 
-def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+def _check(name: str, value: Any, allowed: tuple[Any, ...], where: str = "WandbLogger") -> None:
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
         raise MisconfigurationException(
-            f"WandbLogger({name}={value!r}): this must be one of {', '.join(map(repr, allowed))}."
+            f"{where}({name}={value!r}): this must be one of {', '.join(map(repr, allowed))}."
         )

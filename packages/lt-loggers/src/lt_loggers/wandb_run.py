@@ -118,7 +118,7 @@ class OpenRun:
                 # After an error, such as of a full disk, W&B's process writes no more to this log, ever.
                 self._break()
                 raise TimeoutError(
-                    f"WandbLogger: W&B's own process wrote too little in {timeout:g} s: "
+                    f"WandbLogger: W&B's own process wrote too little in {min(timeout, _STALLED):g} s: "
                     f"{len(self.owed)} rows are not in {self.log.path} yet."
                 )
             time.sleep(pause)

@@ -19,7 +19,8 @@ def default_folder(trainer: Trainer) -> str:
     if not trainer.loggers:
         return os.path.join(trainer.default_root_dir, "checkpoints")
     logger = trainer.loggers[0]
-    root = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
+    save_dir = getattr(logger, "save_dir", None)
+    root = save_dir if save_dir is not None else trainer.default_root_dir
     version = logger.version
     folder = f"version_{version}" if isinstance(version, int) else version
     own_root = getattr(logger, "root_dir", None)

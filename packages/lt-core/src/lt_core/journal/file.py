@@ -72,6 +72,7 @@ class Journal:
         for record in self.read():
             self.sequence, end, read = record.sequence + 1, record.end, read + 1
         if self._state[0] > end and not read_only:
+            self._keep_damaged(end)
             os.ftruncate(self._fd, end)
         self._state = end, b""
         if read < self.sequence:
@@ -82,6 +83,16 @@ class Journal:
         self._tail = self._kept_tail()
         self._by_content: dict[str, list[float]] | None = None
         self.changes = self._kept_changes()
+
+    def _keep_damaged(self, end: int) -> None:
+        """Keep beside the journal what follows its last record, if that is more than one torn line."""
+        rest = os.pread(self._fd, self._state[0] - end, end)
+        if self.path is not None and b"\n" in rest:
+            warn(
+                f"Journal({str(self.path)!r}): {len(rest)} bytes can not be read. They are kept in {self.path}.damaged."
+            )
+            with open(f"{self.path}.damaged", "ab") as file:
+                file.write(rest)
 
     @property
     def offset(self) -> int:
@@ -109,7 +120,8 @@ class Journal:
         """
         if self._tail:
             wall = self._former_time(stage, axis, step, values, wall)
-        text = _encode([self.sequence, stage, axis, step, time.time() if wall is None else wall, dict(values)]).encode()
+        record = [self.sequence, stage, axis, step, time.time() if wall is None else wall, dict(values)]
+        text = _encode(record).encode("utf-8", "backslashreplace")  # names of files may hold half a character
         line = b"%b\t%08x\n" % (text, zlib.crc32(text))
         written, waiting = self._state
         data = waiting + line if waiting else line
@@ -278,7 +290,7 @@ def _content(record: LoggedRecord) -> str:
 
 def _line(record: LoggedRecord) -> bytes:
     fields = [record.sequence, record.stage, record.axis, record.step, record.time, dict(record.values)]
-    text = _encode(fields).encode()
+    text = _encode(fields).encode("utf-8", "backslashreplace")
     return b"%b\t%08x\n" % (text, zlib.crc32(text))
 
 

@@ -45,7 +45,7 @@ def find_journal(run_dir: str | os.PathLike[str]) -> Path:
         ConfigError: If there is none; names those that lie below.
     """
     folder = Path(run_dir)
-    path = folder if folder.is_file() else folder / NAME
+    path = folder if folder.suffix == Path(NAME).suffix else folder / NAME
     if path.is_file():
         return path
     below = sorted(str(p.parent) for p in folder.rglob(NAME)) if folder.is_dir() else []
@@ -53,11 +53,20 @@ def find_journal(run_dir: str | os.PathLike[str]) -> Path:
     raise ConfigError(Problem(f"replay {str(run_dir)!r}", f"the folder must hold a {NAME}", "none", fix))
 
 
+def _undescribed(run_dir: str | os.PathLike[str]) -> ConfigError:
+    fix = "Give the loggers: lt_core.journal.replay.replay(run_dir, loggers=[...])."
+    return ConfigError(Problem(f"replay {str(run_dir)!r}", "no logger is described there", fix=fix))
+
+
 def pending(run_dir: str | os.PathLike[str]) -> list[Replayed]:
     """Return how many records each logger of a run lacks; nothing is sent."""
-    journal = Journal(find_journal(run_dir), read_only=True)
+    path = find_journal(run_dir)
+    known = list(descriptions(path))
+    if not known:
+        raise _undescribed(run_dir)
+    journal = Journal(path, read_only=True)
     found = []
-    for described in descriptions(Path(str(journal.path))):
+    for described in known:
         has = Acknowledgement(journal, described.number).sequence
         found.append(Replayed(described.kind, 0, max(journal.sequence - has, 0)))
     journal.close()
@@ -89,8 +98,7 @@ def replay(
         else:
             known = [(described, None) for described in kept.values()]
         if not known:
-            fix = "Give the loggers: lt_core.journal.replay.replay(run_dir, loggers=[...])."
-            raise ConfigError(Problem(f"replay {str(run_dir)!r}", "no logger is described there", fix=fix))
+            raise _undescribed(run_dir)
         try:
             return [_replay_one(journal, described, logger, timeout) for described, logger in known]
         finally:
@@ -99,7 +107,7 @@ def replay(
 
 def _replay_one(journal: Journal, described: Description, logger: Any, timeout: float) -> Replayed:
     try:
-        logger = _made_again(described) if logger is None else logger
+        logger = _made_again(described, Path(str(journal.path)).parent) if logger is None else logger
         delivery = Delivery(logger, journal, start=None, number=described.number)
     except Exception as error:
         has = Acknowledgement(journal, described.number).sequence
@@ -118,8 +126,10 @@ def _left(delivery: Delivery) -> int:
     return sum(1 for _ in delivery.journal.read(delivery.acknowledged))
 
 
-def _made_again(described: Description) -> Any:
+def _made_again(described: Description, folder: Path) -> Any:
     """Make a logger through the registry: a name that is in a file is never imported, only looked up.
+
+    Where the run's folder was moved, so is the logger's ``save_dir``.
 
     Raises:
         ConfigError: If it is of no installed kind, or can not be made again.
@@ -132,4 +142,15 @@ def _made_again(described: Description) -> Any:
     make = getattr(plugin, "from_replay_state", None)
     if make is None:
         raise ConfigError(Problem(where, "this logger can not be made again: it has no from_replay_state"))
-    return make(described.state)
+    return make({**described.state, **_moved(described, folder.resolve(), where)})
+
+
+def _moved(described: Description, folder: Path, where: str) -> dict[str, str]:
+    old, home = Path(described.folder or folder), (described.state or {}).get("save_dir")
+    if old == folder or not home or not old.is_relative_to(home):
+        return {}
+    below = old.relative_to(home)
+    if below.parts and folder.parts[-len(below.parts) :] == below.parts:
+        return {"save_dir": str(Path(*folder.parts[: -len(below.parts)]))}
+    rule = "the run's folder must lie below its root as before"
+    raise ConfigError(Problem(where, rule, f"{folder}, once {old}", f"Move it to <a folder>/{below}."))

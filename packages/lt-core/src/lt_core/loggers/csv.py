@@ -71,6 +71,13 @@ class CSVLogger(Logger):
         if delivery not in (None, "sync", "async"):
             rule = 'it must be "sync" or "async"'
             raise ConfigError(Problem(f"CSVLogger(delivery={delivery!r})", rule, fix="Leave it out for a thread."))
+        every = flush_logs_every_n_steps
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            where = f"CSVLogger(flush_logs_every_n_steps={every!r})"
+            raise ConfigError(Problem(where, "it must be a whole number from 1 on"))
+        if not isinstance(save_dir, (str, os.PathLike)):
+            fix = "Write a folder, such as 'logs'."
+            raise ConfigError(Problem(f"CSVLogger(save_dir={save_dir!r})", "it must be a path", fix=fix))
         self.delivery = delivery
         self._save_dir = os.fspath(save_dir)
         self._name = name or ""
@@ -81,6 +88,8 @@ class CSVLogger(Logger):
         self._columns: list[str] = []
         self._opened = False
         self._count = 0
+        self._taken_from: Any = None
+        self._saves = False
         self._taken = -1  # the last record in the file or among the rows that wait
         self.hparams: dict[str, Any] = {}
         self._hparams_written = True
@@ -169,7 +178,8 @@ class CSVLogger(Logger):
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | Any, *args: Any, **kwargs: Any) -> None:
         """Remember hyper-parameters; ``save`` writes them."""
         with self.exclusive():
-            self.hparams.update(vars(params) if isinstance(params, Namespace) else dict(params or {}))
+            given = plain(params or {})
+            self.hparams.update(given if isinstance(given, dict) else {"value": given})
             self._hparams_written = not self.hparams
 
     @rank_zero_only
@@ -181,6 +191,8 @@ class CSVLogger(Logger):
             unsure: Whether rows of theirs may be there.
         """
         with self.exclusive():
+            if self._taken_from is not self._feed:  # another run's records have the same numbers
+                self._taken, self._taken_from = -1, self._feed
             if unsure:
                 if self._taken < 0 and records and records[0].sequence == 0:
                     self.rewind(2**62, None)
@@ -197,6 +209,14 @@ class CSVLogger(Logger):
         """
         with self.exclusive():  # users log here while the history comes from a thread
             self._add([(metrics, step)], may_write=self._feed is None)
+            if self._feed is None or self._saves:
+                return
+            self._saves = True
+        self.later(self._save_own, "")
+
+    def _save_own(self) -> None:
+        self._saves = False
+        self.save()
 
     def _add(self, rows: Sequence[tuple[Mapping[str, Any], int | None]], may_write: bool = True) -> None:
         """Add rows and write them when enough are due: all or, where the disk takes them not, none of them."""
@@ -208,7 +228,7 @@ class CSVLogger(Logger):
         if may_write and len(self._rows) >= self._every:
             try:
                 self._write_rows()
-            except OSError:  # whoever is told will send them again
+            except Exception:  # whoever is told will send them again
                 del self._rows[waiting:]
                 self._count = number
                 raise
@@ -218,6 +238,8 @@ class CSVLogger(Logger):
             return
         _ = self.experiment
         path = Path(self.metrics_file_path) if path is None else path
+        if self._columns and not path.exists():
+            self._lose_all(path)
         # In the order of their first row, so that the file does not depend on when it was written.
         names = dict.fromkeys(k for row in self._rows for k in sorted(row))
         new = [k for k in names if k not in self._columns and k not in ("epoch", "step")]
@@ -231,7 +253,7 @@ class CSVLogger(Logger):
             writer.writeheader()
         writer.writerows(self._rows)
         try:
-            with open(path, "a", newline="", encoding="utf-8") as file:
+            with open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text.getvalue())
         except OSError:
             if path.exists():
@@ -239,13 +261,20 @@ class CSVLogger(Logger):
             raise
         self._rows = []
 
+    def _lose_all(self, path: Path) -> None:
+        """Begin anew where somebody removed the file: what was in it has to come again."""
+        self._rows, self._columns, self._taken = [], [], -1
+        error = FileNotFoundError(f"{path} is gone; all of it is written again")
+        error.lost_all = True  # type: ignore[attr-defined]
+        raise error
+
     def _widen(self, path: Path, new: list[str]) -> None:
         """Add columns, and write what is there again under the wider header, atomically."""
         old = _read(path) if path.exists() else []
         columns = [*self._columns, *new]
         if old:
             temporary = path.with_suffix(".csv.tmp")
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
+            with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(old)
@@ -269,7 +298,7 @@ class CSVLogger(Logger):
         _ = self.experiment
         path = os.path.join(self.log_dir, self.NAME_HPARAMS_FILE)
         text = yaml.safe_dump(plain(self.hparams), sort_keys=False, allow_unicode=True)
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        with open(f"{path}.tmp", "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         os.replace(f"{path}.tmp", path)
 
@@ -282,7 +311,8 @@ class CSVLogger(Logger):
             _ = self.experiment
             path = Path(self.metrics_file_path)
             if path.exists():
-                self._rows = [row for row in map(_filled, _read(path)) if _is_own(row, step)]
+                epoch = f"{self._prefix}-epoch" if self._prefix else "epoch"
+                self._rows = [row for row in map(_filled, _read(path)) if _is_own(row, step, epoch)]
                 draft = path.with_suffix(".csv.rewound")
                 draft.unlink(missing_ok=True)
                 if self._rows:  # at no moment are they in no file
@@ -309,14 +339,13 @@ def _filled(row: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in row.items() if value}
 
 
-def _is_own(row: Mapping[str, str], step: int) -> bool:
+def _is_own(row: Mapping[str, str], step: int, epoch: str) -> bool:
     """Return whether a row is of the user's own ``log_metrics``, up to a step: the history names the epoch."""
     number = row.get("step", "")
-    return "epoch" not in row and number.isdigit() and int(number) <= step + 1  # after step s, global_step is s + 1
+    return epoch not in row and number.isdigit() and int(number) <= step + 1  # after step s, global_step is s + 1
 
 
 def _plain(name: str, value: Any) -> Any:
-    value = value.item() if hasattr(value, "item") and getattr(value, "size", None) is not None else value
     if isinstance(value, (int, float)):
         return value
     try:
@@ -328,5 +357,5 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="backslashreplace") as file:
         return list(csv.DictReader(file))

@@ -1,0 +1,87 @@
+"""Follow a model's gradients and parameters as histograms, each at the step that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Watch"]
+
+BINS = 64
+
+
+class Watch:
+    """Gather histograms while gradients are computed, a row for each step.
+
+    wandb's own hooks would put them beside whatever row is written next, which is another step's where rows are
+    written behind the loop's back.
+
+    Args:
+        model: The model.
+        log: ``"gradients"``, ``"parameters"`` or ``"all"``.
+        every: Every how many gradients of a parameter.
+        now: Tells the step that the run is at, or None.
+        send: Takes histograms by name, as counts and edges, and their step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        log: str,
+        every: int,
+        now: Callable[[], int | None],
+        send: Callable[[Mapping[str, Any], int | None], None],
+    ) -> None:
+        self.model = model
+        self._log, self._every, self._now, self._send = log, every, now, send
+        self._row: dict[str, Any] = {}
+        self._step: int | None = None
+        self._counts: dict[str, int] = {}
+        watched = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        hooks: list[tuple[Any, Callable[[Any], None]]] = [(p, partial(self._note, name, p)) for name, p in watched]
+        self._handles = [p.register_hook(hook) for p, hook in hooks]
+        self._whole = len(watched) * (2 if log == "all" else 1)
+
+    def _note(self, name: str, parameter: Tensor, gradient: Tensor) -> None:
+        self._counts[name] = self._counts.get(name, 0) + 1
+        if self._counts[name] % self._every:
+            return
+        step = self._now()
+        if step != self._step or f"gradients/{name}" in self._row or f"parameters/{name}" in self._row:
+            self.flush()
+            self._step = step
+        if self._log != "parameters":
+            self._row[f"gradients/{name}"] = _histogram(gradient)
+        if self._log != "gradients":
+            self._row[f"parameters/{name}"] = _histogram(parameter)
+        if len(self._row) == self._whole:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+        row, self._row = self._row, {}
+        if row:
+            self._send(row, self._step)
+
+    def end(self) -> None:
+        """Send the rest and let go of the model."""
+        self.flush()
+        for handle in self._handles:
+            handle.remove()
+
+
+def _histogram(values: Tensor) -> tuple[list[float], list[float]]:
+    """Return counts and edges of the finite values."""
+    import torch
+
+    flat = values.detach().float().flatten()
+    flat = flat[torch.isfinite(flat)]
+    low, high = (float(flat.min()), float(flat.max())) if flat.numel() else (0.0, 0.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    counts = torch.histc(flat.cpu(), BINS, low, high)
+    return counts.tolist(), torch.linspace(low, high, BINS + 1).tolist()
