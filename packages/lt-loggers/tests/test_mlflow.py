@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from lt_interface import ConfigError, Logger, MisconfigurationException, Record
 from lt_interface.registry import loggers
 from lt_interface.testing import LoggerConformance
 from lt_loggers import MLFlowLogger
+from lt_loggers.mlflow_client import without_secret
 from lt_loggers.mlflow_names import accepted, original
 
 pytestmark = pytest.mark.filterwarnings(
@@ -173,6 +176,17 @@ def test_names_are_mapped_one_to_one(names: list[str]) -> None:
 def test_names_like_escapes(name: str) -> None:
     """A name that looks like an escape is escaped, and comes back."""
     assert original(accepted(name)) == name
+
+
+def test_no_two_names_become_one() -> None:
+    """Names of the letters that escapes are made of stay apart, and are taken for names by MLflow."""
+    from mlflow.utils.validation import _validate_metric_name
+
+    names = ["".join(letters) for n in range(1, 7) for letters in itertools.product("_ua\n/.", repeat=n)]
+    made = [accepted(name) for name in names]
+    assert len(set(made)) == len(names)
+    for name in made[::17]:
+        _validate_metric_name(name)
 
 
 def test_strange_names_are_told_once(tmp_path: Path) -> None:
@@ -356,7 +370,23 @@ def test_wrong_uri_is_an_error_within_five_seconds(tmp_path: Path, silent_port: 
     with pytest.raises(ConfigError, match=r'must answer.*on_unreachable="spool"') as caught:
         _ = logger.experiment
     assert time.monotonic() - begun < 5
-    assert "secret" not in str(caught.value)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://host:5000/x", "http://host:5000/x"),
+        ("http://u:p@host:5000/x", "http://***@host:5000/x"),
+        ("https://u:p@ss@host/a@b", "https://***@host/a@b"),
+        ("http://u:p/ss@host", "http://***@host"),
+        ("http://host/x?token=abc&y=1", "http://host/x?token=***&y=1"),
+        ("sqlite:////a/b@c/d.db", "sqlite:////a/b@c/d.db"),
+    ],
+)
+def test_addresses_without_their_secrets(uri: str, shown: str) -> None:
+    """User, password and token of an address are left out of what is written, and nothing else of it."""
+    assert without_secret(uri) == shown
 
 
 def test_unknown_scheme(tmp_path: Path) -> None:
@@ -378,6 +408,40 @@ def test_spools_when_told_so(tmp_path: Path) -> None:
         logger.finish("success")
     assert "hush" not in json.dumps(logger.replay_state())
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"hush" in p.read_bytes()]
+
+
+def test_system_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine does is logged under system/ until the run ends."""
+    pytest.importorskip("psutil")
+    monkeypatch.setattr("lt_loggers.mlflow_system.SECONDS", 0.05)
+    logger = MLFlowLogger(save_dir=tmp_path, log_system_metrics=True)
+    client, end = logger.experiment, time.monotonic() + 60
+    while "system/cpu_utilization_percentage" not in client.get_run(logger.run_id).data.metrics:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    logger.finish("success")
+    count = len(client.get_metric_history(logger.run_id, "system/cpu_utilization_percentage"))
+    time.sleep(0.2)
+    assert len(client.get_metric_history(logger.run_id, "system/cpu_utilization_percentage")) == count
+    assert "system/system_memory_usage_megabytes" in points(logger)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"run_id": 5}, r"MLFlowLogger\(run_id=5\): it must be text. Got int"),
+    ({"tracking_uri": Path("x")}, r"tracking_uri=.*it must be text"),
+    ({"tags": ["a"]}, r"tags=\['a'\]\): it must be a dict"),
+    ({"experiment_name": ""}, r"experiment_name=''\): it must have a name"),
+    ({"flush_timeout": "x"}, r"flush_timeout='x'\): it must be a number of seconds. Got str"),
+    ({"flush_timeout": -1}, r"flush_timeout=-1\).*not below 0"),
+    ({"log_model": 1}, r"log_model=1\): this must be one of False, True, 'all'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
+    """An argument of the wrong kind is one clear error when the logger is made."""
+    with pytest.raises(ConfigError, match=message):
+        MLFlowLogger(**options)
 
 
 def test_other_ranks_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lt_loggers.tensorboard
 from lt_loggers import TensorBoardLogger
+from lt_loggers.media import wav
 
 KEPT = {"scalars": 0, "tensors": 0, "images": 0, "audio": 0, "histograms": 0, "compressedHistograms": 0}
 
@@ -68,6 +69,8 @@ def test_figure_may_be_closed(logger: TensorBoardLogger) -> None:
     figure.patch.set_facecolor("red")
     logger.log_figure("drawn", figure, step=2)
     figure.patch.set_facecolor("blue")
+    with pytest.raises(TypeError, match=r"one of matplotlib or plotly. Got Axes. Write axes\.figure"):
+        logger.log_figure("axes", figure.subplots())
     ((step, pixels),) = shown(logger, "drawn")
     assert (step, pixels.shape[:2], tuple(pixels[0, 0, :3])) == (2, (50, 100), (255, 0, 0))
 
@@ -85,6 +88,22 @@ def test_sound(logger: TensorBoardLogger, shape: tuple[int, ...]) -> None:
     assert np.allclose(samples, wanted, atol=1e-3)
 
 
+def test_sound_of_a_file(logger: TensorBoardLogger, tmp_path: Path) -> None:
+    """A WAV file is played at its own rate, 16-bit integers at their height, and another file is refused by name."""
+    samples = np.array([[0, 16384, -16384, 32767]], "<i2")
+    (tmp_path / "a.wav").write_bytes(wav(samples, 8000))
+    logger.log_audio("file", [tmp_path / "a.wav"])
+    logger.log_audio("array", [samples], sample_rate=[8000])
+    events = read(logger)
+    for tag in ("file", "array"):
+        with wave.open(io.BytesIO(events.Audio(tag)[0].encoded_audio_string)) as file:
+            assert file.getframerate() == 8000
+            assert np.abs(np.frombuffer(file.readframes(9), "<i2").astype(int) - samples).max() <= 1
+    (tmp_path / "b.mp3").write_bytes(b"no sound")
+    with pytest.raises(ValueError, match=r"b\.mp3: a sound must be a WAV file"):
+        logger.log_audio("other", [tmp_path / "b.mp3"])
+
+
 def test_histogram_leaves_out_what_is_not_finite(logger: TensorBoardLogger) -> None:
     """A histogram counts every finite number."""
     logger.log_histogram("weights", np.array([0.0, 1.0, 2.0, np.nan, np.inf]), step=1)
@@ -96,8 +115,10 @@ def test_histogram_leaves_out_what_is_not_finite(logger: TensorBoardLogger) -> N
 def test_text_and_table(logger: TensorBoardLogger) -> None:
     """A text is kept as it is, a table laid out in Markdown with its bars kept apart."""
     logger.log_text("note", "**hello** \u00e9", step=1)
+    logger.log_text("cells", columns=["a", 2], data=[["x", "y"]], step=3)
     logger.log_table("grades", ["who", "what"], [["a|b", 1], ["c", 2.5]], step=2)
     assert text(logger, "note") == [(1, "**hello** \u00e9")]
+    assert text(logger, "cells") == [(3, "| a | 2 |\n| --- | --- |\n| x | y |")]
     assert text(logger, "grades") == [(2, "| who | what |\n| --- | --- |\n| a\\|b | 1 |\n| c | 2.5 |")]
 
 
@@ -108,3 +129,17 @@ def test_frames_of_a_video_side_by_side(logger: TensorBoardLogger) -> None:
     ((step, pixels),) = shown(logger, "moving")
     assert (step, pixels.shape) == (7, (4, 12, 3))
     assert [int(pixels[0, x, 0]) for x in (0, 4, 8)] == [0, 128, 255]
+
+
+def test_pictures_of_the_last_validation_outlive_a_resume(tmp_path: Path) -> None:
+    """What was shown at the checkpoint's own step is still there after the run went on from it, scalars are not."""
+    old = TensorBoardLogger(tmp_path)
+    for step in (9, 10, 11):
+        old.log_image("picture", [np.full((2, 2, 3), step, np.uint8)], step)
+        old.log_metrics({"loss": float(step)}, step)
+    old.finish("interrupted")
+    new = TensorBoardLogger(tmp_path)
+    new.rewind(9, old.version)
+    new.log_metrics({"loss": 99.0}, 10)
+    assert [step for step, _ in shown(new, "picture")] == [9, 10]
+    assert [(e.step, e.value) for e in read(new).Scalars("loss")] == [(9, 9.0), (10, 99.0)]

@@ -43,18 +43,33 @@ def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
     if not run.world.is_global_zero:
         return
     run.rewound = {}
-    if run.adopts and header is not None:
-        step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
-        for logger in run.loggers:
-            version = _version_of(run, logger)
-            if version is not None and hasattr(logger, "rewind"):
-                run.rewound[id(logger)] = logger.rewind(step, version)
-            elif version is not None and hasattr(logger, "join"):
-                logger.join(version)
+    if header is not None and run.fn is TrainerFn.FITTING:
+        _go_on(run, header, adopt)
     _share_versions(run.loggers)
     _refuse_twins(run.loggers)
+    folder = next((d for d in (getattr(logger, "directory", None) for logger in run.loggers) if d), None)
+    if folder is not None and os.path.isdir(folder):  # before anybody touches what may be another's
+        _lock(run, Path(folder) / JOURNAL)
     for logger in run.loggers:
-        _ = logger.experiment if hasattr(logger, "experiment") else None
+        getattr(logger, "experiment", None)
+
+
+def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
+    """Bring loggers back to the checkpoint: where its run goes on, or where they write to that run's folder anyway."""
+    step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
+    for logger in run.loggers:
+        if not hasattr(logger, "rewind") and not hasattr(logger, "join"):
+            continue
+        version = _version_of(run, logger, adopt)
+        if version is None or (not adopt and str(logger.version) != str(version)):
+            continue
+        folder = Path(logger.root_dir) / (f"version_{version}" if isinstance(version, int) else version)
+        if (folder / JOURNAL).is_file():
+            _lock(run, folder / JOURNAL)
+        if hasattr(logger, "rewind"):
+            run.rewound[id(logger)] = logger.rewind(step, version)
+        else:
+            logger.join(version)
 
 
 def _share_versions(loggers: list[Any]) -> None:
@@ -88,15 +103,18 @@ def _refuse_twins(loggers: list[Any]) -> None:
             raise ConfigError(Problem(where, rule, str(folder), "Give one of them another name or version."))
 
 
-def _version_of(run: Run, logger: Any) -> int | str | None:
-    """Return the version whose folder, below the logger's root, holds a checkpoint; None if it lies elsewhere."""
+def _version_of(run: Run, logger: Any, looks_far: bool) -> int | str | None:
+    """Return the version whose folder, below the logger's root, holds a checkpoint; None if it lies elsewhere.
+
+    Looking far, the journal that the checkpoint names may lie there instead.
+    """
     root = getattr(logger, "root_dir", None)
     if not root:
         return None
     try:
         first = Path(run.resume_path or "").resolve().relative_to(Path(root).resolve()).parts[0]
     except (ValueError, IndexError):
-        return _version_of_journal(run, Path(root))
+        return _version_of_journal(run, Path(root)) if looks_far else None
     return _version_name(first)
 
 
@@ -166,11 +184,18 @@ def _lock(run: Run, path: Path) -> None:
         ConfigError: If another process goes on with it.
     """
     lock, end = JournalLock(path), time.monotonic() + LOCK_SECONDS
+    if run.journal_lock is not None:
+        if run.journal_lock.path == lock.path:
+            return
+        run.journal_lock.release()
+        run.journal_lock = None
     while True:
-        with suppress(PermissionError, NotImplementedError):
+        try:
             if lock.acquire():
                 run.journal_lock = lock
                 return
+        except OSError:  # no files can be made there, which others tell better, or no locks be had
+            return
         if time.monotonic() >= end:
             where = f"Trainer.{run.fn}, run folder {str(path.parent)!r}"
             rule, fix = "no other process must be writing to it", "Wait until that has ended, or give another version."

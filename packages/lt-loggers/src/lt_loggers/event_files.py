@@ -16,6 +16,7 @@ __all__ = [
     "check_for_room",
     "event_file_of",
     "is_there",
+    "media_at",
     "remove_empty",
     "runs_below",
     "scalars",
@@ -46,6 +47,23 @@ def shown(folder: str | os.PathLike[str], event_type: Any) -> tuple[dict[str, in
             for value in event.summary.value:
                 last[value.tag] = max(event.step, last.get(value.tag, event.step))
     return last, graph
+
+
+def media_at(folder: str | os.PathLike[str], step: int, event_type: Any) -> list[Any]:
+    """Return the events of one step that show anything but scalars.
+
+    Args:
+        folder: The folder of one run.
+        step: The step.
+        event_type: The ``Event`` class of the package that wrote them.
+    """
+    found = []
+    for path in _files(folder):
+        for record in _records(path):
+            event = event_type.FromString(record)
+            if event.step == step and any(value.WhichOneof("value") != "simple_value" for value in event.summary.value):
+                found.append(event)
+    return found
 
 
 def scalars(folder: str | os.PathLike[str], event_type: Any) -> Counter[tuple[str, int, float]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["as_list", "frames", "gif", "per_item", "pictures", "png", "render", "wav"]
+__all__ = ["as_list", "frames", "gif", "mono", "per_item", "pictures", "png", "render", "rows_of", "wav"]
 
 _CHANNELS = (1, 3, 4)
 
@@ -97,11 +97,17 @@ def render(figure: Any) -> NDArray[Any]:
     """Return a figure of matplotlib as it is now, (H, W, 4) in 0..255; its own canvas stays as it was.
 
     A figure of plotly is drawn by its own ``to_image``, which needs kaleido.
+
+    Raises:
+        TypeError: If it is neither.
     """
     import numpy as np
 
     if hasattr(figure, "to_image"):
         return _picture_of_bytes(figure.to_image(format="png"))
+    if not hasattr(figure, "canvas"):
+        fix = "Write axes.figure." if hasattr(figure, "figure") else "Show pictures with log_image."
+        raise TypeError(f"log_figure: a figure must be one of matplotlib or plotly. Got {type(figure).__name__}. {fix}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     before = figure.canvas
@@ -119,6 +125,15 @@ def _picture_of_bytes(data: bytes) -> NDArray[Any]:
 
     with Image.open(io.BytesIO(data)) as opened:
         return np.array(opened.convert("RGBA"))
+
+
+def rows_of(
+    columns: Sequence[Any] | None, data: Sequence[Sequence[Any]] | None, dataframe: Any
+) -> tuple[list[str], list[list[Any]]]:
+    """Return names of columns and rows of a table, out of both or of a data frame."""
+    if dataframe is not None:
+        columns, data = list(dataframe.columns), dataframe.values.tolist()
+    return [str(column) for column in columns or []], [list(row) for row in data or []]
 
 
 def png(array: NDArray[Any]) -> bytes:
@@ -178,6 +193,48 @@ def gif(video: Any, fps: float = 4) -> bytes:
     return out.getvalue()
 
 
+def _samples(sound: Any) -> NDArray[Any]:
+    """Return a sound as 16-bit integers (channels, samples)."""
+    import numpy as np
+
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(sound, torch.Tensor):
+        sound = sound.detach().cpu().numpy()
+    array = np.atleast_2d(np.asarray(sound))
+    if array.ndim != 2:
+        raise ValueError(f"a sound must have 1 or 2 dimensions. Got the shape {array.shape}.")
+    if np.issubdtype(array.dtype, np.floating):
+        array = (np.nan_to_num(array).clip(-1.0, 1.0) * 32767).round()
+    return array.astype("<i2")
+
+
+def mono(sound: Any, sample_rate: int | None = None) -> tuple[NDArray[Any], int]:
+    """Return a sound as one channel in -1..1, and its samples a second.
+
+    Args:
+        sound: As `wav` takes it, or the path of a WAV file of 16 bits.
+        sample_rate: In Hz; a file's own, or 44100, if None.
+
+    Raises:
+        ValueError: If the file is another.
+    """
+    import wave
+
+    import numpy as np
+
+    rate = 44100
+    if isinstance(sound, (str, os.PathLike)):
+        try:
+            with wave.open(os.fspath(sound), "rb") as file:
+                if file.getsampwidth() != 2:
+                    raise wave.Error
+                rate, channels = file.getframerate(), file.getnchannels()
+                sound = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, channels).T
+        except (wave.Error, EOFError):
+            raise ValueError(f"{os.fspath(sound)}: a sound must be a WAV file of 16 bits, or an array.") from None
+    return _samples(sound).mean(axis=0) / 32767, sample_rate or rate
+
+
 def wav(samples: Any, sample_rate: int = 44100) -> bytes:
     """Return a sound as the bytes of a WAV file of 16 bits.
 
@@ -187,20 +244,11 @@ def wav(samples: Any, sample_rate: int = 44100) -> bytes:
     """
     import wave
 
-    import numpy as np
-
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(samples, torch.Tensor):
-        samples = samples.detach().cpu().numpy()
-    array = np.atleast_2d(np.asarray(samples))
-    if array.ndim != 2:
-        raise ValueError(f"a sound must have 1 or 2 dimensions. Got the shape {array.shape}.")
-    if np.issubdtype(array.dtype, np.floating):
-        array = (np.nan_to_num(array).clip(-1.0, 1.0) * 32767).round()
+    array = _samples(samples)
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
         file.setnchannels(array.shape[0])
         file.setsampwidth(2)
         file.setframerate(int(sample_rate))
-        file.writeframes(array.T.astype("<i2").tobytes())
+        file.writeframes(array.T.tobytes())
     return out.getvalue()

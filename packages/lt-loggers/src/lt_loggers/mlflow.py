@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -25,10 +26,12 @@ from lt_interface import (
     rank_zero_only,
 )
 from lt_interface.hyperparameters import flatten, number, plain
+from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
 from lt_loggers.checkpoints import remove_staged
 from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted, without_secret
 from lt_loggers.mlflow_media import MLFlowMedia
 from lt_loggers.mlflow_names import accepted
+from lt_loggers.mlflow_system import SystemMetrics
 
 __all__ = ["MLFlowLogger"]
 
@@ -62,6 +65,7 @@ class MLFlowLogger(MLFlowMedia):
             all is sent when the server comes. None means an error for a new run, spooling for one that goes on.
         delivery: ``"sync"`` or ``"async"``; None for what the trainer's ``logger_delivery`` says.
         flush_timeout: How many seconds the end of a run, or ``flush``, waits without progress.
+        log_system_metrics: Whether CPU, memory, disk, network and GPUs are logged every ten seconds; needs psutil.
 
     Raises:
         MissingPackageError: If neither mlflow nor mlflow-skinny is installed.
@@ -85,15 +89,25 @@ class MLFlowLogger(MLFlowMedia):
         on_unreachable: str | None = None,
         delivery: str | None = None,
         flush_timeout: float = 30.0,
+        log_system_metrics: bool = False,
     ) -> None:
         super().__init__()
         if find_spec("mlflow") is None:
             raise MissingPackageError(
                 "MLFlowLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[mlflow]'"
             )
-        _check("log_model", log_model, (False, True, "all"))
-        _check("on_unreachable", on_unreachable, (None, "error", "spool"))
-        _check("delivery", delivery, (None, "sync", "async"))
+        check_choice("MLFlowLogger", "log_model", log_model, (False, True, "all"))
+        check_choice("MLFlowLogger", "on_unreachable", on_unreachable, (None, "error", "spool"))
+        check_choice("MLFlowLogger", "delivery", delivery, (None, "sync", "async"))
+        check_choice("MLFlowLogger", "synchronous", synchronous, (None, False, True))
+        texts = {"run_name": run_name, "tracking_uri": tracking_uri, "run_id": run_id, "nested_run_id": nested_run_id}
+        check_texts("MLFlowLogger", experiment_name=experiment_name, artifact_location=artifact_location, **texts)
+        check_paths("MLFlowLogger", save_dir=save_dir)
+        check_numbers("MLFlowLogger", flush_timeout=flush_timeout)
+        if not experiment_name or not isinstance(tags, (Mapping, type(None))):
+            name, value = ("tags", tags) if experiment_name else ("experiment_name", experiment_name)
+            rule = "it must be a dict" if experiment_name else "it must have a name"
+            raise ConfigError(Problem(f"MLFlowLogger({name}={value!r})", rule))
         self.delivery = "sync" if synchronous and delivery is None else delivery
         self.flush_timeout = flush_timeout
         self._experiment_name, self._run_name = str(experiment_name), run_name
@@ -116,6 +130,9 @@ class MLFlowLogger(MLFlowMedia):
         self._told: set[str] = set()
         self._names: dict[str, str] = {}
         self._infinite: set[str] = set()
+        self._log_system_metrics = log_system_metrics
+        self._system_metrics: SystemMetrics | None = None
+        self._samples = itertools.count()
 
     # ------------------------------------------------------------ who this is
 
@@ -174,6 +191,8 @@ class MLFlowLogger(MLFlowMedia):
         if not is_rank_zero():
             return DummyExperiment()
         _ = self.version
+        if self._log_system_metrics and self._system_metrics is None:
+            self._system_metrics = SystemMetrics(lambda found: self.log_metrics(found, next(self._samples)))
         return self._made_client()
 
     def _made_client(self) -> Any:
@@ -511,6 +530,9 @@ class MLFlowLogger(MLFlowMedia):
         """
         if not is_rank_zero() or (self._folder is None and self._checkpoint_callback is None):
             return
+        if self._system_metrics is not None:
+            self._system_metrics.end()
+            self._system_metrics = None
         with self.exclusive():
             try:
                 _ = self.version
@@ -532,7 +554,7 @@ class MLFlowLogger(MLFlowMedia):
 
     def __getstate__(self) -> dict[str, Any]:
         _ = self.version  # a copy in another process writes to the same run
-        return {**super().__getstate__(), "_client": None}
+        return {**super().__getstate__(), "_client": None, "_system_metrics": None}
 
 
 def _identity(metric: Any) -> tuple[int, int, str]:
@@ -560,9 +582,3 @@ def _number(name: str, value: Any) -> float:
             f"MLFlowLogger.log_metrics({name!r}): a metric must be a number. Got {type(value).__name__}. "
             "Log pictures with log_image, text with log_text, or use logger.experiment."
         ) from None
-
-
-def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if not any(value is one or value == one for one in allowed):
-        rule = f"it must be one of {', '.join(map(repr, allowed))}"
-        raise ConfigError(Problem(f"MLFlowLogger({name}={value!r})", rule, fix=f"Write {name}={allowed[-1]!r}."))

@@ -112,20 +112,31 @@ class MLFlowMedia(Logger):
         name = f"histograms/{_path(key)}/step_{at}.json"
         self._later(lambda client, run_id: _put(client, run_id, name, data), f"histogram {key}")
 
-    def log_text(self, key: str, text: Any = None, *args: Any, step: int | None = None, **kwargs: Any) -> None:
-        """Keep a text.
+    def log_text(
+        self,
+        key: str,
+        text: Any = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+        columns: list[str] | None = None,
+    ) -> None:
+        """Keep a text, or a table of texts.
 
         Args:
             key: The name.
-            text: The text.
-            *args: Taken for other loggers' sake.
+            text: The text; or the names of a table's columns.
+            data: The table's rows.
+            dataframe: A data frame in place of both.
             step: The step; None takes the run's, or 0 outside of a run.
-            **kwargs: Taken for other loggers' sake.
+            columns: The names of the columns, by their own name.
         """
-        if is_rank_zero():
+        if data is not None or dataframe is not None:
+            self.log_table(key, columns or text, data, dataframe, step)
+        elif is_rank_zero():
             at = self.step_or_current(step) or 0
-            name, data = f"text/{_path(key)}/step_{at}.txt", str(text).encode()
-            self._later(lambda client, run_id: _put(client, run_id, name, data), f"text {key}")
+            name, content = f"text/{_path(key)}/step_{at}.txt", str(text).encode()
+            self._later(lambda client, run_id: _put(client, run_id, name, content), f"text {key}")
 
     def log_table(
         self,
@@ -147,9 +158,10 @@ class MLFlowMedia(Logger):
         if not is_rank_zero():
             return
         at = self.step_or_current(step) or 0
-        if dataframe is not None:
-            columns, data = [str(c) for c in dataframe.columns], dataframe.values.tolist()
-        table = json.dumps({"columns": columns or [], "data": data or []}, default=str).encode()
+        from lt_loggers.media import rows_of
+
+        names, rows = rows_of(columns, data, dataframe)
+        table = json.dumps({"columns": names, "data": rows}, default=str).encode()
         name = f"tables/{_path(key)}/step_{at}.json"
         self._later(lambda client, run_id: _put(client, run_id, name, table), f"table {key}")
 

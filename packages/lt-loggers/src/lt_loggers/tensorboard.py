@@ -25,6 +25,7 @@ from lt_interface import (
     rank_zero_only,
 )
 from lt_interface.hyperparameters import flatten, number, plain
+from lt_loggers.arguments import check_choice, check_numbers, check_paths
 from lt_loggers.event_files import (
     check_for_room,
     event_file_of,
@@ -82,10 +83,12 @@ class TensorBoardLogger(TensorBoardMedia):
     ) -> None:
         super().__init__()
         _writer_package()
-        if delivery not in (None, "sync", "async"):
-            rule = 'it must be "sync" or "async"'
-            raise ConfigError(Problem(f"TensorBoardLogger(delivery={delivery!r})", rule, fix="Leave it out."))
+        check_choice("TensorBoardLogger", "delivery", delivery, (None, "sync", "async"))
+        check_paths("TensorBoardLogger", save_dir=save_dir, sub_dir=sub_dir)
+        check_numbers("TensorBoardLogger", flush_timeout=flush_timeout)
         self.delivery, self.flush_timeout = delivery, flush_timeout
+        if save_dir is None:
+            raise ConfigError(Problem("TensorBoardLogger(save_dir=None)", "it must be a path", fix="Write '.'."))
         if "://" in os.fspath(save_dir):
             raise MisconfigurationException(
                 f"TensorBoardLogger(save_dir={os.fspath(save_dir)!r}): this must be a folder of this machine. "
@@ -103,6 +106,7 @@ class TensorBoardLogger(TensorBoardMedia):
         self._writer: Any = None
         self._writer_pid = 0
         self._purge_step: int | None = None
+        self._shown_again: list[Any] = []  # what the purge takes though it was there at the checkpoint
         self._present: dict[str, int] = {}
         self._known: Counter[tuple[str, int, float]] = Counter()
         self._is_read = self._replaces = False
@@ -178,8 +182,10 @@ class TensorBoardLogger(TensorBoardMedia):
                 except OSError as error:
                     remove_empty(self.log_dir)
                     raise (self._unwritable(error) if is_first else error) from error
+                for event in self._shown_again:
+                    self._writer._get_file_writer().event_writer.add_event(event)
                 self._writer_pid = os.getpid()
-                self._purge_step = None
+                self._purge_step, self._shown_again = None, []
             return self._writer
 
     @rank_zero_only
@@ -315,7 +321,7 @@ class TensorBoardLogger(TensorBoardMedia):
         Returns:
             True: the whole history may be sent again, what is there already is passed over.
         """
-        from lt_loggers.event_files import runs_below, scalars, shown
+        from lt_loggers.event_files import media_at, runs_below, scalars, shown
 
         with self.exclusive():
             self._close()
@@ -331,6 +337,8 @@ class TensorBoardLogger(TensorBoardMedia):
                 del self._known[identity]
             self._is_read = True
             self._purge_step = step + 1
+            # After the last step before the checkpoint `global_step` is one more: where a validation's pictures stand.
+            self._shown_again = media_at(folder, step + 1, _event_type())
             for run in (folder, *runs_below(folder)):
                 wait_for_a_later_name(run)
             for run in runs_below(folder):
@@ -419,7 +427,12 @@ class TensorBoardLogger(TensorBoardMedia):
         package = _writer_package()
         if package == "tensorboardX":  # its files of one second have one name and replace one another
             options["filename_suffix"] = f".{os.getpid()}.{next(_opened):06d}{options.get('filename_suffix', '')}"
-        writer = import_module(package).SummaryWriter(log_dir=folder, **options)
+        try:
+            writer = import_module(package).SummaryWriter(log_dir=folder, **options)
+        except TypeError as error:
+            raise MisconfigurationException(
+                f"TensorBoardLogger: SummaryWriter refuses its arguments. {error}"
+            ) from None
         return _written_at_once(writer) if package == "tensorboardX" else writer
 
     def _write_hparams(self) -> None:

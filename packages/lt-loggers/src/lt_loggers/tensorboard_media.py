@@ -76,17 +76,28 @@ class TensorBoardMedia(Logger):
                 f"histogram {key}",
             )
 
-    def log_text(self, key: str, text: Any = None, *args: Any, step: int | None = None, **kwargs: Any) -> None:
-        """Show a text; Markdown is laid out.
+    def log_text(
+        self,
+        key: str,
+        text: Any = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+        columns: list[str] | None = None,
+    ) -> None:
+        """Show a text, Markdown laid out; or a table of texts.
 
         Args:
             key: The tag.
-            text: The text.
-            *args: Taken for other loggers' sake.
+            text: The text; or the names of a table's columns.
+            data: The table's rows.
+            dataframe: A data frame in place of both.
             step: The step; None takes the run's, or 0 outside of a run.
-            **kwargs: Taken for other loggers' sake.
+            columns: The names of the columns, by their own name.
         """
-        if is_rank_zero():
+        if data is not None or dataframe is not None:
+            self.log_table(key, columns or text, data, dataframe, step)
+        elif is_rank_zero():
             at = self.step_or_current(step) or 0
             self.later(lambda: self.experiment.add_text(key, str(text), at), f"text {key}")
 
@@ -107,10 +118,11 @@ class TensorBoardMedia(Logger):
             dataframe: A data frame instead of both.
             step: The step; None takes the run's, or 0 outside of a run.
         """
-        if dataframe is not None:
-            columns, data = [str(c) for c in dataframe.columns], dataframe.values.tolist()
-        rows = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in data or []]
-        head = columns or [""] * max(map(len, rows), default=1)
+        from lt_loggers.media import rows_of
+
+        names, cells = rows_of(columns, data, dataframe)
+        rows = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
+        head = names or [""] * max(map(len, rows), default=1)
         lines = [head, ["---"] * len(head), *rows]
         self.log_text(key, "\n".join("| " + " | ".join(line) + " |" for line in lines), step=step)
 
@@ -119,26 +131,23 @@ class TensorBoardMedia(Logger):
 
         Args:
             key: The tag.
-            audios: Arrays (samples,) or (channels, samples) in -1..1.
+            audios: Arrays (samples,) or (channels, samples) in -1..1, or paths of WAV files of 16 bits.
             step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``sample_rate`` (Hz; 44100 if left out).
         """
-        import numpy as np
-
-        from lt_loggers.media import as_list, per_item
+        from lt_loggers.media import as_list, mono, per_item
 
         if not is_rank_zero():
             return
         at = self.step_or_current(step) or 0
-        sounds = as_list(key, "audios", audios)
-        options = per_item(len(sounds), kwargs)
-        arrays = [np.array(s.detach().cpu().numpy() if hasattr(s, "detach") else s, dtype=np.float32) for s in sounds]
-        arrays = [array.mean(axis=0) if array.ndim == 2 else array for array in arrays]  # one channel is all it takes
+        given = as_list(key, "audios", audios)
+        options = per_item(len(given), kwargs)
+        sounds = [mono(sound, option.get("sample_rate")) for sound, option in zip(given, options, strict=True)]
 
         def write() -> None:
-            for i, (array, given) in enumerate(zip(arrays, options, strict=True)):
-                tag = key if len(arrays) == 1 else f"{key}/{i}"
-                self.experiment.add_audio(tag, array, at, sample_rate=given.get("sample_rate", 44100))
+            for i, (array, rate) in enumerate(sounds):
+                tag = key if len(sounds) == 1 else f"{key}/{i}"
+                self.experiment.add_audio(tag, array, at, sample_rate=rate)
 
         self.later(write, f"audio {key}")
 

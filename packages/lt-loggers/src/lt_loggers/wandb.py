@@ -20,6 +20,7 @@ from lt_interface import (
     is_rank_zero,
 )
 from lt_interface.hyperparameters import number, plain
+from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
 from lt_loggers.checkpoints import remove_staged
 from lt_loggers.wandb_checkpoints import WandbCheckpoints
 from lt_loggers.wandb_files import (
@@ -115,9 +116,16 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             raise MissingPackageError(
                 "WandbLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[wandb]'"
             )
-        _check("log_model", log_model, (False, True, "all"))
-        _check("add_file_policy", add_file_policy, ("mutable", "immutable"))
-        _check("delivery", delivery, (None, "sync", "async"))
+        check_choice("WandbLogger", "log_model", log_model, (False, True, "all"))
+        check_choice("WandbLogger", "add_file_policy", add_file_policy, ("mutable", "immutable"))
+        check_choice("WandbLogger", "delivery", delivery, (None, "sync", "async"))
+        check_choice("WandbLogger", "offline", offline, (False, True))
+        check_texts("WandbLogger", id=id, project=project, checkpoint_name=checkpoint_name, mode=kwargs.get("mode"))
+        check_paths("WandbLogger", save_dir=save_dir, dir=dir)
+        check_numbers("WandbLogger", flush_timeout=flush_timeout)
+        if experiment is not None and not hasattr(experiment, "id"):
+            rule, fix = "it must be what wandb.init returned", "Leave it out for a new run."
+            raise ConfigError(Problem(f"WandbLogger(experiment={experiment!r})", rule, fix=fix))
         self.delivery = delivery
         self.flush_timeout = flush_timeout
         self._display_name = None if name is None else str(name)
@@ -359,7 +367,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             log_freq: Every how many gradients of a parameter.
             log_graph: Whether W&B shows the model's graph.
         """
-        _check("log", log, (None, "gradients", "parameters", "all"), "WandbLogger.watch")
+        check_choice("WandbLogger.watch", "log", log, (None, "gradients", "parameters", "all"))
         if not (self._per_rank or is_rank_zero()):
             return
         if log_graph:
@@ -560,10 +568,3 @@ _SHARED = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
 
 def _rank() -> str:
     return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-
-
-def _check(name: str, value: Any, allowed: tuple[Any, ...], where: str = "WandbLogger") -> None:
-    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
-        raise MisconfigurationException(
-            f"{where}({name}={value!r}): this must be one of {', '.join(map(repr, allowed))}."
-        )

@@ -27,12 +27,15 @@ class JournalLock:
     Args:
         journal: The journal's path.
 
+    Attributes:
+        path: The lock's own file.
+
     Raises:
         ConfigError: On entering, if anybody else holds it; names that process.
     """
 
     def __init__(self, journal: str | os.PathLike[str]) -> None:
-        self._journal, self._path = Path(journal), os.path.realpath(f"{os.fspath(journal)}.lock")
+        self._journal, self.path = Path(journal), os.path.realpath(f"{os.fspath(journal)}.lock")
 
     def acquire(self, alone: bool = False) -> bool:
         """Take the lock; return False if another process has it, or, to be ``alone``, another part of this one."""
@@ -41,11 +44,11 @@ class JournalLock:
         except ImportError:  # no such locks here
             return True
         with _guard:
-            held = _held.get((os.getpid(), self._path))
+            held = _held.get((os.getpid(), self.path))
             if held is not None:
                 held[1] += not alone
                 return not alone
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -53,24 +56,24 @@ class JournalLock:
                 return False
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()} {os.uname().nodename}".encode(), 0)
-            _held[os.getpid(), self._path] = [fd, 1]
+            _held[os.getpid(), self.path] = [fd, 1]
             return True
 
     def release(self) -> None:
         """Let go of it; the last holder of this process frees it."""
         with _guard:
-            held = _held.get((os.getpid(), self._path))
+            held = _held.get((os.getpid(), self.path))
             if held is None:
                 return
             held[1] -= 1
             if not held[1]:
-                del _held[os.getpid(), self._path]
+                del _held[os.getpid(), self.path]
                 os.close(held[0])
 
     def refusal(self, where: str, rule: str, fix: str) -> ConfigError:
         """Return the error for one who did not get it."""
         with suppress(OSError, ValueError):
-            pid, _, host = Path(self._path).read_text(encoding="utf-8").partition(" ")
+            pid, _, host = Path(self.path).read_text(encoding="utf-8").partition(" ")
             return ConfigError(Problem(where, rule, f"process {int(pid)} on {host}", fix))
         return ConfigError(Problem(where, rule, "another process", fix))
 
