@@ -8,12 +8,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lt_core.acknowledgement import Acknowledgement, Description, number_of
-from lt_core.delivery_calls import Call, Calls, is_refusal
+from lt_core.delivery_calls import Call, Calls, exclusive, is_refusal
 from lt_core.journal import Journal, Record
 from lt_core.notices import info, warn
 from lt_interface import Logger
@@ -224,7 +224,7 @@ class Delivery:
             self._calls.add(made)
             return
         try:
-            with _exclusive(self.logger):
+            with exclusive(self.logger):
                 call()
         except Exception as error:  # a picture is no reason to end a run
             _tell(f"{self._who}: {what}: left out, {type(error).__name__}: {error}")
@@ -456,7 +456,7 @@ class Delivery:
     @contextmanager
     def _calling(self, patient: bool = False) -> Iterator[None]:
         """Hold the logger's lock around a call of it, and note how long the call is out."""
-        with _exclusive(self.logger):
+        with exclusive(self.logger):
             begun = time.monotonic()
             self._busy, self._caller = (begun, patient), threading.get_ident()
             try:
@@ -511,11 +511,6 @@ class Delivery:
 
 
 _chance = random.Random()  # not the process's: training draws from that
-
-
-def _exclusive(logger: Any) -> AbstractContextManager[Any]:
-    found: AbstractContextManager[Any] = logger.exclusive() if hasattr(logger, "exclusive") else nullcontext()
-    return found
 
 
 def _tell(message: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Call", "Calls", "is_refusal"]
+__all__ = ["Call", "Calls", "exclusive", "is_refusal"]
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
@@ -23,6 +23,12 @@ def is_refusal(error: Exception) -> bool:
     from lt_interface.errors import LTError
 
     return isinstance(error, _REFUSALS) and not isinstance(error, (OSError, LTError))
+
+
+def exclusive(logger: Any) -> AbstractContextManager[Any]:
+    """Return what holds a logger's lock, where it has one."""
+    found: AbstractContextManager[Any] = logger.exclusive() if hasattr(logger, "exclusive") else nullcontext()
+    return found
 
 
 @dataclass(eq=False)

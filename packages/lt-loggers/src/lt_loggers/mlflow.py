@@ -23,26 +23,26 @@ from lt_interface import (
     Problem,
     Record,
     is_rank_zero,
-    rank_zero_only,
 )
-from lt_interface.hyperparameters import flatten, number, plain
+from lt_interface.hyperparameters import number
 from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
 from lt_loggers.checkpoints import remove_staged
 from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted, without_secret
 from lt_loggers.mlflow_media import MLFlowMedia
 from lt_loggers.mlflow_names import accepted
+from lt_loggers.mlflow_params import MLFlowParams
 from lt_loggers.mlflow_system import SystemMetrics
 
 __all__ = ["MLFlowLogger"]
 
 _TOKEN, _NOTE = "lt.run", "mlflow_run.json"
 _STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_METRICS, _PARAMS, _LONGEST_VALUES = 1000, 100, (6000, 500, 250)
+_METRICS = 1000  # in one request
 _LARGEST = 1.7976931348623157e308  # what databases keep of an infinity
 _FIRST_LOOK_SECONDS = 4.0
 
 
-class MLFlowLogger(MLFlowMedia):
+class MLFlowLogger(MLFlowParams, MLFlowMedia):
     """Write metrics, parameters, media and checkpoints to a run of MLflow.
 
     Only the client is used, never MLflow's active run. The run's own folder on this machine, for the journal and
@@ -104,10 +104,7 @@ class MLFlowLogger(MLFlowMedia):
         check_texts("MLFlowLogger", experiment_name=experiment_name, artifact_location=artifact_location, **texts)
         check_paths("MLFlowLogger", save_dir=save_dir)
         check_numbers("MLFlowLogger", flush_timeout=flush_timeout)
-        if not experiment_name or not isinstance(tags, (Mapping, type(None))):
-            name, value = ("tags", tags) if experiment_name else ("experiment_name", experiment_name)
-            rule = "it must be a dict" if experiment_name else "it must have a name"
-            raise ConfigError(Problem(f"MLFlowLogger({name}={value!r})", rule))
+        _check_names(experiment_name, tags)
         self.delivery = "sync" if synchronous and delivery is None else delivery
         self.flush_timeout = flush_timeout
         self._experiment_name, self._run_name = str(experiment_name), run_name
@@ -466,58 +463,7 @@ class MLFlowLogger(MLFlowMedia):
             self._told.add(topic)
             self.tell(message)
 
-    # ------------------------------------------------------------ parameters and the end
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Write hyper-parameters, nested ones as ``outer/inner``; the same ones again change nothing.
-
-        Args:
-            params: A dict, namespace or dataclass, of any depth and with any values.
-            *args: Taken for other loggers' sake.
-            **kwargs: Taken for other loggers' sake.
-
-        Raises:
-            ConnectionError: If the server is away.
-        """
-        given = plain(params)
-        flat = flatten(given if isinstance(given, dict) else {"value": given})
-        named = {self._accepted(key): _text(value) for key, value in flat.items()}
-        self.later(lambda: self._send_new_params(named), "hyper-parameters")
-
-    def _send_new_params(self, params: dict[str, str]) -> None:
-        _ = self.version
-        self._connect()
-        client = self._made_client()
-        with calling():
-            there = client.get_run(self._run_id).data.params
-        changed = [key for key, value in params.items() if key in there and not _is_kept(there[key], value)]
-        if changed:
-            names = ", ".join(changed[:5])
-            self._tell("changed", f"MLFlowLogger: MLflow keeps the first value of a parameter; not new: {names}.")
-        self._send_params(client, {key: value for key, value in params.items() if key not in there})
-
-    def _send_params(self, client: Any, params: dict[str, str]) -> None:
-        from mlflow.entities import Param
-
-        items = list(params.items())
-        for start in range(0, len(items), _PARAMS):
-            for longest in _LONGEST_VALUES:
-                part = items[start : start + _PARAMS]
-                try:
-                    with calling():
-                        client.log_batch(self._run_id, params=[Param(key, value[:longest]) for key, value in part])
-                except ValueError:
-                    if longest == _LONGEST_VALUES[-1]:
-                        raise
-                    continue
-                for key, value in part:
-                    if len(value) > longest:
-                        self._tell(
-                            f"long {key}",
-                            f"MLFlowLogger: parameter {key!r} has {len(value)} letters; the first {longest} are kept.",
-                        )
-                break
+    # ------------------------------------------------------------ the end
 
     def finalize(self, status: str) -> None:
         """Send the last checkpoints and end the run; a server that is away costs a warning.
@@ -565,13 +511,11 @@ def _identity(metric: Any) -> tuple[int, int, str]:
     return int(metric.step), int(metric.timestamp), "nan" if math.isnan(value) else repr(value)
 
 
-def _text(value: Any) -> str:
-    return str(value).encode("utf-8", "backslashreplace").decode()
-
-
-def _is_kept(kept: str, value: str) -> bool:
-    """Return whether a parameter has this value, as far as MLflow kept it."""
-    return kept == value or (len(kept) in _LONGEST_VALUES and value.startswith(kept))
+def _check_names(experiment_name: Any, tags: Any) -> None:
+    if not experiment_name:
+        raise ConfigError(Problem(f"MLFlowLogger(experiment_name={experiment_name!r})", "it must have a name"))
+    if not isinstance(tags, (Mapping, type(None))):
+        raise ConfigError(Problem(f"MLFlowLogger(tags={tags!r})", "it must be a dict", type(tags).__name__))
 
 
 def _number(name: str, value: Any) -> float:

@@ -35,11 +35,9 @@ from lt_loggers.wandb_files import (
 )
 from lt_loggers.wandb_media import WandbMedia
 from lt_loggers.wandb_run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, open_run, start_run
-from lt_loggers.wandb_watch import Watch
+from lt_loggers.wandb_watch import WandbWatching
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lt_interface import Record
 
 __all__ = ["WandbLogger"]
@@ -51,7 +49,7 @@ _EXIT_CODES = {"failed": 1, "interrupted": 255}
 _REPLAYED = ("entity", "group", "job_type", "tags", "notes", "mode")
 
 
-class WandbLogger(WandbMedia, WandbCheckpoints):
+class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
     """Write metrics, media and checkpoints to a W&B run.
 
     The run stays open after ``fit``, so that ``test`` and the user's own calls go on in it; it is
@@ -143,7 +141,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
         self._kwargs = kwargs
         self._is_identified = False
         self._told: set[str] = set()
-        self._watches: list[Watch] = []
+        self._watches = []
         self._forget_run()
 
     def _forget_run(self) -> None:
@@ -356,41 +354,6 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             return
         self.later(lambda: self._opened().configure(given), "hyper-parameters")
 
-    def watch(
-        self, model: nn.Module, log: str | None = "gradients", log_freq: int = 100, log_graph: bool = True
-    ) -> None:
-        """Log histograms of gradients, parameters or ``"all"`` every ``log_freq`` batches, at the run's step.
-
-        Args:
-            model: The model.
-            log: ``"gradients"``, ``"parameters"``, ``"all"``, or None for none.
-            log_freq: Every how many gradients of a parameter.
-            log_graph: Whether W&B shows the model's graph.
-        """
-        check_choice("WandbLogger.watch", "log", log, (None, "gradients", "parameters", "all"))
-        if not (self._per_rank or is_rank_zero()):
-            return
-        if log_graph:
-            with self.exclusive():
-                self.experiment.watch(model, log=None, log_graph=True)
-        if log is not None:
-            self._watches.append(Watch(model, log, log_freq, partial(self.step_or_current, None), self._show_watched))
-
-    def _show_watched(self, histograms: Mapping[str, Any], step: int | None) -> None:
-        import wandb
-
-        self._show_all({name: wandb.Histogram(np_histogram=value) for name, value in histograms.items()}, step, None)
-
-    def unwatch(self, model: nn.Module) -> None:
-        """End what `watch` began."""
-        ended = [watch for watch in self._watches if watch.model is model]
-        self._watches = [watch for watch in self._watches if watch.model is not model]
-        for watch in ended:
-            watch.end()
-        if self._open is not None:
-            with self.exclusive():
-                self.experiment.unwatch(model)
-
     # Delivery
 
     def save(self) -> None:
@@ -413,8 +376,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints):
             if self._open is None or not self._open.is_open:
                 return
             try:
-                for watch in self._watches:
-                    watch.flush()
+                self._send_watched()
                 self._log_final_checkpoints()
                 self.save()
             except OSError as error:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lt_interface import Logger
+from lt_loggers.arguments import check_choice
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Watch"]
+__all__ = ["WandbWatching"]
 
 BINS = 64
 
@@ -72,6 +75,54 @@ class Watch:
         self.flush()
         for handle in self._handles:
             handle.remove()
+
+
+class WandbWatching(Logger):
+    """Be the part of `WandbLogger` that watches models."""
+
+    _watches: list[Watch]
+    _open: Any
+    _is_silent: Callable[[], bool]
+    _show_all: Callable[[Mapping[str, Any], int | None, str | None], None]
+
+    def watch(
+        self, model: nn.Module, log: str | None = "gradients", log_freq: int = 100, log_graph: bool = True
+    ) -> None:
+        """Log histograms of gradients, parameters or ``"all"`` every ``log_freq`` batches, at the run's step.
+
+        Args:
+            model: The model.
+            log: ``"gradients"``, ``"parameters"``, ``"all"``, or None for none.
+            log_freq: Every how many gradients of a parameter.
+            log_graph: Whether W&B shows the model's graph.
+        """
+        check_choice("WandbLogger.watch", "log", log, (None, "gradients", "parameters", "all"))
+        if self._is_silent():
+            return
+        if log_graph:
+            with self.exclusive():
+                self.experiment.watch(model, log=None, log_graph=True)
+        if log is not None:
+            self._watches.append(Watch(model, log, log_freq, partial(self.step_or_current, None), self._show_watched))
+
+    def _show_watched(self, histograms: Mapping[str, Any], step: int | None) -> None:
+        import wandb
+
+        self._show_all({name: wandb.Histogram(np_histogram=value) for name, value in histograms.items()}, step, None)
+
+    def _send_watched(self) -> None:
+        for watch in self._watches:
+            watch.flush()
+
+    def unwatch(self, model: nn.Module) -> None:
+        """End what `watch` began."""
+        ended = [watch for watch in self._watches if watch.model is model]
+        self._watches = [watch for watch in self._watches if watch.model is not model]
+        for watch in ended:
+            watch.end()
+        if self._open is not None:
+            with self.exclusive():
+                self.experiment.unwatch(model)
 
 
 def _histogram(values: Tensor) -> tuple[list[float], list[float]]:

@@ -1,0 +1,85 @@
+"""Send hyper-parameters to MLflow, which keeps the first value of each and only so many letters of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lt_interface import Logger, rank_zero_only
+from lt_interface.hyperparameters import flatten, plain
+from lt_loggers.mlflow_client import calling
+
+__all__ = ["MLFlowParams"]
+
+# So many in one request; the longest value that new, older and very old servers take.
+_PARAMS, _LONGEST_VALUES = 100, (6000, 500, 250)
+
+
+class MLFlowParams(Logger):
+    """Be the part of `MLFlowLogger` that sends hyper-parameters."""
+
+    _run_id: str | None
+    _made_client: Callable[[], Any]
+    _connect: Callable[..., None]
+    _accepted: Callable[[str], str]
+    _tell: Callable[[str, str], None]
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Write hyper-parameters, nested ones as ``outer/inner``; the same ones again change nothing.
+
+        Args:
+            params: A dict, namespace or dataclass, of any depth and with any values.
+            *args: Taken for other loggers' sake.
+            **kwargs: Taken for other loggers' sake.
+
+        Raises:
+            ConnectionError: If the server is away.
+        """
+        given = plain(params)
+        flat = flatten(given if isinstance(given, dict) else {"value": given})
+        named = {self._accepted(key): _text(value) for key, value in flat.items()}
+        self.later(lambda: self._send_new_params(named), "hyper-parameters")
+
+    def _send_new_params(self, params: dict[str, str]) -> None:
+        _ = self.version
+        self._connect()
+        client = self._made_client()
+        with calling():
+            there = client.get_run(self._run_id).data.params
+        changed = [key for key, value in params.items() if key in there and not _is_kept(there[key], value)]
+        if changed:
+            names = ", ".join(changed[:5])
+            self._tell("changed", f"MLFlowLogger: MLflow keeps the first value of a parameter; not new: {names}.")
+        self._send_params(client, {key: value for key, value in params.items() if key not in there})
+
+    def _send_params(self, client: Any, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        items = list(params.items())
+        for start in range(0, len(items), _PARAMS):
+            for longest in _LONGEST_VALUES:
+                part = items[start : start + _PARAMS]
+                try:
+                    with calling():
+                        client.log_batch(self._run_id, params=[Param(key, value[:longest]) for key, value in part])
+                except ValueError:
+                    if longest == _LONGEST_VALUES[-1]:
+                        raise
+                    continue
+                for key, value in part:
+                    if len(value) > longest:
+                        self._tell(
+                            f"long {key}",
+                            f"MLFlowLogger: parameter {key!r} has {len(value)} letters; the first {longest} are kept.",
+                        )
+                break
+
+
+def _text(value: Any) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _is_kept(kept: str, value: str) -> bool:
+    """Return whether a parameter has this value, as far as MLflow kept it."""
+    return kept == value or (len(kept) in _LONGEST_VALUES and value.startswith(kept))
