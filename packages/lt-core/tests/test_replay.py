@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_core import LightningModule, Trainer
+from lt_core.callbacks import ModelCheckpoint
 from lt_core.journal.__main__ import main as command
 from lt_core.journal.lock import JournalLock
 from lt_core.journal.replay import replay
@@ -223,7 +227,12 @@ def test_one_that_fails_to_show_keeps_it_from_no_other(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no sample"):
             net.logger.log_image("sample", [1], 77)
 
-    Trainer(**QUIET, logger=[Broken(), good], default_root_dir=tmp_path).fit(Net(show), DATA[:1])
+    class Away(Pictures):
+        def log_image(self, key: str, images: Any, step: int | None = None, **kwargs: Any) -> None:
+            raise ConnectionError("server down")
+
+    with pytest.warns(UserWarning, match="Away failed with ConnectionError: server down"):
+        Trainer(**QUIET, logger=[Away(), Broken(), good], default_root_dir=tmp_path).fit(Net(show), DATA[:1])
     assert good.shown == [("sample", 77)]
 
 
@@ -278,3 +287,75 @@ def test_two_processes_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
             Trainer(**QUIET, logger=CSVLogger(tmp_path, version=0), default_root_dir=tmp_path).fit(Net(), DATA)
         other.kill()
     assert path.read_bytes() == b"theirs"
+
+
+def test_copies_are_of_the_first_logger(tmp_path: Path) -> None:
+    """A copy of the module's logger is one of the logger, and no copy of the trainer."""
+    copies: list[Any] = []
+
+    def keep(net: Net) -> None:
+        copies.append(copy.deepcopy(net.logger))
+        copies.append(pickle.loads(pickle.dumps(net.logger)))
+
+    loggers = [CSVLogger(tmp_path), Pictures()]
+    Trainer(**QUIET, logger=loggers, default_root_dir=tmp_path).fit(Net(keep), DATA[:1])
+    assert [type(one) for one in copies] == [CSVLogger, CSVLogger]
+    assert {one.log_dir for one in copies} == {loggers[0].log_dir}
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["the same logger", "a new one"])
+def test_resuming_an_earlier_checkpoint_in_the_same_folder(shared: bool, tmp_path: Path) -> None:
+    """A run from an earlier checkpoint that writes to the same version replaces what came after it."""
+    flags: dict[str, Any] = {**QUIET, "enable_checkpointing": True, "default_root_dir": tmp_path, "max_epochs": 2}
+    saves = ModelCheckpoint(save_top_k=-1, every_n_epochs=1)
+    logger = CSVLogger(tmp_path, version=0)
+    Trainer(**flags, logger=logger, callbacks=[saves]).fit(Net(), DATA)
+    (first,) = tmp_path.rglob("epoch=0*.ckpt")
+    logger = logger if shared else CSVLogger(tmp_path, version=0)
+    changed = [batch + 100 for batch in DATA]
+    Trainer(**flags, logger=logger).fit(Net(), changed, ckpt_path=first)
+    with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8") as file:
+        rows = [(int(row["step"]), float(row["x"])) for row in csv.DictReader(file)]
+    assert rows == [(step, step % 8 + (100.0 if step > 7 else 0.0)) for step in range(16)]
+    assert len(list(Path(logger.log_dir).glob("metrics*.csv"))) == 1
+
+
+def test_folder_that_vanishes(tmp_path: Path) -> None:
+    """A CSV file whose folder somebody removes in the middle of a run is written again, whole."""
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+
+    def remove(net: Net) -> None:
+        if net.global_step == 4:
+            logger.flush()
+            shutil.rmtree(logger.log_dir)
+
+    with pytest.warns(UserWarning, match="is gone; all of it is written again"):
+        Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Net(remove), DATA)
+    with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8") as file:
+        assert [float(row["x"]) for row in csv.DictReader(file)] == [float(step) for step in range(8)]
+
+
+def test_moved_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A replay writes where the run's folder is now; one that has lost its place below its root is refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trainer(**QUIET, logger=CSVLogger(tmp_path / "old"), default_root_dir=tmp_path).fit(Net(), DATA)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    folder = tmp_path / "new" / "lightning_logs" / "version_0"
+    (folder / "metrics.csv").unlink()
+    assert command(["replay", str(folder)]) == 0
+    assert (folder / "metrics.csv").exists()
+    assert not (tmp_path / "old").exists()
+    shutil.move(folder, tmp_path / "alone")
+    assert command(["replay", str(tmp_path / "alone")]) == 1
+    assert "must lie below its root as before" in capsys.readouterr().out
+
+
+def test_other_files_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command takes no file but a journal, and changes none."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,x\n0,1\n")
+    assert command(["status", str(path)]) == 2
+    assert command(["replay", str(path)]) == 2
+    assert path.read_text() == "step,x\n0,1\n"
+    assert "must hold a metrics.journal" in capsys.readouterr().err

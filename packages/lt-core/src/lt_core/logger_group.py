@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,12 @@ class LoggerGroup:
 
     def __repr__(self) -> str:
         return repr(self._trainer.loggers[0])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._trainer.loggers[0], memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._trainer.loggers[0].__reduce_ex__(protocol)
 
 
 def shown_to_all(trainer: Trainer) -> Any:
