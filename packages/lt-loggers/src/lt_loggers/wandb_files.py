@@ -44,6 +44,7 @@ class TransactionLog:
         marks: The marks of the rows that carry one, each with its place in the run's history.
         steps: The places of all rows.
         configs: How many changes of the configuration there are.
+        is_ended: Whether the end of the run is there.
         step_metrics: The x-axis that each metric was defined with, by name; names of groups end in ``*``.
     """
 
@@ -52,6 +53,7 @@ class TransactionLog:
         self.marks: dict[Mark, int] = {}
         self.steps: set[int] = set()
         self.configs = 0
+        self.is_ended = False
         self.step_metrics: dict[str, str] = {}
         self._offset = 0
 
@@ -74,6 +76,8 @@ class TransactionLog:
                 self._note_row(record.history)
             elif kind == "config":
                 self.configs += 1
+            elif kind == "exit":
+                self.is_ended = True
             elif kind == "metric" and record.metric.step_metric:
                 self.step_metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
 

@@ -19,6 +19,7 @@ __all__ = ["FLUSH_INTERVAL", "OpenRun", "active_run", "close_idle_runs", "open_r
 # How often W&B's own process writes its buffer to the transaction log, in seconds; its default is 15.
 FLUSH_INTERVAL = 0.05
 _STALLED = 10.0
+_LAST_WRITE = 5.0
 _PROMPT = 5.0  # what a user may have set it to, for `wait` to be worth it
 
 
@@ -133,8 +134,16 @@ class OpenRun:
         if self.is_open:
             with contextlib.suppress(ConnectionError):
                 self.guarded(lambda: self.run.finish(exit_code=exit_code))
+                self._wait_for_the_end()
         if self.log is not None:
             self.owed -= self.log.marks.keys()
+
+    def _wait_for_the_end(self) -> None:
+        """Return when the run's end is in the log: W&B's process may write it a moment after `finish` has returned."""
+        end = time.monotonic() + _LAST_WRITE
+        while self.log is not None and not self.log.is_ended and time.monotonic() < end:
+            self.log.refresh()
+            time.sleep(FLUSH_INTERVAL / 4)
 
     def _break(self) -> None:
         """Let the next run start a new process of W&B's."""
