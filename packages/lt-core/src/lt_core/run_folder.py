@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lt_core.acknowledgement import Acknowledgement, descriptions
 from lt_core.delivery import Delivery
 from lt_core.journal import Journal
+from lt_core.journal.file import NAME
 from lt_core.journal.lock import JournalLock
 from lt_core.loggers import DummyLogger
 from lt_core.loggers.csv import claim_version
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["open_journal", "open_loggers", "start_deliveries", "stop_deliveries"]
 
-JOURNAL = "metrics.journal"
 LOCK_SECONDS = 5.0
 
 
@@ -49,7 +49,7 @@ def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
     _refuse_twins(run.loggers)
     folder = next((d for d in (getattr(logger, "directory", None) for logger in run.loggers) if d), None)
     if folder is not None and os.path.isdir(folder):  # before anybody touches what may be another's
-        _lock(run, Path(folder) / JOURNAL)
+        _lock(run, Path(folder) / NAME)
     for logger in run.loggers:
         getattr(logger, "experiment", None)
 
@@ -64,8 +64,8 @@ def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
         if version is None or (not adopt and str(logger.version) != str(version)):
             continue
         folder = Path(logger.root_dir) / (f"version_{version}" if isinstance(version, int) else version)
-        if (folder / JOURNAL).is_file():
-            _lock(run, folder / JOURNAL)
+        if (folder / NAME).is_file():
+            _lock(run, folder / NAME)
         if hasattr(logger, "rewind"):
             run.rewound[id(logger)] = logger.rewind(step, version)
         else:
@@ -169,8 +169,8 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _lock(run, folder / JOURNAL)
-            run.journal = _opened(run, folder / JOURNAL, mark)
+            _lock(run, folder / NAME)
+            run.journal = _opened(run, folder / NAME, mark)
         except OSError as error:
             raise _unwritable(run, folder, error) from error
     run.journal_file = None if run.journal.path is None else str(run.journal.path)
@@ -271,7 +271,7 @@ def _old_journal(run: Run, mark: dict[str, Any] | None) -> Path | None:
     if not mark or not mark.get("file") or run.resume_path is None:
         return None
     checkpoint = Path(run.resume_path).absolute()
-    near = [folder / JOURNAL for folder in list(checkpoint.parents)[:2]]  # the folder may have been moved
+    near = [folder / NAME for folder in list(checkpoint.parents)[:2]]  # the folder may have been moved
     found = [path for path in (Path(mark["file"]), *near) if path.is_file()]
     return next((path for path in found if path.stat().st_size >= int(mark["offset"])), found[0] if found else None)
 

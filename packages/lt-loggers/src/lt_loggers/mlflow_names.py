@@ -1,15 +1,14 @@
-"""Give metrics and parameters names that MLflow takes: one-to-one, and back."""
+"""Give metrics and parameters names that MLflow takes, one-to-one."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 
-__all__ = ["accepted", "original"]
+__all__ = ["accepted"]
 
 LONGEST = 250
 _REFUSED = re.compile(r"[^\w.\- :/]")
-_ESCAPED = re.compile(r"_u([0-9a-f]+)_")
 # Also where only what follows it makes it an escape: a refused character, or a slash that is written as one.
 _LOOKS_ESCAPED = re.compile(r"_(?=u[0-9a-f]*(?:_|/|[^\w.\- :/])|h[0-9a-f]{16}_$)")
 
@@ -35,11 +34,6 @@ def accepted(name: str) -> str:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         text = f"{text[: LONGEST - 20]}_h{digest}_"
     return text
-
-
-def original(text: str) -> str:
-    """Return the name that `accepted` made this of, if that was not too long."""
-    return "" if text == "_u_" else _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -24,7 +24,9 @@ from lt_core.notices import warn
 from lt_interface import Record as LoggedRecord
 from lt_interface.errors import Problem
 
-__all__ = ["Journal", "Record"]
+__all__ = ["NAME", "Journal", "Record"]
+
+NAME = "metrics.journal"  # in a run's folder
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 _MOST_WAITING_BYTES = 1 << 26

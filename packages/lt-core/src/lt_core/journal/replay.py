@@ -11,14 +11,12 @@ from typing import Any
 
 from lt_core.acknowledgement import Acknowledgement, Description, descriptions
 from lt_core.delivery import Delivery
-from lt_core.journal.file import Journal
+from lt_core.journal.file import NAME, Journal
 from lt_core.journal.lock import JournalLock
 from lt_interface import registry
 from lt_interface.errors import ConfigError, Problem
 
 __all__ = ["Replayed", "find_journal", "pending", "replay"]
-
-NAME = "metrics.journal"
 
 
 @dataclass
