@@ -22,6 +22,7 @@ def tensorboardx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lt_loggers.tensorboard, "_writer_package", lambda: "tensorboardX")
 
 
+@pytest.mark.filterwarnings("ignore:.*tensorboardX takes no name")
 class TestTensorBoardXLogger(LoggerConformance):
     patience = 10.0
 
@@ -29,7 +30,7 @@ class TestTensorBoardXLogger(LoggerConformance):
         return TensorBoardLogger(folder)
 
     def kept_name(self, name: str) -> str:
-        return name.replace(" ", "_")
+        return name.replace(" ", "_u20_")
 
     def read(self, logger: Logger) -> dict[str, dict[int, float]]:
         assert logger.directory is not None
@@ -54,18 +55,24 @@ def test_files_of_one_second_stay_apart(tmp_path: Path) -> None:
     assert TestTensorBoardXLogger().read(logger)["loss"] == {step: float(step) for step in range(12)}
 
 
-def test_cleaned_names_are_not_sent_twice(tmp_path: Path) -> None:
-    """A resumed run knows a metric again whose name tensorboardX changed."""
+def test_changed_names(tmp_path: Path) -> None:
+    """A name that tensorboardX refuses is changed one-to-one, told once, and known again by a resumed run."""
     old = TensorBoardLogger(tmp_path)
-    for step in range(4):
-        old.log_metrics({"a b": float(step)}, step)
+    with pytest.warns(UserWarning, match="takes no name 'a b'; it is logged as 'a_u20_b'"):
+        old.log_metrics({"a b": 0.0}, 0)
+    for step in range(1, 4):
+        old.log_metrics({"a b": float(step), "a_b": 7.0}, step)
     old.finish("interrupted")
     new = TensorBoardLogger(tmp_path)
     assert new.rewind(2, 0)
-    for step in range(5):
+    with pytest.warns(UserWarning, match="takes no name 'a b'"):
+        new.log_metrics({"a b": 0.0}, 0)
+    for step in range(1, 5):
         new.log_metrics({"a b": float(step)}, step)
     new.finish("success")
-    assert TestTensorBoardXLogger().read(new)["a_b"] == {step: float(step) for step in range(5)}
+    found = TestTensorBoardXLogger().read(new)
+    assert found["a_u20_b"] == {step: float(step) for step in range(5)}
+    assert found["a_b"] == {1: 7.0, 2: 7.0}
 
 
 def test_needs_no_torch(tmp_path: Path) -> None:

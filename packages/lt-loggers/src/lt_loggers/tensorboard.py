@@ -112,6 +112,7 @@ class TensorBoardLogger(TensorBoardMedia):
         self._is_read = self._replaces = False
         self._sequence = -1  # of the last record that was written
         self._event_file: tuple[str, int] | None = None
+        self._told: set[str] = set()
         self._has_hp_metric = False
         self._has_graph = False
 
@@ -217,12 +218,20 @@ class TensorBoardLogger(TensorBoardMedia):
     def _write(self, record: Record) -> None:
         self._has_hp_metric |= "hp_metric" in record.values
         for key, value in record.values.items():
-            name = f"{self._prefix}-{key}" if self._prefix else key
-            identity = (_tag(name), record.step, record.time)
+            name = self._tag_of(key)
+            identity = (name, record.step, record.time)
             if self._known and self._known[identity]:
                 self._known[identity] -= 1
             else:
                 self.experiment.add_scalar(name, float(value), record.step, walltime=record.time)
+
+    def _tag_of(self, key: str) -> str:
+        name = f"{self._prefix}-{key}" if self._prefix else key
+        tag = _tag(name)
+        if tag != name and name not in self._told:
+            self._told.add(name)
+            self.tell(f"TensorBoardLogger: tensorboardX takes no name {name!r}; it is logged as {tag!r}.")
+        return tag
 
     @contextmanager
     def _replaced_after_an_error(self) -> Iterator[None]:
@@ -251,11 +260,11 @@ class TensorBoardLogger(TensorBoardMedia):
             writer = self.experiment
             self._has_hp_metric |= "hp_metric" in metrics
             for key, value in metrics.items():
-                name = f"{self._prefix}-{key}" if self._prefix else key
+                name = self._tag_of(key)
                 if isinstance(value, Mapping):
                     curves = {str(k): _number(f"{name}/{k}", v) for k, v in value.items()}
                     writer.add_scalars(name, curves, step)
-                elif not self._present or (step or 0) > self._present.get(_tag(name), -1):
+                elif not self._present or (step or 0) > self._present.get(name, -1):
                     writer.add_scalar(name, _number(name, value), step)
 
     @rank_zero_only
@@ -492,8 +501,13 @@ def _written_at_once(writer: Any) -> Any:
 
 
 def _tag(name: str) -> str:
-    """Return the name under which the event files keep a metric."""
-    return re.sub(r"[^-/\w.]", "_", name).lstrip("/") if _writer_package() == "tensorboardX" else name
+    """Return the name under which the event files keep a metric: tensorboardX takes letters, digits and ``-/_.`` only.
+
+    No two names become one: what looks like an escape is escaped itself.
+    """
+    if _writer_package() != "tensorboardX":
+        return name
+    return re.sub(r"^/|_(?=u[0-9a-f]*(?:_|[^-/\w.]))|[^-/\w.]", lambda match: f"_u{ord(match[0]):x}_", name)
 
 
 def _event_type() -> Any:
