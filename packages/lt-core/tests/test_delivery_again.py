@@ -183,6 +183,27 @@ def test_flush_inside_exclusive_does_not_wait() -> None:
     delivery.stop("success", 20)
 
 
+def test_flush_beside_a_store_that_is_away() -> None:
+    """A picture that can not be sent keeps flush from neither metrics nor its return."""
+    journal, logger = Journal(None), Steps()
+    logger.flush_timeout = 60.0
+    delivery = Delivery(logger, journal)
+    delivery.start()
+
+    def fail() -> None:
+        raise ConnectionError("store is away")
+
+    delivery.later(fail, "picture")
+    append(journal, 0)
+    begun = time.monotonic()
+    with pytest.warns(UserWarning, match="picture was not taken"):
+        logger.flush()
+    assert time.monotonic() - begun < 20
+    assert logger.steps == [0]
+    with pytest.warns(UserWarning, match="not sent: picture"):
+        delivery.stop("success", 20)
+
+
 def test_long_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing a logger, and sending its last checkpoint, may take longer than a metric does."""
     monkeypatch.setattr(module, "HANG_SECONDS", 0.1)

@@ -257,9 +257,9 @@ class Delivery:
             before = self._attempts
             self._wake.set()
             self._wait(
-                lambda: (
+                lambda: bool(
                     (self.acknowledged >= target and not any(c in self._calls for c in calls))
-                    or (self._failing and self._attempts > before)
+                    or ((self._failing or self._calls.trouble) and self._attempts > before)
                 ),
                 self._patience(timeout),
             )

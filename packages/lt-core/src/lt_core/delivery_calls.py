@@ -101,7 +101,7 @@ class Calls:
         if due and (at_once or time.monotonic() >= self._retry_at):
             failed = 0
             for call in due:
-                failed += not self._make(call)
+                failed += not (self._make(call) or call.keeps)
                 if failed > at_once:  # at the end of a run one more is tried
                     break
         if not any(call.mark <= place for call in list(self._waiting)):
