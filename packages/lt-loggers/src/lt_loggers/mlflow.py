@@ -360,7 +360,11 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         rows, unsure, self._direct_unsure = list(self._direct), self._direct_unsure, True
         if self._feed is None:  # the caller is told, and may try again
             self._direct, self._direct_unsure = [], False
-        self._send(rows, unsure)
+        try:
+            self._send(rows, unsure)
+        except ValueError:  # they will never be taken, and must not hold up those that follow
+            del self._direct[: len(rows)]
+            raise
         del self._direct[: len(rows)]
         self._direct_unsure = False
 
