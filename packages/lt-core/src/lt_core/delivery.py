@@ -35,6 +35,7 @@ BATCH = 500
 MOST_REFUSED = 3
 
 _alive: weakref.WeakSet[Delivery] = weakref.WeakSet()
+_left_behind: weakref.WeakSet[Delivery] = weakref.WeakSet()
 
 
 class Delivery:
@@ -102,7 +103,7 @@ class Delivery:
         self._progress_at = time.monotonic()
         self._status: str | None = None
         self.trouble = ""
-        self._left = False
+        self._followed = False
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
 
@@ -135,6 +136,8 @@ class Delivery:
         self.description.keep(self.journal)
         with suppress(AttributeError):  # an object with slots is fed all the same
             self.logger._feed = self
+        for other in list(_left_behind):
+            other._followed |= other.logger is self.logger
         _alive.add(self)
         if self.inline:
             self.send()
@@ -169,7 +172,8 @@ class Delivery:
             self._status = status
             self._wake.set()
             self._wait(lambda: not self._is_running(), self._patience(timeout))
-            self._left = True
+            if self._is_running():
+                _left_behind.add(self)
         _alive.discard(self)
         if getattr(self.logger, "_feed", None) is self:
             self.logger._feed = None
@@ -185,7 +189,10 @@ class Delivery:
             _tell(f"{self._who}: refused {self._left_out} records, which are left out.")
         if left:
             fix = "they are lost"
-            if self.journal.path is not None:
+            waiting = self.journal.write_waiting()
+            if waiting:
+                fix = f"the disk takes no more: {waiting} of them are in memory only and end with this process"
+            elif self.journal.path is not None:
                 fix = f"they stay in {self.journal.path}"
                 fix += f". Send them with: {self._replay}" if self._replay else ""
             _tell(f"{self._who}: {left} records of metrics were not taken; {fix}")
@@ -202,8 +209,8 @@ class Delivery:
         return self._thread is not None and self._thread.is_alive()
 
     def _is_followed(self) -> bool:
-        """Return whether a later delivery feeds the logger by now: this one hung and was left behind."""
-        return self._left and getattr(self.logger, "_feed", None) is not None
+        """Return whether a later delivery feeds the logger by now, or did: this one hung and was left behind."""
+        return self._followed
 
     # ------------------------------------------------------------ what others call
 

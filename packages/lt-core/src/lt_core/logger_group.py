@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import warn
@@ -78,7 +79,7 @@ def _to_each(trainer: Trainer, name: str) -> Callable[..., None]:
             try:
                 method(*args, **_with_step(method, args, kwargs, trainer))
             except OSError as error:  # a tracker that is away is no reason to end a run
-                warn(f"self.logger.{name}: {type(logger).__name__} failed with {type(error).__name__}: {error}")
+                _tell(f"self.logger.{name}: {type(logger).__name__} failed with {type(error).__name__}: {error}")
             except Exception as error:  # the others are to have it all the same
                 trouble = trouble or error
         if trouble is not None:
@@ -102,4 +103,9 @@ def _tell_once(trainer: Trainer, who: str, name: str) -> None:
     told = trainer.__dict__.setdefault("_told_media", set())
     if (who, name) not in told:
         told.add((who, name))
-        warn(f"self.logger.{name}: {who} can not show {MEDIA[name]}; the others get them.")
+        _tell(f"self.logger.{name}: {who} can not show {MEDIA[name]}; the others get them.")
+
+
+def _tell(message: str) -> None:
+    with suppress(Warning):  # where warnings are errors, the others are to have it all the same
+        warn(message)

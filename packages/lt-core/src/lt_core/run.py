@@ -89,7 +89,7 @@ class Run:
         self.adopts = False  # whether the run goes on in the folder of the one that it resumes
         self.samples_seen = 0
         self.journal_file: str | None = None
-        self.journal_lock: JournalLock | None = None
+        self.locks: list[JournalLock] = []
         self.place: Callable[[Any, int], Any] | None = None
         self.pending: str | None = None
         self.before_validation: dict[str, Any] | None = None

@@ -47,9 +47,10 @@ def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
         _go_on(run, header, adopt)
     _share_versions(run.loggers)
     _refuse_twins(run.loggers)
-    folder = next((d for d in (getattr(logger, "directory", None) for logger in run.loggers) if d), None)
-    if folder is not None and os.path.isdir(folder):  # before anybody touches what may be another's
-        _lock(run, Path(folder) / NAME)
+    for logger in run.loggers:  # before anybody touches what may be another's
+        folder = getattr(logger, "directory", None)
+        if folder and os.path.isdir(folder):
+            _lock(run, Path(folder) / NAME)
     for logger in run.loggers:
         getattr(logger, "experiment", None)
 
@@ -184,15 +185,12 @@ def _lock(run: Run, path: Path) -> None:
         ConfigError: If another process goes on with it.
     """
     lock, end = JournalLock(path), time.monotonic() + LOCK_SECONDS
-    if run.journal_lock is not None:
-        if run.journal_lock.path == lock.path:
-            return
-        run.journal_lock.release()
-        run.journal_lock = None
+    if any(held.path == lock.path for held in run.locks):
+        return
     while True:
         try:
             if lock.acquire():
-                run.journal_lock = lock
+                run.locks.append(lock)
                 return
         except OSError:  # no files can be made there, which others tell better, or no locks be had
             return
@@ -311,8 +309,7 @@ def stop_deliveries(run: Run, status: str, timeout: float | None = None) -> None
     """Send what is still due, close the loggers, and end their threads."""
     deliveries, run.deliveries, run.inline_deliveries = run.deliveries, [], []
     with ExitStack() as rest:  # each gets its turn though an earlier one is interrupted
-        if run.journal_lock is not None:
-            rest.callback(run.journal_lock.release)
-            run.journal_lock = None
+        while run.locks:
+            rest.callback(run.locks.pop().release)
         for delivery in reversed(deliveries):
             rest.callback(delivery.stop, status, timeout)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from glob import escape, glob
 from typing import Any
 
-__all__ = ["Found", "new_checkpoints", "remove_staged", "stage", "staging_folder"]
+__all__ = ["Found", "new_checkpoints", "stage", "staging_folder"]
 
 _STAGED = ".staged-"
+_cleaned: set[str] = set()  # the runs' folders that this process has looked through
 
 # What a checkpoint callback tells of itself, where it has it.
 _SETTINGS = (
@@ -97,20 +98,18 @@ def stage(path: str, folder: str) -> str:
 
 
 def staging_folder(home: str, keeps: bool = False) -> str:
-    """Make and return a folder in which something waits to be sent.
+    """Make and return a folder in which something waits to be sent; the first removes what a killed process left.
 
     Args:
         home: Where.
-        keeps: Whether `remove_staged` is to leave it alone.
+        keeps: Whether it is to outlive this process.
     """
+    if home not in _cleaned:
+        _cleaned.add(home)
+        for path in glob(os.path.join(escape(home), f"{_STAGED}*")):
+            shutil.rmtree(path, ignore_errors=True)
     os.makedirs(home, exist_ok=True)
     return tempfile.mkdtemp(prefix=".kept-" if keeps else _STAGED, dir=home)
-
-
-def remove_staged(home: str) -> None:
-    """Remove what a killed process left waiting."""
-    for path in glob(os.path.join(escape(home), f"{_STAGED}*")):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> str:

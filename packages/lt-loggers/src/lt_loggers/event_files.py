@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ __all__ = [
     "shown",
     "wait_for_a_later_name",
     "with_status",
+    "written_at_once",
 ]
 
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
@@ -90,6 +92,54 @@ def event_file_of(writer: Any) -> tuple[str, int] | None:
     inner = getattr(getattr(writer, "file_writer", None), "event_writer", None)
     path = getattr(inner, "_file_name", None) or getattr(getattr(inner, "_ev_writer", None), "_file_name", None)
     return (path, os.stat(path).st_ino) if path and os.path.exists(path) else None
+
+
+class _File:
+    """Be a file to which each event is added whole, by whichever thread; nothing is held back."""
+
+    def __init__(self, path: str) -> None:
+        self._fd: int | None = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes) -> None:
+        with self._lock:
+            if self._fd is None:
+                raise OSError("the event file is closed")
+            done = os.write(self._fd, data)
+            while done < len(data):  # a nearly full disk takes a part
+                done += os.write(self._fd, data[done:])
+
+    def flush(self) -> None:
+        """Do nothing: all is written."""
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+
+    @property
+    def closed(self) -> bool:
+        return self._fd is None
+
+
+def written_at_once(writer: Any) -> Any:
+    """Return a SummaryWriter that writes each event itself, where its inside is as it is known to be.
+
+    TensorBoard's writer opens the file anew for every event, in a thread that dies of a full disk; tensorboardX's
+    ``flush`` does not wait for its queue.
+    """
+    events: Any = getattr(getattr(writer, "file_writer", None), "event_writer", None)
+    path = event_file_of(writer)
+    queued, plain = getattr(events, "_async_writer", None), getattr(events, "_ev_writer", None)
+    if queued is not None and path and all(hasattr(queued, name) for name in ("_worker", "_writer")):
+        queued._worker.stop()  # it writes what the queue has before it ends
+        queued._writer._writer = _File(path[0])
+        events.add_event = lambda event: queued._writer.write(event.SerializeToString())
+    elif plain is not None and getattr(events, "_worker", None) is not None:
+        events._worker.stop()
+        events.add_event = plain.write_event
+    return writer
 
 
 def is_there(path: str, inode: int) -> bool:

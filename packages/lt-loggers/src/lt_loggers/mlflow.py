@@ -26,7 +26,6 @@ from lt_interface import (
 )
 from lt_interface.hyperparameters import number
 from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
-from lt_loggers.checkpoints import remove_staged
 from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted, without_secret
 from lt_loggers.mlflow_media import MLFlowMedia
 from lt_loggers.mlflow_names import accepted
@@ -214,7 +213,6 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
                 self._folder = self._run_id or f"spooled-{self._token[:8]}"
                 self._tell("away", f"{where}: no answer; the run goes on, and all is sent when the server comes.")
             self._remember()
-            remove_staged(str(self.log_dir))
 
     def _connect(self, timeout: float = 10.0) -> None:
         """Find or make experiment and run.
@@ -327,7 +325,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         """Return a logger of the run that `replay_state` described."""
         given = dict(state)
         version = given.pop("version")
-        if "***@" in str(given.get("tracking_uri")):  # the secret is in the environment, or nowhere
+        if "***" in str(given.get("tracking_uri")):  # the secret is in the environment, or nowhere
             given["tracking_uri"] = os.environ.get("MLFLOW_TRACKING_URI") or given["tracking_uri"].replace("***@", "")
         made = cls(**given)
         made.join(version)
@@ -360,13 +358,19 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         rows, unsure, self._direct_unsure = list(self._direct), self._direct_unsure, True
         if self._feed is None:  # the caller is told, and may try again
             self._direct, self._direct_unsure = [], False
+        refusal = None
         try:
             self._send(rows, unsure)
-        except ValueError:  # they will never be taken, and must not hold up those that follow
-            del self._direct[: len(rows)]
-            raise
+        except ValueError:  # one of them will never be taken, and must not hold up the others
+            for row in rows:
+                try:
+                    self._send([row], unsure=True)
+                except ValueError as error:
+                    refusal = error
         del self._direct[: len(rows)]
         self._direct_unsure = False
+        if refusal is not None:
+            raise refusal
 
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Write records; returns when the server has them.

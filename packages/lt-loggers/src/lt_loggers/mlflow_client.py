@@ -18,6 +18,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": 10,
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": True,
 }
+_SECRET = re.compile(r"(?i)([?&](?:\w*token|password|secret|\w*key)=)[^&\s'\"]+")
 _own = threading.local()
 _guard = threading.Lock()
 _WAYS = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."
@@ -34,20 +35,19 @@ _REFUSED = {
 
 def redacted(text: str) -> str:
     """Return a text whose URIs hold no user and password, and no token among their arguments."""
-    text = re.sub(r"(?<=://)[^\s'\"]*@", "***@", text)
-    return re.sub(r"(?i)([?&](?:\w*token|password|secret|\w*key)=)[^&\s'\"]+", r"\1***", text)
+    return _SECRET.sub(r"\1***", re.sub(r"(?<=://)[^\s'\"]*@", "***@", text))
 
 
 def without_secret(uri: str) -> str:
-    """Return a URI without user and password: with ``***@`` in their place."""
+    """Return a URI without user, password and tokens: with ``***`` in their place."""
     scheme, mark, rest = uri.partition("://")
     place = rest.partition("/")[0]
+    port = place.partition(":")[2]
     if "@" in place:
-        return f"{scheme}{mark}***@{place.rpartition('@')[2]}{rest[len(place) :]}"
-    port = place.partition(":")[2]  # a password with a slash makes what precedes it no host and port
-    if "@" in rest and port and not port.isdigit():
-        return f"{scheme}{mark}***@{rest.rpartition('@')[2]}"
-    return redacted(uri) if "?" in uri and "@" not in rest else uri
+        rest = f"***@{place.rpartition('@')[2]}{rest[len(place) :]}"
+    elif "@" in rest and port and not port.isdigit():  # a password with a slash is what comes before this
+        rest = f"***@{rest.rpartition('@')[2]}"
+    return _SECRET.sub(r"\1***", f"{scheme}{mark}{rest}")
 
 
 @contextmanager

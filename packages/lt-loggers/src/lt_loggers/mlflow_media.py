@@ -250,6 +250,14 @@ class MLFlowMedia(Logger):
             self.progressed()
         self._checkpoint_callback = None
 
+    def _held_aliases(self, client: Any, run_id: str) -> dict[str, list[str]]:
+        """Return the aliases by checkpoint; of a run that goes on, as an earlier process left them."""
+        if self._aliases is None:
+            places = [entry.path for entry in client.list_artifacts(run_id, "checkpoints") if entry.is_dir]
+            found = {place: _read(client, run_id, f"{place}/aliases.txt") for place in places}
+            self._aliases = {place: aliases for place, aliases in found.items() if isinstance(aliases, list)}
+        return self._aliases
+
     def _send_checkpoint(self, client: Any, run_id: str, found: Found, path: str) -> None:
         """Put a checkpoint into ``checkpoints/<name>``, with what is known of it and its aliases, which others lose."""
         place = f"checkpoints/{_path(os.path.splitext(os.path.basename(found.path))[0])}"
@@ -258,13 +266,23 @@ class MLFlowMedia(Logger):
         else:
             client.log_artifact(run_id, path, place)
         _put(client, run_id, f"{place}/metadata.json", json.dumps(found.metadata, default=str).encode())
-        held = dict(self._aliases or {})
+        held = self._held_aliases(client, run_id)
         changed = {other: [a for a in aliases if a not in found.aliases] for other, aliases in held.items()}
         changed[place] = found.aliases
         for other, aliases in changed.items():
             if aliases != held.get(other):
                 _put(client, run_id, f"{other}/aliases.txt", json.dumps(aliases).encode())
         self._aliases = changed
+
+
+def _read(client: Any, run_id: str, name: str) -> Any:
+    """Return what an artifact of JSON holds, None where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with open(client.download_artifacts(run_id, name, folder), encoding="utf-8") as file:
+                return json.load(file)
+        except Exception:  # each store has its own error for what is not there
+            return None
 
 
 def _put(client: Any, run_id: str, name: str, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from lt_loggers.event_files import (
     remove_empty,
     wait_for_a_later_name,
     with_status,
+    written_at_once,
 )
 from lt_loggers.tensorboard_media import TensorBoardMedia
 
@@ -173,7 +175,7 @@ class TensorBoardLogger(TensorBoardMedia):
             return DummyExperiment()
         with self.exclusive():
             if self._writer is None or self._writer_pid != os.getpid():  # a forked writer has lost its thread
-                is_first = self._writer is None and not self._is_read
+                is_first = self._writer is None and not self._is_read and not self._replaces
                 try:
                     if self._replaces:
                         check_for_room(self.log_dir)
@@ -250,22 +252,31 @@ class TensorBoardLogger(TensorBoardMedia):
         Args:
             metrics: Numbers or single-element tensors by name; a dict of them is drawn as
                 several curves in one chart.
-            step: The step; if left out the run's, or 0 outside of a run.
+            step: The step; if left out the run's, or 0 outside of a run. During a run they are written from
+                the logger's thread.
 
         Raises:
             MisconfigurationException: If a value is no number.
         """
-        step = self.step_or_current(step)
-        with self.exclusive():
+        given: dict[str, float | dict[str, float]] = {}
+        for key, value in metrics.items():
+            name = self._tag_of(key)
+            if isinstance(value, Mapping):
+                given[name] = {str(inner): _number(f"{name}/{inner}", entry) for inner, entry in value.items()}
+            else:
+                given[name] = _number(name, value)
+        at, now = self.step_or_current(step), time.time()
+        self._has_hp_metric |= "hp_metric" in metrics
+        self.later(lambda: self._write_metrics(given, at, now), "metrics that were logged directly")
+
+    def _write_metrics(self, metrics: Mapping[str, Any], step: int | None, now: float) -> None:
+        with self._replaced_after_an_error():
             writer = self.experiment
-            self._has_hp_metric |= "hp_metric" in metrics
-            for key, value in metrics.items():
-                name = self._tag_of(key)
-                if isinstance(value, Mapping):
-                    curves = {str(k): _number(f"{name}/{k}", v) for k, v in value.items()}
-                    writer.add_scalars(name, curves, step)
+            for name, value in metrics.items():
+                if isinstance(value, dict):
+                    writer.add_scalars(name, value, step, walltime=now)
                 elif not self._present or (step or 0) > self._present.get(name, -1):
-                    writer.add_scalar(name, _number(name, value), step)
+                    writer.add_scalar(name, value, step, walltime=now)
 
     @rank_zero_only
     def log_hyperparams(
@@ -289,11 +300,17 @@ class TensorBoardLogger(TensorBoardMedia):
             shown = metrics if isinstance(metrics, Mapping) else {"hp_metric": metrics}
         with self.exclusive():
             self.hparams.update(given)
+        self.later(lambda: self._write_table(shown, step, metrics is not None), "hyper-parameters")
+
+    def _write_table(self, shown: Mapping[str, Any], step: int | None, is_given: bool) -> None:
+        with self._replaced_after_an_error():
             self._write_hparams()
             if not shown:
                 return
-            if metrics is not None or not self._has_hp_metric:  # the default hides no true value
-                self.log_metrics(shown, 0 if step is None else step)
+            if is_given or not self._has_hp_metric:  # the default hides no true value
+                for key, value in shown.items():
+                    self.experiment.add_scalar(self._tag_of(key), _number(key, value), step or 0)
+                self._has_hp_metric |= "hp_metric" in shown
             self._add_hparams("_hparams_/session_start_info")
 
     @rank_zero_only
@@ -442,7 +459,7 @@ class TensorBoardLogger(TensorBoardMedia):
             raise MisconfigurationException(
                 f"TensorBoardLogger: SummaryWriter refuses its arguments. {error}"
             ) from None
-        return _written_at_once(writer) if package == "tensorboardX" else writer
+        return written_at_once(writer)
 
     def _write_hparams(self) -> None:
         """Replace hparams.yaml in one step, so that a reader never sees half of it."""
@@ -488,16 +505,6 @@ def _writer_package() -> str:
     raise MissingPackageError(
         f"TensorBoardLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[{extra}]'"
     )
-
-
-def _written_at_once(writer: Any) -> Any:
-    """Let each event go to the file without tensorboardX's queue, which a flush does not wait for."""
-    events = writer.file_writer.event_writer
-    file, worker = getattr(events, "_ev_writer", None), getattr(events, "_worker", None)
-    if file is not None and worker is not None:
-        worker.stop()  # it writes what the queue has before it ends
-        events.add_event = file.write_event
-    return writer
 
 
 def _tag(name: str) -> str:

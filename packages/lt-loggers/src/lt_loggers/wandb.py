@@ -21,7 +21,6 @@ from lt_interface import (
 )
 from lt_interface.hyperparameters import number, plain
 from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
-from lt_loggers.checkpoints import remove_staged
 from lt_loggers.wandb_checkpoints import WandbCheckpoints
 from lt_loggers.wandb_files import (
     MARK,
@@ -204,7 +203,6 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
             base = self._id or os.environ.get("WANDB_RUN_ID") or "".join(secrets.choice(alphabet) for _ in range(8))
             self._id = base if found is not None else base + self._rank_suffix()
             self._is_identified = True
-            remove_staged(self.log_dir)
 
     def _rank_suffix(self) -> str:
         """Return what tells this process's run from the others', and put it into their group."""

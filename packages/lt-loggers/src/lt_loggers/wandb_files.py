@@ -15,8 +15,8 @@ __all__ = ["MARK", "Mark", "TransactionLog", "logs_of", "mark_of", "server_marks
 
 # Each row carries this hidden key: a record's number, or a negative number for a direct call.
 MARK = "_lt/record"
-# A row is known by that number and its wall time: several runs may be one W&B run, each with records from 0.
-Mark = tuple[int, float]
+# A record's row is known by its wall time, which no other has and a resumed run keeps; its number may change.
+Mark = float
 
 # The format: 7 bytes ":W&B" and a magic number, then LevelDB's log of 32 KiB blocks that hold
 # chunks of (crc32, length, kind) and data; a record is one full chunk or first, middle.., last.
@@ -27,8 +27,8 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def mark_of(number: float, time: float) -> Mark:
-    """Return what tells a row from others; of a direct call, whose time W&B sets itself, the number alone."""
-    return int(number), float(time) if number >= 0 else 0.0
+    """Return what tells a row from others; of a direct call, whose time W&B sets itself, the negative number."""
+    return float(time if number >= 0 else number)
 
 
 class TransactionLog:

@@ -8,6 +8,7 @@ memory, where readers see it too, and is written with the next record.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import tempfile
@@ -80,6 +81,7 @@ class Journal:
         if read < self.sequence:
             warn(f"Journal({str(self.path)!r}): {self.sequence - read} of {self.sequence} records can not be read.")
         self._full = False
+        self._time = 0.0
         self.former: int | None = None
         self.readers: dict[int, Callable[[], Any]] = {}
         self._tail = self._kept_tail()
@@ -122,7 +124,9 @@ class Journal:
         """
         if self._tail:
             wall = self._former_time(stage, axis, step, values, wall)
-        record = [self.sequence, stage, axis, step, time.time() if wall is None else wall, dict(values)]
+        if wall is None:  # no two records have one time, so that a tracker can tell them apart by it
+            wall = self._time = max(time.time(), self._time + 1e-6)
+        record = [self.sequence, stage, axis, step, wall, dict(values)]
         text = _encode(record).encode("utf-8", "backslashreplace")  # names of files may hold half a character
         line = b"%b\t%08x\n" % (text, zlib.crc32(text))
         written, waiting = self._state
@@ -136,6 +140,21 @@ class Journal:
         else:
             self._state = written + len(data), b""
             self.sequence += 1
+
+    def write_waiting(self) -> int:
+        """Try once more to write what a full disk refused; return how many records still wait in memory."""
+        written, waiting = self._state
+        if waiting:
+            with suppress(OSError):
+                done = 0
+                while done < len(waiting):
+                    done += os.write(self._fd, waiting[done:])
+                self._state = written + len(waiting), b""
+                return 0
+            with suppress(OSError):
+                os.ftruncate(self._fd, written)
+                os.lseek(self._fd, 0, os.SEEK_END)
+        return waiting.count(b"\n")
 
     def _refused(self, line: bytes, error: OSError) -> None:
         """Take back the part that was written, and keep all of it for the next time."""
@@ -151,6 +170,7 @@ class Journal:
         self._state = written, waiting + line
         self.sequence += 1
         if not waiting:
+            atexit.register(_write_waiting, weakref.ref(self))
             warn(
                 f"Journal({str(self.path)!r}): metrics can not be written: {error}. "
                 "Training goes on, and they wait in memory. Make room on the disk."
@@ -284,6 +304,12 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._close()
+
+
+def _write_waiting(journal: weakref.ref[Journal]) -> None:
+    found = journal()
+    if found is not None:
+        found.write_waiting()
 
 
 def _content(record: LoggedRecord) -> str:

@@ -18,6 +18,20 @@ _held: dict[tuple[int, str], list[int]] = {}
 _guard = threading.Lock()
 
 
+def _after_fork_in_child() -> None:
+    """Let go of the copies of the descriptors: a worker that outlives its parent must not keep the locks."""
+    global _guard
+    _guard = threading.Lock()
+    for fd, _ in _held.values():
+        with suppress(OSError):
+            os.close(fd)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class JournalLock:
     """Hold ``<journal>.lock`` while its records are sent.
 
@@ -50,7 +64,7 @@ class JournalLock:
                 return not alone
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 os.close(fd)
                 return False
