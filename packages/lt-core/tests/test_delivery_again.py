@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -269,5 +270,37 @@ def test_lock_is_the_process_s(tmp_path: Path) -> None:
 
     first.release()
     assert other() == "False"
+    Path(f"{tmp_path / 'j'}.lock").read_bytes()  # as a backup of the folder does
+    assert other() == "False"
+    child = os.fork()
+    if not child:
+        time.sleep(60)  # a worker that outlives its parent's lock
+        os._exit(0)
     second.release()
-    assert other() == "True"
+    try:
+        assert other() == "True"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_times_tell_records_apart() -> None:
+    """No two records have one wall time, however fast they come."""
+    journal = Journal(None)
+    append(journal, *range(2000))
+    times = [record.time for record in journal.read()]
+    assert times == sorted(set(times))
+
+
+def test_room_that_comes_after_the_run(tmp_path: Path) -> None:
+    """What a full disk refused to the run's end is written if there is room when the process ends."""
+    program = (
+        "import os, sys, warnings; warnings.simplefilter('ignore'); from lt_core.journal import Journal\n"
+        "j, write = Journal(sys.argv[1]), os.write\n"
+        "def full(fd, data): raise OSError(28, 'No space left on device')\n"
+        "j.append('train', 'step', 0, {'x': 0.0}); os.write = full\n"
+        "for i in range(1, 9): j.append('train', 'step', i, {'x': float(i)})\n"
+        "assert j.write_waiting() == 8; os.write = write"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "j")], check=True, timeout=120)
+    assert [record.step for record in Journal(tmp_path / "j").read()] == list(range(9))

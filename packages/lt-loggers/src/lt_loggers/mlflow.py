@@ -347,7 +347,10 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         if not is_rank_zero():
             return
         values = {str(key): _number(str(key), value) for key, value in metrics.items()}
-        self._direct.append((values, time.time(), int(self.step_or_current(step) or 0)))
+        at = int(self.step_or_current(step) or 0)
+        if not -(2**63) <= at < 2**63:
+            raise MisconfigurationException(f"MLFlowLogger.log_metrics(step={at}): a step must fit into 64 bits.")
+        self._direct.append((values, time.time(), at))
         if not self._direct_waits:
             self._direct_waits = True
             self.later(self._send_direct, "metrics that were logged directly")

@@ -45,12 +45,12 @@ class SystemMetrics:
                 monitor.collect_metrics()
                 found.update({f"system/{name}": value for name, value in monitor.aggregate_metrics().items()})
                 monitor.clear_metrics()
-            self._log(found)
+            if not self._ends.is_set():
+                self._log(found)
 
     def end(self) -> None:
-        """Take no more samples."""
+        """Begin no more samples; one that is being sent still may be."""
         self._ends.set()
-        self._thread.join(1.0)
 
 
 def _monitors() -> list[Any]:
