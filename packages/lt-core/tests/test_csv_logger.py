@@ -18,9 +18,9 @@ import torch
 import yaml
 
 from lt_core.loggers import CSVLogger, DummyLogger, Logger
-from lt_core.loggers.csv import claim_version
 from lt_interface import Record
 from lt_interface.errors import ConfigError
+from lt_interface.versions import claim_version
 
 
 class Mode(str, Enum):

@@ -19,6 +19,7 @@ import lt_loggers.tensorboard
 from lt_interface import Logger, MisconfigurationException, MissingPackageError, SupportsGraph, SupportsRewind
 from lt_interface.registry import loggers
 from lt_interface.testing import LoggerConformance
+from lt_interface.versions import claim_version
 from lt_loggers import TensorBoardLogger
 
 EVERYTHING = {"scalars": 0, "tensors": 0, "images": 0, "graph": 0}
@@ -125,7 +126,7 @@ def test_next_version_after_gaps_and_strangers(tmp_path: Path) -> None:
 
 def _claim(folder: str, gate: Any, answers: Any) -> None:
     gate.wait()
-    answers.put(lt_loggers.tensorboard._claim(folder))
+    answers.put(claim_version(Path(folder)))
 
 
 def test_processes_at_once_get_their_own_versions(tmp_path: Path) -> None:
@@ -144,8 +145,8 @@ def test_processes_at_once_get_their_own_versions(tmp_path: Path) -> None:
 def test_claim_passes_over_a_folder_made_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that appears between looking and making is left to its owner."""
     (tmp_path / "version_0").mkdir()
-    monkeypatch.setattr(lt_loggers.tensorboard.os, "listdir", lambda _: [])
-    assert lt_loggers.tensorboard._claim(str(tmp_path)) == 1
+    monkeypatch.setattr("lt_interface.versions.last_version", lambda root: -1)
+    assert TensorBoardLogger(tmp_path, name="").version == 1
 
 
 def test_prefix(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lt_core.acknowledgement import Acknowledgement, Description, number_of
-from lt_core.delivery_calls import Call, Calls, exclusive, is_refusal
+from lt_core.delivery_calls import Call, Calls, exclusive, fed, is_refusal
 from lt_core.journal import Journal, Record
 from lt_core.notices import info, warn
 from lt_interface import Logger
@@ -34,7 +34,6 @@ BATCH = 500
 # After as many records in a row that were refused for one reason, it is not the records that are wrong.
 MOST_REFUSED = 3
 
-_alive: weakref.WeakSet[Delivery] = weakref.WeakSet()
 _left_behind: weakref.WeakSet[Delivery] = weakref.WeakSet()
 
 
@@ -138,7 +137,7 @@ class Delivery:
             self.logger._feed = self
         for other in list(_left_behind):
             other._followed |= other.logger is self.logger
-        _alive.add(self)
+        fed.add(self)
         if self.inline:
             self.send()
             return
@@ -174,7 +173,7 @@ class Delivery:
             self._wait(lambda: not self._is_running(), self._patience(timeout))
             if self._is_running():
                 _left_behind.add(self)
-        _alive.discard(self)
+        fed.discard(self)
         if getattr(self.logger, "_feed", None) is self:
             self.logger._feed = None
         self._tell_the_rest()
@@ -523,17 +522,3 @@ _chance = random.Random()  # not the process's: training draws from that
 def _tell(message: str) -> None:
     with suppress(Warning):  # where warnings are errors, one must not end the thread
         warn(message)
-
-
-def _after_fork_in_child() -> None:
-    # Nothing waits before a fork: a tracker that hangs would hold up every DataLoader worker. So the
-    # child finds locks as they were, perhaps held by a thread that it does not have.
-    for delivery in list(_alive):
-        delivery._thread = None
-        if "_lock" in getattr(delivery.logger, "__dict__", ()):
-            delivery.logger._lock = threading.RLock()
-    _alive.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Call", "Calls", "exclusive", "is_refusal"]
+__all__ = ["Call", "Calls", "exclusive", "fed", "is_refusal"]
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
 MOST_CALLS = 1000
 MOST_TRIES = 10
+# The deliveries of this process whose threads may run.
+fed: weakref.WeakSet[Any] = weakref.WeakSet()
 _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -149,3 +154,17 @@ class Calls:
         names = list(dict.fromkeys(call.what for call in list(self._waiting) if call.what))
         more = [f"and {self.lost} calls before them"] if self.lost else []
         return ", ".join([*names, *more])
+
+
+def _after_fork_in_child() -> None:
+    # Nothing waits before a fork: a tracker that hangs would hold up every DataLoader worker. So the
+    # child finds locks as they were, perhaps held by a thread that it does not have.
+    for delivery in list(fed):
+        delivery._thread = None
+        if "_lock" in getattr(delivery.logger, "__dict__", ()):
+            delivery.logger._lock = threading.RLock()
+    fed.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -17,10 +17,10 @@ from lt_core.journal import Journal
 from lt_core.journal.file import NAME
 from lt_core.journal.lock import JournalLock
 from lt_core.loggers import DummyLogger
-from lt_core.loggers.csv import claim_version
 from lt_core.notices import warn
 from lt_core.state import TrainerFn
 from lt_interface.errors import ConfigError, Problem
+from lt_interface.versions import claim_version
 
 if TYPE_CHECKING:
     from lt_core.run import Run

@@ -26,6 +26,7 @@ from lt_interface import (
     rank_zero_only,
 )
 from lt_interface.hyperparameters import flatten, number, plain
+from lt_interface.versions import claim_version, last_version
 from lt_loggers.arguments import check_choice, check_numbers, check_paths
 from lt_loggers.event_files import (
     check_for_room,
@@ -128,11 +129,11 @@ class TensorBoardLogger(TensorBoardMedia):
         """Return the run's number or folder name, claimed at the first use."""
         if self._version is None:
             if not is_rank_zero():
-                return max(_versions(self.root_dir), default=0)
+                return max(last_version(Path(self.root_dir)), 0)
             with self.exclusive():
                 if self._version is None:
                     try:
-                        self._version = _claim(self.root_dir)
+                        self._version = claim_version(Path(self.root_dir))
                     except OSError as error:
                         raise self._unwritable(error) from error
         return self._version
@@ -474,24 +475,6 @@ class TensorBoardLogger(TensorBoardMedia):
     def __getstate__(self) -> dict[str, Any]:
         _ = self.version  # a copy in another process writes to the same run
         return {**super().__getstate__(), "_writer": None}
-
-
-def _versions(root: str) -> list[int]:
-    names = os.listdir(root) if os.path.isdir(root) else []
-    numbers = [name.removeprefix("version_") for name in names if name.startswith("version_")]
-    return [int(number) for number in numbers if number.isdecimal()]
-
-
-def _claim(root: str) -> int:
-    """Make the folder of the next version; another process that is faster gets its own number."""
-    os.makedirs(root, exist_ok=True)
-    number = 1 + max(_versions(root), default=-1)
-    while True:
-        try:
-            os.mkdir(os.path.join(root, f"version_{number}"))
-            return number
-        except FileExistsError:
-            number += 1
 
 
 def _writer_package() -> str:

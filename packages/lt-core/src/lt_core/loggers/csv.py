@@ -22,24 +22,9 @@ from lt_interface import (
     rank_zero_only,
 )
 from lt_interface.hyperparameters import number, plain
+from lt_interface.versions import claim_version, last_version
 
-__all__ = ["CSVLogger", "claim_version"]
-
-
-def claim_version(root: Path) -> int:
-    """Make and return the next free ``version_N`` below ``root``; two processes never get the same."""
-    root.mkdir(parents=True, exist_ok=True)
-    number = _last_version(root) + 1
-    while True:
-        try:
-            (root / f"version_{number}").mkdir()
-            return number
-        except FileExistsError:
-            number += 1
-
-
-def _last_version(root: Path) -> int:
-    return max((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()), default=-1)
+__all__ = ["CSVLogger"]
 
 
 class CSVLogger(Logger):
@@ -109,7 +94,7 @@ class CSVLogger(Logger):
         if self._version is None:
             root = Path(self.root_dir)
             if is_quiet_rank():
-                return max(_last_version(root), 0)
+                return max(last_version(root), 0)
             try:
                 self._version = claim_version(root)
             except OSError as error:
