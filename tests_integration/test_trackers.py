@@ -250,6 +250,34 @@ def test_killed_trainer_resumed(proxy: FaultProxy, server: int, tmp_path: Path) 
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["mlflow", "tensorboard", "wandb"])
+def test_resumed_with_another_cadence(kind: str, server: int, tmp_path: Path) -> None:
+    """A run that was killed and resumed with another log_every_n_steps loses nothing, and sends nothing twice."""
+    uri = f"http://127.0.0.1:{server}"
+    options = {"mlflow": [f"tracking_uri={uri}", "experiment_name=cadence"], "wandb": ["offline=1"], "tensorboard": []}
+    arguments = [x for option in options[kind] for x in ("--option", option)]
+    arguments += ["--steps", "60", "--save-every", "9", "--sleep", "0.02"]
+    done = start(tmp_path, kind, *arguments, "--log-every", "2", "--die-at", "35")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = start(tmp_path, kind, *arguments, "--log-every", "5")
+    assert done.returncode == 0, done.stderr
+    if kind == "mlflow":
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        (run,) = client.search_runs([client.get_experiment_by_name("cadence").experiment_id])
+        found = in_mlflow(uri, run.info.run_id)
+    else:
+        found = in_wandb(tmp_path) if kind == "wandb" else in_tensorboard(str(journal_of(tmp_path).parent))
+    wanted = rounded(due(tmp_path)) if kind == "tensorboard" else due(tmp_path)
+    assert len(wanted["value_0"]) > 15
+    for name in (name for name in wanted if name.startswith("value_")):
+        assert not wanted[name] - found[name]
+        assert set(found[name].values()) == {1}
+
+
 # ------------------------------------------------------------ TensorBoard
 
 

@@ -42,12 +42,12 @@ def batches(steps: int) -> list[Tensor]:
     return list(torch.randn(steps, 8, 4, generator=numbers))
 
 
-def make_trainer(logger: Any, folder: str, save_every: int | None = None, **flags: Any) -> Trainer:
+def make_trainer(logger: Any, folder: str, save_every: int | None = None, log_every: int = 1) -> Trainer:
     quiet: dict[str, Any] = dict.fromkeys(["enable_progress_bar", "enable_model_summary"], False)
     callbacks = [ModelCheckpoint(every_n_train_steps=save_every)] if save_every else []
     return Trainer(
-        max_epochs=1, accelerator="cpu", logger=logger, log_every_n_steps=1, default_root_dir=folder,
-        callbacks=callbacks, enable_checkpointing=bool(save_every), **quiet, **flags,
+        max_epochs=1, accelerator="cpu", logger=logger, log_every_n_steps=log_every, default_root_dir=folder,
+        callbacks=callbacks, enable_checkpointing=bool(save_every), **quiet,
     )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--sleep", type=float, default=0.0)
     parser.add_argument("--die-at", type=int, default=None)
     parser.add_argument("--save-every", type=int, default=None)
+    parser.add_argument("--log-every", type=int, default=1)
     parser.add_argument("--option", action="append", default=[], help="name=value, for the logger")
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -67,7 +68,7 @@ def main() -> None:
     if "offline" in options:
         options["offline"] = True  # type: ignore[assignment]
     logger = registry.loggers.get(given.logger)(save_dir="logs", **options)
-    trainer = make_trainer(logger, ".", given.save_every)
+    trainer = make_trainer(logger, ".", given.save_every, given.log_every)
     trainer.fit(Net(given.sleep, given.die_at), batches(given.steps), ckpt_path="last" if given.save_every else None)
     print("done", trainer.global_step)
 
