@@ -284,6 +284,33 @@ def test_lock_is_the_process_s(tmp_path: Path) -> None:
         os.waitpid(child, 0)
 
 
+def test_hung_call_that_comes_back_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logger whose call hung over the end of one run and is fed by the next gets each record once."""
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.2)
+
+    class Hangs(Steps):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            if step == 1 and 1 not in self.steps:
+                time.sleep(1.0)
+            super().log_metrics(metrics, step)
+
+    journal, logger = Journal(None), Hangs()
+    append(journal, 0, 1, 2)
+    first = Delivery(logger, journal)
+    first.start()
+    with pytest.warns(UserWarning, match="2 records of metrics were not taken"):
+        first.stop("success", 20)
+    append(journal, 3)
+    second = Delivery(logger, journal, start=None)
+    second.start()
+    end = time.monotonic() + 20
+    while len(logger.steps) < 4:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    second.stop("success", 20)
+    assert logger.steps == [0, 1, 2, 3]
+
+
 def test_times_tell_records_apart() -> None:
     """No two records have one wall time, however fast they come."""
     journal = Journal(None)

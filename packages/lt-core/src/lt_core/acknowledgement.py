@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lt_core.journal import Journal
 
-__all__ = ["Acknowledgement", "Description", "descriptions", "number_of"]
+__all__ = ["Acknowledgement", "Description", "descriptions", "number_of", "rest"]
 
 _WIDTH = 120
 
@@ -167,3 +167,27 @@ def descriptions(journal: Path) -> Iterator[Description]:
         if number.isdigit():
             with suppress(OSError, ValueError, TypeError):
                 yield Description(int(number), **json.loads(path.read_text(encoding="utf-8")))
+
+
+def rest(journal: Journal, left: int, left_out: int, calls: str, replay: str) -> Iterator[str]:
+    """Yield what a logger did not take, and how to send it.
+
+    Args:
+        journal: What it is fed from.
+        left: How many records it lacks.
+        left_out: How many it refused.
+        calls: What else was not sent, in words.
+        replay: The command that sends records, if there is one.
+    """
+    if calls:
+        yield f"not sent: {calls}"
+    if left_out > 1:
+        yield f"refused {left_out} records, which are left out"
+    waiting = journal.write_waiting() if left else 0
+    if waiting:
+        yield f"{left} records of metrics were not taken; the disk is full: {waiting} of them end with this process"
+    elif left and journal.path is None:
+        yield f"{left} records of metrics were not taken; they are lost"
+    elif left:
+        command = f". Send them with: {replay}" if replay else ""
+        yield f"{left} records of metrics were not taken; they stay in {journal.path}{command}"

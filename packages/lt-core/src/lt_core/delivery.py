@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lt_core.acknowledgement import Acknowledgement, Description, number_of
+from lt_core.acknowledgement import Acknowledgement, Description, number_of, rest
 from lt_core.delivery_calls import Call, Calls, exclusive, fed, is_refusal
 from lt_core.journal import Journal, Record
 from lt_core.notices import info, warn
@@ -102,7 +102,9 @@ class Delivery:
         self._progress_at = time.monotonic()
         self._status: str | None = None
         self.trouble = ""
-        self._followed = False
+        self._followed = False  # whether a later delivery feeds the logger: this one hung and was left behind
+        self._before: list[Delivery] = []
+        self._goes_on = start is None
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
 
@@ -135,8 +137,9 @@ class Delivery:
         self.description.keep(self.journal)
         with suppress(AttributeError):  # an object with slots is fed all the same
             self.logger._feed = self
-        for other in list(_left_behind):
-            other._followed |= other.logger is self.logger
+        self._before = [other for other in list(_left_behind) if other.logger is self.logger]
+        for other in self._before:
+            other._followed = True
         fed.add(self)
         if self.inline:
             self.send()
@@ -176,26 +179,10 @@ class Delivery:
         fed.discard(self)
         if getattr(self.logger, "_feed", None) is self:
             self.logger._feed = None
-        self._tell_the_rest()
-
-    def _tell_the_rest(self) -> None:
-        """Say what the logger did not take, and how to send it."""
         left = sum(1 for _ in self.journal.read(self.acknowledged))
-        calls = self._calls.left()
-        if calls:
-            _tell(f"{self._who}: not sent: {calls}.")
-        if self._left_out > 1:
-            _tell(f"{self._who}: refused {self._left_out} records, which are left out.")
-        if left:
-            fix = "they are lost"
-            waiting = self.journal.write_waiting()
-            if waiting:
-                fix = f"the disk takes no more: {waiting} of them are in memory only and end with this process"
-            elif self.journal.path is not None:
-                fix = f"they stay in {self.journal.path}"
-                fix += f". Send them with: {self._replay}" if self._replay else ""
-            _tell(f"{self._who}: {left} records of metrics were not taken; {fix}")
-        elif self._is_running():
+        for message in rest(self.journal, left, self._left_out, self._calls.left(), self._replay):
+            _tell(f"{self._who}: {message}.")
+        if not left and self._is_running():
             _tell(f"{self._who}: did not close in time.")
 
     def _end(self) -> None:
@@ -206,10 +193,6 @@ class Delivery:
 
     def _is_running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
-
-    def _is_followed(self) -> bool:
-        """Return whether a later delivery feeds the logger by now, or did: this one hung and was left behind."""
-        return self._followed
 
     # ------------------------------------------------------------ what others call
 
@@ -299,13 +282,25 @@ class Delivery:
         finally:
             self._end()
 
+    def _await_those_before(self) -> None:
+        """Let a call that a delivery before this one left hanging come back: what it brought is not sent again."""
+        for other in self._before:
+            self._busy = time.monotonic(), False
+            if other._thread is not None:
+                other._thread.join()
+            self._busy = None
+            if self._goes_on and other.journal is self.journal and other._has_for_good > self._has:
+                self._has = self._has_for_good = other._has_for_good
+                self._sent = self.acknowledged = self._place()
+
     def _deliver(self) -> None:
+        self._await_those_before()
         tries = 0
-        while os.getpid() == self._pid and not self._is_followed():
+        while os.getpid() == self._pid and not self._followed:
             status = self._status
             was_away = self._failing and time.monotonic() - self._outage_at > HANG_SECONDS
             sent = self._send(at_once=status is not None)
-            if status is not None and not self._is_followed():
+            if status is not None and not self._followed:
                 tries += 1
                 # One more try is enough for a tracker that was away long before the end came.
                 if sent or was_away or tries >= LAST_TRIES:
@@ -321,7 +316,7 @@ class Delivery:
         error = None
         done = self._failing or self._calls.make(0, at_once)  # hyper-parameters first
         try:
-            while self._sent < self.journal.offset and not self._is_followed():
+            while self._sent < self.journal.offset and not self._followed:
                 batch = list(islice(self.journal.read(self._sent), BATCH))
                 if not batch:
                     break
