@@ -181,7 +181,7 @@ class Delivery:
             self.logger._feed = None
         left = sum(1 for _ in self.journal.read(self.acknowledged))
         for message in rest(self.journal, left, self._left_out, self._calls.left(), self._replay):
-            _tell(f"{self._who}: {message}.")
+            _tell(f"{self._who}: {message}")
         if not left and self._is_running():
             _tell(f"{self._who}: did not close in time.")
 
