@@ -29,6 +29,7 @@ from wandb_reading import (  # noqa: F401 - each file uses its part; quiet is a 
     quiet,
     records,
     rows,
+    wait_for_the_end,
 )
 
 import lt_loggers.wandb
@@ -176,6 +177,7 @@ def test_joins_an_active_run(tmp_path: Path) -> None:
     logger.finish("failed")
     run.log({"more": 1.0})
     run.finish()
+    wait_for_the_end(logger)
     assert points(logger)["loss"] == {2: 1.0}
 
 
@@ -188,6 +190,7 @@ def test_given_experiment(tmp_path: Path) -> None:
     logger.finish("interrupted")
     run.log({"more": 1.0})
     run.finish()
+    wait_for_the_end(logger)
     assert points(logger)["loss"] == {2: 1.0}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
@@ -28,6 +29,7 @@ __all__ = [
     "quiet",
     "records",
     "rows",
+    "wait_for_the_end",
 ]
 
 Entry = import_module("wandb.proto.wandb_internal_pb2").Record
@@ -71,6 +73,14 @@ def logs(logger: Logger) -> list[Path]:
 def everything(logger: Logger, kind: str) -> list[Any]:
     """Return all entries of one kind that a run has."""
     return [getattr(e, kind) for log in logs(logger) for e in entries(log) if e.WhichOneof("record_type") == kind]
+
+
+def wait_for_the_end(logger: Logger) -> None:
+    """Wait for the end of a run that was finished: wandb's own process writes it a moment later."""
+    end = time.monotonic() + 30
+    while len(everything(logger, "exit")) < len(logs(logger)):
+        assert time.monotonic() < end, "the run's end was never written"
+        time.sleep(0.02)
 
 
 def rows(logger: Logger) -> list[dict[str, Any]]:
