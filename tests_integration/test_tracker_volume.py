@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +19,48 @@ STEPS, METRICS = 20_000, 10
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
-def check(
-    logger: Any, folder: Path, read: Callable[[], Points], kept: Callable[[Points], Points] = lambda p: p
-) -> None:
-    """Train, print the seconds, and compare every value that the tracker has with those that were logged."""
+def train(logger: Any, folder: Path) -> Points:
+    """Train, print the seconds, and return what was logged: every value of every step."""
     torch.manual_seed(0)
     trainer = make_trainer(logger, str(folder))
     begun = time.perf_counter()
     trainer.fit(Net(values=METRICS), batches(STEPS))
-    took = time.perf_counter() - begun
-    wanted = {name: points for name, points in due(folder).items() if name.startswith("value_")}
+    print(f"\n{type(logger).__name__}: {STEPS} steps of {METRICS} metrics in {time.perf_counter() - begun:.1f} s")
+    wanted = values(due(folder))
     assert sum(sum(points.values()) for points in wanted.values()) == STEPS * METRICS
-    found = {name: points for name, points in read().items() if name.startswith("value_")}
-    print(f"\n{type(logger).__name__}: {STEPS} steps of {METRICS} metrics in {took:.1f} s")
-    assert found == kept(wanted)
+    return wanted
+
+
+def values(points: Points) -> Points:
+    return {name: counts for name, counts in points.items() if name.startswith("value_")}
 
 
 def test_csv(tmp_path: Path) -> None:
     """20,000 steps of 10 metrics are in the CSV file."""
-    check(CSVLogger(tmp_path), tmp_path, lambda: in_csv(tmp_path))
+    wanted = train(CSVLogger(tmp_path), tmp_path)
+    assert values(in_csv(tmp_path)) == wanted
 
 
 def test_tensorboard(tmp_path: Path) -> None:
     """20,000 steps of 10 metrics are in TensorBoard's files."""
     logger = TensorBoardLogger(tmp_path)
-    check(logger, tmp_path, lambda: in_tensorboard(logger.log_dir), rounded)
+    wanted = train(logger, tmp_path)
+    assert values(in_tensorboard(logger.log_dir)) == rounded(wanted)
 
 
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """20,000 steps of 10 metrics are in W&B's offline run."""
     monkeypatch.setenv("WANDB_SILENT", "true")
-    check(WandbLogger(save_dir=tmp_path, offline=True), tmp_path, lambda: in_wandb(tmp_path))
+    wanted = train(WandbLogger(save_dir=tmp_path, offline=True), tmp_path)
+    assert in_wandb(tmp_path) == wanted
 
 
 def test_mlflow_database(tmp_path: Path) -> None:
     """20,000 steps of 10 metrics are in MLflow's database."""
     uri = f"sqlite:///{tmp_path}/runs.db"
     logger = MLFlowLogger("long", tracking_uri=uri, save_dir=tmp_path)
-    check(logger, tmp_path, lambda: in_mlflow(uri, str(logger.run_id)))
+    wanted = train(logger, tmp_path)
+    assert values(in_mlflow(uri, str(logger.run_id))) == wanted
 
 
 def test_mlflow_server(tmp_path: Path) -> None:
@@ -66,4 +69,5 @@ def test_mlflow_server(tmp_path: Path) -> None:
     with mlflow_server(tmp_path / "server") as port:
         uri = f"http://127.0.0.1:{port}"
         logger = MLFlowLogger("long", tracking_uri=uri, save_dir=tmp_path)
-        check(logger, tmp_path, lambda: in_mlflow(uri, str(logger.run_id)))
+        wanted = train(logger, tmp_path)
+        assert values(in_mlflow(uri, str(logger.run_id))) == wanted

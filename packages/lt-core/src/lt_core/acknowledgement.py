@@ -169,12 +169,13 @@ def descriptions(journal: Path) -> Iterator[Description]:
                 yield Description(int(number), **json.loads(path.read_text(encoding="utf-8")))
 
 
-def rest(journal: Journal, left: int, left_out: int, calls: str, replay: str) -> Iterator[str]:
+def rest(journal: Journal, left: int, waiting: int, left_out: int, calls: str, replay: str) -> Iterator[str]:
     """Yield what a logger did not take, and how to send it.
 
     Args:
         journal: What it is fed from.
         left: How many records it lacks.
+        waiting: How many records are in memory only, since the disk is full.
         left_out: How many it refused.
         calls: What else was not sent, in words.
         replay: The command that sends records, if there is one.
@@ -183,8 +184,7 @@ def rest(journal: Journal, left: int, left_out: int, calls: str, replay: str) ->
         yield f"not sent: {calls}"
     if left_out > 1:
         yield f"refused {left_out} records, which are left out"
-    waiting = journal.write_waiting() if left else 0
-    if waiting:
+    if left and waiting:
         yield f"{left} records of metrics were not taken; the disk is full: {waiting} of them end with this process"
     elif left and journal.path is None:
         yield f"{left} records of metrics were not taken; they are lost"

@@ -180,7 +180,9 @@ class Delivery:
         if getattr(self.logger, "_feed", None) is self:
             self.logger._feed = None
         left = sum(1 for _ in self.journal.read(self.acknowledged))
-        for message in rest(self.journal, left, self._left_out, self._calls.left(), self._replay):
+        for message in rest(
+            self.journal, left, self.journal.write_waiting(), self._left_out, self._calls.left(), self._replay
+        ):
             _tell(f"{self._who}: {message}")
         if not left and self._is_running():
             _tell(f"{self._who}: did not close in time.")
@@ -501,14 +503,12 @@ class Delivery:
         close = getattr(self.logger, "finish", None) or getattr(self.logger, "finalize", None)
         try:
             if close is not None:
-                self._busy, self._caller = (time.monotonic(), True), threading.get_ident()
-                close(status)
+                with self._calling(patient=True):
+                    close(status)
         except Exception as error:
             self.trouble = f"closing failed with {type(error).__name__}: {error}"
             fix = f" Close it with: {self._replay}" if self._replay else ""
             _tell(f"{self._who}: {self.trouble}.{fix}")
-        finally:
-            self._busy = None
 
 
 _chance = random.Random()  # not the process's: training draws from that

@@ -11,11 +11,12 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_core.acknowledgement import Acknowledgement, descriptions
+from lt_core.acknowledgement import descriptions
 from lt_core.delivery import Delivery
 from lt_core.journal import Journal
 from lt_core.journal.file import NAME
 from lt_core.journal.lock import JournalLock
+from lt_core.journal.replay import pending
 from lt_core.loggers import DummyLogger
 from lt_core.notices import warn
 from lt_core.state import TrainerFn
@@ -239,7 +240,7 @@ def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
 def _clear(path: Path) -> None:
     """Remove an older run's journal; one that holds what a logger did not get yet is set aside."""
     files = [file for file in path.parent.glob(f"{path.name}*") if file.name != f"{path.name}.lock"]
-    if path.exists() and _is_pending(path):
+    if path.exists() and any(descriptions(path)) and any(one.left for one in pending(path)):
         free = next(n for n in count(1) if not path.with_name(f"{path.stem}-{n}{path.suffix}").exists())
         for file in files:
             file.rename(file.with_name(file.name.replace(path.stem, f"{path.stem}-{free}", 1)))
@@ -251,14 +252,6 @@ def _clear(path: Path) -> None:
         return
     for file in files:
         file.unlink()
-
-
-def _is_pending(path: Path) -> bool:
-    journal = Journal(path, read_only=True)
-    try:
-        return any(Acknowledgement(journal, d.number).sequence < journal.sequence for d in descriptions(path))
-    finally:
-        journal.close()
 
 
 def _old_journal(run: Run, mark: dict[str, Any] | None) -> Path | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["as_list", "frames", "gif", "mono", "per_item", "pictures", "png", "render", "rows_of", "wav"]
+__all__ = ["as_list", "finite", "frames", "gif", "mono", "per_item", "pictures", "png", "render", "rows_of", "wav"]
 
 _CHANNELS = (1, 3, 4)
 
@@ -44,6 +44,15 @@ def per_item(n: int, kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
             got = type(values).__name__ if length is None else f"{length} of them"
             raise ValueError(f"{name}: it must be a list with one entry for each of the {n}. Got {got}.")
     return [{name: values[i] for name, values in kwargs.items()} for i in range(n)]
+
+
+def finite(values: Any) -> NDArray[Any]:
+    """Return the finite values of a tensor or array of any shape as an array (n,) of its own, in 64 bits."""
+    import numpy as np
+
+    given = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
+    array = np.array(given, dtype=np.float64).ravel()
+    return array[np.isfinite(array)]
 
 
 def pictures(images: Sequence[Any]) -> list[NDArray[Any]]:

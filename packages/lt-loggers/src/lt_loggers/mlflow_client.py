@@ -21,6 +21,7 @@ _SETTINGS = {
 _SECRET = re.compile(r"(?i)([?&](?:\w*token|password|secret|\w*key)=)[^&\s'\"]+")
 _own = threading.local()
 _guard = threading.Lock()
+_shared: set[str] = set()  # the settings that threads may have their own value of
 _WAYS = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."
 # Of these the request itself is the cause; all else may go away.
 _REFUSED = {
@@ -75,14 +76,14 @@ def calling(timeout: float = 10.0) -> Iterator[None]:
 
 
 def _let_threads_differ() -> None:
-    """Make MLflow's settings answer with this thread's value where it has one."""
+    """Make MLflow's settings answer with this thread's value where it has one, once a process."""
     from mlflow import environment_variables
 
     with _guard:
-        for name in _SETTINGS:
+        for name in _SETTINGS.keys() - _shared:
+            _shared.add(name)
             variable = getattr(environment_variables, name, None)
-            if variable is not None and not hasattr(variable, "shared"):
-                variable.shared = variable.get
+            if variable is not None:
                 variable.get = partial(_value, name, variable.get)
 
 

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lt_interface import Logger, is_rank_zero
+from lt_interface import is_rank_zero
 from lt_loggers.checkpoints import Found, new_checkpoints, stage, staging_folder
 from lt_loggers.mlflow_client import calling
+from lt_loggers.texts import TextsAndTables
 
 __all__ = ["MLFlowMedia"]
 
@@ -21,7 +22,7 @@ __all__ = ["MLFlowMedia"]
 _MEDIA_SECONDS = 15.0
 
 
-class MLFlowMedia(Logger):
+class MLFlowMedia(TextsAndTables):
     """Be the part of `MLFlowLogger` that keeps artifacts: all of it is sent behind the caller's back."""
 
     _run_id: str | None
@@ -102,41 +103,19 @@ class MLFlowMedia(Logger):
         """
         import numpy as np
 
+        from lt_loggers.media import finite
+
         if not is_rank_zero():
             return
         at = self.step_or_current(step) or 0
-        given = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
-        array = np.asarray(given, dtype=float).ravel()
-        counts, edges = np.histogram(array[np.isfinite(array)], bins)
+        counts, edges = np.histogram(finite(values), bins)
         data = json.dumps({"edges": edges.tolist(), "counts": counts.tolist()}).encode()
         name = f"histograms/{_path(key)}/step_{at}.json"
         self._later(lambda client, run_id: _put(client, run_id, name, data), f"histogram {key}")
 
-    def log_text(
-        self,
-        key: str,
-        text: Any = None,
-        data: list[list[Any]] | None = None,
-        dataframe: Any = None,
-        step: int | None = None,
-        columns: list[str] | None = None,
-    ) -> None:
-        """Keep a text, or a table of texts.
-
-        Args:
-            key: The name.
-            text: The text; or the names of a table's columns.
-            data: The table's rows.
-            dataframe: A data frame in place of both.
-            step: The step; None takes the run's, or 0 outside of a run.
-            columns: The names of the columns, by their own name.
-        """
-        if data is not None or dataframe is not None:
-            self.log_table(key, columns or text, data, dataframe, step)
-        elif is_rank_zero():
-            at = self.step_or_current(step) or 0
-            name, content = f"text/{_path(key)}/step_{at}.txt", str(text).encode()
-            self._later(lambda client, run_id: _put(client, run_id, name, content), f"text {key}")
+    def _show_text(self, key: str, text: str, step: int) -> None:
+        name = f"text/{_path(key)}/step_{step}.txt"
+        self._later(lambda client, run_id: _put(client, run_id, name, text.encode()), f"text {key}")
 
     def log_table(
         self,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lt_interface import Logger, is_rank_zero
+from lt_interface import is_rank_zero
+from lt_loggers.texts import TextsAndTables
 
 __all__ = ["TensorBoardMedia"]
 
 
-class TensorBoardMedia(Logger):
+class TensorBoardMedia(TextsAndTables):
     """Be the part of `TensorBoardLogger` that shows media: prepared at once, written behind the caller's back."""
 
     def log_image(self, key: str, images: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
@@ -62,44 +63,20 @@ class TensorBoardMedia(Logger):
             step: The step; None takes the run's, or 0 outside of a run.
             bins: How many bins.
         """
-        import numpy as np
+        from lt_loggers.media import finite
 
         if not is_rank_zero():
             return
         at = self.step_or_current(step) or 0
-        given = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
-        array = np.array(given, dtype=float).ravel()
-        array = array[np.isfinite(array)]
+        array = finite(values)
         if array.size:
             self.later(
                 lambda: self.experiment.add_histogram(key, array, at, bins="auto", max_bins=bins),
                 f"histogram {key}",
             )
 
-    def log_text(
-        self,
-        key: str,
-        text: Any = None,
-        data: list[list[Any]] | None = None,
-        dataframe: Any = None,
-        step: int | None = None,
-        columns: list[str] | None = None,
-    ) -> None:
-        """Show a text, Markdown laid out; or a table of texts.
-
-        Args:
-            key: The tag.
-            text: The text; or the names of a table's columns.
-            data: The table's rows.
-            dataframe: A data frame in place of both.
-            step: The step; None takes the run's, or 0 outside of a run.
-            columns: The names of the columns, by their own name.
-        """
-        if data is not None or dataframe is not None:
-            self.log_table(key, columns or text, data, dataframe, step)
-        elif is_rank_zero():
-            at = self.step_or_current(step) or 0
-            self.later(lambda: self.experiment.add_text(key, str(text), at), f"text {key}")
+    def _show_text(self, key: str, text: str, step: int) -> None:
+        self.later(lambda: self.experiment.add_text(key, text, step), f"text {key}")
 
     def log_table(
         self,

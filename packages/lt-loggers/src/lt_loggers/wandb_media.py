@@ -66,10 +66,9 @@ class WandbMedia(Logger):
         import numpy as np
         import wandb
 
-        if callable(getattr(values, "detach", None)):
-            values = values.detach().float().cpu().numpy()
-        flat = np.asarray(values, dtype=np.float64).ravel()
-        counts = np.histogram(flat[np.isfinite(flat)], bins=bins)
+        from lt_loggers.media import finite
+
+        counts = np.histogram(finite(values), bins=bins)
         self._show(key, wandb.Histogram(np_histogram=counts), step)
 
     def log_text(

@@ -132,36 +132,37 @@ class Journal:
         written, waiting = self._state
         data = waiting + line if waiting else line
         try:
-            done = os.write(self._fd, data)
-            while done < len(data):  # a nearly full disk takes a part
-                done += os.write(self._fd, data[done:])
+            self._write(data)
         except OSError as error:
             self._refused(line, error)
         else:
             self._state = written + len(data), b""
             self.sequence += 1
 
+    def _write(self, data: bytes) -> None:
+        """Add bytes to the file, all or, where that raises, none."""
+        try:
+            done = os.write(self._fd, data)
+            while done < len(data):  # a nearly full disk takes a part
+                done += os.write(self._fd, data[done:])
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._state[0])
+                os.lseek(self._fd, 0, os.SEEK_END)
+            raise
+
     def write_waiting(self) -> int:
         """Try once more to write what a full disk refused; return how many records still wait in memory."""
         written, waiting = self._state
         if waiting:
             with suppress(OSError):
-                done = 0
-                while done < len(waiting):
-                    done += os.write(self._fd, waiting[done:])
-                self._state = written + len(waiting), b""
-                return 0
-            with suppress(OSError):
-                os.ftruncate(self._fd, written)
-                os.lseek(self._fd, 0, os.SEEK_END)
+                self._write(waiting)
+                self._state, waiting = (written + len(waiting), b""), b""
         return waiting.count(b"\n")
 
     def _refused(self, line: bytes, error: OSError) -> None:
-        """Take back the part that was written, and keep all of it for the next time."""
+        """Keep what was not written for the next time."""
         written, waiting = self._state
-        with suppress(OSError):
-            os.ftruncate(self._fd, written)
-            os.lseek(self._fd, 0, os.SEEK_END)
         if len(waiting) + len(line) > _MOST_WAITING_BYTES:
             if not self._full:
                 self._full = True
