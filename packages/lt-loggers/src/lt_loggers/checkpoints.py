@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from glob import escape, glob
 from typing import Any
 
-__all__ = ["Found", "new_checkpoints", "stage", "staging_folder"]
+from lt_interface import Logger, is_rank_zero
+
+__all__ = ["Found", "KeepsCheckpoints", "new_checkpoints", "stage", "staging_folder"]
 
 _STAGED = ".staged-"
 _cleaned: set[str] = set()  # the runs' folders that this process has looked through
@@ -36,6 +38,52 @@ class Found:
     stamp: tuple[int, int]
     aliases: list[str]
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class KeepsCheckpoints(Logger):
+    """Be the part of a logger that keeps checkpoints, by `_send_checkpoint`."""
+
+    _log_model: bool | str
+    _keeps_staged = False  # whether what was staged is still needed when it was sent
+    _sent_checkpoints: dict[str, tuple[int, int]] | None = None
+    _checkpoint_callback: Any = None
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Keep the callback's new checkpoints, at once or at the end, as ``log_model`` says.
+
+        A checkpoint is held by a hard link or a copy until it is sent: it may be removed after the call.
+
+        Args:
+            checkpoint_callback: It tells paths and scores, as `ModelCheckpoint` does.
+        """
+        if not self._log_model or self._is_silent():
+            return
+        if self._log_model == "all" or getattr(checkpoint_callback, "save_top_k", 1) == -1:
+            for found in self._new_checkpoints(checkpoint_callback):
+                self._hold_and_send(found)
+        else:
+            self._checkpoint_callback = checkpoint_callback
+
+    def _new_checkpoints(self, callback: Any) -> list[Found]:
+        self._sent_checkpoints = {} if self._sent_checkpoints is None else self._sent_checkpoints
+        return new_checkpoints(callback, self._sent_checkpoints)
+
+    def _hold_and_send(self, found: Found) -> None:
+        folder = staging_folder(self.log_dir or ".", keeps=self._keeps_staged)
+        held = stage(found.path, folder)
+
+        def send() -> None:
+            self._send_checkpoint(found, held)
+            if not self._keeps_staged:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        self.later(send, f"checkpoint {os.path.basename(found.path)}")
+
+    def _is_silent(self) -> bool:
+        return not is_rank_zero()
+
+    def _send_checkpoint(self, found: Found, path: str) -> None:
+        raise NotImplementedError
 
 
 def new_checkpoints(callback: Any, sent: dict[str, tuple[int, int]]) -> list[Found]:

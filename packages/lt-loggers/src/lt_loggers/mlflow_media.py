@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lt_interface import is_rank_zero
-from lt_loggers.checkpoints import Found, new_checkpoints, stage, staging_folder
+from lt_loggers.checkpoints import Found, KeepsCheckpoints
 from lt_loggers.mlflow_client import calling
 from lt_loggers.texts import TextsAndTables
 
@@ -22,27 +21,23 @@ __all__ = ["MLFlowMedia"]
 _MEDIA_SECONDS = 15.0
 
 
-class MLFlowMedia(TextsAndTables):
+class MLFlowMedia(TextsAndTables, KeepsCheckpoints):
     """Be the part of `MLFlowLogger` that keeps artifacts: all of it is sent behind the caller's back."""
 
     _run_id: str | None
-    _log_model: bool | str
     _made_client: Callable[[], Any]
     _connect: Callable[..., None]
-    _sent_checkpoints: dict[str, tuple[int, int]] | None = None
     _aliases: dict[str, list[str]] | None = None  # by the place of each checkpoint
-    _checkpoint_callback: Any = None
 
     def _later(self, send: Callable[[Any, str], Any], what: str) -> None:
         """Call ``send(client, run_id)`` when the server is there."""
+        self.later(lambda: self._at_the_server(send), what)
 
-        def call() -> None:
-            _ = self.version
-            self._connect()
-            with calling(_MEDIA_SECONDS):
-                send(self._made_client(), str(self._run_id))
-
-        self.later(call, what)
+    def _at_the_server(self, send: Callable[[Any, str], Any]) -> None:
+        _ = self.version
+        self._connect()
+        with calling(_MEDIA_SECONDS):
+            send(self._made_client(), str(self._run_id))
 
     def log_image(self, key: str, images: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
         """Show a list of pictures under a name.
@@ -191,38 +186,12 @@ class MLFlowMedia(TextsAndTables):
 
     # ------------------------------------------------------------ checkpoints
 
-    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """Keep the callback's new checkpoints, at once or at the end, as ``log_model`` says.
-
-        Args:
-            checkpoint_callback: It tells paths and scores, as `ModelCheckpoint` does.
-        """
-        if not self._log_model or not is_rank_zero():
-            return
-        if self._log_model != "all" and getattr(checkpoint_callback, "save_top_k", 1) != -1:
-            self._checkpoint_callback = checkpoint_callback
-            return
-        for found in self._new(checkpoint_callback):
-            folder = staging_folder(self.log_dir or ".")
-            held = stage(found.path, folder)
-
-            def send(client: Any, run_id: str, found: Found = found, held: str = held, folder: str = folder) -> None:
-                self._send_checkpoint(client, run_id, found, held)
-                shutil.rmtree(folder, ignore_errors=True)
-
-            self._later(send, f"checkpoint {os.path.basename(found.path)}")
-
-    def _new(self, callback: Any) -> list[Found]:
-        self._sent_checkpoints = {} if self._sent_checkpoints is None else self._sent_checkpoints
-        return new_checkpoints(callback, self._sent_checkpoints)
-
     def _send_final_checkpoints(self) -> None:
         """Keep what is left at the end of the run."""
         callback = self._checkpoint_callback
-        for found in self._new(callback) if callback is not None else ():
+        for found in self._new_checkpoints(callback) if callback is not None else ():
             try:
-                with calling(_MEDIA_SECONDS):
-                    self._send_checkpoint(self._made_client(), str(self._run_id), found, found.path)
+                self._send_checkpoint(found, found.path)
             except (ConnectionError, ValueError) as error:
                 self._sent_checkpoints = None
                 raise ConnectionError(f"checkpoint {found.path} was not sent. {error}") from None
@@ -237,7 +206,10 @@ class MLFlowMedia(TextsAndTables):
             self._aliases = {place: aliases for place, aliases in found.items() if isinstance(aliases, list)}
         return self._aliases
 
-    def _send_checkpoint(self, client: Any, run_id: str, found: Found, path: str) -> None:
+    def _send_checkpoint(self, found: Found, path: str) -> None:
+        self._at_the_server(lambda client, run_id: self._put_checkpoint(client, run_id, found, path))
+
+    def _put_checkpoint(self, client: Any, run_id: str, found: Found, path: str) -> None:
         """Put a checkpoint into ``checkpoints/<name>``, with what is known of it and its aliases, which others lose."""
         place = f"checkpoints/{_path(os.path.splitext(os.path.basename(found.path))[0])}"
         if os.path.isdir(path):
