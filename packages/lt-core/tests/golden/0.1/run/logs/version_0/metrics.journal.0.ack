@@ -1,0 +1,1 @@
+{"sequence": 19, "journal": 2128646880, "changes": 0} 96458c5d                                                         
