@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_core import LightningModule, Trainer
-from lt_core.run import Run
+from lt_core.state.run import Run
 from lt_interface import Logger
 
 ALLOWED_RATIO, ALLOWED_P99 = 1.02, 0.2

@@ -21,9 +21,9 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from lt_core import rng
 from lt_core.data import CombinedLoader, Feed
 from lt_core.notices import PossibleUserWarning
+from lt_core.state import rng
 from lt_interface import World
 from lt_interface.errors import ConfigError
 

@@ -21,8 +21,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lt_core import rng
 from lt_core.data import CombinedLoader, Feed
+from lt_core.state import rng
 from lt_interface import World
 from lt_interface.errors import CheckpointError
 

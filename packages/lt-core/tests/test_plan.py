@@ -11,7 +11,7 @@ from lt_core.config import parse
 from lt_core.datamodule import LightningDataModule
 from lt_core.module import LightningModule
 from lt_core.plan import compiled_methods, module_problems, module_remarks, read_inputs, unwrap
-from lt_core.state import TrainerFn
+from lt_core.state.progress import TrainerFn
 
 BATCHES = [torch.zeros(2, 3)]
 STAGES = ["fit", "validate", "test", "predict"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lt_core import rng
+from lt_core.state import rng
 from lt_interface.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lt_core.callbacks import Timer
 from lt_core.callbacks import timer as timer_module
-from lt_core.callbacks.agreement import SharedAlarm
+from lt_core.state.agreement import SharedAlarm
 from lt_interface.errors import ConfigError
 
 

@@ -50,7 +50,7 @@ def first_batch(datamodule: LightningDataModule, stage: str) -> Any:
     Raises:
         ConfigError: If the loader is empty.
     """
-    from lt_core.rng import isolate
+    from lt_core.state.rng import isolate
 
     with isolate():
         if datamodule.trainer is None:

@@ -16,11 +16,11 @@ from lt_core.loops.place import build_place
 from lt_core.notices import warn
 from lt_core.optimizers import LightningOptimizer, parse_optimizers, warn_unheld
 from lt_core.run_folder import open_journal, open_loggers, start_deliveries
-from lt_core.state import RunningStage, TrainerFn
+from lt_core.state.progress import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
     from lt_core.entry import Payload
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["build_engine", "build_run", "rebuild"]
 
@@ -176,7 +176,7 @@ def rebuild(run: Run) -> None:
 def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Run on_fit_start between the restored weights and the restored optimizers, and try what saving needs."""
     from lt_core.checkpoint.preflight import check_saving
-    from lt_core.signals import SignalWatch
+    from lt_core.state.signals import SignalWatch
 
     trainer = run.trainer
 

@@ -15,7 +15,7 @@ from lt_core.notices import warn
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["LightningOptimizer", "SchedulerConfig", "needs_closure", "parse_optimizers"]
 

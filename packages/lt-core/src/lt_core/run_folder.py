@@ -19,12 +19,12 @@ from lt_core.journal.lock import JournalLock
 from lt_core.journal.replay import pending
 from lt_core.loggers import DummyLogger
 from lt_core.notices import warn
-from lt_core.state import TrainerFn
+from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, Problem
 from lt_interface.versions import claim_version
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["open_journal", "open_loggers", "start_deliveries", "stop_deliveries"]
 

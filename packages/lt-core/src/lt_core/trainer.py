@@ -18,7 +18,7 @@ from lt_core.entry import main
 from lt_core.events import Handler, make_handler
 from lt_core.notices import info
 from lt_core.parts import default_callbacks, find_accelerator, find_devices, find_precision, make_loggers
-from lt_core.state import Progress, TrainerFn, TrainerState, TrainerStatus
+from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer_view import TrainerView
 from lt_interface import registry
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lt_core.checkpoint.save import SaveRequest
     from lt_core.datamodule import LightningDataModule
     from lt_core.module import LightningModule
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["Trainer"]
 

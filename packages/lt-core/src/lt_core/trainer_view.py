@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lt_core.state import RunningStage, TrainerStatus
+from lt_core.state.progress import RunningStage, TrainerStatus
 from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lt_core.callback import Callback
     from lt_core.journal import History
     from lt_core.optimizers import SchedulerConfig
-    from lt_core.state import Progress
+    from lt_core.state.progress import Progress
     from lt_interface import Accelerator, Precision, Strategy
 
 __all__ = ["TrainerView"]

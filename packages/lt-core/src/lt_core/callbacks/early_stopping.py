@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lt_core.callback import Callback
-from lt_core.callbacks.agreement import on_any_rank
 from lt_core.callbacks.monitored import MonitorError, missing, snapshot
 from lt_core.notices import info, warn
-from lt_core.state import TrainerFn
+from lt_core.state.agreement import on_any_rank
+from lt_core.state.progress import TrainerFn
 from lt_interface.errors import Problem, nearest, raise_problems
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lt_core.callbacks import checkpoint_names as names
 from lt_core.callbacks import top_k
-from lt_core.callbacks.agreement import SharedAlarm, from_rank_zero
 from lt_core.callbacks.checkpoint import Checkpoint
 from lt_core.callbacks.checkpoint_decision import Decision, free_path, resumed_from
 from lt_core.callbacks.checkpoint_folder import default_folder, warn_of_strangers
@@ -21,7 +20,8 @@ from lt_core.callbacks.checkpoint_triggers import argument_problems, saves_at_ep
 from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
 from lt_core.callbacks.removal import link, may_remove, remove_checkpoint
 from lt_core.notices import info, warn
-from lt_core.state import TrainerFn
+from lt_core.state.agreement import SharedAlarm, from_rank_zero
+from lt_core.state.progress import TrainerFn
 from lt_interface.errors import raise_problems
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lt_core.callbacks.checkpoint import Checkpoint
 from lt_core.callbacks.removal import remove_checkpoint
 from lt_core.notices import warn
-from lt_core.state import TrainerFn
+from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback
-from lt_core.callbacks.agreement import SharedAlarm
 from lt_core.notices import info
-from lt_core.state import RunningStage
+from lt_core.state.agreement import SharedAlarm
+from lt_core.state.progress import RunningStage
 from lt_interface.errors import ConfigError, Problem, nearest
 
 if TYPE_CHECKING:

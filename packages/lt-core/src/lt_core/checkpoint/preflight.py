@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lt_interface.errors import Problem, raise_problems
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["check_saving"]
 

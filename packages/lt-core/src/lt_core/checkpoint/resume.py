@@ -10,7 +10,7 @@ from lt_core.notices import info, warn
 from lt_interface.errors import CheckpointError, ConfigError, Problem
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = [
     "find_checkpoint",

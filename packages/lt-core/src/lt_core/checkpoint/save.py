@@ -15,7 +15,7 @@ from lt_core.version import __version__
 from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["SaveRequest", "build_tree", "flush_saves", "settle_saves", "write"]
 
@@ -79,8 +79,8 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
 
 def _resume_parts(run: Run) -> dict[str, Any]:
     """Return all that is needed to go on to the bit."""
-    from lt_core import rng
     from lt_core.metric_objects import collect
+    from lt_core.state import rng
 
     trainer = run.trainer
     parts: dict[str, Any] = {

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from lt_core.rng import generator_state, is_generator, reseed_generator, seed_process, set_generator_state
+from lt_core.state.rng import generator_state, is_generator, reseed_generator, seed_process, set_generator_state
 
 __all__ = ["IndexStream", "Share", "Short", "batch_seed", "find_generators", "share_count", "shares", "split"]
 

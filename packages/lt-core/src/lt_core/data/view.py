@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
-from lt_core import rng
 from lt_core.data.stream import IndexStream, Share, Short, find_generators, share_count
 from lt_core.notices import info, warn
+from lt_core.state import rng
 from lt_interface import World
 
 __all__ = ["END", "Leaf", "OpaqueLeaf", "SequenceLeaf", "ViewLeaf", "make_leaf"]

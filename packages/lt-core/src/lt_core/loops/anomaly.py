@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lt_interface.errors import LTError, Problem
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["NonFiniteLossError", "raise_for_loss"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["Cadence", "validation_batches"]
 

@@ -13,7 +13,7 @@ from lt_core.loops.pieces import Pieces, explain_backward, loss_of, outputs_of, 
 from lt_core.notices import warn
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["closure_step"]
 

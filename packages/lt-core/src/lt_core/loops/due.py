@@ -9,10 +9,10 @@ from lt_core.checkpoint.save import flush_saves, validation_place
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
 from lt_core.metrics import FORBIDDEN, SILENT, TRAIN_EPOCH_END
-from lt_core.signals import raise_signal
+from lt_core.state.signals import raise_signal
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["close_epoch", "finish_due", "log_step", "run_due"]
 

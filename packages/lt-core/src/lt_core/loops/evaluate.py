@@ -18,15 +18,15 @@ from lt_core.metrics import (
     SILENT,
     MetricStore,
 )
-from lt_core.signals import raise_signal
-from lt_core.state import RunningStage
+from lt_core.state.progress import RunningStage
+from lt_core.state.signals import raise_signal
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lt_core.data.feed import Feed
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["evaluate", "evaluation_modes", "sanity_check"]
 
@@ -63,7 +63,7 @@ def evaluate(run: Run, stage: str) -> list[dict[str, float]]:
     The process's random state is the same after as before, so that how often one validates
     does not change the training.
     """
-    from lt_core import rng
+    from lt_core.state import rng
 
     trainer, name = run.trainer, _NAMES[stage]
     outer_stage, outer_store = trainer.state.stage, run.store

@@ -12,10 +12,10 @@ from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.sources import train_feed
 from lt_core.loops.step import build_step
 from lt_core.metrics import FORBIDDEN, SILENT, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
-from lt_core.signals import raise_signal
+from lt_core.state.signals import raise_signal
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["run_fit"]
 
@@ -37,9 +37,9 @@ def run_fit(run: Run) -> None:
             on_train_epoch_end, log, save
         on_train_end
     """
-    from lt_core import rng
     from lt_core.checkpoint.resume import restore_data
     from lt_core.checkpoint.save import flush_saves
+    from lt_core.state import rng
 
     trainer = run.trainer
     sanity_check(run)

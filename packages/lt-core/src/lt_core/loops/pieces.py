@@ -14,7 +14,7 @@ from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = [
     "Pieces",

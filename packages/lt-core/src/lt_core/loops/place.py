@@ -9,7 +9,7 @@ from lt_core.hooks import HOOKS, bind, overrides
 from lt_core.metrics import FORBIDDEN, SILENT
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["build_place"]
 

@@ -10,10 +10,10 @@ from lt_core.loops.evaluate import eval_step, evaluation_modes
 from lt_core.loops.place import build_place
 from lt_core.loops.sources import eval_feed
 from lt_core.notices import warn
-from lt_core.signals import raise_signal
+from lt_core.state.signals import raise_signal
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["run_predict"]
 

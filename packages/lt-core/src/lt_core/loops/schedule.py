@@ -12,7 +12,7 @@ from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
     from lt_core.optimizers import SchedulerConfig
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["after_step", "step_epoch", "step_plateau"]
 

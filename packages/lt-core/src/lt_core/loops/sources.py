@@ -9,7 +9,7 @@ from lt_core.hooks import overrides
 from lt_interface import World
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["eval_feed", "has_loader", "limit_of", "train_feed"]
 

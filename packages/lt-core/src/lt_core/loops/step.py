@@ -24,7 +24,7 @@ from lt_core.loops.pieces import (
 from lt_core.optimizers import needs_closure
 
 if TYPE_CHECKING:
-    from lt_core.run import Run
+    from lt_core.state.run import Run
 
 __all__ = ["build_step"]
 

@@ -13,7 +13,7 @@ from lt_core.callbacks.progress.lines import PlainLines
 from lt_core.callbacks.progress.view import Display, View
 from lt_core.callbacks.screen import Screen, detect
 from lt_core.callbacks.timer import Timer
-from lt_core.state import TrainerFn
+from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

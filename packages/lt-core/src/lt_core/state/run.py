@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.metrics import FORBIDDEN, SILENT, MetricStore
-from lt_core.state import RunningStage, TrainerFn
+from lt_core.state.progress import RunningStage, TrainerFn
 from lt_interface import Plan, World
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lt_core.journal.lock import JournalLock
     from lt_core.loops.cadence import Cadence
     from lt_core.optimizers import LightningOptimizer, SchedulerConfig
-    from lt_core.signals import SignalWatch
-    from lt_core.state import Progress
+    from lt_core.state.progress import Progress
+    from lt_core.state.signals import SignalWatch
     from lt_core.trainer import Trainer
     from lt_interface import Accelerator, Collectives, Engine, Precision, Strategy
 
