@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from lt_core.callback import Callback
-from lt_core.config import TrainerConfig, parse, resolve_epochs
-from lt_core.legacy import ADVICE
+from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
+from lt_core.config.legacy import ADVICE
 from lt_core.notices import PossibleUserWarning
 from lt_interface import ConfigError, registry
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_core.config import TrainerConfig, parse
+from lt_core.config.flags import TrainerConfig, parse
 from lt_interface import ConfigError, MisconfigurationException, registry
 
 LIMITS = ["limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"]

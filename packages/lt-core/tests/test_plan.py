@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lt_core.config import parse
+from lt_core.config.flags import parse
 from lt_core.datamodule import LightningDataModule
 from lt_core.module import LightningModule
 from lt_core.plan import compiled_methods, module_problems, module_remarks, read_inputs, unwrap

@@ -11,7 +11,7 @@ from lt_interface.errors import ConfigError, MisconfigurationException, Problem,
 
 if TYPE_CHECKING:
     from lt_core.callback import Callback
-    from lt_core.config import TrainerConfig
+    from lt_core.config.flags import TrainerConfig
 
 __all__ = ["default_callbacks", "find_accelerator", "find_devices", "find_precision", "make_loggers", "ordered"]
 

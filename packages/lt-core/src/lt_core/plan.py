@@ -18,7 +18,7 @@ from lt_core.hooks import HOOKS, bind, overrides
 from lt_interface.errors import Problem, nearest
 
 if TYPE_CHECKING:
-    from lt_core.config import TrainerConfig
+    from lt_core.config.flags import TrainerConfig
     from lt_core.trainer import Trainer
 
 __all__ = ["Inputs", "compiled_methods", "module_problems", "module_remarks", "read_inputs", "unwrap"]

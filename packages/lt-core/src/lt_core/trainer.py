@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import torch
 
 from lt_core.call import prepare
-from lt_core.config import TrainerConfig, parse, resolve_epochs
+from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
 from lt_core.entry import main
 from lt_core.events import Handler, make_handler
 from lt_core.notices import info
@@ -53,7 +53,7 @@ class Trainer(TrainerView):
     """Train, validate, test and predict with a LightningModule.
 
     Every flag is checked here, and every problem is reported at once. The flags and their
-    meaning are listed in `lt_core.config.TrainerConfig`.
+    meaning are listed in `lt_core.config.flags.TrainerConfig`.
 
     Raises:
         ConfigError: If a flag is unknown, of the wrong type, out of range, or excludes another.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from lt_core.flag_types import PRECISION_METHODS, is_whole, provides
+from lt_core.config.parsers import PRECISION_METHODS, is_whole, provides
 from lt_interface import registry
 from lt_interface.errors import Problem
 

@@ -10,9 +10,9 @@ from datetime import timedelta
 from reprlib import Repr
 from typing import TYPE_CHECKING, Any
 
-from lt_core import config_rules
-from lt_core import flag_types as kinds
-from lt_core.legacy import advice
+from lt_core.config import parsers as kinds
+from lt_core.config import rules as config_rules
+from lt_core.config.legacy import advice
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_interface import registry
 from lt_interface.errors import Problem, nearest, raise_problems

@@ -1,0 +1,1 @@
+"""The flags of the trainer: what they may be, and what they exclude."""
