@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lt_core.config.flags import parse
 from lt_core.datamodule import LightningDataModule
 from lt_core.module import LightningModule
-from lt_core.plan import compiled_methods, module_problems, module_remarks, read_inputs, unwrap
+from lt_core.run.checks import compiled_methods, module_problems, module_remarks, read_inputs, unwrap
 from lt_core.state.progress import TrainerFn
 
 BATCHES = [torch.zeros(2, 3)]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import torch
 
-from lt_core.call import prepare
 from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
-from lt_core.entry import main
 from lt_core.events import Handler, make_handler
 from lt_core.notices import info
-from lt_core.parts import default_callbacks, find_accelerator, find_devices, find_precision, make_loggers
+from lt_core.run.main import main
+from lt_core.run.prepare import prepare
+from lt_core.run.select import default_callbacks, find_accelerator, find_devices, find_precision, make_loggers
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer_view import TrainerView
 from lt_interface import registry
@@ -264,7 +264,7 @@ class Trainer(TrainerView):
 
     def _adopt_changes(self, run: Run) -> None:
         """Bring a run in line with attributes that changed since its last epoch."""
-        from lt_core.build import build_engine, rebuild
+        from lt_core.run.build import build_engine, rebuild
 
         run.plan = replace(
             run.plan,

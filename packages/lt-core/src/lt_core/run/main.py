@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.build import build_run
 from lt_core.checkpoint.save import flush_saves, settle_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.fit import run_fit
 from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
+from lt_core.run.build import build_run
 from lt_core.run_folder import stop_deliveries
 from lt_core.state.progress import TrainerFn, TrainerStatus
 from lt_core.state.run import Run

@@ -19,7 +19,7 @@ from lt_core.run_folder import open_journal, open_loggers, start_deliveries
 from lt_core.state.progress import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
-    from lt_core.entry import Payload
+    from lt_core.run.main import Payload
     from lt_core.state.run import Run
 
 __all__ = ["build_engine", "build_run", "rebuild"]
@@ -86,7 +86,7 @@ def _merge_callbacks(run: Run) -> None:
     own = list(returned) if isinstance(returned, (list, tuple)) else [returned] if returned else []
     types = {type(c) for c in own}
     kept = [c for c in trainer.callbacks if type(c) not in types]
-    from lt_core.parts import ordered
+    from lt_core.run.select import ordered
 
     trainer.callbacks = run.callbacks = ordered([*kept, *own])
     run.hooks = HookTable(trainer, module, run.datamodule, run.callbacks, trainer._handlers, trainer._active_profiler)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lt_core.entry import Payload
 from lt_core.hooks import hook_problems
 from lt_core.notices import warn
-from lt_core.plan import compiled_methods, module_problems, module_remarks, read_inputs
+from lt_core.run.checks import compiled_methods, module_problems, module_remarks, read_inputs
+from lt_core.run.main import Payload
 from lt_core.state.progress import TrainerFn
 from lt_interface import Plan
 from lt_interface.errors import raise_problems

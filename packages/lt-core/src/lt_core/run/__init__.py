@@ -1,0 +1,1 @@
+"""One call of the trainer, from the flags to the loop and back."""
