@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from lt_core import batch_picture
 from lt_core.datamodule import LightningDataModule
 from lt_core.demos import BoringDataModule, RandomDataset, RandomIterableDataset
-from lt_core.hooks import overrides
+from lt_core.hooks.table import overrides
 from lt_interface.errors import ConfigError, MisconfigurationException
 
 STAGES = ("train", "val", "test", "predict")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lt_core import Callback, LightningDataModule, LightningModule, Trainer
-from lt_core.hooks import HOOKS, table_markdown
+from lt_core.hooks.table import HOOKS, table_markdown
 
 QUIET: dict[str, Any] = {
     "logger": False,

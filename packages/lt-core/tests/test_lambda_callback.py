@@ -3,7 +3,7 @@
 import pytest
 
 from lt_core.callbacks import Callback, LambdaCallback
-from lt_core.hooks import overrides
+from lt_core.hooks.table import overrides
 from lt_interface.errors import ConfigError
 
 

@@ -7,9 +7,9 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from lt_core.hooks.declared import DataHooks
 from lt_core.hparams import HyperparametersMixin
 from lt_core.loading import load_datamodule, not_on_instances
-from lt_core.module_hooks import DataHooks
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from lt_core.hooks.declared import CheckpointHooks, DataHooks, ModelHooks, missing
 from lt_core.hparams import HyperparametersMixin
 from lt_core.loading import load_module, not_on_instances
 from lt_core.logger_group import shown_to_all
-from lt_core.module_hooks import CheckpointHooks, DataHooks, ModelHooks, missing
 from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException
 

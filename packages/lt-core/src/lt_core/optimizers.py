@@ -152,7 +152,7 @@ def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], a
         raise _refuse("ReduceLROnPlateau needs the metric that it watches", fix='Add "monitor": "val_loss".')
     claimed = config.reduce_on_plateau and callable(getattr(scheduler, "step", None))  # says itself what step takes
     if not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and automatic and not claimed:
-        from lt_core.hooks import overrides
+        from lt_core.hooks.table import overrides
         from lt_core.module import LightningModule
 
         if not overrides(module, "lr_scheduler_step", LightningModule):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import torch
 
 from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
-from lt_core.events import Handler, make_handler
+from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.notices import info
 from lt_core.run.main import main
 from lt_core.run.prepare import prepare

@@ -364,7 +364,7 @@ class TrainerView:
     @property
     def enable_validation(self) -> bool:
         """Return whether validation can run: a step, data, and a limit above 0."""
-        from lt_core.hooks import overrides
+        from lt_core.hooks.table import overrides
         from lt_core.loops.sources import has_loader
         from lt_core.module import LightningModule
 

@@ -36,7 +36,7 @@ _NAMES = {"validate": "validation", "test": "test", "predict": "predict"}
 @contextmanager
 def evaluation_modes(run: Run, name: str) -> Iterator[None]:
     """Put the module in evaluation mode through its hook, and each submodule back in its own mode after."""
-    from lt_core.hooks import overrides
+    from lt_core.hooks.table import overrides
     from lt_core.module import LightningModule
 
     modes = {m: m.training for m in run.module.modules()}
@@ -161,7 +161,7 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     """
     import inspect
 
-    from lt_core.hooks import bind
+    from lt_core.hooks.table import bind
 
     call = run.engine.call[name]
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lt_core.builtin.precision import FullPrecision
-from lt_core.hooks import bind, overrides
+from lt_core.hooks.table import bind, overrides
 from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException, Problem
 

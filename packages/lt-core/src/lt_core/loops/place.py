@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lt_core.hooks import HOOKS, bind, overrides
+from lt_core.hooks.table import HOOKS, bind, overrides
 from lt_core.metrics import FORBIDDEN, SILENT
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lt_core.hooks import overrides
+from lt_core.hooks.table import overrides
 from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException, Problem
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lt_core.data.feed import Feed
-from lt_core.hooks import overrides
+from lt_core.hooks.table import overrides
 from lt_interface import World
 
 if TYPE_CHECKING:

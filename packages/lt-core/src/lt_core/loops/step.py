@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lt_core.hooks import overrides
+from lt_core.hooks.table import overrides
 from lt_core.loops.closure import closure_step
 from lt_core.loops.pieces import (
     Pieces,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lt_core.hooks import HOOKS, bind, overrides
+from lt_core.hooks.table import HOOKS, bind, overrides
 from lt_interface.errors import Problem, nearest
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lt_core.hooks import hook_problems
+from lt_core.hooks.table import hook_problems
 from lt_core.notices import warn
 from lt_core.run.checks import compiled_methods, module_problems, module_remarks, read_inputs
 from lt_core.run.main import Payload

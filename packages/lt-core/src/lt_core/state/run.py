@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lt_core.checkpoint.save import SaveRequest
     from lt_core.data.feed import Feed
     from lt_core.delivery import Delivery
-    from lt_core.hooks import HookTable
+    from lt_core.hooks.table import HookTable
     from lt_core.journal import Journal
     from lt_core.journal.lock import JournalLock
     from lt_core.loops.cadence import Cadence

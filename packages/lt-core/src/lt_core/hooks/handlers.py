@@ -27,7 +27,7 @@ class Handler:
 
     def bound(self, trainer: Any, module: Any) -> Callable[..., Any]:
         """Return a callable that takes the hook's own arguments."""
-        from lt_core.hooks import HOOKS, bind
+        from lt_core.hooks.table import HOOKS, bind
 
         call = bind(self.function, ("trainer", "pl_module", *HOOKS[self.hook].args))
         if call is None:
@@ -48,7 +48,7 @@ def make_handler(event: str, function: Callable[..., Any], every: int, once: int
         ConfigError: If no hook has that name, a count is below 1, or the function can not be called.
     """
     from lt_core.callback import Callback
-    from lt_core.hooks import HOOKS, bind
+    from lt_core.hooks.table import HOOKS, bind
 
     known = [n for n in HOOKS if hasattr(Callback, n) and not n.endswith("_checkpoint")]
     hook = event if event in known else f"on_{event}"
@@ -67,7 +67,7 @@ def make_handler(event: str, function: Callable[..., Any], every: int, once: int
 
 
 def _unbindable(function: Callable[..., Any], hook: str) -> Problem:
-    from lt_core.hooks import HOOKS
+    from lt_core.hooks.table import HOOKS
 
     wanted = ", ".join(("trainer", "pl_module", *HOOKS[hook].args))
     return Problem(

@@ -17,10 +17,10 @@ from lt_core.callback import Callback
 from lt_interface.errors import Problem
 
 if TYPE_CHECKING:
-    from lt_core.events import Handler
+    from lt_core.hooks.handlers import Handler
     from lt_core.metrics import MetricStore
 
-__all__ = ["HOOKS", "Hook", "HookTable", "bind", "hook_problems", "overrides"]
+__all__ = ["HOOKS", "Hook", "HookTable", "bind", "hook_problems", "overrides", "table_markdown"]
 
 CALLBACKS_MODULE = "callbacks, module"
 DATA_CALLBACKS_MODULE = "data module, callbacks, module"
@@ -346,7 +346,3 @@ def table_markdown() -> str:
         args = ", ".join(f"`{a}`" for a in h.args)
         rows.append(f"| `{h.name}` | {args} | {h.order} | {h.when} | {h.returns} | {scope} |")
     return "\n".join(rows) + "\n"
-
-
-if __name__ == "__main__":
-    print(table_markdown(), end="")

@@ -1,0 +1,1 @@
+"""The table of hooks and who is called when."""
