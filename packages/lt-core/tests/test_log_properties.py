@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lt_core import LightningModule
 from lt_core.checkpoint.tree import clone
-from lt_core.metrics import TRAIN_EPOCH_END, TRAIN_STEP, MetricStore
+from lt_core.metrics.store import TRAIN_EPOCH_END, TRAIN_STEP, MetricStore
 
 DEFAULTS = {
     name: parameter.default

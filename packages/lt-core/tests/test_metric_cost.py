@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lt_core import LightningModule
-from lt_core.metrics import (
+from lt_core.metrics.store import (
     EVAL_EPOCH_END,
     EVAL_STEP,
     TRAIN_EPOCH_END,

@@ -16,8 +16,8 @@ from torch import nn
 from torchmetrics.classification import BinaryPrecision, BinaryRecall
 
 from lt_core import LightningModule
-from lt_core.metric_objects import collect, restore
-from lt_core.metrics import (
+from lt_core.metrics.objects import collect, restore
+from lt_core.metrics.store import (
     EVAL_EPOCH_END,
     EVAL_STEP,
     TRAIN_EPOCH_END,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lt_core import LightningModule
-from lt_core.metrics import (
+from lt_core.metrics.store import (
     EVAL_EPOCH_END,
     EVAL_EPOCH_START,
     EVAL_STEP,

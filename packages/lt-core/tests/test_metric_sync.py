@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lt_core import LightningModule
-from lt_core.metrics import (
+from lt_core.metrics.store import (
     EVAL_BATCH_END,
     EVAL_EPOCH_END,
     EVAL_STEP,

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from lt_core.callback import Callback
-    from lt_core.metric_slot import NamedValues
-    from lt_core.metrics import MetricStore
+    from lt_core.metrics.slot import NamedValues
+    from lt_core.metrics.store import MetricStore
     from lt_core.optimizers import LightningOptimizer
     from lt_core.trainer import Trainer
 

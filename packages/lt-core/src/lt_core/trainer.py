@@ -379,7 +379,7 @@ class Trainer(TrainerView):
         outcome = main(payload) if self._launcher is None else self._launcher.launch(main, payload)
         results: list[dict[str, float]] = outcome.value
         if verbose and self.is_global_zero:
-            from lt_core.result_table import print_results
+            from lt_core.metrics.table import print_results
 
             print_results(str(fn), results)
         return results

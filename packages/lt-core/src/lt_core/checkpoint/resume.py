@@ -186,7 +186,7 @@ def restore_optimizers(run: Run, checkpoint: dict[str, Any]) -> None:
 
 def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take over what the loop itself holds: metrics, data position, cadence."""
-    from lt_core.metric_objects import restore
+    from lt_core.metrics.objects import restore
 
     trainer = run.trainer
     if "metrics" in checkpoint:

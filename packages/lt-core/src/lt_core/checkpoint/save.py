@@ -79,7 +79,7 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
 
 def _resume_parts(run: Run) -> dict[str, Any]:
     """Return all that is needed to go on to the bit."""
-    from lt_core.metric_objects import collect
+    from lt_core.metrics.objects import collect
     from lt_core.state import rng
 
     trainer = run.trainer

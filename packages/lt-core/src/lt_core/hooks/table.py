@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
-from lt_core import metrics as m
 from lt_core.callback import Callback
+from lt_core.metrics import store as m
 from lt_interface.errors import Problem
 
 if TYPE_CHECKING:
     from lt_core.hooks.handlers import Handler
-    from lt_core.metrics import MetricStore
+    from lt_core.metrics.store import MetricStore
 
 __all__ = ["HOOKS", "Hook", "HookTable", "bind", "hook_problems", "overrides", "table_markdown"]
 

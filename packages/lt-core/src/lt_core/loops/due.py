@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lt_core.checkpoint.save import flush_saves, validation_place
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
-from lt_core.metrics import FORBIDDEN, SILENT, TRAIN_EPOCH_END
+from lt_core.metrics.store import FORBIDDEN, SILENT, TRAIN_EPOCH_END
 from lt_core.state.signals import raise_signal
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.loops.sources import eval_feed, has_loader, limit_of
-from lt_core.metrics import (
+from lt_core.metrics.store import (
     EVAL_BATCH_END,
     EVAL_BATCH_START,
     EVAL_EPOCH_END,

@@ -11,7 +11,7 @@ from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.sources import train_feed
 from lt_core.loops.step import build_step
-from lt_core.metrics import FORBIDDEN, SILENT, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
+from lt_core.metrics.store import FORBIDDEN, SILENT, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
 from lt_core.state.signals import raise_signal
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lt_core.hooks.table import HOOKS, bind, overrides
-from lt_core.metrics import FORBIDDEN, SILENT
+from lt_core.metrics.store import FORBIDDEN, SILENT
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run

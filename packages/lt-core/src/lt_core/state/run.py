@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.metrics import FORBIDDEN, SILENT, MetricStore
+from lt_core.metrics.store import FORBIDDEN, SILENT, MetricStore
 from lt_core.state.progress import RunningStage, TrainerFn
 from lt_interface import Plan, World
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_core.metric_slot import (
+from lt_core.metrics.slot import (
     BATCH_MEAN,
     EVAL_BATCH_END,
     EVAL_BATCH_START,
@@ -33,7 +33,7 @@ from lt_core.metric_slot import (
     key_problem,
     open_slot,
 )
-from lt_core.metric_sync import Part, sync_parts
+from lt_core.metrics.sync import Part, sync_parts
 from lt_core.notices import PossibleUserWarning, warn
 from lt_interface.errors import MisconfigurationException, Problem
 
@@ -416,7 +416,7 @@ class MetricStore:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on inside the epoch; the objects' own state is not part of it."""
-        from lt_core.metric_objects import path_of
+        from lt_core.metrics.objects import path_of
 
         slots = []
         for slot in self._slots.values():
@@ -443,7 +443,7 @@ class MetricStore:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned; metric objects are found again in ``module``."""
-        from lt_core.metric_objects import find
+        from lt_core.metrics.objects import find
 
         self.reset()
         objects = {} if self.module is None else find(self.module)

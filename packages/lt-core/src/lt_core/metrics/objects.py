@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lt_core.metric_slot import is_metric_object
+from lt_core.metrics.slot import is_metric_object
 
 __all__ = ["collect", "find", "path_of", "restore"]
 

@@ -1,0 +1,1 @@
+"""What self.log was given."""
