@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 from lt_core.data import batch_size, move_to_device
-from lt_core.data.transfer import apply_to_collection
+from lt_core.data.nested import apply_to_collection
 
 Pair = namedtuple("Pair", ["x", "y"])
 

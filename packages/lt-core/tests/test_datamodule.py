@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from lt_core import batch_picture
+from lt_core.data import show as batch_picture
 from lt_core.datamodule import LightningDataModule
 from lt_core.demos import BoringDataModule, RandomDataset, RandomIterableDataset
 from lt_core.hooks.table import overrides

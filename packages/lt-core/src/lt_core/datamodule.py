@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
     from typing_extensions import Self
 
-    from lt_core.batch_picture import BatchTable
+    from lt_core.data.show import BatchTable
     from lt_core.trainer import Trainer
 
 __all__ = ["LightningDataModule"]
@@ -153,7 +153,7 @@ class LightningDataModule(DataHooks, HyperparametersMixin):
         Raises:
             ConfigError: For another stage, no data, or images without matplotlib.
         """
-        from lt_core import batch_picture
+        from lt_core.data import show as batch_picture
 
         kind = batch_picture.check_stage(stage, _STAGES)
         batch = batch_picture.first_batch(self, kind)

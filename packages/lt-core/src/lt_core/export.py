@@ -37,7 +37,7 @@ def _evaluating(module: LightningModule) -> Iterator[None]:
 
 def _sample(module: LightningModule, sample: Any, argument: str, method: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments of ``forward``, on the module's device."""
-    from lt_core.data.transfer import move_to_device
+    from lt_core.data.nested import move_to_device
 
     if sample is None:
         sample = module.example_input_array

@@ -492,7 +492,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
             The same structure; with several processes each tensor has a new first dimension
             of their number.
         """
-        from lt_core.data.transfer import apply_to_collection
+        from lt_core.data.nested import apply_to_collection
 
         collectives = self._run("all_gather").collectives
         device = self.device

@@ -226,7 +226,7 @@ class TrainerView:
         return run.feed.num_batches if run is not None and "feed" in run.__dict__ else float("inf")
 
     def _sizes(self, stage: str) -> list[int | float]:
-        from lt_core.loops.sources import eval_feed, has_loader
+        from lt_core.data.sources import eval_feed, has_loader
 
         run = self._run
         if run is None or (stage not in run.eval_feeds and not has_loader(run, stage)):
@@ -272,7 +272,7 @@ class TrainerView:
         Raises:
             MisconfigurationException: If there is no run to ask.
         """
-        from lt_core.loops.sources import train_feed
+        from lt_core.data.sources import train_feed
 
         if self._run is None:
             raise MisconfigurationException("trainer.estimated_stepping_batches: known only inside fit, from setup on.")
@@ -364,8 +364,8 @@ class TrainerView:
     @property
     def enable_validation(self) -> bool:
         """Return whether validation can run: a step, data, and a limit above 0."""
+        from lt_core.data.sources import has_loader
         from lt_core.hooks.table import overrides
-        from lt_core.loops.sources import has_loader
         from lt_core.module import LightningModule
 
         run = self._run
@@ -464,7 +464,7 @@ class TrainerView:
     @property
     def _fit_done(self) -> bool:
         """Return whether no further epoch begins; one that is open is closed first."""
-        from lt_core.loops.sources import train_feed
+        from lt_core.data.sources import train_feed
 
         if not self._progress.epoch_closed:
             return False

@@ -151,7 +151,7 @@ def _mover(module: nn.Module) -> Callable[[Any], Any] | None:
     first = next(module.parameters(), None)
     if first is None or first.device.type == "cpu":
         return None
-    from lt_core.data.transfer import move_to_device
+    from lt_core.data.nested import move_to_device
 
     return functools.partial(move_to_device, device=first.device)
 

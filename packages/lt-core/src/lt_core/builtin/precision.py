@@ -83,7 +83,7 @@ class _OneFormat(FullPrecision):
 
     def convert_batch(self, batch: Any) -> Any:
         """Return the batch with its floating-point tensors in the format."""
-        from lt_core.data.transfer import apply_to_collection
+        from lt_core.data.nested import apply_to_collection
 
         return apply_to_collection(batch, Tensor, lambda t: t.to(self.dtype) if t.is_floating_point() else t)
 

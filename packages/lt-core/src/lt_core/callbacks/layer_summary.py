@@ -182,7 +182,7 @@ def _measure(
     """Run the example through the module, fill in sizes and FLOPs, and return the total of FLOPs."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from lt_core.data.transfer import move_to_device
+    from lt_core.data.nested import move_to_device
     from lt_core.state import rng
 
     device = next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -206,7 +206,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
 
 def restore_data(run: Run, checkpoint: dict[str, Any]) -> None:
     """Give the feeds their place, after all that must not draw from a resumed loader's generator."""
-    from lt_core.loops.sources import eval_feed, has_loader, train_feed
+    from lt_core.data.sources import eval_feed, has_loader, train_feed
 
     for stage, state in (checkpoint.get("data") or {}).items():
         if stage == "train":

@@ -86,7 +86,7 @@ class DataHooks:
             device: Where the model is.
             dataloader_idx: Which loader gave it; 0 in training.
         """
-        from lt_core.data.transfer import move_to_device
+        from lt_core.data.nested import move_to_device
 
         return move_to_device(batch, device)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.loops.sources import eval_feed, has_loader, limit_of
+from lt_core.data.sources import eval_feed, has_loader, limit_of
 from lt_core.metrics.store import (
     EVAL_BATCH_END,
     EVAL_BATCH_START,
@@ -92,7 +92,7 @@ def _grad_context(run: Run) -> Any:
 
 
 def _loop(run: Run, feed: Feed, stage: str, name: str, store: MetricStore) -> list[dict[str, float]]:
-    from lt_core.loops.place import build_place
+    from lt_core.data.to_device import build_place
 
     hooks, trainer = run.hooks, run.trainer
     hooks.fire(f"on_{name}_start")

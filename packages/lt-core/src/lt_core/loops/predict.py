@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lt_core.data.sources import eval_feed
+from lt_core.data.to_device import build_place
 from lt_core.loops.evaluate import eval_step, evaluation_modes
-from lt_core.loops.place import build_place
-from lt_core.loops.sources import eval_feed
 from lt_core.notices import warn
 from lt_core.state.signals import raise_signal
 
@@ -28,7 +28,7 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
     Returns:
         The predictions of one loader, a list of those for several, or None.
     """
-    from lt_core.data.transfer import move_to_device
+    from lt_core.data.nested import move_to_device
 
     feed = eval_feed(run, "predict")
     hooks = run.hooks

@@ -11,8 +11,8 @@ import torch
 
 from lt_core.builtin.engine import PlainEngine
 from lt_core.checkpoint import resume
+from lt_core.data.to_device import build_place
 from lt_core.hooks.table import HookTable, overrides
-from lt_core.loops.place import build_place
 from lt_core.notices import warn
 from lt_core.optimizers import LightningOptimizer, parse_optimizers, warn_unheld
 from lt_core.run_folder import open_journal, open_loggers, start_deliveries

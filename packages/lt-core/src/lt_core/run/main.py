@@ -134,7 +134,7 @@ def _tell(what: str, errors: list[Exception]) -> None:
 def _leave_devices(run: Run, error: BaseException | None) -> None:
     """Bring model and optimizer state back to the CPU and leave the other ranks."""
     if run.device.type != "cpu":
-        from lt_core.data.transfer import move_to_device
+        from lt_core.data.nested import move_to_device
 
         cpu = torch.device("cpu")
         for optimizer in run.optimizers:
