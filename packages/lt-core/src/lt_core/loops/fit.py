@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from lt_core.data.sources import train_feed
+from lt_core.loops.boundary import close_epoch, finish_due, log_step, run_due
 from lt_core.loops.cadence import Cadence
-from lt_core.loops.due import close_epoch, finish_due, log_step, run_due
 from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step

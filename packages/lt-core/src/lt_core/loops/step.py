@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lt_core.hooks.table import overrides
-from lt_core.loops.closure import closure_step
-from lt_core.loops.pieces import (
+from lt_core.loops.calls import (
     Pieces,
     Step,
     bound_step,
@@ -21,6 +20,7 @@ from lt_core.loops.pieces import (
     outputs_of,
     rescale_short_window,
 )
+from lt_core.loops.window import closure_step
 from lt_core.optimizers import needs_closure
 
 if TYPE_CHECKING:

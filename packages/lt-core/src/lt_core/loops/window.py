@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lt_core.hooks.table import overrides
-from lt_core.loops.pieces import Pieces, explain_backward, loss_of, outputs_of, rescale_short_window
+from lt_core.loops.calls import Pieces, explain_backward, loss_of, outputs_of, rescale_short_window
 from lt_core.notices import warn
 
 if TYPE_CHECKING:
