@@ -15,8 +15,8 @@ from mlflow_server import mlflow_server
 from tracked_job import Net, batches, make_trainer
 from tracker_reading import due, in_csv, in_mlflow, in_tensorboard, in_wandb, rounded
 
-from lt_core import delivery as delivery_module
 from lt_core.loggers import CSVLogger
+from lt_core.tracking import sender as delivery_module
 from lt_loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 STEPS = 300

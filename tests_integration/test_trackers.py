@@ -22,8 +22,8 @@ from mlflow_server import mlflow_server
 from tracked_job import Net, batches, make_trainer
 from tracker_reading import due, in_mlflow, in_tensorboard, in_wandb, journal_of, rounded, wandb_rows
 
-from lt_core import delivery as delivery_module
 from lt_core.journal.__main__ import main as journal_command
+from lt_core.tracking import sender as delivery_module
 from lt_loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 JOB = Path(__file__).with_name("tracked_job.py")

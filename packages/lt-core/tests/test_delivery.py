@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from lt_core import delivery as module
-from lt_core.delivery import Delivery
 from lt_core.journal import Journal
 from lt_core.loggers import Logger
+from lt_core.tracking import sender as module
+from lt_core.tracking.sender import Delivery
 
 
 class Memory(Logger):

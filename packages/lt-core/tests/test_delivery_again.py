@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from lt_core import delivery as module
-from lt_core import delivery_calls as calls_module
-from lt_core.delivery import Delivery
 from lt_core.journal import Journal
 from lt_core.journal.__main__ import main as command
-from lt_core.journal.lock import JournalLock
 from lt_core.loggers import CSVLogger, Logger
+from lt_core.tracking import outbox as calls_module
+from lt_core.tracking import sender as module
+from lt_core.tracking.lock import JournalLock
+from lt_core.tracking.sender import Delivery
 from lt_interface import ConfigError
 
 
@@ -262,7 +262,7 @@ def test_lock_is_the_process_s(tmp_path: Path) -> None:
     assert first.acquire()
     assert second.acquire()
     assert not third.acquire(alone=True)
-    code = "import sys; from lt_core.journal.lock import JournalLock; print(JournalLock(sys.argv[1]).acquire())"
+    code = "import sys; from lt_core.tracking.lock import JournalLock; print(JournalLock(sys.argv[1]).acquire())"
 
     def other() -> str:
         command = [sys.executable, "-c", code, str(tmp_path / "j")]

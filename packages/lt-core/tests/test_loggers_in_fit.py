@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lt_core import Callback, LightningModule, Trainer
-from lt_core import delivery as delivery_module
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.loggers import CSVLogger, Logger
+from lt_core.tracking import sender as delivery_module
 
 QUIET: dict[str, Any] = {
     "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.journal.__main__ import main as command
-from lt_core.journal.lock import JournalLock
-from lt_core.journal.replay import replay
 from lt_core.loggers import CSVLogger, Logger
+from lt_core.tracking.lock import JournalLock
+from lt_core.tracking.replay import replay
 from lt_interface import ConfigError, Record
 
 QUIET: dict[str, Any] = {
@@ -129,7 +129,7 @@ def test_running_run_is_left_alone(tmp_path: Path) -> None:
     """A journal whose run goes on in another process is refused, with that process's number."""
     (tmp_path / "metrics.journal").touch()
     code = (
-        "import sys; from lt_core.journal.lock import JournalLock\n"
+        "import sys; from lt_core.tracking.lock import JournalLock\n"
         "JournalLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
     )
     path = str(tmp_path / "metrics.journal")
@@ -270,11 +270,11 @@ def test_crash_of_the_machine(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="locks of this kind")
 def test_two_processes_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run in whose folder another process writes is one clear error, and that one's journal stays as it was."""
-    monkeypatch.setattr("lt_core.run_folder.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("lt_core.tracking.folder.LOCK_SECONDS", 0.2)
     folder = tmp_path / "lightning_logs" / "version_0"
     folder.mkdir(parents=True)
     code = (
-        "import sys; from lt_core.journal.lock import JournalLock\n"
+        "import sys; from lt_core.tracking.lock import JournalLock\n"
         "JournalLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
     )
     path = folder / "metrics.journal"

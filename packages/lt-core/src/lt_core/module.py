@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lt_core.hooks.declared import CheckpointHooks, DataHooks, ModelHooks, missing
 from lt_core.hparams import HyperparametersMixin
 from lt_core.loading import load_module, not_on_instances
-from lt_core.logger_group import shown_to_all
 from lt_core.notices import warn
+from lt_core.tracking.fanout import shown_to_all
 from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 ``python -m lt_core.journal replay RUN_DIR`` sends what is still spooled.
 """
 
-from lt_core.journal.file import Journal, Record
-from lt_core.journal.history import History
+from lt_core.tracking.history import History
+from lt_core.tracking.journal import Journal, Record
 
 __all__ = ["History", "Journal", "Record"]

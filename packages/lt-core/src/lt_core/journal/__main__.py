@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lt_core.journal.replay import find_journal, pending, replay
+from lt_core.tracking.replay import find_journal, pending, replay
 from lt_interface.errors import LTError
 
 

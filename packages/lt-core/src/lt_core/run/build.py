@@ -15,8 +15,8 @@ from lt_core.data.to_device import build_place
 from lt_core.hooks.table import HookTable, overrides
 from lt_core.notices import warn
 from lt_core.optimizers import LightningOptimizer, parse_optimizers, warn_unheld
-from lt_core.run_folder import open_journal, open_loggers, start_deliveries
 from lt_core.state.progress import RunningStage, TrainerFn
+from lt_core.tracking.folder import open_journal, open_loggers, start_deliveries
 
 if TYPE_CHECKING:
     from lt_core.run.main import Payload

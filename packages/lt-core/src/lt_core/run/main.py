@@ -13,10 +13,10 @@ from lt_core.loops.fit import run_fit
 from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
 from lt_core.run.build import build_run
-from lt_core.run_folder import stop_deliveries
 from lt_core.state.progress import TrainerFn, TrainerStatus
 from lt_core.state.run import Run
 from lt_core.state.signals import lost_to_signal
+from lt_core.tracking.folder import stop_deliveries
 from lt_interface import Outcome, Plan
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from lt_interface.errors import LTError, Problem
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lt_core.journal.file import Journal
+    from lt_core.tracking.journal import Journal
 
 __all__ = ["History"]
 

@@ -11,15 +11,15 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_core.acknowledgement import descriptions
-from lt_core.delivery import Delivery
 from lt_core.journal import Journal
-from lt_core.journal.file import NAME
-from lt_core.journal.lock import JournalLock
-from lt_core.journal.replay import pending
 from lt_core.loggers import DummyLogger
 from lt_core.notices import warn
 from lt_core.state.progress import TrainerFn
+from lt_core.tracking.journal import NAME
+from lt_core.tracking.lock import JournalLock
+from lt_core.tracking.position import descriptions
+from lt_core.tracking.replay import pending
+from lt_core.tracking.sender import Delivery
 from lt_interface.errors import ConfigError, Problem
 from lt_interface.versions import claim_version
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lt_core.acknowledgement import Acknowledgement, Description, number_of, rest
-from lt_core.delivery_calls import Call, Calls, exclusive, fed, is_refusal
 from lt_core.journal import Journal, Record
 from lt_core.notices import info, warn
+from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal
+from lt_core.tracking.position import Acknowledgement, Description, number_of, rest
 from lt_interface import Logger
 from lt_interface.hyperparameters import plain
 
