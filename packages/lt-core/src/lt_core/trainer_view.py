@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lt_core.callback import Callback
-    from lt_core.journal import History
     from lt_core.optimizers import SchedulerConfig
     from lt_core.state.progress import Progress
+    from lt_core.tracking.history import History
     from lt_interface import Accelerator, Precision, Strategy
 
 __all__ = ["TrainerView"]
@@ -116,7 +116,7 @@ class TrainerView:
     @property
     def history(self) -> History:
         """Return every value of this run that was due to the loggers, read from its journal."""
-        from lt_core.journal import History
+        from lt_core.tracking.history import History
 
         return History.read(self._journal) if self._journal is not None else History()
 

@@ -105,7 +105,7 @@ def default_callbacks(config: TrainerConfig) -> list[Callback]:
 def make_loggers(config: TrainerConfig) -> list[Any]:
     """Return the loggers, those given by name constructed in the root folder."""
     if config.fast_dev_run and config.logger:
-        from lt_core.loggers import DummyLogger
+        from lt_core.tracking.dummy import DummyLogger
 
         return [DummyLogger()]
     made = []

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from lt_core.checkpoint.save import SaveRequest
     from lt_core.data.feed import Feed
     from lt_core.hooks.table import HookTable
-    from lt_core.journal import Journal
     from lt_core.loops.cadence import Cadence
     from lt_core.optimizers import LightningOptimizer, SchedulerConfig
     from lt_core.state.progress import Progress
     from lt_core.state.signals import SignalWatch
+    from lt_core.tracking.journal import Journal
     from lt_core.tracking.lock import JournalLock
     from lt_core.tracking.sender import Delivery
     from lt_core.trainer import Trainer

@@ -11,11 +11,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_core.journal import Journal
-from lt_core.loggers import DummyLogger
 from lt_core.notices import warn
 from lt_core.state.progress import TrainerFn
-from lt_core.tracking.journal import NAME
+from lt_core.tracking.dummy import DummyLogger
+from lt_core.tracking.journal import NAME, Journal
 from lt_core.tracking.lock import JournalLock
 from lt_core.tracking.position import descriptions
 from lt_core.tracking.replay import pending

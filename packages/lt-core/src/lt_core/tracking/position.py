@@ -16,7 +16,7 @@ from lt_interface import registry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lt_core.journal import Journal
+    from lt_core.tracking.journal import Journal
 
 __all__ = ["Acknowledgement", "Description", "descriptions", "number_of", "rest"]
 

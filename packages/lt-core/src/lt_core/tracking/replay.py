@@ -52,7 +52,7 @@ def find_journal(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def _undescribed(run_dir: str | os.PathLike[str]) -> ConfigError:
-    fix = "Give the loggers: lt_core.tracking.replay.replay(run_dir, loggers=[...])."
+    fix = "Give the loggers: lt_core.journal.replay.replay(run_dir, loggers=[...])."
     return ConfigError(Problem(f"replay {str(run_dir)!r}", "no logger is described there", fix=fix))
 
 
@@ -134,7 +134,7 @@ def _made_again(described: Description, folder: Path) -> Any:
     """
     where = f"replay, {described.kind}"
     if described.plugin is None or described.state is None:
-        fix = "Give the loggers: lt_core.tracking.replay.replay(run_dir, loggers=[...])."
+        fix = "Give the loggers: lt_core.journal.replay.replay(run_dir, loggers=[...])."
         raise ConfigError(Problem(where, "it is registered under no name, or has no replay_state", fix=fix))
     plugin = registry.loggers.get(described.plugin, where)
     make = getattr(plugin, "from_replay_state", None)

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lt_core.journal import Journal, Record
 from lt_core.notices import info, warn
+from lt_core.tracking.journal import Journal, Record
 from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal
 from lt_core.tracking.position import Acknowledgement, Description, number_of, rest
 from lt_interface import Logger
