@@ -307,7 +307,7 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_disk_that_fills_up_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save that fails is warned of; training goes on, and the older file stays whole."""
-    from lt_core.checkpoint.safetensors_io import SafetensorsIO
+    from lt_core.checkpoint.format.safetensors_io import SafetensorsIO
 
     save, calls = SafetensorsIO.save, []
 

@@ -187,7 +187,7 @@ def test_the_default_folder_is_the_loggers(tmp_path):
 
 def test_asynchronous_saves_keep_the_same_files(tmp_path):
     """Written in the background, the same files stay."""
-    from lt_core.checkpoint.async_io import AsyncCheckpointIO
+    from lt_core.checkpoint.format.async_io import AsyncCheckpointIO
 
     saver = ModelCheckpoint(tmp_path / "c", "{epoch}", monitor="val_loss", save_top_k=2, save_last="link")
     _trainer(tmp_path, [saver], max_epochs=4, plugins=[AsyncCheckpointIO()]).fit(_Model([0.5, 0.7, 0.4, 0.3]))

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lt_core.checkpoint import load_checkpoint, peek, save_checkpoint, verify
-from lt_core.checkpoint.values import READERS
+from lt_core.checkpoint.format.values import READERS
 from lt_interface import CheckpointError
 
 TREE = {

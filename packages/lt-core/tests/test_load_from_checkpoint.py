@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from lt_core.checkpoint import save_checkpoint
+from lt_core.checkpoint.weights import load_weights
 from lt_core.datamodule import LightningDataModule
 from lt_core.hparams import checkpoint_entries
 from lt_core.module import LightningModule
-from lt_core.module_weights import load_weights
 from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lt_core import LightningModule
-from lt_core.checkpoint.tree import clone
+from lt_core.checkpoint.format.tree import clone
 from lt_core.metrics.store import TRAIN_EPOCH_END, TRAIN_STEP, MetricStore
 
 DEFAULTS = {

@@ -178,7 +178,7 @@ class Holder(nn.Module):
 @settings(deadline=None, max_examples=15)
 def test_metric_objects_go_on_to_the_bit(before: list[float], after: list[float]) -> None:
     """Their state, through a checkpoint's encoding and into new objects, gives what they would have given."""
-    from lt_core.checkpoint.tree import clone
+    from lt_core.checkpoint.format.tree import clone
 
     old, new = Holder(), Holder()
     for value in before:

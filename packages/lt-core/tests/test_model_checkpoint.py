@@ -395,7 +395,7 @@ def test_another_folder_begins_anew(tmp_path):
 
 def test_a_save_that_fails_leaves_the_older_one(tmp_path, monkeypatch):
     """Where the disk refuses once, training goes on, the older file stays the best and the next save replaces it."""
-    from lt_core.checkpoint.safetensors_io import SafetensorsIO
+    from lt_core.checkpoint.format.safetensors_io import SafetensorsIO
 
     save, calls = SafetensorsIO.save, []
 

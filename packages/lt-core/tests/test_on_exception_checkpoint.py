@@ -67,7 +67,7 @@ def test_a_try_saves_nothing(tmp_path):
 
 def test_a_save_that_fails_hides_no_error(tmp_path, monkeypatch):
     """Where the disk refuses, the run's own error is what is raised."""
-    from lt_core.checkpoint.safetensors_io import SafetensorsIO
+    from lt_core.checkpoint.format.safetensors_io import SafetensorsIO
 
     def refuse(self, tree, path):
         raise OSError(28, "No space left on device")

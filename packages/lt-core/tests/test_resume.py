@@ -324,7 +324,7 @@ def test_a_file_of_another_model_lists_what_does_not_fit(tmp_path: Path) -> None
 def test_a_newer_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file whose format this version does not know names both."""
     with monkeypatch.context() as later:
-        later.setattr("lt_core.checkpoint.safetensors_io.FORMAT", 7)
+        later.setattr("lt_core.checkpoint.format.safetensors_io.FORMAT", 7)
         file = saved(tmp_path)
     assert "format 7" in refuse(tmp_path, file)
 

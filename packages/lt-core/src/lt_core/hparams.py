@@ -157,7 +157,7 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[st
         owner: The module or data module.
         prefix: Put before each key: ``"datamodule_"`` for a data module.
     """
-    from lt_core.checkpoint.tree import soften
+    from lt_core.checkpoint.format.tree import soften
 
     if not owner._hparams:
         return {}

@@ -80,7 +80,7 @@ def load_module(
         CheckpointError: If the file, the arguments or the weights do not fit.
         ConfigError: If ``strict`` contradicts the module.
     """
-    from lt_core.module_weights import load_weights
+    from lt_core.checkpoint.weights import load_weights
 
     where = f"{cls.__name__}.load_from_checkpoint({str(path)!r})"
     checkpoint = _read(path, map_location, hparams_file, "")

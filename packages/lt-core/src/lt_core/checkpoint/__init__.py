@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lt_core.checkpoint.async_io import AsyncCheckpointIO
     from lt_core.checkpoint.find import find_last
-    from lt_core.checkpoint.lightning_import import import_lightning
-    from lt_core.checkpoint.safetensors_io import SafetensorsIO, load_checkpoint, peek, save_checkpoint, verify
-    from lt_core.checkpoint.signature import parameter_signature
-    from lt_core.checkpoint.tree import soften, try_encode
+    from lt_core.checkpoint.format.async_io import AsyncCheckpointIO
+    from lt_core.checkpoint.format.lightning_import import import_lightning
+    from lt_core.checkpoint.format.safetensors_io import SafetensorsIO, load_checkpoint, peek, save_checkpoint, verify
+    from lt_core.checkpoint.format.signature import parameter_signature
+    from lt_core.checkpoint.format.tree import soften, try_encode
 
 __all__ = [
     "AsyncCheckpointIO",

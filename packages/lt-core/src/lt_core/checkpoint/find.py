@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lt_core.checkpoint.safetensors_io import peek, verify
+from lt_core.checkpoint.format.safetensors_io import peek, verify
 from lt_interface import CheckpointError
 
 __all__ = ["find_last"]

@@ -27,7 +27,7 @@ def check_saving(run: Run) -> None:
 
 
 def _state_problems(run: Run) -> list[Problem]:
-    from lt_core.checkpoint.tree import try_encode
+    from lt_core.checkpoint.format.tree import try_encode
 
     found = []
     for callback in run.callbacks:

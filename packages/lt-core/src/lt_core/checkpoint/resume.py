@@ -94,7 +94,7 @@ def search_folders(run: Run) -> list[Path]:
 
 def _last(run: Run) -> str | None:
     from lt_core.checkpoint.find import find_last
-    from lt_core.checkpoint.signature import parameter_signature
+    from lt_core.checkpoint.format.signature import parameter_signature
 
     state = run.module.state_dict()
     signature = parameter_signature(state) if state else None
@@ -116,7 +116,7 @@ def _hpc(run: Run) -> str:
 
 def restore_weights(run: Run, checkpoint: dict[str, Any]) -> None:
     """Load the weights; names that do not fit are listed."""
-    from lt_core.module_weights import load_weights
+    from lt_core.checkpoint.weights import load_weights
 
     load_weights(run.module, checkpoint["state_dict"], run.module.strict_loading, run.resume_path or "checkpoint")
 

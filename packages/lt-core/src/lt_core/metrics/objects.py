@@ -91,7 +91,7 @@ def _state_dict(metric: Any) -> dict[str, Any]:
 
 def _kept_attributes(metric: Any) -> dict[str, Any]:
     """Return the attributes that a checkpoint can hold; functions and such come from the constructor."""
-    from lt_core.checkpoint.tree import try_encode
+    from lt_core.checkpoint.format.tree import try_encode
 
     kept = {k: v for k, v in getattr(metric, "__dict__", {}).items() if k not in _MODULE_INTERNALS}
     return {k: _copied(v) for k, v in kept.items() if try_encode(v, k) is None}

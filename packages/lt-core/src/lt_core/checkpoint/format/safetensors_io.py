@@ -13,13 +13,22 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from lt_core.checkpoint.blobs import Blob, Layout, raw_bytes
-from lt_core.checkpoint.container import CHUNK, FORMAT, Entry, Header, Table, checked_json, open_checkpoint, read_header
-from lt_core.checkpoint.dtypes import CODES
-from lt_core.checkpoint.durable import AtomicFile
-from lt_core.checkpoint.refusal import damaged
-from lt_core.checkpoint.signature import parameter_signature
-from lt_core.checkpoint.tree import decode, encode
+from lt_core.checkpoint.format.blobs import Blob, Layout, raw_bytes
+from lt_core.checkpoint.format.container import (
+    CHUNK,
+    FORMAT,
+    Entry,
+    Header,
+    Table,
+    checked_json,
+    open_checkpoint,
+    read_header,
+)
+from lt_core.checkpoint.format.dtypes import CODES
+from lt_core.checkpoint.format.durable import AtomicFile
+from lt_core.checkpoint.format.refusal import damaged
+from lt_core.checkpoint.format.signature import parameter_signature
+from lt_core.checkpoint.format.tree import decode, encode
 from lt_core.version import __version__
 from lt_interface import CheckpointError, Problem
 

@@ -19,10 +19,17 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lt_core.checkpoint.blobs import Blob, Blobs, Layout, Materialiser, raw_bytes
-from lt_core.checkpoint.dtypes import CODES, storable_dtypes
-from lt_core.checkpoint.refusal import RefusedValueError, Step, dotted, place, shorten
-from lt_core.checkpoint.values import READERS, WRITERS, numpy_dtype, write_exact_number, write_float, write_numpy_scalar
+from lt_core.checkpoint.format.blobs import Blob, Blobs, Layout, Materialiser, raw_bytes
+from lt_core.checkpoint.format.dtypes import CODES, storable_dtypes
+from lt_core.checkpoint.format.refusal import RefusedValueError, Step, dotted, place, shorten
+from lt_core.checkpoint.format.values import (
+    READERS,
+    WRITERS,
+    numpy_dtype,
+    write_exact_number,
+    write_float,
+    write_numpy_scalar,
+)
 from lt_interface import Problem
 
 __all__ = ["Encoded", "clone", "decode", "encode", "soften", "try_encode"]

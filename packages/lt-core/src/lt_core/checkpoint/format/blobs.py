@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_core.checkpoint.dtypes import CODES, dtype_name, integer_like, storable_dtypes
+from lt_core.checkpoint.format.dtypes import CODES, dtype_name, integer_like, storable_dtypes
 
 __all__ = ["Blob", "Blobs", "Materialiser", "raw_bytes"]
 

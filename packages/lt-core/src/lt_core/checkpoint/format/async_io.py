@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_core.checkpoint.safetensors_io import Prepared, SafetensorsIO
-from lt_core.checkpoint.tree import clone
+from lt_core.checkpoint.format.safetensors_io import Prepared, SafetensorsIO
+from lt_core.checkpoint.format.tree import clone
 from lt_interface import CheckpointIO
 
 __all__ = ["AsyncCheckpointIO"]

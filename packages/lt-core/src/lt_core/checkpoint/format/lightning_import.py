@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from lt_core.checkpoint.container import open_checkpoint
-from lt_core.checkpoint.tree import soften
+from lt_core.checkpoint.format.container import open_checkpoint
+from lt_core.checkpoint.format.tree import soften
 from lt_interface import CheckpointError, Problem
 
 __all__ = ["import_lightning"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lt_core.checkpoint.dtypes import dtype_name, named_dtypes
+from lt_core.checkpoint.format.dtypes import dtype_name, named_dtypes
 
 __all__ = ["READERS", "WRITERS", "read_float", "write_exact_number", "write_float", "write_numpy_scalar"]
 

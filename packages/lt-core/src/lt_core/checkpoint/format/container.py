@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO
 
-from lt_core.checkpoint.refusal import damaged
+from lt_core.checkpoint.format.refusal import damaged
 from lt_interface import CheckpointError, Problem
 
 __all__ = ["FORMAT", "Entry", "Header", "Table", "checked_json", "open_checkpoint", "read_header"]

@@ -1,0 +1,1 @@
+"""The file format: one tree, one file, no code."""
