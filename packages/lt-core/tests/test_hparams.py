@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lt_core.datamodule import LightningDataModule
-from lt_core.hparams import AttributeDict, checkpoint_entries, merged_hparams
+from lt_core.model.hparams import AttributeDict, checkpoint_entries, merged_hparams
 from lt_core.module import LightningModule
 from lt_interface.errors import ConfigTypeError, MisconfigurationException
 

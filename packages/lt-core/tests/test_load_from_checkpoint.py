@@ -14,7 +14,7 @@ from torch import nn
 from lt_core.checkpoint import save_checkpoint
 from lt_core.checkpoint.weights import load_weights
 from lt_core.datamodule import LightningDataModule
-from lt_core.hparams import checkpoint_entries
+from lt_core.model.hparams import checkpoint_entries
 from lt_core.module import LightningModule
 from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from lt_core import Trainer
 from lt_core.callbacks import ModelSummary, RichModelSummary
-from lt_core.callbacks.layer_summary import human_count, summarize
 from lt_core.demos import BoringModel
+from lt_core.model.summary import human_count, summarize
 from lt_interface.errors import ConfigError
 
 

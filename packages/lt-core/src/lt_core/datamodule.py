@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from lt_core.hooks.declared import DataHooks
-from lt_core.hparams import HyperparametersMixin
-from lt_core.loading import load_datamodule, not_on_instances
+from lt_core.model.from_checkpoint import load_datamodule, not_on_instances
+from lt_core.model.hparams import HyperparametersMixin
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lt_core.hooks.declared import CheckpointHooks, DataHooks, ModelHooks, missing
-from lt_core.hparams import HyperparametersMixin
-from lt_core.loading import load_module, not_on_instances
+from lt_core.model.from_checkpoint import load_module, not_on_instances
+from lt_core.model.hparams import HyperparametersMixin
 from lt_core.notices import warn
 from lt_core.tracking.fanout import shown_to_all
 from lt_interface.errors import MisconfigurationException
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lt_core.callback import Callback
     from lt_core.metrics.slot import NamedValues
     from lt_core.metrics.store import MetricStore
-    from lt_core.optimizers import LightningOptimizer
+    from lt_core.optim.wrapper import LightningOptimizer
     from lt_core.trainer import Trainer
 
 __all__ = ["LightningModule"]
@@ -520,7 +520,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         Raises:
             ConfigError: If there is no input, or ONNX is not installed.
         """
-        from lt_core.export import to_onnx
+        from lt_core.model.export import to_onnx
 
         return to_onnx(self, file_path, input_sample, **kwargs)
 
@@ -545,7 +545,7 @@ class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMix
         Raises:
             ConfigError: If there is no input to trace, or no such method.
         """
-        from lt_core.export import to_torchscript
+        from lt_core.model.export import to_torchscript
 
         return to_torchscript(self, file_path, method, example_inputs, **kwargs)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lt_core.callback import Callback
-    from lt_core.optimizers import SchedulerConfig
+    from lt_core.optim.wrapper import SchedulerConfig
     from lt_core.state.progress import Progress
     from lt_core.tracking.history import History
     from lt_interface import Accelerator, Precision, Strategy

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback
-from lt_core.callbacks.layer_summary import ModuleSummary, summarize
 from lt_core.callbacks.screen import Screen, detect
+from lt_core.model.summary import ModuleSummary, summarize
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule

@@ -44,7 +44,7 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
         run: The run.
         weights_only: Whether to keep only weights, counters and hyper-parameters.
     """
-    from lt_core.hparams import checkpoint_entries
+    from lt_core.model.hparams import checkpoint_entries
 
     trainer, progress = run.trainer, run.progress
     trainer._save_counter += 1

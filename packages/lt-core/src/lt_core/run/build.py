@@ -14,7 +14,7 @@ from lt_core.checkpoint import resume
 from lt_core.data.to_device import build_place
 from lt_core.hooks.table import HookTable, overrides
 from lt_core.notices import warn
-from lt_core.optimizers import LightningOptimizer, parse_optimizers, warn_unheld
+from lt_core.optim.wrapper import LightningOptimizer, parse_optimizers, warn_unheld
 from lt_core.state.progress import RunningStage, TrainerFn
 from lt_core.tracking.folder import open_journal, open_loggers, start_deliveries
 
@@ -198,7 +198,7 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
 
 def _hparams(run: Run) -> dict[str, Any] | None:
     """Return the hyper-parameters for the loggers: those of module and data module, where a fit begins."""
-    from lt_core.hparams import merged_hparams
+    from lt_core.model.hparams import merged_hparams
 
     if run.fn is not TrainerFn.FITTING or not run.trainer.enable_autolog_hparams:
         return None

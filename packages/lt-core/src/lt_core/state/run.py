@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lt_core.data.feed import Feed
     from lt_core.hooks.table import HookTable
     from lt_core.loops.cadence import Cadence
-    from lt_core.optimizers import LightningOptimizer, SchedulerConfig
+    from lt_core.optim.wrapper import LightningOptimizer, SchedulerConfig
     from lt_core.state.progress import Progress
     from lt_core.state.signals import SignalWatch
     from lt_core.tracking.journal import Journal

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from lt_core.hparams import PRIVATE_KEYS, AttributeDict
+from lt_core.model.hparams import PRIVATE_KEYS, AttributeDict
 from lt_core.notices import warn
 from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError, Problem, nearest
 

@@ -1,0 +1,1 @@
+"""What concerns the module itself: hyper-parameters, loading, export, summary."""

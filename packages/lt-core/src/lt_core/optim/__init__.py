@@ -1,0 +1,1 @@
+"""The user's optimizers: read, wrapped, saved by name."""
