@@ -136,7 +136,7 @@ def test_by_epochs(tmp_path):
 
 def test_by_time(tmp_path, monkeypatch):
     """A save when so much time passed since the last."""
-    from lt_core.callbacks import model_checkpoint
+    from lt_core.callbacks.checkpointing import callback as model_checkpoint
 
     now = [0.0]
     monkeypatch.setattr(model_checkpoint.time, "monotonic", lambda: now[0])

@@ -11,8 +11,8 @@ import pytest
 from lt_core.callbacks import ProgressBar, RichProgressBar, Timer
 from lt_core.callbacks.progress.lines import PlainLines, line
 from lt_core.callbacks.progress.notebook import markup
+from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.callbacks.progress.view import View, metrics_text
-from lt_core.callbacks.screen import Screen, detect
 from lt_interface.errors import ConfigError
 
 

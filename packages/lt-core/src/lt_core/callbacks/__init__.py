@@ -1,11 +1,11 @@
 """Callbacks: what to do besides training, each in a place of its own."""
 
 from lt_core.callback import Callback
-from lt_core.callbacks.checkpoint import Checkpoint
+from lt_core.callbacks.checkpointing.base import Checkpoint
+from lt_core.callbacks.checkpointing.callback import ModelCheckpoint
 from lt_core.callbacks.early_stopping import EarlyStopping
 from lt_core.callbacks.lambda_function import LambdaCallback
 from lt_core.callbacks.lr_monitor import LearningRateMonitor
-from lt_core.callbacks.model_checkpoint import ModelCheckpoint
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from lt_core.callbacks.progress import ProgressBar, RichProgressBar

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback
-from lt_core.callbacks.screen import Screen, detect
+from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.model.summary import ModuleSummary, summarize
 
 if TYPE_CHECKING:

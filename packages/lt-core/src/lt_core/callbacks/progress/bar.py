@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lt_core.callbacks.progress.base import ProgressBar
 from lt_core.callbacks.progress.forecast import Forecast, batches_left
 from lt_core.callbacks.progress.lines import PlainLines
+from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.callbacks.progress.view import Display, View
-from lt_core.callbacks.screen import Screen, detect
 from lt_core.callbacks.timer import Timer
 from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, Problem

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lt_core.callbacks.checkpoint_names import first_free
+from lt_core.callbacks.checkpointing.names import first_free
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer

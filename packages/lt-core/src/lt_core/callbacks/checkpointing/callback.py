@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lt_core.callbacks import checkpoint_names as names
-from lt_core.callbacks import top_k
-from lt_core.callbacks.checkpoint import Checkpoint
-from lt_core.callbacks.checkpoint_decision import Decision, free_path, resumed_from
-from lt_core.callbacks.checkpoint_folder import default_folder, warn_of_strangers
-from lt_core.callbacks.checkpoint_triggers import argument_problems, saves_at_epoch_end, validation_follows
+from lt_core.callbacks.checkpointing import names, top_k
+from lt_core.callbacks.checkpointing.base import Checkpoint
+from lt_core.callbacks.checkpointing.decision import Decision, free_path, resumed_from
+from lt_core.callbacks.checkpointing.folder import default_folder, warn_of_strangers
+from lt_core.callbacks.checkpointing.removal import link, may_remove, remove_checkpoint
+from lt_core.callbacks.checkpointing.triggers import argument_problems, saves_at_epoch_end, validation_follows
 from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
-from lt_core.callbacks.removal import link, may_remove, remove_checkpoint
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
 from lt_core.state.progress import TrainerFn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lt_core.callbacks.checkpoint_names import template_problem
+from lt_core.callbacks.checkpointing.names import template_problem
 from lt_interface.errors import Problem, nearest
 
 if TYPE_CHECKING:

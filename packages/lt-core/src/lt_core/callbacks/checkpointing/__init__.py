@@ -1,0 +1,1 @@
+"""ModelCheckpoint: when to save, what to keep, how files are called."""
