@@ -28,12 +28,12 @@ __all__ = [
 
 # Read when first asked for, so that `import lt_core` does not wait for the file format.
 _HOMES = {
-    "AsyncCheckpointIO": "async_io",
+    "AsyncCheckpointIO": "format.async_io",
     "find_last": "find",
-    "import_lightning": "lightning_import",
-    "parameter_signature": "signature",
-    "soften": "tree",
-    "try_encode": "tree",
+    "import_lightning": "format.lightning_import",
+    "parameter_signature": "format.signature",
+    "soften": "format.tree",
+    "try_encode": "format.tree",
 }
 
 
@@ -42,6 +42,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'safetensors_io')}"), name)
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'format.safetensors_io')}"), name)
     globals()[name] = value
     return value
