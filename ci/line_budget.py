@@ -18,7 +18,7 @@ TEST_FILE = 500  # a test file holds one idea, and its cases are many
 NAMED = {
     ("lt_core/module.py", "LightningModule"),
     ("lt_core/callback.py", "Callback"),
-    ("lt_core/trainer.py", "Trainer"),
+    ("lt_core/trainer/trainer.py", "Trainer"),
 }
 PLACES = ["packages/*/src/**/*.py", "packages/*/tests/**/*.py", "ci/**/*.py", "tests_integration/**/*.py"]
 PLACES += ["examples/**/*.py", "noxfile.py"]

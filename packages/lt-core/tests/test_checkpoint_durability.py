@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from lt_core.checkpoint import durable, load_checkpoint, peek, save_checkpoint, verify
+from lt_core.checkpoint import load_checkpoint, peek, save_checkpoint, verify
+from lt_core.checkpoint.format import durable
 
 OLD: dict[str, Any] = {"epoch": 1, "w": torch.zeros(3000)}
 NEW: dict[str, Any] = {"epoch": 2, "w": torch.ones(300_000), "b": {"x": torch.arange(5)}}

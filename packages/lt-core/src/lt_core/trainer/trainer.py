@@ -19,7 +19,7 @@ from lt_core.run.main import main
 from lt_core.run.prepare import prepare
 from lt_core.run.select import default_callbacks, find_accelerator, find_devices, find_precision, make_loggers
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
-from lt_core.trainer_view import TrainerView
+from lt_core.trainer.view import TrainerView
 from lt_interface import registry
 
 if TYPE_CHECKING:
