@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -11,9 +12,29 @@ if TYPE_CHECKING:
     from lt_core.module import LightningModule
     from lt_core.trainer import Trainer
 
-__all__ = ["Callback"]
+__all__ = ["Callback", "declares_hooks", "is_default"]
+
+C = TypeVar("C", bound=type)
 
 
+def declares_hooks(cls: C) -> C:
+    """Mark the methods of a class as defaults, which `is_default` recognizes wherever they are inherited.
+
+    The mark is the method's own code: a wrapper that copies the attributes of a default is an override.
+    """
+    for function in vars(cls).values():
+        if isinstance(function, FunctionType):
+            function._default_code = function.__code__  # type: ignore[attr-defined]
+    return cls
+
+
+def is_default(function: object) -> bool:
+    """Return whether a method is a default that `declares_hooks` marked, bound or not."""
+    code = getattr(function, "__code__", None)
+    return code is not None and getattr(function, "_default_code", None) is code
+
+
+@declares_hooks
 class Callback:
     """Hold what runs at named moments of a run, apart from the model.
 
@@ -23,9 +44,11 @@ class Callback:
     Attributes:
         monitoring: Whether ``on_train_epoch_end`` runs after the module's own, so that the
             callback sees what the module logs there.
+        role: What flags may exclude: ``"checkpoint"``, ``"progress bar"`` or ``"timer"``; empty for all others.
     """
 
     monitoring: ClassVar[bool] = False
+    role: ClassVar[str] = ""
 
     @property
     def state_key(self) -> str:

@@ -7,7 +7,8 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from lt_core.hooks.declared import DataHooks
+from lt_core.callback import is_default
+from lt_core.hooks.declared import DataModuleHooks
 from lt_core.model.from_checkpoint import load_datamodule, not_on_instances
 from lt_core.model.hparams import HyperparametersMixin
 
@@ -26,7 +27,7 @@ __all__ = ["LightningDataModule"]
 _STAGES = {"train": "train", "fit": "train", "val": "val", "validate": "val", "test": "test", "predict": "predict"}
 
 
-class LightningDataModule(DataHooks, HyperparametersMixin):
+class LightningDataModule(DataModuleHooks, HyperparametersMixin):
     """Hold everything about data: download, set up, load, move to the device.
 
     Attributes:
@@ -52,24 +53,6 @@ class LightningDataModule(DataHooks, HyperparametersMixin):
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
         self._trainer_ref = None if trainer is None else weakref.ref(trainer)
-
-    def on_exception(self, exception: BaseException) -> None:
-        """Act when anything raised while the trainer ran.
-
-        Args:
-            exception: What was raised.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint should keep of this object; it is kept under the class's name."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned.
-
-        Args:
-            state_dict: The kept state.
-        """
 
     @classmethod
     def from_datasets(
@@ -175,7 +158,7 @@ class LightningDataModule(DataHooks, HyperparametersMixin):
                 loaders = trainer.train_dataloader if stage == "train" else getattr(trainer, f"{stage}_dataloaders")
             if loaders is None:
                 name = f"{stage}_dataloader"
-                written = own is not None or getattr(type(self), name) is not getattr(DataHooks, name)
+                written = own is not None or not is_default(getattr(type(self), name))
                 return "not loaded yet" if written else "None"
             datasets = [getattr(loader, "dataset", loader) for loader in _leaves(loaders)]
         sizes = [f"size={_length(d)}" for d in datasets]

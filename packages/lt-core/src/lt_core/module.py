@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from lt_core.hooks.declared import CheckpointHooks, DataHooks, ModelHooks, missing
+from lt_core.callback import declares_hooks
+from lt_core.hooks.declared import ModuleHooks, missing
 from lt_core.model.from_checkpoint import load_module, not_on_instances
 from lt_core.model.hparams import HyperparametersMixin
 from lt_core.notices import warn
@@ -39,7 +40,8 @@ _RUN_STATE = ("_trainer_ref", "_metrics", "_device_mesh", "_toggled", "_exportin
 _UNTRACED = ("log", "log_dict", "print")
 
 
-class LightningModule(ModelHooks, DataHooks, CheckpointHooks, HyperparametersMixin, nn.Module):
+@declares_hooks
+class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     """Say what a model computes, what its loss is and which optimizer trains it.
 
     Write ``training_step`` and ``configure_optimizers``; the Trainer calls them. All else is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lt_core.callback import Callback
 from lt_core.notices import info
@@ -54,6 +54,8 @@ class Timer(Callback):
     Raises:
         ConfigError: If an argument can not be read.
     """
+
+    role: ClassVar[str] = "timer"
 
     def __init__(
         self,

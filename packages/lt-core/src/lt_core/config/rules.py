@@ -182,7 +182,6 @@ def _callbacks(draft: Draft) -> None:
     if not given:
         return
     from lt_core.callback import Callback
-    from lt_core.callbacks import Checkpoint, ProgressBar, Timer
 
     known = [c for c in given if isinstance(c, Callback)]
     for other in given:
@@ -190,19 +189,24 @@ def _callbacks(draft: Draft) -> None:
             name = other.__name__ if isinstance(other, type) else type(other).__name__
             rule = f"each callback must be an instance of lt_core.Callback, and {name} is none"
             draft.refuse(draft.where("callbacks"), rule, _callback_fix(other, name), is_type=True)
-    for flag, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):
-        names = [type(c).__name__ for c in known if isinstance(c, kind)]
+    for flag, role in (("enable_checkpointing", "checkpoint"), ("enable_progress_bar", "progress bar")):
+        names = _of_role(known, role)
         if names and draft.values[flag] is False:
             rule = f"{flag} is off, and callbacks holds {names[0]}"
             draft.refuse(draft.where(flag), rule, f"Leave out {flag} or the callback.")
-    bars = [type(c).__name__ for c in known if isinstance(c, ProgressBar)]
+    bars = _of_role(known, "progress bar")
     if len(bars) > 1:
         rule = f"only one progress bar can be shown, and callbacks holds {', '.join(bars)}"
         draft.refuse(draft.where("callbacks"), rule, "Leave one of them out.")
     _state_keys(draft, known, Callback)
-    if draft.values["max_time"] is not None and any(isinstance(c, Timer) for c in known):
+    if draft.values["max_time"] is not None and _of_role(known, "timer"):
         draft.infos.append(f"{draft.where('max_time')}: ignored, because callbacks holds a Timer.")
         draft.values["max_time"] = None
+
+
+def _of_role(callbacks: list[Any], role: str) -> list[str]:
+    """Return the class names of the callbacks that have a role."""
+    return [type(c).__name__ for c in callbacks if type(c).role == role]
 
 
 def _callback_fix(other: Any, name: str) -> str:

@@ -35,12 +35,9 @@ def limit_of(run: Run, stage: str) -> int | float:
 
 def _owner(run: Run, stage: str) -> Any:
     """Return the object whose loader hook serves the stage, or None."""
-    from lt_core.datamodule import LightningDataModule
-    from lt_core.module import LightningModule
-
     hook = _HOOKS[stage]
-    for owner, base in ((run.datamodule, LightningDataModule), (run.module, LightningModule)):
-        if owner is not None and overrides(owner, hook, base):
+    for owner in (run.datamodule, run.module):
+        if owner is not None and overrides(owner, hook):
             return owner
     return None
 

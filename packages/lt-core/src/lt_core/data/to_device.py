@@ -53,10 +53,7 @@ def build_place(run: Run) -> Callable[[Any, int], Any] | None:
 
 
 def _hook(run: Run, name: str) -> Callable[..., Any] | None:
-    from lt_core.datamodule import LightningDataModule
-    from lt_core.module import LightningModule
-
-    for owner, base in ((run.datamodule, LightningDataModule), (run.module, LightningModule)):
-        if owner is not None and overrides(owner, name, base):
+    for owner in (run.datamodule, run.module):
+        if owner is not None and overrides(owner, name):
             return bind(getattr(owner, name), HOOKS[name].args)
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lt_core.callback import declares_hooks
 from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-__all__ = ["CheckpointHooks", "DataHooks", "ModelHooks", "missing"]
+__all__ = ["CheckpointHooks", "DataHooks", "DataModuleHooks", "ModelHooks", "ModuleHooks", "missing"]
 
 
 def missing(owner: object, name: str, call: str = "self") -> MisconfigurationException:
@@ -24,6 +25,7 @@ def missing(owner: object, name: str, call: str = "self") -> MisconfigurationExc
     )
 
 
+@declares_hooks
 class DataHooks:
     """Declare what modules and data modules can both do about data.
 
@@ -100,6 +102,30 @@ class DataHooks:
         return batch
 
 
+@declares_hooks
+class DataModuleHooks(DataHooks):
+    """Declare what data modules alone can do."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Act when anything raised while the trainer ran.
+
+        Args:
+            exception: What was raised.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint should keep of this object; it is kept under the class's name."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned.
+
+        Args:
+            state_dict: The kept state.
+        """
+
+
+@declares_hooks
 class CheckpointHooks:
     """Declare what a module can do about checkpoints."""
 
@@ -118,6 +144,7 @@ class CheckpointHooks:
         """
 
 
+@declares_hooks
 class ModelHooks:
     """Declare the moments of a run at which a module can act."""
 
@@ -300,3 +327,7 @@ class ModelHooks:
         Args:
             optimizer: The one that will step.
         """
+
+
+class ModuleHooks(ModelHooks, DataHooks, CheckpointHooks):
+    """All hooks of a module; `lt_core.LightningModule` is the only class that derives from it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
-from lt_core.callback import Callback
+from lt_core.callback import Callback, is_default
 from lt_core.metrics import store as m
 from lt_interface.errors import Problem
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lt_core.hooks.handlers import Handler
     from lt_core.metrics.store import MetricStore
 
-__all__ = ["HOOKS", "Hook", "HookTable", "bind", "hook_problems", "overrides", "table_markdown"]
+__all__ = ["HOOKS", "Hook", "HookTable", "bind", "declared", "hook_problems", "overrides", "table_markdown"]
 
 CALLBACKS_MODULE = "callbacks, module"
 DATA_CALLBACKS_MODULE = "data module, callbacks, module"
@@ -169,12 +169,17 @@ _OWN_CALLERS = {
 }
 
 
-def overrides(obj: Any, name: str, base: type) -> bool:
+def overrides(obj: Any, name: str) -> bool:
     """Return whether ``obj`` has a ``name`` of its own, in its class or on the instance."""
     if name in getattr(obj, "__dict__", ()):
         return True
     mine = getattr(type(obj), name, None)
-    return mine is not None and mine is not getattr(base, name, None)
+    return mine is not None and not is_default(mine)
+
+
+def declared(kind: type, name: str) -> bool:
+    """Return whether a class inherits a default of the hook ``name``: only then is its own ever called."""
+    return any(is_default(vars(base).get(name)) for base in kind.__mro__)
 
 
 def bind(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any] | None:
@@ -205,17 +210,14 @@ def bind(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., An
 
 def hook_problems(module: Any, datamodule: Any, callbacks: Iterable[Any]) -> list[Problem]:
     """Return one problem for every overridden hook that the loop's call can not bind."""
-    from lt_core.datamodule import LightningDataModule
-    from lt_core.module import LightningModule
-
-    owners: list[tuple[Any, type, tuple[str, ...]]] = [(module, LightningModule, ())]
+    owners: list[tuple[Any, tuple[str, ...]]] = [(module, ())]
     if datamodule is not None:
-        owners.append((datamodule, LightningDataModule, ()))
-    owners += [(c, Callback, ("trainer", "pl_module")) for c in callbacks]
+        owners.append((datamodule, ()))
+    owners += [(c, ("trainer", "pl_module")) for c in callbacks]
     found = []
-    for owner, base, prefix in owners:
+    for owner, prefix in owners:
         for hook in HOOKS.values():
-            if not hasattr(base, hook.name) or not overrides(owner, hook.name, base):
+            if not declared(type(owner), hook.name) or not overrides(owner, hook.name):
                 continue
             args = (*prefix, *hook.args)
             if bind(getattr(owner, hook.name), args) is None:
@@ -257,16 +259,13 @@ class HookTable:
     def _compile(self, hook: Hook) -> list[Callable[..., Any]]:
         """Return the bound methods of one hook in the table's order."""
         _, module, datamodule, callbacks, handlers, _ = self._owners
-        from lt_core.datamodule import LightningDataModule
-        from lt_core.module import LightningModule
-
         groups: dict[str, list[Callable[..., Any]]] = {
             "callbacks": [
                 f for c in callbacks if not c.monitoring or hook.order != MONITORS_LAST for f in self._of(c, hook)
             ],
             "monitoring callbacks": [f for c in callbacks if c.monitoring for f in self._of(c, hook)],
-            "module": self._plain(module, hook, LightningModule),
-            "data module": self._plain(datamodule, hook, LightningDataModule) if datamodule is not None else [],
+            "module": self._plain(module, hook, "LightningModule"),
+            "data module": self._plain(datamodule, hook, "LightningDataModule") if datamodule is not None else [],
         }
         groups["callbacks"] += [h.bound(self._owners[0], module) for h in handlers if h.hook == hook.name]
         if hook.name == "on_train_batch_start":
@@ -275,7 +274,7 @@ class HookTable:
         return [f for owner in hook.order.split(", ") for f in groups.get(owner, [])]
 
     def _of(self, callback: Callback, hook: Hook) -> list[Callable[..., Any]]:
-        if not hasattr(Callback, hook.name) or not overrides(callback, hook.name, Callback):
+        if not declared(type(callback), hook.name) or not overrides(callback, hook.name):
             return []
         trainer, module = self._owners[:2]
         bound = bind(getattr(callback, hook.name), ("trainer", "pl_module", *hook.args))
@@ -283,13 +282,12 @@ class HookTable:
             return []  # refused with the other problems before the run began
         return [self._timed(partial(bound, trainer, module), f"[Callback]{callback.state_key}.{hook.name}")]
 
-    def _plain(self, owner: Any, hook: Hook, base: type) -> list[Callable[..., Any]]:
+    def _plain(self, owner: Any, hook: Hook, kind: str) -> list[Callable[..., Any]]:
         # model_eval hooks have a default that must run; all other defaults do nothing.
         default_runs = hook.name.endswith(("_model_eval", "_model_zero_grad"))
-        if not hasattr(base, hook.name) or not (default_runs or overrides(owner, hook.name, base)):
+        if not declared(type(owner), hook.name) or not (default_runs or overrides(owner, hook.name)):
             return []
         bound = bind(getattr(owner, hook.name), hook.args)
-        kind = "LightningDataModule" if base.__name__ == "LightningDataModule" else "LightningModule"
         return [] if bound is None else [self._timed(bound, f"[{kind}]{type(owner).__name__}.{hook.name}")]
 
     def _timed(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:

@@ -142,8 +142,6 @@ class Pieces:
     """Gather, once, the calls that a step is made of; None where there is nothing to do."""
 
     def __init__(self, run: Run) -> None:
-        from lt_core.module import LightningModule
-
         module, engine, trainer = run.module, run.engine, run.trainer
         self.optimizer = run.optimizers[0]
         self.training_step = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
@@ -154,11 +152,11 @@ class Pieces:
         self.before_step: tuple[Callable[..., Any], ...] = hooks.on_before_optimizer_step  # type: ignore[attr-defined]
         self.wants_outputs = bool(hooks.on_train_batch_end)  # type: ignore[attr-defined]
         # The optimizer's own method where nothing stands before it, so that the straight step calls it at once.
-        own_zero_grad = overrides(module, "optimizer_zero_grad", LightningModule)
+        own_zero_grad = overrides(module, "optimizer_zero_grad")
         plain = not own_zero_grad and "zero_grad" not in engine.owns
         self.plain_zero_grad: Callable[[], Any] | None = self.optimizer.zero_grad if plain else None
         self.zero_grad: Callable[[int], Any] = _zero_grad(run, self.optimizer, own_zero_grad)
-        own_backward = overrides(module, "backward", LightningModule)
+        own_backward = overrides(module, "backward")
         self.backward: Callable[[Tensor], Any] = module.backward if own_backward else engine.backward
         if getattr(self.backward, "__func__", None) is FullPrecision.backward:
             self.backward = Tensor.backward  # what it would call, a frame less
@@ -167,9 +165,7 @@ class Pieces:
         )
         self.unscale = engine.unscale if scales and "unscale" not in engine.owns else None
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
-        if overrides(module, "configure_gradient_clipping", LightningModule) or overrides(
-            module, "clip_gradients", LightningModule
-        ):
+        if overrides(module, "configure_gradient_clipping") or overrides(module, "clip_gradients"):
             self.clip: Callable[[], Any] | None = lambda: module.configure_gradient_clipping(
                 self.optimizer, value, algorithm
             )

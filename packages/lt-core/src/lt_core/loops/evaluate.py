@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.data.sources import eval_feed, has_loader, limit_of
+from lt_core.hooks.table import bind, declared, overrides
 from lt_core.metrics.store import (
     EVAL_BATCH_END,
     EVAL_BATCH_START,
@@ -36,16 +37,13 @@ _NAMES = {"validate": "validation", "test": "test", "predict": "predict"}
 @contextmanager
 def evaluation_modes(run: Run, name: str) -> Iterator[None]:
     """Put the module in evaluation mode through its hook, and each submodule back in its own mode after."""
-    from lt_core.hooks.table import overrides
-    from lt_core.module import LightningModule
-
     modes = {m: m.training for m in run.module.modules()}
     run.hooks.fire(f"on_{name}_model_eval")
     try:
         yield
     finally:
         back = f"on_{name}_model_train"
-        if hasattr(LightningModule, back) and overrides(run.module, back, LightningModule):
+        if declared(type(run.module), back) and overrides(run.module, back):
             with run.store.inside(back):
                 getattr(run.module, back)()
         else:
@@ -160,8 +158,6 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
         ConfigError: If several loaders are given and the step takes no ``dataloader_idx``.
     """
     import inspect
-
-    from lt_core.hooks.table import bind
 
     call = run.engine.call[name]
     try:

@@ -25,9 +25,7 @@ def _active(run: Run) -> list[SchedulerConfig]:
 
 def _stepper(run: Run, config: SchedulerConfig) -> Callable[[Any], Any]:
     """Return what steps one scheduler: its own method unless the module overrides the hook."""
-    from lt_core.module import LightningModule
-
-    if overrides(run.module, "lr_scheduler_step", LightningModule):
+    if overrides(run.module, "lr_scheduler_step"):
         return partial(_own_step, run, config)
     scheduler = config.scheduler
     return lambda metric: scheduler.step() if metric is None else scheduler.step(metric)

@@ -34,13 +34,11 @@ def build_step(run: Run) -> Step:
 
     The outputs are what ``on_train_batch_end`` gets, or None where nobody asks.
     """
-    from lt_core.module import LightningModule
-
     if not run.module.automatic_optimization:
         step = _manual_step(run)
     elif not run.optimizers:
         step = _without_optimizer(run)
-    elif overrides(run.module, "optimizer_step", LightningModule) or needs_closure(run.optimizers[0]):
+    elif overrides(run.module, "optimizer_step") or needs_closure(run.optimizers[0]):
         step = closure_step(run)
     elif run.plan.accumulate == 1:
         step = _straight_step(run)

@@ -32,11 +32,9 @@ class _Window:
     """
 
     def __init__(self, run: Run) -> None:
-        from lt_core.module import LightningModule
-
         self.run, self.pieces = run, Pieces(run)
         self.wrapped = run.lightning_optimizers[0]
-        self.overridden = overrides(run.module, "optimizer_step", LightningModule)
+        self.overridden = overrides(run.module, "optimizer_step")
         self.no_sync = run.engine.accumulate or nullcontext
         self.unsized = run.feed.num_batches == float("inf")
         self.divides = "accumulate" not in run.engine.owns

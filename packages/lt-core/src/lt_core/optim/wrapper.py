@@ -153,9 +153,8 @@ def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], a
     claimed = config.reduce_on_plateau and callable(getattr(scheduler, "step", None))  # says itself what step takes
     if not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and automatic and not claimed:
         from lt_core.hooks.table import overrides
-        from lt_core.module import LightningModule
 
-        if not overrides(module, "lr_scheduler_step", LightningModule):
+        if not overrides(module, "lr_scheduler_step"):
             raise _refuse(
                 "the trainer does not know how to step a scheduler that is none of torch's",
                 scheduler,

@@ -115,12 +115,10 @@ def _set_up_users(run: Run) -> None:
 
 def _configure_model(run: Run) -> None:
     """Let the module build its layers on the right device, in the right format."""
-    from lt_core.module import LightningModule
-
     module = run.module
     names = ("configure_model", "configure_sharded_model")
     for name in names:
-        if overrides(module, name, LightningModule):
+        if overrides(module, name):
             with run.strategy.init_context(), run.precision.init_context(), run.store.inside(name):
                 getattr(module, name)()
             break

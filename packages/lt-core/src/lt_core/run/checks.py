@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lt_core.hooks.declared import DataModuleHooks, ModuleHooks
 from lt_core.hooks.table import HOOKS, bind, overrides
 from lt_interface.errors import Problem, nearest
 
@@ -97,9 +98,7 @@ class Inputs:
 
 def read_inputs(model: Any, loaders: Any = None, val_loaders: Any = None, datamodule: Any = None) -> Inputs:
     """Return the inputs of an entry point, with a data module in the loaders' place put right."""
-    from lt_core.datamodule import LightningDataModule
-
-    if isinstance(loaders, LightningDataModule) and datamodule is None:
+    if isinstance(loaders, DataModuleHooks) and datamodule is None:
         loaders, datamodule = None, loaders
     return Inputs(unwrap(model), datamodule, loaders, val_loaders, model)
 
@@ -140,12 +139,10 @@ def module_problems(
         config: The flags; a trainer has them as well, as they are now.
         val_loaders: For fit, the validation loaders given, or None.
     """
-    from lt_core.module import LightningModule
-
     given = read_inputs(module, loaders, val_loaders, datamodule)
     stage = str(stage)
     problems = _data_problems(given, stage)
-    if not isinstance(given.module, LightningModule):
+    if not isinstance(given.module, ModuleHooks):
         return [_not_a_module(given.module, stage), *problems]
     has_data = not problems
     problems += _removed_problems(given.module)
@@ -190,34 +187,28 @@ def module_remarks(
 
 def _shadowed_hooks(given: Inputs) -> list[str]:
     """Return a sentence for each transfer hook that both define: the data module's is called, the module's is not."""
-    from lt_core.datamodule import LightningDataModule
-    from lt_core.module import LightningModule
-
     module, data = given.module, given.datamodule
     return [
         f"{type(module).__name__}.{name}: {type(data).__name__} defines this hook too, and only its is called. "
         "Leave one of them out."
         for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-        if data is not None and overrides(data, name, LightningDataModule) and overrides(module, name, LightningModule)
+        if data is not None and overrides(data, name) and overrides(module, name)
     ]
 
 
 def _not_a_module(module: Any, stage: str) -> Problem:
     """Say what the model should have been."""
-    from lt_core.datamodule import LightningDataModule
-    from lt_core.module import LightningModule
-
     kind = module if isinstance(module, type) else type(module)
     where = f"Trainer.{stage}({kind.__name__ if module is not None else 'None'})"
     rule = "the model must be an instance of lt_core.LightningModule"
     foreign = _foreign(kind, "LightningModule")
     if module is None:
         fix = f"Write trainer.{stage}(model, ...)."
-    elif isinstance(module, LightningDataModule):
+    elif isinstance(module, DataModuleHooks):
         fix = f"It is a data module: write trainer.{stage}(model, datamodule=...)."
     elif foreign:
         fix = f"It is a module of {foreign}: write `from lt_core import LightningModule` instead."
-    elif isinstance(module, type) and issubclass(module, LightningModule):
+    elif isinstance(module, type) and issubclass(module, ModuleHooks):
         fix = f"Pass an instance: {kind.__name__}(...)."
     elif isinstance(module, nn.Module):
         fix = "It is a plain torch module: put it into a LightningModule with training_step and configure_optimizers."
@@ -234,8 +225,6 @@ def _foreign(kind: type, name: str) -> str:
 
 def _data_problems(given: Inputs, stage: str) -> list[Problem]:
     """Check what was given as data, whatever the module is."""
-    from lt_core.datamodule import LightningDataModule
-
     data, problems = given.datamodule, []
     names = ("train_dataloaders", "val_dataloaders") if stage == "fit" else ("dataloaders", "")
     sources = ((names[0], given.loaders), (names[1], given.val_loaders))
@@ -244,12 +233,12 @@ def _data_problems(given: Inputs, stage: str) -> list[Problem]:
         rule = "loaders and a data module exclude each other"
         where = f"Trainer.{stage}({', '.join(used)}, datamodule)"
         problems.append(Problem(where, rule, fix=f"Leave out {' and '.join(used)}, or datamodule."))
-    if data is not None and not isinstance(data, LightningDataModule):
+    if data is not None and not isinstance(data, DataModuleHooks):
         kind = data if isinstance(data, type) else type(data)
         foreign = _foreign(kind, "LightningDataModule")
         if foreign:
             fix = f"It is one of {foreign}: write `from lt_core import LightningDataModule` instead."
-        elif isinstance(data, type) and issubclass(data, LightningDataModule):
+        elif isinstance(data, type) and issubclass(data, DataModuleHooks):
             fix = f"Pass an instance: {kind.__name__}(...)."
         else:
             fix = f"Give loaders by trainer.{stage}(model, {names[0]}=...)."
@@ -266,15 +255,13 @@ def _data_problems(given: Inputs, stage: str) -> list[Problem]:
 
 def _removed_problems(module: Any) -> list[Problem]:
     """Refuse hooks that no version calls any more: they would silently never run."""
-    from lt_core.module import LightningModule
-
     name = type(module).__name__
     found = [
         Problem(f"{name}.{hook}", "this hook was removed and would never run", fix=fix)
         for hook, fix in REMOVED.items()
-        if overrides(module, hook, LightningModule)
+        if overrides(module, hook)
     ]
-    if all(overrides(module, hook, LightningModule) for hook in ("configure_model", "configure_sharded_model")):
+    if all(overrides(module, hook) for hook in ("configure_model", "configure_sharded_model")):
         rule = "this is the old name of configure_model, and both are defined"
         found.append(Problem(f"{name}.configure_sharded_model", rule, fix="Keep configure_model alone."))
     return found
@@ -282,13 +269,9 @@ def _removed_problems(module: Any) -> list[Problem]:
 
 def _has_step(module: Any, stage: str) -> bool:
     """Return whether the module has the step of a stage; for predict, forward will do."""
-    from lt_core.module import LightningModule
-
-    if overrides(module, STAGES[stage].step, LightningModule):
+    if overrides(module, STAGES[stage].step):
         return True
-    return (
-        stage == "predict" and overrides(module, "forward", nn.Module) and overrides(module, "forward", LightningModule)
-    )
+    return stage == "predict" and ("forward" in vars(module) or type(module).forward is not nn.Module.forward)
 
 
 def _step_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
@@ -310,10 +293,8 @@ def _step_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
 
 def _signature_problems(given: Inputs, stage: str, loaders: Any) -> list[Problem]:
     """Check one step's parameters against the arguments of our call."""
-    from lt_core.module import LightningModule
-
     module, needs = given.module, STAGES[stage]
-    if not overrides(module, needs.step, LightningModule):
+    if not overrides(module, needs.step):
         return []
     where, function = f"{type(module).__name__}.{needs.step}", getattr(module, needs.step)
     write = f"Write: def {needs.step}({', '.join(('self', *needs.args))})."
@@ -345,20 +326,14 @@ def _several(loaders: Any) -> bool:
 
 def _has_data(given: Inputs, stage: str, loaders: Any) -> bool:
     """Return whether an argument or a hook of the data module or the module gives loaders."""
-    from lt_core.datamodule import LightningDataModule
-    from lt_core.module import LightningModule
-
     hook = STAGES[stage].loader
-    if loaders is not None or overrides(given.module, hook, LightningModule):
+    if loaders is not None or overrides(given.module, hook):
         return True
-    return given.datamodule is not None and overrides(given.datamodule, hook, LightningDataModule)
+    return given.datamodule is not None and overrides(given.datamodule, hook)
 
 
 def _loader_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
     """Check that the stage has data, and that its hooks can be called."""
-    from lt_core.datamodule import LightningDataModule
-    from lt_core.module import LightningModule
-
     needs = STAGES[stage]
     if getattr(config, needs.limit) == 0:
         return []
@@ -376,8 +351,8 @@ def _loader_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
     if stage == "fit":
         used.append((STAGES["validate"].loader, given.val_loaders))
     for hook, loaders in used:
-        for owner, base in ((given.datamodule, LightningDataModule), (given.module, LightningModule)):
-            if loaders is None and owner is not None and overrides(owner, hook, base):
+        for owner in (given.datamodule, given.module):
+            if loaders is None and owner is not None and overrides(owner, hook):
                 problems += _argless(owner, hook)
                 break
     return problems
@@ -394,11 +369,9 @@ def _argless(owner: Any, name: str) -> list[Problem]:
 
 def _fit_problems(module: Any, config: Any) -> list[Problem]:
     """Check what only training needs."""
-    from lt_core.module import LightningModule
-
     name = type(module).__name__
     problems = []
-    if not overrides(module, "configure_optimizers", LightningModule):
+    if not overrides(module, "configure_optimizers"):
         near = nearest("configure_optimizers", _strange_names(module))
         fix = f"{near} Write: def configure_optimizers(self): return torch.optim.Adam(self.parameters()).".strip()
         rule = "Trainer.fit needs it, and it is not defined"
@@ -421,12 +394,10 @@ def _fit_problems(module: Any, config: Any) -> list[Problem]:
 
 def _strange_names(obj: Any) -> list[str]:
     """Return the methods of the user's own classes whose names mean nothing to the trainer."""
-    from lt_core.datamodule import LightningDataModule
-    from lt_core.module import LightningModule
-
     own = [c for c in type(obj).__mro__ if c.__module__.split(".")[0] not in {"lt_core", "torch", "builtins"}]
     names = {name for c in own for name, value in vars(c).items() if callable(value) and name[0] != "_"}
-    known = {*dir(LightningModule), *dir(LightningDataModule), *HOOKS, *REMOVED, *(s.step for s in STAGES.values())}
+    inherited = {name for base in type(obj).__mro__ if base not in own for name in vars(base)}
+    known = {*inherited, *dir(ModuleHooks), *dir(DataModuleHooks), *HOOKS, *REMOVED, *(s.step for s in STAGES.values())}
     return sorted(names - known)
 
 

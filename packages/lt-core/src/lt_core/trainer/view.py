@@ -366,13 +366,12 @@ class TrainerView:
         """Return whether validation can run: a step, data, and a limit above 0."""
         from lt_core.data.sources import has_loader
         from lt_core.hooks.table import overrides
-        from lt_core.module import LightningModule
 
         run = self._run
         return (
             run is not None
             and bool(self.limit_val_batches)
-            and overrides(run.module, "validation_step", LightningModule)
+            and overrides(run.module, "validation_step")
             and has_loader(run, "validate")
         )
 

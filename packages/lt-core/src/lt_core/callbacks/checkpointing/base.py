@@ -17,6 +17,7 @@ class Checkpoint(Callback):
     """
 
     monitoring: ClassVar[bool] = True
+    role: ClassVar[str] = "checkpoint"
     best_model_path: str = ""
 
     def folders(self) -> list[str]:

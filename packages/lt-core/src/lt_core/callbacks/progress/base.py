@@ -31,6 +31,7 @@ class ProgressBar(Callback):
 
     # After the module's own hook, so that what it logs at the epoch's end is seen.
     monitoring: ClassVar[bool] = True
+    role: ClassVar[str] = "progress bar"
 
     # On the class, so that a subclass need not call __init__.
     _trainer: weakref.ref[Trainer] | None = None
