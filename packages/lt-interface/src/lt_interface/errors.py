@@ -47,39 +47,46 @@ class Problem:
 
 
 class LTError(Exception):
-    """Be the base of every error that these packages raise on purpose."""
-
-
-class MisconfigurationException(LTError):  # noqa: N818 - the familiar name
-    """Say that the user's code or flags can not work as they are."""
-
-
-class ConfigError(MisconfigurationException, ValueError, RuntimeError):
-    """Report every problem of a configuration at once.
-
-    It is a ValueError for who checks values and a RuntimeError for who guards a run: of old, a
-    flag out of range was the one, a step that the trainer could not call the other.
+    """Base of every error that these packages raise on purpose.
 
     Args:
-        problems: The problems, or one ready sentence.
+        problems: The problems, all of them at once, or one ready sentence.
+        details: Keywords of another base, such as ``name`` of an ImportError.
+
+    Attributes:
+        problems: The problems; empty for a ready sentence.
+
+    Example:
+        >>> str(LTError(Problem("Trainer(max_epochs=-3)", "must be at least -1", fix="Write max_epochs=3.")))
+        'Trainer(max_epochs=-3): must be at least -1. Write max_epochs=3.'
     """
 
-    def __init__(self, problems: Iterable[Problem] | Problem | str) -> None:
+    def __init__(self, problems: Iterable[Problem] | Problem | str = "", **details: object) -> None:
         if isinstance(problems, str):
             self.problems: tuple[Problem, ...] = ()
-            super().__init__(problems)
+            super().__init__(problems, **details)
             return
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         lines = [str(p) for p in self.problems]
-        if len(lines) == 1:
-            super().__init__(lines[0])
-        else:
-            super().__init__(
-                f"{len(lines)} problems:\n" + "\n".join(f"  {i}. {line}" for i, line in enumerate(lines, 1))
-            )
+        text = lines[0]
+        if len(lines) > 1:
+            text = f"{len(lines)} problems:\n" + "\n".join(f"  {i}. {line}" for i, line in enumerate(lines, 1))
+        super().__init__(text, **details)
 
-    def __reduce__(self) -> tuple[type, tuple[object]]:
-        return type(self), (self.problems or str(self),)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.problems or Exception.__str__(self),), self.__dict__
+
+
+class MisconfigurationException(LTError):  # noqa: N818 - the familiar name
+    """Code or flags of the user that cannot work as they are."""
+
+
+class ConfigError(MisconfigurationException, ValueError, RuntimeError):
+    """Every problem of a configuration at once.
+
+    It is a ValueError for who checks values and a RuntimeError for who guards a run: of old, a
+    flag out of range was the one, a step that the trainer could not call the other.
+    """
 
 
 class ConfigTypeError(ConfigError, TypeError):

@@ -156,7 +156,7 @@ def make_client(uri: str) -> Any:
     except Exception as error:
         fix = "Write http(s)://host:port, sqlite:///path (this needs the full mlflow) or file:path."
         got = redacted(" ".join(str(error).split()))[:300].rstrip(".")
-        raise MisconfigurationException(str(Problem(where, "MLflow must know this kind of store", got, fix))) from error
+        raise MisconfigurationException(Problem(where, "MLflow must know this kind of store", got, fix)) from error
 
 
 @contextmanager

@@ -78,13 +78,11 @@ class LearningRateMonitor(Callback):
         """See that there is a logger, and that groups can be told apart."""
         if not trainer.loggers:
             raise MisconfigurationException(
-                str(
-                    Problem(
-                        "Trainer(callbacks=[LearningRateMonitor()])",
-                        "LearningRateMonitor needs a logger",
-                        "logger=False",
-                        "Drop the callback, or pass a logger.",
-                    )
+                Problem(
+                    "Trainer(callbacks=[LearningRateMonitor()])",
+                    "LearningRateMonitor needs a logger",
+                    "logger=False",
+                    "Drop the callback, or pass a logger.",
                 )
             )
         self._logged_step = -1
@@ -133,12 +131,10 @@ class LearningRateMonitor(Callback):
             given = [name for name in names if name is not None]
             if len(given) != len(set(given)):
                 raise MisconfigurationException(
-                    str(
-                        Problem(
-                            "LearningRateMonitor",
-                            f"the parameter groups of {source.name!r} need different names",
-                            ", ".join(map(str, given)),
-                        )
+                    Problem(
+                        "LearningRateMonitor",
+                        f"the parameter groups of {source.name!r} need different names",
+                        ", ".join(map(str, given)),
                     )
                 )
             for index, (name, group) in enumerate(zip(names, groups, strict=True), 1):

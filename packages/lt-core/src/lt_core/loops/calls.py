@@ -41,12 +41,10 @@ def bound_step(run: Run, name: str, args: tuple[str, ...]) -> Callable[..., Any]
     bound = bind(call, args)
     if bound is None:
         raise MisconfigurationException(
-            str(
-                Problem(
-                    f"{type(run.module).__name__}.{name}",
-                    "the trainer can not call this step with its arguments",
-                    fix=f"Write: def {name}(self, {', '.join(args)})",
-                )
+            Problem(
+                f"{type(run.module).__name__}.{name}",
+                "the trainer can not call this step with its arguments",
+                fix=f"Write: def {name}(self, {', '.join(args)})",
             )
         )
     return bound
@@ -75,22 +73,16 @@ def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
         run.train_metrics.add_returned(output)
         if "loss" not in output:
             raise MisconfigurationException(
-                str(
-                    Problem(
-                        where, 'a dict that is returned must have the key "loss"', f"keys {list(output)}", "Add it."
-                    )
-                )
+                Problem(where, 'a dict that is returned must have the key "loss"', f"keys {list(output)}", "Add it.")
             )
         loss: Tensor | None = output["loss"]
         return loss_of(run, loss, index)
     raise MisconfigurationException(
-        str(
-            Problem(
-                where,
-                'it must return a loss tensor, a dict with the key "loss", or None',
-                type(output).__name__,
-                "Return the loss.",
-            )
+        Problem(
+            where,
+            'it must return a loss tensor, a dict with the key "loss", or None',
+            type(output).__name__,
+            "Return the loss.",
         )
     )
 
@@ -100,9 +92,7 @@ def explain_backward(run: Run, loss: Tensor, index: int, error: RuntimeError) ->
     where = f"{type(run.module).__name__}.training_step, batch {index}"
     if loss.numel() != 1:
         fix = "Reduce it, for example with loss.mean()."
-        return MisconfigurationException(
-            str(Problem(where, "the loss must be a scalar", f"shape {tuple(loss.shape)}", fix))
-        )
+        return MisconfigurationException(Problem(where, "the loss must be a scalar", f"shape {tuple(loss.shape)}", fix))
     if not loss.requires_grad:
         frozen = not any(p.requires_grad for p in run.module.parameters())
         fix = (
@@ -111,7 +101,7 @@ def explain_backward(run: Run, loss: Tensor, index: int, error: RuntimeError) ->
             else "Compute it from the model's output, without detach(), .item() or torch.no_grad()."
         )
         return MisconfigurationException(
-            str(Problem(where, "the loss must depend on parameters that require grad", fix=fix))
+            Problem(where, "the loss must depend on parameters that require grad", fix=fix)
         )
     return error
 

@@ -103,5 +103,5 @@ def _missing(config: SchedulerConfig, logged: list[str], interval: str) -> None:
         f'Logged: {", ".join(sorted(logged)) or "nothing"}. Log it with self.log, or set "strict": False.',
     )
     if config.strict:
-        raise MisconfigurationException(str(problem))
+        raise MisconfigurationException(problem)
     warn(str(problem))

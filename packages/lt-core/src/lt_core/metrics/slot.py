@@ -194,10 +194,10 @@ def open_slot(name: str, scope: int, suffix: str, options: tuple[Any, ...], is_m
     epoch = not training_batch if on_epoch is None else bool(on_epoch)
     if by_epoch and step:
         rule = "a hook of a whole epoch has no steps to log on"
-        raise MisconfigurationException(str(Problem(where, rule, "on_step=True", "Leave on_step out.")))
+        raise MisconfigurationException(Problem(where, rule, "on_step=True", "Leave on_step out."))
     if not step and not epoch:
         rule = "on_step and on_epoch can not both be False: nothing would be kept, so the call is not useful"
-        raise MisconfigurationException(str(Problem(where, rule, fix="Set one of them to True.")))
+        raise MisconfigurationException(Problem(where, rule, fix="Set one of them to True."))
     settings = {
         "step": step, "epoch": epoch, "op": "mean" if is_metric else _reduction(where, reduce_fx), "bar": bool(bar),
         "logger": logger is None or bool(logger), "sync": bool(sync) and not rank_zero_only and not is_metric,
@@ -213,7 +213,7 @@ def _reduction(where: str, reduce_fx: Any) -> str:
             return op
     got = repr(reduce_fx) if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", repr(reduce_fx))
     fix = "For any other reduction log a metric object, with update, compute and reset."
-    raise MisconfigurationException(str(Problem(where, "reduce_fx must be mean, sum, min or max", got, fix)))
+    raise MisconfigurationException(Problem(where, "reduce_fx must be mean, sum, min or max", got, fix))
 
 
 def check_batch_size(name: str, size: Any) -> None:

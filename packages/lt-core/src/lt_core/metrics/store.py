@@ -195,7 +195,7 @@ class MetricStore:
         if self.scope == FORBIDDEN:
             fix = "Log in a step, or in a hook of a batch or of an epoch."
             raise MisconfigurationException(
-                str(Problem(f"self.log({name!r})", f"You can't self.log() inside `{self.hook}`", fix=fix))
+                Problem(f"self.log({name!r})", f"You can't self.log() inside `{self.hook}`", fix=fix)
             )
         if batch_size is not None:
             check_batch_size(name, batch_size)
@@ -274,7 +274,7 @@ class MetricStore:
         if size is None:
             rule = "the mean over an epoch weighs each value by its batch's size, and this batch holds no tensor"
             fix = "Pass batch_size=."
-            raise MisconfigurationException(str(Problem(where, rule, f"a batch of {type(self.batch).__name__}", fix)))
+            raise MisconfigurationException(Problem(where, rule, f"a batch of {type(self.batch).__name__}", fix))
         if ambiguous:
             self._tell(
                 "size",
@@ -472,7 +472,7 @@ def _check_same(slot: Slot, new: Slot) -> None:
         spelled |= {"group": "sync_dist_group", "add_idx": "add_dataloader_idx"}
         got = ", ".join(f"{spelled.get(k, k)}={wanted[k]!r} after {old[k]!r}" for k in differ)
         rule = "a name that is logged again in the same hook must have the same arguments"
-        raise MisconfigurationException(str(Problem(f"self.log({slot.name!r})", rule, got, "Use another name.")))
+        raise MisconfigurationException(Problem(f"self.log({slot.name!r})", rule, got, "Use another name."))
 
 
 def _computed(slot: Slot) -> float:

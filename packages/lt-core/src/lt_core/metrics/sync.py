@@ -79,4 +79,4 @@ def _check_same_keys(keys: list[str], collectives: Any, world_size: int) -> None
     lines = [f"rank {r}: {', '.join(sorted(k - everywhere)) or 'none of these'}" for r, k in enumerate(of_ranks)]
     rule = "with sync_dist=True every process must log the same names"
     fix = "Log them on every rank, or leave sync_dist out."
-    raise MisconfigurationException(str(Problem("self.log", rule, "; ".join(lines), fix)))
+    raise MisconfigurationException(Problem("self.log", rule, "; ".join(lines), fix))

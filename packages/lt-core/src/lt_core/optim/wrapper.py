@@ -50,7 +50,7 @@ class SchedulerConfig:
 
 
 def _refuse(rule: str, got: Any = None, fix: str = _FORMS) -> MisconfigurationException:
-    return MisconfigurationException(str(Problem(_WHERE, rule, "" if got is None else repr(got), fix)))
+    return MisconfigurationException(Problem(_WHERE, rule, "" if got is None else repr(got), fix))
 
 
 def _is_scheduler(x: Any) -> bool:

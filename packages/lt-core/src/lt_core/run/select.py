@@ -54,11 +54,7 @@ def find_accelerator(config: TrainerConfig) -> Any:
         if accelerator.is_available():
             return accelerator
     raise MisconfigurationException(
-        str(
-            Problem(
-                f"Trainer(accelerator={given!r})", "no such device can be used here", fix='Write accelerator="auto".'
-            )
-        )
+        Problem(f"Trainer(accelerator={given!r})", "no such device can be used here", fix='Write accelerator="auto".')
     )
 
 

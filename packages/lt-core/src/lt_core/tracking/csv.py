@@ -338,7 +338,7 @@ def _plain(name: str, value: Any) -> Any:
     except TypeError:
         got = f"{value!r} of type {type(value).__name__}"
         rule, fix = "a metric must be a number or a single-element tensor", "Keep anything else in a file of its own."
-        raise MisconfigurationException(str(Problem(f"CSVLogger.log_metrics({name!r})", rule, got, fix))) from None
+        raise MisconfigurationException(Problem(f"CSVLogger.log_metrics({name!r})", rule, got, fix)) from None
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -52,7 +52,7 @@ class History(dict[str, list[float]]):
             from matplotlib.figure import Figure
         except ImportError:
             fix = "Run: pip install 'lt-core[plot]'"
-            raise LTError(str(Problem("History.plot", "this needs matplotlib", fix=fix))) from None
+            raise LTError(Problem("History.plot", "this needs matplotlib", fix=fix)) from None
         groups: dict[str, list[str]] = {}
         for key in [k for k in self if k != "epoch"] if keys is None else keys:
             if key not in self:

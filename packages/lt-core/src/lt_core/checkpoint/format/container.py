@@ -70,7 +70,7 @@ class Table:
         header += b" " * (-len(header) % 8)
         if len(header) > LIMIT:
             rule = f"a header may have {LIMIT} bytes"
-            raise CheckpointError(str(Problem("checkpoint", rule, str(len(header)), "Keep fewer single tensors.")))
+            raise CheckpointError(Problem("checkpoint", rule, str(len(header)), "Keep fewer single tensors."))
         self._bytes = bytearray(len(header).to_bytes(8, "little") + header)
         self.size = len(self._bytes) + position
 
@@ -137,14 +137,14 @@ def open_checkpoint(path: str) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            raise CheckpointError(str(Problem(path, "a checkpoint is a file", "a folder", "Name the file in it.")))
+            raise CheckpointError(Problem(path, "a checkpoint is a file", "a folder", "Name the file in it."))
         if not stat.S_ISREG(mode):
-            raise CheckpointError(str(Problem(path, "a checkpoint is a regular file", "a device or pipe")))
+            raise CheckpointError(Problem(path, "a checkpoint is a regular file", "a device or pipe"))
         return open(path, "rb", buffering=0)
     except FileNotFoundError as error:
         raise CheckpointError(_missing(path)) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(str(Problem(path, "this checkpoint can not be read", str(error)))) from error
+        raise CheckpointError(Problem(path, "this checkpoint can not be read", str(error))) from error
 
 
 def read_header(file: BinaryIO, path: str) -> Header:
@@ -260,10 +260,8 @@ def _refuse_strangers(path: str, raw: bytes, size: int) -> None:
             "and write it with lt_core.checkpoint.save_checkpoint(tree, new_path)."
         )
         raise CheckpointError(
-            str(
-                Problem(
-                    path, "a checkpoint is never a pickle, since reading one can run code", "a pickle (torch.save)", fix
-                )
+            Problem(
+                path, "a checkpoint is never a pickle, since reading one can run code", "a pickle (torch.save)", fix
             )
         )
     if _PREFIX.startswith(raw[8:]):
@@ -271,8 +269,8 @@ def _refuse_strangers(path: str, raw: bytes, size: int) -> None:
     if raw[8:9] == b"{":
         fix = "Load weights alone with safetensors.torch.load_file(path)."
         rule = "the header is damaged, or this is a safetensors file of another program"
-        raise CheckpointError(str(Problem(path, rule, "", fix)))
-    raise CheckpointError(str(Problem(path, "this is no checkpoint, or its start is damaged", f"{size} bytes")))
+        raise CheckpointError(Problem(path, rule, "", fix))
+    raise CheckpointError(Problem(path, "this is no checkpoint, or its start is damaged", f"{size} bytes"))
 
 
 def _refuse_newer(path: str, metadata: dict[str, str]) -> None:
@@ -281,7 +279,7 @@ def _refuse_newer(path: str, metadata: dict[str, str]) -> None:
         by = metadata.get("lt_versions", "")[:200]
         fix = "Run: pip install --upgrade lt-core"
         rule = f"this file has format {written}, and this lt-core reads formats up to {FORMAT}"
-        raise CheckpointError(str(Problem(path, rule, f"a file written by {by}", fix)))
+        raise CheckpointError(Problem(path, rule, f"a file written by {by}", fix))
 
 
 def _missing(path: str) -> str:

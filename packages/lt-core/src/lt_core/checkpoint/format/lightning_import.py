@@ -45,13 +45,13 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
         blocked = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))))
         got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]
         fix = "Load it where it was written, remove such objects (often hyper-parameters), and save it again."
-        raise CheckpointError(str(Problem(where, "only plain values and tensors can be imported", got, fix))) from error
+        raise CheckpointError(Problem(where, "only plain values and tensors can be imported", got, fix)) from error
     except Exception as error:  # a damaged file makes torch raise errors of many kinds
         rule = f"this is no file of torch.save that can be read ({type(error).__name__}: {str(error)[:200]})"
-        raise CheckpointError(str(Problem(where, rule))) from error
+        raise CheckpointError(Problem(where, rule)) from error
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), Mapping):
         raise CheckpointError(
-            str(Problem(where, "a Lightning checkpoint is a dict with a state_dict", type(found).__name__))
+            Problem(where, "a Lightning checkpoint is a dict with a state_dict", type(found).__name__)
         )
     tree: dict[str, Any] = {
         "epoch": _count(found.get("epoch")),
@@ -76,7 +76,7 @@ def _check_torch(where: str) -> None:
     if (major, minor) < (2, 10):
         rule = "importing a pickle is safe only with torch 2.10 or newer"
         fix = "Run: pip install 'torch>=2.10'"
-        raise CheckpointError(str(Problem(where, rule, f"torch {torch.__version__}", fix)))
+        raise CheckpointError(Problem(where, rule, f"torch {torch.__version__}", fix))
 
 
 def _count(value: Any) -> int:

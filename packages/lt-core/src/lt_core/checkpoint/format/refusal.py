@@ -45,5 +45,5 @@ def shorten(value: Any, limit: int = 200) -> str:
 def damaged(path: str, rule: str, got: str = "") -> CheckpointError:
     """Return the error of a file whose bytes are not what was written."""
     return CheckpointError(
-        str(Problem(path, rule, got, 'Use an older checkpoint, or ckpt_path="last" for the newest valid one.'))
+        Problem(path, rule, got, 'Use an older checkpoint, or ckpt_path="last" for the newest valid one.')
     )

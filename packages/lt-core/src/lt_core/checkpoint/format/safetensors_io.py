@@ -83,7 +83,7 @@ class SafetensorsIO:
             CheckpointError: If a value of the tree can not be kept; the message has its path.
         """
         if not isinstance(tree, dict):
-            raise CheckpointError(str(Problem("save_checkpoint(tree)", "a checkpoint is a dict", type(tree).__name__)))
+            raise CheckpointError(Problem("save_checkpoint(tree)", "a checkpoint is a dict", type(tree).__name__))
         encoded = encode(tree)
         metadata = {
             "lt_format": str(FORMAT),
@@ -267,7 +267,7 @@ def _reading(path: str) -> Any:
         try:
             yield file
         except OSError as error:
-            raise CheckpointError(str(Problem(path, "this checkpoint can not be read", str(error)))) from error
+            raise CheckpointError(Problem(path, "this checkpoint can not be read", str(error))) from error
 
 
 def _document(header: Header, file: BinaryIO) -> dict[str, Any]:
