@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import info, warn
+from lt_core.state.stage import stage_of
 from lt_interface.errors import CheckpointError, ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -211,5 +212,5 @@ def restore_data(run: Run, checkpoint: dict[str, Any]) -> None:
     for stage, state in (checkpoint.get("data") or {}).items():
         if stage == "train":
             train_feed(run).load_state_dict(state)
-        elif has_loader(run, stage):
-            eval_feed(run, stage).load_state_dict(state)
+        elif has_loader(run, stage_of(stage)):
+            eval_feed(run, stage_of(stage)).load_state_dict(state)

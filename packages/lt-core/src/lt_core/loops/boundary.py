@@ -10,6 +10,7 @@ from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
 from lt_core.metrics.store import FORBIDDEN, SILENT, TRAIN_EPOCH_END
 from lt_core.state.signals import raise_signal
+from lt_core.state.stage import VALIDATE
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -48,7 +49,7 @@ def finish_due(run: Run, index: int) -> bool:
             run.hooks.fire("on_validation_model_zero_grad")
         run.validated_batch = progress.batch
         run.before_validation = validation_place(run)
-        evaluate(run, "validate")
+        evaluate(run, VALIDATE)
     run.pending = run.before_validation = None
     if not opened:
         step_plateau(run, "step", progress.batch)

@@ -21,6 +21,7 @@ from lt_core.metrics.store import (
 )
 from lt_core.state.progress import RunningStage
 from lt_core.state.signals import raise_signal
+from lt_core.state.stage import VALIDATE, Stage
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -31,18 +32,16 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "evaluation_modes", "sanity_check"]
 
-_NAMES = {"validate": "validation", "test": "test", "predict": "predict"}
-
 
 @contextmanager
-def evaluation_modes(run: Run, name: str) -> Iterator[None]:
+def evaluation_modes(run: Run, stage: Stage) -> Iterator[None]:
     """Put the module in evaluation mode through its hook, and each submodule back in its own mode after."""
     modes = {m: m.training for m in run.module.modules()}
-    run.hooks.fire(f"on_{name}_model_eval")
+    run.hooks.fire(f"on_{stage.hook}_model_eval")
     try:
         yield
     finally:
-        back = f"on_{name}_model_train"
+        back = f"on_{stage.hook}_model_train"
         if declared(type(run.module), back) and overrides(run.module, back):
             with run.store.inside(back):
                 getattr(run.module, back)()
@@ -55,7 +54,7 @@ def _restore(modes: dict[nn.Module, bool]) -> None:
         module.training = training
 
 
-def evaluate(run: Run, stage: str) -> list[dict[str, float]]:
+def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     """Run one evaluation; return its metrics, one dict a loader.
 
     The process's random state is the same after as before, so that how often one validates
@@ -63,10 +62,10 @@ def evaluate(run: Run, stage: str) -> list[dict[str, float]]:
     """
     from lt_core.state import rng
 
-    trainer, name = run.trainer, _NAMES[stage]
+    trainer = run.trainer
     outer_stage, outer_store = trainer.state.stage, run.store
     if outer_stage is not RunningStage.SANITY_CHECKING:
-        trainer.state.stage = RunningStage.VALIDATING if stage == "validate" else RunningStage.TESTING
+        trainer.state.stage = stage.running
     store = run.eval_metrics = MetricStore(
         collectives=run.collectives, device=run.device, rank=run.world.rank, world_size=run.world.size
     )
@@ -74,8 +73,8 @@ def evaluate(run: Run, stage: str) -> list[dict[str, float]]:
     try:
         with rng.isolate():
             feed = eval_feed(run, stage)  # the user's loader hook must not run under inference mode
-            with evaluation_modes(run, name), _grad_context(run):
-                results = _loop(run, feed, stage, name, store)
+            with evaluation_modes(run, stage), _grad_context(run):
+                results = _loop(run, feed, stage, store)
     finally:
         trainer.state.stage = outer_stage
         run.eval_metrics = None
@@ -89,14 +88,14 @@ def _grad_context(run: Run) -> Any:
     return torch.no_grad()
 
 
-def _loop(run: Run, feed: Feed, stage: str, name: str, store: MetricStore) -> list[dict[str, float]]:
+def _loop(run: Run, feed: Feed, stage: Stage, store: MetricStore) -> list[dict[str, float]]:
     from lt_core.data.to_device import build_place
 
-    hooks, trainer = run.hooks, run.trainer
+    hooks, trainer, name = run.hooks, run.trainer, stage.hook
     hooks.fire(f"on_{name}_start")
     hooks.fire(f"on_{name}_epoch_start")
     place = build_place(run)
-    _batches(run, feed, stage, name, store, place)
+    _batches(run, feed, stage, store, place)
     silent = store.scope == SILENT
     store.scope = SILENT if silent else EVAL_EPOCH_END
     store.suffix = ""
@@ -109,22 +108,20 @@ def _loop(run: Run, feed: Feed, stage: str, name: str, store: MetricStore) -> li
     trainer._bar_metrics.update(store.progress_bar_metrics())
     results = _results(store, feed)
     if not run.sanity_checking:
-        run.log(values, stage, of="epoch")
+        run.log(values, stage.word, of="epoch")
     store.scope = SILENT if silent else FORBIDDEN
     hooks.fire(f"on_{name}_end")
     return results
 
 
-def _batches(
-    run: Run, feed: Feed, stage: str, name: str, store: MetricStore, place: Callable[[Any, int], Any] | None
-) -> None:
+def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Callable[[Any, int], Any] | None) -> None:
     """Run the step on every batch of every loader."""
-    hooks, names = run.hooks, _suffixes(feed)
-    counts, keys = run.seen_batches, [stage + suffix for suffix in names]
+    hooks, name, names = run.hooks, stage.hook, _suffixes(feed)
+    counts, keys = run.seen_batches, [stage.word + suffix for suffix in names]
     several = len(names) > 1
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
-    step = eval_step(run, f"{name}_step", several)
+    step = eval_step(run, stage.step, several)
     start, inside, end = (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
     for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):
         if place is not None:
@@ -145,7 +142,7 @@ def _batches(
             seen = counts.get(keys[loader], 0)
             counts[keys[loader]] = seen + 1
             if values:
-                run.log(values, stage, step=seen, of="batch")
+                run.log(values, stage.word, step=seen, of="batch")
         if run.attention and run.signals is not None and run.signals.received is not None:
             raise_signal(run)
     store.batch = None
@@ -204,16 +201,16 @@ def sanity_check(run: Run) -> None:
     """Run some validation batches before training, so that a broken validation shows at once."""
     trainer = run.trainer
     n = trainer.num_sanity_val_steps
-    if not n or not trainer.enable_validation or not run.progress.epoch_closed or not has_loader(run, "validate"):
+    if not n or not trainer.enable_validation or not run.progress.epoch_closed or not has_loader(run, VALIDATE):
         return
-    if not limit_of(run, "validate"):
+    if not limit_of(run, VALIDATE):
         return
     outer = trainer.state.stage
     trainer.state.stage = RunningStage.SANITY_CHECKING
     kept = [(m, dict(m)) for m in (trainer._callback_metrics, trainer._logged_metrics, trainer._bar_metrics)]
     try:
         run.hooks.fire("on_sanity_check_start")
-        evaluate(run, "validate")
+        evaluate(run, VALIDATE)
         run.hooks.fire("on_sanity_check_end")
     finally:
         trainer.state.stage = outer

@@ -13,6 +13,7 @@ from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
 from lt_core.metrics.store import FORBIDDEN, SILENT, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
 from lt_core.state.signals import raise_signal
+from lt_core.state.stage import VALIDATE
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -53,7 +54,7 @@ def run_fit(run: Run) -> None:
             rng.restore(run.loaded["rng"])
         run.loaded = None
     if trainer.validate_at_start and run.progress.step == 0 and trainer.enable_validation:
-        evaluate(run, "validate")
+        evaluate(run, VALIDATE)
     while not trainer._fit_done:
         run_epoch(run)
     run.hooks.fire("on_train_end")

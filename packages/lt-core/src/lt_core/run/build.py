@@ -15,7 +15,8 @@ from lt_core.data.to_device import build_place
 from lt_core.hooks.table import HookTable, overrides
 from lt_core.notices import warn
 from lt_core.optim.wrapper import LightningOptimizer, parse_optimizers, warn_unheld
-from lt_core.state.progress import RunningStage, TrainerFn
+from lt_core.state.progress import TrainerFn
+from lt_core.state.stage import stage_of
 from lt_core.tracking.folder import open_journal, open_loggers, start_deliveries
 
 if TYPE_CHECKING:
@@ -24,18 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["build_engine", "build_run", "rebuild"]
 
-_STAGES = {
-    TrainerFn.FITTING: RunningStage.TRAINING,
-    TrainerFn.VALIDATING: RunningStage.VALIDATING,
-    TrainerFn.TESTING: RunningStage.TESTING,
-    TrainerFn.PREDICTING: RunningStage.PREDICTING,
-}
-
 
 def build_run(run: Run, payload: Payload) -> None:
     """Bring a run from its plan to its first batch, in the order that the architecture page lists."""
     trainer, module = run.trainer, run.module
-    trainer.state.stage = _STAGES[run.fn]
+    trainer.state.stage = stage_of(run.fn).running
     _set_up_devices(run)
     _merge_callbacks(run)
     _prepare_data(run)

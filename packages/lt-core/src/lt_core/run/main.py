@@ -16,6 +16,7 @@ from lt_core.run.build import build_run
 from lt_core.state.progress import TrainerFn, TrainerStatus
 from lt_core.state.run import Run
 from lt_core.state.signals import lost_to_signal
+from lt_core.state.stage import stage_of
 from lt_core.tracking.folder import stop_deliveries
 from lt_interface import Outcome, Plan
 
@@ -58,7 +59,7 @@ def main(payload: Payload) -> Outcome:
         elif run.fn is TrainerFn.PREDICTING:
             value = run_predict(run, payload.keep)
         else:
-            value = evaluate(run, "validate" if run.fn is TrainerFn.VALIDATING else "test")
+            value = evaluate(run, stage_of(run.fn))
     except BaseException as error:
         signalled = lost_to_signal(run, error)
         _fail(run, signalled or error)

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lt_core.state.progress import RunningStage, TrainerStatus
+from lt_core.state.stage import PREDICT, TEST, VALIDATE, Stage
 from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -225,18 +226,18 @@ class TrainerView:
         run = self._run
         return run.feed.num_batches if run is not None and "feed" in run.__dict__ else float("inf")
 
-    def _sizes(self, stage: str) -> list[int | float]:
+    def _sizes(self, stage: Stage) -> list[int | float]:
         from lt_core.data.sources import eval_feed, has_loader
 
         run = self._run
-        if run is None or (stage not in run.eval_feeds and not has_loader(run, stage)):
+        if run is None or (stage.word not in run.eval_feeds and not has_loader(run, stage)):
             return []
         return list(eval_feed(run, stage).sizes)
 
     @property
     def num_val_batches(self) -> list[int | float]:
         """Return each validation loader's batches."""
-        return self._sizes("validate")
+        return self._sizes(VALIDATE)
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
@@ -248,12 +249,12 @@ class TrainerView:
     @property
     def num_test_batches(self) -> list[int | float]:
         """Return each test loader's batches."""
-        return self._sizes("test")
+        return self._sizes(TEST)
 
     @property
     def num_predict_batches(self) -> list[int | float]:
         """Return each predict loader's batches."""
-        return self._sizes("predict")
+        return self._sizes(PREDICT)
 
     @property
     def val_check_batch(self) -> int | float:
@@ -371,8 +372,8 @@ class TrainerView:
         return (
             run is not None
             and bool(self.limit_val_batches)
-            and overrides(run.module, "validation_step")
-            and has_loader(run, "validate")
+            and overrides(run.module, VALIDATE.step)
+            and has_loader(run, VALIDATE)
         )
 
     limit_val_batches: int | float
@@ -424,24 +425,24 @@ class TrainerView:
         run = self._run
         return run.feed.user if run is not None and "feed" in run.__dict__ else None
 
-    def _user_loaders(self, stage: str) -> Any:
-        feed = None if self._run is None else self._run.eval_feeds.get(stage)
+    def _user_loaders(self, stage: Stage) -> Any:
+        feed = None if self._run is None else self._run.eval_feeds.get(stage.word)
         return None if feed is None else feed.user
 
     @property
     def val_dataloaders(self) -> Any:
         """Return the validation loaders as the user gave them."""
-        return self._user_loaders("validate")
+        return self._user_loaders(VALIDATE)
 
     @property
     def test_dataloaders(self) -> Any:
         """Return the test loaders as the user gave them."""
-        return self._user_loaders("test")
+        return self._user_loaders(TEST)
 
     @property
     def predict_dataloaders(self) -> Any:
         """Return the predict loaders as the user gave them."""
-        return self._user_loaders("predict")
+        return self._user_loaders(PREDICT)
 
     # ------------------------------------------------------------ what the loop asks
 
