@@ -12,7 +12,7 @@ from lt_interface import World
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["eval_feed", "has_loader", "limit_of", "train_feed"]
+__all__ = ["Feeds", "feed_of", "has_loader", "limit_of"]
 
 
 def limit_of(run: Run, stage: Stage) -> int | float:
@@ -31,15 +31,37 @@ def _owner(run: Run, stage: Stage) -> Any:
 
 def has_loader(run: Run, stage: Stage) -> bool:
     """Return whether the stage has data: an argument, or a hook of the data module or module."""
-    return run.sources.get(stage.word) is not None or _owner(run, stage) is not None
+    return run.feeds.given.get(stage.word) is not None or _owner(run, stage) is not None
+
+
+class Feeds:
+    """Feeds of one run, made of the user's loaders when they are first needed.
+
+    Args:
+        given: The loaders that the call of the trainer was given, by the stage's word.
+
+    Attributes:
+        made: The feeds by the stage's word.
+        epochs: For each of them, the epoch in which it was made.
+    """
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.given = given
+        self.made: dict[str, Feed] = {}
+        self.epochs: dict[str, int] = {}
+
+    def close(self) -> None:
+        """End the loaders' workers."""
+        for feed in self.made.values():
+            feed.close()
 
 
 def _make(run: Run, stage: Stage) -> Feed:
-    given = run.sources.get(stage.word)
+    given = run.feeds.given.get(stage.word)
     where = stage.loader
     if given is None:
         owner = _owner(run, stage)
-        with run.store.inside(where):
+        with run.metrics.current.inside(where):
             given = getattr(owner, where)()
         where = f"{type(owner).__name__}.{where}"
     overfit = bool(run.trainer.overfit_batches) and stage in (TRAIN, VALIDATE)
@@ -55,33 +77,18 @@ def _make(run: Run, stage: Stage) -> Feed:
     )
 
 
-def train_feed(run: Run) -> Feed:
-    """Return the train feed, made anew at the first call and where a reload is due."""
+def feed_of(run: Run, stage: Stage) -> Feed:
+    """Return a stage's feed, made anew at the first call and where a reload is due."""
+    feeds, epoch = run.feeds, run.progress.epoch
     every = run.trainer.reload_dataloaders_every_n_epochs
-    made = run.__dict__.get("feed")
-    if made is None or (every and run.progress.epoch % every == 0 and run.progress.epoch != run.feed_epoch):
+    made = feeds.made.get(stage.word)
+    due = every and epoch % every == 0 and feeds.epochs.get(stage.word) != epoch and not run.sanity_checking
+    if made is None or due:
         if made is not None:
             made.close()
-        run.feed = _make(run, TRAIN)
-        run.feed_epoch = run.progress.epoch
-    elif run.progress.epoch_closed:
-        _follow_limit(run, made, TRAIN)
-    return run.feed
-
-
-def eval_feed(run: Run, stage: Stage) -> Feed:
-    """Return an evaluation stage's feed, made anew at the first call and where a reload is due."""
-    every = run.trainer.reload_dataloaders_every_n_epochs
-    made = run.eval_feeds.get(stage.word)
-    epoch = run.progress.epoch
-    if made is None or (
-        every and epoch % every == 0 and run.eval_epochs.get(stage.word) != epoch and not run.sanity_checking
-    ):
-        if made is not None:
-            made.close()
-        made = run.eval_feeds[stage.word] = _make(run, stage)
-        run.eval_epochs[stage.word] = epoch
-    else:
+        made = feeds.made[stage.word] = _make(run, stage)
+        feeds.epochs[stage.word] = epoch
+    elif stage is not TRAIN or run.progress.epoch_closed:
         _follow_limit(run, made, stage)
     return made
 

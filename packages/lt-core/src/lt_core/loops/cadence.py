@@ -6,6 +6,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from lt_core.state.limits import may_stop
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -50,13 +51,15 @@ def validation_batches(
 
 
 class Cadence:
-    """Know, for one epoch, the next batch after which something is due.
+    """Batches of the running epoch after which something is due.
 
-    Args:
-        run: The run; its train feed must stand.
+    Attributes:
+        next: The count of completed batches at which the loop must next look up.
+        validates: Whether this epoch validates.
     """
 
-    def __init__(self, run: Run) -> None:
+    def begin_epoch(self, run: Run) -> None:
+        """Read, once an epoch, how often something is due; the train feed must stand."""
         trainer = run.trainer
         self.run = run
         self.total = run.feed.num_batches
@@ -100,11 +103,11 @@ class Cadence:
         if not self.validates:
             return False
         if self.val_seconds is not None:
-            due = time.monotonic() - run.val_clock >= self.val_seconds
+            due = time.monotonic() - run.loop.fit.validated_at >= self.val_seconds
             return run.collectives.broadcast_object(due)
         if self.val_batches == float("inf"):
             return last
-        if run.trainer.should_stop and run.trainer._can_stop_early and not self.across:
+        if run.trainer.should_stop and may_stop(run.trainer) and not self.across:
             return True
         before = run.progress.batches if self.across else 0
         return bool((before + index + 1) % self.val_batches == 0)

@@ -63,14 +63,13 @@ def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
                 f"{where}: returning None to skip a batch works in one process only. Got {run.world.size} processes. "
                 "Return a loss of zero instead."
             )
-        if not run.warned_none:
-            run.warned_none = True
+        if run.loop.first_time("none"):
             warn(f"{where}: returned None, so this batch has no backward pass.")
         return None
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        run.train_metrics.add_returned(output)
+        run.metrics.train.add_returned(output)
         if "loss" not in output:
             raise MisconfigurationException(
                 Problem(where, 'a dict that is returned must have the key "loss"', f"keys {list(output)}", "Add it.")

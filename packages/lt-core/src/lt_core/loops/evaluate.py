@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.data.sources import eval_feed, has_loader, limit_of
+from lt_core.data.sources import feed_of, has_loader, limit_of
 from lt_core.hooks.table import bind, declared, overrides
 from lt_core.metrics.store import (
     EVAL_BATCH_END,
@@ -16,7 +16,6 @@ from lt_core.metrics.store import (
     EVAL_EPOCH_END,
     EVAL_STEP,
     FORBIDDEN,
-    SILENT,
     MetricStore,
 )
 from lt_core.state.progress import RunningStage
@@ -43,7 +42,7 @@ def evaluation_modes(run: Run, stage: Stage) -> Iterator[None]:
     finally:
         back = f"on_{stage.hook}_model_train"
         if declared(type(run.module), back) and overrides(run.module, back):
-            with run.store.inside(back):
+            with run.metrics.current.inside(back):
                 getattr(run.module, back)()
         else:
             _restore(modes)
@@ -63,27 +62,21 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     from lt_core.state import rng
 
     trainer = run.trainer
-    outer_stage, outer_store = trainer.state.stage, run.store
+    outer_stage = trainer.state.stage
     if outer_stage is not RunningStage.SANITY_CHECKING:
         trainer.state.stage = stage.running
-    store = run.eval_metrics = MetricStore(
-        collectives=run.collectives, device=run.device, rank=run.world.rank, world_size=run.world.size
-    )
-    run.use_store(store)
     try:
-        with rng.isolate():
-            feed = eval_feed(run, stage)  # the user's loader hook must not run under inference mode
+        with run.metrics.evaluation() as store, rng.isolate():
+            feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
             with evaluation_modes(run, stage), _grad_context(run):
                 results = _loop(run, feed, stage, store)
     finally:
         trainer.state.stage = outer_stage
-        run.eval_metrics = None
-        run.use_store(outer_store)
     return results
 
 
 def _grad_context(run: Run) -> Any:
-    if run.fn.value != "fit" and run.plan.inference_mode:
+    if not run.fits and run.plan.inference_mode:
         return torch.inference_mode()
     return torch.no_grad()
 
@@ -91,25 +84,24 @@ def _grad_context(run: Run) -> Any:
 def _loop(run: Run, feed: Feed, stage: Stage, store: MetricStore) -> list[dict[str, float]]:
     from lt_core.data.to_device import build_place
 
-    hooks, trainer, name = run.hooks, run.trainer, stage.hook
+    hooks, name = run.hooks, stage.hook
     hooks.fire(f"on_{name}_start")
     hooks.fire(f"on_{name}_epoch_start")
     place = build_place(run)
     _batches(run, feed, stage, store, place)
-    silent = store.scope == SILENT
-    store.scope = SILENT if silent else EVAL_EPOCH_END
+    store.scope = EVAL_EPOCH_END
     store.suffix = ""
     store.sync()
-    trainer._callback_metrics.update(store.callback_metrics())
+    run.metrics.results.read_callback(store)
     hooks.fire(f"on_{name}_epoch_end")
-    store.scope = SILENT if silent else EVAL_EPOCH_END
+    store.scope = EVAL_EPOCH_END
     values = store.take_epoch()
-    trainer._callback_metrics.update(store.callback_metrics())
-    trainer._bar_metrics.update(store.progress_bar_metrics())
+    run.metrics.results.read_callback(store)
+    run.metrics.results.read_bar(store)
     results = _results(store, feed)
     if not run.sanity_checking:
         run.log(values, stage.word, of="epoch")
-    store.scope = SILENT if silent else FORBIDDEN
+    store.scope = FORBIDDEN
     hooks.fire(f"on_{name}_end")
     return results
 
@@ -117,24 +109,23 @@ def _loop(run: Run, feed: Feed, stage: Stage, store: MetricStore) -> list[dict[s
 def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Callable[[Any, int], Any] | None) -> None:
     """Run the step on every batch of every loader."""
     hooks, name, names = run.hooks, stage.hook, _suffixes(feed)
-    counts, keys = run.seen_batches, [stage.word + suffix for suffix in names]
+    counts, keys = run.loop.evaluation.seen_batches, [stage.word + suffix for suffix in names]
     several = len(names) > 1
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
     step = eval_step(run, stage.step, several)
-    start, inside, end = (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
     for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):
         if place is not None:
             batch = place(batch, loader)
         store.batch, store.size, store.suffix = batch, None, names[loader]
-        store.scope = start
+        store.scope = EVAL_BATCH_START
         for f in batch_start:
             f(batch, i, loader)
-        store.scope = inside
+        store.scope = EVAL_STEP
         output = step(batch, i, loader)
         if isinstance(output, Mapping):
             store.add_returned(output)
-        store.scope = end
+        store.scope = EVAL_BATCH_END
         for f in batch_end:
             f(output, batch, i, loader)
         values = store.take_step()
@@ -143,7 +134,7 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
             counts[keys[loader]] = seen + 1
             if values:
                 run.log(values, stage.word, step=seen, of="batch")
-        if run.attention and run.signals is not None and run.signals.received is not None:
+        if run.loop.attention and run.signals is not None and run.signals.received is not None:
             raise_signal(run)
     store.batch = None
 
@@ -207,13 +198,10 @@ def sanity_check(run: Run) -> None:
         return
     outer = trainer.state.stage
     trainer.state.stage = RunningStage.SANITY_CHECKING
-    kept = [(m, dict(m)) for m in (trainer._callback_metrics, trainer._logged_metrics, trainer._bar_metrics)]
     try:
-        run.hooks.fire("on_sanity_check_start")
-        evaluate(run, VALIDATE)
-        run.hooks.fire("on_sanity_check_end")
+        with run.metrics.results.untouched():
+            run.hooks.fire("on_sanity_check_start")
+            evaluate(run, VALIDATE)
+            run.hooks.fire("on_sanity_check_end")
     finally:
         trainer.state.stage = outer
-    for shown, before in kept:  # nothing, or what a resumed run had
-        shown.clear()
-        shown.update(before)

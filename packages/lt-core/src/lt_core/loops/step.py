@@ -143,13 +143,13 @@ def _manual_step(run: Run) -> Step:
 
     def step(batch: Any, i: int) -> Any:
         output = training_step(batch, i)
-        if run.stepped or counts_anyway:
-            run.stepped = False
+        if run.loop.fit.stepped or counts_anyway:
+            run.loop.fit.stepped = False
             progress.step += 1
         if output is not None and not isinstance(output, (Tensor, Mapping)):
             loss_of(run, output, i)
         if isinstance(output, Mapping):
-            run.train_metrics.add_returned(output)
+            run.metrics.train.add_returned(output)
         if not wants_outputs:
             return None
         return {"loss": output.detach()} if isinstance(output, Tensor) else detached(dict(output)) if output else {}

@@ -98,7 +98,7 @@ class _Window:
 
     def evaluate_again(self, length: int) -> list[Tensor | None]:
         """Run the whole window once more, its logging muted."""
-        store = self.run.train_metrics
+        store = self.run.metrics.train
         store.muted = True
         try:
             return [
@@ -111,10 +111,9 @@ class _Window:
     def settle(self, result: list[Any], i: int) -> Any:
         """Count the step and return the outputs; an override may have left out the closure or the step."""
         run = self.run
-        stepped, run.stepped = run.stepped, False
+        stepped, run.loop.fit.stepped = run.loop.fit.stepped, False
         if not result:
-            if not run.warned_closure:
-                run.warned_closure = True
+            if run.loop.first_time("closure"):
                 warn(
                     f"{type(run.module).__name__}.optimizer_step: the closure was not called, so batch {i} had no "
                     "training_step. Call optimizer.step(closure=optimizer_closure)."

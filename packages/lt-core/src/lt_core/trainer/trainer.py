@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -14,6 +13,7 @@ import torch
 
 from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
 from lt_core.hooks.handlers import Handler, make_handler
+from lt_core.metrics.results import Results
 from lt_core.notices import info
 from lt_core.run.main import main
 from lt_core.run.prepare import prepare
@@ -126,9 +126,7 @@ class Trainer(TrainerView):
         self._progress = Progress()
         self._run: Run | None = None
         self._handlers: list[Handler] = []
-        self._callback_metrics: dict[str, Any] = {}
-        self._logged_metrics: dict[str, float] = {}
-        self._bar_metrics: dict[str, float] = {}
+        self._results = Results()
         self._journal: Any = None
         self._journal_file: str | None = None
         self._save_counter = 0
@@ -244,38 +242,18 @@ class Trainer(TrainerView):
 
     def _call_attention(self) -> None:
         if self._run is not None:
-            self._run.attention = True
+            self._run.loop.attention = True
 
     def _changeable(self) -> tuple[Any, ...]:
         """Return what users may change between epochs, to be compared with the last look."""
-        run = self._run
         return (
             tuple(map(id, self.callbacks)),
             tuple(map(id, self._handlers)),
             self.accumulate_grad_batches,
             self.gradient_clip_val,
             self.gradient_clip_algorithm,
-            run and tuple(map(id, run.optimizers)),
-            run and tuple(map(id, run.schedulers)),
-            run and run.module.automatic_optimization,
             self.detect_anomaly,
-            run and run.module.__dict__.get("training_step"),
         )
-
-    def _adopt_changes(self, run: Run) -> None:
-        """Bring a run in line with attributes that changed since its last epoch."""
-        from lt_core.run.build import build_engine, rebuild
-
-        run.plan = replace(
-            run.plan,
-            accumulate=self.accumulate_grad_batches,
-            clip_value=self.gradient_clip_val,
-            clip_algorithm=self.gradient_clip_algorithm or "norm",
-        )
-        own_step = run.module.__dict__.get("training_step")
-        if list(run.engine.optimizers) != run.optimizers or run.own_step is not own_step:
-            build_engine(run)
-        rebuild(run)
 
     # ------------------------------------------------------------ entry points
 
@@ -395,17 +373,14 @@ class Trainer(TrainerView):
 
     def _begin(self, run: Run) -> None:
         """Attach a run that is about to be built."""
-        last = self._run
         self._run = run
         self._interrupted = False
-        self._callback_metrics, self._logged_metrics, self._bar_metrics = {}, {}, {}
+        self._results = run.metrics.results
         self.state.fn, self.state.status = run.fn, TrainerStatus.RUNNING
-        if run.fn is TrainerFn.FITTING:
+        if run.fits:
             self._should_stop = False
             if not self._progress.epoch_closed:  # an earlier fit was stopped inside an epoch
                 self._progress.epoch_closed, self._progress.batch = True, 0
-        elif last is not None and run.module is last.module:
-            run.optimizers, run.schedulers = last.optimizers, last.schedulers
         for owner in (run.module, run.datamodule):
             if owner is not None:
                 owner.trainer = self
@@ -455,7 +430,7 @@ class Trainer(TrainerView):
         """
         from lt_core.checkpoint.save import build_tree, settle_saves, write
 
-        if self._run is None or "engine" not in self._run.__dict__:
+        if self._run is None or self._run.engine is None:
             raise AttributeError(
                 "trainer.save_checkpoint: no model is attached yet. Call fit, validate, test or predict first."
             )
@@ -466,15 +441,15 @@ class Trainer(TrainerView):
         run = self._run
         settle_saves(run)
         write(run, os.fspath(filepath), build_tree(run, bool(weights_only)))
-        run.checkpoint_io.wait()
+        run.saves.io.wait()
         run.collectives.barrier("save_checkpoint")
 
     def _request_save(self, request: SaveRequest) -> None:
         """Take a callback's request; the loop writes at its next boundary."""
         run = self._run
         if run is not None:
-            run.save_queue.append(request)
-            run.attention = True
+            run.saves.queue.append(request)
+            run.loop.attention = True
 
     def _log_metrics(self, values: dict[str, float], step: int | None = None) -> None:
         """Append values to the journal outside of ``self.log``, for callbacks that measure the run itself."""

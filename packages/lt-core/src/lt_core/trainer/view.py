@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lt_core.state.progress import RunningStage, TrainerStatus
-from lt_core.state.stage import PREDICT, TEST, VALIDATE, Stage
+from lt_core.state.stage import PREDICT, TEST, TRAIN, VALIDATE, Stage
 from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lt_core.callback import Callback
+    from lt_core.data.feed import Feed
+    from lt_core.metrics.results import Results
     from lt_core.optim.wrapper import SchedulerConfig
     from lt_core.state.progress import Progress
     from lt_core.tracking.history import History
@@ -82,8 +84,8 @@ class TrainerView:
 
     @optimizers.setter
     def optimizers(self, new: list[Optimizer]) -> None:
-        self._run.optimizers = list(new)
-        self._run.attention = True
+        self._run.optimizers[:] = new
+        self._run.loop.attention = True
 
     @property
     def lr_scheduler_configs(self) -> list[SchedulerConfig]:
@@ -93,26 +95,23 @@ class TrainerView:
     @property
     def callback_metrics(self) -> dict[str, Tensor]:
         """Return the newest value of every logged name, as 0-dim tensors."""
-        if self._run is not None and self._run.module._metrics is not None:
-            self._callback_metrics.update(self._run.store.callback_metrics())
-        return self._callback_metrics
+        if self._run is None:
+            return self._results.callback
+        return self._results.read_callback(self._run.metrics.current)
 
-    _callback_metrics: dict[str, Any]
-    _logged_metrics: dict[str, float]
+    _results: Results
 
     @property
     def logged_metrics(self) -> dict[str, float]:
         """Return what the loggers were last given."""
-        return self._logged_metrics
+        return self._results.logged
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
         """Return what the progress bar shows."""
-        if self._run is not None and self._run.module._metrics is not None:
-            self._bar_metrics.update(self._run.store.progress_bar_metrics())
-        return self._bar_metrics
-
-    _bar_metrics: dict[str, float]
+        if self._run is None:
+            return self._results.bar
+        return self._results.read_bar(self._run.metrics.current)
 
     @property
     def history(self) -> History:
@@ -193,7 +192,7 @@ class TrainerView:
         """Return the checkpoint that this or the last run began with, or None; one that is set holds for every run."""
         if self._own_ckpt_path is not None or self._run is None:
             return self._own_ckpt_path
-        path: str | None = self._run.resume_path
+        path: str | None = self._run.resumed.path
         return path
 
     @ckpt_path.setter
@@ -217,22 +216,30 @@ class TrainerView:
     @property
     def is_last_batch(self) -> bool:
         """Return whether the running batch is the last of its epoch."""
-        run = self._run
-        return run is not None and "feed" in run.__dict__ and run.is_last_batch(self._progress.batch)
+        return self._train_feed is not None and bool(self._run.is_last_batch(self._progress.batch))
 
     @property
     def num_training_batches(self) -> int | float:
         """Return the batches of a training epoch; inf if unknown."""
-        run = self._run
-        return run.feed.num_batches if run is not None and "feed" in run.__dict__ else float("inf")
+        feed = self._train_feed
+        return float("inf") if feed is None else feed.num_batches
+
+    @property
+    def _train_feed(self) -> Feed | None:
+        """Return the training data's feed, if it was made."""
+        return None if self._run is None else self._run.feeds.made.get(TRAIN.word)
 
     def _sizes(self, stage: Stage) -> list[int | float]:
-        from lt_core.data.sources import eval_feed, has_loader
+        """Return the sizes of a stage's loaders; no loader hook is called that the run does not call anyway."""
+        from lt_core.data.sources import feed_of, has_loader
 
         run = self._run
-        if run is None or (stage.word not in run.eval_feeds and not has_loader(run, stage)):
+        if run is None:
             return []
-        return list(eval_feed(run, stage).sizes)
+        runs = self.enable_validation if run.fits and stage is VALIDATE else run.stage is stage
+        if stage.word not in run.feeds.made and not (runs and has_loader(run, stage)):
+            return []
+        return list(feed_of(run, stage).sizes)
 
     @property
     def num_val_batches(self) -> list[int | float]:
@@ -273,13 +280,13 @@ class TrainerView:
         Raises:
             MisconfigurationException: If there is no run to ask.
         """
-        from lt_core.data.sources import train_feed
+        from lt_core.data.sources import feed_of
 
-        if self._run is None:
+        if self._run is None or not self._run.fits:
             raise MisconfigurationException("trainer.estimated_stepping_batches: known only inside fit, from setup on.")
         if self.max_epochs == -1:
             return self.max_steps if self.max_steps != -1 else float("inf")
-        batches = train_feed(self._run).num_batches
+        batches = feed_of(self._run, TRAIN).num_batches
         if batches == float("inf"):
             return self.max_steps if self.max_steps != -1 else float("inf")
         per_epoch = math.ceil(batches / max(self.accumulate_grad_batches, 1))
@@ -422,11 +429,10 @@ class TrainerView:
     @property
     def train_dataloader(self) -> Any:
         """Return the training loader as the user gave it."""
-        run = self._run
-        return run.feed.user if run is not None and "feed" in run.__dict__ else None
+        return None if self._train_feed is None else self._train_feed.user
 
     def _user_loaders(self, stage: Stage) -> Any:
-        feed = None if self._run is None else self._run.eval_feeds.get(stage.word)
+        feed = None if self._run is None else self._run.feeds.made.get(stage.word)
         return None if feed is None else feed.user
 
     @property
@@ -443,31 +449,3 @@ class TrainerView:
     def predict_dataloaders(self) -> Any:
         """Return the predict loaders as the user gave them."""
         return self._user_loaders(PREDICT)
-
-    # ------------------------------------------------------------ what the loop asks
-
-    min_steps: int | None
-    min_epochs: int
-    should_stop: bool
-
-    @property
-    def _can_stop_early(self) -> bool:
-        """Return whether min_epochs and min_steps are reached."""
-        return self._progress.epoch >= (self.min_epochs or 0) and self._progress.step >= (self.min_steps or 0)
-
-    @property
-    def _leave_epoch(self) -> bool:
-        """Return whether the running epoch ends now."""
-        reached = self.max_steps != -1 and self._progress.step >= self.max_steps
-        return reached or (self.should_stop and self._can_stop_early)
-
-    @property
-    def _fit_done(self) -> bool:
-        """Return whether no further epoch begins; one that is open is closed first."""
-        from lt_core.data.sources import train_feed
-
-        if not self._progress.epoch_closed:
-            return False
-        if self.max_epochs != -1 and self._progress.epoch >= self.max_epochs:
-            return True
-        return self._leave_epoch or train_feed(self._run).num_batches == 0

@@ -310,7 +310,7 @@ class ModelCheckpoint(Checkpoint):
         """Save what would be lost, if told to."""
         if not self.save_on_exception or self._is_idle(trainer, self._durable_step):
             return
-        if self._pending and trainer._run is not None and trainer._run.at_boundary:
+        if self._pending and trainer._run is not None and trainer._run.loop.at_boundary:
             return  # what was decided at this boundary is still written
         metrics = candidates(trainer)
         paths = [self._choose_path(trainer, metrics)]

@@ -52,7 +52,7 @@ def free_path(trainer: Trainer, path: str, own: str, join: str, start: int) -> s
         start: The first version.
     """
     run = trainer._run
-    asked_for = set() if run is None else {request.path for request in [*run.save_queue, *run.in_flight]}
+    asked_for = set() if run is None else {request.path for request in [*run.saves.queue, *run.saves.in_flight]}
 
     def taken(candidate: str) -> bool:
         return candidate != own and (candidate in asked_for or os.path.lexists(candidate))
@@ -62,4 +62,4 @@ def free_path(trainer: Trainer, path: str, own: str, join: str, start: int) -> s
 
 def resumed_from(trainer: Trainer) -> str | None:
     """Return the checkpoint that this run was resumed from."""
-    return None if trainer._run is None else trainer._run.resume_path
+    return None if trainer._run is None else trainer._run.resumed.path

@@ -36,7 +36,7 @@ def remove_checkpoint(trainer: Trainer, path: str) -> None:
         elif os.path.exists(path):
             run = trainer._run
             if run is not None:
-                run.checkpoint_io.remove(path)
+                run.saves.io.remove(path)
             elif os.path.isdir(path):
                 shutil.rmtree(path)
             else:
