@@ -100,33 +100,16 @@ def _straight_step(run: Run) -> Step:
 def _accumulating_step(run: Run) -> Step:
     p = Pieces(run)
     progress, engine = run.progress, run.engine
-    no_sync = engine.accumulate or nullcontext
-    unsized = run.feed.num_batches == float("inf")
-    owns = "accumulate" in engine.owns
 
     def step(batch: Any, i: int) -> Any:
-        length, first, last = run.window(i)
-        output = p.training_step(batch, i)
-        loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
-        if loss is not None and not owns:
-            loss = loss / length
-        if first:
-            for f in p.before_zero_grad:
-                f(p.optimizer)
-            p.zero_grad(i)
-        if loss is not None:
-            for f in p.before_backward:
-                f(loss)
-            with nullcontext() if last else no_sync():
-                try:
-                    p.backward(loss)
-                except RuntimeError as error:
-                    raise explain_backward(run, loss, i, error) from error
-            for f in p.after_backward:
-                f()
+        window = run.window(i)
+        last = window[2]
+        with nullcontext() if last else p.no_sync():
+            output = p.training_step(batch, i)
+            loss = p.backward_of(output, i, window)
         if last:
-            if unsized:
-                rescale_short_window(run, i, length)
+            if p.unsized:
+                rescale_short_window(run, i, window[0])
             p.before_update()
             if engine.step(0):
                 progress.step += 1

@@ -15,7 +15,7 @@ from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.save import Saves
 from lt_core.data.sources import Feeds
 from lt_core.hooks.table import HookTable, overrides
-from lt_core.loops.cadence import Cadence
+from lt_core.loops.boundary import Cadence
 from lt_core.metrics.results import Metrics, Results
 from lt_core.notices import warn
 from lt_core.optim.wrapper import LightningOptimizer, parse_optimizers, warn_unheld

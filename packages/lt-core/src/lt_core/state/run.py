@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lt_core.data.feed import Feed
     from lt_core.data.sources import Feeds
     from lt_core.hooks.table import HookTable
-    from lt_core.loops.cadence import Cadence
+    from lt_core.loops.boundary import Cadence
     from lt_core.metrics.results import Metrics
     from lt_core.optim.wrapper import LightningOptimizer, SchedulerConfig
     from lt_core.state.progress import Progress

@@ -266,7 +266,7 @@ class TrainerView:
     @property
     def val_check_batch(self) -> int | float:
         """Return after how many batches validation is due."""
-        from lt_core.loops.cadence import validation_batches
+        from lt_core.loops.boundary import validation_batches
 
         return validation_batches(self.val_check_interval, self.num_training_batches, self.check_val_every_n_epoch)
 
