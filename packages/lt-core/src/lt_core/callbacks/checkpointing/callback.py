@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lt_core.callbacks.checkpointing import names, top_k
+from lt_core.callbacks.checkpointing import files, policy
 from lt_core.callbacks.checkpointing.base import Checkpoint
-from lt_core.callbacks.checkpointing.decision import Decision, free_path, resumed_from
-from lt_core.callbacks.checkpointing.folder import default_folder, warn_of_strangers
-from lt_core.callbacks.checkpointing.removal import link, may_remove, remove_checkpoint
-from lt_core.callbacks.checkpointing.triggers import argument_problems, saves_at_epoch_end, validation_follows
+from lt_core.callbacks.checkpointing.files import (
+    default_folder,
+    free_path,
+    link,
+    may_remove,
+    remove_checkpoint,
+    resumed_from,
+    warn_of_strangers,
+)
+from lt_core.callbacks.checkpointing.policy import Decision, argument_problems, saves_at_epoch_end, validation_follows
 from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
@@ -176,7 +182,7 @@ class ModelCheckpoint(Checkpoint):
             ver: A number for the suffix ``-v<ver>``.
             prefix: Put before the name.
         """
-        name = names.format_name(
+        name = files.format_name(
             self.filename if filename is None else filename,
             metrics,
             prefix=prefix or "",
@@ -346,7 +352,7 @@ class ModelCheckpoint(Checkpoint):
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
 
     def _needs_metrics(self) -> bool:
-        return self.monitor is not None or any(name not in {"epoch", "step"} for name in names.fields(self.filename))
+        return self.monitor is not None or any(name not in {"epoch", "step"} for name in files.fields(self.filename))
 
     def _act(self, trainer: Trainer, is_epoch: bool = False) -> None:
         """Decide on a checkpoint of this moment: among the best, and as the last."""
@@ -379,15 +385,15 @@ class ModelCheckpoint(Checkpoint):
             score = snapshot(metrics[self.monitor])
             if bool(torch.isnan(score)):
                 score = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
-            if not top_k.accepts(self.best_k_models, score, self.save_top_k, self.mode):
+            if not policy.accepts(self.best_k_models, score, self.save_top_k, self.mode):
                 if self.verbose:
                     info(f"Epoch {trainer.current_epoch}, step {step}: {self.monitor} is not among the best.")
                 return False
             full = self.save_top_k > 0 and len(self.best_k_models) >= self.save_top_k
-            leaving = top_k.worst_of(self.best_k_models, self.mode) if full else ""
+            leaving = policy.worst_of(self.best_k_models, self.mode) if full else ""
             decision = Decision(self._choose_path(trainer, metrics, leaving), step)
             self.current_score = score
-            decision.evicted = top_k.insert(self.best_k_models, decision.path, score, self.save_top_k, self.mode)
+            decision.evicted = policy.insert(self.best_k_models, decision.path, score, self.save_top_k, self.mode)
             decision.superseded.extend(decision.evicted)
             self._rank()
         if self.verbose:
@@ -403,9 +409,9 @@ class ModelCheckpoint(Checkpoint):
 
     def _rank(self) -> None:
         """Find the best and the worst of the kept ones again."""
-        self.best_model_path = top_k.best_of(self.best_k_models, self.mode)
+        self.best_model_path = policy.best_of(self.best_k_models, self.mode)
         self.best_model_score = self.best_k_models.get(self.best_model_path)
-        self.kth_best_model_path = top_k.worst_of(self.best_k_models, self.mode)
+        self.kth_best_model_path = policy.worst_of(self.best_k_models, self.mode)
 
     def _decide_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
         before = self.last_model_path
