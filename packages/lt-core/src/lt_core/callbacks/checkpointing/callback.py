@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lt_core.callback import Callback
 from lt_core.callbacks.checkpointing import files, policy
-from lt_core.callbacks.checkpointing.base import Checkpoint
 from lt_core.callbacks.checkpointing.files import (
     default_folder,
     free_path,
@@ -33,7 +33,23 @@ if TYPE_CHECKING:
     from lt_core.module import LightningModule
     from lt_core.trainer import Trainer
 
-__all__ = ["ModelCheckpoint"]
+__all__ = ["Checkpoint", "ModelCheckpoint"]
+
+
+class Checkpoint(Callback):
+    """Mark a callback that saves: it runs after all others, and its folders are searched for ``"last"``.
+
+    Attributes:
+        best_model_path: The checkpoint that ``ckpt_path="best"`` means; empty if there is none.
+    """
+
+    monitoring: ClassVar[bool] = True
+    role: ClassVar[str] = "checkpoint"
+    best_model_path: str = ""
+
+    def folders(self) -> list[str]:
+        """Return the folders in which this callback's checkpoints lie."""
+        return []
 
 
 class ModelCheckpoint(Checkpoint):
