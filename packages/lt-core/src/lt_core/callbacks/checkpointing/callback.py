@@ -19,10 +19,9 @@ from lt_core.callbacks.checkpointing.files import (
     link,
     may_remove,
     remove_checkpoint,
-    resumed_from,
     warn_of_strangers,
 )
-from lt_core.callbacks.checkpointing.policy import Decision, argument_problems, saves_at_epoch_end, validation_follows
+from lt_core.callbacks.checkpointing.policy import Decision, argument_problems, saves_at_epoch_end
 from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
@@ -268,7 +267,7 @@ class ModelCheckpoint(Checkpoint):
         if not self._folder_is_given:
             folder = os.path.abspath(os.path.expanduser(default_folder(trainer))) if trainer.is_global_zero else ""
             self.dirpath = folder = from_rank_zero(trainer, folder)
-        if trainer.is_global_zero and self.save_top_k != 0 and not resumed_from(trainer):
+        if trainer.is_global_zero and self.save_top_k != 0 and not trainer.resumed_from:
             warn_of_strangers(folder, [*self.best_k_models, self.best_model_path, self.last_model_path])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -293,7 +292,7 @@ class ModelCheckpoint(Checkpoint):
             self._last_time = time.monotonic()
             self._alarm.reset()
         lacks_monitor = self.monitor is not None and self.monitor not in candidates(trainer)
-        if lacks_monitor or (self._needs_metrics() and validation_follows(trainer, batch_idx)):
+        if lacks_monitor or (self._needs_metrics() and trainer.validates_after(batch_idx)):
             self._deferred = True
         else:
             self._act(trainer)
@@ -332,7 +331,7 @@ class ModelCheckpoint(Checkpoint):
         """Save what would be lost, if told to."""
         if not self.save_on_exception or self._is_idle(trainer, self._durable_step):
             return
-        if self._pending and trainer._run is not None and trainer._run.at_boundary:
+        if self._pending and trainer.at_boundary:
             return  # what was decided at this boundary is still written
         metrics = candidates(trainer)
         paths = [self._choose_path(trainer, metrics)]
@@ -445,19 +444,15 @@ class ModelCheckpoint(Checkpoint):
     # Files
 
     def _request(self, trainer: Trainer, decision: Decision) -> None:
-        from lt_core.checkpoint.save import SaveRequest
-
         self._saved_step = decision.step
         self._pending.add(decision.path)
         decision.superseded = [path for path in decision.superseded if path]
         self._superseded.extend(decision.superseded)
-        trainer._request_save(
-            SaveRequest(
-                decision.path,
-                weights_only=self.save_weights_only,
-                saved=lambda: self._after_save(trainer, decision),
-                failed=lambda error: self._take_back(decision),
-            )
+        trainer.request_checkpoint(
+            decision.path,
+            weights_only=self.save_weights_only,
+            saved=lambda: self._after_save(trainer, decision),
+            failed=lambda error: self._take_back(decision),
         )
 
     def _after_save(self, trainer: Trainer, decision: Decision) -> None:
@@ -472,7 +467,7 @@ class ModelCheckpoint(Checkpoint):
             link(decision.path, decision.link)
         wanted = {self.best_model_path, self.last_model_path, *self.best_k_models, *self._pending, *self._superseded}
         for path in old:
-            if path not in wanted and may_remove(path, decision.path, self.dirpath, resumed_from(trainer)):
+            if path not in wanted and may_remove(path, decision.path, self.dirpath, trainer.resumed_from):
                 remove_checkpoint(trainer, path)
 
     def _take_back(self, decision: Decision) -> None:

@@ -25,7 +25,6 @@ __all__ = [
     "link",
     "may_remove",
     "remove_checkpoint",
-    "resumed_from",
     "template_problem",
     "warn_of_strangers",
 ]
@@ -132,18 +131,12 @@ def free_path(trainer: Trainer, path: str, own: str, join: str, start: int) -> s
         join: What joins the version.
         start: The first version.
     """
-    run = trainer._run
-    asked_for = set() if run is None else {request.path for request in [*run.save_queue, *run.in_flight]}
+    requested = set(trainer.requested_checkpoints)
 
     def taken(candidate: str) -> bool:
-        return candidate != own and (candidate in asked_for or os.path.lexists(candidate))
+        return candidate != own and (candidate in requested or os.path.lexists(candidate))
 
     return first_free(path, taken, join=join, start=start)
-
-
-def resumed_from(trainer: Trainer) -> str | None:
-    """Return the checkpoint that this run was resumed from."""
-    return None if trainer._run is None else trainer._run.resume_path
 
 
 def default_folder(trainer: Trainer) -> str:
@@ -187,16 +180,7 @@ def may_remove(path: str, current: str, folder: str | None, resumed: str | None)
 def remove_checkpoint(trainer: Trainer, path: str) -> None:
     """Delete a checkpoint, or the link to one; a disk that refuses gives a warning, never a stop."""
     try:
-        if os.path.islink(path):
-            os.unlink(path)
-        elif os.path.exists(path):
-            run = trainer._run
-            if run is not None:
-                run.checkpoint_io.remove(path)
-            elif os.path.isdir(path):
-                shutil.rmtree(path)
-            else:
-                os.unlink(path)
+        trainer.remove_checkpoint(path)
     except OSError as error:
         warn(f"The old checkpoint {path} could not be removed: {error}")
 

@@ -23,7 +23,6 @@ __all__ = [
     "best_of",
     "insert",
     "saves_at_epoch_end",
-    "validation_follows",
     "worst_of",
 ]
 
@@ -93,14 +92,6 @@ def saves_at_epoch_end(trainer: Trainer, choice: bool | None) -> bool:
     if batches and sum(batches) == 0:
         return True
     return bool(trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0)
-
-
-def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Return whether validation is due after this batch, as far as counts tell; a clock tells nothing ahead."""
-    run = trainer._run
-    if run is None or run.cadence.val_seconds is not None:
-        return False
-    return run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx))
 
 
 def _key(score: SupportsFloat, mode: str) -> float:
