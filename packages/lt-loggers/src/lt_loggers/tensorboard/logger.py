@@ -28,7 +28,7 @@ from lt_interface import (
 from lt_interface.hyperparameters import flatten, number, plain
 from lt_interface.versions import claim_version, last_version
 from lt_loggers.arguments import check_choice, check_numbers, check_paths
-from lt_loggers.event_files import (
+from lt_loggers.tensorboard.event_files import (
     check_for_room,
     event_file_of,
     is_there,
@@ -37,7 +37,7 @@ from lt_loggers.event_files import (
     with_status,
     written_at_once,
 )
-from lt_loggers.tensorboard_media import TensorBoardMedia
+from lt_loggers.tensorboard.media import TensorBoardMedia
 
 if TYPE_CHECKING:
     from torch import nn
@@ -203,7 +203,7 @@ class TensorBoardLogger(TensorBoardMedia):
         Raises:
             OSError: If nothing can be written.
         """
-        from lt_loggers.event_files import scalars
+        from lt_loggers.tensorboard.event_files import scalars
 
         with self.exclusive():
             again = bool(records) and records[0].sequence <= self._sequence
@@ -348,7 +348,7 @@ class TensorBoardLogger(TensorBoardMedia):
         Returns:
             True: the whole history may be sent again, what is there already is passed over.
         """
-        from lt_loggers.event_files import media_at, runs_below, scalars, shown
+        from lt_loggers.tensorboard.event_files import media_at, runs_below, scalars, shown
 
         with self.exclusive():
             self._close()

@@ -7,7 +7,7 @@ from typing import Any
 
 from lt_interface import Logger, rank_zero_only
 from lt_interface.hyperparameters import flatten, plain
-from lt_loggers.mlflow_client import calling
+from lt_loggers.mlflow.client import calling
 
 __all__ = ["MLFlowParams"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lt_interface import is_rank_zero
 from lt_loggers.checkpoints import Found, KeepsCheckpoints
-from lt_loggers.mlflow_client import calling
+from lt_loggers.mlflow.client import calling
 from lt_loggers.texts import TextsAndTables
 
 __all__ = ["MLFlowMedia"]
@@ -48,7 +48,7 @@ class MLFlowMedia(TextsAndTables, KeepsCheckpoints):
             step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``caption``; MLflow has no place for them.
         """
-        from lt_loggers.media import as_list, per_item, pictures, png
+        from lt_loggers.encoding import as_list, per_item, pictures, png
 
         if not is_rank_zero():
             return
@@ -76,7 +76,7 @@ class MLFlowMedia(TextsAndTables, KeepsCheckpoints):
             step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Taken for other loggers' sake.
         """
-        from lt_loggers.media import png, render
+        from lt_loggers.encoding import png, render
 
         if not is_rank_zero():
             return
@@ -98,7 +98,7 @@ class MLFlowMedia(TextsAndTables, KeepsCheckpoints):
         """
         import numpy as np
 
-        from lt_loggers.media import finite
+        from lt_loggers.encoding import finite
 
         if not is_rank_zero():
             return
@@ -132,7 +132,7 @@ class MLFlowMedia(TextsAndTables, KeepsCheckpoints):
         if not is_rank_zero():
             return
         at = self.step_or_current(step) or 0
-        from lt_loggers.media import rows_of
+        from lt_loggers.encoding import rows_of
 
         names, rows = rows_of(columns, data, dataframe)
         table = json.dumps({"columns": names, "data": rows}, default=str).encode()
@@ -148,7 +148,7 @@ class MLFlowMedia(TextsAndTables, KeepsCheckpoints):
             step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``sample_rate`` (Hz; 44100 if left out).
         """
-        from lt_loggers.media import as_list, per_item, wav
+        from lt_loggers.encoding import as_list, per_item, wav
 
         if not is_rank_zero():
             return
@@ -166,7 +166,7 @@ class MLFlowMedia(TextsAndTables, KeepsCheckpoints):
             step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``fps`` (4 if left out).
         """
-        from lt_loggers.media import as_list, gif, per_item
+        from lt_loggers.encoding import as_list, gif, per_item
 
         if not is_rank_zero():
             return

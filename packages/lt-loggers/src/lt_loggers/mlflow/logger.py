@@ -26,11 +26,11 @@ from lt_interface import (
 )
 from lt_interface.hyperparameters import number
 from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
-from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted, without_secret
-from lt_loggers.mlflow_media import MLFlowMedia
-from lt_loggers.mlflow_names import accepted
-from lt_loggers.mlflow_params import MLFlowParams
-from lt_loggers.mlflow_system import SystemMetrics
+from lt_loggers.mlflow.client import calling, default_uri, make_client, redacted, without_secret
+from lt_loggers.mlflow.media import MLFlowMedia
+from lt_loggers.mlflow.names import accepted
+from lt_loggers.mlflow.params import MLFlowParams
+from lt_loggers.mlflow.system import SystemMetrics
 
 __all__ = ["MLFlowLogger"]
 

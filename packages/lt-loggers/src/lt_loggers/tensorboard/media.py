@@ -23,7 +23,7 @@ class TensorBoardMedia(TextsAndTables):
             step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``caption``; TensorBoard has no place for them.
         """
-        from lt_loggers.media import as_list, per_item, pictures
+        from lt_loggers.encoding import as_list, per_item, pictures
 
         if not is_rank_zero():
             return
@@ -47,7 +47,7 @@ class TensorBoardMedia(TextsAndTables):
             step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Taken for other loggers' sake.
         """
-        from lt_loggers.media import render
+        from lt_loggers.encoding import render
 
         if is_rank_zero():
             at = self.step_or_current(step) or 0
@@ -63,7 +63,7 @@ class TensorBoardMedia(TextsAndTables):
             step: The step; None takes the run's, or 0 outside of a run.
             bins: How many bins.
         """
-        from lt_loggers.media import finite
+        from lt_loggers.encoding import finite
 
         if not is_rank_zero():
             return
@@ -95,7 +95,7 @@ class TensorBoardMedia(TextsAndTables):
             dataframe: A data frame instead of both.
             step: The step; None takes the run's, or 0 outside of a run.
         """
-        from lt_loggers.media import rows_of
+        from lt_loggers.encoding import rows_of
 
         names, cells = rows_of(columns, data, dataframe)
         rows = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
@@ -112,7 +112,7 @@ class TensorBoardMedia(TextsAndTables):
             step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``sample_rate`` (Hz; 44100 if left out).
         """
-        from lt_loggers.media import as_list, mono, per_item
+        from lt_loggers.encoding import as_list, mono, per_item
 
         if not is_rank_zero():
             return
@@ -137,7 +137,7 @@ class TensorBoardMedia(TextsAndTables):
             step: The step; None takes the run's, or 0 outside of a run.
             **kwargs: Lists such as ``fps``; there is no place for them.
         """
-        from lt_loggers.media import as_list, frames, per_item
+        from lt_loggers.encoding import as_list, frames, per_item
 
         if not is_rank_zero():
             return

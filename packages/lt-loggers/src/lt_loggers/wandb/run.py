@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lt_interface import MisconfigurationException
-from lt_loggers.wandb_files import MARK, Mark, TransactionLog, mark_of
+from lt_loggers.wandb.transaction_log import MARK, Mark, TransactionLog, mark_of
 
 __all__ = ["FLUSH_INTERVAL", "OpenRun", "active_run", "close_idle_runs", "open_run", "start_run"]
 

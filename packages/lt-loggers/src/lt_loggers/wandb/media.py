@@ -38,7 +38,7 @@ class WandbMedia(Logger):
             return
         import wandb
 
-        from lt_loggers.media import as_list, per_item, pictures
+        from lt_loggers.encoding import as_list, per_item, pictures
 
         options = per_item(len(as_list("log_image", "images", images)), kwargs)
         shown = [
@@ -52,7 +52,7 @@ class WandbMedia(Logger):
             return
         import wandb
 
-        from lt_loggers.media import render
+        from lt_loggers.encoding import render
 
         if type(figure).__module__.partition(".")[0] == "plotly":
             self._show(key, _taken(wandb.Plotly, figure), step)
@@ -66,7 +66,7 @@ class WandbMedia(Logger):
         import numpy as np
         import wandb
 
-        from lt_loggers.media import finite
+        from lt_loggers.encoding import finite
 
         counts = np.histogram(finite(values), bins=bins)
         self._show(key, wandb.Histogram(np_histogram=counts), step)
@@ -133,7 +133,7 @@ class WandbMedia(Logger):
             return
         import wandb
 
-        from lt_loggers.media import as_list, per_item, wav
+        from lt_loggers.encoding import as_list, per_item, wav
 
         sounds = as_list("log_audio", "audios", audios)
         folder = self._staging_folder()
@@ -167,7 +167,7 @@ class WandbMedia(Logger):
             return
         import wandb
 
-        from lt_loggers.media import as_list, frames, gif, per_item
+        from lt_loggers.encoding import as_list, frames, gif, per_item
 
         films = as_list("log_video", "videos", videos)
         folder = self._staging_folder()

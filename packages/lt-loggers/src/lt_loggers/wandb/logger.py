@@ -21,8 +21,10 @@ from lt_interface import (
 )
 from lt_interface.hyperparameters import number, plain
 from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
-from lt_loggers.wandb_checkpoints import WandbCheckpoints
-from lt_loggers.wandb_files import (
+from lt_loggers.wandb.checkpoints import WandbCheckpoints
+from lt_loggers.wandb.media import WandbMedia
+from lt_loggers.wandb.run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, open_run, start_run
+from lt_loggers.wandb.transaction_log import (
     MARK,
     Mark,
     TransactionLog,
@@ -32,9 +34,7 @@ from lt_loggers.wandb_files import (
     uploaded,
     wait_for_writers,
 )
-from lt_loggers.wandb_media import WandbMedia
-from lt_loggers.wandb_run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, open_run, start_run
-from lt_loggers.wandb_watch import WandbWatching
+from lt_loggers.wandb.watch import WandbWatching
 
 if TYPE_CHECKING:
     from lt_interface import Record
