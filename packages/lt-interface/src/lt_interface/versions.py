@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec
 
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 from lt_interface.hyperparameters import number
@@ -16,7 +16,6 @@ from lt_interface.ranks import is_rank_zero
 __all__ = ["NamedLogger", "VersionedLogger", "claim_version", "files_are_gone", "last_version", "replace_text"]
 __all__ += ["unless_silent"]
 
-L = TypeVar("L", bound="NamedLogger")
 P = ParamSpec("P")
 
 
@@ -68,13 +67,14 @@ def files_are_gone(path: str | os.PathLike[str]) -> FileNotFoundError:
     return error
 
 
-def unless_silent(method: Callable[Concatenate[L, P], None]) -> Callable[Concatenate[L, P], None]:
+def unless_silent(method: Callable[P, None]) -> Callable[P, None]:
     """Make a method of a `NamedLogger` do nothing on the processes where it is silent."""
 
     @wraps(method)
-    def guarded(self: L, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        if not self._is_silent():
-            method(self, *args, **kwargs)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        logger: Any = args[0]
+        if not logger._is_silent():
+            method(*args, **kwargs)
 
     return guarded
 

@@ -6,9 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from lt_interface import ConfigError, Problem
+from lt_interface import ConfigError, MissingPackageError, Problem
 
-__all__ = ["check_choice", "check_numbers", "check_paths", "check_texts"]
+__all__ = ["check_choice", "check_numbers", "check_paths", "check_texts", "missing"]
+
+
+def missing(logger: str, extra: str) -> MissingPackageError:
+    """Return the error of a logger whose tracker's package is not installed."""
+    return MissingPackageError(
+        f"{logger}: this logger needs a package that is not installed. Run: pip install 'lt-loggers[{extra}]'"
+    )
 
 
 def check_choice(where: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:

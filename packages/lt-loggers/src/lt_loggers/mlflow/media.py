@@ -1,4 +1,4 @@
-"""Keep pictures, figures, sounds, tables and checkpoints with an MLflow run, as artifacts."""
+"""Pictures, figures, sounds, tables and checkpoints of an MLflow run, kept as artifacts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from lt_interface import is_rank_zero
 from lt_loggers.checkpoints import Found, KeepsCheckpoints
+from lt_loggers.encoding import gif, png, render, rows_of, wav
+from lt_loggers.media import Media, Options, Sends
 from lt_loggers.mlflow.client import calling
-from lt_loggers.texts import TextsAndTables
+from lt_loggers.mlflow.run import MLFlowRun
 
 __all__ = ["MLFlowMedia"]
 
@@ -21,170 +23,64 @@ __all__ = ["MLFlowMedia"]
 _MEDIA_SECONDS = 15.0
 
 
-class MLFlowMedia(TextsAndTables, KeepsCheckpoints):
-    """Be the part of `MLFlowLogger` that keeps artifacts: all of it is sent behind the caller's back."""
+class MLFlowMedia(MLFlowRun, Media, KeepsCheckpoints):
+    """Artifacts of a run: what ``_put_*`` return is called with the client and the run's id."""
 
-    _run_id: str | None
-    _made_client: Callable[[], Any]
-    _connect: Callable[..., None]
     _aliases: dict[str, list[str]] | None = None  # by the place of each checkpoint
 
-    def _later(self, send: Callable[[Any, str], Any], what: str) -> None:
-        """Call ``send(client, run_id)`` when the server is there."""
-        self.later(lambda: self._at_the_server(send), what)
+    def _send(self, sends: Sends, what: str) -> None:
+        super()._send([partial(self._at_the_server, send) for send in sends], what)
 
     def _at_the_server(self, send: Callable[[Any, str], Any]) -> None:
-        _ = self.version
-        self._connect()
+        client = self._connected()
         with calling(_MEDIA_SECONDS):
-            send(self._made_client(), str(self._run_id))
+            send(client, str(self._run_id))
 
-    def log_image(self, key: str, images: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Show a list of pictures under a name.
-
-        Args:
-            key: The name.
-            images: Tensors, arrays, PIL images or paths.
-            step: The step; None takes the run's, or 0 outside of a run.
-            **kwargs: Lists such as ``caption``; MLflow has no place for them.
-        """
-        from lt_loggers.encoding import as_list, per_item, pictures, png
-
-        if not is_rank_zero():
-            return
-        at = self.step_or_current(step) or 0
-        arrays = pictures(as_list(key, "images", images))
-        per_item(len(arrays), kwargs)
-
+    def _put_images(self, key: str, arrays: Sequence[Any], options: Options, step: int | None) -> Sends:
         def send(client: Any, run_id: str) -> None:
             for i, array in enumerate(arrays):
                 name = _path(key) if len(arrays) == 1 else f"{_path(key)}_{i}"
                 if hasattr(client, "log_image"):
                     shown = array.repeat(3, axis=2) if array.shape[2] == 1 else array
-                    client.log_image(run_id, shown, key=name, step=at, synchronous=True)
+                    client.log_image(run_id, shown, key=name, step=step, synchronous=True)
                 else:
-                    _put(client, run_id, f"images/{name}/step_{at}.png", png(array))
+                    _put(client, run_id, f"images/{name}/step_{step}.png", png(array))
 
-        self._later(send, f"image {key}")
+        return [send]
 
-    def log_figure(self, key: str, figure: Any, step: int | None = None, **kwargs: Any) -> None:
-        """Keep a figure as it is now: of matplotlib as a PNG, of plotly as a page.
-
-        Args:
-            key: The name.
-            figure: The figure; it may be closed after the call.
-            step: The step; None takes the run's, or 0 outside of a run.
-            **kwargs: Taken for other loggers' sake.
-        """
-        from lt_loggers.encoding import png, render
-
-        if not is_rank_zero():
-            return
-        at = self.step_or_current(step) or 0
+    def _put_figure(self, key: str, figure: Any, options: Mapping[str, Any], step: int | None) -> Sends:
+        """Keep a figure of matplotlib as a PNG, one of plotly as a page."""
+        name = f"figures/{_path(key)}/step_{step}"
         if hasattr(figure, "to_html"):
-            name, data = f"figures/{_path(key)}/step_{at}.html", figure.to_html().encode()
-        else:
-            name, data = f"figures/{_path(key)}/step_{at}.png", png(render(figure))
-        self._later(lambda client, run_id: _put(client, run_id, name, data), f"figure {key}")
+            return [_file(f"{name}.html", figure.to_html().encode())]
+        return [_file(f"{name}.png", png(render(figure)))]
 
-    def log_histogram(self, key: str, values: Any, step: int | None = None, bins: int = 64) -> None:
-        """Keep a histogram as JSON: the edges of its bins and how many values lie in each.
-
-        Args:
-            key: The name.
-            values: A tensor or array.
-            step: The step; None takes the run's, or 0 outside of a run.
-            bins: How many bins.
-        """
+    def _put_histogram(self, key: str, values: Any, bins: int, step: int | None) -> Sends:
+        """Keep a histogram as JSON: the edges of its bins and how many values lie in each."""
         import numpy as np
 
-        from lt_loggers.encoding import finite
+        counts, edges = np.histogram(values, bins)
+        data = json.dumps({"edges": edges.tolist(), "counts": counts.tolist()})
+        return [_file(f"histograms/{_path(key)}/step_{step}.json", data.encode())]
 
-        if not is_rank_zero():
-            return
-        at = self.step_or_current(step) or 0
-        counts, edges = np.histogram(finite(values), bins)
-        data = json.dumps({"edges": edges.tolist(), "counts": counts.tolist()}).encode()
-        name = f"histograms/{_path(key)}/step_{at}.json"
-        self._later(lambda client, run_id: _put(client, run_id, name, data), f"histogram {key}")
+    def _put_text(self, key: str, text: str, step: int | None) -> Sends:
+        return [_file(f"text/{_path(key)}/step_{step}.txt", text.encode())]
 
-    def _show_text(self, key: str, text: str, step: int) -> None:
-        name = f"text/{_path(key)}/step_{step}.txt"
-        self._later(lambda client, run_id: _put(client, run_id, name, text.encode()), f"text {key}")
-
-    def log_table(
-        self,
-        key: str,
-        columns: list[str] | None = None,
-        data: list[list[Any]] | None = None,
-        dataframe: Any = None,
-        step: int | None = None,
-    ) -> None:
-        """Keep a table as JSON, in the form that MLflow's pages show.
-
-        Args:
-            key: The name.
-            columns: Names of the columns.
-            data: Rows.
-            dataframe: A data frame instead of both.
-            step: The step; None takes the run's, or 0 outside of a run.
-        """
-        if not is_rank_zero():
-            return
-        at = self.step_or_current(step) or 0
-        from lt_loggers.encoding import rows_of
-
+    def _put_table(self, key: str, columns: Any, data: Any, dataframe: Any, step: int | None) -> Sends:
+        """Keep a table as JSON, in the form that MLflow's pages show."""
         names, rows = rows_of(columns, data, dataframe)
-        table = json.dumps({"columns": names, "data": rows}, default=str).encode()
-        name = f"tables/{_path(key)}/step_{at}.json"
-        self._later(lambda client, run_id: _put(client, run_id, name, table), f"table {key}")
+        table = json.dumps({"columns": names, "data": rows}, default=str)
+        return [_file(f"tables/{_path(key)}/step_{step}.json", table.encode())]
 
-    def log_audio(self, key: str, audios: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Keep a list of sounds as WAV files, or files as they are.
+    def _put_audios(self, key: str, audios: Sequence[Any], options: Options, step: int | None) -> Sends:
+        """Keep sounds as WAV files, or files as they are."""
+        rates = [option.get("sample_rate") for option in options]
+        return _files(f"audio/{_path(key)}/step_{step}", audios, ".wav", wav, rates)
 
-        Args:
-            key: The name.
-            audios: Arrays (samples,) or (channels, samples) in -1..1, or paths.
-            step: The step; None takes the run's, or 0 outside of a run.
-            **kwargs: Lists such as ``sample_rate`` (Hz; 44100 if left out).
-        """
-        from lt_loggers.encoding import as_list, per_item, wav
-
-        if not is_rank_zero():
-            return
-        at = self.step_or_current(step) or 0
-        sounds = as_list(key, "audios", audios)
-        for i, (sound, given) in enumerate(zip(sounds, per_item(len(sounds), kwargs), strict=True)):
-            self._keep_file(f"audio/{_path(key)}/step_{at}_{i}", sound, ".wav", wav, given.get("sample_rate"))
-
-    def log_video(self, key: str, videos: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Keep a list of videos: files as they are, arrays as animated GIF files.
-
-        Args:
-            key: The name.
-            videos: Arrays (T, C, H, W) in 0..255, or paths.
-            step: The step; None takes the run's, or 0 outside of a run.
-            **kwargs: Lists such as ``fps`` (4 if left out).
-        """
-        from lt_loggers.encoding import as_list, gif, per_item
-
-        if not is_rank_zero():
-            return
-        at = self.step_or_current(step) or 0
-        given = as_list(key, "videos", videos)
-        for i, (video, options) in enumerate(zip(given, per_item(len(given), kwargs), strict=True)):
-            self._keep_file(f"video/{_path(key)}/step_{at}_{i}", video, ".gif", gif, options.get("fps"))
-
-    def _keep_file(self, name: str, value: Any, ending: str, encode: Callable[..., bytes], option: Any) -> None:
-        if isinstance(value, (str, os.PathLike)):
-            ending = os.path.splitext(os.fspath(value))[1]
-            with open(value, "rb") as file:
-                data = file.read()
-        else:
-            data = encode(value) if option is None else encode(value, option)
-        self._later(lambda client, run_id: _put(client, run_id, name + ending, data), name)
-
-    # ------------------------------------------------------------ checkpoints
+    def _put_videos(self, key: str, videos: Sequence[Any], options: Options, step: int | None) -> Sends:
+        """Keep files as they are, arrays as animated GIF files."""
+        rates = [option.get("fps") for option in options]
+        return _files(f"video/{_path(key)}/step_{step}", videos, ".gif", gif, rates)
 
     def _send_final_checkpoints(self) -> None:
         """Keep what is left at the end of the run."""
@@ -224,6 +120,25 @@ class MLFlowMedia(TextsAndTables, KeepsCheckpoints):
             if aliases != held.get(other):
                 _put(client, run_id, f"{other}/aliases.txt", json.dumps(aliases).encode())
         self._aliases = changed
+
+
+def _file(name: str, data: bytes) -> Callable[[Any, str], None]:
+    """Return what puts bytes into an artifact."""
+    return partial(_put, name=name, data=data)
+
+
+def _files(
+    name: str, values: Sequence[Any], ending: str, encode: Callable[..., bytes], rates: Sequence[float | None]
+) -> Sends:
+    """Return what keeps each value as an artifact: a file as it is, an array encoded."""
+    made = []
+    for i, (value, rate) in enumerate(zip(values, rates, strict=True)):
+        if isinstance(value, (str, os.PathLike)):
+            with open(value, "rb") as file:
+                made.append(_file(f"{name}_{i}{os.path.splitext(os.fspath(value))[1]}", file.read()))
+        else:
+            made.append(_file(f"{name}_{i}{ending}", encode(value) if rate is None else encode(value, rate)))
+    return made
 
 
 def _read(client: Any, run_id: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Keep checkpoints with a W&B run, and fetch them back."""
+"""Checkpoints of a W&B run, and artifacts fetched back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["WandbCheckpoints"]
 
 
 class WandbCheckpoints(KeepsCheckpoints):
-    """Be the part of `WandbLogger` that keeps checkpoints as artifacts."""
+    """Checkpoints of `WandbLogger`, kept as artifacts."""
 
     _checkpoint_name: str | None
     _add_file_policy: Literal["mutable", "immutable"]

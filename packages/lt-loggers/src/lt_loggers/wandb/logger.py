@@ -1,4 +1,4 @@
-"""Log to Weights & Biases, online or offline."""
+"""Logger for Weights & Biases, online or offline."""
 
 from __future__ import annotations
 
@@ -11,18 +11,11 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from lt_interface import (
-    ConfigError,
-    DummyExperiment,
-    MisconfigurationException,
-    MissingPackageError,
-    Problem,
-    is_rank_zero,
-)
-from lt_interface.hyperparameters import number, plain
-from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
+from lt_interface import ConfigError, DummyExperiment, MisconfigurationException, Problem, is_rank_zero
+from lt_interface.hyperparameters import number, plain_dict
+from lt_interface.versions import unless_silent
+from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts, missing
 from lt_loggers.wandb.checkpoints import WandbCheckpoints
-from lt_loggers.wandb.media import WandbMedia
 from lt_loggers.wandb.run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, open_run, start_run
 from lt_loggers.wandb.transaction_log import (
     MARK,
@@ -48,8 +41,8 @@ _EXIT_CODES = {"failed": 1, "interrupted": 255}
 _REPLAYED = ("entity", "group", "job_type", "tags", "notes", "mode")
 
 
-class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
-    """Write metrics, media and checkpoints to a W&B run.
+class WandbLogger(WandbWatching, WandbCheckpoints):
+    """Logger that writes metrics, media and checkpoints to a W&B run.
 
     The run stays open after ``fit``, so that ``test`` and the user's own calls go on in it; it is
     finished when the process ends, when the next logger of this process starts a run, and at once
@@ -86,6 +79,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
 
     # W&B acknowledges nothing, so all rows are asked for after the death of a process.
     knows_all = True
+    _metric_got = "{name}={value!r} of type {kind}"
+    _metric_fix = "Use log_image, log_text and the like, or `logger.experiment`, for anything else."
 
     def __init__(
         self,
@@ -108,11 +103,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         per_rank: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
         if find_spec("wandb") is None:
-            raise MissingPackageError(
-                "WandbLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[wandb]'"
-            )
+            raise missing("WandbLogger", "wandb")
         check_choice("WandbLogger", "log_model", log_model, (False, True, "all"))
         check_choice("WandbLogger", "add_file_policy", add_file_policy, ("mutable", "immutable"))
         check_choice("WandbLogger", "delivery", delivery, (None, "sync", "async"))
@@ -123,23 +115,20 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         if experiment is not None and not hasattr(experiment, "id"):
             rule, fix = "it must be what wandb.init returned", "Leave it out for a new run."
             raise ConfigError(Problem(f"WandbLogger(experiment={experiment!r})", rule, fix=fix))
-        self.delivery = delivery
-        self.flush_timeout = flush_timeout
+        folder = os.path.abspath(os.path.expanduser(os.fspath(save_dir if dir is None else dir)))
+        super().__init__(folder, prefix, delivery, flush_timeout)
         self._display_name = None if name is None else str(name)
-        self._save_dir = os.path.abspath(os.path.expanduser(os.fspath(save_dir if dir is None else dir)))
         self._offline = offline
         self._id = id if id is not None else None if version is None else str(version)
         self._anonymous = anonymous
         self._project = project
         self._log_model = log_model
         self._given = experiment
-        self._prefix = prefix
         self._checkpoint_name = checkpoint_name
         self._add_file_policy = add_file_policy
         self._per_rank = per_rank
         self._kwargs = kwargs
         self._is_identified = False
-        self._told: set[str] = set()
         self._watches = []
         self._forget_run()
 
@@ -162,11 +151,6 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         """Return the run's id; it is known without a server."""
         self._identify()
         return self._id or ""
-
-    @property
-    def save_dir(self) -> str:
-        """Return the folder below which everything lies; W&B's own files are in its ``wandb``."""
-        return self._save_dir
 
     @property
     def root_dir(self) -> str:
@@ -204,8 +188,11 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
             self._id = base if found is not None else base + self._rank_suffix()
             self._is_identified = True
 
+    def _is_silent(self) -> bool:
+        return not (self._per_rank or is_rank_zero())
+
     def _rank_suffix(self) -> str:
-        """Return what tells this process's run from the others', and put it into their group."""
+        """Return what this process's id ends with where each has a run of its own; put the run into their group."""
         if not self._per_rank:
             return ""
         rank = _rank()
@@ -230,7 +217,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
             MisconfigurationException: If there is no API key and the run is not offline.
             ConnectionError: If W&B's own process does not work.
         """
-        if not (self._per_rank or is_rank_zero()):
+        if self._is_silent():
             return DummyExperiment()
         return self._opened().run
 
@@ -258,9 +245,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         try:
             os.makedirs(self._save_dir, exist_ok=True)
         except OSError as error:
-            where = f"WandbLogger(save_dir={self._save_dir!r})"
-            problem = Problem(where, "its folder must be writable", str(error), "Give another save_dir.")
-            raise ConfigError(problem) from error
+            raise self._unwritable(error) from error
         options: dict[str, Any] = {
             "name": self._display_name,
             "project": self._project,
@@ -305,6 +290,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
             at = self.step_or_current(step)
             self.later(lambda: self._send_call(row, at), "metrics that were logged directly")
 
+    @unless_silent
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Write a row for each record.
 
@@ -315,8 +301,6 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         Raises:
             ConnectionError: If W&B's own process has died, or the server does not say what it has.
         """
-        if not (self._per_rank or is_rank_zero()):
-            return
         with self.exclusive():
             opened = self._opened()
             known = self._known(opened) if unsure else frozenset()
@@ -337,20 +321,18 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
                 row["_timestamp"] = record.time
                 opened.send(row, record.sequence)
 
+    @unless_silent
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Write hyper-parameters to the run's configuration; nested ones stay nested.
 
         Args:
             params: A dict, namespace or dataclass, of any depth and with any values.
-            *args: Passed over.
-            **kwargs: Passed over.
+            *args: Ignored; other loggers take more.
+            **kwargs: Ignored, too.
         """
-        given = plain(params)
-        if not isinstance(given, dict):
-            given = {"value": given}
-        if not given or not (self._per_rank or is_rank_zero()):
-            return
-        self.later(lambda: self._opened().configure(given), "hyper-parameters")
+        given = plain_dict(params)
+        if given:
+            self.later(lambda: self._opened().configure(given), "hyper-parameters")
 
     # Delivery
 
@@ -463,12 +445,10 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
 
     def _name_of(self, key: str) -> str:
         """Return a metric's name in W&B: with the prefix, and never one that W&B takes for itself."""
-        name = f"{self._prefix}-{key}" if self._prefix else key
+        name = self._prefixed(key)
         if name.lstrip("~") not in _RESERVED:
             return name
-        if name not in self._told:
-            self._told.add(name)
-            self.tell(f"WandbLogger: W&B keeps the name {name!r} to itself; it is logged as {'~' + name!r}.")
+        self._warn_once(name, f"WandbLogger: W&B keeps the name {name!r} to itself; it is logged as {'~' + name!r}.")
         return f"~{name}"
 
     def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -476,15 +456,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         for key, value in metrics.items():
             if isinstance(value, Mapping):
                 row.update(self._numbers({f"{key}/{inner}": entry for inner, entry in value.items()}))
-                continue
-            try:
-                row[self._name_of(str(key))] = number(value)
-            except TypeError:
-                raise MisconfigurationException(
-                    f"WandbLogger.log_metrics: a metric must be a number or a single-element tensor. "
-                    f"Got {key}={value!r} of type {type(value).__name__}. "
-                    "Use log_image, log_text and the like, or `logger.experiment`, for anything else."
-                ) from None
+            else:
+                row[self._name_of(str(key))] = self._number(str(key), value)
         return row
 
     def _set_axes(self, row: Mapping[str, Any], axis: str | None) -> None:
@@ -506,10 +479,9 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
                 escaped = name.replace("\\", "\\\\").replace(".", "\\.")
                 opened.guarded(partial(opened.run.define_metric, escaped, step_metric=axis, step_sync=False))
 
+    @unless_silent
     def _send_call(self, row: Mapping[str, Any], step: int | None) -> None:
         """Write one row of a direct call."""
-        if not (self._per_rank or is_rank_zero()):
-            return
         with self.exclusive():
             opened = self._opened()
             opened.send({**row, **({} if step is None else {_STEP: int(step)})}, opened.next_call())

@@ -1,4 +1,4 @@
-"""Show pictures, tables and sounds in a W&B run."""
+"""Pictures, tables and sounds in a W&B run."""
 
 from __future__ import annotations
 
@@ -9,69 +9,37 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from lt_interface import Logger, MisconfigurationException, is_rank_zero
+from lt_interface import MisconfigurationException
 from lt_loggers.checkpoints import stage, staging_folder
+from lt_loggers.encoding import frames, gif, render, wav
+from lt_loggers.media import Media, Options, Sends
 
-__all__ = ["WandbMedia"]
+__all__ = ["WandbMedia", "made"]
 
 
-class WandbMedia(Logger):
-    """Be the part of `WandbLogger` that shows media.
+class WandbMedia(Media):
+    """Media of `WandbLogger`; its rows have no step outside of a run."""
 
-    All is converted at the call; only the sending waits for its turn.
-    """
-
-    _per_rank: bool
+    _step_outside = None
     _send_call: Callable[[Mapping[str, Any], int | None], None]
     _name_of: Callable[[str], str]
 
-    def log_image(self, key: str, images: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Show a list of pictures.
+    def _put_images(self, key: str, arrays: Sequence[Any], options: Options, step: int | None) -> Sends:
+        shown = [made("Image", array, **option) for array, option in zip(arrays, options, strict=True)]
+        return [self._row({key: shown}, step)]
 
-        Args:
-            key: The name they stand under.
-            images: Tensors (C,H,W), (H,W) or (H,W,C), arrays, PIL images or paths.
-            step: The step; None takes the run's, and none outside of a run.
-            **kwargs: A list for each argument of ``wandb.Image``, such as ``caption``.
-        """
-        if self._is_silent():
-            return
-        import wandb
-
-        from lt_loggers.encoding import as_list, per_item, pictures
-
-        options = per_item(len(as_list("log_image", "images", images)), kwargs)
-        shown = [
-            _taken(wandb.Image, picture, **extra) for picture, extra in zip(pictures(images), options, strict=True)
-        ]
-        self._show(key, shown, step)
-
-    def log_figure(self, key: str, figure: Any, step: int | None = None, **kwargs: Any) -> None:
-        """Show a figure of matplotlib as a picture, one of plotly as it is; it may be closed after the call."""
-        if self._is_silent():
-            return
-        import wandb
-
-        from lt_loggers.encoding import render
-
+    def _put_figure(self, key: str, figure: Any, options: Mapping[str, Any], step: int | None) -> Sends:
+        """Show a figure of matplotlib as a picture, one of plotly as it is."""
         if type(figure).__module__.partition(".")[0] == "plotly":
-            self._show(key, _taken(wandb.Plotly, figure), step)
-        else:
-            self._show(key, _taken(wandb.Image, render(figure), **kwargs), step)
+            return [self._row({key: made("Plotly", figure)}, step)]
+        return [self._row({key: made("Image", render(figure), **options)}, step)]
 
-    def log_histogram(self, key: str, values: Any, step: int | None = None, bins: int = 64) -> None:
-        """Show how the finite values of a tensor or array are distributed."""
-        if self._is_silent():
-            return
+    def _put_histogram(self, key: str, values: Any, bins: int, step: int | None) -> Sends:
         import numpy as np
-        import wandb
 
-        from lt_loggers.encoding import finite
+        return [self._row({key: made("Histogram", np_histogram=np.histogram(values, bins=bins))}, step)]
 
-        counts = np.histogram(finite(values), bins=bins)
-        self._show(key, wandb.Histogram(np_histogram=counts), step)
-
-    def log_text(
+    def log_text(  # type: ignore[override]
         self,
         key: str,
         columns: Any = None,
@@ -86,132 +54,94 @@ class WandbMedia(Logger):
             columns: A text to show as it is; or the names of a table's columns.
             data: The table's rows.
             dataframe: A data frame in place of both.
-            step: The step; None takes the run's, and none outside of a run.
+            step: The step; None takes the run's.
         """
-        if not isinstance(columns, str):
+        if isinstance(columns, str):
+            self._log_one_text(key, columns, step)
+        else:
             self.log_table(key, columns, data, dataframe, step)
-        elif not self._is_silent():
-            import wandb
 
-            self._show(key, wandb.Html(f'<pre style="white-space: pre-wrap">{html.escape(columns)}</pre>'), step)
+    def _put_text(self, key: str, text: str, step: int | None) -> Sends:
+        shown = made("Html", f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>')
+        return [self._row({key: shown}, step)]
 
-    def log_table(
-        self,
-        key: str,
-        columns: list[str] | None = None,
-        data: list[list[Any]] | None = None,
-        dataframe: Any = None,
-        step: int | None = None,
-    ) -> None:
-        """Show rows under column names, or a data frame; cells may be media of wandb.
-
-        Args:
-            key: The name it stands under.
-            columns: The columns' names.
-            data: The rows.
-            dataframe: A data frame in place of both.
-            step: The step; None takes the run's, and none outside of a run.
-        """
-        if self._is_silent():
-            return
-        import wandb
-
+    def _put_table(self, key: str, columns: Any, data: Any, dataframe: Any, step: int | None) -> Sends:
+        """Show a table, whose cells may be media of wandb."""
         rows = None if data is None else [list(row) for row in data]
-        self._show(key, _taken(wandb.Table, columns=columns, data=rows, dataframe=dataframe), step)
+        return [self._row({key: made("Table", columns=columns, data=rows, dataframe=dataframe)}, step)]
 
-    def log_audio(self, key: str, audios: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Keep a list of sounds.
-
-        Args:
-            key: The name they stand under.
-            audios: Arrays (samples,) or (channels, samples) in -1..1, or paths. Several stand under
-                ``key/0``, ``key/1`` and so on where the package soundfile is not installed.
-            step: The step; None takes the run's, and none outside of a run.
-            **kwargs: A list for each of ``sample_rate`` (Hz, 44100 if left out) and ``caption``.
-        """
-        if self._is_silent():
-            return
-        import wandb
-
-        from lt_loggers.encoding import as_list, per_item, wav
-
-        sounds = as_list("log_audio", "audios", audios)
-        folder = self._staging_folder()
+    def _put_audios(self, key: str, audios: Sequence[Any], options: Options, step: int | None) -> Sends:
+        """Keep sounds; several stand under ``key/0``, ``key/1`` and so on where soundfile is not installed."""
+        folder = staging_folder(self.log_dir or ".")
         shown = []
-        for index, (sound, extra) in enumerate(zip(sounds, per_item(len(sounds), kwargs), strict=True)):
-            rate = extra.pop("sample_rate", None) or 44100
-            if isinstance(sound, (str, os.PathLike)):
-                path = stage(os.fspath(sound), os.path.join(folder, str(index)))
-            else:
-                path = os.path.join(folder, f"{index}.wav")
-                with open(path, "wb") as file:
-                    file.write(wav(sound, int(rate)))
-            shown.append(_taken(wandb.Audio, path, sample_rate=int(rate), **extra))
+        for index, (sound, option) in enumerate(zip(audios, options, strict=True)):
+            rate = int(option.pop("sample_rate", None) or 44100)
+            path = _file(folder, index, sound, ".wav", wav, rate)
+            shown.append(made("Audio", path, sample_rate=rate, **option))
         if find_spec("soundfile"):
-            self._show(key, shown, step, folder)
-        else:  # wandb takes a list with that package only, and one sound without
-            names = [f"{key}/{index}" for index in range(len(shown))] if len(shown) > 1 else [key]
-            self._show_all(dict(zip(names, shown, strict=True)), step, folder)
+            return [self._row({key: shown}, step, folder)]
+        # wandb takes a list with that package only, and one sound without
+        names = [f"{key}/{index}" for index in range(len(shown))] if len(shown) > 1 else [key]
+        return [self._row(dict(zip(names, shown, strict=True)), step, folder)]
 
-    def log_video(self, key: str, videos: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Keep a list of videos.
+    def _put_videos(self, key: str, videos: Sequence[Any], options: Options, step: int | None) -> Sends:
+        """Keep arrays as animated pictures; a format other than gif needs wandb's own encoder."""
+        folder = staging_folder(self.log_dir or ".")
+        shown = []
+        for index, (video, option) in enumerate(zip(videos, options, strict=True)):
+            if _is_file(video) or option.get("format") in (None, "gif"):
+                fps = float(option.pop("fps", None) or 4)  # a file has its own
+                shown.append(made("Video", _file(folder, index, video, ".gif", gif, fps), **option))
+            else:
+                shown.append(made("Video", frames(video), **option))
+        return [self._row({key: shown}, step, folder)]
+
+    def _row(self, values: Mapping[str, Any], step: int | None, folder: str | None = None) -> Callable[[], None]:
+        """Return what sends one row.
 
         Args:
-            key: The name they stand under.
-            videos: Arrays (T,C,H,W) in 0..255, kept as animated pictures, or paths.
-            step: The step; None takes the run's, and none outside of a run.
-            **kwargs: A list for each of ``fps`` (4 if left out), ``caption`` and ``format``; a format other
-                than gif needs wandb's own encoder.
+            values: Media of wandb by name.
+            step: The step, or None.
+            folder: What their files lie in; removed when they are sent.
         """
-        if self._is_silent():
-            return
-        import wandb
-
-        from lt_loggers.encoding import as_list, frames, gif, per_item
-
-        films = as_list("log_video", "videos", videos)
-        folder = self._staging_folder()
-        shown = []
-        for index, (film, extra) in enumerate(zip(films, per_item(len(films), kwargs), strict=True)):
-            if isinstance(film, (str, os.PathLike)):
-                extra.pop("fps", None)  # a file has its own
-                path = stage(os.fspath(film), os.path.join(folder, str(index)))
-                shown.append(_taken(wandb.Video, path, **extra))
-            elif extra.get("format") in (None, "gif"):
-                path = os.path.join(folder, f"{index}.gif")
-                with open(path, "wb") as file:
-                    file.write(gif(film, float(extra.pop("fps", None) or 4)))
-                shown.append(_taken(wandb.Video, path, **extra))
-            else:
-                shown.append(_taken(wandb.Video, frames(film), **extra))
-        self._show(key, shown, step, folder)
-
-    def _show(self, key: str, value: Any, step: int | None, folder: str | None = None) -> None:
-        self._show_all({key: value}, step, folder)
-
-    def _show_all(self, values: Mapping[str, Any], step: int | None, folder: str | None) -> None:
         row = {self._name_of(key): value for key, value in values.items()}
-        step = self.step_or_current(step)
 
         def send() -> None:
             self._send_call(row, step)
             if folder is not None:  # wandb has its own copies now
                 shutil.rmtree(folder, ignore_errors=True)
 
-        self.later(send, f"{', '.join(row)} at step {step}")
-
-    def _staging_folder(self) -> str:
-        return staging_folder(self.log_dir or ".")
-
-    def _is_silent(self) -> bool:
-        return not (self._per_rank or is_rank_zero())
+        return send
 
 
-def _taken(kind: Any, *args: Any, **kwargs: Any) -> Any:
-    """Make one of wandb's media; what it says against the arguments is said once, in one form."""
+def made(kind: str, *args: Any, **kwargs: Any) -> Any:
+    """Return one of wandb's media.
+
+    Args:
+        kind: Its class, such as ``"Image"``.
+        *args: What that class takes.
+        **kwargs: What that class takes.
+
+    Raises:
+        MisconfigurationException: If it refuses them.
+    """
     import wandb
 
     try:
-        return kind(*args, **kwargs)
+        return getattr(wandb, kind)(*args, **kwargs)
     except (wandb.errors.Error, TypeError, ValueError, AssertionError) as error:
-        raise MisconfigurationException(f"WandbLogger: wandb.{kind.__name__} refuses this. {error}") from error
+        raise MisconfigurationException(f"WandbLogger: wandb.{kind} refuses this. {error}") from error
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike))
+
+
+def _file(folder: str, index: int, value: Any, ending: str, encode: Callable[[Any, Any], bytes], rate: float) -> str:
+    """Keep a file as it is now, or an array encoded, in a staging folder; return its path."""
+    if _is_file(value):
+        return stage(os.fspath(value), os.path.join(folder, str(index)))
+    path = os.path.join(folder, f"{index}{ending}")
+    with open(path, "wb") as file:
+        file.write(encode(value, rate))
+    return path

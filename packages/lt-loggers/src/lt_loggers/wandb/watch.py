@@ -1,4 +1,4 @@
-"""Follow a model's gradients and parameters as histograms, each at the step that it belongs to."""
+"""Histograms of a model's gradients and parameters, each at the step that it belongs to."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lt_interface import Logger
+from lt_interface.versions import unless_silent
 from lt_loggers.arguments import check_choice
+from lt_loggers.wandb.media import WandbMedia, made
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +19,7 @@ BINS = 64
 
 
 class Watch:
-    """Gather histograms while gradients are computed, a row for each step.
+    """Histograms gathered while gradients are computed, a row for each step.
 
     wandb's own hooks would put them beside whatever row is written next, which is another step's where rows are
     written behind the loop's back.
@@ -27,7 +28,7 @@ class Watch:
         model: The model.
         log: ``"gradients"``, ``"parameters"`` or ``"all"``.
         every: Every how many gradients of a parameter.
-        now: Tells the step that the run is at, or None.
+        now: Returns the step that the run is at, or None.
         send: Takes histograms by name, as counts and edges, and their step.
     """
 
@@ -77,14 +78,13 @@ class Watch:
             handle.remove()
 
 
-class WandbWatching(Logger):
-    """Be the part of `WandbLogger` that watches models."""
+class WandbWatching(WandbMedia):
+    """Models that `WandbLogger` watches."""
 
     _watches: list[Watch]
     _open: Any
-    _is_silent: Callable[[], bool]
-    _show_all: Callable[[Mapping[str, Any], int | None, str | None], None]
 
+    @unless_silent
     def watch(
         self, model: nn.Module, log: str | None = "gradients", log_freq: int = 100, log_graph: bool = True
     ) -> None:
@@ -97,8 +97,6 @@ class WandbWatching(Logger):
             log_graph: Whether W&B shows the model's graph.
         """
         check_choice("WandbLogger.watch", "log", log, (None, "gradients", "parameters", "all"))
-        if self._is_silent():
-            return
         if log_graph:
             with self.exclusive():
                 self.experiment.watch(model, log=None, log_graph=True)
@@ -106,9 +104,8 @@ class WandbWatching(Logger):
             self._watches.append(Watch(model, log, log_freq, partial(self.step_or_current, None), self._show_watched))
 
     def _show_watched(self, histograms: Mapping[str, Any], step: int | None) -> None:
-        import wandb
-
-        self._show_all({name: wandb.Histogram(np_histogram=value) for name, value in histograms.items()}, step, None)
+        row = {name: made("Histogram", np_histogram=value) for name, value in histograms.items()}
+        self._send([self._row(row, step)], f"histograms of step {step}")
 
     def _send_watched(self) -> None:
         for watch in self._watches:
