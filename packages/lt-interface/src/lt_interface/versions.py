@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 from lt_interface.hyperparameters import number
 from lt_interface.logger import Logger
-from lt_interface.ranks import is_rank_zero
+from lt_interface.ranks import DummyExperiment, is_rank_zero
 
 __all__ = ["NamedLogger", "VersionedLogger", "claim_version", "files_are_gone", "last_version", "replace_text"]
 __all__ += ["unless_silent"]
@@ -104,6 +104,18 @@ class NamedLogger(Logger):
     def save_dir(self) -> str:
         """Return the folder below which everything of this machine lies."""
         return self._save_dir
+
+    @property
+    def experiment(self) -> Any:
+        """Return the tracker's own object, started at the first use; where the logger is silent, one that does nothing.
+
+        Raises:
+            ConfigError: If it cannot be started with these arguments.
+        """
+        return DummyExperiment() if self._is_silent() else self._started()
+
+    def _started(self) -> Any:
+        raise NotImplementedError
 
     def _is_silent(self) -> bool:
         """Return whether this process writes nothing."""

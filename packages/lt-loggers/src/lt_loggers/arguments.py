@@ -1,4 +1,4 @@
-"""Check what loggers are made with, before anything starts."""
+"""Checks of what loggers are made with, before anything starts."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def check_numbers(where: str, **given: Any) -> None:
         ConfigError: If one is not.
     """
     rule = "it must be a number of seconds"
-    _check(
-        where, {name: None if isinstance(value, bool) else value for name, value in given.items()}, (int, float), rule
-    )
+    _check(where, given, (int, float), rule)
     for name, value in given.items():
         if not value >= 0:
             raise ConfigError(Problem(f"{where}({name}={value!r})", f"{rule}, not below 0"))
@@ -64,5 +62,5 @@ def check_numbers(where: str, **given: Any) -> None:
 
 def _check(where: str, given: Mapping[str, Any], kinds: tuple[type, ...], rule: str) -> None:
     for name, value in given.items():
-        if not isinstance(value, kinds):
+        if isinstance(value, bool) or not isinstance(value, kinds):  # True is no number
             raise ConfigError(Problem(f"{where}({name}={value!r})", rule, type(value).__name__))

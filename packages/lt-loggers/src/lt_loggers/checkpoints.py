@@ -6,10 +6,12 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape, glob
 from typing import Any
 
+from lt_interface.hyperparameters import number, plain
 from lt_interface.versions import NamedLogger, unless_silent
 
 __all__ = ["Found", "KeepsCheckpoints", "new_checkpoints", "stage", "staging_folder"]
@@ -18,16 +20,8 @@ _STAGED = ".staged-"
 _cleaned: set[str] = set()  # the runs' folders that this process has looked through
 
 # What is read of a checkpoint callback, where it has it.
-_SETTINGS = (
-    "monitor",
-    "mode",
-    "save_last",
-    "save_top_k",
-    "save_weights_only",
-    "_every_n_train_steps",
-    "_every_n_epochs",
-    "_train_time_interval",
-)
+_SETTINGS = ["monitor", "mode", "save_last", "save_top_k", "save_weights_only"]
+_SETTINGS += ["_every_n_train_steps", "_every_n_epochs", "_train_time_interval"]
 
 
 @dataclass
@@ -116,9 +110,9 @@ def new_checkpoints(callback: Any, sent: dict[str, tuple[int, int]]) -> list[Fou
         if step:
             aliases.append(f"step-{int(step[1])}")
         metadata = {
-            "score": _number(score),
+            "score": _score(score),
             "original_filename": os.path.basename(os.path.normpath(path)),
-            type(callback).__name__: {key: _plain(value) for key, value in settings.items()},
+            type(callback).__name__: plain(settings),
         }
         found.append(Found(path, stamp, aliases, metadata))
     found.sort(key=lambda entry: entry.stamp)
@@ -166,12 +160,7 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+def _score(value: Any) -> float | None:
+    with suppress(TypeError):  # None, or no number
+        return number(value)
+    return None

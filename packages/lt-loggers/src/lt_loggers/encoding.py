@@ -1,4 +1,4 @@
-"""Turn pictures, figures and sounds of any kind into arrays and bytes that every tracker takes."""
+"""Pictures, figures and sounds of any kind as the arrays and bytes that every tracker takes."""
 
 from __future__ import annotations
 
@@ -46,12 +46,24 @@ def per_item(n: int, kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{name: values[i] for name, values in kwargs.items()} for i in range(n)]
 
 
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _without_torch(value: Any) -> Any:
+    """Return a tensor as an array on the CPU, floats in 32 bits at least; all else as it is."""
+    if not _is_tensor(value):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.is_floating_point() and value.element_size() < 4 else value).numpy()
+
+
 def finite(values: Any) -> NDArray[Any]:
     """Return the finite values of a tensor or array of any shape as an array (n,) of its own, in 64 bits."""
     import numpy as np
 
-    given = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
-    array = np.array(given, dtype=np.float64).ravel()
+    array = np.array(_without_torch(values), dtype=np.float64).ravel()
     return array[np.isfinite(array)]
 
 
@@ -77,15 +89,11 @@ def _picture(image: Any) -> NDArray[Any]:
         from PIL import Image
 
         with Image.open(image) as opened:
-            return _picture(opened.convert("RGBA" if "A" in opened.getbands() else "RGB"))
-    torch = sys.modules.get("torch")
-    is_tensor = torch is not None and isinstance(image, torch.Tensor)
-    if is_tensor:
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
-    elif type(image).__module__.startswith("PIL."):
+            return _picture(opened)
+    is_tensor = _is_tensor(image)
+    if type(image).__module__.startswith("PIL."):
         image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-    array = np.array(image)
+    array = np.array(_without_torch(image))
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3:
@@ -113,7 +121,10 @@ def render(figure: Any) -> NDArray[Any]:
     import numpy as np
 
     if hasattr(figure, "to_image"):
-        return _picture_of_bytes(figure.to_image(format="png"))
+        from PIL import Image
+
+        with Image.open(io.BytesIO(figure.to_image(format="png"))) as opened:
+            return np.array(opened.convert("RGBA"))
     if not hasattr(figure, "canvas"):
         fix = "Write axes.figure." if hasattr(figure, "figure") else "Show pictures with log_image."
         raise TypeError(f"log_figure: a figure must be one of matplotlib or plotly. Got {type(figure).__name__}. {fix}")
@@ -126,14 +137,6 @@ def render(figure: Any) -> NDArray[Any]:
         return np.array(canvas.buffer_rgba())
     finally:
         figure.set_canvas(before)
-
-
-def _picture_of_bytes(data: bytes) -> NDArray[Any]:
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as opened:
-        return np.array(opened.convert("RGBA"))
 
 
 def rows_of(
@@ -175,10 +178,7 @@ def frames(video: Any) -> NDArray[Any]:
             raise ValueError(f"{os.fspath(video)}: a video must be an animated picture or an array.") from None
         stacked: NDArray[Any] = np.stack(kept).transpose(0, 3, 1, 2)
         return stacked
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(video, torch.Tensor):
-        video = video.detach().cpu().numpy()
-    array = np.asarray(video)
+    array = np.asarray(_without_torch(video))
     if array.ndim != 4 or array.shape[1] not in _CHANNELS or not len(array):
         raise ValueError(f"a video must be an array (T, C, H, W) with 1, 3 or 4 channels. Got the shape {array.shape}.")
     taken: NDArray[Any] = np.nan_to_num(array).clip(0, 255).astype(np.uint8)
@@ -206,10 +206,7 @@ def _samples(sound: Any) -> NDArray[Any]:
     """Return a sound as 16-bit integers (channels, samples)."""
     import numpy as np
 
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(sound, torch.Tensor):
-        sound = sound.detach().cpu().numpy()
-    array = np.atleast_2d(np.asarray(sound))
+    array = np.atleast_2d(np.asarray(_without_torch(sound)))
     if array.ndim != 2:
         raise ValueError(f"a sound must have 1 or 2 dimensions. Got the shape {array.shape}.")
     if np.issubdtype(array.dtype, np.floating):

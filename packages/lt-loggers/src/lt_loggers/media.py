@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lt_interface.versions import NamedLogger, unless_silent
 from lt_loggers.encoding import as_list, finite, per_item, pictures
@@ -11,11 +11,18 @@ from lt_loggers.encoding import as_list, finite, per_item, pictures
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Media", "Sends"]
+__all__ = ["Media", "Options", "Sends", "named"]
 
 # What a tracker calls later, when the logger's turn comes; each is tried again alone where the tracker is away.
 Sends = Iterable[Callable[..., Any]]
 Options = Sequence[dict[str, Any]]
+T = TypeVar("T")
+
+
+def named(key: str, things: Sequence[T], separator: str = "/") -> Iterator[tuple[str, T]]:
+    """Yield each thing with a name of its own: ``key``, or of several ``key/0``, ``key/1`` and so on."""
+    for i, thing in enumerate(things):
+        yield (key if len(things) == 1 else f"{key}{separator}{i}"), thing
 
 
 class Media(NamedLogger):
@@ -27,6 +34,14 @@ class Media(NamedLogger):
     """
 
     _step_outside: int | None = 0
+
+    _put_images: Callable[[str, Sequence[NDArray[Any]], Options, int | None], Sends]  # pictures (H,W,C) of bytes
+    _put_figure: Callable[[str, Any, Mapping[str, Any], int | None], Sends]
+    _put_histogram: Callable[[str, NDArray[Any], int, int | None], Sends]  # finite values (n,), and how many bins
+    _put_text: Callable[[str, str, int | None], Sends]
+    _put_table: Callable[[str, Any, Any, Any, int | None], Sends]  # columns, data and data frame, as of log_table
+    _put_audios: Callable[[str, Sequence[Any], Options, int | None], Sends]
+    _put_videos: Callable[[str, Sequence[Any], Options, int | None], Sends]
 
     def _at(self, step: int | None) -> int | None:
         step = self.step_or_current(step)
@@ -161,28 +176,3 @@ class Media(NamedLogger):
         """
         options = per_item(len(as_list(key, "videos", videos)), kwargs)
         self._send(self._put_videos(key, videos, options, self._at(step)), f"video {key}")
-
-    def _put_images(self, key: str, arrays: Sequence[NDArray[Any]], options: Options, step: int | None) -> Sends:
-        """Show pictures (H,W,C) of bytes."""
-        raise NotImplementedError
-
-    def _put_figure(self, key: str, figure: Any, options: Mapping[str, Any], step: int | None) -> Sends:
-        raise NotImplementedError
-
-    def _put_histogram(self, key: str, values: NDArray[Any], bins: int, step: int | None) -> Sends:
-        """Show the distribution of finite values (n,)."""
-        raise NotImplementedError
-
-    def _put_text(self, key: str, text: str, step: int | None) -> Sends:
-        raise NotImplementedError
-
-    def _put_table(
-        self, key: str, columns: Sequence[Any] | None, data: Sequence[Any] | None, dataframe: Any, step: int | None
-    ) -> Sends:
-        raise NotImplementedError
-
-    def _put_audios(self, key: str, audios: Sequence[Any], options: Options, step: int | None) -> Sends:
-        raise NotImplementedError
-
-    def _put_videos(self, key: str, videos: Sequence[Any], options: Options, step: int | None) -> Sends:
-        raise NotImplementedError

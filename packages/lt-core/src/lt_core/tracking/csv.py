@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_core.notices import warn
-from lt_interface import ConfigError, DummyExperiment, Problem, Record
+from lt_interface import ConfigError, Problem, Record
 from lt_interface.hyperparameters import plain_dict
 from lt_interface.versions import VersionedLogger, files_are_gone, replace_text, unless_silent
 
@@ -71,15 +71,12 @@ class CSVLogger(VersionedLogger):
         self._opened = True  # nobody wrote in a folder that was made just now
         return super()._claim()
 
-    @property
-    def experiment(self) -> Any:
+    def _started(self) -> Any:
         """Return the logger itself, its folder made; an older run's metrics in it get another name.
 
         Raises:
             ConfigError: If nothing can be written there.
         """
-        if self._is_silent():
-            return DummyExperiment()
         try:
             os.makedirs(self.log_dir, exist_ok=True)
             if not self._opened:

@@ -14,10 +14,10 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
-from lt_interface import ConfigError, DummyExperiment, MisconfigurationException, Problem, Record
+from lt_interface import ConfigError, MisconfigurationException, Problem, Record
 from lt_interface.versions import unless_silent
 from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts, missing
-from lt_loggers.mlflow.client import calling, default_uri, without_secret
+from lt_loggers.mlflow.client import ask, default_uri, without_secret
 from lt_loggers.mlflow.media import MLFlowMedia
 from lt_loggers.mlflow.params import MLFlowParams
 from lt_loggers.mlflow.run import FIRST_LOOK_SECONDS
@@ -111,15 +111,12 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         self._system_metrics: SystemMetrics | None = None
         self._samples = itertools.count()
 
-    @property
-    def experiment(self) -> Any:
+    def _started(self) -> Any:
         """Return an ``MlflowClient``; the run is made at the first use.
 
         Raises:
             ConfigError: If the server does not answer and the run may not go on without it.
         """
-        if self._is_silent():
-            return DummyExperiment()
         _ = self.version
         if self._log_system_metrics and self._system_metrics is None:
             self._system_metrics = SystemMetrics(lambda found: self.log_metrics(found, next(self._samples)))
@@ -218,8 +215,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
             metrics = self._missing(client, metrics)
         for start in range(0, len(metrics), _METRICS):
             try:
-                with calling():
-                    client.log_batch(self._run_id, metrics=metrics[start : start + _METRICS])
+                ask(client.log_batch, self._run_id, metrics=metrics[start : start + _METRICS])
             except ValueError as error:
                 self._check_run(client, error)
                 raise
@@ -229,8 +225,8 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
     def _check_run(self, client: Any, refusal: ValueError) -> None:
         """Raise a ConnectionError where the run is gone, which may be restored, and no value was refused."""
         stage = "deleted"
-        with suppress(ValueError), calling():
-            stage = client.get_run(self._run_id).info.lifecycle_stage
+        with suppress(ValueError):
+            stage = ask(client.get_run, self._run_id).info.lifecycle_stage
         if stage == "deleted":
             raise ConnectionError(f"run {self._run_id} was deleted on the server. Restore it there.") from refusal
 
@@ -238,9 +234,8 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         """Keep as text what MLflow turns into the largest number that it has."""
         for metric in metrics:
             if math.isinf(metric.value) and metric.key not in self._infinite:
-                with calling():
-                    text = f"{metric.value} at step {metric.step}"
-                    client.set_tag(self._run_id, f"infinite.{metric.key}", text)
+                text = f"{metric.value} at step {metric.step}"
+                ask(client.set_tag, self._run_id, f"infinite.{metric.key}", text)
                 self._infinite.add(metric.key)
                 self._warn_once(
                     "infinite",
@@ -250,8 +245,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
 
     def _missing(self, client: Any, metrics: list[Any]) -> list[Any]:
         """Return those that the server does not have."""
-        with calling():
-            data = client.get_run(self._run_id).data
+        data = ask(client.get_run, self._run_id).data
         latest = {m.key: (m.step, m.timestamp) for m in getattr(data, "_metric_objs", ())}
         known: dict[str, Counter[tuple[int, int, str]]] = {}
         for metric in metrics:
@@ -259,8 +253,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
             # What comes behind the newest that is there is not there; only else is the history read.
             if metric.key in known or newest is None or (metric.step, metric.timestamp) > newest:
                 continue
-            with calling(60.0):
-                history = client.get_metric_history(self._run_id, metric.key)
+            history = ask(client.get_metric_history, self._run_id, metric.key, timeout=60.0)
             known[metric.key] = Counter(_identity(entry) for entry in history)
         missing = []
         for metric in metrics:
@@ -291,8 +284,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
                 client = self._connected(FIRST_LOOK_SECONDS)
                 self._send_final_checkpoints()
                 if not self._is_users_own():
-                    with calling():
-                        client.set_terminated(self._run_id, _STATUSES.get(status, "FINISHED"))
+                    ask(client.set_terminated, self._run_id, _STATUSES.get(status, "FINISHED"))
             except (ConnectionError, ValueError) as error:
                 if self._feed is not None:  # it says so, and how to end the run later
                     raise

@@ -13,8 +13,8 @@ from typing import Any
 
 from lt_loggers.checkpoints import Found, KeepsCheckpoints
 from lt_loggers.encoding import gif, png, render, rows_of, wav
-from lt_loggers.media import Media, Options, Sends
-from lt_loggers.mlflow.client import calling
+from lt_loggers.media import Media, Options, Sends, named
+from lt_loggers.mlflow.client import ask
 from lt_loggers.mlflow.run import MLFlowRun
 
 __all__ = ["MLFlowMedia"]
@@ -32,14 +32,11 @@ class MLFlowMedia(MLFlowRun, Media, KeepsCheckpoints):
         super()._send([partial(self._at_the_server, send) for send in sends], what)
 
     def _at_the_server(self, send: Callable[[Any, str], Any]) -> None:
-        client = self._connected()
-        with calling(_MEDIA_SECONDS):
-            send(client, str(self._run_id))
+        ask(send, self._connected(), str(self._run_id), timeout=_MEDIA_SECONDS)
 
     def _put_images(self, key: str, arrays: Sequence[Any], options: Options, step: int | None) -> Sends:
         def send(client: Any, run_id: str) -> None:
-            for i, array in enumerate(arrays):
-                name = _path(key) if len(arrays) == 1 else f"{_path(key)}_{i}"
+            for name, array in named(_path(key), arrays, "_"):
                 if hasattr(client, "log_image"):
                     shown = array.repeat(3, axis=2) if array.shape[2] == 1 else array
                     client.log_image(run_id, shown, key=name, step=step, synchronous=True)

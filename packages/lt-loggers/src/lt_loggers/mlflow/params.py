@@ -6,7 +6,7 @@ from typing import Any
 
 from lt_interface.hyperparameters import flatten, plain_dict
 from lt_interface.versions import unless_silent
-from lt_loggers.mlflow.client import calling
+from lt_loggers.mlflow.client import ask
 from lt_loggers.mlflow.run import MLFlowRun
 
 __all__ = ["MLFlowParams"]
@@ -35,8 +35,7 @@ class MLFlowParams(MLFlowRun):
 
     def _send_new_params(self, params: dict[str, str]) -> None:
         client = self._connected()
-        with calling():
-            there = client.get_run(self._run_id).data.params
+        there = ask(client.get_run, self._run_id).data.params
         changed = [key for key, value in params.items() if key in there and not _is_kept(there[key], value)]
         if changed:
             names = ", ".join(changed[:5])
@@ -51,8 +50,7 @@ class MLFlowParams(MLFlowRun):
             for longest in _LONGEST_VALUES:
                 part = items[start : start + _PARAMS]
                 try:
-                    with calling():
-                        client.log_batch(self._run_id, params=[Param(key, value[:longest]) for key, value in part])
+                    ask(client.log_batch, self._run_id, params=[Param(key, value[:longest]) for key, value in part])
                 except ValueError:
                     if longest == _LONGEST_VALUES[-1]:
                         raise

@@ -10,7 +10,7 @@ from typing import Any
 
 from lt_interface import ConfigError, Problem
 from lt_interface.versions import NamedLogger, replace_text
-from lt_loggers.mlflow.client import calling, make_client, redacted, without_secret
+from lt_loggers.mlflow.client import ask, calling, make_client, redacted, without_secret
 from lt_loggers.mlflow.names import accepted
 
 __all__ = ["FIRST_LOOK_SECONDS", "MLFlowRun"]
@@ -124,32 +124,27 @@ class MLFlowRun(NamedLogger):
             self._run_id = self._find_run(client)
         else:
             try:
-                with calling(timeout):
-                    info = client.get_run(self._run_id).info
+                info = ask(client.get_run, self._run_id, timeout=timeout).info
             except ValueError as error:
                 where = f"MLFlowLogger(run_id={self._run_id!r})"
                 raise ConfigError(Problem(where, "this run must exist", str(error), "Leave run_id out.")) from error
             self._experiment_id = info.experiment_id
             if info.status != "RUNNING":
-                with calling():
-                    client.update_run(self._run_id, status="RUNNING")
+                ask(client.update_run, self._run_id, status="RUNNING")
         self._ready = True
         if self._folder is not None:
             self._remember()
 
     def _find_experiment(self, client: Any, timeout: float) -> str:
-        with calling(timeout):
-            found = client.get_experiment_by_name(self._experiment_name)
+        found = ask(client.get_experiment_by_name, self._experiment_name, timeout=timeout)
         if found is None:
             place = self._artifact_location
             if place is None and self._uri.startswith("sqlite:"):
                 place = f"file://{os.path.join(self._save_dir, 'artifacts', accepted(self._experiment_name))}"
             try:
-                with calling():
-                    return str(client.create_experiment(self._experiment_name, artifact_location=place))
+                return str(ask(client.create_experiment, self._experiment_name, artifact_location=place))
             except ValueError:  # another run was faster
-                with calling():
-                    found = client.get_experiment_by_name(self._experiment_name)
+                found = ask(client.get_experiment_by_name, self._experiment_name)
         if found is None or found.lifecycle_stage == "deleted":
             where = f"MLFlowLogger(experiment_name={self._experiment_name!r})"
             fix = "Restore it on the server, or choose another name."
@@ -159,8 +154,7 @@ class MLFlowRun(NamedLogger):
     def _find_run(self, client: Any) -> str:
         """Make the run; where an earlier try may have made it, look for it first."""
         if self._maybe_created:
-            with calling():
-                found = client.search_runs([self._experiment_id], f"tags.`{_TOKEN}` = '{self._token}'")
+            found = ask(client.search_runs, [self._experiment_id], f"tags.`{_TOKEN}` = '{self._token}'")
             if found:
                 return str(found[0].info.run_id)
         from mlflow.tracking.context.registry import resolve_tags

@@ -10,22 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "check_for_room",
-    "event_file_of",
-    "is_there",
-    "media_at",
-    "remove_empty",
-    "runs_below",
-    "scalars",
-    "shown",
-    "wait_for_a_later_name",
-    "with_status",
-    "written_at_once",
-]
+__all__ = ["check_for_room", "event_file_of", "is_there", "media_at", "remove_empty", "runs_below", "scalars", "shown"]
+__all__ += ["wait_for_a_later_name", "with_status", "written_at_once"]
 
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 _START = 1  # SessionLog.START
@@ -146,8 +136,6 @@ def is_there(path: str, inode: int) -> bool:
 
 def with_status(summary: Any, status: str) -> Any:
     """Return a summary whose session of hyper-parameters ended in failure, where it is the one that tells."""
-    from importlib import import_module
-
     for value in summary.value:
         if value.tag == "_hparams_/session_end_info":
             data = import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData()

@@ -14,19 +14,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lt_interface import ConfigError, DummyExperiment, MisconfigurationException, Problem, Record
+from lt_interface import ConfigError, MisconfigurationException, Problem, Record
 from lt_interface.hyperparameters import flatten, plain_dict
 from lt_interface.versions import VersionedLogger, files_are_gone, replace_text, unless_silent
 from lt_loggers.arguments import check_choice, check_numbers, check_paths, missing
-from lt_loggers.tensorboard.event_files import (
-    check_for_room,
-    event_file_of,
-    is_there,
-    remove_empty,
-    wait_for_a_later_name,
-    with_status,
-    written_at_once,
-)
+from lt_loggers.tensorboard import event_files
 from lt_loggers.tensorboard.media import TensorBoardMedia
 
 if TYPE_CHECKING:
@@ -89,8 +81,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
                 "Log to a local folder and copy it, or mount the remote one."
             )
         super().__init__(os.path.expanduser(os.fspath(save_dir)), name, version, prefix, delivery, flush_timeout)
-        self._log_graph = log_graph
-        self._default_hp_metric = default_hp_metric
+        self._log_graph, self._default_hp_metric = log_graph, default_hp_metric
         self._sub_dir = None if sub_dir is None else os.path.expanduser(os.path.expandvars(os.fspath(sub_dir)))
         self._kwargs = kwargs
         self.hparams: dict[str, Any] = {}
@@ -103,8 +94,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
         self._is_read = self._replaces = False
         self._sequence = -1  # of the last record that was written
         self._event_file: tuple[str, int] | None = None
-        self._has_hp_metric = False
-        self._has_graph = False
+        self._has_hp_metric = self._has_graph = False
 
     @property
     def log_dir(self) -> str:
@@ -117,22 +107,19 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
         """Return the folder inside the version's, or None."""
         return self._sub_dir
 
-    @property
-    def experiment(self) -> Any:
-        """Return the ``SummaryWriter``, started at the first use."""
-        if self._is_silent():
-            return DummyExperiment()
+    def _started(self) -> Any:
+        """Return the ``SummaryWriter``."""
         with self.exclusive():
             if self._writer is None or self._writer_pid != os.getpid():  # a forked writer has lost its thread
                 is_first = self._writer is None and not self._is_read and not self._replaces
                 try:
                     if self._replaces:
-                        check_for_room(self.log_dir)
-                        wait_for_a_later_name(self.log_dir)
+                        event_files.check_for_room(self.log_dir)
+                        event_files.wait_for_a_later_name(self.log_dir)
                     self._writer = self._open(self.log_dir, self._purge_step)
-                    self._event_file = event_file_of(self._writer)
+                    self._event_file = event_files.event_file_of(self._writer)
                 except OSError as error:
-                    remove_empty(self.log_dir)
+                    event_files.remove_empty(self.log_dir)
                     raise (self._unwritable(error) if is_first else error) from error
                 for event in self._shown_again:
                     self._writer._get_file_writer().event_writer.add_event(event)
@@ -151,14 +138,12 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
         Raises:
             OSError: If nothing can be written.
         """
-        from lt_loggers.tensorboard.event_files import scalars
-
         with self.exclusive():
             again = bool(records) and records[0].sequence <= self._sequence
             if unsure and (again or not self._is_read):
                 if self._writer is not None and self._writer_pid == os.getpid():
                     self._writer.flush()
-                self._known = scalars(self.log_dir, _event_type())
+                self._known = event_files.scalars(self.log_dir, _event_type())
                 self._is_read = True
             self._check_file()
             self._sequence = records[-1].sequence if records else self._sequence
@@ -228,10 +213,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
 
     @unless_silent
     def log_hyperparams(
-        self,
-        params: Any,
-        metrics: Mapping[str, Any] | float | None = None,
-        step: int | None = None,
+        self, params: Any, metrics: Mapping[str, Any] | float | None = None, step: int | None = None
     ) -> None:
         """Write hyper-parameters to ``hparams.yaml`` and TensorBoard's table of runs.
 
@@ -240,12 +222,11 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
             metrics: What the table shows beside them, or one number for ``hp_metric``.
             step: The step of the metrics, 0 if left out.
         """
-        given = plain_dict(params)
         shown: Mapping[str, Any] = {"hp_metric": -1.0} if self._default_hp_metric else {}
         if metrics is not None:
             shown = metrics if isinstance(metrics, Mapping) else {"hp_metric": metrics}
         with self.exclusive():
-            self.hparams.update(given)
+            self.hparams.update(plain_dict(params))
         self.later(lambda: self._write_table(shown, step, metrics is not None), "hyper-parameters")
 
     def _write_table(self, shown: Mapping[str, Any], step: int | None, is_given: bool) -> None:
@@ -274,9 +255,8 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
             return
         example = getattr(model, "example_input_array", None) if input_array is None else input_array
         if example is None:
-            self.tell(
-                "TensorBoardLogger(log_graph=True): the graph needs an input. Set example_input_array on the module.",
-            )
+            where = "TensorBoardLogger(log_graph=True)"
+            self.tell(f"{where}: the graph needs an input. Set example_input_array on the module.")
             return
         try:
             with self.exclusive(), _undisturbed(model):
@@ -293,27 +273,25 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
         Returns:
             True: the whole history may be sent again, what is there already is passed over.
         """
-        from lt_loggers.tensorboard.event_files import media_at, runs_below, scalars, shown
-
         with self.exclusive():
             self._close()
             if version is not None:
                 self._version = version
             folder = self.log_dir
             # Of a resumed run, what is there already is not written a second time.
-            steps, self._has_graph = shown(folder, _event_type())
+            steps, self._has_graph = event_files.shown(folder, _event_type())
             self._present = {tag: min(last, step) for tag, last in steps.items()}
             self._has_hp_metric = any(tag.endswith("hp_metric") for tag in self._present)
-            self._known = scalars(folder, _event_type())
+            self._known = event_files.scalars(folder, _event_type())
             for identity in [identity for identity in self._known if identity[1] > step]:
                 del self._known[identity]
             self._is_read = True
             self._purge_step = step + 1
             # After the last step before the checkpoint `global_step` is one more: where a validation's pictures stand.
-            self._shown_again = media_at(folder, step + 1, _event_type())
-            for run in (folder, *runs_below(folder)):
-                wait_for_a_later_name(run)
-            for run in runs_below(folder):
+            self._shown_again = event_files.media_at(folder, step + 1, _event_type())
+            for run in (folder, *event_files.runs_below(folder)):
+                event_files.wait_for_a_later_name(run)
+            for run in event_files.runs_below(folder):
                 self._open(run, step + 1).close()
         return True
 
@@ -334,7 +312,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
 
     def _check_file(self) -> None:
         """Start over where somebody removed the files: what was in them has to come again."""
-        if self._event_file is None or is_there(*self._event_file):
+        if self._event_file is None or event_files.is_there(*self._event_file):
             return
         path = self._event_file[0]
         with suppress(OSError):
@@ -365,7 +343,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
         writer = self.experiment._get_file_writer()  # add_hparams would open a run of its own
         for summary in hparams(flatten(self.hparams), {}):
             if any(value.tag == tag for value in summary.value):
-                writer.add_summary(summary if status == "success" else with_status(summary, status))
+                writer.add_summary(summary if status == "success" else event_files.with_status(summary, status))
 
     def replay_state(self) -> dict[str, Any]:
         """Return what finds this run again."""
@@ -382,7 +360,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
     def from_replay_state(cls, state: Mapping[str, Any]) -> TensorBoardLogger:
         """Return a logger of the run that `replay_state` described."""
         made = cls(**state)
-        wait_for_a_later_name(made.log_dir)
+        event_files.wait_for_a_later_name(made.log_dir)
         return made
 
     def _close(self) -> None:
@@ -403,7 +381,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
             raise MisconfigurationException(
                 f"TensorBoardLogger: SummaryWriter refuses its arguments. {error}"
             ) from None
-        return written_at_once(writer)
+        return event_files.written_at_once(writer)
 
     def _write_hparams(self) -> None:
         import yaml

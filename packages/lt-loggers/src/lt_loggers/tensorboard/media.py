@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from lt_loggers.encoding import frames, mono, render, rows_of
-from lt_loggers.media import Media, Options, Sends
+from lt_loggers.media import Media, Options, Sends, named
 
 __all__ = ["TensorBoardMedia"]
-
-T = TypeVar("T")
 
 
 class TensorBoardMedia(Media):
     """Media of `TensorBoardLogger`, each under a tag; several things get the tags ``key/0``, ``key/1`` and so on."""
 
     def _add_images(self, key: str, arrays: Sequence[Any], step: int | None) -> None:
-        for tag, array in _tagged(key, arrays):
+        for tag, array in named(key, arrays):
             self.experiment.add_image(tag, array, step, dataformats="HWC")
 
     def _put_images(self, key: str, arrays: Sequence[Any], options: Options, step: int | None) -> Sends:
@@ -47,7 +45,7 @@ class TensorBoardMedia(Media):
         sounds = [mono(sound, option.get("sample_rate")) for sound, option in zip(audios, options, strict=True)]
 
         def write() -> None:
-            for tag, (array, rate) in _tagged(key, sounds):
+            for tag, (array, rate) in named(key, sounds):
                 self.experiment.add_audio(tag, array, step, sample_rate=rate)
 
         return [write]
@@ -57,8 +55,3 @@ class TensorBoardMedia(Media):
         # (T, C, H, W) to (H, T * W, C)
         strips = [f.transpose(2, 0, 3, 1).reshape(f.shape[2], -1, f.shape[1]) for f in map(frames, videos)]
         return [partial(self._add_images, key, strips, step)]
-
-
-def _tagged(key: str, things: Sequence[T]) -> Iterator[tuple[str, T]]:
-    for i, thing in enumerate(things):
-        yield (key if len(things) == 1 else f"{key}/{i}"), thing

@@ -6,27 +6,18 @@ import os
 import secrets
 import string
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from lt_interface import ConfigError, DummyExperiment, MisconfigurationException, Problem, is_rank_zero
+from lt_interface import ConfigError, MisconfigurationException, Problem, is_rank_zero
 from lt_interface.hyperparameters import number, plain_dict
 from lt_interface.versions import unless_silent
 from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts, missing
 from lt_loggers.wandb.checkpoints import WandbCheckpoints
-from lt_loggers.wandb.run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, open_run, start_run
-from lt_loggers.wandb.transaction_log import (
-    MARK,
-    Mark,
-    TransactionLog,
-    logs_of,
-    mark_of,
-    server_marks,
-    uploaded,
-    wait_for_writers,
-)
+from lt_loggers.wandb.run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, is_open, open_run, start_run
+from lt_loggers.wandb.transaction_log import MARK, KnownRows, mark_of
 from lt_loggers.wandb.watch import WandbWatching
 
 if TYPE_CHECKING:
@@ -118,27 +109,17 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         folder = os.path.abspath(os.path.expanduser(os.fspath(save_dir if dir is None else dir)))
         super().__init__(folder, prefix, delivery, flush_timeout)
         self._display_name = None if name is None else str(name)
-        self._offline = offline
         self._id = id if id is not None else None if version is None else str(version)
-        self._anonymous = anonymous
-        self._project = project
-        self._log_model = log_model
-        self._given = experiment
-        self._checkpoint_name = checkpoint_name
-        self._add_file_policy = add_file_policy
-        self._per_rank = per_rank
-        self._kwargs = kwargs
-        self._is_identified = False
+        self._project, self._given, self._is_identified = project, experiment, False
+        self._offline, self._anonymous, self._per_rank, self._kwargs = offline, anonymous, per_rank, kwargs
+        self._log_model, self._checkpoint_name, self._add_file_policy = log_model, checkpoint_name, add_file_policy
         self._watches = []
         self._forget_run()
 
     def _forget_run(self) -> None:
         self._open: OpenRun | None = None
-        self._old_logs: dict[str, TransactionLog] = {}  # of earlier processes and earlier starts
-        self._server_marks: set[Mark] | None = None
+        self._known = KnownRows()
         self._axes: dict[str, str] = {}
-
-    # Identity
 
     @property
     def name(self) -> str:
@@ -207,18 +188,13 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         self._kwargs.setdefault("job_type", f"rank-{rank}")
         return "" if rank == "0" or self._id is None else f"-rank-{rank}"
 
-    # The run
-
-    @property
-    def experiment(self) -> Any:
-        """Return the ``wandb.Run``, started at the first use.
+    def _started(self) -> Any:
+        """Return the ``wandb.Run``.
 
         Raises:
             MisconfigurationException: If there is no API key and the run is not offline.
             ConnectionError: If W&B's own process does not work.
         """
-        if self._is_silent():
-            return DummyExperiment()
         return self._opened().run
 
     def _opened(self) -> OpenRun:
@@ -234,7 +210,7 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         opened = open_run(self._id)
         if opened is None:
             close_idle_runs()
-            opened = OpenRun(self._given, False) if self._given_is_open() else self._start()
+            opened = OpenRun(self._given, False) if is_open(self._given) else self._start()
         opened.users.add(self)
         self._axes.clear()
         opened.run.define_metric(_STEP)
@@ -246,19 +222,13 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
             os.makedirs(self._save_dir, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
-        options: dict[str, Any] = {
-            "name": self._display_name,
-            "project": self._project,
-            "dir": self._save_dir,
-            "id": self._id,
-            "resume": "allow",
-        }
+        options: dict[str, Any] = {"name": self._display_name, "dir": self._save_dir, "resume": "allow"}
+        if not os.environ.get("WANDB_SWEEP_ID"):  # else the agent names the run
+            options |= {"project": self._project, "id": self._id}
         if self._anonymous is not None:
             options["anonymous"] = self._anonymous
         if self._offline:
             options["mode"] = "offline"
-        if os.environ.get("WANDB_SWEEP_ID"):  # the agent says which run this is
-            options = {key: value for key, value in options.items() if key not in ("id", "project")}
         run, trouble = start_run({**options, **self._kwargs}, self.flush_timeout, bool(self._log_model))
         opened = OpenRun(run, True)
         self._id = run.id
@@ -269,11 +239,6 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
                 f"Send it later with: wandb sync {os.path.dirname(run.settings.sync_file)}",
             )
         return opened
-
-    def _given_is_open(self) -> bool:
-        return self._given is not None and not getattr(self._given, "_is_finished", False)
-
-    # Metrics
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Write one row.
@@ -303,7 +268,9 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         """
         with self.exclusive():
             opened = self._opened()
-            known = self._known(opened) if unsure else frozenset()
+            known: Any = frozenset()
+            if unsure:
+                known = self._known.marks(opened, self._save_dir, self._is_offline(), self.flush_timeout)
             for record in records:
                 if mark_of(record.sequence, record.time) in known:
                     continue
@@ -333,8 +300,6 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         given = plain_dict(params)
         if given:
             self.later(lambda: self._opened().configure(given), "hyper-parameters")
-
-    # Delivery
 
     def save(self) -> None:
         """Return when the transaction log has all rows that were sent.
@@ -408,41 +373,6 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         mode = self._kwargs.get("mode") or os.environ.get("WANDB_MODE")
         return self._offline or mode in ("offline", "dryrun")
 
-    def _known(self, opened: OpenRun) -> set[Mark]:
-        """Return the marks of the records that are in the run, or on their way there.
-
-        Offline, that is what all transaction logs of the run hold. Online, what a dead process wrote to its
-        log may not have reached the server.
-        """
-        known = set(opened.owed)
-        if opened.log is not None:
-            opened.log.refresh()
-            known.update(opened.log.marks)
-        kept = self._logs(opened, offline=True)
-        sent = self._logs(opened, offline=False)
-        for log in kept if not self._is_offline() else [*kept, *sent]:
-            known.update(log.marks)
-        start = int(getattr(opened.run, "starting_step", 0))
-        if not self._is_offline() and start > 0:
-            known |= uploaded(sent, start)
-            if not set().union(*(log.steps for log in sent)).issuperset(range(start)):
-                if self._server_marks is None:
-                    self._server_marks = server_marks(opened.run.path, self.flush_timeout)
-                known |= self._server_marks
-        return known
-
-    def _logs(self, opened: OpenRun, offline: bool) -> list[TransactionLog]:
-        """Return what earlier processes, and earlier starts of this one, wrote of the run."""
-        own = "" if opened.log is None else os.path.realpath(opened.log.path)
-        paths = [path for path in logs_of(self._save_dir, self.version, offline) if os.path.realpath(path) != own]
-        wait_for_writers([path for path in paths if path not in self._old_logs], self.flush_timeout)
-        logs = [self._old_logs.setdefault(path, TransactionLog(path)) for path in paths]
-        for log in logs:
-            log.refresh()
-        return logs
-
-    # Rows
-
     def _name_of(self, key: str) -> str:
         """Return a metric's name in W&B: with the prefix, and never one that W&B takes for itself."""
         name = self._prefixed(key)
@@ -486,12 +416,9 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
             opened = self._opened()
             opened.send({**row, **({} if step is None else {_STEP: int(step)})}, opened.next_call())
 
-    def _guarded(self, call: Callable[[], Any]) -> None:
-        self._opened().guarded(call)
-
     def __getstate__(self) -> dict[str, Any]:
         _ = self.version  # a copy in another process is of the same run
-        return {**super().__getstate__(), "_given": None, "_open": None, "_old_logs": {}, "_watches": []}
+        return {**super().__getstate__(), "_given": None, "_open": None, "_known": KnownRows(), "_watches": []}
 
 
 # What torchrun and Slurm set to the same value on all processes of a run.

@@ -12,7 +12,7 @@ from typing import Any
 from lt_interface import MisconfigurationException
 from lt_loggers.checkpoints import stage, staging_folder
 from lt_loggers.encoding import frames, gif, render, wav
-from lt_loggers.media import Media, Options, Sends
+from lt_loggers.media import Media, Options, Sends, named
 
 __all__ = ["WandbMedia", "made"]
 
@@ -78,11 +78,9 @@ class WandbMedia(Media):
             rate = int(option.pop("sample_rate", None) or 44100)
             path = _file(folder, index, sound, ".wav", wav, rate)
             shown.append(made("Audio", path, sample_rate=rate, **option))
-        if find_spec("soundfile"):
-            return [self._row({key: shown}, step, folder)]
         # wandb takes a list with that package only, and one sound without
-        names = [f"{key}/{index}" for index in range(len(shown))] if len(shown) > 1 else [key]
-        return [self._row(dict(zip(names, shown, strict=True)), step, folder)]
+        row = {key: shown} if find_spec("soundfile") else dict(named(key, shown))
+        return [self._row(row, step, folder)]
 
     def _put_videos(self, key: str, videos: Sequence[Any], options: Options, step: int | None) -> Sends:
         """Keep arrays as animated pictures; a format other than gif needs wandb's own encoder."""
@@ -91,9 +89,10 @@ class WandbMedia(Media):
         for index, (video, option) in enumerate(zip(videos, options, strict=True)):
             if _is_file(video) or option.get("format") in (None, "gif"):
                 fps = float(option.pop("fps", None) or 4)  # a file has its own
-                shown.append(made("Video", _file(folder, index, video, ".gif", gif, fps), **option))
+                kept: Any = _file(folder, index, video, ".gif", gif, fps)
             else:
-                shown.append(made("Video", frames(video), **option))
+                kept = frames(video)
+            shown.append(made("Video", kept, **option))
         return [self._row({key: shown}, step, folder)]
 
     def _row(self, values: Mapping[str, Any], step: int | None, folder: str | None = None) -> Callable[[], None]:

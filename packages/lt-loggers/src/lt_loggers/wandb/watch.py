@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,14 @@ __all__ = ["WandbWatching"]
 BINS = 64
 
 
+@dataclass(eq=False)
 class Watch:
     """Histograms gathered while gradients are computed, a row for each step.
 
     wandb's own hooks would put them beside whatever row is written next, which is another step's where rows are
     written behind the loop's back.
 
-    Args:
+    Attributes:
         model: The model.
         log: ``"gradients"``, ``"parameters"`` or ``"all"``.
         every: Every how many gradients of a parameter.
@@ -32,35 +34,32 @@ class Watch:
         send: Takes histograms by name, as counts and edges, and their step.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        log: str,
-        every: int,
-        now: Callable[[], int | None],
-        send: Callable[[Mapping[str, Any], int | None], None],
-    ) -> None:
-        self.model = model
-        self._log, self._every, self._now, self._send = log, every, now, send
+    model: nn.Module
+    log: str
+    every: int
+    now: Callable[[], int | None]
+    send: Callable[[Mapping[str, Any], int | None], None]
+
+    def __post_init__(self) -> None:
         self._row: dict[str, Any] = {}
         self._step: int | None = None
         self._counts: dict[str, int] = {}
-        watched = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        watched = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         hooks: list[tuple[Any, Callable[[Any], None]]] = [(p, partial(self._note, name, p)) for name, p in watched]
         self._handles = [p.register_hook(hook) for p, hook in hooks]
-        self._whole = len(watched) * (2 if log == "all" else 1)
+        self._whole = len(watched) * (2 if self.log == "all" else 1)
 
     def _note(self, name: str, parameter: Tensor, gradient: Tensor) -> None:
         self._counts[name] = self._counts.get(name, 0) + 1
-        if self._counts[name] % self._every:
+        if self._counts[name] % self.every:
             return
-        step = self._now()
+        step = self.now()
         if step != self._step or f"gradients/{name}" in self._row or f"parameters/{name}" in self._row:
             self.flush()
             self._step = step
-        if self._log != "parameters":
+        if self.log != "parameters":
             self._row[f"gradients/{name}"] = _histogram(gradient)
-        if self._log != "gradients":
+        if self.log != "gradients":
             self._row[f"parameters/{name}"] = _histogram(parameter)
         if len(self._row) == self._whole:
             self.flush()
@@ -69,7 +68,7 @@ class Watch:
         """Send what was gathered."""
         row, self._row = self._row, {}
         if row:
-            self._send(row, self._step)
+            self.send(row, self._step)
 
     def end(self) -> None:
         """Send the rest and let go of the model."""
