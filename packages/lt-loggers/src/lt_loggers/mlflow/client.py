@@ -112,7 +112,7 @@ def _meant(error: Exception) -> Exception:
 
 
 def _status_of(error: Exception) -> int | None:
-    """Return the HTTP status that an error of MLflow tells of in its text, where its code is only derived from it."""
+    """Return the HTTP status in the text of an error of MLflow, where its code is only derived from it."""
     found = re.search(r"failed with error code (\d{3})", str(error))
     return int(found[1]) if found else None
 

@@ -302,7 +302,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
 
 
 def _identity(metric: Any) -> tuple[int, int, str]:
-    """Return what tells a value of a metric from others, as every store keeps it."""
+    """Return what identifies a value of a metric, as every store keeps it."""
     value = float(metric.value)
     if math.isinf(value):
         value = math.copysign(_LARGEST, value)

@@ -72,7 +72,7 @@ def scalars(folder: str | os.PathLike[str], event_type: Any) -> Counter[tuple[st
 
 
 def event_file_of(writer: Any) -> tuple[str, int] | None:
-    """Return the path and the inode of the file that a SummaryWriter writes to, where it tells."""
+    """Return the path and the inode of the file that a SummaryWriter writes to, where it has them."""
     inner = getattr(getattr(writer, "file_writer", None), "event_writer", None)
     path = getattr(inner, "_file_name", None) or getattr(getattr(inner, "_ev_writer", None), "_file_name", None)
     return (path, os.stat(path).st_ino) if path and os.path.exists(path) else None
@@ -135,7 +135,7 @@ def is_there(path: str, inode: int) -> bool:
 
 
 def with_status(summary: Any, status: str) -> Any:
-    """Return a summary whose session of hyper-parameters ended in failure, where it is the one that tells."""
+    """Return a summary of hyper-parameters with the status of their session, where it holds one."""
     for value in summary.value:
         if value.tag == "_hparams_/session_end_info":
             data = import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData()
