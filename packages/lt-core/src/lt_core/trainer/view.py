@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lt_core.config.flags import TrainerConfig
     from lt_core.data.feed import Feed
     from lt_core.metrics.results import Results
-    from lt_core.optim.wrapper import SchedulerConfig
+    from lt_core.optim.parse import SchedulerConfig
     from lt_core.state.progress import Progress
     from lt_core.tracking.history import History
     from lt_interface import Accelerator, Collectives, Precision, Strategy
