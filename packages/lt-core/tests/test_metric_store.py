@@ -20,11 +20,11 @@ from lt_core.metrics.store import (
     EVAL_EPOCH_START,
     EVAL_STEP,
     FORBIDDEN,
-    SILENT,
     TRAIN_EPOCH_END,
     TRAIN_EPOCH_START,
     TRAIN_STEP,
     MetricStore,
+    SilentStore,
 )
 from lt_interface.errors import MisconfigurationException
 
@@ -168,8 +168,7 @@ def test_forbidden_places_name_the_hook() -> None:
 
 def test_barebones_drops_with_one_warning() -> None:
     """Switched off, any call is accepted and dropped, and one warning tells."""
-    store = training()
-    store.scope = SILENT
+    store = SilentStore()
     with pytest.warns(UserWarning, match="barebones"):
         log(store, "x", 1.0)
     log(store, "y", object())  # a second warning would be an error

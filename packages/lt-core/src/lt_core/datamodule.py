@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LightningDataModule"]
 
-_STAGES = {"train": "train", "fit": "train", "val": "val", "validate": "val", "test": "test", "predict": "predict"}
-
 
 class LightningDataModule(DataModuleHooks, HyperparametersMixin):
     """Hold everything about data: download, set up, load, move to the device.
@@ -138,7 +136,7 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
         """
         from lt_core.data import show as batch_picture
 
-        kind = batch_picture.check_stage(stage, _STAGES)
+        kind = batch_picture.check_stage(stage)
         batch = batch_picture.first_batch(self, kind)
         return batch_picture.show(batch, n=n, path=path, title=f"{type(self).__name__}, {kind}")
 

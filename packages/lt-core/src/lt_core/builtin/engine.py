@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lt_core.builtin.precision import FullPrecision
+from lt_core.state.stage import STAGES
 from lt_interface import CheckpointError, MisconfigurationException, Plan, Precision
 
 __all__ = ["STEPS", "PlainEngine"]
 
-STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+STEPS = tuple(stage.step for stage in STAGES)
 
 
 class PlainEngine:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lt_core.checkpoint.parts import restore
 from lt_core.notices import info, warn
 from lt_interface.errors import CheckpointError, ConfigError, Problem
 
@@ -15,11 +16,8 @@ if TYPE_CHECKING:
 __all__ = [
     "find_checkpoint",
     "restore_callbacks",
-    "restore_data",
-    "restore_optimizers",
     "restore_progress",
     "restore_training",
-    "restore_weights",
 ]
 
 
@@ -114,102 +112,40 @@ def _hpc(run: Run) -> str:
     return str(max(numbered)[1])
 
 
-def restore_weights(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Load the weights; names that do not fit are listed."""
-    from lt_core.checkpoint.weights import load_weights
-
-    load_weights(run.module, checkpoint["state_dict"], run.module.strict_loading, run.resume_path or "checkpoint")
-
-
 def restore_callbacks(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Give data module and callbacks their state."""
-    trainer = run.trainer
-    datamodule = run.datamodule
-    if datamodule is not None and type(datamodule).__qualname__ in checkpoint:
-        datamodule.load_state_dict(checkpoint[type(datamodule).__qualname__])
+    """Let the callbacks look at the checkpoint, and give them and the data module their states."""
+    restore(run, checkpoint, "data module")
     states = checkpoint.get("callbacks") or {}
     here = {c.state_key for c in run.callbacks}
     gone = [key for key in states if key not in here]
     if gone:
         warn(
-            f"{run.resume_path}: it holds the state of callbacks that are not here: {', '.join(gone)}. "
+            f"{run.resumed.path}: it holds the state of callbacks that are not here: {', '.join(gone)}. "
             "Add them to resume them."
         )
     for callback in run.callbacks:
-        callback.on_load_checkpoint(trainer, run.module, checkpoint)
-    for callback in run.callbacks:
-        if callback.state_key in states:
-            callback.load_state_dict(states[callback.state_key])
+        callback.on_load_checkpoint(run.trainer, run.module, checkpoint)
+    restore(run, checkpoint, "callbacks")
 
 
 def restore_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take over the counters, so that on_fit_start sees the resumed epoch."""
-    progress = checkpoint.get("progress")
-    if progress is None:  # an imported or hand-made file
-        run.progress.load_state_dict(
-            {"epoch": checkpoint.get("epoch", -1) + 1, "step": checkpoint.get("global_step", 0)}
-        )
+    if "progress" not in checkpoint:  # an imported or hand-made file
+        counters = {"epoch": checkpoint.get("epoch", -1) + 1, "step": checkpoint.get("global_step", 0)}
+        run.progress.load_state_dict(counters)
         return
-    run.progress.load_state_dict(progress)
-    run.trainer._save_counter = progress.get("save_counter", 0)
-    run.pending = progress.get("pending")
-    run.seen_batches = dict(checkpoint.get("loops", {}).get("seen_batches", {}))
-    if not progress.get("exact", True):
-        warn(
-            f"{run.resume_path}: it was saved inside a hook or after an error, not at a boundary of the loop. "
-            "Training goes on, but not bit for bit as without the interruption."
-        )
-
-
-def restore_optimizers(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Take over optimizer, scheduler and precision state."""
-    where = run.resume_path or "checkpoint"
-    if "optimizer_states" not in checkpoint:
-        raise CheckpointError(
-            f"{where}: a file saved with weights only can not be resumed. Load it with "
-            f"{type(run.module).__name__}.load_from_checkpoint and call fit without ckpt_path."
-        )
-    run.engine.load_optimizer_states(checkpoint["optimizer_states"])
-    states = checkpoint.get("lr_schedulers") or []
-    schedulers = [s.scheduler for s in run.schedulers if hasattr(s.scheduler, "load_state_dict")]
-    if len(states) != len(schedulers):
-        raise CheckpointError(
-            f"{where}: it holds {len(states)} scheduler states. Got {len(schedulers)} schedulers. "
-            "Return the same schedulers from configure_optimizers."
-        )
-    for scheduler, state in zip(schedulers, states, strict=True):
-        scheduler.load_state_dict(state)
-    saved = checkpoint.get("precision") or {}
-    if run.precision.name in saved:
-        run.precision.load_state_dict(saved[run.precision.name])
+    restore(run, checkpoint, "progress")
 
 
 def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Take over what the loop itself holds: metrics, data position, cadence."""
-    from lt_core.metrics.objects import restore
+    """Take over optimizers, schedulers, precision, metrics and what the loop knows.
 
-    trainer = run.trainer
-    if "metrics" in checkpoint:
-        run.train_metrics.load_state_dict(checkpoint["metrics"])
-    if "metric_objects" in checkpoint:
-        restore(run.module, checkpoint["metric_objects"])
-    trainer._callback_metrics.update(checkpoint.get("callback_metrics") or {})
-    logged = checkpoint.get("logged") or {}
-    run.logged_step = logged.get("step", run.progress.step)
-    trainer._logged_metrics.update(logged.get("metrics") or {})
-    schedule = checkpoint.get("schedule") or {}
-    run.epoch_schedulers_done = schedule.get("epoch_done", False)
-    run.validated_batch = schedule.get("validated", -1)
-    for handler, count in zip(trainer._handlers, checkpoint.get("handlers") or [], strict=False):
-        handler.count = count
-
-
-def restore_data(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Give the feeds their place, after all that must not draw from a resumed loader's generator."""
-    from lt_core.data.sources import eval_feed, has_loader, train_feed
-
-    for stage, state in (checkpoint.get("data") or {}).items():
-        if stage == "train":
-            train_feed(run).load_state_dict(state)
-        elif has_loader(run, stage):
-            eval_feed(run, stage).load_state_dict(state)
+    Raises:
+        CheckpointError: If the file holds weights only, or the states are of other optimizers or schedulers.
+    """
+    if "optimizer_states" not in checkpoint:
+        raise CheckpointError(
+            f"{run.resumed.path or 'checkpoint'}: a file saved with weights only can not be resumed. Load it with "
+            f"{type(run.module).__name__}.load_from_checkpoint and call fit without ckpt_path."
+        )
+    restore(run, checkpoint, "optimizers", "training")

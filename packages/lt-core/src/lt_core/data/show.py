@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lt_core.state.stage import STAGES
 from lt_interface.errors import ConfigError, Problem, nearest
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ class BatchTable(str):
         return str(self)
 
 
-def check_stage(stage: str, known: Mapping[str, str]) -> str:
-    """Return the loader's word for a stage.
+def check_stage(stage: str) -> str:
+    """Return the word in the name of a stage's loader: train, val, test or predict.
 
     Raises:
         ConfigError: If there is no such stage.
     """
+    known = {word: s.prefix for s in STAGES for word in (s.prefix, str(s.fn))}
     if stage not in known:
-        listed = ", ".join(dict.fromkeys(known.values()))
+        listed = ", ".join(s.prefix for s in STAGES)
         rule = f"stage must be one of {listed}"
         raise ConfigError(Problem(f"show_batch(stage={stage!r})", rule, fix=nearest(stage, known)))
     return known[stage]

@@ -6,59 +6,68 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.data.feed import Feed
 from lt_core.hooks.table import overrides
+from lt_core.state.stage import TRAIN, VALIDATE, Stage
 from lt_interface import World
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["eval_feed", "has_loader", "limit_of", "train_feed"]
-
-_HOOKS = {
-    "train": "train_dataloader",
-    "validate": "val_dataloader",
-    "test": "test_dataloader",
-    "predict": "predict_dataloader",
-}
-_LIMITS = {
-    "train": "limit_train_batches",
-    "validate": "limit_val_batches",
-    "test": "limit_test_batches",
-    "predict": "limit_predict_batches",
-}
+__all__ = ["Feeds", "feed_of", "has_loader", "limit_of"]
 
 
-def limit_of(run: Run, stage: str) -> int | float:
+def limit_of(run: Run, stage: Stage) -> int | float:
     """Return the stage's limit as the trainer has it now."""
-    limit: int | float = getattr(run.trainer, _LIMITS[stage])
+    limit: int | float = getattr(run.trainer, stage.limit)
     return limit
 
 
-def _owner(run: Run, stage: str) -> Any:
+def _owner(run: Run, stage: Stage) -> Any:
     """Return the object whose loader hook serves the stage, or None."""
-    hook = _HOOKS[stage]
     for owner in (run.datamodule, run.module):
-        if owner is not None and overrides(owner, hook):
+        if owner is not None and overrides(owner, stage.loader):
             return owner
     return None
 
 
-def has_loader(run: Run, stage: str) -> bool:
+def has_loader(run: Run, stage: Stage) -> bool:
     """Return whether the stage has data: an argument, or a hook of the data module or module."""
-    return run.sources.get(stage) is not None or _owner(run, stage) is not None
+    return run.feeds.given.get(stage.word) is not None or _owner(run, stage) is not None
 
 
-def _make(run: Run, stage: str) -> Feed:
-    given = run.sources.get(stage)
-    where = _HOOKS[stage]
+class Feeds:
+    """Feeds of one run, made of the user's loaders when they are first needed.
+
+    Args:
+        given: The loaders that the call of the trainer was given, by the stage's word.
+
+    Attributes:
+        made: The feeds by the stage's word.
+        epochs: For each of them, the epoch in which it was made.
+    """
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.given = given
+        self.made: dict[str, Feed] = {}
+        self.epochs: dict[str, int] = {}
+
+    def close(self) -> None:
+        """End the loaders' workers."""
+        for feed in self.made.values():
+            feed.close()
+
+
+def _make(run: Run, stage: Stage) -> Feed:
+    given = run.feeds.given.get(stage.word)
+    where = stage.loader
     if given is None:
         owner = _owner(run, stage)
-        with run.store.inside(where):
+        with run.metrics.current.inside(where):
             given = getattr(owner, where)()
         where = f"{type(owner).__name__}.{where}"
-    overfit = bool(run.trainer.overfit_batches) and stage in ("train", "validate")
+    overfit = bool(run.trainer.overfit_batches) and stage in (TRAIN, VALIDATE)
     return Feed(
         given,
-        stage=stage,
+        stage=stage.word,
         world=run.world if run.trainer._config.use_distributed_sampler else World(),
         seed=run.plan.seed or 0,
         limit=limit_of(run, stage),
@@ -68,38 +77,23 @@ def _make(run: Run, stage: str) -> Feed:
     )
 
 
-def train_feed(run: Run) -> Feed:
-    """Return the train feed, made anew at the first call and where a reload is due."""
+def feed_of(run: Run, stage: Stage) -> Feed:
+    """Return a stage's feed, made anew at the first call and where a reload is due."""
+    feeds, epoch = run.feeds, run.progress.epoch
     every = run.trainer.reload_dataloaders_every_n_epochs
-    made = run.__dict__.get("feed")
-    if made is None or (every and run.progress.epoch % every == 0 and run.progress.epoch != run.feed_epoch):
+    made = feeds.made.get(stage.word)
+    due = every and epoch % every == 0 and feeds.epochs.get(stage.word) != epoch and not run.sanity_checking
+    if made is None or due:
         if made is not None:
             made.close()
-        run.feed = _make(run, "train")
-        run.feed_epoch = run.progress.epoch
-    elif run.progress.epoch_closed:
-        _follow_limit(run, made, "train")
-    return run.feed
-
-
-def eval_feed(run: Run, stage: str) -> Feed:
-    """Return an evaluation stage's feed, made anew at the first call and where a reload is due."""
-    every = run.trainer.reload_dataloaders_every_n_epochs
-    made = run.eval_feeds.get(stage)
-    epoch = run.progress.epoch
-    if made is None or (
-        every and epoch % every == 0 and run.eval_epochs.get(stage) != epoch and not run.sanity_checking
-    ):
-        if made is not None:
-            made.close()
-        made = run.eval_feeds[stage] = _make(run, stage)
-        run.eval_epochs[stage] = epoch
-    else:
+        made = feeds.made[stage.word] = _make(run, stage)
+        feeds.epochs[stage.word] = epoch
+    elif stage is not TRAIN or run.progress.epoch_closed:
         _follow_limit(run, made, stage)
     return made
 
 
-def _follow_limit(run: Run, feed: Feed, stage: str) -> None:
+def _follow_limit(run: Run, feed: Feed, stage: Stage) -> None:
     """Give a feed the stage's limit if the user changed it; the integer 1 is not the fraction 1.0."""
     limit = limit_of(run, stage)
     if (type(limit), limit) != (type(feed.limit), feed.limit):

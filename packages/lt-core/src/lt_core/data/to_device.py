@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lt_core.hooks.table import HOOKS, bind, overrides
-from lt_core.metrics.store import FORBIDDEN, SILENT
+from lt_core.metrics.store import FORBIDDEN
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -32,7 +32,7 @@ def build_place(run: Run) -> Callable[[Any, int], Any] | None:
     def bring(batch: Any, dataloader_idx: int = 0) -> Any:
         store = module._metrics
         scope = store.scope
-        store.scope = SILENT if scope == SILENT else FORBIDDEN  # a log here would go to the last batch
+        store.scope = FORBIDDEN  # a log here would go to the last batch
         if convert is not None:
             batch = convert(batch)
         if before is not None:

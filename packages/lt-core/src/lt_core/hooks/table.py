@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from lt_interface.errors import Problem
 
 if TYPE_CHECKING:
     from lt_core.hooks.handlers import Handler
-    from lt_core.metrics.store import MetricStore
+    from lt_core.metrics.results import Metrics
 
 __all__ = ["HOOKS", "Hook", "HookTable", "bind", "declared", "hook_problems", "overrides", "table_markdown"]
 
@@ -248,9 +249,10 @@ class HookTable:
         callbacks: Sequence[Callback],
         handlers: Sequence[Handler] = (),
         profiler: Any = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._owners = (trainer, module, datamodule, tuple(callbacks), tuple(handlers), profiler)
-        self.store: MetricStore | None = None
+        self._metrics = metrics
         self.module_train_batch_start: Callable[..., Any] | None = None
         for name, hook in HOOKS.items():
             if name not in _OWN_CALLERS:
@@ -305,34 +307,26 @@ class HookTable:
     def fire(self, name: str, *args: Any) -> None:
         """Call one hook on everybody who has it, in the table's order."""
         scope = HOOKS[name].scope
-        store = self.store
-        if store is None or scope == KEEP:
+        with nullcontext() if scope == KEEP else self._inside(name):
             for f in getattr(self, name):
                 f(*args)
-            return
-        before = store.scope, store.hook
-        store.scope, store.hook = (store.scope if store.scope == m.SILENT else scope), name
-        try:
-            for f in getattr(self, name):
-                f(*args)
-        finally:
-            store.scope, store.hook = before
 
     def fire_each(self, name: str, *args: Any) -> list[Exception]:
         """Call one hook on everybody who has it, also after one of them raised; return what was raised."""
         found: list[Exception] = []
-        store = self.store
-        before = None if store is None else (store.scope, store.hook)
-        if store is not None:
-            store.scope, store.hook = store.scope if store.scope == m.SILENT else HOOKS[name].scope, name
-        for f in getattr(self, name):
-            try:
-                f(*args)
-            except Exception as error:
-                found.append(error)
-        if store is not None and before is not None:
-            store.scope, store.hook = before
+        with self._inside(name):
+            for f in getattr(self, name):
+                try:
+                    f(*args)
+                except Exception as error:
+                    found.append(error)
         return found
+
+    def _inside(self, name: str) -> AbstractContextManager[None]:
+        """Give ``self.log`` the scope of a hook."""
+        if self._metrics is None:
+            return nullcontext()
+        return self._metrics.current.inside(name, HOOKS[name].scope)
 
 
 def table_markdown() -> str:

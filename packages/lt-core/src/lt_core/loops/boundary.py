@@ -1,28 +1,133 @@
-"""Do what is due after a batch or an epoch: log, validate, step plateau schedulers, save, stop."""
+"""What is due after a batch or an epoch, and when: log, validate, step plateau schedulers, save, stop."""
 
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lt_core.checkpoint.save import flush_saves, validation_place
+from lt_core.checkpoint.parts import validation_place
+from lt_core.checkpoint.save import flush_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
-from lt_core.metrics.store import FORBIDDEN, SILENT, TRAIN_EPOCH_END
+from lt_core.metrics.store import FORBIDDEN, TRAIN_EPOCH_END
+from lt_core.state.limits import may_stop, stops_epoch
 from lt_core.state.signals import raise_signal
+from lt_core.state.stage import VALIDATE
+from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["close_epoch", "finish_due", "log_step", "run_due"]
+__all__ = ["Cadence", "close_epoch", "finish_due", "log_step", "run_due", "validation_batches"]
+
+_NEVER = 1 << 62
+
+
+def validation_batches(
+    interval: int | float | timedelta, num_batches: int | float, every_n_epoch: int | None
+) -> int | float:
+    """Return after how many batches validation is due; inf for the end of an epoch of unknown length.
+
+    Raises:
+        ConfigError: If the interval is longer than the epoch, or a fraction of an unknown length.
+    """
+    if isinstance(interval, timedelta):
+        return float("inf")
+    if isinstance(interval, int):
+        if every_n_epoch is not None and interval > num_batches:
+            raise ConfigError(
+                Problem(
+                    f"Trainer(val_check_interval={interval})",
+                    f"this must be at most the {num_batches} training batches of an epoch",
+                    fix="To count batches across epochs, set check_val_every_n_epoch=None.",
+                )
+            )
+        return interval
+    if num_batches == float("inf"):
+        if interval == 1.0:
+            return float("inf")
+        raise ConfigError(
+            Problem(
+                f"Trainer(val_check_interval={interval})",
+                "a fraction needs a training loader whose length is known",
+                fix="Give a number of batches, 1.0, or a time such as '00:00:10:00'.",
+            )
+        )
+    return max(1, int(num_batches * interval))
+
+
+class Cadence:
+    """Batches of the running epoch after which something is due.
+
+    Attributes:
+        next: The count of completed batches at which the loop must next look up.
+        validates: Whether this epoch validates.
+    """
+
+    validates = False  # before the first epoch
+
+    def begin_epoch(self, run: Run) -> None:
+        """Read, once an epoch, how often something is due; the train feed must stand."""
+        trainer = run.trainer
+        self.run = run
+        self.total = run.feed.num_batches
+        self.accumulate = run.plan.accumulate if run.module.automatic_optimization else 1
+        self.log_every = trainer.log_every_n_steps
+        every = trainer.check_val_every_n_epoch
+        self.across = every is None
+        self.validates = trainer.enable_validation and (every is None or (run.progress.epoch + 1) % every == 0)
+        self.val_batches = validation_batches(trainer.val_check_interval, self.total, every)
+        interval = trainer.val_check_interval
+        self.val_seconds = interval.total_seconds() if isinstance(interval, timedelta) else None
+        plateau = any(s.reduce_on_plateau and s.interval == "step" for s in run.schedulers)
+        self.every_batch = (self.validates and self.val_seconds is not None) or (
+            plateau and run.module.automatic_optimization
+        )
+        self.next = self.after(run.progress.batch)
+
+    def after(self, done: int) -> int:
+        """Return the count of completed batches at which the loop must next look up."""
+        if self.every_batch:
+            return done + 1
+        run, step = self.run, self.run.progress.step
+        due = self.total
+        if self.log_every:
+            due = min(due, self._after_steps(done, self.log_every - step % self.log_every))
+        if run.trainer.max_steps > 0:
+            due = min(due, self._after_steps(done, max(run.trainer.max_steps - step, 1)))
+        if self.validates and self.val_batches != float("inf"):
+            before = run.progress.batches if self.across else 0
+            every = int(self.val_batches)
+            due = min(due, done + every - (before + done) % every)
+        return int(due) if due < _NEVER else _NEVER
+
+    def _after_steps(self, done: int, steps: int) -> float:
+        """Return the batch count at which ``steps`` more optimizer steps can have happened at the soonest."""
+        return min((done // self.accumulate + steps) * self.accumulate, max(self.total, done + 1))
+
+    def validation_due(self, index: int, last: bool) -> bool:
+        """Return whether validation runs after batch ``index``."""
+        run = self.run
+        if not self.validates:
+            return False
+        if self.val_seconds is not None:
+            due = time.monotonic() - run.loop.fit.validated_at >= self.val_seconds
+            return run.collectives.broadcast_object(due)
+        if self.val_batches == float("inf"):
+            return last
+        if run.trainer.should_stop and may_stop(run.trainer) and not self.across:
+            return True
+        before = run.progress.batches if self.across else 0
+        return bool((before + index + 1) % self.val_batches == 0)
 
 
 def run_due(run: Run, index: int) -> bool:
     """Do what is due after batch ``index``; return whether to leave the epoch."""
-    run.attention = False
+    run.loop.attention = False
     if not run.window_open(index):
         log_step(run)
-    run.pending = "validation"
+    run.loop.fit.pending = "validation"
     return finish_due(run, index)
 
 
@@ -30,37 +135,37 @@ def log_step(run: Run) -> None:
     """Log the values of the step that was made last, if they are due and were not logged yet."""
     trainer, step = run.trainer, run.progress.step
     every = trainer.log_every_n_steps
-    stops = trainer.should_stop and trainer._can_stop_early
-    if step != run.logged_step and every and (step % every == 0 or stops):
-        run.logged_step = step
-        run.log(run.train_metrics.take_step(), "train")
+    stops = trainer.should_stop and may_stop(trainer)
+    if step != run.loop.fit.logged_step and every and (step % every == 0 or stops):
+        run.loop.fit.logged_step = step
+        run.log(run.metrics.train.take_step(), "train")
 
 
 def finish_due(run: Run, index: int) -> bool:
     """Do the part of what is due that begins with validation; a run stopped inside it resumes here."""
     trainer, progress, cadence = run.trainer, run.progress, run.cadence
     opened = run.window_open(index)
-    run.at_boundary = not opened
-    stopping = trainer.should_stop and trainer._can_stop_early
+    run.loop.at_boundary = not opened
+    stopping = trainer.should_stop and may_stop(trainer)
     if cadence.validation_due(index, run.is_last_batch(index)) and not (stopping and opened):
-        run.val_clock = time.monotonic()
+        run.loop.fit.validated_at = time.monotonic()
         if not opened:
             run.hooks.fire("on_validation_model_zero_grad")
-        run.validated_batch = progress.batch
-        run.before_validation = validation_place(run)
-        evaluate(run, "validate")
-    run.pending = run.before_validation = None
+        run.loop.fit.validated_batch = progress.batch
+        run.loop.fit.before_validation = validation_place(run)
+        evaluate(run, VALIDATE)
+    run.loop.fit.pending = run.loop.fit.before_validation = None
     if not opened:
         step_plateau(run, "step", progress.batch)
         flush_saves(run)
         raise_signal(run)
     cadence.next = cadence.after(progress.batch)
     if opened:  # whatever asked for attention waits for the window's end
-        run.attention = run.attention or bool(run.save_queue) or trainer.should_stop or _signalled(run)
+        run.loop.attention = run.loop.attention or bool(run.saves.queue) or trainer.should_stop or _signalled(run)
         return False
-    if trainer.should_stop and not trainer._can_stop_early:
-        run.attention = True
-    return trainer._leave_epoch
+    if trainer.should_stop and not may_stop(trainer):
+        run.loop.attention = True
+    return stops_epoch(trainer)
 
 
 def _signalled(run: Run) -> bool:
@@ -69,18 +174,17 @@ def _signalled(run: Run) -> bool:
 
 def close_epoch(run: Run) -> None:
     """End an epoch: its hooks, plateau schedulers, metrics, counters and saves."""
-    progress, store = run.progress, run.train_metrics
-    run.at_boundary = False
+    progress, store = run.progress, run.metrics.train
+    run.loop.at_boundary = False
     store.batch = None
-    silent = store.scope == SILENT
-    store.scope = SILENT if silent else TRAIN_EPOCH_END
+    store.scope = TRAIN_EPOCH_END
     store.sync()  # before the hooks: each rank's callbacks see the same values
     run.hooks.fire("on_train_epoch_end")
     step_plateau(run, "epoch", progress.epoch + 1)
-    run.trainer._callback_metrics.update(store.callback_metrics())
-    run.trainer._bar_metrics.update(store.progress_bar_metrics())
+    run.metrics.results.read_callback(store)
+    run.metrics.results.read_bar(store)
     run.log(store.take_epoch(), "train", of="epoch")
-    store.scope = SILENT if silent else FORBIDDEN
+    store.scope = FORBIDDEN
     run.count_samples()
     run.feed.close_epoch()
     progress.batches += progress.batch
@@ -88,7 +192,7 @@ def close_epoch(run: Run) -> None:
     progress.batch = 0
     progress.epoch_closed = True
     store.reset()
-    run.at_boundary = True
-    run.pending = None
+    run.loop.at_boundary = True
+    run.loop.fit.pending = None
     flush_saves(run)
     raise_signal(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,14 +64,13 @@ def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
                 f"{where}: returning None to skip a batch works in one process only. Got {run.world.size} processes. "
                 "Return a loss of zero instead."
             )
-        if not run.warned_none:
-            run.warned_none = True
+        if run.loop.first_time("none"):
             warn(f"{where}: returned None, so this batch has no backward pass.")
         return None
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        run.train_metrics.add_returned(output)
+        run.metrics.train.add_returned(output)
         if "loss" not in output:
             raise MisconfigurationException(
                 Problem(where, 'a dict that is returned must have the key "loss"', f"keys {list(output)}", "Add it.")
@@ -129,10 +129,14 @@ def detached(value: Any) -> Any:
 
 
 class Pieces:
-    """Gather, once, the calls that a step is made of; None where there is nothing to do."""
+    """Calls that a step is made of, found once; None where there is nothing to do."""
 
     def __init__(self, run: Run) -> None:
         module, engine, trainer = run.module, run.engine, run.trainer
+        self.run = run
+        self.divides = "accumulate" not in engine.owns
+        self.no_sync = engine.accumulate or nullcontext
+        self.unsized = run.feed.num_batches == float("inf")
         self.optimizer = run.optimizers[0]
         self.training_step = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
         hooks = run.hooks
@@ -163,6 +167,36 @@ class Pieces:
             self.clip = lambda: engine.clip(0, float(value), algorithm)
         else:
             self.clip = None
+
+    def backward_of(self, output: Any, i: int, window: tuple[int, bool, bool]) -> Tensor | None:
+        """Run what lies between training_step and the optimizer for one batch of an accumulation window.
+
+        Args:
+            output: What training_step returned.
+            i: The batch's index.
+            window: The window's length, and whether the batch opens and closes it.
+
+        Returns:
+            The loss whose gradients were added: the batch's share of the window. None for a skipped batch.
+        """
+        length, first, _ = window
+        loss = output if isinstance(output, Tensor) else loss_of(self.run, output, i)
+        if loss is not None and self.divides and length != 1:
+            loss = loss / length
+        if first:
+            for f in self.before_zero_grad:
+                f(self.optimizer)
+            self.zero_grad(i)
+        if loss is not None:
+            for f in self.before_backward:
+                f(loss)
+            try:
+                self.backward(loss)
+            except RuntimeError as error:
+                raise explain_backward(self.run, loss, i, error) from error
+            for f in self.after_backward:
+                f()
+        return loss
 
     def before_update(self) -> None:
         """Unscale, run the hooks before the step, and clip."""

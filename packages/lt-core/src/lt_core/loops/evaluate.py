@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.data.sources import eval_feed, has_loader, limit_of
+from lt_core.data.sources import feed_of, has_loader, limit_of
 from lt_core.hooks.table import bind, declared, overrides
 from lt_core.metrics.store import (
     EVAL_BATCH_END,
@@ -16,11 +16,11 @@ from lt_core.metrics.store import (
     EVAL_EPOCH_END,
     EVAL_STEP,
     FORBIDDEN,
-    SILENT,
     MetricStore,
 )
 from lt_core.state.progress import RunningStage
 from lt_core.state.signals import raise_signal
+from lt_core.state.stage import VALIDATE, Stage
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -31,20 +31,18 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "evaluation_modes", "sanity_check"]
 
-_NAMES = {"validate": "validation", "test": "test", "predict": "predict"}
-
 
 @contextmanager
-def evaluation_modes(run: Run, name: str) -> Iterator[None]:
+def evaluation_modes(run: Run, stage: Stage) -> Iterator[None]:
     """Put the module in evaluation mode through its hook, and each submodule back in its own mode after."""
     modes = {m: m.training for m in run.module.modules()}
-    run.hooks.fire(f"on_{name}_model_eval")
+    run.hooks.fire(f"on_{stage.hook}_model_eval")
     try:
         yield
     finally:
-        back = f"on_{name}_model_train"
+        back = f"on_{stage.hook}_model_train"
         if declared(type(run.module), back) and overrides(run.module, back):
-            with run.store.inside(back):
+            with run.metrics.current.inside(back):
                 getattr(run.module, back)()
         else:
             _restore(modes)
@@ -55,7 +53,7 @@ def _restore(modes: dict[nn.Module, bool]) -> None:
         module.training = training
 
 
-def evaluate(run: Run, stage: str) -> list[dict[str, float]]:
+def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     """Run one evaluation; return its metrics, one dict a loader.
 
     The process's random state is the same after as before, so that how often one validates
@@ -63,81 +61,71 @@ def evaluate(run: Run, stage: str) -> list[dict[str, float]]:
     """
     from lt_core.state import rng
 
-    trainer, name = run.trainer, _NAMES[stage]
-    outer_stage, outer_store = trainer.state.stage, run.store
+    trainer = run.trainer
+    outer_stage = trainer.state.stage
     if outer_stage is not RunningStage.SANITY_CHECKING:
-        trainer.state.stage = RunningStage.VALIDATING if stage == "validate" else RunningStage.TESTING
-    store = run.eval_metrics = MetricStore(
-        collectives=run.collectives, device=run.device, rank=run.world.rank, world_size=run.world.size
-    )
-    run.use_store(store)
+        trainer.state.stage = stage.running
     try:
-        with rng.isolate():
-            feed = eval_feed(run, stage)  # the user's loader hook must not run under inference mode
-            with evaluation_modes(run, name), _grad_context(run):
-                results = _loop(run, feed, stage, name, store)
+        with run.metrics.evaluation() as store, rng.isolate():
+            feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
+            with evaluation_modes(run, stage), _grad_context(run):
+                results = _loop(run, feed, stage, store)
     finally:
         trainer.state.stage = outer_stage
-        run.eval_metrics = None
-        run.use_store(outer_store)
     return results
 
 
 def _grad_context(run: Run) -> Any:
-    if run.fn.value != "fit" and run.plan.inference_mode:
+    if not run.fits and run.plan.inference_mode:
         return torch.inference_mode()
     return torch.no_grad()
 
 
-def _loop(run: Run, feed: Feed, stage: str, name: str, store: MetricStore) -> list[dict[str, float]]:
+def _loop(run: Run, feed: Feed, stage: Stage, store: MetricStore) -> list[dict[str, float]]:
     from lt_core.data.to_device import build_place
 
-    hooks, trainer = run.hooks, run.trainer
+    hooks, name = run.hooks, stage.hook
     hooks.fire(f"on_{name}_start")
     hooks.fire(f"on_{name}_epoch_start")
     place = build_place(run)
-    _batches(run, feed, stage, name, store, place)
-    silent = store.scope == SILENT
-    store.scope = SILENT if silent else EVAL_EPOCH_END
+    _batches(run, feed, stage, store, place)
+    store.scope = EVAL_EPOCH_END
     store.suffix = ""
     store.sync()
-    trainer._callback_metrics.update(store.callback_metrics())
+    run.metrics.results.read_callback(store)
     hooks.fire(f"on_{name}_epoch_end")
-    store.scope = SILENT if silent else EVAL_EPOCH_END
+    store.scope = EVAL_EPOCH_END
     values = store.take_epoch()
-    trainer._callback_metrics.update(store.callback_metrics())
-    trainer._bar_metrics.update(store.progress_bar_metrics())
+    run.metrics.results.read_callback(store)
+    run.metrics.results.read_bar(store)
     results = _results(store, feed)
     if not run.sanity_checking:
-        run.log(values, stage, of="epoch")
-    store.scope = SILENT if silent else FORBIDDEN
+        run.log(values, stage.word, of="epoch")
+    store.scope = FORBIDDEN
     hooks.fire(f"on_{name}_end")
     return results
 
 
-def _batches(
-    run: Run, feed: Feed, stage: str, name: str, store: MetricStore, place: Callable[[Any, int], Any] | None
-) -> None:
+def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Callable[[Any, int], Any] | None) -> None:
     """Run the step on every batch of every loader."""
-    hooks, names = run.hooks, _suffixes(feed)
-    counts, keys = run.seen_batches, [stage + suffix for suffix in names]
+    hooks, name, names = run.hooks, stage.hook, _suffixes(feed)
+    counts, keys = run.loop.evaluation.seen_batches, [stage.word + suffix for suffix in names]
     several = len(names) > 1
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
-    step = eval_step(run, f"{name}_step", several)
-    start, inside, end = (SILENT,) * 3 if store.scope == SILENT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
+    step = eval_step(run, stage.step, several)
     for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):
         if place is not None:
             batch = place(batch, loader)
         store.batch, store.size, store.suffix = batch, None, names[loader]
-        store.scope = start
+        store.scope = EVAL_BATCH_START
         for f in batch_start:
             f(batch, i, loader)
-        store.scope = inside
+        store.scope = EVAL_STEP
         output = step(batch, i, loader)
         if isinstance(output, Mapping):
             store.add_returned(output)
-        store.scope = end
+        store.scope = EVAL_BATCH_END
         for f in batch_end:
             f(output, batch, i, loader)
         values = store.take_step()
@@ -145,8 +133,8 @@ def _batches(
             seen = counts.get(keys[loader], 0)
             counts[keys[loader]] = seen + 1
             if values:
-                run.log(values, stage, step=seen, of="batch")
-        if run.attention and run.signals is not None and run.signals.received is not None:
+                run.log(values, stage.word, step=seen, of="batch")
+        if run.loop.attention and run.signals is not None and run.signals.received is not None:
             raise_signal(run)
     store.batch = None
 
@@ -204,19 +192,16 @@ def sanity_check(run: Run) -> None:
     """Run some validation batches before training, so that a broken validation shows at once."""
     trainer = run.trainer
     n = trainer.num_sanity_val_steps
-    if not n or not trainer.enable_validation or not run.progress.epoch_closed or not has_loader(run, "validate"):
+    if not n or not trainer.enable_validation or not run.progress.epoch_closed or not has_loader(run, VALIDATE):
         return
-    if not limit_of(run, "validate"):
+    if not limit_of(run, VALIDATE):
         return
     outer = trainer.state.stage
     trainer.state.stage = RunningStage.SANITY_CHECKING
-    kept = [(m, dict(m)) for m in (trainer._callback_metrics, trainer._logged_metrics, trainer._bar_metrics)]
     try:
-        run.hooks.fire("on_sanity_check_start")
-        evaluate(run, "validate")
-        run.hooks.fire("on_sanity_check_end")
+        with run.metrics.results.untouched():
+            run.hooks.fire("on_sanity_check_start")
+            evaluate(run, VALIDATE)
+            run.hooks.fire("on_sanity_check_end")
     finally:
         trainer.state.stage = outer
-    for shown, before in kept:  # nothing, or what a resumed run had
-        shown.clear()
-        shown.update(before)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.data.sources import eval_feed
+from lt_core.data.sources import feed_of
 from lt_core.data.to_device import build_place
 from lt_core.loops.evaluate import eval_step, evaluation_modes
 from lt_core.notices import warn
 from lt_core.state.signals import raise_signal
+from lt_core.state.stage import PREDICT
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -30,16 +31,16 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
     """
     from lt_core.data.nested import move_to_device
 
-    feed = eval_feed(run, "predict")
+    feed = feed_of(run, PREDICT)
     hooks = run.hooks
     place = build_place(run)
     kept: list[list[Any]] = [[] for _ in feed.loaders]
     warned = False
-    with evaluation_modes(run, "predict"), torch.inference_mode() if run.plan.inference_mode else torch.no_grad():
+    with evaluation_modes(run, PREDICT), torch.inference_mode() if run.plan.inference_mode else torch.no_grad():
         hooks.fire("on_predict_start")
         hooks.fire("on_predict_epoch_start")
-        step = eval_step(run, "predict_step", len(feed.loaders) > 1)
-        store = run.store
+        step = eval_step(run, PREDICT.step, len(feed.loaders) > 1)
+        store = run.metrics.current
         for batch, i, loader in feed.epoch(run.progress.epoch):
             if place is not None:
                 batch = place(batch, loader)
@@ -56,7 +57,7 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
                 f(output, batch, i, loader)
             if keep:
                 kept[loader].append(move_to_device(output, torch.device("cpu")))
-            if run.attention:
+            if run.loop.attention:
                 raise_signal(run)
         hooks.fire("on_predict_epoch_end")
         hooks.fire("on_predict_end")

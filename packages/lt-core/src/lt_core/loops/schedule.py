@@ -32,7 +32,7 @@ def _stepper(run: Run, config: SchedulerConfig) -> Callable[[Any], Any]:
 
 
 def _own_step(run: Run, config: SchedulerConfig, metric: Any) -> None:
-    with run.store.inside("lr_scheduler_step"):
+    with run.metrics.current.inside("lr_scheduler_step"):
         run.module.lr_scheduler_step(config.scheduler, metric)
 
 
@@ -61,9 +61,9 @@ def after_step(run: Run) -> Callable[[int], None] | None:
 
 def step_epoch(run: Run) -> None:
     """Step the metric-less schedulers of interval ``"epoch"`` once in the running epoch."""
-    if run.epoch_schedulers_done:
+    if run.loop.fit.schedulers_done:
         return
-    run.epoch_schedulers_done = True
+    run.loop.fit.schedulers_done = True
     for config in _active(run):
         if (
             config.interval == "epoch"

@@ -100,33 +100,16 @@ def _straight_step(run: Run) -> Step:
 def _accumulating_step(run: Run) -> Step:
     p = Pieces(run)
     progress, engine = run.progress, run.engine
-    no_sync = engine.accumulate or nullcontext
-    unsized = run.feed.num_batches == float("inf")
-    owns = "accumulate" in engine.owns
 
     def step(batch: Any, i: int) -> Any:
-        length, first, last = run.window(i)
-        output = p.training_step(batch, i)
-        loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
-        if loss is not None and not owns:
-            loss = loss / length
-        if first:
-            for f in p.before_zero_grad:
-                f(p.optimizer)
-            p.zero_grad(i)
-        if loss is not None:
-            for f in p.before_backward:
-                f(loss)
-            with nullcontext() if last else no_sync():
-                try:
-                    p.backward(loss)
-                except RuntimeError as error:
-                    raise explain_backward(run, loss, i, error) from error
-            for f in p.after_backward:
-                f()
+        window = run.window(i)
+        last = window[2]
+        with nullcontext() if last else p.no_sync():
+            output = p.training_step(batch, i)
+            loss = p.backward_of(output, i, window)
         if last:
-            if unsized:
-                rescale_short_window(run, i, length)
+            if p.unsized:
+                rescale_short_window(run, i, window[0])
             p.before_update()
             if engine.step(0):
                 progress.step += 1
@@ -143,13 +126,13 @@ def _manual_step(run: Run) -> Step:
 
     def step(batch: Any, i: int) -> Any:
         output = training_step(batch, i)
-        if run.stepped or counts_anyway:
-            run.stepped = False
+        if run.loop.fit.stepped or counts_anyway:
+            run.loop.fit.stepped = False
             progress.step += 1
         if output is not None and not isinstance(output, (Tensor, Mapping)):
             loss_of(run, output, i)
         if isinstance(output, Mapping):
-            run.train_metrics.add_returned(output)
+            run.metrics.train.add_returned(output)
         if not wants_outputs:
             return None
         return {"loss": output.detach()} if isinstance(output, Tensor) else detached(dict(output)) if output else {}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lt_core.hooks.table import overrides
-from lt_core.loops.calls import Pieces, explain_backward, loss_of, outputs_of, rescale_short_window
+from lt_core.loops.calls import Pieces, outputs_of, rescale_short_window
 from lt_core.notices import warn
 
 if TYPE_CHECKING:
@@ -35,35 +34,32 @@ class _Window:
         self.run, self.pieces = run, Pieces(run)
         self.wrapped = run.lightning_optimizers[0]
         self.overridden = overrides(run.module, "optimizer_step")
-        self.no_sync = run.engine.accumulate or nullcontext
-        self.unsized = run.feed.num_batches == float("inf")
-        self.divides = "accumulate" not in run.engine.owns
         self.batches: list[tuple[Any, int]] = []
         self.losses: list[Tensor | None] = []
 
     def step(self, batch: Any, i: int) -> Any:
         """Run a batch; at its window's end, step."""
         run, p = self.run, self.pieces
-        length, first, last = run.window(i)
+        window = length, first, last = run.window(i)
         if first:
             self.batches.clear()
             self.losses.clear()
         self.batches.append((batch, i))
         if not last:
-            with self.no_sync():
+            with p.no_sync():
                 output = p.training_step(batch, i)
-                self.losses.append(self.backward(output, i, length, first))
+                self.losses.append(p.backward_of(output, i, window))
             return outputs_of(output, self.losses[-1], p.wants_outputs)
         result: list[Any] = []
 
         def closure() -> Tensor | None:
             if not result:
                 result.append(p.training_step(batch, i))
-                parts = [*self.losses, self.backward(result[0], i, length, first)]
+                parts = [*self.losses, p.backward_of(result[0], i, window)]
                 result.append(parts[-1])
             else:
                 parts = self.evaluate_again(length)
-            factor = rescale_short_window(run, i, length) if self.unsized else 1.0
+            factor = rescale_short_window(run, i, length) if p.unsized else 1.0
             p.before_update()
             loss = self.wrapped._loss = total(parts, factor)
             return loss
@@ -75,34 +71,13 @@ class _Window:
         self.batches.clear()
         return self.settle(result, i)
 
-    def backward(self, output: Any, i: int, length: int, first: bool) -> Tensor | None:
-        """Run what lies between training_step and the optimizer, and return the loss that was used."""
-        run, p = self.run, self.pieces
-        loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
-        if loss is not None and self.divides and length != 1:
-            loss = loss / length
-        if first:
-            for f in p.before_zero_grad:
-                f(p.optimizer)
-            p.zero_grad(i)
-        if loss is not None:
-            for f in p.before_backward:
-                f(loss)
-            try:
-                p.backward(loss)
-            except RuntimeError as error:
-                raise explain_backward(run, loss, i, error) from error
-            for f in p.after_backward:
-                f()
-        return loss
-
     def evaluate_again(self, length: int) -> list[Tensor | None]:
         """Run the whole window once more, its logging muted."""
-        store = self.run.train_metrics
+        store, p = self.run.metrics.train, self.pieces
         store.muted = True
         try:
             return [
-                self.backward(self.pieces.training_step(b, j), j, length, k == 0)
+                p.backward_of(p.training_step(b, j), j, (length, k == 0, False))
                 for k, (b, j) in enumerate(self.batches)
             ]
         finally:
@@ -111,10 +86,9 @@ class _Window:
     def settle(self, result: list[Any], i: int) -> Any:
         """Count the step and return the outputs; an override may have left out the closure or the step."""
         run = self.run
-        stepped, run.stepped = run.stepped, False
+        stepped, run.loop.fit.stepped = run.loop.fit.stepped, False
         if not result:
-            if not run.warned_closure:
-                run.warned_closure = True
+            if run.loop.first_time("closure"):
                 warn(
                     f"{type(run.module).__name__}.optimizer_step: the closure was not called, so batch {i} had no "
                     "training_step. Call optimizer.step(closure=optimizer_closure)."

@@ -16,7 +16,7 @@ from lt_interface.errors import MisconfigurationException, Problem
 __all__ = ["NamedValues", "Slot", "as_number", "is_metric_object", "key_problem", "open_slot"]
 
 FORBIDDEN, TRAIN_BATCH_START, TRAIN_STEP, TRAIN_BATCH_END, TRAIN_EPOCH_START, TRAIN_EPOCH_END = range(6)
-EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END, EVAL_EPOCH_START, EVAL_EPOCH_END, SILENT = range(6, 12)
+EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END, EVAL_EPOCH_START, EVAL_EPOCH_END = range(6, 11)
 
 # How `Slot.code` adds a value up; 0 keeps no epoch value.
 LAST_ONLY, BATCH_MEAN, HOOK_MEAN, SUM, MIN, MAX = range(6)

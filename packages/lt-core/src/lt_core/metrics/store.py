@@ -19,7 +19,6 @@ from lt_core.metrics.slot import (
     FORBIDDEN,
     HOOK_MEAN,
     MIN,
-    SILENT,
     SUM,
     TRAIN_BATCH_END,
     TRAIN_BATCH_START,
@@ -44,7 +43,6 @@ __all__ = [
     "EVAL_EPOCH_START",
     "EVAL_STEP",
     "FORBIDDEN",
-    "SILENT",
     "TRAIN_BATCH_END",
     "TRAIN_BATCH_START",
     "TRAIN_EPOCH_END",
@@ -52,6 +50,7 @@ __all__ = [
     "TRAIN_STEP",
     "MetricStore",
     "Options",
+    "SilentStore",
 ]
 
 _FOLD_EVERY = 50
@@ -96,7 +95,7 @@ class MetricStore:
         self.module: Any = None
         # One table a scope, so that a look-up needs no key of two parts. A table may hold a slot under
         # more than one key: with add_dataloader_idx=False, under one for each loader.
-        self._tables: list[dict[str, Slot]] = [{} for _ in range(SILENT + 1)]
+        self._tables: list[dict[str, Slot]] = [{} for _ in range(EVAL_EPOCH_END + 1)]
         self._slots: dict[tuple[int, str], Slot] = {}
         self._closed = False
         self._told: set[str] = set()
@@ -170,10 +169,10 @@ class MetricStore:
         slot.fresh = True
 
     @contextmanager
-    def inside(self, hook: str) -> Iterator[None]:
-        """Name a hook in which nothing is logged, while it runs."""
+    def inside(self, hook: str, scope: int = FORBIDDEN) -> Iterator[None]:
+        """Name the hook that runs in the block, and what it may log: nothing, unless a scope is given."""
         before = self.scope, self.hook
-        self.scope, self.hook = SILENT if self.scope == SILENT else FORBIDDEN, hook
+        self.scope, self.hook = scope, hook
         try:
             yield
         finally:
@@ -186,9 +185,6 @@ class MetricStore:
             MisconfigurationException: If nothing may be logged here, or not like this.
             TypeError: If the name is not a string.
         """
-        if self.scope == SILENT:
-            self._tell("silent", "Trainer(barebones=True): self.log is switched off, and what it is given is dropped.")
-            return None
         problem = key_problem(name, bool(options[8]))
         if problem is not None:
             raise (TypeError if problem.is_type else MisconfigurationException)(str(problem))
@@ -294,8 +290,6 @@ class MetricStore:
         Scalars under ``outputs["log"]`` are logged as ``self.log`` would with no further argument.
         In an evaluation so are those whose keys begin with ``val_`` or ``test_``, averaged over all ranks.
         """
-        if self.scope == SILENT:
-            return
         entries = outputs.get("log")
         if isinstance(entries, Mapping):
             for name, value in entries.items():
@@ -454,6 +448,17 @@ class MetricStore:
             slot.path = kept["metric"]
             slot.metric = objects.get(slot.path) if slot.path is not None else None
             self._slots[slot.key] = slot
+
+
+class SilentStore(MetricStore):
+    """Store that drops what it is given, with one warning: that of a trainer with ``barebones``."""
+
+    def add(self, name: str, value: Any, options: Options, batch_size: int | None = None) -> None:
+        """Drop a value."""
+        self._tell("silent", "Trainer(barebones=True): self.log is switched off, and what it is given is dropped.")
+
+    def add_returned(self, outputs: Mapping[str, Any]) -> None:
+        """Drop what a step returned for logging."""
 
 
 def _check_same(slot: Slot, new: Slot) -> None:

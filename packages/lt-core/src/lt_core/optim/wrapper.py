@@ -272,10 +272,10 @@ class LightningOptimizer:
             closure = closure and self._noting(closure)
         if kwargs:
             result = self._optimizer.step(closure, **kwargs) if closure is not None else self._optimizer.step(**kwargs)
-            run.stepped = True
+            run.loop.fit.stepped = True
             return result
         if run.engine.step(self._index, closure):
-            run.stepped = True
+            run.loop.fit.stepped = True
         loss, self._loss = self._loss, None
         return loss
 

@@ -11,54 +11,80 @@ import torch
 
 from lt_core.builtin.engine import PlainEngine
 from lt_core.checkpoint import resume
-from lt_core.data.to_device import build_place
+from lt_core.checkpoint.parts import restore
+from lt_core.checkpoint.save import Saves
+from lt_core.data.sources import Feeds
 from lt_core.hooks.table import HookTable, overrides
+from lt_core.loops.boundary import Cadence
+from lt_core.metrics.results import Metrics, Results
 from lt_core.notices import warn
 from lt_core.optim.wrapper import LightningOptimizer, parse_optimizers, warn_unheld
-from lt_core.state.progress import RunningStage, TrainerFn
-from lt_core.tracking.folder import open_journal, open_loggers, start_deliveries
+from lt_core.run.select import ordered
+from lt_core.state.run import Run
+from lt_core.state.stage import stage_of
+from lt_core.tracking.folder import Tracking, open_journal, open_loggers, start_deliveries
 
 if TYPE_CHECKING:
     from lt_core.run.main import Payload
-    from lt_core.state.run import Run
 
-__all__ = ["build_engine", "build_run", "rebuild"]
+__all__ = ["build_run", "new_run", "rebuild"]
 
-_STAGES = {
-    TrainerFn.FITTING: RunningStage.TRAINING,
-    TrainerFn.VALIDATING: RunningStage.VALIDATING,
-    TrainerFn.TESTING: RunningStage.TESTING,
-    TrainerFn.PREDICTING: RunningStage.PREDICTING,
-}
+
+def new_run(payload: Payload) -> Run:
+    """Return the run of a call, with the parts that stand before anything is set up.
+
+    Args:
+        payload: What the call was given.
+    """
+    trainer, module, stage = payload.trainer, payload.module, stage_of(payload.fn)
+    run = Run(
+        trainer,
+        stage,
+        payload.plan,
+        module,
+        payload.datamodule,
+        trainer.callbacks,
+        trainer._progress,
+        trainer.strategy,
+        trainer.precision_plugin,
+        metrics=Metrics(module, Results(), trainer.barebones),
+        feeds=Feeds(payload.sources),
+        tracking=Tracking(trainer.loggers),
+        saves=Saves(trainer._checkpoint_io()),
+        cadence=Cadence(),
+        compiled=payload.compiled,
+    )
+    last = trainer._run
+    if last is not None and not run.fits and module is last.module:
+        run.optimizers, run.schedulers = last.optimizers, last.schedulers
+    return run
 
 
 def build_run(run: Run, payload: Payload) -> None:
     """Bring a run from its plan to its first batch, in the order that the architecture page lists."""
     trainer, module = run.trainer, run.module
-    trainer.state.stage = _STAGES[run.fn]
+    trainer.state.stage = run.stage.running
     _set_up_devices(run)
     _merge_callbacks(run)
     _prepare_data(run)
-    checkpoint_path = resume.find_checkpoint(run, payload.ckpt_path)
-    run.resume_path = checkpoint_path
-    header = run.checkpoint_io.peek(checkpoint_path) if checkpoint_path is not None else None
+    run.resumed.path = resume.find_checkpoint(run, payload.ckpt_path)
+    header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
     open_loggers(run, header, adopt=payload.ckpt_path in ("last", "auto"))
     _set_up_users(run)
     _configure_model(run)
-    checkpoint = _load(run, checkpoint_path)
-    run.module = module = run.strategy.shard(module, run.precision, loads_weights=checkpoint is not None)
+    checkpoint = _load(run)
+    run.module = run.strategy.shard(module, run.precision, loads_weights=checkpoint is not None)
     if checkpoint is not None:
-        resume.restore_weights(run, checkpoint)
-        if run.fn is TrainerFn.FITTING:
+        restore(run, checkpoint, "weights")
+        if run.fits:
             resume.restore_progress(run, checkpoint)
         resume.restore_callbacks(run, checkpoint)
     _configure_optimizers(run)
     build_engine(run)
-    rebuild(run)
+    run.hooks = _hooks(run)
     open_journal(run, checkpoint)
-    if run.fn is TrainerFn.FITTING:
+    if run.fits:
         _begin_fit(run, checkpoint)
-    run.config_seen = ()
     _show_graph(run)
     start_deliveries(run, _hparams(run))
 
@@ -66,13 +92,8 @@ def build_run(run: Run, payload: Payload) -> None:
 def _set_up_devices(run: Run) -> None:
     """Join the other ranks, take the device and seed what is not seeded."""
     trainer, plan = run.trainer, run.plan
-    run.accelerator, run.strategy, run.precision = trainer.accelerator, trainer.strategy, trainer.precision_plugin
-    run.checkpoint_io = trainer._checkpoint_io()
-    run.world = run.strategy.setup(trainer._cluster, run.accelerator, plan.devices, plan)
-    run.device, run.collectives = run.strategy.device, run.strategy.collectives
-    store = run.train_metrics
-    store.device, store.collectives = run.device, run.collectives
-    store.rank, store.world_size = run.world.rank, run.world.size
+    run.world = run.strategy.setup(trainer._cluster, trainer.accelerator, plan.devices, plan)
+    run.metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)
     if plan.seed is None:
         seed = run.collectives.broadcast_object(torch.initial_seed() & 0x7FFF_FFFF)
         run.plan = replace(plan, seed=seed)
@@ -81,18 +102,25 @@ def _set_up_devices(run: Run) -> None:
 def _merge_callbacks(run: Run) -> None:
     """Add the module's own callbacks; one of the same type replaces the trainer's."""
     trainer, module = run.trainer, run.module
-    with run.store.inside("configure_callbacks"):
+    with run.metrics.current.inside("configure_callbacks"):
         returned = module.configure_callbacks()
     own = list(returned) if isinstance(returned, (list, tuple)) else [returned] if returned else []
     types = {type(c) for c in own}
     kept = [c for c in trainer.callbacks if type(c) not in types]
-    from lt_core.run.select import ordered
-
     trainer.callbacks = run.callbacks = ordered([*kept, *own])
-    run.hooks = HookTable(trainer, module, run.datamodule, run.callbacks, trainer._handlers, trainer._active_profiler)
-    run.hooks.store = run.train_metrics
+    run.hooks = _hooks(run)
     if trainer._active_profiler is not None:
         trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
+
+
+def _hooks(run: Run) -> HookTable:
+    """Compile the hooks of everybody who has some."""
+    trainer = run.trainer
+    run.callbacks = trainer.callbacks
+    return HookTable(
+        *(trainer, run.module, run.datamodule, run.callbacks, trainer._handlers, trainer._active_profiler),
+        metrics=run.metrics,
+    )
 
 
 def _prepare_data(run: Run) -> None:
@@ -102,7 +130,7 @@ def _prepare_data(run: Run) -> None:
             continue
         once = run.world.local_rank if getattr(owner, "prepare_data_per_node", True) else run.world.rank
         if once == 0:
-            with run.store.inside("prepare_data"):
+            with run.metrics.current.inside("prepare_data"):
                 owner.prepare_data()
     run.collectives.barrier("prepare_data")
 
@@ -119,27 +147,27 @@ def _configure_model(run: Run) -> None:
     names = ("configure_model", "configure_sharded_model")
     for name in names:
         if overrides(module, name):
-            with run.strategy.init_context(), run.precision.init_context(), run.store.inside(name):
+            with run.strategy.init_context(), run.precision.init_context(), run.metrics.current.inside(name):
                 getattr(module, name)()
             break
 
 
-def _load(run: Run, path: str | None) -> dict[str, Any] | None:
+def _load(run: Run) -> dict[str, Any] | None:
     """Read and check the checkpoint, and let the module look at it."""
-    if path is None:
+    if run.resumed.path is None:
         return None
-    checkpoint: dict[str, Any] = run.checkpoint_io.load(path)
+    checkpoint: dict[str, Any] = run.saves.io.load(run.resumed.path)
     if checkpoint.get("seed") is not None:
         run.plan = replace(run.plan, seed=checkpoint["seed"])
-    with run.store.inside("on_load_checkpoint"):
+    with run.metrics.current.inside("on_load_checkpoint"):
         run.module.on_load_checkpoint(checkpoint)
     return checkpoint
 
 
 def _configure_optimizers(run: Run) -> None:
-    if run.fn is not TrainerFn.FITTING:
+    if not run.fits:
         return
-    with run.store.inside("configure_optimizers"):
+    with run.metrics.current.inside("configure_optimizers"):
         returned = run.module.configure_optimizers()
     run.optimizers, run.schedulers = parse_optimizers(returned, run.module)
     if not run.module.automatic_optimization:
@@ -148,7 +176,7 @@ def _configure_optimizers(run: Run) -> None:
 
 
 def build_engine(run: Run) -> None:
-    """Build the engine over the run's optimizers, at the start and when the user exchanged them."""
+    """Build the engine over the run's optimizers."""
     default: Any = PlainEngine
     run.engine = run.strategy.engine(
         run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
@@ -156,19 +184,41 @@ def build_engine(run: Run) -> None:
     if run.compiled:
         run.module._keep_logging_out_of_graphs()
         run.engine.call = {**run.engine.call, **run.compiled}
-    run.own_step = run.module.__dict__.get("training_step")
+    run.loop.fit.own_step = run.module.__dict__.get("training_step")
     run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]
 
 
-def rebuild(run: Run) -> None:
-    """Build what depends on callbacks, handlers and hooks: the hook table and the way of a batch to the device."""
-    trainer = run.trainer
-    run.callbacks = trainer.callbacks
-    run.hooks = HookTable(
-        trainer, run.module, run.datamodule, run.callbacks, trainer._handlers, trainer._active_profiler
+def rebuild(run: Run) -> bool:
+    """Bring a run in line with what users changed since the last look; return whether anything changed.
+
+    Hooks are compiled anew, and the engine where the optimizers or ``training_step`` were exchanged.
+    """
+    trainer, fit = run.trainer, run.loop.fit
+    seen = _changeable(run)
+    if seen == fit.seen:
+        return False
+    run.plan = replace(
+        run.plan,
+        accumulate=trainer.accumulate_grad_batches,
+        clip_value=trainer.gradient_clip_val,
+        clip_algorithm=trainer.gradient_clip_algorithm or "norm",
     )
-    run.hooks.store = run.store
-    run.place = build_place(run)
+    if list(run.engine.optimizers) != run.optimizers or fit.own_step is not run.module.__dict__.get("training_step"):
+        build_engine(run)
+    run.hooks = _hooks(run)
+    fit.seen = seen
+    return True
+
+
+def _changeable(run: Run) -> tuple[Any, ...]:
+    """Return what users may change between epochs, to be compared with the last look."""
+    return (
+        *run.trainer._changeable(),
+        tuple(map(id, run.optimizers)),
+        tuple(map(id, run.schedulers)),
+        run.module.automatic_optimization,
+        run.module.__dict__.get("training_step"),
+    )
 
 
 def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
@@ -176,38 +226,35 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     from lt_core.checkpoint.preflight import check_saving
     from lt_core.state.signals import SignalWatch
 
-    trainer = run.trainer
-
     def look_up() -> None:
-        run.attention = True
+        run.loop.attention = True
 
     run.signals = SignalWatch(look_up)
     run.signals.start()
     run.hooks.fire("on_fit_start")
-    if trainer.callbacks is not run.callbacks or trainer._changeable()[0] != tuple(map(id, run.callbacks)):
-        rebuild(run)
+    if run.trainer.callbacks is not run.callbacks:
+        run.hooks = _hooks(run)
     if checkpoint is not None:
-        resume.restore_optimizers(run, checkpoint)
         resume.restore_training(run, checkpoint)
-        run.loaded = checkpoint
+        run.resumed.tree = checkpoint
     check_saving(run)
-    run.val_clock = time.monotonic()
+    run.loop.fit.validated_at = time.monotonic()
 
 
 def _hparams(run: Run) -> dict[str, Any] | None:
     """Return the hyper-parameters for the loggers: those of module and data module, where a fit begins."""
     from lt_core.model.hparams import merged_hparams
 
-    if run.fn is not TrainerFn.FITTING or not run.trainer.enable_autolog_hparams:
+    if not run.fits or not run.trainer.enable_autolog_hparams:
         return None
     return merged_hparams(run.module, run.datamodule) or None
 
 
 def _show_graph(run: Run) -> None:
     """Let the loggers that can draw the model's graph, before the first step."""
-    if run.fn is not TrainerFn.FITTING or not run.world.is_global_zero:
+    if not run.fits or not run.world.is_global_zero:
         return
-    for logger in run.loggers:
+    for logger in run.tracking.loggers:
         if not hasattr(logger, "log_graph"):
             continue
         try:

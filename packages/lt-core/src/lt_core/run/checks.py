@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lt_core.hooks.declared import DataModuleHooks, ModuleHooks
 from lt_core.hooks.table import HOOKS, bind, overrides
+from lt_core.state.stage import STAGES, VALIDATE, stage_of
 from lt_interface.errors import Problem, nearest
 
 if TYPE_CHECKING:
@@ -24,30 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Inputs", "compiled_methods", "module_problems", "module_remarks", "read_inputs", "unwrap"]
 
-
-@dataclass(frozen=True)
-class Stage:
-    """Name what one entry point of the trainer needs.
-
-    Attributes:
-        step: The module's method for a batch.
-        loader: The hook that gives the data.
-        limit: The flag that limits the batches.
-        args: What the step is called with; all but the batch may be left out.
-    """
-
-    step: str
-    loader: str
-    limit: str
-    args: tuple[str, ...] = ("batch", "batch_idx", "dataloader_idx")
-
-
-STAGES = {
-    "fit": Stage("training_step", "train_dataloader", "limit_train_batches", ("batch", "batch_idx")),
-    "validate": Stage("validation_step", "val_dataloader", "limit_val_batches"),
-    "test": Stage("test_step", "test_dataloader", "limit_test_batches"),
-    "predict": Stage("predict_step", "predict_dataloader", "limit_predict_batches"),
-}
 
 _COLLECT = "Keep what the step made in an attribute, and use it in {0}(self)."
 REMOVED = {
@@ -269,17 +246,17 @@ def _removed_problems(module: Any) -> list[Problem]:
 
 def _has_step(module: Any, stage: str) -> bool:
     """Return whether the module has the step of a stage; for predict, forward will do."""
-    if overrides(module, STAGES[stage].step):
+    if overrides(module, stage_of(stage).step):
         return True
     return stage == "predict" and ("forward" in vars(module) or type(module).forward is not nn.Module.forward)
 
 
 def _step_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
     """Check that the stage's step is there and can be called as the loop calls it."""
-    module, step = given.module, STAGES[stage].step
+    module, step = given.module, stage_of(stage).step
     name = type(module).__name__
     if not _has_step(module, stage):
-        write = f"Write: def {step}({', '.join(('self', *STAGES[stage].args[:2]))})"
+        write = f"Write: def {step}({', '.join(('self', *stage_of(stage).args[:2]))})"
         write += ", or def forward(self, batch)." if stage == "predict" else "."
         near = nearest(step, _strange_names(module))
         return [
@@ -293,7 +270,7 @@ def _step_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
 
 def _signature_problems(given: Inputs, stage: str, loaders: Any) -> list[Problem]:
     """Check one step's parameters against the arguments of our call."""
-    module, needs = given.module, STAGES[stage]
+    module, needs = given.module, stage_of(stage)
     if not overrides(module, needs.step):
         return []
     where, function = f"{type(module).__name__}.{needs.step}", getattr(module, needs.step)
@@ -326,7 +303,7 @@ def _several(loaders: Any) -> bool:
 
 def _has_data(given: Inputs, stage: str, loaders: Any) -> bool:
     """Return whether an argument or a hook of the data module or the module gives loaders."""
-    hook = STAGES[stage].loader
+    hook = stage_of(stage).loader
     if loaders is not None or overrides(given.module, hook):
         return True
     return given.datamodule is not None and overrides(given.datamodule, hook)
@@ -334,7 +311,7 @@ def _has_data(given: Inputs, stage: str, loaders: Any) -> bool:
 
 def _loader_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
     """Check that the stage has data, and that its hooks can be called."""
-    needs = STAGES[stage]
+    needs = stage_of(stage)
     if getattr(config, needs.limit) == 0:
         return []
     if not _has_data(given, stage, given.loaders):
@@ -349,7 +326,7 @@ def _loader_problems(given: Inputs, stage: str, config: Any) -> list[Problem]:
     problems = []
     used = [(needs.loader, given.loaders)]
     if stage == "fit":
-        used.append((STAGES["validate"].loader, given.val_loaders))
+        used.append((VALIDATE.loader, given.val_loaders))
     for hook, loaders in used:
         for owner in (given.datamodule, given.module):
             if loaders is None and owner is not None and overrides(owner, hook):
@@ -397,7 +374,7 @@ def _strange_names(obj: Any) -> list[str]:
     own = [c for c in type(obj).__mro__ if c.__module__.split(".")[0] not in {"lt_core", "torch", "builtins"}]
     names = {name for c in own for name, value in vars(c).items() if callable(value) and name[0] != "_"}
     inherited = {name for base in type(obj).__mro__ if base not in own for name in vars(base)}
-    known = {*inherited, *dir(ModuleHooks), *dir(DataModuleHooks), *HOOKS, *REMOVED, *(s.step for s in STAGES.values())}
+    known = {*inherited, *dir(ModuleHooks), *dir(DataModuleHooks), *HOOKS, *REMOVED, *(s.step for s in STAGES)}
     return sorted(names - known)
 
 

@@ -12,16 +12,18 @@ from lt_core.loops.evaluate import evaluate
 from lt_core.loops.fit import run_fit
 from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
-from lt_core.run.build import build_run
-from lt_core.state.progress import TrainerFn, TrainerStatus
-from lt_core.state.run import Run
+from lt_core.run.build import build_run, new_run, rebuild
+from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
+from lt_core.state.stage import PREDICT
 from lt_core.tracking.folder import stop_deliveries
 from lt_interface import Outcome, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lt_core.state.progress import TrainerFn
+    from lt_core.state.run import Run
     from lt_core.trainer import Trainer
 
 __all__ = ["Payload", "main"]
@@ -46,19 +48,18 @@ class Payload:
 def main(payload: Payload) -> Outcome:
     """Run a stage from first to last in this rank."""
     trainer = payload.trainer
-    run = Run(trainer, payload.fn, payload.module, payload.datamodule, payload.plan)
-    run.sources, run.compiled = payload.sources, payload.compiled
+    run = new_run(payload)
     trainer._begin(run)
     value: Any = None
-    anomaly = torch.autograd.set_detect_anomaly(True) if trainer.detect_anomaly and run.fn == "fit" else None
+    anomaly = torch.autograd.set_detect_anomaly(True) if trainer.detect_anomaly and run.fits else None
     try:
         build_run(run, payload)
-        if run.fn is TrainerFn.FITTING:
-            run_fit(run)
-        elif run.fn is TrainerFn.PREDICTING:
+        if run.fits:
+            run_fit(run, rebuild)
+        elif run.stage is PREDICT:
             value = run_predict(run, payload.keep)
         else:
-            value = evaluate(run, "validate" if run.fn is TrainerFn.VALIDATING else "test")
+            value = evaluate(run, run.stage)
     except BaseException as error:
         signalled = lost_to_signal(run, error)
         _fail(run, signalled or error)
@@ -80,7 +81,7 @@ def _finish(run: Run) -> None:
     try:
         settle_saves(run)
         _leave_devices(run, None)
-        if run.fn is TrainerFn.FITTING:
+        if run.fits:
             run.hooks.fire("on_fit_end")
     except BaseException as error:
         _fail(run, error, devices=False)
@@ -102,19 +103,16 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
     trainer.state.status = TrainerStatus.INTERRUPTED
     trainer._interrupted = True
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-    hooks = run.__dict__.get("hooks")
-    store = run.store
-    if store is not None:
-        store.batch = None
-    if hooks is not None:
-        _tell("on_exception", hooks.fire_each("on_exception", error))
-        if run.at_boundary:
+    run.metrics.current.batch = None
+    if run.hooks is not None:
+        _tell("on_exception", run.hooks.fire_each("on_exception", error))
+        if run.loop.at_boundary:
             _attempt("saving", lambda: flush_saves(run))
         _attempt("saving", lambda: settle_saves(run))
-        if devices and "strategy" in run.__dict__:
+        if devices:
             _attempt("strategy teardown", lambda: _leave_devices(run, error))
         if teardown:
-            _tell("teardown", hooks.fire_each("teardown", str(run.fn)))
+            _tell("teardown", run.hooks.fire_each("teardown", str(run.fn)))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
 
 
@@ -146,9 +144,8 @@ def _leave_devices(run: Run, error: BaseException | None) -> None:
 
 def _release(run: Run) -> None:
     """Put back what the run took from the process: signal handlers, workers, the module's log target."""
-    for feed in [*run.eval_feeds.values(), *([run.feed] if "feed" in run.__dict__ else [])]:
-        feed.close()
+    run.feeds.close()
     if run.signals is not None:
         run.signals.stop()
-    run.module._metrics = None
+    run.metrics.release()
     run.trainer._end(run)

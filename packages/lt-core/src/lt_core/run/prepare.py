@@ -9,6 +9,7 @@ from lt_core.notices import warn
 from lt_core.run.checks import compiled_methods, module_problems, module_remarks, read_inputs
 from lt_core.run.main import Payload
 from lt_core.state.progress import TrainerFn
+from lt_core.state.stage import STAGES, VALIDATE, stage_of
 from lt_interface import Plan
 from lt_interface.errors import raise_problems
 
@@ -38,13 +39,12 @@ def prepare(
     raise_problems(problems)
     for remark in module_remarks(model, datamodule, stage, loaders, trainer, val_loaders=val_loaders):
         warn(remark)
-    sources = {"fit": "train", "validate": "validate", "test": "test", "predict": "predict"}
     payload = Payload(trainer, fn, given.module, plan, given.datamodule)
-    payload.sources = {sources[stage]: given.loaders}
+    payload.sources = {stage_of(fn).word: given.loaders}
     if fn is TrainerFn.FITTING:
-        payload.sources["validate"] = given.val_loaders
+        payload.sources[VALIDATE.word] = given.val_loaders
     payload.ckpt_path = _resolve_path(trainer, fn, ckpt_path)
-    payload.compiled = compiled_methods(given.model, ("training_step", "validation_step", "test_step", "predict_step"))
+    payload.compiled = compiled_methods(given.model, [s.step for s in STAGES])
     return payload
 
 

@@ -1,139 +1,126 @@
-"""Hold all parts of one call of the trainer in one rank."""
+"""The parts of one call of the trainer in one rank."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from lt_core.metrics.store import FORBIDDEN, SILENT, MetricStore
+from lt_core.state.loop_state import LoopState
 from lt_core.state.progress import RunningStage, TrainerFn
+from lt_core.state.stage import TRAIN, Stage
 from lt_interface import Plan, World
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lt_core.callback import Callback
-    from lt_core.checkpoint.save import SaveRequest
+    from lt_core.checkpoint.save import Saves
     from lt_core.data.feed import Feed
+    from lt_core.data.sources import Feeds
     from lt_core.hooks.table import HookTable
-    from lt_core.loops.cadence import Cadence
+    from lt_core.loops.boundary import Cadence
+    from lt_core.metrics.results import Metrics
     from lt_core.optim.wrapper import LightningOptimizer, SchedulerConfig
     from lt_core.state.progress import Progress
     from lt_core.state.signals import SignalWatch
-    from lt_core.tracking.journal import Journal
-    from lt_core.tracking.lock import JournalLock
-    from lt_core.tracking.sender import Delivery
+    from lt_core.tracking.folder import Tracking
     from lt_core.trainer import Trainer
-    from lt_interface import Accelerator, Collectives, Engine, Precision, Strategy
+    from lt_interface import Collectives, Engine, Precision, Strategy
 
-__all__ = ["Run"]
+__all__ = ["Resumed", "Run"]
+
+_UNBUILT = cast("Any", None)  # until build_run has come to the part
 
 
-class Run:
-    """Be the one place where a run's parts are found; built once by ``build_run``.
+@dataclass
+class Resumed:
+    """Checkpoint that a run began with.
 
     Attributes:
-        attention: Set by anything that wants the loop to look up before its next due batch:
-            a stop, a save request, a signal.
-        stepped: Set by an optimizer's step under manual optimization, cleared by the loop.
-        before_validation: What the running validation began with; a run that is stopped inside it repeats it.
-        seen_batches: How many batches each evaluation loader gave so far: the x-axis of what is logged by step there.
+        path: The file; None for a run that began without one.
+        tree: What it holds, until the last part is restored.
     """
 
+    path: str | None = None
+    tree: dict[str, Any] | None = None
+
+
+@dataclass(eq=False)
+class Run:
+    """Parts of one call of the trainer in one rank; `lt_core.run.build` alone writes them.
+
+    Attributes:
+        stage: What the call began with: training, validation, test or prediction.
+        compiled: Compiled forms of the module's methods by name, for a module that ``torch.compile`` wraps.
+        lightning_optimizers: What users get from ``self.optimizers()``, one for each of ``optimizers``.
+        loop: What the running loops know; the one part that changes with each batch, beside the progress.
+    """
+
+    trainer: Trainer
+    stage: Stage
+    plan: Plan
+    module: Any
+    datamodule: Any
+    callbacks: list[Callback]
+    progress: Progress
     strategy: Strategy
-    accelerator: Accelerator
     precision: Precision
-    collectives: Collectives
-    engine: Engine
-    hooks: HookTable
-    journal: Journal
-    checkpoint_io: Any
-    device: torch.device
+    metrics: Metrics
+    feeds: Feeds
+    tracking: Tracking
+    saves: Saves
     cadence: Cadence
-    feed: Feed
-    step: Callable[[Any, int], Any]
-
-    def __init__(self, trainer: Trainer, fn: TrainerFn, module: Any, datamodule: Any, plan: Plan) -> None:
-        self.trainer = trainer
-        self.fn = fn
-        self.plan = plan
-        self.module = module
-        self.datamodule = datamodule
-        self.callbacks: list[Callback] = trainer.callbacks
-        self.progress: Progress = trainer._progress
-        self.world = World()
-        self.optimizers: list[Optimizer] = []
-        self.lightning_optimizers: list[LightningOptimizer] = []
-        self.schedulers: list[SchedulerConfig] = []
-        self.deliveries: list[Delivery] = []
-        self.inline_deliveries: list[Delivery] = []
-        self.eval_feeds: dict[str, Feed] = {}
-        self.sources: dict[str, Any] = {}
-        self.save_queue: list[SaveRequest] = []
-        self.signals: SignalWatch | None = None
-        self.attention = False
-        self.stepped = False
-        self.at_boundary = True
-        self.loaded: dict[str, Any] | None = None
-        self.resume_path: str | None = None
-        self.config_seen: tuple[Any, ...] = ()
-        self.val_clock = 0.0
-        self.epoch_schedulers_done = False
-        self.logged_step = 0
-        self.in_flight: list[SaveRequest] = []
-        self.loggers: list[Any] = []
-        self.rewound: dict[int, bool] = {}
-        self.adopts = False  # whether the run goes on in the folder of the one that it resumes
-        self.samples_seen = 0
-        self.journal_file: str | None = None
-        self.locks: list[JournalLock] = []
-        self.place: Callable[[Any, int], Any] | None = None
-        self.pending: str | None = None
-        self.before_validation: dict[str, Any] | None = None
-        self.validated_batch = -1
-        self.warned_none = False
-        self.warned_closure = False
-        self.feed_epoch = 0
-        self.eval_epochs: dict[str, int] = {}
-        self.seen_batches: dict[str, int] = {}
-        self.compiled: dict[str, Callable[..., Any]] = {}
-        self.own_step: Callable[..., Any] | None = None  # a training_step that was put on the instance
-        self.train_metrics = MetricStore()
-        self.eval_metrics: MetricStore | None = None
-        self.base_scope = SILENT if trainer.barebones else FORBIDDEN
-        self.use_store(self.train_metrics)
-
-    def use_store(self, store: MetricStore) -> None:
-        """Make a store the one that ``self.log`` writes to."""
-        if self.base_scope == SILENT:
-            store.scope = SILENT
-        self.module._metrics = store
-        store.module = self.module
-        if "hooks" in self.__dict__:
-            self.hooks.store = store
+    compiled: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    world: World = field(default_factory=World)
+    loop: LoopState = field(default_factory=LoopState)
+    resumed: Resumed = field(default_factory=Resumed)
+    optimizers: list[Optimizer] = field(default_factory=list)
+    schedulers: list[SchedulerConfig] = field(default_factory=list)
+    lightning_optimizers: list[LightningOptimizer] = field(default_factory=list)
+    signals: SignalWatch | None = None
+    hooks: HookTable = _UNBUILT
+    engine: Engine = _UNBUILT
 
     @property
-    def store(self) -> MetricStore:
-        """Return the store that ``self.log`` writes to at this moment."""
-        store: MetricStore = self.module._metrics
-        return store
+    def fn(self) -> TrainerFn:
+        """Return the trainer's method that was called."""
+        return self.stage.fn
+
+    @property
+    def fits(self) -> bool:
+        """Return whether the call was ``fit``."""
+        return self.stage is TRAIN
+
+    @property
+    def device(self) -> torch.device:
+        """Return this rank's device."""
+        return self.strategy.device
+
+    @property
+    def collectives(self) -> Collectives:
+        """Return the exchange with the other ranks."""
+        return self.strategy.collectives
+
+    @property
+    def feed(self) -> Feed:
+        """Return the training data's feed; it must have been made."""
+        return self.feeds.made[TRAIN.word]
 
     def count_samples(self) -> None:
         """Add the samples that the feed handed out since the last count."""
-        if "feed" in self.__dict__:
+        if TRAIN.word in self.feeds.made:
             seen = sum(leaf.samples for leaf in self.feed.leaves)
-            self.progress.samples += max(seen - self.samples_seen, 0)
-            self.samples_seen = seen
+            self.progress.samples += max(seen - self.loop.fit.samples_seen, 0)
+            self.loop.fit.samples_seen = seen
 
     @property
     def axis(self) -> int:
         """Return the x-axis value of what is logged now: the 0-based index of the last step."""
-        if self.fn is not TrainerFn.FITTING:
-            return self.progress.step
-        return max(self.progress.step - 1, 0)
+        return max(self.progress.step - 1, 0) if self.fits else self.progress.step
 
     def is_last_batch(self, index: int) -> bool:
         """Return whether batch ``index`` of the running epoch is its last."""
@@ -176,15 +163,13 @@ class Run:
         """
         if not values:
             return
-        trainer = self.trainer
+        due = dict(values)
         axis = self.axis if step is None else step
-        if "step" in values:  # a logged value of that name sets the x-axis
-            axis = int(values.pop("step"))
-        values.setdefault("epoch", self.progress.epoch)
-        trainer._logged_metrics.update(values)
-        self.journal.append(stage or str(trainer.state.stage or "train"), of, axis, values)
-        for delivery in self.inline_deliveries:
-            delivery.send()
+        if "step" in due:  # a logged value of that name sets the x-axis
+            axis = int(due.pop("step"))
+        due.setdefault("epoch", self.progress.epoch)
+        self.metrics.results.note_logged(due)
+        self.tracking.append(stage or str(self.trainer.state.stage or "train"), of, axis, due)
 
     @property
     def sanity_checking(self) -> bool:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import warn
-from lt_core.state.progress import TrainerFn
 from lt_core.tracking.dummy import DummyLogger
 from lt_core.tracking.journal import NAME, Journal
 from lt_core.tracking.lock import JournalLock
@@ -25,9 +24,40 @@ from lt_interface.versions import claim_version
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["open_journal", "open_loggers", "start_deliveries", "stop_deliveries"]
+__all__ = ["Tracking", "open_journal", "open_loggers", "start_deliveries", "stop_deliveries"]
 
 LOCK_SECONDS = 5.0
+
+
+class Tracking:
+    """Journal, loggers and senders of one run.
+
+    Attributes:
+        loggers: The trainer's loggers.
+        journal: The journal that due values are appended to; one in memory until it is opened.
+        journal_file: Its path, if it has one.
+        deliveries: One sender a logger, while the run lasts.
+        inline: Those that send in the loop's own thread.
+        locks: What keeps other processes from the run's folders.
+        rewound: For each logger that was brought back to a checkpoint, whether it wants all records again.
+        adopts: Whether the run goes on in the folder of the one that it resumes.
+    """
+
+    def __init__(self, loggers: list[Any]) -> None:
+        self.loggers = loggers
+        self.journal = Journal(None)
+        self.journal_file: str | None = None
+        self.deliveries: list[Delivery] = []
+        self.inline: list[Delivery] = []
+        self.locks: list[JournalLock] = []
+        self.rewound: dict[int, bool] = {}
+        self.adopts = False
+
+    def append(self, stage: str, of: str, axis: int, values: dict[str, float]) -> None:
+        """Append values to the journal, and send them at once where a logger wants it so."""
+        self.journal.append(stage, of, axis, values)
+        for delivery in self.inline:
+            delivery.send()
 
 
 def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
@@ -38,27 +68,25 @@ def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
         header: The header of the checkpoint that is resumed, or None.
         adopt: Whether to go on in the version folder that the checkpoint lies in.
     """
-    run.loggers = run.trainer.loggers
-    run.adopts = header is not None and run.fn is TrainerFn.FITTING and adopt
+    run.tracking.adopts = header is not None and run.fits and adopt
     if not run.world.is_global_zero:
         return
-    run.rewound = {}
-    if header is not None and run.fn is TrainerFn.FITTING:
+    if header is not None and run.fits:
         _go_on(run, header, adopt)
-    _share_versions(run.loggers)
-    _refuse_twins(run.loggers)
-    for logger in run.loggers:  # before anybody touches what may be another's
+    _share_versions(run.tracking.loggers)
+    _refuse_twins(run.tracking.loggers)
+    for logger in run.tracking.loggers:  # before anybody touches what may be another's
         folder = getattr(logger, "directory", None)
         if folder and os.path.isdir(folder):
             _lock(run, Path(folder) / NAME)
-    for logger in run.loggers:
+    for logger in run.tracking.loggers:
         getattr(logger, "experiment", None)
 
 
 def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
     """Bring loggers back to the checkpoint: where its run goes on, or where they write to that run's folder anyway."""
     step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
-    for logger in run.loggers:
+    for logger in run.tracking.loggers:
         if not hasattr(logger, "rewind") and not hasattr(logger, "join"):
             continue
         version = _version_of(run, logger, adopt)
@@ -68,7 +96,7 @@ def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
         if (folder / NAME).is_file():
             _lock(run, folder / NAME)
         if hasattr(logger, "rewind"):
-            run.rewound[id(logger)] = logger.rewind(step, version)
+            run.tracking.rewound[id(logger)] = logger.rewind(step, version)
         else:
             logger.join(version)
 
@@ -113,7 +141,7 @@ def _version_of(run: Run, logger: Any, looks_far: bool) -> int | str | None:
     if not root:
         return None
     try:
-        first = Path(run.resume_path or "").resolve().relative_to(Path(root).resolve()).parts[0]
+        first = Path(run.resumed.path or "").resolve().relative_to(Path(root).resolve()).parts[0]
     except (ValueError, IndexError):
         return _version_of_journal(run, Path(root)) if looks_far else None
     return _version_name(first)
@@ -121,7 +149,7 @@ def _version_of(run: Run, logger: Any, looks_far: bool) -> int | str | None:
 
 def _version_of_journal(run: Run, root: Path) -> int | str | None:
     """Return the version that a checkpoint kept elsewhere names by its journal's place."""
-    name = (run.checkpoint_io.load(run.resume_path).get("journal") or {}).get("file")
+    name = (run.saves.io.load(run.resumed.path).get("journal") or {}).get("file")
     if not name or not Path(name).exists():
         return None
     try:
@@ -140,13 +168,13 @@ def run_folder(run: Run, mark: dict[str, Any] | None = None) -> Path | None:
 
     Where no logger has a folder, the journal gets one of its own: what a tracker lacks must outlive the process.
     """
-    for logger in run.loggers:
+    for logger in run.tracking.loggers:
         directory = getattr(logger, "directory", None) or getattr(logger, "log_dir", None)
         if directory:
             return Path(directory)
-    if not run.loggers or all(isinstance(logger, DummyLogger) for logger in run.loggers):
+    if not run.tracking.loggers or all(isinstance(logger, DummyLogger) for logger in run.tracking.loggers):
         return None
-    old = _old_journal(run, mark) if run.adopts else None
+    old = _old_journal(run, mark) if run.tracking.adopts else None
     if old is not None:
         return old.parent
     root = Path(run.trainer.default_root_dir) / "lightning_logs"
@@ -156,26 +184,25 @@ def run_folder(run: Run, mark: dict[str, Any] | None = None) -> Path | None:
 def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Open the journal: cut to the checkpoint when its run goes on, its beginning copied when a new run does."""
     trainer = run.trainer
-    resumes = run.fn is TrainerFn.FITTING and checkpoint is not None
+    resumes = run.fits and checkpoint is not None
     if trainer._journal is not None and not resumes:  # a further call of the same trainer goes on in its journal
-        run.journal, run.journal_file = trainer._journal, trainer._journal_file
+        run.tracking.journal, run.tracking.journal_file = trainer._journal, trainer._journal_file
         return
     mark = (checkpoint or {}).get("journal")
     folder = run_folder(run, mark) if run.world.is_global_zero else None
     if folder is None:
-        run.journal = Journal(None)
         records = ((checkpoint or {}).get("journal") or {}).get("records")
         if records is not None:
-            run.journal.fill(bytes(records.tolist()))
+            run.tracking.journal.fill(bytes(records.tolist()))
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _lock(run, folder / NAME)
-            run.journal = _opened(run, folder / NAME, mark)
+            run.tracking.journal = _opened(run, folder / NAME, mark)
         except OSError as error:
             raise _unwritable(run, folder, error) from error
-    run.journal_file = None if run.journal.path is None else str(run.journal.path)
-    trainer._journal, trainer._journal_file = run.journal, run.journal_file
+    run.tracking.journal_file = None if run.tracking.journal.path is None else str(run.tracking.journal.path)
+    trainer._journal, trainer._journal_file = run.tracking.journal, run.tracking.journal_file
 
 
 def _lock(run: Run, path: Path) -> None:
@@ -185,12 +212,12 @@ def _lock(run: Run, path: Path) -> None:
         ConfigError: If another process goes on with it.
     """
     lock, end = JournalLock(path), time.monotonic() + LOCK_SECONDS
-    if any(held.path == lock.path for held in run.locks):
+    if any(held.path == lock.path for held in run.tracking.locks):
         return
     while True:
         try:
             if lock.acquire():
-                run.locks.append(lock)
+                run.tracking.locks.append(lock)
                 return
         except OSError:  # no files can be made there, which others tell better, or no locks be had
             return
@@ -205,7 +232,7 @@ def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:
     """Return the error for a run folder that takes no file, or raise the one of the callback that chose it."""
     from lt_core.checkpoint.preflight import check_saving
 
-    if run.fn is TrainerFn.FITTING:
+    if run.fits:
         check_saving(run)
     return ConfigError(
         Problem(
@@ -219,7 +246,7 @@ def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:
 
 def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
     old = _old_journal(run, mark)
-    if run.fn is not TrainerFn.FITTING:
+    if not run.fits:
         return Journal(path)
     if old is None or mark is None:
         _clear(path)  # a folder used again by a new run
@@ -258,9 +285,9 @@ def _old_journal(run: Run, mark: dict[str, Any] | None) -> Path | None:
 
     One that is shorter than it was then is taken only where no other is found.
     """
-    if not mark or not mark.get("file") or run.resume_path is None:
+    if not mark or not mark.get("file") or run.resumed.path is None:
         return None
-    checkpoint = Path(run.resume_path).absolute()
+    checkpoint = Path(run.resumed.path).absolute()
     near = [folder / NAME for folder in list(checkpoint.parents)[:2]]  # the folder may have been moved
     found = [path for path in (Path(mark["file"]), *near) if path.is_file()]
     return next((path for path in found if path.stat().st_size >= int(mark["offset"])), found[0] if found else None)
@@ -272,26 +299,28 @@ def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
     A logger that was rewound either wants all again, or lacks what came after the checkpoint. Any other
     gets what it did not acknowledge, and nothing that it has a second time.
     """
-    if not run.world.is_global_zero or run.journal is None:
+    if not run.world.is_global_zero:
         return
-    for logger in run.loggers:
-        again = run.rewound.get(id(logger))
-        has_at_most = run.journal.sequence if again is False else None
-        start = 0 if again else run.journal.offset if run.journal.path is None else None
+    for logger in run.tracking.loggers:
+        again = run.tracking.rewound.get(id(logger))
+        has_at_most = run.tracking.journal.sequence if again is False else None
+        start = 0 if again else run.tracking.journal.offset if run.tracking.journal.path is None else None
         inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync"
         clock = partial(getattr, run.trainer, "global_step")
-        delivery = Delivery(logger, run.journal, start, has_at_most, inline, clock=clock, ended=_shared_lock(run))
-        run.deliveries.append(delivery)
+        delivery = Delivery(
+            logger, run.tracking.journal, start, has_at_most, inline, clock=clock, ended=_shared_lock(run)
+        )
+        run.tracking.deliveries.append(delivery)
         if inline:
-            run.inline_deliveries.append(delivery)
+            run.tracking.inline.append(delivery)
         delivery.start(hparams if hasattr(logger, "log_hyperparams") else None)
 
 
 def _shared_lock(run: Run) -> Callable[[], None] | None:
     """Hold the lock once more for a delivery, which may go on after the run; return what releases it."""
-    if run.journal.path is None:
+    if run.tracking.journal.path is None:
         return None
-    lock = JournalLock(run.journal.path)
+    lock = JournalLock(run.tracking.journal.path)
     with suppress(OSError):
         lock.acquire()
     return lock.release
@@ -299,9 +328,9 @@ def _shared_lock(run: Run) -> Callable[[], None] | None:
 
 def stop_deliveries(run: Run, status: str, timeout: float | None = None) -> None:
     """Send what is still due, close the loggers, and end their threads."""
-    deliveries, run.deliveries, run.inline_deliveries = run.deliveries, [], []
+    deliveries, run.tracking.deliveries, run.tracking.inline = run.tracking.deliveries, [], []
     with ExitStack() as rest:  # each gets its turn though an earlier one is interrupted
-        while run.locks:
-            rest.callback(run.locks.pop().release)
+        while run.tracking.locks:
+            rest.callback(run.tracking.locks.pop().release)
         for delivery in reversed(deliveries):
             rest.callback(delivery.stop, status, timeout)

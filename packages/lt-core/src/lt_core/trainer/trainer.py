@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
 from lt_core.hooks.handlers import Handler, make_handler
+from lt_core.metrics.results import Results
 from lt_core.notices import info
 from lt_core.run.main import main
 from lt_core.run.prepare import prepare
@@ -127,9 +127,7 @@ class Trainer(TrainerView):
         self._progress = Progress()
         self._run: Run | None = None
         self._handlers: list[Handler] = []
-        self._callback_metrics: dict[str, Any] = {}
-        self._logged_metrics: dict[str, float] = {}
-        self._bar_metrics: dict[str, float] = {}
+        self._results = Results()
         self._journal: Any = None
         self._journal_file: str | None = None
         self._save_counter = 0
@@ -207,6 +205,12 @@ class Trainer(TrainerView):
         return given
 
     @property
+    def _active_run(self) -> Run | None:
+        """Return the run that goes on, or None before and after it."""
+        run = self._run
+        return None if run is None or run.module._metrics is None else run
+
+    @property
     def _active_profiler(self) -> Any:
         """Return the profiler if it measures anything, else None, so that nothing is wrapped."""
         return None if getattr(self.profiler, "passes_through", False) else self.profiler
@@ -245,38 +249,18 @@ class Trainer(TrainerView):
 
     def _call_attention(self) -> None:
         if self._run is not None:
-            self._run.attention = True
+            self._run.loop.attention = True
 
     def _changeable(self) -> tuple[Any, ...]:
         """Return what users may change between epochs, to be compared with the last look."""
-        run = self._run
         return (
             tuple(map(id, self.callbacks)),
             tuple(map(id, self._handlers)),
             self.accumulate_grad_batches,
             self.gradient_clip_val,
             self.gradient_clip_algorithm,
-            run and tuple(map(id, run.optimizers)),
-            run and tuple(map(id, run.schedulers)),
-            run and run.module.automatic_optimization,
             self.detect_anomaly,
-            run and run.module.__dict__.get("training_step"),
         )
-
-    def _adopt_changes(self, run: Run) -> None:
-        """Bring a run in line with attributes that changed since its last epoch."""
-        from lt_core.run.build import build_engine, rebuild
-
-        run.plan = replace(
-            run.plan,
-            accumulate=self.accumulate_grad_batches,
-            clip_value=self.gradient_clip_val,
-            clip_algorithm=self.gradient_clip_algorithm or "norm",
-        )
-        own_step = run.module.__dict__.get("training_step")
-        if list(run.engine.optimizers) != run.optimizers or run.own_step is not own_step:
-            build_engine(run)
-        rebuild(run)
 
     # ------------------------------------------------------------ entry points
 
@@ -396,17 +380,14 @@ class Trainer(TrainerView):
 
     def _begin(self, run: Run) -> None:
         """Attach a run that is about to be built."""
-        last = self._run
         self._run = run
         self._interrupted = False
-        self._callback_metrics, self._logged_metrics, self._bar_metrics = {}, {}, {}
+        self._results = run.metrics.results
         self.state.fn, self.state.status = run.fn, TrainerStatus.RUNNING
-        if run.fn is TrainerFn.FITTING:
+        if run.fits:
             self._should_stop = False
             if not self._progress.epoch_closed:  # an earlier fit was stopped inside an epoch
                 self._progress.epoch_closed, self._progress.batch = True, 0
-        elif last is not None and run.module is last.module:
-            run.optimizers, run.schedulers = last.optimizers, last.schedulers
         for owner in (run.module, run.datamodule):
             if owner is not None:
                 owner.trainer = self
@@ -456,7 +437,7 @@ class Trainer(TrainerView):
         """
         from lt_core.checkpoint.save import build_tree, settle_saves, write
 
-        if self._run is None or "engine" not in self._run.__dict__:
+        if self._run is None or self._run.engine is None:
             raise AttributeError(
                 "trainer.save_checkpoint: no model is attached yet. Call fit, validate, test or predict first."
             )
@@ -467,7 +448,7 @@ class Trainer(TrainerView):
         run = self._run
         settle_saves(run)
         write(run, os.fspath(filepath), build_tree(run, bool(weights_only)))
-        run.checkpoint_io.wait()
+        run.saves.io.wait()
         run.collectives.barrier("save_checkpoint")
 
     def request_checkpoint(
@@ -499,11 +480,11 @@ class Trainer(TrainerView):
         """
         from lt_core.checkpoint.save import SaveRequest
 
-        run = self._run
-        if run is None or run.store is None or run.fn is not TrainerFn.FITTING:
+        run = self._active_run
+        if run is None or not run.fits:
             raise MisconfigurationException("trainer.request_checkpoint: the loop writes checkpoints only inside fit.")
-        run.save_queue.append(SaveRequest(os.fspath(path), weights_only, saved, failed))
-        run.attention = True
+        run.saves.queue.append(SaveRequest(os.fspath(path), weights_only, saved, failed))
+        run.loop.attention = True
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint the way its format asks; of a link the link alone, and nothing if there is no file.
@@ -539,8 +520,8 @@ class Trainer(TrainerView):
             MisconfigurationException: If no run goes on, or its journal is not open yet: that is from the hooks
                 of the loop and ``on_fit_start`` on.
         """
-        run = self._run
-        if run is None or run.store is None or getattr(run, "journal", None) is None:
+        run = self._active_run
+        if run is None or run.engine is None:  # the journal is opened when the engine stands
             raise MisconfigurationException("trainer.log_metrics: known only inside a run, from on_fit_start on.")
         if not self.sanity_checking:
             numbers = {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}

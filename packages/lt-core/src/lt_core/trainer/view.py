@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lt_core.state.progress import RunningStage, TrainerStatus
+from lt_core.state.stage import PREDICT, TEST, TRAIN, VALIDATE, Stage
 from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from lt_core.callback import Callback
     from lt_core.config.flags import TrainerConfig
+    from lt_core.data.feed import Feed
+    from lt_core.metrics.results import Results
     from lt_core.optim.wrapper import SchedulerConfig
     from lt_core.state.progress import Progress
     from lt_core.tracking.history import History
@@ -87,8 +90,8 @@ class TrainerView:
 
     @optimizers.setter
     def optimizers(self, new: list[Optimizer]) -> None:
-        self._run.optimizers = list(new)
-        self._run.attention = True
+        self._run.optimizers[:] = new
+        self._run.loop.attention = True
 
     @property
     def lr_scheduler_configs(self) -> list[SchedulerConfig]:
@@ -98,26 +101,23 @@ class TrainerView:
     @property
     def callback_metrics(self) -> dict[str, Tensor]:
         """Return the newest value of every logged name, as 0-dim tensors."""
-        if self._run is not None and self._run.module._metrics is not None:
-            self._callback_metrics.update(self._run.store.callback_metrics())
-        return self._callback_metrics
+        if self._run is None:
+            return self._results.callback
+        return self._results.read_callback(self._run.metrics.current)
 
-    _callback_metrics: dict[str, Any]
-    _logged_metrics: dict[str, float]
+    _results: Results
 
     @property
     def logged_metrics(self) -> dict[str, float]:
         """Return what the loggers were last given."""
-        return self._logged_metrics
+        return self._results.logged
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
         """Return what the progress bar shows."""
-        if self._run is not None and self._run.module._metrics is not None:
-            self._bar_metrics.update(self._run.store.progress_bar_metrics())
-        return self._bar_metrics
-
-    _bar_metrics: dict[str, float]
+        if self._run is None:
+            return self._results.bar
+        return self._results.read_bar(self._run.metrics.current)
 
     @property
     def history(self) -> History:
@@ -208,20 +208,20 @@ class TrainerView:
     @property
     def resumed_from(self) -> str | None:
         """Return the checkpoint that this or the last run took its state from, or None."""
-        return None if self._run is None else self._run.resume_path
+        return None if self._run is None else self._run.resumed.path
 
     @property
     def requested_checkpoints(self) -> list[str]:
         """Return the paths that `request_checkpoint` was given and that are not safe on the disk yet."""
-        run = self._run
-        return [] if run is None else [request.path for request in [*run.save_queue, *run.in_flight]]
+        saves = None if self._run is None else self._run.saves
+        return [] if saves is None else [request.path for request in (*saves.queue, *saves.in_flight)]
 
     @property
     def ckpt_path(self) -> str | os.PathLike[str] | None:
         """Return the checkpoint that this or the last run began with, or None; one that is set holds for every run."""
         if self._own_ckpt_path is not None or self._run is None:
             return self._own_ckpt_path
-        path: str | None = self._run.resume_path
+        path: str | None = self._run.resumed.path
         return path
 
     @ckpt_path.setter
@@ -250,7 +250,7 @@ class TrainerView:
     @property
     def at_boundary(self) -> bool:
         """Return whether the run stands between two steps, where a checkpoint is an exact point to resume from."""
-        return self._run is not None and self._run.at_boundary
+        return self._run is not None and self._run.loop.at_boundary
 
     def validates_after(self, batch_idx: int) -> bool:
         """Return whether validation follows this batch of the running training epoch, as far as counts say.
@@ -264,35 +264,42 @@ class TrainerView:
             False also before the first epoch, and where ``val_check_interval`` is a time: a clock says nothing ahead.
         """
         run = self._run
-        cadence = None if run is None else getattr(run, "cadence", None)
-        if cadence is None or cadence.val_seconds is not None:
+        if run is None or not run.cadence.validates or run.cadence.val_seconds is not None:
             return False
-        return bool(cadence.validation_due(batch_idx, run.is_last_batch(batch_idx)))
+        return bool(run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx)))
 
     @property
     def is_last_batch(self) -> bool:
         """Return whether the running batch is the last of its epoch."""
-        run = self._run
-        return run is not None and "feed" in run.__dict__ and run.is_last_batch(self._progress.batch)
+        return self._train_feed is not None and bool(self._run.is_last_batch(self._progress.batch))
 
     @property
     def num_training_batches(self) -> int | float:
         """Return the batches of a training epoch; inf if unknown."""
-        run = self._run
-        return run.feed.num_batches if run is not None and "feed" in run.__dict__ else float("inf")
+        feed = self._train_feed
+        return float("inf") if feed is None else feed.num_batches
 
-    def _sizes(self, stage: str) -> list[int | float]:
-        from lt_core.data.sources import eval_feed, has_loader
+    @property
+    def _train_feed(self) -> Feed | None:
+        """Return the training data's feed, if it was made."""
+        return None if self._run is None else self._run.feeds.made.get(TRAIN.word)
+
+    def _sizes(self, stage: Stage) -> list[int | float]:
+        """Return the sizes of a stage's loaders; no loader hook is called that the run does not call anyway."""
+        from lt_core.data.sources import feed_of, has_loader
 
         run = self._run
-        if run is None or (stage not in run.eval_feeds and not has_loader(run, stage)):
+        if run is None:
             return []
-        return list(eval_feed(run, stage).sizes)
+        runs = self.enable_validation if run.fits and stage is VALIDATE else run.stage is stage
+        if stage.word not in run.feeds.made and not (runs and has_loader(run, stage)):
+            return []
+        return list(feed_of(run, stage).sizes)
 
     @property
     def num_val_batches(self) -> list[int | float]:
         """Return each validation loader's batches."""
-        return self._sizes("validate")
+        return self._sizes(VALIDATE)
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
@@ -304,17 +311,17 @@ class TrainerView:
     @property
     def num_test_batches(self) -> list[int | float]:
         """Return each test loader's batches."""
-        return self._sizes("test")
+        return self._sizes(TEST)
 
     @property
     def num_predict_batches(self) -> list[int | float]:
         """Return each predict loader's batches."""
-        return self._sizes("predict")
+        return self._sizes(PREDICT)
 
     @property
     def val_check_batch(self) -> int | float:
         """Return after how many batches validation is due."""
-        from lt_core.loops.cadence import validation_batches
+        from lt_core.loops.boundary import validation_batches
 
         return validation_batches(self.val_check_interval, self.num_training_batches, self.check_val_every_n_epoch)
 
@@ -328,13 +335,13 @@ class TrainerView:
         Raises:
             MisconfigurationException: If there is no run to ask.
         """
-        from lt_core.data.sources import train_feed
+        from lt_core.data.sources import feed_of
 
-        if self._run is None:
+        if self._run is None or not self._run.fits:
             raise MisconfigurationException("trainer.estimated_stepping_batches: known only inside fit, from setup on.")
         if self.max_epochs == -1:
             return self.max_steps if self.max_steps != -1 else float("inf")
-        batches = train_feed(self._run).num_batches
+        batches = feed_of(self._run, TRAIN).num_batches
         if batches == float("inf"):
             return self.max_steps if self.max_steps != -1 else float("inf")
         per_epoch = math.ceil(batches / max(self.accumulate_grad_batches, 1))
@@ -427,8 +434,8 @@ class TrainerView:
         return (
             run is not None
             and bool(self.limit_val_batches)
-            and overrides(run.module, "validation_step")
-            and has_loader(run, "validate")
+            and overrides(run.module, VALIDATE.step)
+            and has_loader(run, VALIDATE)
         )
 
     limit_val_batches: int | float
@@ -477,52 +484,23 @@ class TrainerView:
     @property
     def train_dataloader(self) -> Any:
         """Return the training loader as the user gave it."""
-        run = self._run
-        return run.feed.user if run is not None and "feed" in run.__dict__ else None
+        return None if self._train_feed is None else self._train_feed.user
 
-    def _user_loaders(self, stage: str) -> Any:
-        feed = None if self._run is None else self._run.eval_feeds.get(stage)
+    def _user_loaders(self, stage: Stage) -> Any:
+        feed = None if self._run is None else self._run.feeds.made.get(stage.word)
         return None if feed is None else feed.user
 
     @property
     def val_dataloaders(self) -> Any:
         """Return the validation loaders as the user gave them."""
-        return self._user_loaders("validate")
+        return self._user_loaders(VALIDATE)
 
     @property
     def test_dataloaders(self) -> Any:
         """Return the test loaders as the user gave them."""
-        return self._user_loaders("test")
+        return self._user_loaders(TEST)
 
     @property
     def predict_dataloaders(self) -> Any:
         """Return the predict loaders as the user gave them."""
-        return self._user_loaders("predict")
-
-    # ------------------------------------------------------------ what the loop asks
-
-    min_steps: int | None
-    min_epochs: int
-    should_stop: bool
-
-    @property
-    def _can_stop_early(self) -> bool:
-        """Return whether min_epochs and min_steps are reached."""
-        return self._progress.epoch >= (self.min_epochs or 0) and self._progress.step >= (self.min_steps or 0)
-
-    @property
-    def _leave_epoch(self) -> bool:
-        """Return whether the running epoch ends now."""
-        reached = self.max_steps != -1 and self._progress.step >= self.max_steps
-        return reached or (self.should_stop and self._can_stop_early)
-
-    @property
-    def _fit_done(self) -> bool:
-        """Return whether no further epoch begins; one that is open is closed first."""
-        from lt_core.data.sources import train_feed
-
-        if not self._progress.epoch_closed:
-            return False
-        if self.max_epochs != -1 and self._progress.epoch >= self.max_epochs:
-            return True
-        return self._leave_epoch or train_feed(self._run).num_batches == 0
+        return self._user_loaders(PREDICT)

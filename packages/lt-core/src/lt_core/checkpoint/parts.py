@@ -1,0 +1,286 @@
+"""The one table of what a checkpoint holds: saving and resuming both go through it.
+
+Each part stands under its key of the tree and is restored at one named moment: weights before the optimizers exist,
+counters before ``on_fit_start``, optimizers after it, and data and random states last, so that nothing that a hook
+draws moves them. Hyper-parameters and what the user's hooks add stand beside the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lt_core.checkpoint.weights import load_weights
+from lt_core.data.sources import feed_of, has_loader
+from lt_core.metrics import objects
+from lt_core.notices import warn
+from lt_core.state import rng
+from lt_core.state.stage import TRAIN, stage_of
+from lt_core.version import __version__
+from lt_interface import Stateful
+from lt_interface.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from lt_core.state.run import Run
+
+__all__ = ["Part", "parts", "restore", "validation_place"]
+
+_SKIP: Any = object()
+
+
+class _Of:
+    """Stateful made of two functions.
+
+    Args:
+        take: Returns the state.
+        give: Takes over a state; without it there is nothing to restore.
+    """
+
+    def __init__(self, take: Callable[[], Any], give: Callable[[Any], Any] | None = None) -> None:
+        self.state_dict = take
+        self.load_state_dict: Callable[[Any], Any] = give or (lambda state: None)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One entry of a checkpoint's tree.
+
+    Attributes:
+        key: Its name in the tree.
+        stateful: Returns it, and takes it over.
+        when: The moment at which it is restored: weights, progress, data module, callbacks, optimizers, training, data
+            or random; empty for what only a reader wants to know.
+        per_rank: Whether each rank has its own.
+        in_weights: Whether a file of weights alone has it too.
+        default: What is restored where the tree lacks the key; nothing by default.
+        empty: Whether it is kept where it is empty.
+    """
+
+    key: str
+    stateful: Stateful
+    when: str = ""
+    per_rank: bool = False
+    in_weights: bool = False
+    default: Any = _SKIP
+    empty: bool = True
+
+
+def parts(run: Run) -> list[Part]:
+    """Return the table for a run, in the order of the file."""
+    trainer, results, loop = run.trainer, run.metrics.results, run.loop
+    table = [
+        Part("epoch", _Of(lambda: _epoch(run)), in_weights=True),
+        Part("global_step", _Of(lambda: run.progress.step), in_weights=True),
+        Part("lt_core_version", _Of(lambda: __version__), in_weights=True),
+        Part("progress", _progress(run), "progress", in_weights=True),
+        Part("state_dict", _weights(run), "weights", in_weights=True),
+        Part("loops", _loops(run), "progress", in_weights=True),
+        Part("optimizer_states", _optimizers(run), "optimizers"),
+        Part("lr_schedulers", _schedulers(run), "optimizers", default=[]),
+        Part("callbacks", _callbacks(run), "callbacks", default={}),
+        Part("rng", _Of(rng.capture, rng.restore), "random", per_rank=True),
+        Part("seed", _Of(lambda: run.plan.seed)),
+        Part("metrics", run.metrics.train, "training", per_rank=True),
+        Part("metric_objects", _metric_objects(run), "training", per_rank=True),
+        Part("callback_metrics", _Of(lambda: dict(results.callback), results.restore_callback), "training"),
+        Part("logged", _logged(run), "training", default={}),
+        Part("schedule", _Of(loop.fit.schedule, loop.fit.load_schedule), "training"),
+        Part("handlers", _handlers(trainer._handlers), "training"),
+        Part("journal", _Of(lambda: _journal_mark(run))),
+        Part("data", _data(run), "data", per_rank=True),
+        Part("precision", _precision(run), "optimizers", empty=False),
+    ]
+    if run.datamodule is not None:
+        table.append(Part(type(run.datamodule).__qualname__, run.datamodule, "data module", empty=False))
+    return table
+
+
+def restore(run: Run, checkpoint: dict[str, Any], *moments: str) -> None:
+    """Restore the parts of some moments, one moment after the other.
+
+    Args:
+        run: The run.
+        checkpoint: The tree.
+        moments: As `Part.when` names them.
+
+    Raises:
+        CheckpointError: If a part is of another model, optimizer or scheduler.
+    """
+    table = parts(run)
+    for part in (part for moment in moments for part in table if part.when == moment):
+        state = checkpoint.get(part.key)
+        state = part.default if state is None else state
+        if state is not _SKIP:
+            part.stateful.load_state_dict(state)
+
+
+def validation_place(run: Run) -> dict[str, Any]:
+    """Return all that a validation moves on: a checkpoint that is saved inside one takes what was before it."""
+    journal = run.tracking.journal
+    return {
+        "journal": {"offset": journal.offset, "sequence": journal.sequence},
+        "seen_batches": dict(run.loop.evaluation.seen_batches),
+        "data": {word: feed.state_dict() for word, feed in run.feeds.made.items() if word != TRAIN.word},
+    }
+
+
+def _before_validation(run: Run) -> dict[str, Any]:
+    return run.loop.fit.before_validation or validation_place(run)
+
+
+def _epoch(run: Run) -> int:
+    progress = run.progress
+    return max(progress.epoch - 1, 0) if progress.epoch_closed else progress.epoch
+
+
+def _progress(run: Run) -> Stateful:
+    trainer, progress, loop = run.trainer, run.progress, run.loop
+
+    def take() -> dict[str, Any]:
+        trainer._save_counter += 1
+        run.count_samples()
+        own = {"save_counter": trainer._save_counter, "exact": loop.at_boundary, "pending": loop.fit.pending}
+        return {**progress.state_dict(), **own}
+
+    def give(state: dict[str, Any]) -> None:
+        progress.load_state_dict(state)
+        trainer._save_counter = state.get("save_counter", 0)
+        loop.fit.pending = state.get("pending")
+        if not state.get("exact", True):
+            warn(
+                f"{run.resumed.path}: it was saved inside a hook or after an error, not at a boundary of the loop. "
+                "Training goes on, but not bit for bit as without the interruption."
+            )
+
+    return _Of(take, give)
+
+
+def _weights(run: Run) -> Stateful:
+    def take() -> Any:
+        return run.engine.model.state_dict()
+
+    def give(state: dict[str, Any]) -> None:  # before there is an engine
+        load_weights(run.module, state, run.module.strict_loading, run.resumed.path or "checkpoint")
+
+    return _Of(take, give)
+
+
+def _loops(run: Run) -> Stateful:
+    progress, evaluation = run.progress, run.loop.evaluation
+
+    def take() -> dict[str, Any]:
+        counters = {"epoch": progress.epoch, "batch": progress.batch, "global_step": progress.step}
+        before = run.loop.fit.before_validation or {}
+        return {"fit_loop": counters, "seen_batches": dict(before.get("seen_batches", evaluation.seen_batches))}
+
+    def give(state: dict[str, Any]) -> None:
+        evaluation.seen_batches = dict(state.get("seen_batches", {}))
+
+    return _Of(take, give)
+
+
+def _optimizers(run: Run) -> Stateful:
+    def take() -> Any:
+        return run.engine.optimizer_states()
+
+    def give(states: list[dict[str, Any]]) -> None:
+        run.engine.load_optimizer_states(states)
+
+    return _Of(take, give)
+
+
+def _schedulers(run: Run) -> Stateful:
+    def give(states: list[dict[str, Any]]) -> None:
+        schedulers = [s.scheduler for s in run.schedulers if hasattr(s.scheduler, "load_state_dict")]
+        if len(states) != len(schedulers):
+            raise CheckpointError(
+                f"{run.resumed.path or 'checkpoint'}: it holds {len(states)} scheduler states. "
+                f"Got {len(schedulers)} schedulers. Return the same schedulers from configure_optimizers."
+            )
+        for scheduler, state in zip(schedulers, states, strict=True):
+            scheduler.load_state_dict(state)
+
+    return _Of(
+        lambda: [s.scheduler.state_dict() for s in run.schedulers if hasattr(s.scheduler, "state_dict")],
+        give,
+    )
+
+
+def _callbacks(run: Run) -> Stateful:
+    def take() -> dict[str, Any]:
+        states = ((c.state_key, c.state_dict()) for c in run.callbacks)
+        return {key: state for key, state in states if state}
+
+    def give(states: dict[str, Any]) -> None:
+        for callback in run.callbacks:
+            if callback.state_key in states:
+                callback.load_state_dict(states[callback.state_key])
+
+    return _Of(take, give)
+
+
+def _metric_objects(run: Run) -> Stateful:
+    return _Of(lambda: objects.collect(run.module), lambda states: objects.restore(run.module, states))
+
+
+def _logged(run: Run) -> Stateful:
+    fit, results = run.loop.fit, run.metrics.results
+
+    def give(state: dict[str, Any]) -> None:
+        fit.logged_step = state.get("step", run.progress.step)
+        results.note_logged(state.get("metrics") or {})
+
+    return _Of(lambda: {"step": fit.logged_step, "metrics": dict(results.logged)}, give)
+
+
+def _handlers(handlers: list[Any]) -> Stateful:
+    def give(counts: list[int]) -> None:
+        for handler, count in zip(handlers, counts, strict=False):
+            handler.count = count
+
+    return _Of(lambda: [handler.count for handler in handlers], give)
+
+
+def _precision(run: Run) -> Stateful:
+    precision = run.precision
+
+    def take() -> dict[str, Any]:
+        state = precision.state_dict()
+        return {precision.name: state} if state else {}
+
+    def give(states: dict[str, Any]) -> None:
+        if precision.name in states:
+            precision.load_state_dict(states[precision.name])
+
+    return _Of(take, give)
+
+
+def _journal_mark(run: Run) -> dict[str, Any]:
+    """Return where the journal is to go on; one without a file is carried whole."""
+    journal = run.tracking.journal
+    mark = {**_before_validation(run)["journal"], "file": run.tracking.journal_file}
+    if journal.path is not None:
+        journal.flush()  # after a crash of the machine the mark must not lie behind its end
+    else:
+        kept = journal.contents()[: mark["offset"]] or b"\n"
+        mark["records"] = torch.frombuffer(bytearray(kept), dtype=torch.uint8)
+    return mark
+
+
+def _data(run: Run) -> Stateful:
+    made = run.feeds.made
+
+    def take() -> dict[str, Any]:
+        train = {TRAIN.word: made[TRAIN.word].state_dict()} if TRAIN.word in made else {}
+        return {**_before_validation(run)["data"], **train}
+
+    def give(states: dict[str, Any]) -> None:
+        for word, state in states.items():
+            stage = stage_of(word)
+            if stage is TRAIN or has_loader(run, stage):
+                feed_of(run, stage).load_state_dict(state)
+
+    return _Of(take, give)

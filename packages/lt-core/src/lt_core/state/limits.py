@@ -1,0 +1,30 @@
+"""Whether training is over: steps, epochs, and a stop that was asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lt_core.trainer import Trainer
+
+__all__ = ["fit_is_over", "may_stop", "stops_epoch"]
+
+
+def may_stop(trainer: Trainer) -> bool:
+    """Return whether min_epochs and min_steps are reached."""
+    progress = trainer._progress
+    return progress.epoch >= (trainer.min_epochs or 0) and progress.step >= (trainer.min_steps or 0)
+
+
+def stops_epoch(trainer: Trainer) -> bool:
+    """Return whether the running epoch ends now."""
+    reached = trainer.max_steps != -1 and trainer._progress.step >= trainer.max_steps
+    return reached or (trainer.should_stop and may_stop(trainer))
+
+
+def fit_is_over(trainer: Trainer) -> bool:
+    """Return whether no further epoch begins; one that is open is closed first."""
+    progress = trainer._progress
+    if not progress.epoch_closed:
+        return False
+    return (trainer.max_epochs != -1 and progress.epoch >= trainer.max_epochs) or stops_epoch(trainer)

@@ -1,0 +1,90 @@
+"""What the running loops know besides the counters of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["EvaluationState", "FitState", "LoopState"]
+
+
+@dataclass
+class FitState:
+    """State of the training loop.
+
+    Attributes:
+        step: The step, built for what users may change as it was at the last look.
+        seen: What users may change, as it was at the last look.
+        own_step: The ``training_step`` that was put on the module's instance when the engine was built, if any.
+        logged_step: The step whose values were logged last.
+        schedulers_done: Whether the schedulers of interval ``"epoch"`` stepped in this epoch.
+        validated_batch: After how many batches of this epoch was validated last; -1 for not yet.
+        validated_at: When the last validation began, in seconds of the monotonic clock.
+        samples_seen: How many samples of this epoch are counted in the progress.
+        pending: What a run that is stopped now begins with when it is resumed: ``"validation"``, or None.
+        before_validation: What the running validation began with; a run that is stopped inside it repeats it.
+        stepped: Whether an optimizer stepped since the loop last looked, under manual optimization.
+    """
+
+    step: Callable[[Any, int], Any] | None = None
+    seen: tuple[Any, ...] = ()
+    own_step: Callable[..., Any] | None = None
+    logged_step: int = 0
+    schedulers_done: bool = False
+    validated_batch: int = -1
+    validated_at: float = 0.0
+    samples_seen: int = 0
+    pending: str | None = None
+    before_validation: dict[str, Any] | None = None
+    stepped: bool = False
+
+    def schedule(self) -> dict[str, Any]:
+        """Return what of this epoch is done already, as a checkpoint keeps it."""
+        return {"epoch_done": self.schedulers_done, "validated": self.validated_batch}
+
+    def load_schedule(self, state: dict[str, Any]) -> None:
+        """Take over what `schedule` returned."""
+        self.schedulers_done = state.get("epoch_done", False)
+        self.validated_batch = state.get("validated", -1)
+
+    def begin_epoch(self) -> None:
+        """Forget what belongs to the epoch before."""
+        self.validated_batch = -1
+        self.samples_seen = 0
+        self.schedulers_done = False
+
+
+@dataclass
+class EvaluationState:
+    """State of the evaluation loops.
+
+    Attributes:
+        seen_batches: How many batches each loader gave so far: the x-axis of what is logged by step there.
+    """
+
+    seen_batches: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class LoopState:
+    """State of a run's loops.
+
+    Attributes:
+        attention: Set by anything that wants the loop to look up before its next due batch: a stop, a save request,
+            a signal.
+        at_boundary: Whether the loop stands where a checkpoint is exact.
+        warned: The topics that were warned of once.
+    """
+
+    attention: bool = False
+    at_boundary: bool = True
+    warned: set[str] = field(default_factory=set)
+    fit: FitState = field(default_factory=FitState)
+    evaluation: EvaluationState = field(default_factory=EvaluationState)
+
+    def first_time(self, topic: str) -> bool:
+        """Return whether this is the first call for a topic."""
+        new = topic not in self.warned
+        self.warned.add(topic)
+        return new
