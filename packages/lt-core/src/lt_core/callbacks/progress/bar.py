@@ -40,7 +40,7 @@ class RichProgressBarTheme:
 
 
 class RichProgressBar(ProgressBar):
-    """Show how far the run is, how long the epoch and the whole run will take, and the metrics.
+    """Progress of the run, the time that epoch and run will still take, and the metrics.
 
     A terminal gets rich's bars, ten times a second at most; a notebook a block that is replaced in
     place; a file or a pipe one plain line each ten seconds at most and one an epoch. Between
@@ -146,7 +146,7 @@ class RichProgressBar(ProgressBar):
     # Training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to measure; a run that goes on inside an epoch begins there."""
+        """Begin to measure; a run that is resumed inside an epoch begins there."""
         now = self._clock()
         self._done, self._began = trainer.batches_done, now
         self._forecast = Forecast(now, self._done)
