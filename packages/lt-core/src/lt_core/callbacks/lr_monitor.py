@@ -75,7 +75,7 @@ class LearningRateMonitor(Callback):
         self._logged_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that there is a logger, and that groups can be told apart."""
+        """Check that there is a logger, and that the names of parameter groups differ."""
         if not trainer.loggers:
             raise MisconfigurationException(
                 Problem(

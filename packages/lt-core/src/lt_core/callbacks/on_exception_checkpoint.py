@@ -21,7 +21,7 @@ __all__ = ["OnExceptionCheckpoint"]
 class OnExceptionCheckpoint(Checkpoint):
     """Save ``<dirpath>/<filename>.ckpt`` when fit raises anything, and remove it when a fit succeeds.
 
-    With this callback ``fit(ckpt_path=None)`` goes on from the last checkpoint, if there is one.
+    With this callback ``fit(ckpt_path=None)`` resumes from the last checkpoint, if there is one.
 
     Args:
         dirpath: The folder.

@@ -454,7 +454,7 @@ class Trainer(TrainerView):
         """Ask for a checkpoint at the next boundary: after this batch's hooks, logging and validation.
 
         Unlike `save_checkpoint` it may be called in any hook of fit up to ``on_train_end``, and the file is always
-        an exact point to resume from. A disk that refuses gives a warning, and training goes on.
+        an exact point to resume from. A disk that refuses gives a warning, and training continues.
 
         Example::
 
@@ -510,8 +510,7 @@ class Trainer(TrainerView):
             step: The x-axis value; the last step's index if None.
 
         Raises:
-            MisconfigurationException: If no run goes on, or its journal is not open yet: that is from the hooks
-                of the loop and ``on_fit_start`` on.
+            MisconfigurationException: If no call of the trainer runs, or its journal is not open yet, as in ``setup``.
         """
         run = self._run
         if run is None or not run.metrics.live or not run.tracking.opened:

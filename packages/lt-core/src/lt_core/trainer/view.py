@@ -1,4 +1,4 @@
-"""Show a trainer's state by the names that users know; nothing here changes a run."""
+"""A trainer's state by the names that users know."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lt_core.metrics.results import Results
     from lt_core.optim.parse import SchedulerConfig
     from lt_core.state.progress import Progress
+    from lt_core.state.run import Run
     from lt_core.tracking.history import History
     from lt_interface import Accelerator, Collectives, Precision, Strategy
 
@@ -29,9 +30,9 @@ __all__ = ["TrainerView"]
 
 
 class TrainerView:
-    """Hold the properties of `Trainer`."""
+    """Properties of `Trainer`: what it consists of, where its run is, and what it knows."""
 
-    _run: Any
+    _run: Run | None
     _progress: Progress
     _config: TrainerConfig
     _accelerator: Accelerator
@@ -90,6 +91,8 @@ class TrainerView:
 
     @optimizers.setter
     def optimizers(self, new: list[Optimizer]) -> None:
+        if self._run is None:
+            raise AttributeError("trainer.optimizers = ...: there is no run yet. Exchange them inside fit.")
         self._run.optimizers[:] = new
         self._run.loop.attention = True
 
@@ -213,16 +216,15 @@ class TrainerView:
     @property
     def requested_checkpoints(self) -> list[str]:
         """Return the paths that `request_checkpoint` was given and that are not safe on the disk yet."""
-        run = self._run
-        return [] if run is None else [request.path for request in [*run.saves.queue, *run.saves.in_flight]]
+        saves = None if self._run is None else self._run.saves
+        return [] if saves is None else [request.path for request in (*saves.queue, *saves.in_flight)]
 
     @property
     def ckpt_path(self) -> str | os.PathLike[str] | None:
         """Return the checkpoint that this or the last run began with, or None; one that is set holds for every run."""
         if self._own_ckpt_path is not None or self._run is None:
             return self._own_ckpt_path
-        path: str | None = self._run.resumed.path
-        return path
+        return self._run.resumed.path
 
     @ckpt_path.setter
     def ckpt_path(self, path: str | os.PathLike[str] | None) -> None:
@@ -266,12 +268,13 @@ class TrainerView:
         run = self._run
         if run is None or not run.cadence.validates or run.cadence.val_seconds is not None:
             return False
-        return bool(run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx)))
+        return run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx))
 
     @property
     def is_last_batch(self) -> bool:
         """Return whether the running batch is the last of its epoch."""
-        return self._train_feed is not None and bool(self._run.is_last_batch(self._progress.batch))
+        run = self._run
+        return run is not None and self._train_feed is not None and run.is_last_batch(self._progress.batch)
 
     @property
     def num_training_batches(self) -> int | float:

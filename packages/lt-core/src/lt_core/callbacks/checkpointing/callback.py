@@ -36,7 +36,7 @@ __all__ = ["Checkpoint", "ModelCheckpoint"]
 
 
 class Checkpoint(Callback):
-    """Mark a callback that saves: it runs after all others, and its folders are searched for ``"last"``.
+    """Callback that saves: it runs after all others, and its folders are searched for ``"last"``.
 
     Attributes:
         best_model_path: The checkpoint that ``ckpt_path="best"`` means; empty if there is none.
@@ -61,7 +61,7 @@ class ModelCheckpoint(Checkpoint):
         dirpath: The folder; None means the first logger's run folder, or the default root.
         filename: A template such as ``"{epoch}-{val_loss:.2f}"``; None means ``"{epoch}-{step}"``.
         monitor: The metric that says which is best; None keeps the newest.
-        verbose: Whether each save is told.
+        verbose: Whether each save is reported.
         save_last: True also writes ``last.ckpt`` beside each save; ``"link"`` makes it a link.
         save_top_k: How many of the best are kept; -1 all, 0 none.
         save_on_exception: Whether to save when the run fails.
@@ -157,7 +157,7 @@ class ModelCheckpoint(Checkpoint):
 
     @property
     def state_key(self) -> str:
-        """Return a key that tells monitors, modes and triggers apart."""
+        """Return a key in which other monitors, modes or triggers differ."""
         return self._generate_state_key(
             monitor=self.monitor,
             mode=self.mode,
@@ -328,7 +328,7 @@ class ModelCheckpoint(Checkpoint):
             self._decide_last(trainer, metrics)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what would be lost, if told to."""
+        """Save what would be lost, if ``save_on_exception`` asks for it."""
         if not self.save_on_exception or self._is_idle(trainer, self._durable_step):
             return
         if self._pending and trainer.at_boundary:

@@ -198,5 +198,5 @@ def link(target: str, path: str) -> None:
         else:
             shutil.copy(target, temporary)
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)  # a folder can not be replaced by renaming
+        shutil.rmtree(path)  # a folder cannot be replaced by renaming
     os.replace(temporary, path)

@@ -132,7 +132,7 @@ def insert(scores: MutableMapping[str, S], name: str, score: S, k: int, mode: st
 
 @dataclass
 class Decision:
-    """Remember what one decision changed, so that a save that fails can take it back.
+    """What one decision to save changed, so that a save that fails can take it back.
 
     Attributes:
         path: The file.
