@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from datetime import timedelta
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
+from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
+from lt_core.config.row import takes_flags
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
 from lt_core.notices import info
@@ -27,7 +26,6 @@ from lt_interface.errors import MisconfigurationException
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lt_core.callback import Callback
     from lt_core.datamodule import LightningDataModule
     from lt_core.module import LightningModule
     from lt_core.state.run import Run
@@ -35,84 +33,21 @@ if TYPE_CHECKING:
 __all__ = ["Trainer"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-P = ParamSpec("P")
-_Limit = int | float | None
-
-
-def _note_written(init: Callable[P, None]) -> Callable[P, None]:
-    """Let ``__init__`` know which flags the user wrote: a default that is written out goes before the environment."""
-
-    @wraps(init)
-    def noting(*args: P.args, **kwargs: P.kwargs) -> None:
-        cast("Trainer", args[0])._written = tuple(kwargs)
-        init(*args, **kwargs)
-
-    return noting
 
 
 class Trainer(TrainerView):
     """Train, validate, test and predict with a LightningModule.
 
     Every flag is checked here, and every problem is reported at once. The flags and their
-    meaning are listed in `lt_core.config.flags.TrainerConfig`.
+    meaning are the rows of `lt_core.config.flags.TrainerConfig`; ``help(Trainer.__init__)`` lists them.
 
     Raises:
         ConfigError: If a flag is unknown, of the wrong type, out of range, or excludes another.
     """
 
-    _written: tuple[str, ...]
-
-    @_note_written
-    def __init__(
-        self,
-        *,
-        accelerator: Any = "auto",
-        strategy: Any = "auto",
-        devices: list[int] | str | int = "auto",
-        num_nodes: int = 1,
-        precision: Any = None,
-        logger: Any = None,
-        callbacks: list[Callback] | Callback | None = None,
-        fast_dev_run: int | bool = False,
-        max_epochs: int | None = None,
-        min_epochs: int | None = None,
-        max_steps: int = -1,
-        min_steps: int | None = None,
-        max_time: str | timedelta | dict[str, int] | None = None,
-        limit_train_batches: _Limit = None,
-        limit_val_batches: _Limit = None,
-        limit_test_batches: _Limit = None,
-        limit_predict_batches: _Limit = None,
-        overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
-        check_val_every_n_epoch: int | None = 1,
-        num_sanity_val_steps: int | None = None,
-        log_every_n_steps: int | None = None,
-        enable_checkpointing: bool | None = None,
-        enable_progress_bar: bool | None = None,
-        enable_model_summary: bool | None = None,
-        accumulate_grad_batches: int = 1,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-        deterministic: bool | str | None = None,
-        benchmark: bool | None = None,
-        inference_mode: bool = True,
-        use_distributed_sampler: bool = True,
-        profiler: Any = None,
-        detect_anomaly: bool = False,
-        barebones: bool = False,
-        plugins: Any = None,
-        sync_batchnorm: bool = False,
-        reload_dataloaders_every_n_epochs: int = 0,
-        default_root_dir: str | os.PathLike[str] | None = None,
-        enable_autolog_hparams: bool = True,
-        launcher: Any = None,
-        validate_at_start: bool = False,
-        logger_delivery: str | None = None,
-        **unknown: Any,
-    ) -> None:
-        written = {k: v for k, v in locals().items() if k in self._written}
-        config = self._config = parse({**written, **unknown})
+    @takes_flags(TrainerConfig)
+    def __init__(self, written: dict[str, Any]) -> None:
+        config = self._config = parse(written)
         self._begin_empty()
         self._cluster = config.plugin("cluster")
         self.state = TrainerState()
@@ -147,30 +82,9 @@ class Trainer(TrainerView):
 
     def _take_flags(self, config: TrainerConfig) -> None:
         """Make plain attributes of the flags that users may read and change."""
-        for name in (
-            "limit_train_batches",
-            "limit_val_batches",
-            "limit_test_batches",
-            "limit_predict_batches",
-            "overfit_batches",
-            "val_check_interval",
-            "check_val_every_n_epoch",
-            "num_sanity_val_steps",
-            "log_every_n_steps",
-            "accumulate_grad_batches",
-            "gradient_clip_val",
-            "gradient_clip_algorithm",
-            "reload_dataloaders_every_n_epochs",
-            "fast_dev_run",
-            "barebones",
-            "detect_anomaly",
-            "validate_at_start",
-            "logger_delivery",
-            "enable_autolog_hparams",
-            "default_root_dir",
-            "min_steps",
-        ):
-            setattr(self, name, getattr(config, name))
+        for row in FLAGS.values():
+            if row.attribute:
+                setattr(self, row.name, getattr(config, row.name))
         if "gradient_clip_algorithm" not in config.explicit:
             self.gradient_clip_algorithm = None  # so that a module may choose its own
         self.callbacks = default_callbacks(config)
@@ -246,14 +160,8 @@ class Trainer(TrainerView):
 
     def _changeable(self) -> tuple[Any, ...]:
         """Return what users may change between epochs, to be compared with the last look."""
-        return (
-            tuple(map(id, self.callbacks)),
-            tuple(map(id, self._handlers)),
-            self.accumulate_grad_batches,
-            self.gradient_clip_val,
-            self.gradient_clip_algorithm,
-            self.detect_anomaly,
-        )
+        live = [getattr(self, row.name) for row in FLAGS.values() if row.live == "epoch"]
+        return tuple(tuple(map(id, v)) if isinstance(v, list | tuple) else v for v in (*live, self._handlers))
 
     # ------------------------------------------------------------ entry points
 
