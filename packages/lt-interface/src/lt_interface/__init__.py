@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lt_interface.errors import *
     from lt_interface.launcher import *
     from lt_interface.logger import *
+    from lt_interface.plan import *
     from lt_interface.precision import *
     from lt_interface.profiler import *
     from lt_interface.ranks import *
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lt_interface.state import *
     from lt_interface.strategy import *
     from lt_interface.version import *
+    from lt_interface.world import *
 else:
     __all__, __getattr__, __dir__ = lazy(
         __name__,
@@ -44,12 +46,14 @@ else:
             "MisconfigurationException MissingPackageError PluginError Problem UnknownPluginError",
             "launcher": "Launcher Outcome",
             "logger": "Logger SupportsLogging",
+            "plan": "Plan",
             "precision": "Precision",
             "profiler": "Profiler",
             "ranks": "DummyExperiment is_rank_zero rank_zero_only",
             "registry": "Registry",
-            "state": "Plan Stateful World",
+            "state": "Stateful",
             "strategy": "Collectives Strategy",
             "version": "__version__",
+            "world": "World",
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from lt_interface.state import World
+from lt_interface.world import World
 
 __all__ = ["ClusterEnvironment"]
 

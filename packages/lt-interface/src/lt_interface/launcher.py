@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from lt_interface.errors import Problem
-    from lt_interface.state import Plan
+    from lt_interface.plan import Plan
 
 __all__ = ["Launcher", "Outcome"]
 

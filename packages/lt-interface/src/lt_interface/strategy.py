@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from lt_interface.state import Plan, World
+from lt_interface.plan import Plan
+from lt_interface.world import World
 
 if TYPE_CHECKING:
     import torch

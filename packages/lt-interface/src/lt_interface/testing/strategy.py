@@ -11,12 +11,13 @@ import pytest
 from lt_interface.accelerator import Accelerator
 from lt_interface.engine import Engine
 from lt_interface.errors import CheckpointError
+from lt_interface.plan import Plan
 from lt_interface.precision import Precision
 from lt_interface.registry import strategies
-from lt_interface.state import Plan, World
 from lt_interface.strategy import Collectives, Strategy
 from lt_interface.testing.reference import ReferenceAccelerator, ReferenceEngine, ReferencePrecision
 from lt_interface.testing.suite import Conformance
+from lt_interface.world import World
 
 __all__ = ["StrategyConformance"]
 
