@@ -24,6 +24,7 @@ def lazy(package: str, homes: Mapping[str, str]) -> tuple[list[str], Callable[[s
         The sorted names, the function that imports one of them, and the function that lists all.
 
     Example:
+        >>> import json
         >>> names, get, _ = lazy("json", {"decoder": "JSONDecoder JSONDecodeError", "encoder": "JSONEncoder"})
         >>> names
         ['JSONDecodeError', 'JSONDecoder', 'JSONEncoder']

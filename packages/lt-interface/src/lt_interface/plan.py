@@ -1,4 +1,4 @@
-"""Hold what was decided before any process started."""
+"""Plan of a run: what was decided before any process started."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ __all__ = ["Plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what was decided before any process started; picklable and plain.
+    """Decisions about a run, made before any process starts; picklable and plain.
+
+    The core makes it from the trainer's flags, asks strategy and launcher for problems with it, and gives it to
+    `Strategy.setup` and `Strategy.engine`.
 
     Attributes:
         stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
@@ -22,9 +25,14 @@ class Plan:
         precision: Name of the precision, such as ``"32-true"``.
         seed: The run's seed, or None before it is drawn.
         sync_batchnorm: Whether batch statistics are shared between ranks.
-        compile: Whether the module was handed over compiled.
+        compile: Whether the user passed a compiled module.
         inference_mode: Whether evaluation entry points run under ``torch.inference_mode``.
         root: The default root folder.
+
+    Example:
+        >>> plan = Plan(devices=(0, 1), accumulate=4, clip_value=1.0)
+        >>> plan.stage, len(plan.devices) * plan.num_nodes
+        ('fit', 2)
     """
 
     stage: str = "fit"

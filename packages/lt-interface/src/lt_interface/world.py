@@ -1,4 +1,4 @@
-"""Say who a process is among its peers."""
+"""World of a process: its place among its peers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ __all__ = ["World"]
 
 @dataclass(frozen=True)
 class World:
-    """Say who this process is among its peers.
+    """Place of this process among its peers.
 
-    ``data_rank`` and ``data_size`` count who receives *different samples*: peers of one
-    tensor-parallel group share them.
+    Attributes:
+        rank: Number of this process among all, from 0.
+        size: Number of all processes.
+        local_rank: Number of this process on its node, from 0.
+        local_size: Number of processes on this node.
+        node_rank: Number of this node, from 0.
+        data_rank: Number of this process among those that receive *different samples*; peers of one
+            tensor-parallel group share it.
+        data_size: How many different shares of the data there are.
+
+    Example:
+        >>> world = World(rank=3, size=4, local_rank=1, local_size=2, node_rank=1, data_rank=1, data_size=2)
+        >>> world.is_global_zero
+        False
     """
 
     rank: int = 0
