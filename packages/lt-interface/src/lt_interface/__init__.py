@@ -1,163 +1,59 @@
-"""Define the protocols, errors and the plugin registry in which the trainer's packages meet.
+"""Protocols, errors and the plugin registry in which the trainer's packages meet.
 
 Each name is imported from its module when it is first asked for: a logger that needs one
 class does not pay for all of them.
+
+Example:
+    >>> from lt_interface import World
+    >>> World(rank=1, size=2).is_global_zero
+    False
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lt_interface.version import __version__
+from lt_interface.lazy import lazy
 
 if TYPE_CHECKING:
-    from lt_interface.abilities import (
-        Record,
-        SupportsAudio,
-        SupportsCheckpoints,
-        SupportsFigures,
-        SupportsGraph,
-        SupportsHistograms,
-        SupportsImages,
-        SupportsJoin,
-        SupportsRecords,
-        SupportsReplay,
-        SupportsRewind,
-        SupportsSharedVersion,
-        SupportsTables,
-        SupportsText,
-        SupportsVideo,
-        SupportsWatch,
+    from lt_interface.abilities import *
+    from lt_interface.accelerator import *
+    from lt_interface.checkpoint import *
+    from lt_interface.cluster import *
+    from lt_interface.engine import *
+    from lt_interface.errors import *
+    from lt_interface.launcher import *
+    from lt_interface.logger import *
+    from lt_interface.plan import *
+    from lt_interface.precision import *
+    from lt_interface.profiler import *
+    from lt_interface.ranks import *
+    from lt_interface.registry import *
+    from lt_interface.state import *
+    from lt_interface.strategy import *
+    from lt_interface.version import *
+    from lt_interface.world import *
+else:
+    __all__, __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "abilities": "Record SupportsAudio SupportsCheckpoints SupportsFigures SupportsGraph SupportsHistograms "
+            "SupportsImages SupportsJoin SupportsRecords SupportsReplay SupportsRewind SupportsSharedVersion "
+            "SupportsTables SupportsText SupportsVideo SupportsWatch",
+            "accelerator": "Accelerator",
+            "checkpoint": "CheckpointIO",
+            "cluster": "ClusterEnvironment",
+            "engine": "Engine",
+            "errors": "CheckpointError ConfigError ConfigTypeError InterfaceVersionError LTError "
+            "MisconfigurationException MissingPackageError PluginError Problem UnknownPluginError",
+            "launcher": "Launcher Outcome",
+            "logger": "Logger SupportsLogging",
+            "plan": "Plan",
+            "precision": "Precision",
+            "profiler": "Profiler",
+            "ranks": "DummyExperiment is_rank_zero rank_zero_only",
+            "registry": "Registry",
+            "state": "Stateful",
+            "strategy": "Collectives Strategy",
+            "version": "__version__",
+            "world": "World",
+        },
     )
-    from lt_interface.accelerator import Accelerator
-    from lt_interface.checkpoint import CheckpointIO
-    from lt_interface.cluster import ClusterEnvironment
-    from lt_interface.engine import Engine
-    from lt_interface.errors import (
-        CheckpointError,
-        ConfigError,
-        ConfigTypeError,
-        InterfaceVersionError,
-        LTError,
-        MisconfigurationException,
-        MissingPackageError,
-        PluginError,
-        Problem,
-        UnknownPluginError,
-    )
-    from lt_interface.launcher import Launcher, Outcome
-    from lt_interface.logger import Logger, SupportsLogging
-    from lt_interface.precision import Precision
-    from lt_interface.profiler import Profiler
-    from lt_interface.ranks import DummyExperiment, is_rank_zero, rank_zero_only
-    from lt_interface.registry import Registry
-    from lt_interface.state import Plan, Stateful, World
-    from lt_interface.strategy import Collectives, Strategy
-
-__all__ = [
-    "Accelerator",
-    "CheckpointError",
-    "CheckpointIO",
-    "ClusterEnvironment",
-    "Collectives",
-    "ConfigError",
-    "ConfigTypeError",
-    "DummyExperiment",
-    "Engine",
-    "InterfaceVersionError",
-    "LTError",
-    "Launcher",
-    "Logger",
-    "MisconfigurationException",
-    "MissingPackageError",
-    "Outcome",
-    "Plan",
-    "PluginError",
-    "Precision",
-    "Problem",
-    "Profiler",
-    "Record",
-    "Registry",
-    "Stateful",
-    "Strategy",
-    "SupportsAudio",
-    "SupportsCheckpoints",
-    "SupportsFigures",
-    "SupportsGraph",
-    "SupportsHistograms",
-    "SupportsImages",
-    "SupportsJoin",
-    "SupportsLogging",
-    "SupportsRecords",
-    "SupportsReplay",
-    "SupportsRewind",
-    "SupportsSharedVersion",
-    "SupportsTables",
-    "SupportsText",
-    "SupportsVideo",
-    "SupportsWatch",
-    "UnknownPluginError",
-    "World",
-    "__version__",
-    "is_rank_zero",
-    "rank_zero_only",
-]
-
-_HOMES = {
-    "Accelerator": "accelerator",
-    "CheckpointError": "errors",
-    "CheckpointIO": "checkpoint",
-    "ClusterEnvironment": "cluster",
-    "Collectives": "strategy",
-    "ConfigError": "errors",
-    "ConfigTypeError": "errors",
-    "DummyExperiment": "ranks",
-    "Engine": "engine",
-    "InterfaceVersionError": "errors",
-    "LTError": "errors",
-    "Launcher": "launcher",
-    "Logger": "logger",
-    "MisconfigurationException": "errors",
-    "MissingPackageError": "errors",
-    "Outcome": "launcher",
-    "Plan": "state",
-    "PluginError": "errors",
-    "Precision": "precision",
-    "Problem": "errors",
-    "Profiler": "profiler",
-    "Record": "abilities",
-    "Registry": "registry",
-    "Stateful": "state",
-    "Strategy": "strategy",
-    "SupportsAudio": "abilities",
-    "SupportsCheckpoints": "abilities",
-    "SupportsFigures": "abilities",
-    "SupportsGraph": "abilities",
-    "SupportsHistograms": "abilities",
-    "SupportsImages": "abilities",
-    "SupportsJoin": "abilities",
-    "SupportsLogging": "logger",
-    "SupportsRecords": "abilities",
-    "SupportsReplay": "abilities",
-    "SupportsRewind": "abilities",
-    "SupportsSharedVersion": "abilities",
-    "SupportsTables": "abilities",
-    "SupportsText": "abilities",
-    "SupportsVideo": "abilities",
-    "SupportsWatch": "abilities",
-    "UnknownPluginError": "errors",
-    "World": "state",
-    "is_rank_zero": "ranks",
-    "rank_zero_only": "ranks",
-}
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})

@@ -1,4 +1,4 @@
-"""Say what kind of device a run uses and which of them."""
+"""Kinds of devices: which there are, and which of them a run uses."""
 
 from __future__ import annotations
 
@@ -13,14 +13,42 @@ __all__ = ["Accelerator"]
 
 @runtime_checkable
 class Accelerator(Protocol):
-    """Know one kind of device.
+    """One kind of device.
 
-    ``is_available``, ``device_count`` and ``parse_devices`` run in the parent process and
-    create no device context.
+    ``is_available``, ``device_count``, ``parse_devices`` and ``default_strategy`` are called when a trainer is
+    constructed, in the parent process, and must create no device context, so that a later fork works.
+    ``device``, ``setup`` and ``teardown`` are called by the strategy, in each rank. An accelerator must pickle.
 
     Attributes:
         name: The name users pass, such as ``"cpu"``.
-        priority: The larger, the sooner ``accelerator="auto"`` takes it.
+        priority: ``accelerator="auto"`` picks the available one with the highest priority.
+
+    Example:
+        >>> class Board:
+        ...     name, priority = "board", 5
+        ...     def is_available(self):
+        ...         return True
+        ...     def device_count(self):
+        ...         return 2
+        ...     def parse_devices(self, spec):
+        ...         spec = self.device_count() if spec == "auto" else spec
+        ...         indices = list(range(int(spec))) if isinstance(spec, (int, str)) else list(spec)
+        ...         if not indices or not set(indices) <= {0, 1}:
+        ...             raise ValueError(f"Trainer(devices={spec!r}): this board has devices 0 and 1. Write devices=2.")
+        ...         return indices
+        ...     def default_strategy(self, devices, nodes):
+        ...         return "single_device" if devices * nodes == 1 else "ddp"
+        ...     def device(self, index):
+        ...         return torch.device("board", index)
+        ...     def setup(self, device):
+        ...         pass
+        ...     def stats(self, device):
+        ...         return {"memory_used_bytes": 0}
+        ...     def teardown(self):
+        ...         pass
+        >>> board = Board()
+        >>> isinstance(board, Accelerator), board.parse_devices("auto"), board.parse_devices([1])
+        (True, [0, 1], [1])
     """
 
     name: str
@@ -31,33 +59,59 @@ class Accelerator(Protocol):
         ...
 
     def device_count(self) -> int:
-        """Return how many devices ``devices="auto"`` means."""
+        """Return how many devices ``devices="auto"`` means: at least 1 where one is available."""
         ...
 
     def parse_devices(self, spec: int | str | Sequence[int]) -> list[int]:
-        """Return the indices that a ``devices=`` flag means.
+        """Return the indices of the devices that a ``devices=`` flag means.
+
+        Args:
+            spec: A number of devices, such a number as text, ``"auto"``, or a sequence of indices.
+
+        Returns:
+            Distinct indices from 0, at least one.
 
         Raises:
-            ValueError: If the flag names no device or one that is not there.
+            ValueError: If the flag names no device, one that is not there, or one twice; the message shows the flag.
         """
         ...
 
     def default_strategy(self, devices: int, nodes: int) -> str:
-        """Return the name of the strategy that ``strategy="auto"`` means."""
+        """Return the name of the strategy that ``strategy="auto"`` means.
+
+        Args:
+            devices: The number of devices on each node.
+            nodes: The number of nodes.
+        """
         ...
 
     def device(self, index: int) -> torch.device:
-        """Return the torch device of one index."""
+        """Return the torch device of one index.
+
+        Args:
+            index: One of the indices that ``parse_devices`` returned.
+        """
         ...
 
     def setup(self, device: torch.device) -> None:
-        """Prepare a device in the process that uses it."""
+        """Prepare a device in the process that uses it; it may be called again after ``teardown``.
+
+        Args:
+            device: The device of this rank.
+
+        Raises:
+            ValueError: If the device is of another kind.
+        """
         ...
 
     def stats(self, device: torch.device) -> dict[str, Any]:
-        """Return figures of the device, such as memory in bytes."""
+        """Return figures of a device by name, the unit in the name, such as ``memory_used_bytes``.
+
+        Args:
+            device: The device of this rank, after ``setup``.
+        """
         ...
 
     def teardown(self) -> None:
-        """Free what ``setup`` took."""
+        """Free what ``setup`` took; a second call does nothing."""
         ...

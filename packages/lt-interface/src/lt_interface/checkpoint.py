@@ -1,4 +1,4 @@
-"""Say how a tree of values becomes a file and comes back."""
+"""Checkpoint formats: how a tree of values becomes a file and comes back."""
 
 from __future__ import annotations
 
@@ -9,28 +9,76 @@ __all__ = ["CheckpointIO"]
 
 @runtime_checkable
 class CheckpointIO(Protocol):
-    """Write and read checkpoints.
+    """Format in which checkpoints are written and read.
 
     A save is atomic and durable: a reader sees the old file or the new one, whatever
     moment the process dies at. Reading never runs code found in the file.
 
     Attributes:
-        collective: Whether every rank must call ``save`` and ``load``.
+        collective: Whether every rank must call ``save`` and ``load``; where it is False, rank 0 alone saves.
+
+    Example:
+        A format for trees without tensors, which leaves out the checksum that a real one needs:
+
+        >>> import json, os
+        >>> from lt_interface.errors import CheckpointError
+        >>> class JsonIO:
+        ...     collective = False
+        ...     def save(self, tree, path):
+        ...         with open(path + ".tmp", "w") as file:
+        ...             json.dump(tree, file)
+        ...             file.flush()
+        ...             os.fsync(file.fileno())
+        ...         os.replace(path + ".tmp", path)
+        ...     def load(self, path, into=None):
+        ...         try:
+        ...             with open(path) as file:
+        ...                 return json.load(file)
+        ...         except (OSError, ValueError) as error:
+        ...             raise CheckpointError(f"{path}: this must be a JSON checkpoint. Got {error}.") from error
+        ...     def peek(self, path):
+        ...         return {"progress": self.load(path)["progress"]}
+        ...     def verify(self, path):
+        ...         self.load(path)
+        ...     def remove(self, path):
+        ...         if os.path.exists(path):
+        ...             os.remove(path)
+        ...     def wait(self):
+        ...         pass
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     io, path = JsonIO(), os.path.join(folder, "a.ckpt")
+        ...     io.save({"progress": {"step": 10}, "epoch": 1}, path)
+        ...     io.load(path)["epoch"], io.peek(path)
+        (1, {'progress': {'step': 10}})
     """
 
     collective: bool
 
     def save(self, tree: dict[str, Any], path: str) -> None:
-        """Write the tree.
+        """Write a tree, or take a snapshot of it and write that in the background.
+
+        The core calls it between two batches. What changes in the tree after the call must not reach the file.
+
+        Args:
+            tree: Nested dicts, lists and tuples of plain values and tensors; it holds the checkpoint of one run.
+            path: The file or folder to make or replace; the folder around it exists.
 
         Raises:
-            OSError: If the disk refuses; what was there before stays.
-            CheckpointError: If a value of the tree can not be kept; the message has its path.
+            OSError: If the disk refuses; what was there before stays. A background save raises in ``wait``.
+            CheckpointError: If a value of the tree cannot be kept; the message has its path.
         """
         ...
 
     def load(self, path: str, into: Any = None) -> dict[str, Any]:
-        """Return the tree.
+        """Read a tree.
+
+        Args:
+            path: What ``save`` was given.
+            into: A tree of tensors to load into, for formats that load by shards; None for new tensors on the CPU.
+
+        Returns:
+            The tree, each value with the type, order and bits that it was saved with.
 
         Raises:
             CheckpointError: If the file is missing, damaged, unsafe or too new.
@@ -38,17 +86,43 @@ class CheckpointIO(Protocol):
         ...
 
     def peek(self, path: str) -> dict[str, Any]:
-        """Return the header alone: versions and progress, no tensor read."""
+        """Return the header alone: versions and ``progress``; no tensor is read.
+
+        Args:
+            path: What ``save`` was given.
+
+        Raises:
+            CheckpointError: If the file is missing, or its header is damaged or too new.
+        """
         ...
 
     def verify(self, path: str) -> None:
-        """Check every byte that is covered by a checksum; raise CheckpointError if one is wrong."""
+        """Check every byte against its checksum.
+
+        Args:
+            path: What ``save`` was given.
+
+        Raises:
+            CheckpointError: If the file is missing or a byte is wrong.
+        """
         ...
 
     def remove(self, path: str) -> None:
-        """Delete a checkpoint; one that is not there is no error."""
+        """Delete a checkpoint; a missing one is no error.
+
+        Args:
+            path: What ``save`` was given.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
         ...
 
     def wait(self) -> None:
-        """Return when every save so far is durable; raise what one of them raised."""
+        """Return when every save so far is durable; the core calls it before a run ends.
+
+        Raises:
+            OSError: If the disk refused one of them; raised once.
+            CheckpointError: If a value of one of them cannot be kept; raised once.
+        """
         ...

@@ -1,24 +1,39 @@
-"""Say where processes come from and how they find one another."""
+"""Schedulers: where processes come from and how they find one another."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from lt_interface.state import World
+from lt_interface.world import World
 
 __all__ = ["ClusterEnvironment"]
 
 
 @runtime_checkable
 class ClusterEnvironment(Protocol):
-    """Know the scheduler that started this process.
+    """Scheduler that started this process, such as Slurm or torchrun.
+
+    The core gives it to `Strategy.setup`, which reads rank and address from it.
 
     Attributes:
         name: The name users pass.
         creates_processes: Whether the scheduler starts all ranks, so that no launcher does.
         process_group_ready: Whether a process group stands before the run starts.
         main_address: Host name of rank 0.
-        main_port: Port of rank 0.
+        main_port: TCP port of rank 0.
+
+    Example:
+        >>> import os
+        >>> class Farm:
+        ...     name, creates_processes, process_group_ready = "farm", True, False
+        ...     main_address, main_port = "node0", 29500
+        ...     @staticmethod
+        ...     def detect():
+        ...         return "FARM_RANK" in os.environ
+        ...     def world(self):
+        ...         return World(rank=int(os.environ["FARM_RANK"]), size=int(os.environ["FARM_SIZE"]))
+        >>> isinstance(Farm(), ClusterEnvironment), Farm.detect()
+        (True, False)
     """
 
     name: str
@@ -29,9 +44,9 @@ class ClusterEnvironment(Protocol):
 
     @staticmethod
     def detect() -> bool:
-        """Return whether this process was started by this scheduler."""
+        """Return whether this scheduler started this process; it reads environment variables alone."""
         ...
 
     def world(self) -> World:
-        """Return who this process is."""
+        """Return the place of this process among its peers."""
         ...

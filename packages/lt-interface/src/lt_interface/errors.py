@@ -1,4 +1,10 @@
-"""Say what is wrong in one form: where, rule, value, fix."""
+"""Errors in one form: where, rule, value, fix.
+
+Example:
+    >>> raise_problems([Problem("Trainer(max_epoch=3)", "no flag of that name", is_type=True)])
+    Traceback (most recent call last):
+    lt_interface.errors.ConfigTypeError: Trainer(max_epoch=3): no flag of that name.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Problem:
-    """Describe one thing that is wrong.
+    """One thing that is wrong.
 
     Attributes:
         where: The place as the user wrote it, such as ``Trainer(max_epochs=-3)``.
@@ -32,6 +38,10 @@ class Problem:
         got: The offending value, or an empty string where ``where`` shows it.
         fix: A whole sentence that says what to do.
         is_type: Whether the value's type (or the argument's name) is at fault.
+
+    Example:
+        >>> str(Problem("Trainer(devices=[])", "this must name a device", "an empty list", "Write devices=1."))
+        'Trainer(devices=[]): this must name a device. Got an empty list. Write devices=1.'
     """
 
     where: str
@@ -78,63 +88,140 @@ class LTError(Exception):
 
 
 class MisconfigurationException(LTError):  # noqa: N818 - the familiar name
-    """Code or flags of the user that cannot work as they are."""
+    """Code or flags of the user that cannot work as they are.
+
+    Example:
+        >>> raise MisconfigurationException(Problem("Net.training_step", "it must return a loss", "None"))
+        Traceback (most recent call last):
+        lt_interface.errors.MisconfigurationException: Net.training_step: it must return a loss. Got None.
+    """
 
 
 class ConfigError(MisconfigurationException, ValueError, RuntimeError):
     """Every problem of a configuration at once.
 
-    It is a ValueError for who checks values and a RuntimeError for who guards a run: of old, a
-    flag out of range was the one, a step that the trainer could not call the other.
+    It is a ValueError for those who check values and a RuntimeError for those who guard a run: users catch
+    a flag out of range as the one, and a step that the trainer cannot call as the other.
+
+    Example:
+        >>> error = ConfigError([Problem("a", "must be 1"), Problem("b", "must be 2")])
+        >>> print(error)
+        2 problems:
+          1. a: must be 1.
+          2. b: must be 2.
+        >>> isinstance(error, ValueError), isinstance(error, RuntimeError)
+        (True, True)
     """
 
 
 class ConfigTypeError(ConfigError, TypeError):
-    """Report problems of which at least one is a wrong type or an unknown name."""
+    """Problems of a configuration of which at least one is a wrong type or an unknown name.
+
+    Example:
+        >>> issubclass(ConfigTypeError, TypeError)
+        True
+    """
 
 
 class PluginError(ConfigError):
-    """Say that a plugin can not be used: broken, conflicting or unfit."""
+    """Plugin that cannot be used: broken, conflicting or unfit.
+
+    Example:
+        >>> issubclass(PluginError, ConfigError)
+        True
+    """
 
 
 class UnknownPluginError(PluginError, KeyError):
-    """Say that no plugin of that name is installed."""
+    """Name under which no plugin is installed.
+
+    Example:
+        >>> str(UnknownPluginError(Problem("strategy 'dpp'", "no strategy of that name")))
+        "strategy 'dpp': no strategy of that name."
+    """
 
     def __str__(self) -> str:
         return Exception.__str__(self)
 
 
 class InterfaceVersionError(PluginError):
-    """Say that a plugin was written for another version of the interface."""
+    """Plugin that was written for another version of the interface.
+
+    Example:
+        >>> issubclass(InterfaceVersionError, PluginError)
+        True
+    """
 
 
 class MissingPackageError(MisconfigurationException, ModuleNotFoundError):
-    """Say that an optional package is missing, and with which command it comes."""
+    """Optional package that is missing; the message has the command that installs it.
+
+    Example:
+        >>> MissingPackageError("summary: rich is needed. Run: pip install rich", name="rich").name
+        'rich'
+    """
 
 
 class CheckpointError(LTError):
-    """Say that a checkpoint is missing, damaged, unsafe, too new or of another model."""
+    """Checkpoint that is missing, damaged, unsafe, too new or of another model.
+
+    Example:
+        >>> str(CheckpointError(Problem("a.ckpt", "the file is damaged", fix="Take an older one.")))
+        'a.ckpt: the file is damaged. Take an older one.'
+    """
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:
     """Raise one error that lists all problems, or return when there are none.
 
+    Args:
+        problems: The problems, in the order in which they are shown.
+
     Raises:
         ConfigTypeError: If any problem is one of type or of an unknown name.
-        ConfigError: For all others.
+        ConfigError: If there are only others.
+
+    Example:
+        >>> raise_problems([])
+        >>> raise_problems([Problem("Trainer(max_epochs=-3)", "must be at least -1")])
+        Traceback (most recent call last):
+        lt_interface.errors.ConfigError: Trainer(max_epochs=-3): must be at least -1.
     """
     if problems:
         raise (ConfigTypeError if any(p.is_type for p in problems) else ConfigError)(problems)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``Did you mean "x"?`` for the nearest known name, or an empty string."""
+    """Return the question whether the nearest known name was meant, for the end of a message.
+
+    Args:
+        name: What the user wrote.
+        known: The names there are.
+
+    Returns:
+        ``Did you mean "x"?``, or an empty string where no name is near.
+
+    Example:
+        >>> nearest("max_epoch", ["max_epochs", "max_steps"])
+        'Did you mean "max_epochs"?'
+    """
     match = nearest_name(name, known)
     return f'Did you mean "{match}"?' if match else ""
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that looks most like the given one, whatever the case, or None."""
+    """Return the known name that looks most like a given one, whatever the case, or None.
+
+    Args:
+        name: What the user wrote.
+        known: The names there are.
+
+    Example:
+        >>> nearest_name("DDP_spwan", ["ddp", "ddp_spawn"])
+        'ddp_spawn'
+        >>> nearest_name("horse", ["ddp", "ddp_spawn"]) is None
+        True
+    """
     from difflib import get_close_matches  # loaded for a message only
 
     by_fold = {str(k).casefold(): k for k in known}

@@ -1,4 +1,10 @@
-"""Turn hyper-parameters of any kind into what a tracker or a YAML file can hold."""
+"""Hyper-parameters of any kind, made into what a tracker or a YAML file can hold.
+
+Example:
+    >>> from types import SimpleNamespace
+    >>> flatten(plain(SimpleNamespace(lr=0.1, net={"width": 3, "act": max})))
+    {'lr': 0.1, 'net/width': 3, 'net/act': 'max'}
+"""
 
 from __future__ import annotations
 
@@ -12,10 +18,17 @@ __all__ = ["flatten", "number", "plain", "plain_dict"]
 
 
 def plain(value: Any) -> Any:
-    """Return the value made of dicts, lists, text, numbers and None only.
+    """Return a value as dicts, lists, text, numbers and None only.
 
     Namespaces and dataclasses become dicts, callables their names, single-element tensors
-    and arrays numbers, all else its text.
+    and arrays numbers, everything else its text.
+
+    Args:
+        value: Anything, at any depth.
+
+    Example:
+        >>> plain({"size": (1, 2), "act": max, 3: None})
+        {'size': [1, 2], 'act': 'max', '3': None}
     """
     if value is None or (isinstance(value, (bool, str, int, float)) and not isinstance(value, Enum)):
         return _builtin(value)
@@ -48,7 +61,16 @@ def plain_dict(params: Any) -> dict[str, Any]:
 
 
 def flatten(params: Mapping[str, Any], separator: str = "/") -> dict[str, bool | str | int | float]:
-    """Return one level of names joined by the separator; lists and None become text."""
+    """Return nested hyper-parameters as one level of names; lists and None become text.
+
+    Args:
+        params: Hyper-parameters by name, at any depth.
+        separator: What joins the names of the levels.
+
+    Example:
+        >>> flatten({"net": {"width": 3, "sizes": [1, 2]}}, ".")
+        {'net.width': 3, 'net.sizes': '[1, 2]'}
+    """
     flat: dict[str, bool | str | int | float] = {}
     for key, value in params.items():
         if isinstance(value, Mapping) and value:
@@ -81,10 +103,20 @@ def _mapping(value: Any) -> Mapping[Any, Any] | None:
 
 
 def number(value: Any) -> float:
-    """Return a number, a single-element tensor or an array as a float.
+    """Return a number, a single-element tensor or an array of one element as a float.
+
+    Args:
+        value: The value; an integer too large for a float becomes inf.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is none of these; text is refused, even if it reads as a number.
+
+    Example:
+        >>> number(True), number(10**400)
+        (1.0, inf)
+        >>> number("1")
+        Traceback (most recent call last):
+        TypeError: 1
     """
     if isinstance(value, str):
         raise TypeError(value)

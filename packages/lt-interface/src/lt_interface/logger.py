@@ -1,4 +1,16 @@
-"""Say where metrics go. A tracker subclasses `Logger` and implements a handful of methods."""
+"""Loggers: where metrics go. A tracker subclasses `Logger` and implements a handful of methods.
+
+Example:
+    >>> class ListLogger(Logger):
+    ...     def __init__(self):
+    ...         self.rows = []
+    ...     def log_metrics(self, metrics, step=None):
+    ...         self.rows.append((step, metrics))
+    >>> logger = ListLogger()
+    >>> logger.log_metrics({"loss": 0.5}, step=49)
+    >>> logger.rows
+    [(49, {'loss': 0.5})]
+"""
 
 from __future__ import annotations
 
@@ -14,7 +26,24 @@ __all__ = ["Feed", "Logger", "SupportsLogging"]
 
 @runtime_checkable
 class SupportsLogging(Protocol):
-    """Take metrics and hyper-parameters: all that the core asks of a logger."""
+    """All that the core asks of a logger: to take metrics and hyper-parameters.
+
+    Example:
+        >>> isinstance(Logger(), SupportsLogging)
+        True
+        >>> class Null:
+        ...     name = version = directory = None
+        ...     def log_metrics(self, metrics, step=None):
+        ...         pass
+        ...     def log_hyperparams(self, params):
+        ...         pass
+        ...     def flush(self):
+        ...         pass
+        ...     def finish(self, status):
+        ...         pass
+        >>> isinstance(Null(), SupportsLogging)
+        True
+    """
 
     @property
     def name(self) -> str | None:
@@ -32,11 +61,20 @@ class SupportsLogging(Protocol):
         ...
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Take values of one step."""
+        """Take values of one step, as `Logger.log_metrics` does.
+
+        Args:
+            metrics: Numbers by name, nan and inf among them.
+            step: The optimizer step, counted from 0; None where there is none.
+        """
         ...
 
     def log_hyperparams(self, params: Any) -> None:
-        """Take the hyper-parameters."""
+        """Take the hyper-parameters, as `Logger.log_hyperparams` does.
+
+        Args:
+            params: A dict or namespace of values of any type and depth.
+        """
         ...
 
     def flush(self) -> None:
@@ -44,16 +82,35 @@ class SupportsLogging(Protocol):
         ...
 
     def finish(self, status: str) -> None:
-        """Close; ``status`` is success, failed or interrupted."""
+        """Close the run, as `Logger.finish` does; it may be called twice.
+
+        Args:
+            status: ``"success"``, ``"failed"`` or ``"interrupted"``.
+        """
         ...
 
 
 class Feed(Protocol):
-    """Be what the core attaches to a logger while a run feeds it."""
+    """Handle through which a running trainer feeds a logger; the core implements it, loggers use it through `Logger`.
+
+    Example:
+        >>> class StoppedFeed:
+        ...     step = 7
+        ...     def drain(self):
+        ...         pass
+        ...     def progressed(self):
+        ...         pass
+        ...     def later(self, call, what):
+        ...         call()
+        >>> logger = Logger()
+        >>> logger._feed = StoppedFeed()
+        >>> logger.step_or_current(None)
+        7
+    """
 
     @property
     def step(self) -> int:
-        """Return the step that the run is at."""
+        """Return the optimizer step at which the run is."""
         ...
 
     def drain(self) -> None:
@@ -61,25 +118,49 @@ class Feed(Protocol):
         ...
 
     def progressed(self) -> None:
-        """Note that a call that is out goes on, so that the end of a run waits for it anew."""
+        """Note that the current call proceeds, so that the end of a run waits for it anew."""
         ...
 
     def later(self, call: Callable[[], Any], what: str) -> None:
-        """Make a call behind all that is due now, where waiting for the tracker holds up nobody."""
+        """Queue a call behind all that is due now, in the thread where waiting for the tracker delays nothing.
+
+        Args:
+            call: The call to make; it runs under the logger's lock.
+            what: What it sends, for messages.
+        """
         ...
 
 
 class Logger:
-    """Be the base of every tracker's logger.
+    """Base of every tracker's logger.
 
-    The core calls `log_metrics` from one background thread of its own, never two at a
+    The core calls `log_metrics` on rank 0, from one background thread of its own, never two at a
     time, and always inside `exclusive`. A direct call from user code may run at the same
     moment: take ``with logger.exclusive():`` around a group of calls that must stay together.
+    Construction starts nothing: files and connections open at the first use, so that a logger pickles.
 
     Attributes:
         delivery: ``"async"`` for that thread, ``"sync"`` to be called by the loop itself, None for
             what the trainer's ``logger_delivery`` says.
         flush_timeout: How many seconds the end of a run, or `flush`, waits for a tracker that makes no progress.
+
+    Example:
+        >>> class LineLogger(Logger):
+        ...     def __init__(self):
+        ...         self.lines = []
+        ...     @property
+        ...     def name(self):
+        ...         return "lines"
+        ...     def log_metrics(self, metrics, step=None):
+        ...         self.lines += [f"{step} {name}={value}" for name, value in metrics.items()]
+        ...     def save(self):
+        ...         print(*self.lines, sep="; ")
+        >>> logger = LineLogger()
+        >>> with logger.exclusive():
+        ...     logger.log_metrics({"loss": 1.0}, step=0)
+        ...     logger.log_metrics({"loss": 0.5}, step=1)
+        >>> logger.finish("success")
+        0 loss=1.0; 1 loss=0.5
     """
 
     delivery: str | None = None
@@ -127,17 +208,44 @@ class Logger:
         return None
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Take values of one step."""
+        """Write values of one step, or hold them until `save`.
+
+        Args:
+            metrics: Numbers by name, nan and inf among them; a name may hold ``/``, blanks and letters of any script.
+            step: The optimizer step, counted from 0; None where there is none.
+
+        Raises:
+            TypeError: In this base: a logger must implement it.
+            OSError: If the tracker cannot be reached; the same values come again later.
+        """
         raise TypeError(f"{type(self).__name__}: a logger must implement log_metrics(metrics, step).")
 
     def log_hyperparams(self, params: Mapping[str, Any] | Any, *args: Any, **kwargs: Any) -> None:
-        """Take the hyper-parameters; the base keeps none."""
+        """Write the hyper-parameters; the base keeps none.
+
+        The core calls it once a fit, before the first metrics. `lt_interface.hyperparameters` makes them plain.
+
+        Args:
+            params: A dict or namespace of values of any type and depth.
+            *args: What the tracker takes beside them by place.
+            **kwargs: What the tracker takes beside them by name.
+
+        Example:
+            >>> Logger().log_hyperparams({"lr": 0.1, "act": max})
+        """
 
     def save(self) -> None:
-        """Write what is held in memory."""
+        """Write what is held in memory, so that a reader sees it; an OSError makes the core send it again later."""
 
     def finalize(self, status: str) -> None:
-        """Close; ``status`` is ``"success"``, ``"failed"`` or ``"interrupted"``."""
+        """Close the run; called under the lock, once a call of the trainer. More may be logged afterwards.
+
+        Args:
+            status: ``"success"``, ``"failed"`` or ``"interrupted"``.
+
+        Example:
+            >>> Logger().finalize("success")
+        """
         self.save()
 
     def flush(self) -> None:
@@ -156,8 +264,12 @@ class Logger:
         """Make a call that may wait for the tracker: while a run feeds this logger in its thread, else at once.
 
         Args:
-            call: What to do; it runs under the lock.
+            call: The call to make; it runs under the lock.
             what: What it sends, for messages.
+
+        Example:
+            >>> Logger().later(lambda: print("sent"), "a picture")
+            sent
         """
         if self._feed is not None:
             self._feed.later(call, what)
@@ -166,31 +278,58 @@ class Logger:
             call()
 
     def tell(self, message: str) -> None:
-        """Warn; while a run feeds this logger never by an exception, not even where warnings are errors."""
+        """Warn; while a run feeds this logger never by an exception, not even where warnings are errors.
+
+        Args:
+            message: What is wrong and what to do about it.
+
+        Example:
+            >>> import warnings
+            >>> with warnings.catch_warnings(record=True) as caught:
+            ...     warnings.simplefilter("always")
+            ...     Logger().tell("the tracker is slow; metrics arrive late")
+            >>> str(caught[0].message)
+            'the tracker is slow; metrics arrive late'
+        """
         import warnings
 
         with suppress(*([Warning] if self._feed is not None else [])):
             warnings.warn(message, stacklevel=3)
 
     def progressed(self) -> None:
-        """Say, from inside a long call that the core made, that it goes on."""
+        """Report from inside a long call of the core that it proceeds, so that it is not given up as hanging."""
         if self._feed is not None:
             self._feed.progressed()
 
     def step_or_current(self, step: int | None) -> int | None:
-        """Return a step as given, or for None the one that the run is at; outside of a run it stays None."""
+        """Return a step as given, or for None that of the run; outside of a run it stays None.
+
+        Args:
+            step: The step that a direct call was given, or None.
+
+        Example:
+            >>> Logger().step_or_current(3), Logger().step_or_current(None) is None
+            (3, True)
+        """
         return self._feed.step if step is None and self._feed is not None else step
 
     def finish(self, status: str) -> None:
-        """Close under the lock."""
+        """Close the run under the lock; the core calls it when a call of the trainer ends.
+
+        Args:
+            status: ``"success"``, ``"failed"`` or ``"interrupted"``.
+        """
         with self.exclusive():
             self.finalize(status)
 
     @contextmanager
     def exclusive(self) -> Iterator[Any]:
-        """Hold this logger's one lock, so that no other thread writes between; gives the logger.
+        """Hold this logger's one lock, so that no other thread writes in between.
 
         The thread that holds it may take it again.
+
+        Yields:
+            The logger.
         """
         with self._logger_lock():
             yield self

@@ -1,4 +1,4 @@
-"""Keep loggers silent on all processes but the first."""
+"""Guards that keep loggers silent on all processes but the first."""
 
 from __future__ import annotations
 
@@ -14,12 +14,36 @@ R = TypeVar("R")
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process is the first of its run, as far as its environment tells."""
+    """Return whether this process is the first of its run, by its environment variables.
+
+    ``RANK`` takes precedence over ``SLURM_PROCID``; a process that has neither is the first.
+
+    Example:
+        >>> from unittest.mock import patch
+        >>> with patch.dict("os.environ", {"RANK": "3"}):
+        ...     is_rank_zero()
+        False
+    """
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) in {"", "0"}
 
 
 def rank_zero_only(function: Callable[P, R]) -> Callable[P, R | None]:
-    """Make a function do nothing and return None on all processes but the first."""
+    """Make a function do nothing and return None on all processes but the first.
+
+    Args:
+        function: The function, or a method in its class.
+
+    Example:
+        >>> from unittest.mock import patch
+        >>> @rank_zero_only
+        ... def report(text):
+        ...     print(text)
+        >>> with patch.dict("os.environ", {"RANK": "0"}):
+        ...     report("written once")
+        written once
+        >>> with patch.dict("os.environ", {"RANK": "3"}):
+        ...     report("written once")
+    """
 
     @wraps(function)
     def only(*args: P.args, **kwargs: P.kwargs) -> R | None:
@@ -29,7 +53,13 @@ def rank_zero_only(function: Callable[P, R]) -> Callable[P, R | None]:
 
 
 class DummyExperiment:
-    """Answer every call and every item with nothing."""
+    """Tracker's object of a silent process: each call and each item of it does nothing.
+
+    Example:
+        >>> experiment = DummyExperiment()
+        >>> experiment.add_scalar("loss", 0.5)
+        >>> experiment["tags"].append("baseline")
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

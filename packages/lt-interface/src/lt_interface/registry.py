@@ -1,4 +1,10 @@
-"""Find plugins by name through entry points, importing only the one that is asked for."""
+"""Registry of plugins: found by name through entry points, imported only when asked for.
+
+Example:
+    >>> strategies.get("no such strategy")
+    Traceback (most recent call last):
+    lt_interface.errors.UnknownPluginError: ...
+"""
 
 from __future__ import annotations
 
@@ -68,7 +74,11 @@ def _scan() -> dict[str, dict[str, tuple[EntryPoint, ...]]]:
 
 
 def rescan() -> None:
-    """Forget what is installed, so that the next look-up reads it anew: after an install in a running process."""
+    """Forget what is installed, so that the next look-up reads it anew: after an install in a running process.
+
+    Example:
+        >>> rescan()
+    """
     from importlib import invalidate_caches
 
     invalidate_caches()
@@ -76,11 +86,33 @@ def rescan() -> None:
 
 
 class Registry(Generic[T]):
-    """Look up the plugins of one entry-point group.
+    """Plugins of one entry-point group.
+
+    A package offers a plugin by an entry point in its metadata, name = module:class; the core asks for it by the
+    name that a flag gives. Two packages with the same name are a conflict, not an order.
 
     Args:
         group: The entry-point group, such as ``lt.strategies``.
         kind: What a plugin of this group is called in messages.
+
+    Example:
+        In the ``pyproject.toml`` of the package that brings ``Trainer(strategy="ring")``::
+
+            [project.entry-points."lt.strategies"]
+            ring = "ring_kit:RingStrategy"
+
+        >>> clocks = Registry("lt.clocks", "clock")
+        >>> clocks.names()
+        []
+        >>> class Quartz:
+        ...     pass
+        >>> clocks.name_of(Quartz) is None
+        True
+        >>> str(clocks.problem("quartz", "Trainer(clock='quartz')"))
+        "Trainer(clock='quartz'): no clock of that name. Installed: none."
+        >>> clocks.get("quartz")
+        Traceback (most recent call last):
+        lt_interface.errors.UnknownPluginError: clock 'quartz': no clock of that name. Installed: none.
     """
 
     def __init__(self, group: str, kind: str) -> None:
@@ -95,13 +127,22 @@ class Registry(Generic[T]):
         return sorted(_scan().get(self.group, {}))
 
     def name_of(self, plugin: type) -> str | None:
-        """Return the name that a class is registered under, or None; nothing is imported."""
+        """Return the name under which a class is registered, or None; nothing is imported.
+
+        Args:
+            plugin: The class.
+        """
         value = f"{plugin.__module__}:{plugin.__qualname__}"
         points = _scan().get(self.group, {})
         return next((name for name, same in points.items() if any(p.value == value for p in same)), None)
 
     def problem(self, name: str, where: str) -> Problem | None:
-        """Return what is wrong with a name, or None if exactly one plugin has it; nothing is imported."""
+        """Return what is wrong with a name, or None if exactly one plugin has it; nothing is imported.
+
+        Args:
+            name: The name that a user gave.
+            where: The place as the user wrote it, for the message.
+        """
         error = self._error(name, where)
         return None if error is None else error.problems[0]
 
@@ -183,10 +224,18 @@ class Registry(Generic[T]):
 
 
 def fits(version: str, ours: str = __version__) -> bool:
-    """Return whether a plugin written for interface ``version`` works with ``ours``.
+    """Return whether a plugin written for one version of the interface works with another.
 
     Below 1.0 each minor version is its own; from 1.0 on, a plugin needs the same major
     and at most our minor. Text that is no version never fits.
+
+    Args:
+        version: The version that the plugin was written for.
+        ours: The version that is installed.
+
+    Example:
+        >>> fits("0.1.4", ours="0.1.0"), fits("0.2.0", ours="0.1.0"), fits("1.2", ours="1.3")
+        (True, False, True)
     """
     theirs = _numbers(version)
     if theirs is None:
@@ -198,9 +247,17 @@ def fits(version: str, ours: str = __version__) -> bool:
 
 
 def allows(requirement: str, ours: str = __version__) -> bool:
-    """Return whether a version range such as ``>=0.1,<0.2`` contains ``ours``.
+    """Return whether a version range contains a version.
 
-    A clause that is not understood is passed over: refusing is for what is known to be wrong.
+    A clause that is not understood is passed over: only what is known to be wrong is refused.
+
+    Args:
+        requirement: A range such as ``>=0.1,<0.2``, as in a package's metadata.
+        ours: The version that is installed.
+
+    Example:
+        >>> allows(">=0.1,<0.2", ours="0.1.5"), allows("~=0.2", ours="0.1.5")
+        (True, False)
     """
     import re
 

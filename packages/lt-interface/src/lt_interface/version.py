@@ -1,3 +1,5 @@
-"""Hold the version of this package, read by the build and at run time."""
+"""Version of this package, read by the build and at run time."""
+
+__all__ = ["__version__"]
 
 __version__ = "0.1.0"

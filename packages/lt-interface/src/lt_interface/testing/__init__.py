@@ -1,4 +1,4 @@
-"""Test a plugin against the interface: subclass a suite, name the plugin, run pytest.
+"""Conformance suites that test a plugin against the interface: subclass one, name the plugin, run pytest.
 
 A plugin's whole test of the interface may be::
 

@@ -1,4 +1,4 @@
-"""Test an accelerator against the interface."""
+"""Conformance suite of accelerators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ __all__ = ["AcceleratorConformance"]
 
 
 class AcceleratorConformance(Conformance, suite=True):
-    """Test an accelerator. Where its device is missing, only what the parent process calls is tested."""
+    """Tests of an accelerator. Where its device is missing, only what the parent process calls is tested.
+
+    Example:
+        ::
+
+            class TestBoard(AcceleratorConformance):
+                plugin = "board"
+    """
 
     registry = accelerators
 

@@ -1,4 +1,4 @@
-"""Test a checkpoint format against the interface."""
+"""Conformance suite of checkpoint formats."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["CheckpointIOConformance"]
 
 
 class _Opaque:
-    """Be a value that no checkpoint can keep."""
+    """Value that no checkpoint can keep."""
 
 
 class _Bomb:
-    """Make a folder when it is unpickled."""
+    """Value that makes a folder when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -34,7 +34,14 @@ class _Bomb:
 
 
 class CheckpointIOConformance(Conformance, suite=True):
-    """Test a checkpoint format in one process."""
+    """Tests of a checkpoint format in one process.
+
+    Example:
+        ::
+
+            class TestJson(CheckpointIOConformance):
+                plugin = "json"
+    """
 
     registry = checkpoint_ios
 
@@ -64,7 +71,13 @@ class CheckpointIOConformance(Conformance, suite=True):
         }
 
     def save(self, io: CheckpointIO, tree: dict[str, Any], path: str) -> None:
-        """Save and wait until it is durable."""
+        """Save a tree and wait until it is durable.
+
+        Args:
+            io: The format under test.
+            tree: What to save.
+            path: Where to.
+        """
         io.save(tree, path)
         io.wait()
 
@@ -130,7 +143,7 @@ class CheckpointIOConformance(Conformance, suite=True):
         assert io.peek(path)["progress"] == self.tree()["progress"]
 
     def test_failed_save_keeps_the_old(self, io: CheckpointIO, path: str) -> None:
-        """A value that can not be kept is named by its path, and what was there before stays alone in the folder."""
+        """A value that cannot be kept is named by its path, and what was there before stays alone in the folder."""
         self.save(io, {"global_step": 1}, path)
         with pytest.raises(CheckpointError, match="culprit"):
             self.save(io, {"global_step": 2, "callbacks": {"x": [0, {"culprit": _Opaque()}]}}, path)
@@ -140,7 +153,7 @@ class CheckpointIOConformance(Conformance, suite=True):
         assert io.load(path)["global_step"] == 3
 
     def test_disk_errors_surface_once(self, io: CheckpointIO, tmp_path: Path) -> None:
-        """A place that can not be written raises OSError by the end of wait, and the next save works."""
+        """A place that cannot be written raises OSError by the end of wait, and the next save works."""
         (tmp_path / "file").write_text("")
         with pytest.raises(OSError):
             self.save(io, {"global_step": 1}, str(tmp_path / "file" / "a.ckpt"))

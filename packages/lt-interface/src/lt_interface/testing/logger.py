@@ -1,4 +1,4 @@
-"""Test a logger against the interface."""
+"""Conformance suite of loggers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,24 @@ __all__ = ["LoggerConformance"]
 
 
 class _Opaque:
-    """Be a value that no tracker knows."""
+    """Value that no tracker knows."""
 
 
 class LoggerConformance(LoggerAbilities, suite=True):
-    """Test a logger. A subclass names the plugin and says how to read a run back.
+    """Tests of a logger. A subclass names the plugin and implements `read`, which reads a run back.
 
     Attributes:
         keeps_nonfinite: Whether the tracker can hold nan and inf.
         patience: Seconds that a tracker's own thread may need until a flush is seen.
+
+    Example:
+        ::
+
+            class TestLines(LoggerConformance):
+                plugin = "lines"
+
+                def read(self, logger):
+                    return points_of(logger.directory)
     """
 
     registry = loggers
@@ -39,7 +48,11 @@ class LoggerConformance(LoggerAbilities, suite=True):
     patience: ClassVar[float] = 0.0
 
     def kept_name(self, name: str) -> str:
-        """Return the name under which the tracker keeps a metric, where it allows fewer characters."""
+        """Return the name under which the tracker keeps a metric, where it allows fewer characters.
+
+        Args:
+            name: The metric's name.
+        """
         return name
 
     @pytest.fixture
@@ -143,7 +156,12 @@ class LoggerConformance(LoggerAbilities, suite=True):
         self.assert_visible(logger, {0: 1.0, 1: 2.0})
 
     def assert_visible(self, logger: Logger, expected: dict[int, float]) -> None:
-        """Flush and read, again until the patience is over."""
+        """Flush and read, again until the patience is over.
+
+        Args:
+            logger: The logger under test.
+            expected: What the metric ``loss`` must hold: value by step.
+        """
         end = time.monotonic() + self.patience
         logger.flush()
         while self.read(logger).get("loss") != expected and time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""Test what a logger can do beyond metrics one by one: records, doubt, another process, other ranks, media."""
+"""Conformance suite of a logger's abilities: records, doubt, another process, other ranks, media."""
 
 from __future__ import annotations
 
@@ -32,15 +32,39 @@ def _expected(last: int, names: int = 2) -> Points:
 
 
 class LoggerAbilities(Conformance, suite=True):
-    """Test the abilities that a logger has; those that it lacks are skipped."""
+    """Tests of the abilities that a logger has; those that it lacks are skipped.
+
+    Example:
+        `LoggerConformance` includes them. A logger with arguments of its own overrides one method::
+
+            class TestRemote(LoggerConformance):
+                plugin = "remote"
+
+                def make_logger(self, folder):
+                    return RemoteLogger(url="http://localhost:5000", save_dir=str(folder))
+    """
 
     def make_logger(self, folder: Path) -> Logger:
-        """Return a new logger that writes below the folder; override it for other arguments."""
+        """Return a new logger; override it where the constructor takes other arguments.
+
+        Args:
+            folder: The folder below which the logger writes.
+        """
         made: Logger = self.plugin_class()(save_dir=str(folder))
         return made
 
     def read(self, logger: Logger) -> Points:
-        """Return what the tracker holds of this logger's run: name to step to value."""
+        """Return what the tracker holds of a logger's run; every suite must implement it.
+
+        Args:
+            logger: The logger, finished or flushed.
+
+        Returns:
+            For each metric's name, the value by step.
+
+        Raises:
+            NotImplementedError: In this base.
+        """
         raise NotImplementedError(f"{type(self).__name__}: read(logger) must be implemented.")
 
     def _with(self, folder: Path, ability: Any) -> Any:

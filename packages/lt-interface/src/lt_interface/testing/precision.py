@@ -1,4 +1,4 @@
-"""Test a precision against the interface."""
+"""Conformance suite of precisions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ __all__ = ["PrecisionConformance"]
 
 
 class PrecisionConformance(Conformance, suite=True):
-    """Test a precision by training a small network with it.
+    """Tests of a precision, which train a small network with it.
 
     Attributes:
         parameter_dtype: Name of the format that parameters have, such as ``"float32"``.
         tolerance: How far gradients and losses may lie from those in 64 bits, relatively.
         device: Where to compute.
+
+    Example:
+        ::
+
+            class TestHalf(PrecisionConformance):
+                plugin = "16-true"
+                parameter_dtype = "float16"
+                tolerance = 2e-2
     """
 
     registry = precisions
@@ -68,7 +76,12 @@ class PrecisionConformance(Conformance, suite=True):
         return x.to(self.device), (x[:, :1] - 0.5 * x[:, 1:2]).to(self.device)
 
     def loss(self, precision: Precision, net: Any) -> Any:
-        """Return the loss of one forward pass as the core runs it."""
+        """Return the loss of one forward pass as the core runs it.
+
+        Args:
+            precision: The precision under test.
+            net: A network that it converted.
+        """
         from torch.nn import functional
 
         x, y = precision.convert_batch(self.batch())
@@ -77,7 +90,17 @@ class PrecisionConformance(Conformance, suite=True):
         return out if precision.convert_output is None else precision.convert_output(out)
 
     def train(self, precision: Precision, net: Any, optimizer: Any, steps: int) -> list[float]:
-        """Return the losses of some steps, each as the core runs it."""
+        """Train for some steps as the core runs them.
+
+        Args:
+            precision: The precision under test.
+            net: A network that it converted.
+            optimizer: An optimizer over its parameters.
+            steps: How many steps.
+
+        Returns:
+            The loss of each step.
+        """
         losses = []
         for _ in range(steps):
             loss = self.loss(precision, net)

@@ -1,4 +1,4 @@
-"""Provide plain counterparts of the parts that a strategy is tested with, so that no core is needed."""
+"""Plain counterparts of the parts with which a strategy is tested, so that no core is needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ __all__ = ["ReferenceAccelerator", "ReferenceEngine", "ReferencePrecision"]
 
 
 class ReferenceAccelerator:
-    """Know the CPU."""
+    """Accelerator of the CPU.
+
+    Example:
+        >>> ReferenceAccelerator().parse_devices("auto"), ReferenceAccelerator().default_strategy(1, 1)
+        ([0], 'single_device')
+    """
 
     name = "reference"
     priority = 0
@@ -49,7 +54,12 @@ class ReferenceAccelerator:
 
 
 class ReferencePrecision:
-    """Compute in 32 bits."""
+    """Precision of 32 bits.
+
+    Example:
+        >>> ReferencePrecision().convert("module"), ReferencePrecision().convert_batch([1, 2])
+        ('module', [1, 2])
+    """
 
     name = "32-true"
     converts_batch = False
@@ -89,7 +99,23 @@ class ReferencePrecision:
 
 
 class ReferenceEngine:
-    """Be the simplest engine that fills the interface."""
+    """Simplest engine that fills the interface.
+
+    Args:
+        module: The module, its parameters final.
+        optimizers: The optimizers, in the user's order.
+        schedulers: The schedulers; left to the core.
+        precision: The precision.
+        plan: What was decided; not used.
+
+    Example:
+        >>> class Net:
+        ...     def training_step(self, batch, batch_idx):
+        ...         return batch * 2
+        >>> engine = ReferenceEngine(Net(), [], [], ReferencePrecision(), None)
+        >>> engine.call["training_step"](21, 0)
+        42
+    """
 
     owns: frozenset[str] = frozenset()
     place: Callable[[Any], Any] | None = None

@@ -1,4 +1,4 @@
-"""Test a strategy against the interface."""
+"""Conformance suite of strategies."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 from lt_interface.accelerator import Accelerator
 from lt_interface.engine import Engine
 from lt_interface.errors import CheckpointError
+from lt_interface.plan import Plan
 from lt_interface.precision import Precision
 from lt_interface.registry import strategies
-from lt_interface.state import Plan, World
 from lt_interface.strategy import Collectives, Strategy
 from lt_interface.testing.reference import ReferenceAccelerator, ReferenceEngine, ReferencePrecision
 from lt_interface.testing.suite import Conformance
+from lt_interface.world import World
 
 __all__ = ["StrategyConformance"]
 
@@ -24,10 +25,17 @@ OWNABLE = {"accumulate", "clip", "zero_grad", "unscale", "schedule"}
 
 
 class StrategyConformance(Conformance, suite=True):
-    """Test a strategy in one process, as a run of one rank.
+    """Tests of a strategy in one process, as a run of one rank.
 
     Attributes:
         tolerance: How far weights may lie from those of a hand-written loop; 0 asks for the same bits.
+
+    Example:
+        ::
+
+            class TestRing(StrategyConformance):
+                plugin = "ring"
+                tolerance = 1e-6
     """
 
     registry = strategies
@@ -74,7 +82,11 @@ class StrategyConformance(Conformance, suite=True):
         return Net()
 
     def batches(self, count: int) -> list[Any]:
-        """Return batches, the same at every call."""
+        """Return batches, the same at every call.
+
+        Args:
+            count: How many; each is a pair of tensors (16, 4) and (16, 1).
+        """
         import torch
 
         generator = torch.Generator().manual_seed(9)
@@ -90,7 +102,13 @@ class StrategyConformance(Conformance, suite=True):
         made.teardown()
 
     def engine(self, strategy: Strategy, optimizer: str = "Adam", **options: Any) -> tuple[Any, Engine]:
-        """Return a sharded module and the engine of one optimizer over it."""
+        """Return a sharded module and the engine of one optimizer over it.
+
+        Args:
+            strategy: The strategy under test, set up.
+            optimizer: Name of the optimizer's class in ``torch.optim``.
+            **options: Its options; the learning rate is 0.05 unless given.
+        """
         import torch
 
         precision = self.make_precision()
@@ -99,7 +117,16 @@ class StrategyConformance(Conformance, suite=True):
         return module, strategy.engine(module, [made], [], precision, self.plan(), self.default_engine())
 
     def run(self, engine: Engine, batches: list[Any], clip: float | None = None) -> list[float]:
-        """Return the losses of one step a batch, each as the core runs it."""
+        """Train with one step a batch, each as the core runs it.
+
+        Args:
+            engine: The engine under test.
+            batches: What `batches` returned.
+            clip: The largest norm of the gradients, or None.
+
+        Returns:
+            The loss of each step.
+        """
         losses = []
         for index, batch in enumerate(batches):
             placed = engine.place(batch) if engine.place is not None else batch
@@ -117,11 +144,20 @@ class StrategyConformance(Conformance, suite=True):
         return losses
 
     def weights(self, engine: Engine) -> dict[str, Any]:
-        """Return a copy of the engine's weights on the CPU."""
+        """Return a copy of an engine's weights on the CPU, by name.
+
+        Args:
+            engine: The engine under test.
+        """
         return {name: value.detach().cpu().clone() for name, value in engine.model.state_dict().items()}
 
     def by_hand(self, batches: list[Any], clip: float | None = None) -> dict[str, Any]:
-        """Return the weights after a hand-written loop."""
+        """Return the weights after a hand-written loop, by name.
+
+        Args:
+            batches: What `batches` returned.
+            clip: The largest norm of the gradients, or None.
+        """
         import torch
 
         net = self.network()
@@ -136,7 +172,15 @@ class StrategyConformance(Conformance, suite=True):
         return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
     def assert_close(self, found: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Compare weights by name, bit for bit where the tolerance is 0."""
+        """Compare weights by name, bit for bit where the tolerance is 0.
+
+        Args:
+            found: The engine's weights.
+            expected: Those of the hand-written loop.
+
+        Raises:
+            AssertionError: If a name or a value differs.
+        """
         import torch
 
         assert list(found) == list(expected)
@@ -275,7 +319,7 @@ class StrategyConformance(Conformance, suite=True):
             torch.testing.assert_close(moved, 0.05 * parameter.grad, rtol=1e-4, atol=1e-6)
 
     def test_clip_returns_the_norm(self, strategy: Strategy) -> None:
-        """Clipping by norm tells the norm before; by value it bounds each entry."""
+        """Clipping by norm returns the norm before; by value it bounds each entry."""
         module, engine = self.engine(strategy)
         if "clip" in engine.owns:
             pytest.skip("this engine clips by itself")

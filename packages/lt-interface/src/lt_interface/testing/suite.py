@@ -1,4 +1,4 @@
-"""Keep a suite whole: its tests are inherited, never replaced."""
+"""Base of the suites, which keeps a suite whole: its tests are inherited, never replaced."""
 
 from __future__ import annotations
 
@@ -14,11 +14,24 @@ __all__ = ["Conformance"]
 
 
 class Conformance:
-    """Be the base of the suites.
+    """Base of the suites.
 
     Attributes:
         plugin: The name under which the plugin is registered; empty for one that is not.
         registry: The registry of the suite's kind of plugin.
+
+    Example:
+        >>> class Suite(Conformance, suite=True):
+        ...     def test_works(self):
+        ...         assert self.make()
+        >>> class TestMine(Suite):
+        ...     def make(self):
+        ...         return object()
+        >>> TestMine().test_works()
+        >>> class TestThinned(Suite):
+        ...     test_works = None
+        Traceback (most recent call last):
+        TypeError: TestThinned: a conformance test must stay as the suite has it. Got another test_works. Mend ...
     """
 
     plugin: ClassVar[str] = ""

@@ -1,0 +1,50 @@
+"""Plan of a run: what was decided before any process started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions about a run, made before any process starts; picklable and plain.
+
+    The core makes it from the trainer's flags, asks strategy and launcher for problems with it, and gives it to
+    `Strategy.setup` and `Strategy.engine`.
+
+    Attributes:
+        stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        devices: Parsed device indices of one node.
+        num_nodes: Number of nodes.
+        accumulate: Batches per optimizer step.
+        clip_value: Gradient clipping threshold, or None.
+        clip_algorithm: ``"norm"`` or ``"value"``.
+        micro_batch: Samples per micro-batch, or None for whole batches.
+        precision: Name of the precision, such as ``"32-true"``.
+        seed: The run's seed, or None before it is drawn.
+        sync_batchnorm: Whether batch statistics are shared between ranks.
+        compile: Whether the user passed a compiled module.
+        inference_mode: Whether evaluation entry points run under ``torch.inference_mode``.
+        root: The default root folder.
+
+    Example:
+        >>> plan = Plan(devices=(0, 1), accumulate=4, clip_value=1.0)
+        >>> plan.stage, len(plan.devices) * plan.num_nodes
+        ('fit', 2)
+    """
+
+    stage: str = "fit"
+    devices: tuple[int, ...] = (0,)
+    num_nodes: int = 1
+    accumulate: int = 1
+    clip_value: float | None = None
+    clip_algorithm: str = "norm"
+    micro_batch: int | None = None
+    precision: str = "32-true"
+    seed: int | None = None
+    sync_batchnorm: bool = False
+    compile: bool = False
+    inference_mode: bool = True
+    root: str = "."
