@@ -56,9 +56,8 @@ def parts_of_a_run() -> list[str]:
     """Return the fields of the class Run."""
     tree = ast.parse((CORE / "state/run.py").read_text(encoding="utf-8"))
     [run] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Run"]
-    return [
-        node.target.id for node in run.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    ]
+    names = (node.target for node in run.body if isinstance(node, ast.AnnAssign))
+    return [name.id for name in names if isinstance(name, ast.Name)]
 
 
 def flags() -> list[str]:

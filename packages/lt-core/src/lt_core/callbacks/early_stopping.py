@@ -24,7 +24,7 @@ __all__ = ["EarlyStopping", "EarlyStoppingReason"]
 
 
 class EarlyStoppingReason(str, Enum):
-    """Say why training was stopped."""
+    """Reasons for which training was stopped."""
 
     NOT_STOPPED = "not_stopped"
     STOPPING_THRESHOLD = "stopping_threshold"
@@ -45,7 +45,7 @@ class EarlyStopping(Callback):
         monitor: The metric's name.
         min_delta: The least change that counts as an improvement.
         patience: How many looks without improvement are waited for.
-        verbose: Whether each improvement and the stop are told.
+        verbose: Whether each improvement and the stop are reported.
         mode: ``"min"`` or ``"max"``: which way is better.
         strict: Whether a missing metric is an error; else a warning.
         check_finite: Whether NaN or infinity stops training.
@@ -104,7 +104,7 @@ class EarlyStopping(Callback):
 
     @property
     def state_key(self) -> str:
-        """Return a key that tells monitors and modes apart."""
+        """Return a key in which other monitors or modes differ."""
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
     @property

@@ -75,7 +75,7 @@ class LearningRateMonitor(Callback):
         self._logged_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that there is a logger, and that groups can be told apart."""
+        """Check that there is a logger, and that the names of parameter groups differ."""
         if not trainer.loggers:
             raise MisconfigurationException(
                 Problem(
@@ -118,7 +118,7 @@ class LearningRateMonitor(Callback):
                 decay = float(group.get("weight_decay", 0.0))
                 values[f"{key}-weight_decay"] = self.last_weight_decay_values[f"{key}-weight_decay"] = decay
         if values:
-            trainer._log_metrics(values, trainer.global_step)
+            trainer.log_metrics(values, trainer.global_step)
             trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
 
     def _groups(self, trainer: Trainer, interval: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from lt_core.callbacks.checkpointing.base import Checkpoint
-from lt_core.callbacks.checkpointing.removal import remove_checkpoint
+from lt_core.callbacks.checkpointing.callback import Checkpoint
+from lt_core.callbacks.checkpointing.files import remove_checkpoint
 from lt_core.notices import warn
 from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, Problem
@@ -21,7 +21,7 @@ __all__ = ["OnExceptionCheckpoint"]
 class OnExceptionCheckpoint(Checkpoint):
     """Save ``<dirpath>/<filename>.ckpt`` when fit raises anything, and remove it when a fit succeeds.
 
-    With this callback ``fit(ckpt_path=None)`` goes on from the last checkpoint, if there is one.
+    With this callback ``fit(ckpt_path=None)`` resumes from the last checkpoint, if there is one.
 
     Args:
         dirpath: The folder.

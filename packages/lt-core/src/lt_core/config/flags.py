@@ -1,131 +1,237 @@
-"""Hold every flag of a trainer, resolved and checked at once."""
+"""Hold every flag of a trainer, resolved and checked at once: one row a flag.
 
-from __future__ import annotations
+Annotations are evaluated here, since the trainer's signature is made of them.
+"""
 
 import os
 from ast import literal_eval
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from reprlib import Repr
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from lt_core.callback import Callback
 from lt_core.config import parsers as kinds
 from lt_core.config import rules as config_rules
 from lt_core.config.legacy import advice
+from lt_core.config.row import UNTOUCHED, Parsed, Row, flag, rows
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_interface import registry
+from lt_interface.accelerator import Accelerator
+from lt_interface.checkpoint import CheckpointIO
+from lt_interface.cluster import ClusterEnvironment
 from lt_interface.errors import Problem, nearest, raise_problems
+from lt_interface.launcher import Launcher
+from lt_interface.logger import SupportsLogging
+from lt_interface.precision import Precision
+from lt_interface.profiler import Profiler
+from lt_interface.strategy import Strategy
 
 if TYPE_CHECKING:
-    from lt_core.callback import Callback
-    from lt_interface import Accelerator, Launcher, Precision, Profiler, Strategy
-    from lt_interface.logger import SupportsLogging
+    from torch.nn import Module
 
-__all__ = ["TrainerConfig", "parse", "resolve_epochs"]
+__all__ = ["FLAGS", "TrainerConfig", "parse", "resolve_epochs"]
 
 ENV_PREFIX = "PL_TRAINER_"
 
 
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Hold the flags of a trainer with the values that it works with.
+class LayerSync(Protocol):
+    """Layers that compute over all ranks, in place of those that do not."""
 
-    Make one with `parse`, which checks them all. Where a flag's default is None and means
-    something, its meaning stands here.
+    def apply(self, model: "Module") -> "Module":
+        """Return the model with such layers."""
+        ...
+
+    def revert(self, model: "Module") -> "Module":
+        """Return the model as it was."""
+        ...
+
+
+Plugin = Precision | CheckpointIO | ClusterEnvironment | LayerSync
+Limit = Parsed[int | float | None, int | float]
+Switch = Parsed[bool | None, bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Flags of a trainer, with the values that it works with.
+
+    `parse` makes one of what a user wrote, and checks it. Each row holds the type or types, the default, the parser
+    (which knows the range), what the flag does, whether it is a plain attribute of the trainer, when a change of that
+    counts, and what barebones makes of it. What flags exclude beside that is in `lt_core.config.rules`.
 
     Attributes:
-        accelerator: ``"auto"``, ``"gpu"`` (whichever can be used), an installed name, or an instance.
-        strategy: ``"auto"``, an installed name, or an instance.
-        devices: ``"auto"``, a count, -1 for all, or a tuple of indices.
-        num_nodes: How many machines take part.
-        precision: The full name, such as ``"32-true"``, or an instance.
-        logger: Names and loggers; ``("csv",)`` for True, empty for False.
-        callbacks: What the user gave.
-        fast_dev_run: False, True (one batch) or a number of batches; its effects are applied.
-        max_epochs: None until `resolve_epochs` knows of timers; -1 means no limit.
-        min_epochs: None until `resolve_epochs`.
-        max_steps: How often the optimizers may step; -1 means no limit.
-        min_steps: How often they must step before an early stop.
-        max_time: How long training may take.
-        limit_train_batches: Number (integer) or fraction (float) of batches of an epoch.
-        limit_val_batches: The same for validation, of each loader.
-        limit_test_batches: The same for testing.
-        limit_predict_batches: The same for prediction.
-        overfit_batches: 0, or the limit of training and validation that is always the first batches.
-        val_check_interval: Fraction of an epoch (float), number of batches (integer) or a time.
-        check_val_every_n_epoch: Validate in every n-th epoch; None counts batches over epochs.
-        num_sanity_val_steps: Validation batches before training; ``inf`` for all.
-        log_every_n_steps: Steps between two records for the loggers; 0 for none.
-        enable_checkpointing: Whether a ModelCheckpoint is added if there is none.
-        enable_progress_bar: Whether a progress bar is added if there is none.
-        enable_model_summary: Whether a table of the model is shown.
-        accumulate_grad_batches: Batches whose gradients make one step.
-        gradient_clip_val: Bound of the gradients; None, 0 and less clip nothing.
-        gradient_clip_algorithm: ``"norm"`` or ``"value"``.
-        deterministic: True, False, ``"warn"``, or None to leave torch as it is.
-        benchmark: Whether cuDNN searches the fastest kernels; None leaves torch as it is.
-        inference_mode: Whether evaluation runs under ``torch.inference_mode``.
-        use_distributed_sampler: Whether each rank gets its share of the samples.
-        profiler: None, an installed name, or an instance.
-        detect_anomaly: Whether the backward pass looks for nan.
-        barebones: Whether all that could cost time is off; its effects are applied.
-        plugins: Instances of precision, checkpoint format, cluster environment, layer sync.
-        sync_batchnorm: Whether batch norm is taken over all ranks.
-        reload_dataloaders_every_n_epochs: Call the loader hooks again every n epochs; 0 for never.
-        default_root_dir: Folder or URL of what a run writes.
-        enable_autolog_hparams: Whether loggers get the hyper-parameters.
-        launcher: None, an installed name, or an instance.
-        validate_at_start: Whether to validate before the first step.
-        logger_delivery: ``"async"`` feeds each logger from a thread of its own, ``"sync"`` from the loop itself;
-            a logger's own ``delivery`` goes before it.
-        explicit: Names of the flags that the user gave, as argument or in the environment.
+        explicit: Names of the flags that the user gave, as argument or in the environment; no flag itself.
     """
 
-    accelerator: str | Accelerator = "auto"
-    strategy: str | Strategy = "auto"
-    devices: str | int | tuple[int, ...] = "auto"
-    num_nodes: int = 1
-    precision: str | Precision = "32-true"
-    logger: tuple[str | SupportsLogging, ...] = ("csv",)
-    callbacks: tuple[Callback, ...] = ()
-    fast_dev_run: bool | int = False
-    max_epochs: int | None = None
-    min_epochs: int | None = None
-    max_steps: int = -1
-    min_steps: int | None = None
-    max_time: timedelta | None = None
-    limit_train_batches: int | float = 1.0
-    limit_val_batches: int | float = 1.0
-    limit_test_batches: int | float = 1.0
-    limit_predict_batches: int | float = 1.0
-    overfit_batches: int | float = 0.0
-    val_check_interval: int | float | timedelta = 1.0
-    check_val_every_n_epoch: int | None = 1
-    num_sanity_val_steps: int | float = 2
-    log_every_n_steps: int = 50
-    enable_checkpointing: bool = True
-    enable_progress_bar: bool = True
-    enable_model_summary: bool = True
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: int | float | None = None
-    gradient_clip_algorithm: str = "norm"
-    deterministic: bool | str | None = None
-    benchmark: bool | None = None
-    inference_mode: bool = True
-    use_distributed_sampler: bool = True
-    profiler: str | Profiler | None = None
-    detect_anomaly: bool = False
-    barebones: bool = False
-    plugins: tuple[Any, ...] = ()
-    sync_batchnorm: bool = False
-    reload_dataloaders_every_n_epochs: int = 0
-    default_root_dir: str = field(default_factory=os.getcwd)
-    enable_autolog_hparams: bool = True
-    launcher: str | Launcher | None = None
-    validate_at_start: bool = False
-    logger_delivery: str = "async"
-    explicit: frozenset[str] = frozenset()
+    accelerator: str | Accelerator = flag(
+        "auto",
+        kinds.plugin(registry.accelerators, kinds.ACCELERATOR_METHODS, auto=True, aliases={"gpu": ("mps", "cuda")}),
+        'Kind of device; ``"gpu"`` is whichever kind of GPU can be used.',
+    )
+    strategy: str | Strategy = flag(
+        "auto",
+        kinds.plugin(registry.strategies, kinds.STRATEGY_METHODS, auto=True),
+        "How the model is spread over the devices.",
+    )
+    devices: Parsed[int | Sequence[int] | str, int | tuple[int, ...] | str] = flag(
+        "auto", kinds.devices, "Which devices of each machine are used; on the CPU how many processes."
+    )
+    num_nodes: int = flag(1, kinds.whole(1), "How many machines take part.")
+    precision: Parsed[int | str | Precision | None, str | Precision] = flag(
+        "32-true",
+        kinds.precision_name,
+        'In which number formats is computed; 16, 32, 64 and ``"bf16"`` are short names.',
+    )
+    logger: Parsed[
+        bool | str | SupportsLogging | Iterable[str | SupportsLogging] | None, tuple[str | SupportsLogging, ...]
+    ] = flag(("csv",), kinds.loggers(registry.loggers), "Where metrics go.", barebones=())
+    callbacks: Parsed[Callback | Sequence[Callback] | None, tuple[Callback, ...]] = flag(
+        (), kinds.objects, "What is done besides training.", live="epoch"
+    )
+    fast_dev_run: bool | int = flag(
+        False,
+        kinds.fast_dev_run,
+        "Run so many batches of each stage, once, and log and keep nothing; it sets limits, steps, epochs and cadence.",
+        attribute=True,
+        barebones=False,
+    )
+    max_epochs: int | None = flag(
+        None,
+        kinds.whole(-1, off="no limit"),
+        "After how many epochs training stops. None is 1000, or no limit where something else says when to stop.",
+        live="step",
+    )
+    min_epochs: int | None = flag(
+        None, kinds.whole(0), "Before how many epochs no early stop is followed; not more than max_epochs."
+    )
+    max_steps: int = flag(
+        -1, kinds.whole(-1, off="no limit"), "After how many optimizer steps training stops.", live="step"
+    )
+    min_steps: int | None = flag(
+        None,
+        kinds.whole(0),
+        "Before how many optimizer steps no early stop is followed; not more than max_steps.",
+        attribute=True,
+    )
+    max_time: Parsed[str | timedelta | Mapping[str, float] | None, timedelta | None] = flag(
+        None, kinds.duration, "How long training may take; ignored where callbacks holds a Timer."
+    )
+    limit_train_batches: Limit = flag(1.0, kinds.batch_limit, "How much of each training epoch is run.", attribute=True)
+    limit_val_batches: Limit = flag(
+        1.0, kinds.batch_limit, "How much of each validation loader is run.", attribute=True
+    )
+    limit_test_batches: Limit = flag(1.0, kinds.batch_limit, "How much of each test loader is run.", attribute=True)
+    limit_predict_batches: Limit = flag(1.0, kinds.batch_limit, "How much of each loader is predicted.", attribute=True)
+    overfit_batches: int | float = flag(
+        0.0,
+        kinds.batch_limit,
+        "Train and validate on the same first batches in each epoch; sets limit_train_batches and limit_val_batches.",
+        attribute=True,
+    )
+    val_check_interval: Parsed[int | float | str | timedelta | Mapping[str, float] | None, int | float | timedelta] = (
+        flag(1.0, kinds.val_check_interval, "How often an epoch is interrupted for validation.", attribute=True)
+    )
+    check_val_every_n_epoch: int | None = flag(
+        1,
+        kinds.whole(1),
+        "Validate in every n-th epoch; None counts batches over epochs, and excludes fractions.",
+        attribute=True,
+    )
+    num_sanity_val_steps: Parsed[int | None, int | float] = flag(
+        2,
+        kinds.whole(-1, off="all of them"),
+        "Validation batches that are tried before training.",
+        attribute=True,
+        barebones=0,
+    )
+    log_every_n_steps: Parsed[int | None, int] = flag(
+        50,
+        kinds.whole(0, off="never"),
+        "Optimizer steps between two records for the loggers.",
+        attribute=True,
+        barebones=0,
+    )
+    enable_checkpointing: Switch = flag(
+        True,
+        kinds.switch,
+        "Add a ModelCheckpoint where callbacks holds none; False excludes one there.",
+        barebones=False,
+    )
+    enable_progress_bar: Switch = flag(
+        True, kinds.switch, "Add a progress bar where callbacks holds none; False excludes one there.", barebones=False
+    )
+    enable_model_summary: Switch = flag(True, kinds.switch, "Show a table of the model's layers.", barebones=False)
+    accumulate_grad_batches: int = flag(
+        1, kinds.whole(1), "Batches whose gradients make one optimizer step.", attribute=True, live="epoch"
+    )
+    gradient_clip_val: int | float | None = flag(
+        None, kinds.clip_value, "Bound of the gradients.", attribute=True, live="epoch"
+    )
+    gradient_clip_algorithm: Parsed[str | None, str] = flag(
+        "norm",
+        kinds.choice("norm", "value"),
+        "Whether the norm of all gradients is bounded or each value.",
+        attribute=True,
+        live="epoch",
+    )
+    deterministic: bool | str | None = flag(
+        None,
+        kinds.choice(True, False, "warn"),
+        'Use, or with ``"warn"`` prefer, algorithms that give the same result each time; None leaves torch as it is.',
+    )
+    benchmark: bool | None = flag(
+        None,
+        kinds.switch,
+        "Let cuDNN search the fastest kernels; None leaves torch as it is, unless deterministic is on.",
+    )
+    inference_mode: bool = flag(
+        True, kinds.switch, "Evaluate under ``torch.inference_mode`` instead of ``torch.no_grad``."
+    )
+    use_distributed_sampler: bool = flag(True, kinds.switch, "Give each rank its share of the samples.")
+    profiler: str | Profiler | None = flag(
+        None,
+        kinds.plugin(registry.profilers, kinds.PROFILER_METHODS),
+        "What measures the parts of a run.",
+        barebones=None,
+    )
+    detect_anomaly: bool = flag(
+        False, kinds.switch, "Look for nan in every backward pass.", attribute=True, live="epoch", barebones=False
+    )
+    barebones: bool = flag(False, kinds.switch, "Turn off all that could cost time.", attribute=True)
+    plugins: Parsed[Plugin | Sequence[Plugin] | None, tuple[Plugin, ...]] = flag(
+        (),
+        kinds.objects,
+        "Instances of a precision, checkpoint format, cluster environment or layer sync, one of a kind.",
+    )
+    sync_batchnorm: bool = flag(False, kinds.switch, "Take batch norm over all ranks.")
+    reload_dataloaders_every_n_epochs: int = flag(
+        0, kinds.whole(0, off="never"), "Call the loader hooks again after so many epochs.", attribute=True
+    )
+    default_root_dir: Parsed[str | os.PathLike[str] | None, str] = flag(
+        os.getcwd,
+        kinds.folder,
+        "Where a run writes what has no other place; None is the working folder.",
+        attribute=True,
+    )
+    enable_autolog_hparams: bool = flag(True, kinds.switch, "Send hyper-parameters to the loggers.", attribute=True)
+    launcher: str | Launcher | None = flag(
+        None,
+        kinds.plugin(registry.launchers, kinds.LAUNCHER_METHODS),
+        "What starts the processes; None leaves it to the strategy.",
+    )
+    validate_at_start: bool = flag(
+        False, kinds.switch, "Validate before the first step; excludes limit_val_batches=0.", attribute=True
+    )
+    logger_delivery: Parsed[str | None, str] = flag(
+        "async",
+        kinds.choice("async", "sync"),
+        "Feed each logger from a thread of its own, or from the loop; a logger's own ``delivery`` has precedence.",
+        attribute=True,
+    )
+    # No argument: the trainer's signature is that of this class.
+    explicit: frozenset[str] = field(default=frozenset(), init=False)
 
     def plugin(self, kind: str) -> Any:
         """Return the plugin of a kind that the user gave, or None.
@@ -136,102 +242,41 @@ class TrainerConfig:
         return next((p for p in self.plugins if config_rules.plugin_kind(p) == kind), None)
 
 
-PARSERS: dict[str, kinds.Parser] = {
-    "accelerator": kinds.plugin(
-        registry.accelerators, kinds.ACCELERATOR_METHODS, auto=True, aliases={"gpu": ("mps", "cuda")}
-    ),
-    "strategy": kinds.plugin(registry.strategies, kinds.STRATEGY_METHODS, auto=True),
-    "devices": kinds.devices,
-    "num_nodes": kinds.whole(1),
-    "precision": kinds.precision_name,
-    "logger": kinds.loggers(registry.loggers),
-    "callbacks": kinds.objects,
-    "fast_dev_run": kinds.fast_dev_run,
-    "max_epochs": kinds.whole(-1, off="no limit"),
-    "min_epochs": kinds.whole(0),
-    "max_steps": kinds.whole(-1, off="no limit"),
-    "min_steps": kinds.whole(0),
-    "max_time": kinds.duration,
-    "limit_train_batches": kinds.batch_limit,
-    "limit_val_batches": kinds.batch_limit,
-    "limit_test_batches": kinds.batch_limit,
-    "limit_predict_batches": kinds.batch_limit,
-    "overfit_batches": kinds.batch_limit,
-    "val_check_interval": kinds.val_check_interval,
-    "check_val_every_n_epoch": kinds.whole(1),
-    "num_sanity_val_steps": kinds.whole(-1, off="all of them"),
-    "log_every_n_steps": kinds.whole(0, off="never"),
-    "enable_checkpointing": kinds.switch,
-    "enable_progress_bar": kinds.switch,
-    "enable_model_summary": kinds.switch,
-    "accumulate_grad_batches": kinds.whole(1),
-    "gradient_clip_val": kinds.clip_value,
-    "gradient_clip_algorithm": kinds.choice("norm", "value"),
-    "deterministic": kinds.choice(True, False, "warn"),
-    "benchmark": kinds.switch,
-    "inference_mode": kinds.switch,
-    "use_distributed_sampler": kinds.switch,
-    "profiler": kinds.plugin(registry.profilers, kinds.PROFILER_METHODS),
-    "detect_anomaly": kinds.switch,
-    "barebones": kinds.switch,
-    "plugins": kinds.objects,
-    "sync_batchnorm": kinds.switch,
-    "reload_dataloaders_every_n_epochs": kinds.whole(0, off="never"),
-    "default_root_dir": kinds.folder,
-    "enable_autolog_hparams": kinds.switch,
-    "launcher": kinds.plugin(registry.launchers, kinds.LAUNCHER_METHODS),
-    "validate_at_start": kinds.switch,
-    "logger_delivery": kinds.choice("async", "sync"),
-}
-
-# Flags that do not take None. For all others it means the default, or, for the cadence of validation, none by epochs.
-NEVER_NONE = frozenset(
-    {
-        "accelerator",
-        "strategy",
-        "devices",
-        "num_nodes",
-        "fast_dev_run",
-        "max_steps",
-        "overfit_batches",
-        "accumulate_grad_batches",
-        "inference_mode",
-        "use_distributed_sampler",
-        "detect_anomaly",
-        "barebones",
-        "sync_batchnorm",
-        "reload_dataloaders_every_n_epochs",
-        "enable_autolog_hparams",
-        "validate_at_start",
-    }
-)
+FLAGS = rows(TrainerConfig)
 
 
-def parse(explicit: Mapping[str, Any]) -> TrainerConfig:
+def parse(written: Mapping[str, Any], config: type[TrainerConfig] = TrainerConfig) -> TrainerConfig:
     """Return the checked and resolved flags.
 
     Args:
-        explicit: The keyword arguments that the user wrote. What is not among them is taken
+        written: The keyword arguments that the user wrote. What is not among them is taken
             from the environment (``PL_TRAINER_MAX_EPOCHS=3``), else from the defaults.
+        config: The class whose rows are the flags.
 
     Raises:
         ConfigTypeError: If a value has the wrong type or a flag is unknown; lists every problem.
         ConfigError: If values are out of range or exclude each other; lists every problem.
     """
-    draft = config_rules.Draft(values={f.name: _default(f) for f in fields(TrainerConfig) if f.name != "explicit"})
-    for name, value in explicit.items():
-        if name in PARSERS:
-            _take(draft, name, value, f"Trainer({name}={shown(value)})")
+    table = rows(config)
+    draft = config_rules.Draft(
+        values={name: row.default() if callable(row.default) else row.default for name, row in table.items()},
+        barebones={name: row.barebones for name, row in table.items() if row.barebones is not UNTOUCHED},
+    )
+    for name, value in written.items():
+        if name in table:
+            _take(draft, table[name], value, f"Trainer({name}={shown(value)})")
         else:
-            draft.problems.append(_unknown(name, value))
-    _take_environment(draft, explicit)
+            draft.problems.append(_unknown(name, value, table))
+    _take_environment(draft, written, table)
     config_rules.apply(draft)
     raise_problems(draft.problems)
     for message in draft.warnings:
         warn(message)
     for message in draft.infos:
         info(message)
-    return TrainerConfig(**draft.values, explicit=frozenset(draft.places))
+    parsed = config(**draft.values)
+    object.__setattr__(parsed, "explicit", frozenset(draft.places))
+    return parsed
 
 
 def resolve_epochs(config: TrainerConfig, has_timer: bool) -> tuple[int, int]:
@@ -265,20 +310,17 @@ def shown(value: Any) -> str:
     return " ".join(short.repr(value).split())
 
 
-def _default(flag: Any) -> Any:
-    return flag.default_factory() if callable(flag.default_factory) else flag.default
-
-
-def _take(draft: config_rules.Draft, name: str, value: Any, where: str) -> None:
+def _take(draft: config_rules.Draft, row: Row, value: Any, where: str) -> None:
     """Parse one value into the draft; a refused one leaves the default, so that the other checks go on."""
-    if value is None and name not in NEVER_NONE:
-        if name == "check_val_every_n_epoch":
+    name = row.name
+    if value is None and row.takes_none:
+        if row.keeps_none and row.default is not None:
             draft.values[name] = None
             draft.places[name] = where
         return
     draft.places[name] = where
     try:
-        draft.values[name] = PARSERS[name](value)
+        draft.values[name] = row.parse(value)
     except kinds.FlagError as refused:
         draft.problems.append(refused.problem(where))
         draft.refused.add(name)
@@ -286,17 +328,17 @@ def _take(draft: config_rules.Draft, name: str, value: Any, where: str) -> None:
         draft.written[name] = value
 
 
-def _take_environment(draft: config_rules.Draft, explicit: Mapping[str, Any]) -> None:
+def _take_environment(draft: config_rules.Draft, written: Mapping[str, Any], table: Mapping[str, Row]) -> None:
     """Fill in what the environment says and the user's code does not."""
     for variable, text in sorted(os.environ.items()):
         if not variable.startswith(ENV_PREFIX):
             continue
         name = variable[len(ENV_PREFIX) :].lower()
-        if name not in PARSERS:
-            hint = advice(name) or nearest(name, PARSERS)
+        if name not in table:
+            hint = advice(name) or nearest(name, table)
             draft.warnings.append(f"{variable}: the Trainer has no flag {name!r}, so this is ignored. {hint}".strip())
-        elif name not in explicit:
-            _take(draft, name, _literal(text), f"{variable}={shown(text)}")
+        elif name not in written:
+            _take(draft, table[name], _literal(text), f"{variable}={shown(text)}")
 
 
 def _literal(text: str) -> Any:
@@ -306,7 +348,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _unknown(name: str, value: Any) -> Problem:
-    """Say what to write for a name that is no flag."""
-    fix = advice(name) or nearest(name, PARSERS) or "The flags are listed in the documentation of lt_core.Trainer."
+def _unknown(name: str, value: Any, table: Mapping[str, Row]) -> Problem:
+    """Return the problem of a name that is no flag, with what to write instead."""
+    fix = advice(name) or nearest(name, table) or "The flags are listed in the documentation of lt_core.Trainer."
     return Problem(f"Trainer({name}={shown(value)})", f"the Trainer has no flag {name!r}", fix=fix, is_type=True)

@@ -116,11 +116,15 @@ def whole(low: int, *, off: str = "") -> Parser:
             fix = "Write -1 for no limit."
         raise FlagError(bound, fix, is_type=True)
 
+    parse.__doc__ = bound.replace("must be", "Parse") + "."
     return parse
 
 
 def switch(value: Any) -> bool:
-    """Parse True or False: a text or a number is refused, because ``"False"`` would count as true."""
+    """Parse True or False.
+
+    A text or a number is refused, because ``"False"`` would count as true.
+    """
     if is_bool(value):
         return bool(value)
     fix = ""
@@ -145,6 +149,7 @@ def choice(*allowed: Any) -> Parser:
             return bool(value)
         raise FlagError(f"must be {shown}", is_type=True)
 
+    parse.__doc__ = f"Parse {shown}."
     return parse
 
 
@@ -167,7 +172,7 @@ def batch_limit(value: Any) -> int | float:
 
 
 def fast_dev_run(value: Any) -> bool | int:
-    """Parse a bool or a number of batches; 1 is True and 0 is False."""
+    """Parse True, False or a number of batches; 1 is True and 0 is False."""
     if is_bool(value):
         return bool(value)
     if not is_whole(value):
@@ -327,6 +332,8 @@ def plugin(
             is_type=True,
         )
 
+    first = '``"auto"``, ' if auto else ""
+    parse.__doc__ = f"Parse {first}the name of an installed {registry.kind}, or an instance of one."
     return parse
 
 
@@ -337,7 +344,10 @@ def _instance_fix(value: Any, methods: Iterable[str]) -> str:
 
 
 def precision_name(value: Any) -> Any:
-    """Parse a precision to its full name, or take an instance; whether it is installed is checked later."""
+    """Parse the name of an installed precision, or an instance of one.
+
+    Returns its full name; whether it is installed is checked later.
+    """
     if isinstance(value, str) or is_whole(value):
         return PRECISIONS.get(str(value), str(value))
     if provides(value, PRECISION_METHODS):
@@ -350,7 +360,7 @@ def precision_name(value: Any) -> Any:
 
 
 def objects(value: Any) -> tuple[Any, ...]:
-    """Parse one object or several to a tuple."""
+    """Parse one instance or several."""
     return tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
 
 
@@ -379,11 +389,12 @@ def loggers(registry: Registry[Any]) -> Parser:
             raise FlagError("the same logger is given twice", "Leave one of them out.")
         return given
 
+    parse.__doc__ = "Parse True (the CSV logger), False, a name, an instance, or several of these."
     return parse
 
 
 def folder(value: Any) -> str:
-    """Parse a path or a URL to text; ``~`` is the home folder."""
+    """Parse a path or a URL; ``~`` is the home folder."""
     try:
         path = os.fspath(value)
     except TypeError:

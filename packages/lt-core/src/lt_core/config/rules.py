@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -21,18 +20,6 @@ PLUGIN_METHODS = {
     "cluster": ("detect", "world"),
     "layer_sync": ("apply", "revert"),
 }
-# What barebones turns off: the flag's value then, and how the user may have written the same.
-BAREBONES: dict[str, tuple[Any, Callable[[Any], bool]]] = {
-    "enable_checkpointing": (False, lambda v: v is False),
-    "logger": ((), lambda v: v == ()),
-    "enable_progress_bar": (False, lambda v: v is False),
-    "enable_model_summary": (False, lambda v: v is False),
-    "num_sanity_val_steps": (0, lambda v: v == 0),
-    "log_every_n_steps": (0, lambda v: v == 0),
-    "fast_dev_run": (False, lambda v: v is False),
-    "detect_anomaly": (False, lambda v: v is False),
-    "profiler": (None, lambda v: v is None),
-}
 
 
 @dataclass
@@ -41,6 +28,7 @@ class Draft:
 
     Attributes:
         values: The resolved value of each flag.
+        barebones: The value that barebones makes of a flag, for those that it excludes.
         places: For each flag that the user gave, how they wrote it.
         written: For each flag that was taken, the value as the user wrote it.
         refused: Flags whose value was refused; they hold their default.
@@ -50,6 +38,7 @@ class Draft:
     """
 
     values: dict[str, Any]
+    barebones: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     written: dict[str, Any] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
@@ -160,7 +149,7 @@ def _order_of_limits(draft: Draft) -> None:
 
 
 def _validation(draft: Draft) -> None:
-    """Refuse intervals of validation that can not be counted."""
+    """Refuse intervals of validation that cannot be counted."""
     by_fraction = isinstance(draft.values["val_check_interval"], float) and "val_check_interval" not in draft.refused
     if draft.values["check_val_every_n_epoch"] is None and by_fraction:
         draft.refuse(
@@ -287,8 +276,8 @@ def _barebones(draft: Draft) -> None:
     """Turn off all that could cost time; refuse flags that ask for it."""
     if not draft.values["barebones"]:
         return
-    for name, (value, is_off) in BAREBONES.items():
-        if name in draft.places and name not in draft.refused and not is_off(draft.values[name]):
+    for name, value in draft.barebones.items():
+        if name in draft.places and name not in draft.refused and draft.values[name] != value:
             rule = f"barebones turns {name} off"
             draft.refuse(draft.where("barebones", name), rule, "Leave one of them out.")
         draft.values[name] = value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -146,10 +145,6 @@ class Run:
         raw = getattr(optimizer, "optimizer", optimizer)
         index = next(i for i, o in enumerate(self.optimizers) if o is raw)
         self.engine.clip(index, float(value), algorithm or "norm")
-
-    def forward_context(self) -> AbstractContextManager[Any]:
-        """Return the precision's forward context, or one that does nothing."""
-        return self.precision.forward() if self.precision.forward is not None else nullcontext()
 
     def log(
         self, values: dict[str, float], stage: str | None = None, step: int | None = None, of: str = "step"

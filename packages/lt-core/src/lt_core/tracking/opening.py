@@ -34,23 +34,28 @@ class Tracking:
     Attributes:
         loggers: The trainer's loggers.
         journal: The journal that due values are appended to; one in memory until it is opened.
-        journal_file: Its path, if it has one.
         deliveries: One sender a logger, while the run lasts.
         inline: Those that send in the loop's own thread.
         locks: What keeps other processes from the run's folders.
         rewound: For each logger that was brought back to a checkpoint, whether it wants all records again.
+        opened: Whether the journal is the one that this run goes on with.
         adopts: Whether the run goes on in the folder of the one that it resumes.
     """
 
     def __init__(self, loggers: list[Any]) -> None:
         self.loggers = loggers
         self.journal = Journal(None)
-        self.journal_file: str | None = None
         self.deliveries: list[Delivery] = []
         self.inline: list[Delivery] = []
         self.locks: list[JournalLock] = []
         self.rewound: dict[int, bool] = {}
+        self.opened = False
         self.adopts = False
+
+    @property
+    def journal_file(self) -> str | None:
+        """Return the journal's path; None for one in memory."""
+        return None if self.journal.path is None else str(self.journal.path)
 
     def append(self, stage: str, of: str, axis: int, values: dict[str, float]) -> None:
         """Append values to the journal, and send them at once where a logger wants it so."""
@@ -102,26 +107,25 @@ def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
 
 def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Open the journal: cut to the checkpoint when its run goes on, its beginning copied when a new run does."""
-    trainer = run.trainer
+    trainer, tracking = run.trainer, run.tracking
     resumes = run.fits and checkpoint is not None
     if trainer._journal is not None and not resumes:  # a further call of the same trainer goes on in its journal
-        run.tracking.journal, run.tracking.journal_file = trainer._journal, trainer._journal_file
+        tracking.journal, tracking.opened = trainer._journal, True
         return
     mark = (checkpoint or {}).get("journal")
     folder = run_folder(run, mark) if run.world.is_global_zero else None
     if folder is None:
         records = ((checkpoint or {}).get("journal") or {}).get("records")
         if records is not None:
-            run.tracking.journal.fill(bytes(records.tolist()))
+            tracking.journal.fill(bytes(records.tolist()))
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _lock(run, folder / NAME)
-            run.tracking.journal = _opened(run, folder / NAME, mark)
+            tracking.journal = _opened(run, folder / NAME, mark)
         except OSError as error:
             raise _unwritable(run, folder, error) from error
-    run.tracking.journal_file = None if run.tracking.journal.path is None else str(run.tracking.journal.path)
-    trainer._journal, trainer._journal_file = run.tracking.journal, run.tracking.journal_file
+    trainer._journal, tracking.opened = tracking.journal, True
 
 
 def _lock(run: Run, path: Path) -> None:

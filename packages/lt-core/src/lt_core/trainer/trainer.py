@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
-from datetime import timedelta
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
+from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
+from lt_core.config.row import takes_flags
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
 from lt_core.notices import info
@@ -21,12 +21,11 @@ from lt_core.run.select import default_callbacks, find_accelerator, find_devices
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer.view import TrainerView
 from lt_interface import registry
+from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lt_core.callback import Callback
-    from lt_core.checkpoint.save import SaveRequest
     from lt_core.datamodule import LightningDataModule
     from lt_core.module import LightningModule
     from lt_core.state.run import Run
@@ -34,84 +33,21 @@ if TYPE_CHECKING:
 __all__ = ["Trainer"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-P = ParamSpec("P")
-_Limit = int | float | None
-
-
-def _note_written(init: Callable[P, None]) -> Callable[P, None]:
-    """Let ``__init__`` know which flags the user wrote: a default that is written out goes before the environment."""
-
-    @wraps(init)
-    def noting(*args: P.args, **kwargs: P.kwargs) -> None:
-        cast("Trainer", args[0])._written = tuple(kwargs)
-        init(*args, **kwargs)
-
-    return noting
 
 
 class Trainer(TrainerView):
     """Train, validate, test and predict with a LightningModule.
 
     Every flag is checked here, and every problem is reported at once. The flags and their
-    meaning are listed in `lt_core.config.flags.TrainerConfig`.
+    meaning are the rows of `lt_core.config.flags.TrainerConfig`; ``help(Trainer.__init__)`` lists them.
 
     Raises:
         ConfigError: If a flag is unknown, of the wrong type, out of range, or excludes another.
     """
 
-    _written: tuple[str, ...]
-
-    @_note_written
-    def __init__(
-        self,
-        *,
-        accelerator: Any = "auto",
-        strategy: Any = "auto",
-        devices: list[int] | str | int = "auto",
-        num_nodes: int = 1,
-        precision: Any = None,
-        logger: Any = None,
-        callbacks: list[Callback] | Callback | None = None,
-        fast_dev_run: int | bool = False,
-        max_epochs: int | None = None,
-        min_epochs: int | None = None,
-        max_steps: int = -1,
-        min_steps: int | None = None,
-        max_time: str | timedelta | dict[str, int] | None = None,
-        limit_train_batches: _Limit = None,
-        limit_val_batches: _Limit = None,
-        limit_test_batches: _Limit = None,
-        limit_predict_batches: _Limit = None,
-        overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
-        check_val_every_n_epoch: int | None = 1,
-        num_sanity_val_steps: int | None = None,
-        log_every_n_steps: int | None = None,
-        enable_checkpointing: bool | None = None,
-        enable_progress_bar: bool | None = None,
-        enable_model_summary: bool | None = None,
-        accumulate_grad_batches: int = 1,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-        deterministic: bool | str | None = None,
-        benchmark: bool | None = None,
-        inference_mode: bool = True,
-        use_distributed_sampler: bool = True,
-        profiler: Any = None,
-        detect_anomaly: bool = False,
-        barebones: bool = False,
-        plugins: Any = None,
-        sync_batchnorm: bool = False,
-        reload_dataloaders_every_n_epochs: int = 0,
-        default_root_dir: str | os.PathLike[str] | None = None,
-        enable_autolog_hparams: bool = True,
-        launcher: Any = None,
-        validate_at_start: bool = False,
-        logger_delivery: str | None = None,
-        **unknown: Any,
-    ) -> None:
-        written = {k: v for k, v in locals().items() if k in self._written}
-        config = self._config = parse({**written, **unknown})
+    @takes_flags(TrainerConfig)
+    def __init__(self, written: dict[str, Any]) -> None:
+        config = self._config = parse(written)
         self._begin_empty()
         self._cluster = config.plugin("cluster")
         self.state = TrainerState()
@@ -128,7 +64,6 @@ class Trainer(TrainerView):
         self._handlers: list[Handler] = []
         self._results = Results()
         self._journal: Any = None
-        self._journal_file: str | None = None
         self._save_counter = 0
         self._interrupted = False
 
@@ -147,30 +82,9 @@ class Trainer(TrainerView):
 
     def _take_flags(self, config: TrainerConfig) -> None:
         """Make plain attributes of the flags that users may read and change."""
-        for name in (
-            "limit_train_batches",
-            "limit_val_batches",
-            "limit_test_batches",
-            "limit_predict_batches",
-            "overfit_batches",
-            "val_check_interval",
-            "check_val_every_n_epoch",
-            "num_sanity_val_steps",
-            "log_every_n_steps",
-            "accumulate_grad_batches",
-            "gradient_clip_val",
-            "gradient_clip_algorithm",
-            "reload_dataloaders_every_n_epochs",
-            "fast_dev_run",
-            "barebones",
-            "detect_anomaly",
-            "validate_at_start",
-            "logger_delivery",
-            "enable_autolog_hparams",
-            "default_root_dir",
-            "min_steps",
-        ):
-            setattr(self, name, getattr(config, name))
+        for row in FLAGS.values():
+            if row.attribute:
+                setattr(self, row.name, getattr(config, row.name))
         if "gradient_clip_algorithm" not in config.explicit:
             self.gradient_clip_algorithm = None  # so that a module may choose its own
         self.callbacks = default_callbacks(config)
@@ -246,14 +160,8 @@ class Trainer(TrainerView):
 
     def _changeable(self) -> tuple[Any, ...]:
         """Return what users may change between epochs, to be compared with the last look."""
-        return (
-            tuple(map(id, self.callbacks)),
-            tuple(map(id, self._handlers)),
-            self.accumulate_grad_batches,
-            self.gradient_clip_val,
-            self.gradient_clip_algorithm,
-            self.detect_anomaly,
-        )
+        live = [getattr(self, row.name) for row in FLAGS.values() if row.live == "epoch"]
+        return tuple(tuple(map(id, v)) if isinstance(v, list | tuple) else v for v in (*live, self._handlers))
 
     # ------------------------------------------------------------ entry points
 
@@ -444,17 +352,92 @@ class Trainer(TrainerView):
         run.saves.io.wait()
         run.collectives.barrier("save_checkpoint")
 
-    def _request_save(self, request: SaveRequest) -> None:
-        """Take a callback's request; the loop writes at its next boundary."""
-        run = self._run
-        if run is not None:
-            run.saves.queue.append(request)
-            run.loop.attention = True
+    def request_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        weights_only: bool = False,
+        saved: Callable[[], Any] | None = None,
+        failed: Callable[[BaseException], Any] | None = None,
+    ) -> None:
+        """Ask for a checkpoint at the next boundary: after this batch's hooks, logging and validation.
 
-    def _log_metrics(self, values: dict[str, float], step: int | None = None) -> None:
-        """Append values to the journal outside of ``self.log``, for callbacks that measure the run itself."""
-        if self._run is not None:
-            self._run.log(dict(values), "train", step)
+        Unlike `save_checkpoint` it may be called in any hook of fit up to ``on_train_end``, and the file is always
+        an exact point to resume from. A disk that refuses gives a warning, and training continues.
+
+        Example::
+
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                if trainer.global_step == 1000:
+                    trainer.request_checkpoint("step-1000.ckpt", saved=lambda: print("saved"))
+
+        Args:
+            path: Where to; folders above it are made.
+            weights_only: Whether to leave out all that only a resume needs.
+            saved: Called once the file is safe on the disk; the place to remove older ones.
+            failed: Called with the error if the file could not be written.
+
+        Raises:
+            MisconfigurationException: If fit does not run.
+        """
+        from lt_core.checkpoint.save import SaveRequest
+
+        run = self._run
+        if run is None or not run.metrics.live or not run.fits:
+            raise MisconfigurationException("trainer.request_checkpoint: the loop writes checkpoints only inside fit.")
+        run.saves.queue.append(SaveRequest(os.fspath(path), weights_only, saved, failed))
+        run.loop.attention = True
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint the way its format asks; of a link the link alone, and nothing if there is no file.
+
+        Args:
+            path: The file or folder.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        name = os.fspath(path)
+        if os.path.islink(name):
+            os.unlink(name)
+        elif os.path.exists(name):
+            self._checkpoint_io().remove(name)
+
+    def log_metrics(self, values: Mapping[str, float | Tensor], step: int | None = None) -> None:
+        """Log values outside of ``self.log``, for callbacks that measure the run itself; call it on every rank.
+
+        They go to the journal and from there to all loggers, whatever ``log_every_n_steps`` says. Those of the sanity
+        check are dropped, as are those that ``self.log`` gets there.
+
+        Example::
+
+            def on_train_epoch_end(self, trainer, pl_module):
+                trainer.log_metrics({"memory_mb": torch.cuda.max_memory_allocated() / 2**20})
+
+        Args:
+            values: Numbers or 0-dim tensors by name.
+            step: The x-axis value; the last step's index if None.
+
+        Raises:
+            MisconfigurationException: If no call of the trainer runs, or its journal is not open yet, as in ``setup``.
+        """
+        run = self._run
+        if run is None or not run.metrics.live or not run.tracking.opened:
+            raise MisconfigurationException("trainer.log_metrics: known only inside a run, from on_fit_start on.")
+        if not self.sanity_checking:
+            numbers = {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
+            run.log(numbers, step=step)
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Return the context in which the module's forward computes in the trainer's precision.
+
+        Example::
+
+            def on_validation_end(self, trainer, pl_module):
+                with torch.no_grad(), trainer.forward_context():
+                    pictures = pl_module(self.samples)
+        """
+        forward = self.precision_plugin.forward
+        return nullcontext() if forward is None else forward()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the first process of this node, above the progress bar."""

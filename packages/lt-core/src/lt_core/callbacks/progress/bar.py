@@ -40,7 +40,7 @@ class RichProgressBarTheme:
 
 
 class RichProgressBar(ProgressBar):
-    """Show how far the run is, how long the epoch and the whole run will take, and the metrics.
+    """Progress of the run, the time that epoch and run will still take, and the metrics.
 
     A terminal gets rich's bars, ten times a second at most; a notebook a block that is replaced in
     place; a file or a pipe one plain line each ten seconds at most and one an epoch. Between
@@ -146,11 +146,9 @@ class RichProgressBar(ProgressBar):
     # Training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to measure; a run that goes on inside an epoch begins there."""
+        """Begin to measure; a run that is resumed inside an epoch begins there."""
         now = self._clock()
-        run = trainer._run
-        self._done = 0 if run is None or run.progress.epoch_closed else run.progress.batch
-        self._began = now
+        self._done, self._began = trainer.batches_done, now
         self._forecast = Forecast(now, self._done)
         self._open(trainer)
 
@@ -207,47 +205,21 @@ class RichProgressBar(ProgressBar):
         """Draw, if it is time."""
         self._eval_done += 1
         if self._clock() >= self._due:
-            self._draw(trainer, pl_module, self.total_val_batches)
+            self._draw(trainer, pl_module, evaluating=True)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw, if it is time."""
-        self._eval_done += 1
-        if self._clock() >= self._due:
-            self._draw(trainer, pl_module, self.total_test_batches)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw, if it is time."""
-        self._eval_done += 1
-        if self._clock() >= self._due:
-            self._draw(trainer, pl_module, self.total_predict_batches)
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the bar."""
-        self._end_evaluation(trainer, pl_module, self.total_val_batches)
+        if self._is_inside_epoch(trainer):
+            if self._forecast is not None:
+                self._forecast.back(self._clock())
+        elif not trainer.sanity_checking and self._display is not None:
+            self._display.finish(self._eval_view(trainer, pl_module))
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            self._close()
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the bar."""
-        self._end_evaluation(trainer, pl_module, self.total_test_batches)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the bar."""
-        self._end_evaluation(trainer, pl_module, self.total_predict_batches)
+    on_test_end = on_predict_end = on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the screen back before the error is shown."""
@@ -264,15 +236,6 @@ class RichProgressBar(ProgressBar):
             self._forecast.away(self._done, now)
         self._open(trainer)
 
-    def _end_evaluation(self, trainer: Trainer, pl_module: LightningModule, total: float) -> None:
-        if self._is_inside_epoch(trainer):
-            if self._forecast is not None:
-                self._forecast.back(self._clock())
-        elif not trainer.sanity_checking and self._display is not None:
-            self._display.finish(self._eval_view(trainer, pl_module, total))
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
-            self._close()
-
     # Views
 
     def _is_inside_epoch(self, trainer: Trainer) -> bool:
@@ -281,19 +244,16 @@ class RichProgressBar(ProgressBar):
     def _rest(self) -> None:
         self._due = math.inf if self._display is None else self._clock() + self._display.interval
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, eval_total: float | None = None) -> None:
-        """Draw what runs: training, or an evaluation of ``eval_total`` batches."""
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, evaluating: bool = False) -> None:
+        """Draw what runs: training, an evaluation, or an evaluation inside a training epoch."""
         if self._display is None:
             self._open(trainer)
         if self._display is None:
             self._due = math.inf
             return
-        if eval_total is None:
-            view = self._train_view(trainer, pl_module)
-        elif self._is_inside_epoch(trainer):
-            view = self._train_view(trainer, pl_module, self._eval_view(trainer, pl_module, eval_total))
-        else:
-            view = self._eval_view(trainer, pl_module, eval_total)
+        view = self._eval_view(trainer, pl_module) if evaluating else None
+        if view is None or self._is_inside_epoch(trainer):
+            view = self._train_view(trainer, pl_module, view)
         self._display.show(view)
         self._rest()
 
@@ -328,7 +288,13 @@ class RichProgressBar(ProgressBar):
             inner=inner,
         )
 
-    def _eval_view(self, trainer: Trainer, pl_module: LightningModule, total: float) -> View:
+    def _eval_total(self, trainer: Trainer) -> float:
+        if trainer.state.fn == TrainerFn.TESTING:
+            return self.total_test_batches
+        return self.total_predict_batches if trainer.state.fn == TrainerFn.PREDICTING else self.total_val_batches
+
+    def _eval_view(self, trainer: Trainer, pl_module: LightningModule) -> View:
+        total = self._eval_total(trainer)
         elapsed = self._clock() - self._eval_began
         pace = elapsed / self._eval_done if self._eval_done else None
         is_known = math.isfinite(total)

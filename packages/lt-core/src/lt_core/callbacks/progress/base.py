@@ -24,7 +24,7 @@ def _sum(batches: float | Iterable[float] | None) -> float:
 
 
 class ProgressBar(Callback):
-    """Be the base of progress bars: subclass it and draw in the hooks.
+    """Base of progress bars: subclass it and draw in the hooks.
 
     Only rank 0 shows a bar: on others ``setup`` calls ``disable``.
     """

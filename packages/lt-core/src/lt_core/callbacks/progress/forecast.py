@@ -81,7 +81,7 @@ class Forecast:
         self._done, self._last = 0, now
 
     def epoch_left(self, left: float) -> float | None:
-        """Return the seconds that ``left`` batches take; None if it can not be told."""
+        """Return the seconds that ``left`` batches take; None if unknown."""
         seconds = self.pace.seconds
         return None if seconds is None or not math.isfinite(left) else max(left, 0) * seconds
 

@@ -11,7 +11,7 @@ __all__ = ["Screen", "detect"]
 
 
 class Screen(Enum):
-    """Say what can be drawn on."""
+    """What output leads to."""
 
     TERMINAL = "terminal"
     NOTEBOOK = "notebook"

@@ -1,0 +1,159 @@
+"""Test that a package of somebody else's adds one plugin of each kind, and changes no line of ours."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from lt_core import Callback, Trainer
+from lt_core.checkpoint import load_checkpoint
+from lt_core.demos import BoringModel
+from lt_interface.registry import rescan
+from lt_interface.testing import AcceleratorConformance, CheckpointIOConformance, StrategyConformance
+
+POINTS = """
+[lt.loggers]
+paper = outside_kit:PaperLogger
+[lt.precisions]
+32-rounded = outside_kit:RoundedPrecision
+[lt.strategies]
+loud = outside_kit:LoudStrategy
+[lt.accelerators]
+other = outside_kit:OtherAccelerator
+[lt.checkpoint_io]
+counting = outside_kit:CountingIO
+[lt.profilers]
+seconds = outside_kit:SecondsProfiler
+"""
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Iterator[ModuleType]:
+    """Install the package as pip would: a module and its metadata on the path."""
+    site = tmp_path / "site"
+    info = site / "outside_kit-1.0.dist-info"
+    info.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("third_party.py"), site / "outside_kit.py")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-kit\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(POINTS, encoding="utf-8")
+    sys.path.insert(0, str(site))
+    rescan()
+    yield importlib.import_module("outside_kit")
+    sys.path.remove(str(site))
+    del sys.modules["outside_kit"]
+    rescan()
+
+
+def trainer(**flags: Any) -> Trainer:
+    """Return a quiet trainer of four steps."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(**{"max_steps": 4, "logger": False, **quiet, **flags})
+
+
+class Logs(BoringModel):
+    """Log each loss, and keep what the batches held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+        self.seen.append(batch)
+        output = super().training_step(batch, batch_idx)
+        self.log("loss", output["loss"], on_step=True)
+        return output
+
+
+def test_a_logger_by_name_gets_every_record(kit: ModuleType) -> None:
+    """A logger of another package is named in a flag and gets each step's value once."""
+    run = trainer(logger="paper", log_every_n_steps=1)
+    run.fit(Logs())
+    lines = (Path(run.loggers[0].directory) / "lines").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [step for step, metrics in records if "loss" in metrics] == [0, 1, 2, 3]
+
+
+def test_a_precision_by_name_converts_each_batch(kit: ModuleType) -> None:
+    """A precision of another package is named in a flag and changes what the step gets."""
+    model = Logs()
+    trainer(precision="32-rounded").fit(model)
+    assert model.seen
+    assert all(torch.equal(batch, (batch * 100).round() / 100) for batch in model.seen)
+
+
+def test_a_strategy_and_an_accelerator_by_name_run_the_fit(kit: ModuleType) -> None:
+    """Both are named in flags; the trainer sets them up, asks for the engine and tears down."""
+    run = trainer(strategy="loud", accelerator="other")
+    run.fit(BoringModel())
+    assert run.global_step == 4
+    assert kit.LoudStrategy.calls == ["setup fit on other", "engine", "teardown"]
+    assert kit.OtherAccelerator.used == [torch.device("cpu")]
+
+
+def test_a_checkpoint_store_writes_what_is_resumed_from(kit: ModuleType, tmp_path: Path) -> None:
+    """A store given as a plugin writes the file, and another run resumes from it through the same store."""
+    store = kit.CountingIO()
+    first = trainer(plugins=store)
+    first.fit(BoringModel())
+    path = str(tmp_path / "own.ckpt")
+    first.save_checkpoint(path)
+    again = trainer(plugins=store, max_steps=6)
+    again.fit(BoringModel(), ckpt_path=path)
+    assert store.calls == [("save", path), ("load", path)]
+    assert again.global_step == 6
+
+
+def test_a_progress_bar_is_drawn(kit: ModuleType) -> None:
+    """A subclass of ProgressBar among the callbacks takes the place of ours."""
+    bar = kit.DotsBar()
+    run = trainer(callbacks=[bar], enable_progress_bar=True)
+    run.fit(BoringModel())
+    assert bar.dots == "...."
+    assert run.progress_bar_callback is bar
+
+
+def test_a_trigger_saves_at_a_moment_of_its_own(kit: ModuleType, tmp_path: Path) -> None:
+    """A callback that watches the loss saves when it falls; a function on a hook counts every second batch."""
+    path, counted = tmp_path / "low.ckpt", []
+    run = trainer(callbacks=[kit.SavesAtLoss(float("inf"), path)])
+    run.on("train_batch_end", every=2)(lambda trainer: counted.append(trainer.global_step))
+    run.fit(BoringModel())
+    assert load_checkpoint(path)["global_step"] == 1
+    assert counted == [2, 4]
+
+
+def test_a_profiler_by_name_times_the_hooks(kit: ModuleType) -> None:
+    """A profiler of another package is named in a flag and measures the hooks of a callback."""
+
+    class Sleeper(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            torch.ones(1)
+
+    run = trainer(profiler="seconds", callbacks=[Sleeper()])
+    run.fit(BoringModel())
+    [name] = [name for name in run.profiler.seconds if "on_train_batch_end" in name and "Sleeper" in name]
+    assert run.profiler.seconds[name] > 0
+
+
+@pytest.mark.usefixtures("kit")
+class TestAccelerator(AcceleratorConformance):
+    plugin = "other"
+
+
+@pytest.mark.usefixtures("kit")
+class TestStrategy(StrategyConformance):
+    plugin = "loud"
+
+
+@pytest.mark.usefixtures("kit")
+class TestStore(CheckpointIOConformance):
+    plugin = "counting"
