@@ -76,7 +76,7 @@ def test_a_dict_keeps_its_other_keys() -> None:
     class Dicts(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             loss = self.loss(batch)
-            return {"loss": loss, "twice": loss * 2, "more": {"deep": [loss * 3]}, "name": "x"}
+            return {"loss": loss, "twice": loss * 2, "more": {"deep": [loss * 3]}, "pair": (loss * 4, 1), "name": "x"}
 
     outputs = Outputs()
     trainer(callbacks=[outputs]).fit(Dicts(), BATCHES[:1])
@@ -84,6 +84,7 @@ def test_a_dict_keeps_its_other_keys() -> None:
     assert seen["name"] == "x"
     assert not seen["twice"].requires_grad
     assert not seen["more"]["deep"][0].requires_grad
+    assert not seen["pair"][0].requires_grad
     assert seen["twice"].item() == pytest.approx(2 * seen["loss"].item())
 
 

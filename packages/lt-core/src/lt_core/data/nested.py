@@ -1,4 +1,8 @@
-"""Walk nested batches: apply a function to what is in them, move them to a device, read off their size."""
+"""Walk nested batches: apply a function to what is in them, move them to a device, read off their size.
+
+One rule says what a collection is, for every walk: a list, a tuple, a named tuple, a mapping or a dataclass.
+All else is a leaf, whatever it holds.
+"""
 
 from __future__ import annotations
 
@@ -9,47 +13,69 @@ from typing import Any
 
 import torch
 
-__all__ = ["apply_to_collection", "batch_size", "move_to_device"]
+__all__ = ["apply_to_collection", "batch_size", "items_of", "leaves", "move_to_device"]
 
 
-def _rebuild_sequence(old: Any, items: list[Any]) -> Any:
-    if hasattr(old, "_fields"):
-        return type(old)(*items)
-    return items if type(old) is list else type(old)(items)
+def items_of(data: Any) -> Mapping[Any, Any] | None:
+    """Return the items of a collection by index, key or attribute's name; None for a leaf."""
+    if isinstance(data, list | tuple):
+        return dict(enumerate(data))
+    if isinstance(data, Mapping):
+        return data
+    if is_dataclass(data) and not isinstance(data, type):
+        return {f.name: getattr(data, f.name) for f in fields(data) if hasattr(data, f.name)}
+    return None
 
 
-def _rebuild_mapping(old: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+def leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of nested collections, depth first, with its path as Python spells it.
+
+    Args:
+        data: The collection, or a leaf.
+        path: What the paths begin with, such as ``batch`` for ``batch['x'][0]``.
+    """
+    items = items_of(data)
+    if items is None:
+        yield path, data
+        return
+    names = getattr(data, "_fields", None) if isinstance(data, tuple) else None
+    for key, item in items.items():
+        if names:
+            step = f".{names[key]}"
+        else:
+            step = f"[{key!r}]" if isinstance(data, list | tuple | Mapping) else f".{key}"
+        yield from leaves(item, path + step)
+
+
+def _map_items(data: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply ``function`` to the items of a collection; the collection itself comes back if none changed."""
+    items = items_of(data)
+    if items is None:
+        return data
+    new = {key: function(item) for key, item in items.items()}
+    return data if all(new[key] is items[key] for key in new) else _rebuilt(data, new)
+
+
+def _rebuilt(old: Any, items: dict[Any, Any]) -> Any:
+    """Return a collection of the kind of ``old`` with other items."""
+    if isinstance(old, list | tuple):
+        values = list(items.values())
+        if hasattr(old, "_fields"):
+            return type(old)(*values)
+        return values if type(old) is list else type(old)(values)
     if type(old) is dict:
         return items
     new = copy.copy(old)
-    try:
-        new.update(items)  # type: ignore[attr-defined]
-    except (AttributeError, TypeError):
-        return type(old)(items)  # type: ignore[call-arg]
+    if isinstance(old, Mapping):
+        try:
+            for key, item in items.items():  # some mappings refuse update()
+                new[key] = item
+        except TypeError:
+            return type(old)(items)  # type: ignore[call-arg]
+        return new
+    for name, item in items.items():
+        object.__setattr__(new, name, item)
     return new
-
-
-def _rebuild_dataclass(old: Any, items: dict[str, Any]) -> Any:
-    new = copy.copy(old)
-    for name, value in items.items():
-        object.__setattr__(new, name, value)
-    return new
-
-
-def _map_children(data: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply ``function`` to the items of a collection; the collection itself comes back if none changed."""
-    if isinstance(data, list | tuple):
-        items = [function(item) for item in data]
-        return data if all(a is b for a, b in zip(items, data, strict=True)) else _rebuild_sequence(data, items)
-    if isinstance(data, Mapping):
-        pairs = {key: function(item) for key, item in data.items()}
-        return data if all(pairs[key] is data[key] for key in pairs) else _rebuild_mapping(data, pairs)
-    if is_dataclass(data) and not isinstance(data, type):
-        given = {f.name: getattr(data, f.name) for f in fields(data) if hasattr(data, f.name)}
-        values = {name: function(value) for name, value in given.items()}
-        changed = {name: value for name, value in values.items() if value is not given[name]}
-        return _rebuild_dataclass(data, changed) if changed else data
-    return data
 
 
 def apply_to_collection(
@@ -71,7 +97,7 @@ def apply_to_collection(
     """
     if isinstance(data, dtype):
         return function(data, *args, **kwargs)
-    return _map_children(data, lambda item: apply_to_collection(item, dtype, function, *args, **kwargs))
+    return _map_items(data, lambda item: apply_to_collection(item, dtype, function, *args, **kwargs))
 
 
 def move_to_device(batch: Any, device: torch.device | str | int) -> Any:
@@ -112,23 +138,22 @@ def move_to_device(batch: Any, device: torch.device | str | int) -> Any:
             return to(target, non_blocking=target.type != "mps")
         except TypeError:
             return to(target)
-    return _map_children(batch, lambda item: move_to_device(item, target))
+    return _map_items(batch, lambda item: move_to_device(item, target))
 
 
 def _sizes(batch: Any) -> Iterator[int]:
     if isinstance(batch, torch.Tensor):
         yield batch.size(0) if batch.ndim else 1
-    elif isinstance(batch, str | bytes):
         return
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _sizes(value)
-    elif is_dataclass(batch) and not isinstance(batch, type):
-        for field in fields(batch):
-            yield from _sizes(getattr(batch, field.name))
-    elif isinstance(batch, Iterable) and not isinstance(batch, Iterator) and not hasattr(batch, "__array__"):
-        for value in batch:
-            yield from _sizes(value)
+    items = items_of(batch)
+    for value in items.values() if items is not None else batch if _iterates(batch) else ():
+        yield from _sizes(value)
+
+
+def _iterates(leaf: Any) -> bool:
+    """Return whether a leaf gives its items again and again, and is no string or array."""
+    never = str, bytes, Iterator
+    return isinstance(leaf, Iterable) and not isinstance(leaf, never) and not hasattr(leaf, "__array__")
 
 
 def batch_size(batch: Any) -> tuple[int | None, bool]:

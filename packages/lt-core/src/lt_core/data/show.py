@@ -5,13 +5,13 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lt_core.data.nested import leaves
 from lt_core.state.stage import STAGES
 from lt_interface.errors import ConfigError, Problem, nearest
 
@@ -24,7 +24,7 @@ __all__ = ["BatchTable", "check_stage", "first_batch", "show"]
 
 
 class BatchTable(str):
-    """Be a text that notebooks show as it is, without quotes."""
+    """Text that notebooks show as it is, without quotes."""
 
     __slots__ = ()
 
@@ -110,22 +110,11 @@ def show(batch: Any, *, n: int = 16, path: Any = None, title: str = "") -> Figur
 
 def _tensors(value: Any, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor with its path; numpy arrays count."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors(item, f"{name}[{key!r}]")
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for key, item in zip(value._fields, value, strict=True):
-            yield from _tensors(item, f"{name}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            yield from _tensors(item, f"{name}[{i}]")
-    elif is_dataclass(value) and not isinstance(value, type):
-        for f in fields(value):
-            yield from _tensors(getattr(value, f.name), f"{name}.{f.name}")
-    elif hasattr(value, "__array__") and hasattr(value, "dtype") and value.dtype.kind in "biuf":
-        yield name, torch.as_tensor(value)
+    for path, leaf in leaves(value, name):
+        if isinstance(leaf, Tensor):
+            yield path, leaf
+        elif hasattr(leaf, "__array__") and hasattr(leaf, "dtype") and leaf.dtype.kind in "biuf":
+            yield path, torch.as_tensor(leaf)
 
 
 def _are_images(t: Tensor) -> bool:

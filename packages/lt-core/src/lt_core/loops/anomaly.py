@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lt_core.data.nested import leaves
 from lt_interface.errors import LTError, Problem
 
 if TYPE_CHECKING:
@@ -21,13 +22,9 @@ class NonFiniteLossError(LTError, ValueError):
 
 
 def _finite(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return not value.is_floating_point() or bool(torch.isfinite(value).all())
-    if isinstance(value, dict):
-        return all(_finite(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_finite(v) for v in value)
-    return True
+    """Return whether all floating-point tensors in nested collections are finite."""
+    found = (leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    return all(bool(torch.isfinite(tensor).all()) for tensor in found)
 
 
 def raise_for_loss(run: Run, training_step: Callable[..., Any], batch: Any, index: int, loss: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lt_core.builtin.precision import FullPrecision
+from lt_core.data.nested import apply_to_collection
 from lt_core.hooks.table import bind, overrides
 from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException, Problem
@@ -119,13 +120,7 @@ def outputs_of(output: Any, loss: Tensor | None, wanted: bool) -> Any:
 
 def detached(value: Any) -> Any:
     """Return a value with its tensors out of the graph."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {k: detached(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [detached(v) for v in value]
-    return value
+    return apply_to_collection(value, Tensor, Tensor.detach)
 
 
 class Pieces:

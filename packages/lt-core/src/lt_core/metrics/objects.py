@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lt_core.data.nested import move_to_device
 from lt_core.metrics.slot import is_metric_object
 
 __all__ = ["collect", "find", "path_of", "restore"]
@@ -115,16 +116,11 @@ def _load(metric: Any, state: Mapping[str, Any]) -> None:
         metric.load_state_dict(_copied(state["state_dict"]))
         return
     for name, value in state["attributes"].items():
-        setattr(metric, name, _on_device(_copied(value), _device_of(metric, name)))
+        device = _device_of(metric, name)
+        setattr(metric, name, _copied(value) if device is None else move_to_device(_copied(value), device))
 
 
 def _device_of(metric: Any, name: str) -> torch.device | None:
     now = getattr(metric, name, None)
     device = now.device if isinstance(now, Tensor) else getattr(metric, "device", getattr(metric, "_device", None))
     return device if isinstance(device, torch.device) else None
-
-
-def _on_device(value: Any, device: torch.device | None) -> Any:
-    if isinstance(value, Tensor):
-        return value if device is None else value.to(device)
-    return [_on_device(v, device) for v in value] if type(value) is list else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from lt_core.data.nested import items_of, move_to_device
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, Problem
 
@@ -24,7 +25,7 @@ UNKNOWN = "?"
 
 @dataclass
 class LayerRow:
-    """Describe one submodule.
+    """Row of a summary: one submodule.
 
     Attributes:
         name: Its path inside the module.
@@ -182,7 +183,6 @@ def _measure(
     """Run the example through the module, fill in sizes and FLOPs, and return the total of FLOPs."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from lt_core.data.nested import move_to_device
     from lt_core.state import rng
 
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -225,8 +225,5 @@ def _size(value: Any) -> Any:
     """Return a tensor's shape as a list, the list of a collection's sizes, or ``?``."""
     if isinstance(value, Tensor):
         return list(value.shape)
-    if isinstance(value, Mapping):
-        return [_size(v) for v in value.values()]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_size(v) for v in value]
-    return UNKNOWN
+    items = items_of(value)
+    return UNKNOWN if items is None else [_size(item) for item in items.values()]

@@ -1,4 +1,4 @@
-"""Say where in a tree a value lies and why it, or a whole file, is refused."""
+"""Report where in a tree a value lies and why it, or a whole file, is refused."""
 
 from __future__ import annotations
 
@@ -13,14 +13,7 @@ Step = Any
 
 
 class RefusedValueError(CheckpointError):
-    """Refuse one value, with the problem kept apart from the sentence."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        super().__init__(str(problem))
-
-    def __reduce__(self) -> tuple[type, tuple[Problem]]:
-        return type(self), (self.problem,)
+    """One value that a checkpoint cannot keep."""
 
 
 def place(where: str, path: tuple[Step, ...]) -> str:

@@ -77,7 +77,7 @@ def try_encode(value: Any, where: str) -> Problem | None:
     try:
         _Encoder(where).node(value, ())
     except RefusedValueError as error:
-        return error.problem
+        return error.problems[0]
     return None
 
 

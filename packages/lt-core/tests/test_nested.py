@@ -1,0 +1,111 @@
+"""Test the walks over nested batches with random collections."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lt_core.data.nested import apply_to_collection, batch_size, items_of, leaves, move_to_device
+
+Pair = namedtuple("Pair", ["x", "y"])
+
+
+class Bag(OrderedDict[str, Any]):
+    """Mapping of a class of its own that refuses ``update``, as model outputs do."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("set items one by one")
+
+
+@dataclass(frozen=True)
+class Record:
+    x: Any
+    y: Any = None
+
+
+def _bag(items: dict[str, Any]) -> Bag:
+    bag = Bag()
+    for key, item in items.items():
+        bag[key] = item
+    return bag
+
+
+TENSORS = st.integers(1, 4).map(lambda n: torch.zeros(n, 2))
+LEAVES = st.one_of(TENSORS, st.integers(), st.text(max_size=3), st.none())
+KEYS = st.one_of(st.text(max_size=3), st.integers(0, 3))
+
+
+def _collections(inner: Any) -> Any:
+    return st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(KEYS, inner, max_size=3),
+        st.dictionaries(st.text(max_size=3), inner, max_size=3).map(_bag),
+        st.builds(Pair, inner, inner),
+        st.builds(Record, inner, inner),
+    )
+
+
+BATCHES = st.recursive(LEAVES, _collections, max_leaves=8)
+
+
+def _same_form(a: Any, b: Any) -> bool:
+    """Return whether two batches have the same collections with the same keys, written without the walker."""
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(_same_form(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return type(a) is type(b) and list(a) == list(b) and all(_same_form(a[key], b[key]) for key in a)
+    if isinstance(a, Record):
+        return type(a) is type(b) and all(_same_form(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return items_of(b) is None
+
+
+@given(BATCHES)
+def test_every_leaf_lies_where_its_path_says(batch: Any) -> None:
+    """A leaf's path is Python that leads to it."""
+    for path, leaf in leaves(batch, "batch"):
+        assert eval(path, {"batch": batch}) is leaf
+        assert items_of(leaf) is None
+
+
+@given(BATCHES)
+def test_a_batch_in_which_nothing_changes_comes_back_itself(batch: Any) -> None:
+    """The identity, and a move to where all tensors are, give the same object."""
+    assert apply_to_collection(batch, object, lambda leaf: leaf) is batch
+    assert apply_to_collection(batch, Tensor, lambda tensor: tensor) is batch
+    assert move_to_device(batch, "cpu") is batch
+
+
+@given(BATCHES)
+def test_a_function_reaches_every_leaf_of_its_type_and_no_other(batch: Any) -> None:
+    """All collections keep their types, keys and order, and the batch that was given stays as it was."""
+    before = list(leaves(batch))
+    made = apply_to_collection(batch, int, lambda number: number + 1)
+    assert _same_form(batch, made)
+    after = list(leaves(made))
+    assert [path for path, _ in after] == [path for path, _ in before]
+    for (_, old), (_, new) in zip(before, after, strict=True):
+        assert new == old + 1 if isinstance(old, int) else new is old
+    assert all(a is b for (_, a), (_, b) in zip(before, leaves(batch), strict=True))
+
+
+@given(BATCHES)
+def test_a_move_takes_every_tensor_along(batch: Any) -> None:
+    """Whatever the nesting, each tensor is moved, and nothing else changes."""
+    moved = move_to_device(batch, "meta")
+    assert _same_form(batch, moved)
+    for (_, old), (_, new) in zip(leaves(batch), leaves(moved), strict=True):
+        assert new.device.type == "meta" and new.shape == old.shape if isinstance(old, Tensor) else new is old
+
+
+@given(BATCHES)
+def test_a_batch_is_as_large_as_its_first_tensor(batch: Any) -> None:
+    """The size is the first dimension of the first tensor; others of another size are reported."""
+    sizes = [len(leaf) for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
+    assert batch_size(batch) == (sizes[0] if sizes else None, len(set(sizes)) > 1)
