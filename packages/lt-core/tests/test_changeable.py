@@ -132,7 +132,7 @@ def test_schedulers() -> None:
     """A scheduler added to trainer.lr_scheduler_configs steps from the next epoch on."""
     from torch.optim.lr_scheduler import StepLR
 
-    from lt_core.optim.wrapper import SchedulerConfig
+    from lt_core.optim.parse import SchedulerConfig
 
     def change(trainer: Any) -> None:
         scheduler = StepLR(trainer.optimizers[0], 1, 0.5)

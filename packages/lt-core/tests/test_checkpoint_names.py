@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lt_core.callbacks import ModelCheckpoint
-from lt_core.callbacks.checkpointing.names import fields, first_free, format_name
+from lt_core.callbacks.checkpointing.files import fields, first_free, format_name
 from lt_interface.errors import ConfigError
 
 

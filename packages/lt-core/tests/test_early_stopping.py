@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lt_core.builtin.single_device import LocalCollectives
 from lt_core.callbacks import EarlyStopping
 from lt_core.callbacks.early_stopping import EarlyStoppingReason as Reason
 from lt_interface.errors import ConfigError, MisconfigurationException
@@ -25,7 +26,7 @@ def _trainer(**changes):
         "is_global_zero": True,
         "current_epoch": 0,
         "should_stop": False,
-        "_run": None,
+        "collectives": LocalCollectives(),
     }
     return SimpleNamespace(**{**values, **changes})
 
@@ -167,8 +168,8 @@ def test_a_resumed_count_goes_on():
 
 def test_another_ranks_stop_stops_this_one():
     """Whatever rank sees the reason, all ranks stop."""
-    run = SimpleNamespace(collectives=SimpleNamespace(any=lambda flag: True))
-    assert _feed(EarlyStopping("loss", patience=9), [1.0], _trainer(_run=run)) == 0
+    ranks = SimpleNamespace(any=lambda flag: True)
+    assert _feed(EarlyStopping("loss", patience=9), [1.0], _trainer(collectives=ranks)) == 0
 
 
 def test_verbose_tells_improvements_and_the_stop(caplog):

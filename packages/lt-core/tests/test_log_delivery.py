@@ -302,9 +302,7 @@ class Kill(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.current_epoch == 1 and batch_idx == 1:
-            from lt_core.checkpoint.save import SaveRequest
-
-            trainer._request_save(SaveRequest(str(self.path)))
+            trainer.request_checkpoint(self.path)
 
 
 @pytest.mark.parametrize("kind", [Measuring, Logging, Returning])

@@ -47,7 +47,7 @@ def _trainer(**changes):
         "global_step": 0,
         "max_steps": -1,
         "accumulate_grad_batches": 1,
-        "_run": None,
+        "batches_done": 0,
     }
     return _Trainer(**{**values, **changes})
 
@@ -216,8 +216,7 @@ def test_unknown_lengths_are_shown_as_far_as_they_are_known():
 def test_a_resumed_epoch_begins_where_it_was():
     """Speed is measured over the batches of this process alone."""
     clock = _Clock()
-    run = SimpleNamespace(progress=SimpleNamespace(epoch_closed=False, batch=90))
-    trainer = _trainer(_run=run)
+    trainer = _trainer(batches_done=90)
     bar = _bar(trainer, clock)
     bar.on_train_start(trainer, None)
     shown = []

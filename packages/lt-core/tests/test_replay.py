@@ -270,7 +270,7 @@ def test_crash_of_the_machine(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="locks of this kind")
 def test_two_processes_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run in whose folder another process writes is one clear error, and that one's journal stays as it was."""
-    monkeypatch.setattr("lt_core.tracking.folder.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("lt_core.tracking.opening.LOCK_SECONDS", 0.2)
     folder = tmp_path / "lightning_logs" / "version_0"
     folder.mkdir(parents=True)
     code = (

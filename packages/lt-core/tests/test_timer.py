@@ -27,7 +27,7 @@ def clock(monkeypatch):
 
 
 def _trainer():
-    return SimpleNamespace(should_stop=False, world_size=1, _run=None)
+    return SimpleNamespace(should_stop=False, world_size=1)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_ranks_ring_together_and_ask_rarely():
         asked.append(now[0])
         return value
 
-    run = SimpleNamespace(collectives=SimpleNamespace(broadcast_object=broadcast))
-    trainer = SimpleNamespace(world_size=2, _run=run)
+    ranks = SimpleNamespace(broadcast_object=broadcast)
+    trainer = SimpleNamespace(world_size=2, collectives=ranks)
     alarm = SharedAlarm(lambda: 10.0 - now[0], clock=lambda: now[0])
     rang = None
     for batch in range(2000):

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_core.callbacks.checkpointing.top_k import accepts, best_of, insert, worst_of
+from lt_core.callbacks.checkpointing.policy import accepts, best_of, insert, worst_of
 
 scores = st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=30)
 

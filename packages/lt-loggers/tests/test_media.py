@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lt_loggers.media import as_list, frames, gif, per_item, pictures, png, render, wav
+from lt_loggers.encoding import as_list, frames, gif, per_item, pictures, png, render, wav
 
 
 @given(

@@ -29,8 +29,8 @@ from lt_interface import ConfigError, Logger, MisconfigurationException, Record
 from lt_interface.registry import loggers
 from lt_interface.testing import LoggerConformance
 from lt_loggers import MLFlowLogger
-from lt_loggers.mlflow_client import without_secret
-from lt_loggers.mlflow_names import accepted
+from lt_loggers.mlflow.client import without_secret
+from lt_loggers.mlflow.names import accepted
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
@@ -362,7 +362,7 @@ def test_settings_are_the_thread_s(tmp_path: Path) -> None:
     """While one call of ours is out, another thread finds MLflow's own settings, and nothing in the environment."""
     from mlflow import environment_variables
 
-    from lt_loggers.mlflow_client import calling
+    from lt_loggers.mlflow.client import calling
 
     retries = environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES
     before, seen = retries.get(), []
@@ -465,7 +465,7 @@ def test_spools_when_told_so(tmp_path: Path) -> None:
 def test_system_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the machine does is logged under system/ until the run ends."""
     pytest.importorskip("psutil")
-    monkeypatch.setattr("lt_loggers.mlflow_system.SECONDS", 0.05)
+    monkeypatch.setattr("lt_loggers.mlflow.system.SECONDS", 0.05)
     logger = MLFlowLogger(save_dir=tmp_path, log_system_metrics=True)
     client, end = logger.experiment, time.monotonic() + 60
     while "system/cpu_utilization_percentage" not in client.get_run(logger.run_id).data.metrics:

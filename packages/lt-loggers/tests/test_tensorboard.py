@@ -15,7 +15,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import lt_loggers.tensorboard
+import lt_loggers.tensorboard.logger as home
 from lt_interface import Logger, MisconfigurationException, MissingPackageError, SupportsGraph, SupportsRewind
 from lt_interface.registry import loggers
 from lt_interface.testing import LoggerConformance
@@ -428,7 +428,7 @@ def test_rewind_survives_a_torn_file(tmp_path: Path) -> None:
 )
 def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: set[str], command: str) -> None:
     """Without a package that writes event files, construction fails with the exact pip command."""
-    monkeypatch.setattr(lt_loggers.tensorboard, "find_spec", lambda name: object() if name in installed else None)
+    monkeypatch.setattr(home, "find_spec", lambda name: object() if name in installed else None)
     with pytest.raises(MissingPackageError, match=command) as caught:
         TensorBoardLogger(tmp_path)
     assert isinstance(caught.value, ModuleNotFoundError)
@@ -444,8 +444,8 @@ def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instal
 )
 def test_choice_of_package(monkeypatch: pytest.MonkeyPatch, installed: set[str], package: str) -> None:
     """Torch's writer is taken where it works, else tensorboardX."""
-    monkeypatch.setattr(lt_loggers.tensorboard, "find_spec", lambda name: object() if name in installed else None)
-    assert lt_loggers.tensorboard._writer_package() == package
+    monkeypatch.setattr(home, "find_spec", lambda name: object() if name in installed else None)
+    assert home._writer_package() == package
 
 
 def test_refuses_a_remote_folder() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import lt_loggers.tensorboard
+import lt_loggers.tensorboard.logger as home
 from lt_loggers import TensorBoardLogger
-from lt_loggers.media import wav
+from lt_loggers.encoding import wav
 
 KEPT = {"scalars": 0, "tensors": 0, "images": 0, "audio": 0, "histograms": 0, "compressedHistograms": 0}
 
@@ -22,7 +22,7 @@ KEPT = {"scalars": 0, "tensors": 0, "images": 0, "audio": 0, "histograms": 0, "c
 def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let each of the two packages write the files."""
     pytest.importorskip(request.param)
-    monkeypatch.setattr(lt_loggers.tensorboard, "_writer_package", lambda: request.param)
+    monkeypatch.setattr(home, "_writer_package", lambda: request.param)
     return request.param
 
 

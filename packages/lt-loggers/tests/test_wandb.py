@@ -32,7 +32,7 @@ from wandb_reading import (  # noqa: F401 - each file uses its part; quiet is a 
     wait_for_the_end,
 )
 
-import lt_loggers.wandb
+import lt_loggers.wandb.logger as home
 from lt_interface import (
     DummyExperiment,
     Logger,
@@ -309,7 +309,7 @@ def test_refuses_arguments(options: dict[str, Any]) -> None:
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without wandb, construction fails with the exact pip command."""
-    monkeypatch.setattr(lt_loggers.wandb, "find_spec", lambda name: None)
+    monkeypatch.setattr(home, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'lt-loggers\[wandb\]'"):
         WandbLogger()
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-__all__ = ["flatten", "number", "plain"]
+__all__ = ["flatten", "number", "plain", "plain_dict"]
 
 
 def plain(value: Any) -> Any:
@@ -34,6 +34,17 @@ def plain(value: Any) -> Any:
     if callable(value):
         return str(getattr(value, "__name__", None) or type(value).__name__)
     return str(value)
+
+
+def plain_dict(params: Any) -> dict[str, Any]:
+    """Return hyper-parameters as `plain` makes them, in a dict: what is none becomes the entry ``value``.
+
+    Example:
+        >>> plain_dict(0.1)
+        {'value': 0.1}
+    """
+    given = plain(params)
+    return given if isinstance(given, dict) else {"value": given}
 
 
 def flatten(params: Mapping[str, Any], separator: str = "/") -> dict[str, bool | str | int | float]:

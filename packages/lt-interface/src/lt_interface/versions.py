@@ -1,14 +1,29 @@
-"""Number the runs of an experiment: ``version_0``, ``version_1`` and so on, one folder each."""
+"""Bases of loggers: their folders ``version_0``, ``version_1`` and so on, their names, their one rank guard."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any, ParamSpec
 
-__all__ = ["claim_version", "last_version"]
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem
+from lt_interface.hyperparameters import number
+from lt_interface.logger import Logger
+from lt_interface.ranks import DummyExperiment, is_rank_zero
+
+__all__ = ["NamedLogger", "VersionedLogger", "claim_version", "files_are_gone", "last_version", "replace_text"]
+__all__ += ["unless_silent"]
+
+P = ParamSpec("P")
 
 
 def claim_version(root: Path) -> int:
     """Make and return the next free ``version_N`` below ``root``; two processes never get the same.
+
+    Args:
+        root: The folder of all versions; made if it is not there.
 
     Raises:
         OSError: If nothing can be made there.
@@ -26,3 +41,175 @@ def claim_version(root: Path) -> int:
 def last_version(root: Path) -> int:
     """Return the highest number that was claimed below ``root``; -1 if there is none."""
     return max((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), default=-1)
+
+
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in one step: a reader sees the old text or the new, never half of it.
+
+    Args:
+        path: The file; its folder exists.
+        text: All that it will hold; what UTF-8 cannot hold is escaped.
+
+    Raises:
+        OSError: If it cannot be written; the old file is kept.
+    """
+    folder, name = os.path.split(path)
+    draft = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    with open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    os.replace(draft, path)
+
+
+def files_are_gone(path: str | os.PathLike[str]) -> FileNotFoundError:
+    """Return the error of a logger whose file somebody removed; the core then sends all records again."""
+    error = FileNotFoundError(f"{os.fspath(path)} is gone; all of it is written again")
+    error.lost_all = True  # type: ignore[attr-defined]
+    return error
+
+
+def unless_silent(method: Callable[P, None]) -> Callable[P, None]:
+    """Make a method of a `NamedLogger` do nothing on the processes where it is silent."""
+
+    @wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        logger: Any = args[0]
+        if not logger._is_silent():
+            method(*args, **kwargs)
+
+    return guarded
+
+
+class NamedLogger(Logger):
+    """Logger that is silent on all processes but the first, and gives metrics names with a prefix.
+
+    Args:
+        save_dir: The folder below which everything of this machine lies.
+        prefix: Text before each metric's name, followed by ``-``.
+        delivery: ``"sync"``, ``"async"`` or None, as of `Logger`.
+        flush_timeout: How many seconds the end of a run, or ``flush``, waits without progress.
+    """
+
+    # The words of the error for a value that is none: the rule, the value, and where else it may go.
+    _metric_rule = "a metric must be a number or a single-element tensor"
+    _metric_got = "{value!r} of type {kind}"
+    _metric_fix = ""
+
+    def __init__(self, save_dir: str, prefix: str, delivery: str | None, flush_timeout: float = 30.0) -> None:
+        super().__init__()
+        self.delivery, self.flush_timeout = delivery, flush_timeout
+        self._save_dir, self._prefix = save_dir, prefix
+        self._warned: set[str] = set()
+
+    @property
+    def save_dir(self) -> str:
+        """Return the folder below which everything of this machine lies."""
+        return self._save_dir
+
+    @property
+    def experiment(self) -> Any:
+        """Return the tracker's own object, started at the first use; where the logger is silent, one that does nothing.
+
+        Raises:
+            ConfigError: If it cannot be started with these arguments.
+        """
+        return DummyExperiment() if self._is_silent() else self._started()
+
+    def _started(self) -> Any:
+        raise NotImplementedError
+
+    def _is_silent(self) -> bool:
+        """Return whether this process writes nothing."""
+        return not is_rank_zero()
+
+    def _prefixed(self, key: str) -> str:
+        return f"{self._prefix}-{key}" if self._prefix else key
+
+    def _number(self, name: str, value: Any) -> float:
+        """Return a metric's value as a float.
+
+        Raises:
+            MisconfigurationException: If it is no number.
+        """
+        try:
+            return number(value)
+        except TypeError:
+            where = f"{type(self).__name__}.log_metrics({name!r})"
+            got = self._metric_got.format(name=name, value=value, kind=type(value).__name__)
+            raise MisconfigurationException(Problem(where, self._metric_rule, got, self._metric_fix)) from None
+
+    def _warn_once(self, topic: str, message: str) -> None:
+        """Warn, unless there was a warning about this topic."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            self.tell(message)
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        where = f"{type(self).__name__}(save_dir={self._save_dir!r})"
+        return ConfigError(Problem(where, "its folder must be writable", str(error), "Give another save_dir."))
+
+
+class VersionedLogger(NamedLogger):
+    """Logger whose runs are the folders ``<save_dir>/<name>/version_N``.
+
+    Args:
+        save_dir: The folder of all experiments.
+        name: The experiment; an empty name or None leaves out its folder.
+        version: A number or a folder's name; None takes the next free number at the first use.
+        prefix: Text before each metric's name, followed by ``-``.
+        delivery: ``"sync"``, ``"async"`` or None, as of `Logger`.
+        flush_timeout: How many seconds the end of a run, or ``flush``, waits without progress.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str | None,
+        version: int | str | None,
+        prefix: str,
+        delivery: str | None,
+        flush_timeout: float = 30.0,
+    ) -> None:
+        super().__init__(save_dir, prefix, delivery, flush_timeout)
+        self._name, self._version = name or "", version
+
+    @property
+    def name(self) -> str:
+        """Return the experiment's name."""
+        return self._name
+
+    @property
+    def version(self) -> int | str:
+        """Return the run's number or folder name, claimed at the first use; where silent, the one claimed last.
+
+        Raises:
+            ConfigError: If nothing can be written below ``save_dir``.
+        """
+        if self._version is None:
+            if self._is_silent():
+                return max(last_version(Path(self.root_dir)), 0)
+            with self.exclusive():
+                if self._version is None:
+                    self._version = self._claim()
+        return self._version
+
+    def _claim(self) -> int:
+        try:
+            return claim_version(Path(self.root_dir))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def share_version(self, version: int | str) -> None:
+        """Write into the version folder of another logger, unless a version was given or claimed."""
+        if self._version is None:
+            self._version = version
+
+    @property
+    def root_dir(self) -> str:
+        """Return the folder of all versions of this experiment."""
+        return os.path.join(self._save_dir, self._name) if self._name else self._save_dir
+
+    @property
+    def log_dir(self) -> str:
+        """Return this run's folder."""
+        version = self.version
+        return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")

@@ -29,11 +29,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home, extra, packages = _HOMES[name]
     if not any(find_spec(package) for package in packages):
-        from lt_interface import MissingPackageError
+        from lt_loggers.arguments import missing
 
-        raise MissingPackageError(
-            f"{name}: this logger needs a package that is not installed. Run: pip install 'lt-loggers[{extra}]'"
-        )
+        raise missing(name, extra)
     value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
     return value
 

@@ -1,4 +1,4 @@
-"""Check what loggers are made with, before anything starts."""
+"""Checks of what loggers are made with, before anything starts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from lt_interface import ConfigError, Problem
+from lt_interface import ConfigError, MissingPackageError, Problem
 
-__all__ = ["check_choice", "check_numbers", "check_paths", "check_texts"]
+__all__ = ["check_choice", "check_numbers", "check_paths", "check_texts", "missing"]
+
+
+def missing(logger: str, extra: str) -> MissingPackageError:
+    """Return the error of a logger whose tracker's package is not installed."""
+    return MissingPackageError(
+        f"{logger}: this logger needs a package that is not installed. Run: pip install 'lt-loggers[{extra}]'"
+    )
 
 
 def check_choice(where: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -47,9 +54,7 @@ def check_numbers(where: str, **given: Any) -> None:
         ConfigError: If one is not.
     """
     rule = "it must be a number of seconds"
-    _check(
-        where, {name: None if isinstance(value, bool) else value for name, value in given.items()}, (int, float), rule
-    )
+    _check(where, given, (int, float), rule)
     for name, value in given.items():
         if not value >= 0:
             raise ConfigError(Problem(f"{where}({name}={value!r})", f"{rule}, not below 0"))
@@ -57,5 +62,5 @@ def check_numbers(where: str, **given: Any) -> None:
 
 def _check(where: str, given: Mapping[str, Any], kinds: tuple[type, ...], rule: str) -> None:
     for name, value in given.items():
-        if not isinstance(value, kinds):
+        if isinstance(value, bool) or not isinstance(value, kinds):  # True is no number
             raise ConfigError(Problem(f"{where}({name}={value!r})", rule, type(value).__name__))

@@ -1,4 +1,4 @@
-"""Find what a checkpoint callback saved anew, and hold it until it is sent."""
+"""Checkpoints that a callback saved anew, held until they are sent."""
 
 from __future__ import annotations
 
@@ -6,33 +6,27 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape, glob
 from typing import Any
 
-from lt_interface import Logger, is_rank_zero
+from lt_interface.hyperparameters import number, plain
+from lt_interface.versions import NamedLogger, unless_silent
 
 __all__ = ["Found", "KeepsCheckpoints", "new_checkpoints", "stage", "staging_folder"]
 
 _STAGED = ".staged-"
 _cleaned: set[str] = set()  # the runs' folders that this process has looked through
 
-# What a checkpoint callback tells of itself, where it has it.
-_SETTINGS = (
-    "monitor",
-    "mode",
-    "save_last",
-    "save_top_k",
-    "save_weights_only",
-    "_every_n_train_steps",
-    "_every_n_epochs",
-    "_train_time_interval",
-)
+# What is read of a checkpoint callback, where it has it.
+_SETTINGS = ["monitor", "mode", "save_last", "save_top_k", "save_weights_only"]
+_SETTINGS += ["_every_n_train_steps", "_every_n_epochs", "_train_time_interval"]
 
 
 @dataclass
 class Found:
-    """Hold one checkpoint of a callback, and what is known of it."""
+    """One checkpoint of a callback, and what is known of it."""
 
     path: str
     stamp: tuple[int, int]
@@ -40,23 +34,24 @@ class Found:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-class KeepsCheckpoints(Logger):
-    """Be the part of a logger that keeps checkpoints, by `_send_checkpoint`."""
+class KeepsCheckpoints(NamedLogger):
+    """Logger that keeps checkpoints, by `_send_checkpoint`."""
 
     _log_model: bool | str
     _keeps_staged = False  # whether what was staged is still needed when it was sent
     _sent_checkpoints: dict[str, tuple[int, int]] | None = None
     _checkpoint_callback: Any = None
 
+    @unless_silent
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Keep the callback's new checkpoints, at once or at the end, as ``log_model`` says.
 
         A checkpoint is held by a hard link or a copy until it is sent: it may be removed after the call.
 
         Args:
-            checkpoint_callback: It tells paths and scores, as `ModelCheckpoint` does.
+            checkpoint_callback: A callback that names paths and scores, as `ModelCheckpoint` does.
         """
-        if not self._log_model or self._is_silent():
+        if not self._log_model:
             return
         if self._log_model == "all" or getattr(checkpoint_callback, "save_top_k", 1) == -1:
             for found in self._new_checkpoints(checkpoint_callback):
@@ -79,9 +74,6 @@ class KeepsCheckpoints(Logger):
 
         self.later(send, f"checkpoint {os.path.basename(found.path)}")
 
-    def _is_silent(self) -> bool:
-        return not is_rank_zero()
-
     def _send_checkpoint(self, found: Found, path: str) -> None:
         raise NotImplementedError
 
@@ -90,7 +82,7 @@ def new_checkpoints(callback: Any, sent: dict[str, tuple[int, int]]) -> list[Fou
     """Return a callback's checkpoints that were not sent yet, the oldest first, and count them as sent.
 
     Args:
-        callback: It tells paths and scores, as `ModelCheckpoint` does.
+        callback: A callback that names paths and scores, as `ModelCheckpoint` does.
         sent: What was sent: the time and size of each path; it is added to.
     """
     best, last = getattr(callback, "best_model_path", ""), getattr(callback, "last_model_path", "")
@@ -118,9 +110,9 @@ def new_checkpoints(callback: Any, sent: dict[str, tuple[int, int]]) -> list[Fou
         if step:
             aliases.append(f"step-{int(step[1])}")
         metadata = {
-            "score": _number(score),
+            "score": _score(score),
             "original_filename": os.path.basename(os.path.normpath(path)),
-            type(callback).__name__: {key: _plain(value) for key, value in settings.items()},
+            type(callback).__name__: plain(settings),
         }
         found.append(Found(path, stamp, aliases, metadata))
     found.sort(key=lambda entry: entry.stamp)
@@ -168,12 +160,7 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+def _score(value: Any) -> float | None:
+    with suppress(TypeError):  # None, or no number
+        return number(value)
+    return None

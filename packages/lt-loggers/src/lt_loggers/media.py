@@ -1,263 +1,178 @@
-"""Turn pictures, figures and sounds of any kind into arrays and bytes that every tracker takes."""
+"""Media base: pictures, figures, texts, tables, sounds and videos, converted at the call and sent in their turn."""
 
 from __future__ import annotations
 
-import io
-import os
-import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lt_interface.versions import NamedLogger, unless_silent
+from lt_loggers.encoding import as_list, finite, per_item, pictures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["as_list", "finite", "frames", "gif", "mono", "per_item", "pictures", "png", "render", "rows_of", "wav"]
+__all__ = ["Media", "Options", "Sends", "named"]
 
-_CHANNELS = (1, 3, 4)
+# What a tracker calls later, when the logger's turn comes; each is tried again alone where the tracker is away.
+Sends = Iterable[Callable[..., Any]]
+Options = Sequence[dict[str, Any]]
+T = TypeVar("T")
 
 
-def as_list(key: str, name: str, values: Any) -> list[Any]:
-    """Return a list or tuple as a list.
+def named(key: str, things: Sequence[T], separator: str = "/") -> Iterator[tuple[str, T]]:
+    """Yield each thing with a name of its own: ``key``, or of several ``key/0``, ``key/1`` and so on."""
+    for i, thing in enumerate(things):
+        yield (key if len(things) == 1 else f"{key}{separator}{i}"), thing
 
-    Args:
-        key: What the user calls it, for the message.
-        name: What the values are, such as ``images``.
-        values: What was given.
 
-    Raises:
-        TypeError: If it is no list.
+class Media(NamedLogger):
+    """Logger that shows media.
+
+    A tracker gives ``_put_*``, which take the name, what to show, options of each, and the step. They convert
+    at once, so that what was given may be changed or closed after the call, and return what sends it.
+    Their steps are the run's where none is given, and ``_step_outside`` outside of a run.
     """
-    if isinstance(values, (list, tuple)):
-        return list(values)
-    raise TypeError(f"{key!r}: {name} must be a list. Got {type(values).__name__}. Write [{name.rstrip('s')}].")
 
+    _step_outside: int | None = 0
 
-def per_item(n: int, kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return for each of ``n`` things its own arguments, out of lists of that length.
+    _put_images: Callable[[str, Sequence[NDArray[Any]], Options, int | None], Sends]  # pictures (H,W,C) of bytes
+    _put_figure: Callable[[str, Any, Mapping[str, Any], int | None], Sends]
+    _put_histogram: Callable[[str, NDArray[Any], int, int | None], Sends]  # finite values (n,), and how many bins
+    _put_text: Callable[[str, str, int | None], Sends]
+    _put_table: Callable[[str, Any, Any, Any, int | None], Sends]  # columns, data and data frame, as of log_table
+    _put_audios: Callable[[str, Sequence[Any], Options, int | None], Sends]
+    _put_videos: Callable[[str, Sequence[Any], Options, int | None], Sends]
 
-    Raises:
-        ValueError: If a list has another length.
-    """
-    for name, values in kwargs.items():
-        length = len(values) if isinstance(values, (list, tuple)) else None
-        if length != n:
-            got = type(values).__name__ if length is None else f"{length} of them"
-            raise ValueError(f"{name}: it must be a list with one entry for each of the {n}. Got {got}.")
-    return [{name: values[i] for name, values in kwargs.items()} for i in range(n)]
+    def _at(self, step: int | None) -> int | None:
+        step = self.step_or_current(step)
+        return self._step_outside if step is None else step
 
+    def _send(self, sends: Sends, what: str) -> None:
+        for send in list(sends):
+            self.later(send, what)
 
-def finite(values: Any) -> NDArray[Any]:
-    """Return the finite values of a tensor or array of any shape as an array (n,) of its own, in 64 bits."""
-    import numpy as np
+    @unless_silent
+    def log_image(self, key: str, images: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Show a list of pictures.
 
-    given = values.detach().float().cpu().numpy() if hasattr(values, "detach") else values
-    array = np.array(given, dtype=np.float64).ravel()
-    return array[np.isfinite(array)]
+        Args:
+            key: The name they stand under.
+            images: Tensors (C,H,W), (H,W) or (H,W,C), arrays, PIL images or paths; floats in 0..1, integers in 0..255.
+            step: The step; None takes the run's.
+            **kwargs: A list for each option, such as ``caption``, where the tracker has a place for it.
 
+        Raises:
+            TypeError: If ``images`` is no list.
+            ValueError: If one is no picture, or a list of options has another length.
+        """
+        options = per_item(len(as_list(key, "images", images)), kwargs)
+        self._send(self._put_images(key, pictures(images), options, self._at(step)), f"image {key}")
 
-def pictures(images: Sequence[Any]) -> list[NDArray[Any]]:
-    """Return pictures as arrays of their own, (H, W, C) in 0..255 with 1, 3 or 4 channels.
+    @unless_silent
+    def log_figure(self, key: str, figure: Any, step: int | None = None, **kwargs: Any) -> None:
+        """Show a figure as it is now; it may be closed after the call.
 
-    Floats are taken in 0..1 and cut off there, integers in 0..255. Of three dimensions the channels are those with
-    1, 3 or 4 entries: the first where both could be, for tensors; the last for arrays.
+        Args:
+            key: The name it stands under.
+            figure: Of matplotlib or plotly; where a tracker shows only pictures, one of plotly needs kaleido.
+            step: The step; None takes the run's.
+            **kwargs: Options, where the tracker has a place for them.
 
-    Args:
-        images: Tensors, arrays, PIL images or paths of files.
+        Raises:
+            TypeError: If it is no figure.
+        """
+        self._send(self._put_figure(key, figure, kwargs, self._at(step)), f"figure {key}")
 
-    Raises:
-        ValueError: If one has no such shape.
-    """
-    return [_picture(image) for image in images]
+    @unless_silent
+    def log_histogram(self, key: str, values: Any, step: int | None = None, bins: int = 64) -> None:
+        """Show how the finite values of a tensor or array are distributed.
 
+        Args:
+            key: The name it stands under.
+            values: A tensor or array of any shape.
+            step: The step; None takes the run's.
+            bins: How many bins.
+        """
+        self._send(self._put_histogram(key, finite(values), bins, self._at(step)), f"histogram {key}")
 
-def _picture(image: Any) -> NDArray[Any]:
-    import numpy as np
+    def log_text(
+        self,
+        key: str,
+        text: Any = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+        columns: list[str] | None = None,
+    ) -> None:
+        """Show a text, or a table of texts.
 
-    if isinstance(image, (str, os.PathLike)):
-        from PIL import Image
+        Args:
+            key: The name it stands under.
+            text: The text, laid out as Markdown where the tracker does so; or the names of a table's columns.
+            data: The table's rows.
+            dataframe: A data frame in place of both.
+            step: The step; None takes the run's.
+            columns: The names of the columns, by their own name.
+        """
+        if data is not None or dataframe is not None:
+            self.log_table(key, columns or text, data, dataframe, step)
+        else:
+            self._log_one_text(key, str(text), step)
 
-        with Image.open(image) as opened:
-            return _picture(opened.convert("RGBA" if "A" in opened.getbands() else "RGB"))
-    torch = sys.modules.get("torch")
-    is_tensor = torch is not None and isinstance(image, torch.Tensor)
-    if is_tensor:
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
-    elif type(image).__module__.startswith("PIL."):
-        image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-    array = np.array(image)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3:
-        raise ValueError(f"a picture must have 2 or 3 dimensions. Got the shape {array.shape}.")
-    first, last = array.shape[0] in _CHANNELS, array.shape[2] in _CHANNELS
-    if first and (is_tensor or not last):
-        array = array.transpose(1, 2, 0)
-    elif not last:
-        raise ValueError(f"a picture must have 1, 3 or 4 channels. Got the shape {array.shape}.")
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    elif np.issubdtype(array.dtype, np.floating):
-        array = (np.nan_to_num(array).clip(0.0, 1.0) * 255).round()
-    return np.ascontiguousarray(array.clip(0, 255).astype(np.uint8))
+    @unless_silent
+    def _log_one_text(self, key: str, text: str, step: int | None) -> None:
+        self._send(self._put_text(key, text, self._at(step)), f"text {key}")
 
+    @unless_silent
+    def log_table(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Show rows under column names, or a data frame.
 
-def render(figure: Any) -> NDArray[Any]:
-    """Return a figure of matplotlib as it is now, (H, W, 4) in 0..255; its own canvas stays as it was.
+        Args:
+            key: The name it stands under.
+            columns: The columns' names.
+            data: The rows.
+            dataframe: A data frame in place of both.
+            step: The step; None takes the run's.
+        """
+        self._send(self._put_table(key, columns, data, dataframe, self._at(step)), f"table {key}")
 
-    A figure of plotly is drawn by its own ``to_image``, which needs kaleido.
+    @unless_silent
+    def log_audio(self, key: str, audios: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Keep a list of sounds.
 
-    Raises:
-        TypeError: If it is neither.
-    """
-    import numpy as np
+        Args:
+            key: The name they stand under.
+            audios: Arrays (samples,) or (channels, samples) in -1..1, or paths.
+            step: The step; None takes the run's.
+            **kwargs: A list for each option, such as ``sample_rate`` (Hz; 44100 if left out) or ``caption``.
 
-    if hasattr(figure, "to_image"):
-        return _picture_of_bytes(figure.to_image(format="png"))
-    if not hasattr(figure, "canvas"):
-        fix = "Write axes.figure." if hasattr(figure, "figure") else "Show pictures with log_image."
-        raise TypeError(f"log_figure: a figure must be one of matplotlib or plotly. Got {type(figure).__name__}. {fix}")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+        Raises:
+            TypeError: If ``audios`` is no list.
+            ValueError: If one is no sound, or a list of options has another length.
+        """
+        options = per_item(len(as_list(key, "audios", audios)), kwargs)
+        self._send(self._put_audios(key, audios, options, self._at(step)), f"audio {key}")
 
-    before = figure.canvas
-    try:
-        canvas: Any = FigureCanvasAgg(figure)
-        canvas.draw()
-        return np.array(canvas.buffer_rgba())
-    finally:
-        figure.set_canvas(before)
+    @unless_silent
+    def log_video(self, key: str, videos: Sequence[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Keep a list of videos.
 
+        Args:
+            key: The name they stand under.
+            videos: Arrays (T,C,H,W) in 0..255, or paths.
+            step: The step; None takes the run's.
+            **kwargs: A list for each option, such as ``fps`` (4 if left out) or ``caption``.
 
-def _picture_of_bytes(data: bytes) -> NDArray[Any]:
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as opened:
-        return np.array(opened.convert("RGBA"))
-
-
-def rows_of(
-    columns: Sequence[Any] | None, data: Sequence[Sequence[Any]] | None, dataframe: Any
-) -> tuple[list[str], list[list[Any]]]:
-    """Return names of columns and rows of a table, out of both or of a data frame."""
-    if dataframe is not None:
-        columns, data = list(dataframe.columns), dataframe.values.tolist()
-    return [str(column) for column in columns or []], [list(row) for row in data or []]
-
-
-def png(array: NDArray[Any]) -> bytes:
-    """Return a picture of `pictures` or `render` as the bytes of a PNG file."""
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(out, "PNG")
-    return out.getvalue()
-
-
-def frames(video: Any) -> NDArray[Any]:
-    """Return a video's frames as an array of its own, (T, C, H, W) in 0..255 with 1, 3 or 4 channels.
-
-    Args:
-        video: A tensor or array of that shape, or the path of an animated picture.
-
-    Raises:
-        ValueError: If it has another shape, or the file is no picture.
-    """
-    import numpy as np
-
-    if isinstance(video, (str, os.PathLike)):
-        from PIL import Image, ImageSequence, UnidentifiedImageError
-
-        try:
-            with Image.open(video) as opened:
-                kept = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(opened)]
-        except UnidentifiedImageError:
-            raise ValueError(f"{os.fspath(video)}: a video must be an animated picture or an array.") from None
-        stacked: NDArray[Any] = np.stack(kept).transpose(0, 3, 1, 2)
-        return stacked
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(video, torch.Tensor):
-        video = video.detach().cpu().numpy()
-    array = np.asarray(video)
-    if array.ndim != 4 or array.shape[1] not in _CHANNELS or not len(array):
-        raise ValueError(f"a video must be an array (T, C, H, W) with 1, 3 or 4 channels. Got the shape {array.shape}.")
-    taken: NDArray[Any] = np.nan_to_num(array).clip(0, 255).astype(np.uint8)
-    return taken
-
-
-def gif(video: Any, fps: float = 4) -> bytes:
-    """Return a video as the bytes of a GIF file that runs for ever.
-
-    Args:
-        video: As `frames` takes it.
-        fps: Frames a second.
-    """
-    from PIL import Image
-
-    shown = [f[0] if f.shape[0] == 1 else f.transpose(1, 2, 0) for f in frames(video)]
-    images = [Image.fromarray(frame) for frame in shown]
-    out = io.BytesIO()
-    duration = max(1, round(1000 / fps))
-    images[0].save(out, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
-    return out.getvalue()
-
-
-def _samples(sound: Any) -> NDArray[Any]:
-    """Return a sound as 16-bit integers (channels, samples)."""
-    import numpy as np
-
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(sound, torch.Tensor):
-        sound = sound.detach().cpu().numpy()
-    array = np.atleast_2d(np.asarray(sound))
-    if array.ndim != 2:
-        raise ValueError(f"a sound must have 1 or 2 dimensions. Got the shape {array.shape}.")
-    if np.issubdtype(array.dtype, np.floating):
-        array = (np.nan_to_num(array).clip(-1.0, 1.0) * 32767).round()
-    return array.astype("<i2")
-
-
-def mono(sound: Any, sample_rate: int | None = None) -> tuple[NDArray[Any], int]:
-    """Return a sound as one channel in -1..1, and its samples a second.
-
-    Args:
-        sound: As `wav` takes it, or the path of a WAV file of 16 bits.
-        sample_rate: In Hz; a file's own, or 44100, if None.
-
-    Raises:
-        ValueError: If the file is another.
-    """
-    import wave
-
-    import numpy as np
-
-    rate = 44100
-    if isinstance(sound, (str, os.PathLike)):
-        try:
-            with wave.open(os.fspath(sound), "rb") as file:
-                if file.getsampwidth() != 2:
-                    raise wave.Error
-                rate, channels = file.getframerate(), file.getnchannels()
-                sound = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, channels).T
-        except (wave.Error, EOFError):
-            raise ValueError(f"{os.fspath(sound)}: a sound must be a WAV file of 16 bits, or an array.") from None
-    return _samples(sound).mean(axis=0) / 32767, sample_rate or rate
-
-
-def wav(samples: Any, sample_rate: int = 44100) -> bytes:
-    """Return a sound as the bytes of a WAV file of 16 bits.
-
-    Args:
-        samples: A tensor or array (samples,) or (channels, samples); floats in -1..1, or 16-bit integers.
-        sample_rate: Samples a second, in Hz.
-    """
-    import wave
-
-    array = _samples(samples)
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setnchannels(array.shape[0])
-        file.setsampwidth(2)
-        file.setframerate(int(sample_rate))
-        file.writeframes(array.T.tobytes())
-    return out.getvalue()
+        Raises:
+            TypeError: If ``videos`` is no list.
+            ValueError: If one is no video, or a list of options has another length.
+        """
+        options = per_item(len(as_list(key, "videos", videos)), kwargs)
+        self._send(self._put_videos(key, videos, options, self._at(step)), f"video {key}")

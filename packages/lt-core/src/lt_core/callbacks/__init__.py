@@ -1,8 +1,7 @@
 """Callbacks: what to do besides training, each in a place of its own."""
 
 from lt_core.callback import Callback
-from lt_core.callbacks.checkpointing.base import Checkpoint
-from lt_core.callbacks.checkpointing.callback import ModelCheckpoint
+from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
 from lt_core.callbacks.early_stopping import EarlyStopping
 from lt_core.callbacks.lambda_function import LambdaCallback
 from lt_core.callbacks.lr_monitor import LearningRateMonitor

@@ -118,7 +118,7 @@ class LearningRateMonitor(Callback):
                 decay = float(group.get("weight_decay", 0.0))
                 values[f"{key}-weight_decay"] = self.last_weight_decay_values[f"{key}-weight_decay"] = decay
         if values:
-            trainer._log_metrics(values, trainer.global_step)
+            trainer.log_metrics(values, trainer.global_step)
             trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
 
     def _groups(self, trainer: Trainer, interval: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback
@@ -34,8 +33,7 @@ class ModelSummary(Callback):
         """Show the summary, on rank 0 only."""
         if not self._max_depth:
             return
-        run = trainer._run
-        summary = summarize(pl_module, self._max_depth, nullcontext() if run is None else run.forward_context())
+        summary = summarize(pl_module, self._max_depth, trainer.forward_context())
         if trainer.is_global_zero:
             self.summarize(summary, **self._summarize_kwargs)
 

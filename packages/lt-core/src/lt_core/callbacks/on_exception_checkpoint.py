@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from lt_core.callbacks.checkpointing.base import Checkpoint
-from lt_core.callbacks.checkpointing.removal import remove_checkpoint
+from lt_core.callbacks.checkpointing.callback import Checkpoint
+from lt_core.callbacks.checkpointing.files import remove_checkpoint
 from lt_core.notices import warn
 from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, Problem

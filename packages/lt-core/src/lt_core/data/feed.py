@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, rounds, unflatten
-from lt_core.data.leaf import END, Leaf, ViewLeaf, make_leaf
+from lt_core.data.leaf import END, Leaf
+from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_core.state import rng
 from lt_interface import World

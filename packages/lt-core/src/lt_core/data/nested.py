@@ -1,15 +1,15 @@
-"""Move a batch, whatever its shape, to a device."""
+"""Walk nested batches: apply a function to what is in them, move them to a device, read off their size."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["apply_to_collection", "move_to_device"]
+__all__ = ["apply_to_collection", "batch_size", "move_to_device"]
 
 
 def _rebuild_sequence(old: Any, items: list[Any]) -> Any:
@@ -113,3 +113,37 @@ def move_to_device(batch: Any, device: torch.device | str | int) -> Any:
         except TypeError:
             return to(target)
     return _map_children(batch, lambda item: move_to_device(item, target))
+
+
+def _sizes(batch: Any) -> Iterator[int]:
+    if isinstance(batch, torch.Tensor):
+        yield batch.size(0) if batch.ndim else 1
+    elif isinstance(batch, str | bytes):
+        return
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _sizes(value)
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        for field in fields(batch):
+            yield from _sizes(getattr(batch, field.name))
+    elif isinstance(batch, Iterable) and not isinstance(batch, Iterator) and not hasattr(batch, "__array__"):
+        for value in batch:
+            yield from _sizes(value)
+
+
+def batch_size(batch: Any) -> tuple[int | None, bool]:
+    """Find the size of a batch: the first dimension of the first tensor in it.
+
+    Mappings, dataclasses and iterables are walked depth first; a tensor without dimensions counts
+    as one sample; strings, arrays of other libraries and iterators are passed over.
+
+    Returns:
+        The size, or None if there is no tensor; and whether tensors of other sizes follow.
+    """
+    first: int | None = None
+    for size in _sizes(batch):
+        if first is None:
+            first = size
+        elif size != first:
+            return first, True
+    return first, False

@@ -63,7 +63,13 @@ class Cadence:
     Attributes:
         next: The count of completed batches at which the loop must next look up.
         validates: Whether this epoch validates.
+        val_seconds: After how many seconds validation is due, where it goes by a clock.
     """
+
+    def __init__(self) -> None:
+        self.next = 0
+        self.validates = False
+        self.val_seconds: float | None = None
 
     def begin_epoch(self, run: Run) -> None:
         """Read, once an epoch, how often something is due; the train feed must stand."""

@@ -11,7 +11,7 @@ from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
-    from lt_core.optim.wrapper import SchedulerConfig
+    from lt_core.optim.parse import SchedulerConfig
     from lt_core.state.run import Run
 
 __all__ = ["after_step", "step_epoch", "step_plateau"]

@@ -21,7 +21,7 @@ from lt_core.loops.calls import (
     rescale_short_window,
 )
 from lt_core.loops.window import closure_step
-from lt_core.optim.wrapper import needs_closure
+from lt_core.optim.parse import needs_closure
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run

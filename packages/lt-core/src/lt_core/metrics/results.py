@@ -83,6 +83,11 @@ class Metrics:
     def _use(self, store: MetricStore) -> None:
         self.current = self._module._metrics = store
 
+    @property
+    def live(self) -> bool:
+        """Return whether the run goes on, so that what its module logs belongs to it."""
+        return self._module._metrics is self.current
+
     def connect(self, collectives: Any, device: Any, rank: int, world_size: int) -> None:
         """Let the stores exchange values with the other ranks; nothing may have been logged before."""
         self._ranks = {"collectives": collectives, "device": device, "rank": rank, "world_size": world_size}

@@ -261,7 +261,7 @@ class MetricStore:
         Raises:
             MisconfigurationException: If the batch holds no tensor.
         """
-        from lt_core.data.batch import batch_size
+        from lt_core.data.nested import batch_size
 
         if self.batch is None:
             return 1

@@ -18,11 +18,12 @@ from lt_core.hooks.table import HookTable, overrides
 from lt_core.loops.boundary import Cadence
 from lt_core.metrics.results import Metrics, Results
 from lt_core.notices import warn
-from lt_core.optim.wrapper import LightningOptimizer, parse_optimizers, warn_unheld
+from lt_core.optim.parse import parse_optimizers, warn_unheld
+from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.select import ordered
 from lt_core.state.run import Run
 from lt_core.state.stage import stage_of
-from lt_core.tracking.folder import Tracking, open_journal, open_loggers, start_deliveries
+from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
 
 if TYPE_CHECKING:
     from lt_core.run.main import Payload

@@ -16,7 +16,7 @@ from lt_core.run.build import build_run, new_run, rebuild
 from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
-from lt_core.tracking.folder import stop_deliveries
+from lt_core.tracking.opening import stop_deliveries
 from lt_interface import Outcome, Plan
 
 if TYPE_CHECKING:

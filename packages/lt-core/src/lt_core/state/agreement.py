@@ -16,14 +16,12 @@ T = TypeVar("T")
 
 def from_rank_zero(trainer: Trainer, value: T) -> T:
     """Return rank 0's value on every rank."""
-    run = trainer._run
-    return value if run is None else run.collectives.broadcast_object(value)
+    return trainer.collectives.broadcast_object(value)
 
 
 def on_any_rank(trainer: Trainer, flag: bool) -> bool:
     """Return on every rank whether the flag is set on any."""
-    run = trainer._run
-    return flag if run is None else run.collectives.any(flag)
+    return trainer.collectives.any(flag)
 
 
 class SharedAlarm:

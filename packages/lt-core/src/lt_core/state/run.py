@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from lt_core.hooks.table import HookTable
     from lt_core.loops.boundary import Cadence
     from lt_core.metrics.results import Metrics
-    from lt_core.optim.wrapper import LightningOptimizer, SchedulerConfig
+    from lt_core.optim.parse import SchedulerConfig
+    from lt_core.optim.wrapper import LightningOptimizer
     from lt_core.state.progress import Progress
     from lt_core.state.signals import SignalWatch
-    from lt_core.tracking.folder import Tracking
+    from lt_core.tracking.opening import Tracking
     from lt_core.trainer import Trainer
     from lt_interface import Collectives, Engine, Precision, Strategy
 

@@ -1,4 +1,4 @@
-"""Write metrics to a CSV file: one row a step, one column a metric."""
+"""CSV file of metrics: one row a step, one column a metric."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lt_core.notices import is_quiet_rank, warn
-from lt_interface import (
-    ConfigError,
-    DummyExperiment,
-    Logger,
-    MisconfigurationException,
-    Problem,
-    Record,
-    rank_zero_only,
-)
-from lt_interface.hyperparameters import number, plain
-from lt_interface.versions import claim_version, last_version
+from lt_core.notices import warn
+from lt_interface import ConfigError, Problem, Record
+from lt_interface.hyperparameters import plain_dict
+from lt_interface.versions import VersionedLogger, files_are_gone, replace_text, unless_silent
 
 __all__ = ["CSVLogger"]
 
 
-class CSVLogger(Logger):
-    """Write ``<save_dir>/<name>/version_N/metrics.csv`` and ``hparams.yaml``.
+class CSVLogger(VersionedLogger):
+    """Logger that writes ``<save_dir>/<name>/version_N/metrics.csv`` and ``hparams.yaml``.
 
     Args:
         save_dir: The folder of all experiments.
@@ -42,6 +34,7 @@ class CSVLogger(Logger):
     NAME_METRICS_FILE = "metrics.csv"
     NAME_HPARAMS_FILE = "hparams.yaml"
     knows_all = True  # its file is written anew from the history
+    _metric_fix = "Keep anything else in a file of its own."
 
     def __init__(
         self,
@@ -52,7 +45,6 @@ class CSVLogger(Logger):
         flush_logs_every_n_steps: int = 100,
         delivery: str | None = None,
     ) -> None:
-        super().__init__()
         if delivery not in (None, "sync", "async"):
             rule = 'it must be "sync" or "async"'
             raise ConfigError(Problem(f"CSVLogger(delivery={delivery!r})", rule, fix="Leave it out for a thread."))
@@ -63,11 +55,7 @@ class CSVLogger(Logger):
         if not isinstance(save_dir, (str, os.PathLike)):
             fix = "Write a folder, such as 'logs'."
             raise ConfigError(Problem(f"CSVLogger(save_dir={save_dir!r})", "it must be a path", fix=fix))
-        self.delivery = delivery
-        self._save_dir = os.fspath(save_dir)
-        self._name = name or ""
-        self._version = version
-        self._prefix = prefix
+        super().__init__(os.fspath(save_dir), name, version, prefix, delivery)
         self._every = flush_logs_every_n_steps
         self._rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
@@ -79,63 +67,16 @@ class CSVLogger(Logger):
         self.hparams: dict[str, Any] = {}
         self._hparams_written = True
 
-    @property
-    def name(self) -> str:
-        """Return the experiment's name."""
-        return self._name
+    def _claim(self) -> int:
+        self._opened = True  # nobody wrote in a folder that was made just now
+        return super()._claim()
 
-    @property
-    def version(self) -> int | str:
-        """Return the version, claimed at the first look; on other ranks than 0 the one that rank 0 claimed.
-
-        Raises:
-            ConfigError: If nothing can be written below ``save_dir``.
-        """
-        if self._version is None:
-            root = Path(self.root_dir)
-            if is_quiet_rank():
-                return max(last_version(root), 0)
-            try:
-                self._version = claim_version(root)
-            except OSError as error:
-                raise self._unwritable(error) from error
-            self._opened = True  # nobody wrote in a folder that was made just now
-        return self._version
-
-    def _unwritable(self, error: OSError) -> ConfigError:
-        where = f"CSVLogger(save_dir={self._save_dir!r})"
-        return ConfigError(Problem(where, "its folder must be writable", str(error), "Give another save_dir."))
-
-    @property
-    def save_dir(self) -> str:
-        """Return the folder of all experiments."""
-        return self._save_dir
-
-    @property
-    def root_dir(self) -> str:
-        """Return the folder of all versions."""
-        return os.path.join(self._save_dir, self._name)
-
-    @property
-    def log_dir(self) -> str:
-        """Return this run's folder."""
-        version = self.version
-        return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
-
-    def share_version(self, version: int | str) -> None:
-        """Write into the version folder of another logger, unless a version was given or claimed."""
-        if self._version is None:
-            self._version = version
-
-    @property
-    def experiment(self) -> Any:
+    def _started(self) -> Any:
         """Return the logger itself, its folder made; an older run's metrics in it get another name.
 
         Raises:
             ConfigError: If nothing can be written there.
         """
-        if is_quiet_rank():
-            return DummyExperiment()
         try:
             os.makedirs(self.log_dir, exist_ok=True)
             if not self._opened:
@@ -159,15 +100,14 @@ class CSVLogger(Logger):
         """Return the path of the CSV file."""
         return os.path.join(self.log_dir, self.NAME_METRICS_FILE)
 
-    @rank_zero_only
+    @unless_silent
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | Any, *args: Any, **kwargs: Any) -> None:
         """Remember hyper-parameters; ``save`` writes them."""
         with self.exclusive():
-            given = plain(params or {})
-            self.hparams.update(given if isinstance(given, dict) else {"value": given})
+            self.hparams.update(plain_dict(params or {}))
             self._hparams_written = not self.hparams
 
-    @rank_zero_only
+    @unless_silent
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Add the rows of records; where all come again from the first, the file is written anew.
 
@@ -185,7 +125,7 @@ class CSVLogger(Logger):
             self._add([(record.values, record.step) for record in records])
             self._taken = records[-1].sequence if records else self._taken
 
-    @rank_zero_only
+    @unless_silent
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row; during a run it is written with the records that follow.
 
@@ -203,17 +143,20 @@ class CSVLogger(Logger):
         self._saves = False
         self.save()
 
+    def _number(self, name: str, value: Any) -> float:
+        return value if isinstance(value, (int, float)) else super()._number(name, value)  # an int stays one
+
     def _add(self, rows: Sequence[tuple[Mapping[str, Any], int | None]], may_write: bool = True) -> None:
-        """Add rows and write them when enough are due: all or, where the disk takes them not, none of them."""
+        """Add rows and write them when enough are due; after an error none of them is held."""
         waiting, number = len(self._rows), self._count
         for metrics, step in rows:
-            row = {f"{self._prefix}-{k}" if self._prefix else k: _plain(k, v) for k, v in metrics.items()}
+            row = {self._prefixed(key): self._number(key, value) for key, value in metrics.items()}
             self._rows.append({"step": self._count if step is None else step, **row})
             self._count += 1
         if may_write and len(self._rows) >= self._every:
             try:
                 self._write_rows()
-            except Exception:  # whoever is told will send them again
+            except Exception:  # the caller gets the error, and sends them again
                 del self._rows[waiting:]
                 self._count = number
                 raise
@@ -247,11 +190,9 @@ class CSVLogger(Logger):
         self._rows = []
 
     def _lose_all(self, path: Path) -> None:
-        """Begin anew where somebody removed the file: what was in it has to come again."""
+        """Start over where somebody removed the file: what was in it has to come again."""
         self._rows, self._columns, self._taken = [], [], -1
-        error = FileNotFoundError(f"{path} is gone; all of it is written again")
-        error.lost_all = True  # type: ignore[attr-defined]
-        raise error
+        raise files_are_gone(path)
 
     def _widen(self, path: Path, new: list[str]) -> None:
         """Add columns, and write what is there again under the wider header, atomically."""
@@ -268,7 +209,7 @@ class CSVLogger(Logger):
             path.unlink(missing_ok=True)
         self._columns = columns  # only now: on a full disk the file keeps its narrower header
 
-    @rank_zero_only
+    @unless_silent
     def save(self) -> None:
         """Write rows and hyper-parameters."""
         with self.exclusive():
@@ -281,11 +222,8 @@ class CSVLogger(Logger):
         import yaml
 
         _ = self.experiment
-        path = os.path.join(self.log_dir, self.NAME_HPARAMS_FILE)
-        text = yaml.safe_dump(plain(self.hparams), sort_keys=False, allow_unicode=True)
-        with open(f"{path}.tmp", "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.replace(f"{path}.tmp", path)
+        text = yaml.safe_dump(plain_dict(self.hparams), sort_keys=False, allow_unicode=True)
+        replace_text(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), text)
 
     def rewind(self, step: int, version: int | str | None) -> bool:
         """Go on in a version's folder; the history is sent again, so of the file only the user's own rows stay."""
@@ -296,7 +234,7 @@ class CSVLogger(Logger):
             _ = self.experiment
             path = Path(self.metrics_file_path)
             if path.exists():
-                epoch = f"{self._prefix}-epoch" if self._prefix else "epoch"
+                epoch = self._prefixed("epoch")
                 self._rows = [row for row in map(_filled, _read(path)) if _is_own(row, step, epoch)]
                 draft = path.with_suffix(".csv.rewound")
                 draft.unlink(missing_ok=True)
@@ -328,17 +266,6 @@ def _is_own(row: Mapping[str, str], step: int, epoch: str) -> bool:
     """Return whether a row is of the user's own ``log_metrics``, up to a step: the history names the epoch."""
     number = row.get("step", "")
     return epoch not in row and number.isdigit() and int(number) <= step + 1  # after step s, global_step is s + 1
-
-
-def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, (int, float)):
-        return value
-    try:
-        return number(value)
-    except TypeError:
-        got = f"{value!r} of type {type(value).__name__}"
-        rule, fix = "a metric must be a number or a single-element tensor", "Keep anything else in a file of its own."
-        raise MisconfigurationException(Problem(f"CSVLogger.log_metrics({name!r})", rule, got, fix)) from None
 
 
 def _read(path: Path) -> list[dict[str, str]]:

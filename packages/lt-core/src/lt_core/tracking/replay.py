@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lt_core.tracking.description import Description, descriptions
 from lt_core.tracking.journal import NAME, Journal
 from lt_core.tracking.lock import JournalLock
-from lt_core.tracking.position import Acknowledgement, Description, descriptions
+from lt_core.tracking.position import Acknowledgement
 from lt_core.tracking.sender import Delivery
 from lt_interface import registry
 from lt_interface.errors import ConfigError, Problem

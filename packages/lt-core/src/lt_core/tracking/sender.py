@@ -13,9 +13,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import info, warn
+from lt_core.tracking.description import Description, number_of
 from lt_core.tracking.journal import Journal, Record
 from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal
-from lt_core.tracking.position import Acknowledgement, Description, number_of, rest
+from lt_core.tracking.position import Acknowledgement, rest
 from lt_interface import Logger
 from lt_interface.hyperparameters import plain
 

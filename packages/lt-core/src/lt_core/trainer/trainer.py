@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
 from lt_core.hooks.handlers import Handler, make_handler
@@ -21,12 +22,12 @@ from lt_core.run.select import default_callbacks, find_accelerator, find_devices
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer.view import TrainerView
 from lt_interface import registry
+from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lt_core.callback import Callback
-    from lt_core.checkpoint.save import SaveRequest
     from lt_core.datamodule import LightningDataModule
     from lt_core.module import LightningModule
     from lt_core.state.run import Run
@@ -128,7 +129,6 @@ class Trainer(TrainerView):
         self._handlers: list[Handler] = []
         self._results = Results()
         self._journal: Any = None
-        self._journal_file: str | None = None
         self._save_counter = 0
         self._interrupted = False
 
@@ -444,17 +444,93 @@ class Trainer(TrainerView):
         run.saves.io.wait()
         run.collectives.barrier("save_checkpoint")
 
-    def _request_save(self, request: SaveRequest) -> None:
-        """Take a callback's request; the loop writes at its next boundary."""
-        run = self._run
-        if run is not None:
-            run.saves.queue.append(request)
-            run.loop.attention = True
+    def request_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        weights_only: bool = False,
+        saved: Callable[[], Any] | None = None,
+        failed: Callable[[BaseException], Any] | None = None,
+    ) -> None:
+        """Ask for a checkpoint at the next boundary: after this batch's hooks, logging and validation.
 
-    def _log_metrics(self, values: dict[str, float], step: int | None = None) -> None:
-        """Append values to the journal outside of ``self.log``, for callbacks that measure the run itself."""
-        if self._run is not None:
-            self._run.log(dict(values), "train", step)
+        Unlike `save_checkpoint` it may be called in any hook of fit up to ``on_train_end``, and the file is always
+        an exact point to resume from. A disk that refuses gives a warning, and training goes on.
+
+        Example::
+
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                if trainer.global_step == 1000:
+                    trainer.request_checkpoint("step-1000.ckpt", saved=lambda: print("saved"))
+
+        Args:
+            path: Where to; folders above it are made.
+            weights_only: Whether to leave out all that only a resume needs.
+            saved: Called once the file is safe on the disk; the place to remove older ones.
+            failed: Called with the error if the file could not be written.
+
+        Raises:
+            MisconfigurationException: If fit does not run.
+        """
+        from lt_core.checkpoint.save import SaveRequest
+
+        run = self._run
+        if run is None or not run.metrics.live or not run.fits:
+            raise MisconfigurationException("trainer.request_checkpoint: the loop writes checkpoints only inside fit.")
+        run.saves.queue.append(SaveRequest(os.fspath(path), weights_only, saved, failed))
+        run.loop.attention = True
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint the way its format asks; of a link the link alone, and nothing if there is no file.
+
+        Args:
+            path: The file or folder.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        name = os.fspath(path)
+        if os.path.islink(name):
+            os.unlink(name)
+        elif os.path.exists(name):
+            self._checkpoint_io().remove(name)
+
+    def log_metrics(self, values: Mapping[str, float | Tensor], step: int | None = None) -> None:
+        """Log values outside of ``self.log``, for callbacks that measure the run itself; call it on every rank.
+
+        They go to the journal and from there to all loggers, whatever ``log_every_n_steps`` says. Those of the sanity
+        check are dropped, as are those that ``self.log`` gets there.
+
+        Example::
+
+            def on_train_epoch_end(self, trainer, pl_module):
+                trainer.log_metrics({"memory_mb": torch.cuda.max_memory_allocated() / 2**20})
+
+        Args:
+            values: Numbers or 0-dim tensors by name.
+            step: The x-axis value; the last step's index if None.
+
+        Raises:
+            MisconfigurationException: If no run goes on, or its journal is not open yet: that is from the hooks
+                of the loop and ``on_fit_start`` on.
+        """
+        run = self._run
+        if run is None or not run.metrics.live or not run.tracking.opened:
+            raise MisconfigurationException("trainer.log_metrics: known only inside a run, from on_fit_start on.")
+        if not self.sanity_checking:
+            numbers = {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
+            run.log(numbers, step=step)
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Return the context in which the module's forward computes in the trainer's precision.
+
+        Example::
+
+            def on_validation_end(self, trainer, pl_module):
+                with torch.no_grad(), trainer.forward_context():
+                    pictures = pl_module(self.samples)
+        """
+        forward = self.precision_plugin.forward
+        return nullcontext() if forward is None else forward()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the first process of this node, above the progress bar."""

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lt_core.callback import Callback
+    from lt_core.config.flags import TrainerConfig
     from lt_core.data.feed import Feed
     from lt_core.metrics.results import Results
-    from lt_core.optim.wrapper import SchedulerConfig
+    from lt_core.optim.parse import SchedulerConfig
     from lt_core.state.progress import Progress
     from lt_core.tracking.history import History
-    from lt_interface import Accelerator, Precision, Strategy
+    from lt_interface import Accelerator, Collectives, Precision, Strategy
 
 __all__ = ["TrainerView"]
 
@@ -32,6 +33,11 @@ class TrainerView:
 
     _run: Any
     _progress: Progress
+    _config: TrainerConfig
+    _accelerator: Accelerator
+    _strategy: Strategy
+    _precision: Precision
+    _devices: tuple[int, ...]
     state: Any
     callbacks: list[Callback]
 
@@ -40,27 +46,27 @@ class TrainerView:
     @property
     def accelerator(self) -> Accelerator:
         """Return the accelerator."""
-        return self._accelerator  # type: ignore[attr-defined, no-any-return]
+        return self._accelerator
 
     @property
     def strategy(self) -> Strategy:
         """Return the strategy."""
-        return self._strategy  # type: ignore[attr-defined, no-any-return]
+        return self._strategy
 
     @property
     def precision_plugin(self) -> Precision:
         """Return the precision's plugin."""
-        return self._precision  # type: ignore[attr-defined, no-any-return]
+        return self._precision
 
     @property
     def precision(self) -> str:
         """Return the precision's name, such as ``"32-true"``."""
-        return self._precision.name  # type: ignore[attr-defined, no-any-return]
+        return self._precision.name
 
     @property
     def scaler(self) -> Any:
         """Return the gradient scaler, or None."""
-        return getattr(self._precision, "scaler", None)  # type: ignore[attr-defined]
+        return getattr(self._precision, "scaler", None)
 
     @property
     def model(self) -> Any:
@@ -147,17 +153,17 @@ class TrainerView:
     @property
     def num_nodes(self) -> int:
         """Return the number of nodes."""
-        return self._config.num_nodes  # type: ignore[attr-defined, no-any-return]
+        return self._config.num_nodes
 
     @property
     def device_ids(self) -> list[int]:
         """Return the device indices on this node."""
-        return list(self._devices)  # type: ignore[attr-defined]
+        return list(self._devices)
 
     @property
     def num_devices(self) -> int:
         """Return the number of devices on this node."""
-        return len(self._devices)  # type: ignore[attr-defined]
+        return len(self._devices)
 
     @property
     def is_global_zero(self) -> bool:
@@ -167,7 +173,7 @@ class TrainerView:
     @property
     def root_device(self) -> torch.device:
         """Return the device of this rank."""
-        return self._strategy.device  # type: ignore[attr-defined, no-any-return]
+        return self._strategy.device
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -186,6 +192,29 @@ class TrainerView:
 
     loggers: list[Any]
     default_root_dir: str
+
+    @property
+    def collectives(self) -> Collectives:
+        """Return the exchange between the ranks, to let all of them decide alike; ready from ``setup`` on.
+
+        Example::
+
+            def on_validation_end(self, trainer, pl_module):
+                if trainer.collectives.any(self.out_of_memory):  # on one rank, so on all
+                    trainer.should_stop = True
+        """
+        return self._strategy.collectives
+
+    @property
+    def resumed_from(self) -> str | None:
+        """Return the checkpoint that this or the last run took its state from, or None."""
+        return None if self._run is None else self._run.resumed.path
+
+    @property
+    def requested_checkpoints(self) -> list[str]:
+        """Return the paths that `request_checkpoint` was given and that are not safe on the disk yet."""
+        run = self._run
+        return [] if run is None else [request.path for request in [*run.saves.queue, *run.saves.in_flight]]
 
     @property
     def ckpt_path(self) -> str | os.PathLike[str] | None:
@@ -212,6 +241,32 @@ class TrainerView:
     def current_epoch(self) -> int:
         """Return the running epoch's index: the number of completed ones."""
         return self._progress.epoch
+
+    @property
+    def batches_done(self) -> int:
+        """Return how many batches of the running training epoch are done; 0 between epochs."""
+        return 0 if self._progress.epoch_closed else self._progress.batch
+
+    @property
+    def at_boundary(self) -> bool:
+        """Return whether the run stands between two steps, where a checkpoint is an exact point to resume from."""
+        return self._run is not None and self._run.loop.at_boundary
+
+    def validates_after(self, batch_idx: int) -> bool:
+        """Return whether validation follows this batch of the running training epoch, as far as counts say.
+
+        A callback that needs a metric of validation waits for it: ``on_train_batch_end`` comes before it.
+
+        Args:
+            batch_idx: The batch's index in its epoch, from 0.
+
+        Returns:
+            False also before the first epoch, and where ``val_check_interval`` is a time: a clock says nothing ahead.
+        """
+        run = self._run
+        if run is None or not run.cadence.validates or run.cadence.val_seconds is not None:
+            return False
+        return bool(run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx)))
 
     @property
     def is_last_batch(self) -> bool:

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lt_core.callbacks.checkpointing import names, top_k
-from lt_core.callbacks.checkpointing.base import Checkpoint
-from lt_core.callbacks.checkpointing.decision import Decision, free_path, resumed_from
-from lt_core.callbacks.checkpointing.folder import default_folder, warn_of_strangers
-from lt_core.callbacks.checkpointing.removal import link, may_remove, remove_checkpoint
-from lt_core.callbacks.checkpointing.triggers import argument_problems, saves_at_epoch_end, validation_follows
+from lt_core.callback import Callback
+from lt_core.callbacks.checkpointing import files, policy
+from lt_core.callbacks.checkpointing.files import (
+    default_folder,
+    free_path,
+    link,
+    may_remove,
+    remove_checkpoint,
+    warn_of_strangers,
+)
+from lt_core.callbacks.checkpointing.policy import Decision, argument_problems, saves_at_epoch_end
 from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
@@ -27,7 +32,23 @@ if TYPE_CHECKING:
     from lt_core.module import LightningModule
     from lt_core.trainer import Trainer
 
-__all__ = ["ModelCheckpoint"]
+__all__ = ["Checkpoint", "ModelCheckpoint"]
+
+
+class Checkpoint(Callback):
+    """Mark a callback that saves: it runs after all others, and its folders are searched for ``"last"``.
+
+    Attributes:
+        best_model_path: The checkpoint that ``ckpt_path="best"`` means; empty if there is none.
+    """
+
+    monitoring: ClassVar[bool] = True
+    role: ClassVar[str] = "checkpoint"
+    best_model_path: str = ""
+
+    def folders(self) -> list[str]:
+        """Return the folders in which this callback's checkpoints lie."""
+        return []
 
 
 class ModelCheckpoint(Checkpoint):
@@ -176,7 +197,7 @@ class ModelCheckpoint(Checkpoint):
             ver: A number for the suffix ``-v<ver>``.
             prefix: Put before the name.
         """
-        name = names.format_name(
+        name = files.format_name(
             self.filename if filename is None else filename,
             metrics,
             prefix=prefix or "",
@@ -246,7 +267,7 @@ class ModelCheckpoint(Checkpoint):
         if not self._folder_is_given:
             folder = os.path.abspath(os.path.expanduser(default_folder(trainer))) if trainer.is_global_zero else ""
             self.dirpath = folder = from_rank_zero(trainer, folder)
-        if trainer.is_global_zero and self.save_top_k != 0 and not resumed_from(trainer):
+        if trainer.is_global_zero and self.save_top_k != 0 and not trainer.resumed_from:
             warn_of_strangers(folder, [*self.best_k_models, self.best_model_path, self.last_model_path])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -271,7 +292,7 @@ class ModelCheckpoint(Checkpoint):
             self._last_time = time.monotonic()
             self._alarm.reset()
         lacks_monitor = self.monitor is not None and self.monitor not in candidates(trainer)
-        if lacks_monitor or (self._needs_metrics() and validation_follows(trainer, batch_idx)):
+        if lacks_monitor or (self._needs_metrics() and trainer.validates_after(batch_idx)):
             self._deferred = True
         else:
             self._act(trainer)
@@ -310,7 +331,7 @@ class ModelCheckpoint(Checkpoint):
         """Save what would be lost, if told to."""
         if not self.save_on_exception or self._is_idle(trainer, self._durable_step):
             return
-        if self._pending and trainer._run is not None and trainer._run.loop.at_boundary:
+        if self._pending and trainer.at_boundary:
             return  # what was decided at this boundary is still written
         metrics = candidates(trainer)
         paths = [self._choose_path(trainer, metrics)]
@@ -346,7 +367,7 @@ class ModelCheckpoint(Checkpoint):
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
 
     def _needs_metrics(self) -> bool:
-        return self.monitor is not None or any(name not in {"epoch", "step"} for name in names.fields(self.filename))
+        return self.monitor is not None or any(name not in {"epoch", "step"} for name in files.fields(self.filename))
 
     def _act(self, trainer: Trainer, is_epoch: bool = False) -> None:
         """Decide on a checkpoint of this moment: among the best, and as the last."""
@@ -379,15 +400,15 @@ class ModelCheckpoint(Checkpoint):
             score = snapshot(metrics[self.monitor])
             if bool(torch.isnan(score)):
                 score = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
-            if not top_k.accepts(self.best_k_models, score, self.save_top_k, self.mode):
+            if not policy.accepts(self.best_k_models, score, self.save_top_k, self.mode):
                 if self.verbose:
                     info(f"Epoch {trainer.current_epoch}, step {step}: {self.monitor} is not among the best.")
                 return False
             full = self.save_top_k > 0 and len(self.best_k_models) >= self.save_top_k
-            leaving = top_k.worst_of(self.best_k_models, self.mode) if full else ""
+            leaving = policy.worst_of(self.best_k_models, self.mode) if full else ""
             decision = Decision(self._choose_path(trainer, metrics, leaving), step)
             self.current_score = score
-            decision.evicted = top_k.insert(self.best_k_models, decision.path, score, self.save_top_k, self.mode)
+            decision.evicted = policy.insert(self.best_k_models, decision.path, score, self.save_top_k, self.mode)
             decision.superseded.extend(decision.evicted)
             self._rank()
         if self.verbose:
@@ -403,9 +424,9 @@ class ModelCheckpoint(Checkpoint):
 
     def _rank(self) -> None:
         """Find the best and the worst of the kept ones again."""
-        self.best_model_path = top_k.best_of(self.best_k_models, self.mode)
+        self.best_model_path = policy.best_of(self.best_k_models, self.mode)
         self.best_model_score = self.best_k_models.get(self.best_model_path)
-        self.kth_best_model_path = top_k.worst_of(self.best_k_models, self.mode)
+        self.kth_best_model_path = policy.worst_of(self.best_k_models, self.mode)
 
     def _decide_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
         before = self.last_model_path
@@ -423,19 +444,15 @@ class ModelCheckpoint(Checkpoint):
     # Files
 
     def _request(self, trainer: Trainer, decision: Decision) -> None:
-        from lt_core.checkpoint.save import SaveRequest
-
         self._saved_step = decision.step
         self._pending.add(decision.path)
         decision.superseded = [path for path in decision.superseded if path]
         self._superseded.extend(decision.superseded)
-        trainer._request_save(
-            SaveRequest(
-                decision.path,
-                weights_only=self.save_weights_only,
-                saved=lambda: self._after_save(trainer, decision),
-                failed=lambda error: self._take_back(decision),
-            )
+        trainer.request_checkpoint(
+            decision.path,
+            weights_only=self.save_weights_only,
+            saved=lambda: self._after_save(trainer, decision),
+            failed=lambda error: self._take_back(decision),
         )
 
     def _after_save(self, trainer: Trainer, decision: Decision) -> None:
@@ -450,7 +467,7 @@ class ModelCheckpoint(Checkpoint):
             link(decision.path, decision.link)
         wanted = {self.best_model_path, self.last_model_path, *self.best_k_models, *self._pending, *self._superseded}
         for path in old:
-            if path not in wanted and may_remove(path, decision.path, self.dirpath, resumed_from(trainer)):
+            if path not in wanted and may_remove(path, decision.path, self.dirpath, trainer.resumed_from):
                 remove_checkpoint(trainer, path)
 
     def _take_back(self, decision: Decision) -> None:

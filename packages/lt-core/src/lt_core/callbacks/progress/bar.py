@@ -148,9 +148,7 @@ class RichProgressBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure; a run that goes on inside an epoch begins there."""
         now = self._clock()
-        run = trainer._run
-        self._done = 0 if run is None or run.progress.epoch_closed else run.progress.batch
-        self._began = now
+        self._done, self._began = trainer.batches_done, now
         self._forecast = Forecast(now, self._done)
         self._open(trainer)
 

@@ -1,4 +1,4 @@
-"""Start W&B runs, and say in one line what keeps one from starting."""
+"""W&B runs of this process; one line of error for what keeps one from starting."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lt_interface import MisconfigurationException
-from lt_loggers.wandb_files import MARK, Mark, TransactionLog, mark_of
+from lt_loggers.wandb.transaction_log import MARK, Mark, TransactionLog, mark_of
 
-__all__ = ["FLUSH_INTERVAL", "OpenRun", "active_run", "close_idle_runs", "open_run", "start_run"]
+__all__ = ["FLUSH_INTERVAL", "OpenRun", "active_run", "close_idle_runs", "is_open", "open_run", "start_run"]
 
 # How often W&B's own process writes its buffer to the transaction log, in seconds; its default is 15.
 FLUSH_INTERVAL = 0.05
@@ -28,7 +28,7 @@ _started: weakref.WeakSet[Any] = weakref.WeakSet()  # all runs that loggers of t
 
 
 class OpenRun:
-    """Hold a run that one or more loggers of this process write to, and what it still owes to the disk.
+    """Run that one or more loggers of this process write to, and what it still owes to the disk.
 
     Args:
         run: The ``wandb.Run``.
@@ -63,7 +63,7 @@ class OpenRun:
     @property
     def is_open(self) -> bool:
         """Return whether the run takes more."""
-        return not self._is_broken and self._pid == os.getpid() and _is_open(self.run)  # a fork has no part in it
+        return not self._is_broken and self._pid == os.getpid() and is_open(self.run)  # a fork has no part in it
 
     def next_call(self) -> int:
         """Return a number for the row of a direct call."""
@@ -155,7 +155,7 @@ class OpenRun:
         process = getattr(getattr(getattr(wandb.setup(), "_connection", None), "_proc", None), "_process", None)
         with contextlib.suppress(Exception):
             wandb.teardown(exit_code=1)
-        if process is not None:  # one that can not be talked to must not write on beside its successor
+        if process is not None:  # one that does not answer must not write on beside its successor
             process.kill()
             process.wait()
 
@@ -163,7 +163,7 @@ class OpenRun:
 def active_run() -> Any:
     """Return the process's active run that no logger started, or None; imports nothing."""
     run = getattr(sys.modules.get("wandb"), "run", None)
-    return run if _is_open(run) and run not in _started else None
+    return run if is_open(run) and run not in _started else None
 
 
 def open_run(run_id: str | None) -> OpenRun | None:
@@ -180,7 +180,8 @@ def close_idle_runs() -> None:
             entry.close(0)
 
 
-def _is_open(run: Any) -> bool:
+def is_open(run: Any) -> bool:
+    """Return whether a ``wandb.Run`` is one and takes more."""
     return run is not None and not getattr(run, "_is_finished", False)
 
 

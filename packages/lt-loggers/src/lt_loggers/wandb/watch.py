@@ -1,13 +1,15 @@
-"""Follow a model's gradients and parameters as histograms, each at the step that it belongs to."""
+"""Histograms of a model's gradients and parameters, each at the step that it belongs to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lt_interface import Logger
+from lt_interface.versions import unless_silent
 from lt_loggers.arguments import check_choice
+from lt_loggers.wandb.media import WandbMedia, made
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,49 +19,47 @@ __all__ = ["WandbWatching"]
 BINS = 64
 
 
+@dataclass(eq=False)
 class Watch:
-    """Gather histograms while gradients are computed, a row for each step.
+    """Histograms gathered while gradients are computed, a row for each step.
 
     wandb's own hooks would put them beside whatever row is written next, which is another step's where rows are
     written behind the loop's back.
 
-    Args:
+    Attributes:
         model: The model.
         log: ``"gradients"``, ``"parameters"`` or ``"all"``.
         every: Every how many gradients of a parameter.
-        now: Tells the step that the run is at, or None.
+        now: Returns the step that the run is at, or None.
         send: Takes histograms by name, as counts and edges, and their step.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        log: str,
-        every: int,
-        now: Callable[[], int | None],
-        send: Callable[[Mapping[str, Any], int | None], None],
-    ) -> None:
-        self.model = model
-        self._log, self._every, self._now, self._send = log, every, now, send
+    model: nn.Module
+    log: str
+    every: int
+    now: Callable[[], int | None]
+    send: Callable[[Mapping[str, Any], int | None], None]
+
+    def __post_init__(self) -> None:
         self._row: dict[str, Any] = {}
         self._step: int | None = None
         self._counts: dict[str, int] = {}
-        watched = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        watched = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         hooks: list[tuple[Any, Callable[[Any], None]]] = [(p, partial(self._note, name, p)) for name, p in watched]
         self._handles = [p.register_hook(hook) for p, hook in hooks]
-        self._whole = len(watched) * (2 if log == "all" else 1)
+        self._whole = len(watched) * (2 if self.log == "all" else 1)
 
     def _note(self, name: str, parameter: Tensor, gradient: Tensor) -> None:
         self._counts[name] = self._counts.get(name, 0) + 1
-        if self._counts[name] % self._every:
+        if self._counts[name] % self.every:
             return
-        step = self._now()
+        step = self.now()
         if step != self._step or f"gradients/{name}" in self._row or f"parameters/{name}" in self._row:
             self.flush()
             self._step = step
-        if self._log != "parameters":
+        if self.log != "parameters":
             self._row[f"gradients/{name}"] = _histogram(gradient)
-        if self._log != "gradients":
+        if self.log != "gradients":
             self._row[f"parameters/{name}"] = _histogram(parameter)
         if len(self._row) == self._whole:
             self.flush()
@@ -68,7 +68,7 @@ class Watch:
         """Send what was gathered."""
         row, self._row = self._row, {}
         if row:
-            self._send(row, self._step)
+            self.send(row, self._step)
 
     def end(self) -> None:
         """Send the rest and let go of the model."""
@@ -77,14 +77,13 @@ class Watch:
             handle.remove()
 
 
-class WandbWatching(Logger):
-    """Be the part of `WandbLogger` that watches models."""
+class WandbWatching(WandbMedia):
+    """Models that `WandbLogger` watches."""
 
     _watches: list[Watch]
     _open: Any
-    _is_silent: Callable[[], bool]
-    _show_all: Callable[[Mapping[str, Any], int | None, str | None], None]
 
+    @unless_silent
     def watch(
         self, model: nn.Module, log: str | None = "gradients", log_freq: int = 100, log_graph: bool = True
     ) -> None:
@@ -97,8 +96,6 @@ class WandbWatching(Logger):
             log_graph: Whether W&B shows the model's graph.
         """
         check_choice("WandbLogger.watch", "log", log, (None, "gradients", "parameters", "all"))
-        if self._is_silent():
-            return
         if log_graph:
             with self.exclusive():
                 self.experiment.watch(model, log=None, log_graph=True)
@@ -106,9 +103,8 @@ class WandbWatching(Logger):
             self._watches.append(Watch(model, log, log_freq, partial(self.step_or_current, None), self._show_watched))
 
     def _show_watched(self, histograms: Mapping[str, Any], step: int | None) -> None:
-        import wandb
-
-        self._show_all({name: wandb.Histogram(np_histogram=value) for name, value in histograms.items()}, step, None)
+        row = {name: made("Histogram", np_histogram=value) for name, value in histograms.items()}
+        self._send([self._row(row, step)], f"histograms of step {step}")
 
     def _send_watched(self) -> None:
         for watch in self._watches:

@@ -1,13 +1,13 @@
-"""Send hyper-parameters to MLflow, which keeps the first value of each and only so many letters of it."""
+"""Hyper-parameters of MLflow runs: it keeps the first value of each and only so many letters of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from lt_interface import Logger, rank_zero_only
-from lt_interface.hyperparameters import flatten, plain
-from lt_loggers.mlflow_client import calling
+from lt_interface.hyperparameters import flatten, plain_dict
+from lt_interface.versions import unless_silent
+from lt_loggers.mlflow.client import ask
+from lt_loggers.mlflow.run import MLFlowRun
 
 __all__ = ["MLFlowParams"]
 
@@ -15,42 +15,31 @@ __all__ = ["MLFlowParams"]
 _PARAMS, _LONGEST_VALUES = 100, (6000, 500, 250)
 
 
-class MLFlowParams(Logger):
-    """Be the part of `MLFlowLogger` that sends hyper-parameters."""
+class MLFlowParams(MLFlowRun):
+    """Hyper-parameters of a run."""
 
-    _run_id: str | None
-    _made_client: Callable[[], Any]
-    _connect: Callable[..., None]
-    _accepted: Callable[[str], str]
-    _tell: Callable[[str, str], None]
-
-    @rank_zero_only
+    @unless_silent
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Write hyper-parameters, nested ones as ``outer/inner``; the same ones again change nothing.
 
         Args:
             params: A dict, namespace or dataclass, of any depth and with any values.
-            *args: Taken for other loggers' sake.
-            **kwargs: Taken for other loggers' sake.
+            *args: Ignored; other loggers take more.
+            **kwargs: Ignored, too.
 
         Raises:
             ConnectionError: If the server is away.
         """
-        given = plain(params)
-        flat = flatten(given if isinstance(given, dict) else {"value": given})
-        named = {self._accepted(key): _text(value) for key, value in flat.items()}
+        named = {self._accepted(key): _text(value) for key, value in flatten(plain_dict(params)).items()}
         self.later(lambda: self._send_new_params(named), "hyper-parameters")
 
     def _send_new_params(self, params: dict[str, str]) -> None:
-        _ = self.version
-        self._connect()
-        client = self._made_client()
-        with calling():
-            there = client.get_run(self._run_id).data.params
+        client = self._connected()
+        there = ask(client.get_run, self._run_id).data.params
         changed = [key for key, value in params.items() if key in there and not _is_kept(there[key], value)]
         if changed:
             names = ", ".join(changed[:5])
-            self._tell("changed", f"MLFlowLogger: MLflow keeps the first value of a parameter; not new: {names}.")
+            self._warn_once("changed", f"MLFlowLogger: MLflow keeps the first value of a parameter; not new: {names}.")
         self._send_params(client, {key: value for key, value in params.items() if key not in there})
 
     def _send_params(self, client: Any, params: dict[str, str]) -> None:
@@ -61,15 +50,14 @@ class MLFlowParams(Logger):
             for longest in _LONGEST_VALUES:
                 part = items[start : start + _PARAMS]
                 try:
-                    with calling():
-                        client.log_batch(self._run_id, params=[Param(key, value[:longest]) for key, value in part])
+                    ask(client.log_batch, self._run_id, params=[Param(key, value[:longest]) for key, value in part])
                 except ValueError:
                     if longest == _LONGEST_VALUES[-1]:
                         raise
                     continue
                 for key, value in part:
                     if len(value) > longest:
-                        self._tell(
+                        self._warn_once(
                             f"long {key}",
                             f"MLFlowLogger: parameter {key!r} has {len(value)} letters; the first {longest} are kept.",
                         )

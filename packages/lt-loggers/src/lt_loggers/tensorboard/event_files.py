@@ -1,4 +1,4 @@
-"""Read what TensorBoard event files already hold, so that nothing is written twice."""
+"""Event files of TensorBoard: what they already hold, so that nothing is written twice, and how they are written."""
 
 from __future__ import annotations
 
@@ -10,22 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "check_for_room",
-    "event_file_of",
-    "is_there",
-    "media_at",
-    "remove_empty",
-    "runs_below",
-    "scalars",
-    "shown",
-    "wait_for_a_later_name",
-    "with_status",
-    "written_at_once",
-]
+__all__ = ["check_for_room", "event_file_of", "is_there", "media_at", "remove_empty", "runs_below", "scalars", "shown"]
+__all__ += ["wait_for_a_later_name", "with_status", "written_at_once"]
 
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 _START = 1  # SessionLog.START
@@ -40,14 +30,12 @@ def shown(folder: str | os.PathLike[str], event_type: Any) -> tuple[dict[str, in
     """
     last: dict[str, int] = {}
     graph = False
-    for path in _files(folder):
-        for record in _records(path):
-            event = event_type.FromString(record)
-            graph |= bool(event.graph_def)
-            if event.HasField("session_log") and event.session_log.status == _START:
-                last = {tag: min(step, event.step - 1) for tag, step in last.items() if event.step > 0}
-            for value in event.summary.value:
-                last[value.tag] = max(event.step, last.get(value.tag, event.step))
+    for event in _events(folder, event_type):
+        graph |= bool(event.graph_def)
+        if _starts(event):
+            last = {tag: min(step, event.step - 1) for tag, step in last.items() if event.step > 0}
+        for value in event.summary.value:
+            last[value.tag] = max(event.step, last.get(value.tag, event.step))
     return last, graph
 
 
@@ -59,13 +47,11 @@ def media_at(folder: str | os.PathLike[str], step: int, event_type: Any) -> list
         step: The step.
         event_type: The ``Event`` class of the package that wrote them.
     """
-    found = []
-    for path in _files(folder):
-        for record in _records(path):
-            event = event_type.FromString(record)
-            if event.step == step and any(value.WhichOneof("value") != "simple_value" for value in event.summary.value):
-                found.append(event)
-    return found
+    return [
+        event
+        for event in _events(folder, event_type)
+        if event.step == step and any(value.WhichOneof("value") != "simple_value" for value in event.summary.value)
+    ]
 
 
 def scalars(folder: str | os.PathLike[str], event_type: Any) -> Counter[tuple[str, int, float]]:
@@ -76,26 +62,24 @@ def scalars(folder: str | os.PathLike[str], event_type: Any) -> Counter[tuple[st
         event_type: The ``Event`` class of the package that wrote them.
     """
     found: Counter[tuple[str, int, float]] = Counter()
-    for path in _files(folder):
-        for record in _records(path):
-            event = event_type.FromString(record)
-            if event.HasField("session_log") and event.session_log.status == _START and event.step > 0:
-                for identity in [i for i in found if i[1] >= event.step]:
-                    del found[identity]
-            for value in event.summary.value:
-                found[value.tag, event.step, event.wall_time] += 1
+    for event in _events(folder, event_type):
+        if _starts(event) and event.step > 0:
+            for identity in [i for i in found if i[1] >= event.step]:
+                del found[identity]
+        for value in event.summary.value:
+            found[value.tag, event.step, event.wall_time] += 1
     return found
 
 
 def event_file_of(writer: Any) -> tuple[str, int] | None:
-    """Return the path and the inode of the file that a SummaryWriter writes to, where it tells."""
+    """Return the path and the inode of the file that a SummaryWriter writes to, where it has them."""
     inner = getattr(getattr(writer, "file_writer", None), "event_writer", None)
     path = getattr(inner, "_file_name", None) or getattr(getattr(inner, "_ev_writer", None), "_file_name", None)
     return (path, os.stat(path).st_ino) if path and os.path.exists(path) else None
 
 
 class _File:
-    """Be a file to which each event is added whole, by whichever thread; nothing is held back."""
+    """Unbuffered file that is only appended to, an event at a time; threads may share it."""
 
     def __init__(self, path: str) -> None:
         self._fd: int | None = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
@@ -151,9 +135,7 @@ def is_there(path: str, inode: int) -> bool:
 
 
 def with_status(summary: Any, status: str) -> Any:
-    """Return a summary whose session of hyper-parameters ended in failure, where it is the one that tells."""
-    from importlib import import_module
-
+    """Return a summary of hyper-parameters with the status of their session, where it holds one."""
     for value in summary.value:
         if value.tag == "_hparams_/session_end_info":
             data = import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData()
@@ -174,7 +156,7 @@ def wait_for_a_later_name(folder: str | os.PathLike[str]) -> None:
     """Wait until a new event file sorts after those that are there: their names count whole seconds."""
     newest = max((int(_NAME.fullmatch(p.name).group(1)) for p in _files(folder)), default=0)  # type: ignore[union-attr]
     ahead = newest + 1 - time.time()
-    if 0 < ahead <= 1:  # a clock that was set back can not be waited for
+    if 0 < ahead <= 1:  # a clock that was set back cannot be waited for
         time.sleep(ahead)
 
 
@@ -182,7 +164,7 @@ def check_for_room(folder: str | os.PathLike[str]) -> None:
     """Raise where nothing can be written: TensorBoard's own thread would die of it, with a traceback each time.
 
     Raises:
-        OSError: Why it can not.
+        OSError: Why it cannot be.
     """
     probe = os.path.join(folder, f".probe.{os.getpid()}")
     try:
@@ -204,6 +186,16 @@ def remove_empty(folder: str | os.PathLike[str]) -> None:
 def _files(folder: str | os.PathLike[str]) -> list[Path]:
     place = Path(folder)
     return sorted(p for p in place.iterdir() if _NAME.fullmatch(p.name)) if place.is_dir() else []
+
+
+def _events(folder: str | os.PathLike[str], event_type: Any) -> Iterator[Any]:
+    for path in _files(folder):
+        yield from map(event_type.FromString, _records(path))
+
+
+def _starts(event: Any) -> bool:
+    """Return whether a writer began here; what it purges is from its step on."""
+    return bool(event.HasField("session_log") and event.session_log.status == _START)
 
 
 def _records(path: Path) -> Iterator[bytes]:

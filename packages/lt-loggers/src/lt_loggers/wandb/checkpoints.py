@@ -1,4 +1,4 @@
-"""Keep checkpoints with a W&B run, and fetch them back."""
+"""Checkpoints of a W&B run, and artifacts fetched back."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from lt_loggers.checkpoints import Found, KeepsCheckpoints
+from lt_loggers.wandb.run import OpenRun
 
 __all__ = ["WandbCheckpoints"]
 
 
 class WandbCheckpoints(KeepsCheckpoints):
-    """Be the part of `WandbLogger` that keeps checkpoints as artifacts."""
+    """Checkpoints of `WandbLogger`, kept as artifacts."""
 
     _checkpoint_name: str | None
     _add_file_policy: Literal["mutable", "immutable"]
-    _guarded: Callable[[Callable[[], Any]], None]
+    _opened: Callable[[], OpenRun]
 
     @property
     def _keeps_staged(self) -> bool:  # type: ignore[override]
@@ -33,7 +34,7 @@ class WandbCheckpoints(KeepsCheckpoints):
         import wandb
 
         with self.exclusive():
-            run = self.experiment
+            opened = self._opened()
             artifact = wandb.Artifact(
                 name=self._checkpoint_name or f"model-{self.version}", type="model", metadata=found.metadata
             )
@@ -41,7 +42,7 @@ class WandbCheckpoints(KeepsCheckpoints):
                 artifact.add_dir(path, name=os.path.basename(path), policy=self._add_file_policy)
             else:
                 artifact.add_file(path, name="model.ckpt", policy=self._add_file_policy)
-            self._guarded(lambda: run.log_artifact(artifact, aliases=found.aliases))
+            opened.guarded(lambda: opened.run.log_artifact(artifact, aliases=found.aliases))
 
     @staticmethod
     def download_artifact(

@@ -1,17 +1,32 @@
-"""Say when checkpoints are due: check the triggers, and tell where the epoch's save belongs."""
+"""Decide when checkpoints are due and which of them to keep."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
-from lt_core.callbacks.checkpointing.names import template_problem
+from torch import Tensor
+
+from lt_core.callbacks.checkpointing.files import template_problem
 from lt_interface.errors import Problem, nearest
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = ["argument_problems", "saves_at_epoch_end", "validation_follows"]
+__all__ = [
+    "Decision",
+    "accepts",
+    "argument_problems",
+    "best_of",
+    "insert",
+    "saves_at_epoch_end",
+    "worst_of",
+]
+
+S = TypeVar("S", bound=SupportsFloat)
 
 
 def _count_problem(name: str, value: Any, least: int) -> Problem | None:
@@ -79,9 +94,62 @@ def saves_at_epoch_end(trainer: Trainer, choice: bool | None) -> bool:
     return bool(trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0)
 
 
-def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Return whether validation is due after this batch, as far as counts tell; a clock tells nothing ahead."""
-    run = trainer._run
-    if run is None or run.cadence.val_seconds is not None:
-        return False
-    return run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx))
+def _key(score: SupportsFloat, mode: str) -> float:
+    """Return the score so that less is better; NaN is as bad as can be."""
+    value = float(score)
+    if math.isnan(value):
+        return math.inf
+    return value if mode == "min" else -value
+
+
+def best_of(scores: Mapping[str, S], mode: str) -> str:
+    """Return the name with the best score, the oldest of equals; an empty string if there is none."""
+    return min(scores, key=lambda name: _key(scores[name], mode), default="")
+
+
+def worst_of(scores: Mapping[str, S], mode: str) -> str:
+    """Return the name with the worst score, the oldest of equals; an empty string if there is none."""
+    return max(scores, key=lambda name: _key(scores[name], mode), default="")
+
+
+def accepts(scores: Mapping[str, S], score: SupportsFloat, k: int, mode: str) -> bool:
+    """Return whether a new score belongs to the k best; a tie with the worst does not. ``k=-1`` keeps all."""
+    if k == -1 or len(scores) < k:
+        return True
+    return k > 0 and _key(score, mode) < _key(scores[worst_of(scores, mode)], mode)
+
+
+def insert(scores: MutableMapping[str, S], name: str, score: S, k: int, mode: str) -> dict[str, S]:
+    """Add a score in place and return those that had to go, worst first."""
+    evicted: dict[str, S] = {}
+    scores.pop(name, None)
+    while k > 0 and len(scores) >= k:
+        worst = worst_of(scores, mode)
+        evicted[worst] = scores.pop(worst)
+    scores[name] = score
+    return evicted
+
+
+@dataclass
+class Decision:
+    """Remember what one decision changed, so that a save that fails can take it back.
+
+    Attributes:
+        path: The file.
+        step: The step it was decided at.
+        is_last: Whether it is the ``last`` checkpoint and not one of the best.
+        superseded: Files that go once this one is safe on the disk.
+        evicted: The scores that this one took the place of.
+        previous: What was the newest of its kind before.
+        link: What shall become a link to the file.
+        previous_link: What was that link before.
+    """
+
+    path: str
+    step: int
+    is_last: bool = False
+    superseded: list[str] = field(default_factory=list)
+    evicted: dict[str, Tensor] = field(default_factory=dict)
+    previous: str = ""
+    link: str = ""
+    previous_link: str = ""

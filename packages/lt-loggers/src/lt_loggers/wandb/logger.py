@@ -1,4 +1,4 @@
-"""Log to Weights & Biases, online or offline."""
+"""Logger for Weights & Biases, online or offline."""
 
 from __future__ import annotations
 
@@ -6,35 +6,19 @@ import os
 import secrets
 import string
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from lt_interface import (
-    ConfigError,
-    DummyExperiment,
-    MisconfigurationException,
-    MissingPackageError,
-    Problem,
-    is_rank_zero,
-)
-from lt_interface.hyperparameters import number, plain
-from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
-from lt_loggers.wandb_checkpoints import WandbCheckpoints
-from lt_loggers.wandb_files import (
-    MARK,
-    Mark,
-    TransactionLog,
-    logs_of,
-    mark_of,
-    server_marks,
-    uploaded,
-    wait_for_writers,
-)
-from lt_loggers.wandb_media import WandbMedia
-from lt_loggers.wandb_run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, open_run, start_run
-from lt_loggers.wandb_watch import WandbWatching
+from lt_interface import ConfigError, MisconfigurationException, Problem, is_rank_zero
+from lt_interface.hyperparameters import number, plain_dict
+from lt_interface.versions import unless_silent
+from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts, missing
+from lt_loggers.wandb.checkpoints import WandbCheckpoints
+from lt_loggers.wandb.run import FLUSH_INTERVAL, OpenRun, active_run, close_idle_runs, is_open, open_run, start_run
+from lt_loggers.wandb.transaction_log import MARK, KnownRows, mark_of
+from lt_loggers.wandb.watch import WandbWatching
 
 if TYPE_CHECKING:
     from lt_interface import Record
@@ -48,8 +32,8 @@ _EXIT_CODES = {"failed": 1, "interrupted": 255}
 _REPLAYED = ("entity", "group", "job_type", "tags", "notes", "mode")
 
 
-class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
-    """Write metrics, media and checkpoints to a W&B run.
+class WandbLogger(WandbWatching, WandbCheckpoints):
+    """Logger that writes metrics, media and checkpoints to a W&B run.
 
     The run stays open after ``fit``, so that ``test`` and the user's own calls go on in it; it is
     finished when the process ends, when the next logger of this process starts a run, and at once
@@ -86,6 +70,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
 
     # W&B acknowledges nothing, so all rows are asked for after the death of a process.
     knows_all = True
+    _metric_got = "{name}={value!r} of type {kind}"
+    _metric_fix = "Use log_image, log_text and the like, or `logger.experiment`, for anything else."
 
     def __init__(
         self,
@@ -108,11 +94,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         per_rank: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
         if find_spec("wandb") is None:
-            raise MissingPackageError(
-                "WandbLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[wandb]'"
-            )
+            raise missing("WandbLogger", "wandb")
         check_choice("WandbLogger", "log_model", log_model, (False, True, "all"))
         check_choice("WandbLogger", "add_file_policy", add_file_policy, ("mutable", "immutable"))
         check_choice("WandbLogger", "delivery", delivery, (None, "sync", "async"))
@@ -123,33 +106,20 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         if experiment is not None and not hasattr(experiment, "id"):
             rule, fix = "it must be what wandb.init returned", "Leave it out for a new run."
             raise ConfigError(Problem(f"WandbLogger(experiment={experiment!r})", rule, fix=fix))
-        self.delivery = delivery
-        self.flush_timeout = flush_timeout
+        folder = os.path.abspath(os.path.expanduser(os.fspath(save_dir if dir is None else dir)))
+        super().__init__(folder, prefix, delivery, flush_timeout)
         self._display_name = None if name is None else str(name)
-        self._save_dir = os.path.abspath(os.path.expanduser(os.fspath(save_dir if dir is None else dir)))
-        self._offline = offline
         self._id = id if id is not None else None if version is None else str(version)
-        self._anonymous = anonymous
-        self._project = project
-        self._log_model = log_model
-        self._given = experiment
-        self._prefix = prefix
-        self._checkpoint_name = checkpoint_name
-        self._add_file_policy = add_file_policy
-        self._per_rank = per_rank
-        self._kwargs = kwargs
-        self._is_identified = False
-        self._told: set[str] = set()
+        self._project, self._given, self._is_identified = project, experiment, False
+        self._offline, self._anonymous, self._per_rank, self._kwargs = offline, anonymous, per_rank, kwargs
+        self._log_model, self._checkpoint_name, self._add_file_policy = log_model, checkpoint_name, add_file_policy
         self._watches = []
         self._forget_run()
 
     def _forget_run(self) -> None:
         self._open: OpenRun | None = None
-        self._old_logs: dict[str, TransactionLog] = {}  # of earlier processes and earlier starts
-        self._server_marks: set[Mark] | None = None
+        self._known = KnownRows()
         self._axes: dict[str, str] = {}
-
-    # Identity
 
     @property
     def name(self) -> str:
@@ -162,11 +132,6 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         """Return the run's id; it is known without a server."""
         self._identify()
         return self._id or ""
-
-    @property
-    def save_dir(self) -> str:
-        """Return the folder below which everything lies; W&B's own files are in its ``wandb``."""
-        return self._save_dir
 
     @property
     def root_dir(self) -> str:
@@ -204,8 +169,11 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
             self._id = base if found is not None else base + self._rank_suffix()
             self._is_identified = True
 
+    def _is_silent(self) -> bool:
+        return not (self._per_rank or is_rank_zero())
+
     def _rank_suffix(self) -> str:
-        """Return what tells this process's run from the others', and put it into their group."""
+        """Return what this process's id ends with where each has a run of its own; put the run into their group."""
         if not self._per_rank:
             return ""
         rank = _rank()
@@ -220,18 +188,13 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         self._kwargs.setdefault("job_type", f"rank-{rank}")
         return "" if rank == "0" or self._id is None else f"-rank-{rank}"
 
-    # The run
-
-    @property
-    def experiment(self) -> Any:
-        """Return the ``wandb.Run``, started at the first use.
+    def _started(self) -> Any:
+        """Return the ``wandb.Run``.
 
         Raises:
             MisconfigurationException: If there is no API key and the run is not offline.
             ConnectionError: If W&B's own process does not work.
         """
-        if not (self._per_rank or is_rank_zero()):
-            return DummyExperiment()
         return self._opened().run
 
     def _opened(self) -> OpenRun:
@@ -247,7 +210,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         opened = open_run(self._id)
         if opened is None:
             close_idle_runs()
-            opened = OpenRun(self._given, False) if self._given_is_open() else self._start()
+            opened = OpenRun(self._given, False) if is_open(self._given) else self._start()
         opened.users.add(self)
         self._axes.clear()
         opened.run.define_metric(_STEP)
@@ -258,22 +221,14 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         try:
             os.makedirs(self._save_dir, exist_ok=True)
         except OSError as error:
-            where = f"WandbLogger(save_dir={self._save_dir!r})"
-            problem = Problem(where, "its folder must be writable", str(error), "Give another save_dir.")
-            raise ConfigError(problem) from error
-        options: dict[str, Any] = {
-            "name": self._display_name,
-            "project": self._project,
-            "dir": self._save_dir,
-            "id": self._id,
-            "resume": "allow",
-        }
+            raise self._unwritable(error) from error
+        options: dict[str, Any] = {"name": self._display_name, "dir": self._save_dir, "resume": "allow"}
+        if not os.environ.get("WANDB_SWEEP_ID"):  # else the agent names the run
+            options |= {"project": self._project, "id": self._id}
         if self._anonymous is not None:
             options["anonymous"] = self._anonymous
         if self._offline:
             options["mode"] = "offline"
-        if os.environ.get("WANDB_SWEEP_ID"):  # the agent says which run this is
-            options = {key: value for key, value in options.items() if key not in ("id", "project")}
         run, trouble = start_run({**options, **self._kwargs}, self.flush_timeout, bool(self._log_model))
         opened = OpenRun(run, True)
         self._id = run.id
@@ -284,11 +239,6 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
                 f"Send it later with: wandb sync {os.path.dirname(run.settings.sync_file)}",
             )
         return opened
-
-    def _given_is_open(self) -> bool:
-        return self._given is not None and not getattr(self._given, "_is_finished", False)
-
-    # Metrics
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Write one row.
@@ -305,6 +255,7 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
             at = self.step_or_current(step)
             self.later(lambda: self._send_call(row, at), "metrics that were logged directly")
 
+    @unless_silent
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Write a row for each record.
 
@@ -315,11 +266,11 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         Raises:
             ConnectionError: If W&B's own process has died, or the server does not say what it has.
         """
-        if not (self._per_rank or is_rank_zero()):
-            return
         with self.exclusive():
             opened = self._opened()
-            known = self._known(opened) if unsure else frozenset()
+            known: Any = frozenset()
+            if unsure:
+                known = self._known.marks(opened, self._save_dir, self._is_offline(), self.flush_timeout)
             for record in records:
                 if mark_of(record.sequence, record.time) in known:
                     continue
@@ -337,22 +288,18 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
                 row["_timestamp"] = record.time
                 opened.send(row, record.sequence)
 
+    @unless_silent
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Write hyper-parameters to the run's configuration; nested ones stay nested.
 
         Args:
             params: A dict, namespace or dataclass, of any depth and with any values.
-            *args: Passed over.
-            **kwargs: Passed over.
+            *args: Ignored; other loggers take more.
+            **kwargs: Ignored, too.
         """
-        given = plain(params)
-        if not isinstance(given, dict):
-            given = {"value": given}
-        if not given or not (self._per_rank or is_rank_zero()):
-            return
-        self.later(lambda: self._opened().configure(given), "hyper-parameters")
-
-    # Delivery
+        given = plain_dict(params)
+        if given:
+            self.later(lambda: self._opened().configure(given), "hyper-parameters")
 
     def save(self) -> None:
         """Return when the transaction log has all rows that were sent.
@@ -426,49 +373,12 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         mode = self._kwargs.get("mode") or os.environ.get("WANDB_MODE")
         return self._offline or mode in ("offline", "dryrun")
 
-    def _known(self, opened: OpenRun) -> set[Mark]:
-        """Return the marks of the records that are in the run, or on their way there.
-
-        Offline, that is what all transaction logs of the run hold. Online, what a dead process wrote to its
-        log may not have reached the server.
-        """
-        known = set(opened.owed)
-        if opened.log is not None:
-            opened.log.refresh()
-            known.update(opened.log.marks)
-        kept = self._logs(opened, offline=True)
-        sent = self._logs(opened, offline=False)
-        for log in kept if not self._is_offline() else [*kept, *sent]:
-            known.update(log.marks)
-        start = int(getattr(opened.run, "starting_step", 0))
-        if not self._is_offline() and start > 0:
-            known |= uploaded(sent, start)
-            if not set().union(*(log.steps for log in sent)).issuperset(range(start)):
-                if self._server_marks is None:
-                    self._server_marks = server_marks(opened.run.path, self.flush_timeout)
-                known |= self._server_marks
-        return known
-
-    def _logs(self, opened: OpenRun, offline: bool) -> list[TransactionLog]:
-        """Return what earlier processes, and earlier starts of this one, wrote of the run."""
-        own = "" if opened.log is None else os.path.realpath(opened.log.path)
-        paths = [path for path in logs_of(self._save_dir, self.version, offline) if os.path.realpath(path) != own]
-        wait_for_writers([path for path in paths if path not in self._old_logs], self.flush_timeout)
-        logs = [self._old_logs.setdefault(path, TransactionLog(path)) for path in paths]
-        for log in logs:
-            log.refresh()
-        return logs
-
-    # Rows
-
     def _name_of(self, key: str) -> str:
         """Return a metric's name in W&B: with the prefix, and never one that W&B takes for itself."""
-        name = f"{self._prefix}-{key}" if self._prefix else key
+        name = self._prefixed(key)
         if name.lstrip("~") not in _RESERVED:
             return name
-        if name not in self._told:
-            self._told.add(name)
-            self.tell(f"WandbLogger: W&B keeps the name {name!r} to itself; it is logged as {'~' + name!r}.")
+        self._warn_once(name, f"WandbLogger: W&B keeps the name {name!r} to itself; it is logged as {'~' + name!r}.")
         return f"~{name}"
 
     def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -476,15 +386,8 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
         for key, value in metrics.items():
             if isinstance(value, Mapping):
                 row.update(self._numbers({f"{key}/{inner}": entry for inner, entry in value.items()}))
-                continue
-            try:
-                row[self._name_of(str(key))] = number(value)
-            except TypeError:
-                raise MisconfigurationException(
-                    f"WandbLogger.log_metrics: a metric must be a number or a single-element tensor. "
-                    f"Got {key}={value!r} of type {type(value).__name__}. "
-                    "Use log_image, log_text and the like, or `logger.experiment`, for anything else."
-                ) from None
+            else:
+                row[self._name_of(str(key))] = self._number(str(key), value)
         return row
 
     def _set_axes(self, row: Mapping[str, Any], axis: str | None) -> None:
@@ -506,20 +409,16 @@ class WandbLogger(WandbMedia, WandbCheckpoints, WandbWatching):
                 escaped = name.replace("\\", "\\\\").replace(".", "\\.")
                 opened.guarded(partial(opened.run.define_metric, escaped, step_metric=axis, step_sync=False))
 
+    @unless_silent
     def _send_call(self, row: Mapping[str, Any], step: int | None) -> None:
         """Write one row of a direct call."""
-        if not (self._per_rank or is_rank_zero()):
-            return
         with self.exclusive():
             opened = self._opened()
             opened.send({**row, **({} if step is None else {_STEP: int(step)})}, opened.next_call())
 
-    def _guarded(self, call: Callable[[], Any]) -> None:
-        self._opened().guarded(call)
-
     def __getstate__(self) -> dict[str, Any]:
         _ = self.version  # a copy in another process is of the same run
-        return {**super().__getstate__(), "_given": None, "_open": None, "_old_logs": {}, "_watches": []}
+        return {**super().__getstate__(), "_given": None, "_open": None, "_known": KnownRows(), "_watches": []}
 
 
 # What torchrun and Slurm set to the same value on all processes of a run.

@@ -1,4 +1,4 @@
-"""Call an MLflow server once and in bounded time, and tell an outage from a refusal."""
+"""Calls to an MLflow server: made once, in bounded time, an outage apart from a refusal."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
+from urllib.parse import unquote
 
-__all__ = ["calling", "default_uri", "make_client", "redacted", "without_secret"]
+from lt_interface import ConfigError, MisconfigurationException, Problem
+
+__all__ = ["ask", "calling", "default_uri", "make_client", "redacted", "without_secret"]
 
 # The last one keeps MLflow from printing the server's address, which may hold a password.
 _SETTINGS = {
@@ -24,14 +28,8 @@ _guard = threading.Lock()
 _shared: set[str] = set()  # the settings that threads may have their own value of
 _WAYS = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."
 # Of these the request itself is the cause; all else may go away.
-_REFUSED = {
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-    "INVALID_STATE",
-    "NOT_FOUND",
-}
+_REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE"}
+_REFUSED |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "NOT_FOUND"}
 
 
 def redacted(text: str) -> str:
@@ -75,6 +73,12 @@ def calling(timeout: float = 10.0) -> Iterator[None]:
         _own.settings = before
 
 
+def ask(call: Callable[..., Any], *args: Any, timeout: float = 10.0, **kwargs: Any) -> Any:
+    """Return the answer of one call, made as inside of `calling`."""
+    with calling(timeout):
+        return call(*args, **kwargs)
+
+
 def _let_threads_differ() -> None:
     """Make MLflow's settings answer with this thread's value where it has one, once a process."""
     from mlflow import environment_variables
@@ -108,15 +112,13 @@ def _meant(error: Exception) -> Exception:
 
 
 def _status_of(error: Exception) -> int | None:
-    """Return the HTTP status that an error of MLflow tells of in its text, where its code is only derived from it."""
+    """Return the HTTP status in the text of an error of MLflow, where its code is only derived from it."""
     found = re.search(r"failed with error code (\d{3})", str(error))
     return int(found[1]) if found else None
 
 
 def default_uri(save_dir: str) -> str:
     """Return the tracking URI of the environment, else a database below a folder, else the folder itself."""
-    from importlib.util import find_spec
-
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
@@ -131,10 +133,6 @@ def make_client(uri: str) -> Any:
     Raises:
         MisconfigurationException: If MLflow knows no store of that kind.
     """
-    from urllib.parse import unquote
-
-    from lt_interface import ConfigError, MisconfigurationException, Problem
-
     scheme = uri.partition(":")[0] if "://" in uri or uri.startswith("file:") else ""
     if scheme in ("", "file"):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # who names a folder means it

@@ -1,4 +1,4 @@
-"""Read back what W&B's own process wrote to its transaction logs (``.wandb`` files)."""
+"""Transaction logs (``.wandb`` files) that W&B's own process writes, and the rows of a run that they hold."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from collections.abc import Iterator, Sequence
 from glob import escape, glob
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["MARK", "Mark", "TransactionLog", "logs_of", "mark_of", "server_marks", "uploaded", "wait_for_writers"]
+if TYPE_CHECKING:
+    from lt_loggers.wandb.run import OpenRun
+
+__all__ = ["MARK", "KnownRows", "Mark", "TransactionLog", "mark_of"]
 
 # Each row carries this hidden key: a record's number, or a negative number for a direct call.
 MARK = "_lt/record"
@@ -27,12 +30,12 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def mark_of(number: float, time: float) -> Mark:
-    """Return what tells a row from others; of a direct call, whose time W&B sets itself, the negative number."""
+    """Return what identifies a row; of a direct call, whose time W&B sets itself, the negative number."""
     return float(time if number >= 0 else number)
 
 
 class TransactionLog:
-    """Follow one transaction log: each `refresh` reads what was added since the last.
+    """One transaction log; each `refresh` reads what was added since the last.
 
     A record that is not wholly there yet, or was cut off by a kill, is left for the next time.
 
@@ -128,6 +131,56 @@ class TransactionLog:
                 parts.clear()
 
 
+class KnownRows:
+    """Rows that are in a run or on their way there, whichever process sent them."""
+
+    def __init__(self) -> None:
+        self._logs: dict[str, TransactionLog] = {}  # of earlier processes, and earlier starts of this one
+        self._at_server: set[Mark] | None = None
+
+    def marks(self, opened: OpenRun, save_dir: str, is_offline: bool, timeout: float) -> set[Mark]:
+        """Return the marks of these rows.
+
+        Offline, that is what all transaction logs of the run hold. Online, what a dead process wrote to its
+        log may not have reached the server.
+
+        Args:
+            opened: The run.
+            save_dir: Where W&B's files lie, in ``wandb``.
+            is_offline: Whether the run is kept on this machine.
+            timeout: Seconds for the server's answer, and for W&B's own process of a dead one to end.
+
+        Raises:
+            ConnectionError: If the server is needed and gives no answer.
+        """
+        known = set(opened.owed)
+        if opened.log is not None:
+            opened.log.refresh()
+            known.update(opened.log.marks)
+        kept = self._earlier(opened, save_dir, True, timeout)
+        sent = self._earlier(opened, save_dir, False, timeout)
+        for log in [*kept, *sent] if is_offline else kept:
+            known.update(log.marks)
+        start = int(getattr(opened.run, "starting_step", 0))
+        if not is_offline and start > 0:
+            known |= uploaded(sent, start)
+            if not set().union(*(log.steps for log in sent)).issuperset(range(start)):
+                if self._at_server is None:
+                    self._at_server = server_marks(opened.run.path, timeout)
+                known |= self._at_server
+        return known
+
+    def _earlier(self, opened: OpenRun, save_dir: str, offline: bool, timeout: float) -> list[TransactionLog]:
+        """Return what earlier processes, and earlier starts of this one, wrote of the run."""
+        own = "" if opened.log is None else os.path.realpath(opened.log.path)
+        paths = [path for path in logs_of(save_dir, opened.run.id, offline) if os.path.realpath(path) != own]
+        wait_for_writers([path for path in paths if path not in self._logs], timeout)
+        logs = [self._logs.setdefault(path, TransactionLog(path)) for path in paths]
+        for log in logs:
+            log.refresh()
+        return logs
+
+
 def logs_of(save_dir: str, run_id: str, offline: bool) -> list[str]:
     """Return the transaction logs of a run, those of offline or of online use, the oldest first."""
     kind = "offline-run" if offline else "run"
@@ -143,7 +196,7 @@ def wait_for_writers(paths: list[str], timeout: float) -> None:
     """Return when no process has one of the files open any more, or after ``timeout`` seconds.
 
     W&B's own process outlives a killed trainer for a moment and writes out what it has. Where open
-    files of others can not be seen, one that changed of late is waited for until it stays as it is.
+    files of others cannot be seen, one that changed of late is waited for until it stays as it is.
     """
     end = time.monotonic() + timeout
     if os.path.isdir("/proc/self/fd"):

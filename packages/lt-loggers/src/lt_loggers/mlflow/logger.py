@@ -1,9 +1,8 @@
-"""Log to an MLflow tracking server, a database or a folder."""
+"""Logger for an MLflow tracking server, a database or a folder."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import sys
@@ -15,34 +14,24 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
-from lt_interface import (
-    ConfigError,
-    DummyExperiment,
-    MisconfigurationException,
-    MissingPackageError,
-    Problem,
-    Record,
-    is_rank_zero,
-)
-from lt_interface.hyperparameters import number
-from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts
-from lt_loggers.mlflow_client import calling, default_uri, make_client, redacted, without_secret
-from lt_loggers.mlflow_media import MLFlowMedia
-from lt_loggers.mlflow_names import accepted
-from lt_loggers.mlflow_params import MLFlowParams
-from lt_loggers.mlflow_system import SystemMetrics
+from lt_interface import ConfigError, MisconfigurationException, Problem, Record
+from lt_interface.versions import unless_silent
+from lt_loggers.arguments import check_choice, check_numbers, check_paths, check_texts, missing
+from lt_loggers.mlflow.client import ask, default_uri, without_secret
+from lt_loggers.mlflow.media import MLFlowMedia
+from lt_loggers.mlflow.params import MLFlowParams
+from lt_loggers.mlflow.run import FIRST_LOOK_SECONDS
+from lt_loggers.mlflow.system import SystemMetrics
 
 __all__ = ["MLFlowLogger"]
 
-_TOKEN, _NOTE = "lt.run", "mlflow_run.json"
 _STATUSES = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _METRICS = 1000  # in one request
 _LARGEST = 1.7976931348623157e308  # what databases keep of an infinity
-_FIRST_LOOK_SECONDS = 4.0
 
 
 class MLFlowLogger(MLFlowParams, MLFlowMedia):
-    """Write metrics, parameters, media and checkpoints to a run of MLflow.
+    """Logger that writes metrics, parameters, media and checkpoints to a run of MLflow.
 
     Only the client is used, never MLflow's active run. The run's own folder on this machine, for the journal and
     checkpoints, is ``<save_dir>/<experiment_name>/<run id>``.
@@ -71,6 +60,9 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         ConfigError: If an argument is out of range; at the first use if the server does not answer.
     """
 
+    _metric_rule, _metric_got = "a metric must be a number", "{kind}"
+    _metric_fix = "Log pictures with log_image, text with log_text, or use logger.experiment."
+
     def __init__(
         self,
         experiment_name: str = "lightning_logs",
@@ -90,11 +82,8 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         flush_timeout: float = 30.0,
         log_system_metrics: bool = False,
     ) -> None:
-        super().__init__()
         if find_spec("mlflow") is None:
-            raise MissingPackageError(
-                "MLFlowLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[mlflow]'"
-            )
+            raise missing("MLFlowLogger", "mlflow")
         check_choice("MLFlowLogger", "log_model", log_model, (False, True, "all"))
         check_choice("MLFlowLogger", "on_unreachable", on_unreachable, (None, "error", "spool"))
         check_choice("MLFlowLogger", "delivery", delivery, (None, "sync", "async"))
@@ -104,208 +93,34 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         check_paths("MLFlowLogger", save_dir=save_dir)
         check_numbers("MLFlowLogger", flush_timeout=flush_timeout)
         _check_names(experiment_name, tags)
-        self.delivery = "sync" if synchronous and delivery is None else delivery
-        self.flush_timeout = flush_timeout
+        folder = os.path.abspath(os.path.expanduser(os.fspath(save_dir or "./mlruns")))
+        super().__init__(folder, prefix, "sync" if synchronous and delivery is None else delivery, flush_timeout)
         self._experiment_name, self._run_name = str(experiment_name), run_name
-        self._save_dir = os.path.abspath(os.path.expanduser(os.fspath(save_dir or "./mlruns")))
         self._uri = tracking_uri or default_uri(self._save_dir)
         self._tags = {str(key): str(value) for key, value in (tags or {}).items()}
         if nested_run_id is not None:
             self._tags["mlflow.parentRunId"] = nested_run_id
-        self._log_model, self._prefix, self._artifact_location = log_model, prefix, artifact_location
-        self._run_id = run_id
-        self._experiment_id: str | None = None
-        self._on_unreachable = on_unreachable
-        self._goes_on = False
+        self._log_model, self._artifact_location = log_model, artifact_location
+        self._run_id, self._on_unreachable = run_id, on_unreachable
         self._token = uuid.uuid4().hex
-        self._folder: str | None = None
-        self._client: Any = None
-        self._ready = self._maybe_created = False
         self._direct: list[tuple[Mapping[str, float], float, int]] = []
         self._direct_waits = self._direct_unsure = False
-        self._told: set[str] = set()
-        self._names: dict[str, str] = {}
+        self._names = {}
         self._infinite: set[str] = set()
         self._log_system_metrics = log_system_metrics
         self._system_metrics: SystemMetrics | None = None
         self._samples = itertools.count()
 
-    # ------------------------------------------------------------ who this is
-
-    @property
-    def name(self) -> str | None:
-        """Return the experiment's id, or its name while the server is away."""
-        if not is_rank_zero():
-            return self._experiment_name
-        _ = self.version
-        return self._experiment_id or self._experiment_name
-
-    @property
-    def version(self) -> str | None:
-        """Return the run's id, or a name of this machine's where the server was away when the run began."""
-        if self._folder is None and is_rank_zero():
-            self._identify()
-        return self._folder
-
-    @property
-    def run_id(self) -> str | None:
-        """Return the run's id, or None while the server is away."""
-        _ = self.version
-        return self._run_id
-
-    @property
-    def experiment_id(self) -> str | None:
-        """Return the experiment's id, or None while the server is away."""
-        _ = self.version
-        return self._experiment_id
-
-    @property
-    def save_dir(self) -> str:
-        """Return the folder for everything of this machine."""
-        return self._save_dir
-
-    @property
-    def root_dir(self) -> str:
-        """Return the folder of all this machine's runs of the experiment."""
-        root = self._save_dir
-        if self._uri.removeprefix("file:").removeprefix("//") in (root, f"{root}/"):
-            root += "-runs"  # MLflow takes every folder in its store for an experiment
-        return os.path.join(root, self._experiment_name.replace("/", "_").strip(".") or "experiment")
-
-    @property
-    def log_dir(self) -> str | None:
-        """Return this run's folder on this machine."""
-        return os.path.join(self.root_dir, str(self.version)) if self.version else None
-
-    @property
-    def experiment(self) -> Any:
+    def _started(self) -> Any:
         """Return an ``MlflowClient``; the run is made at the first use.
 
         Raises:
             ConfigError: If the server does not answer and the run may not go on without it.
         """
-        if not is_rank_zero():
-            return DummyExperiment()
         _ = self.version
         if self._log_system_metrics and self._system_metrics is None:
             self._system_metrics = SystemMetrics(lambda found: self.log_metrics(found, next(self._samples)))
         return self._made_client()
-
-    def _made_client(self) -> Any:
-        if self._client is None:
-            self._client = make_client(self._uri)
-        return self._client
-
-    def _identify(self) -> None:
-        """Settle the run's identity: the server's if it answers."""
-        with self.exclusive():
-            if self._folder is not None:
-                return
-            try:
-                self._connect(_FIRST_LOOK_SECONDS)
-                self._folder = self._run_id
-            except ConnectionError as error:
-                where = f"MLFlowLogger(tracking_uri={without_secret(self._uri)!r})"
-                if self._on_unreachable != "spool" and not (self._goes_on and self._on_unreachable is None):
-                    fix = 'Start it, mend the URI, or write on_unreachable="spool" to begin without it.'
-                    got = f"{redacted(str(error))[:300]}"
-                    raise ConfigError(Problem(where, "the tracking server must answer", got, fix)) from None
-                self._folder = self._run_id or f"spooled-{self._token[:8]}"
-                self._tell("away", f"{where}: no answer; the run goes on, and all is sent when the server comes.")
-            self._remember()
-
-    def _connect(self, timeout: float = 10.0) -> None:
-        """Find or make experiment and run.
-
-        Raises:
-            ConnectionError: If the server is away.
-            ConfigError: If the run that was asked for is not there.
-        """
-        if self._ready:
-            return
-        client = self._made_client()
-        if self._run_id is None:
-            self._experiment_id = self._experiment_id or self._find_experiment(client, timeout)
-            self._run_id = self._find_run(client)
-        else:
-            try:
-                with calling(timeout):
-                    info = client.get_run(self._run_id).info
-            except ValueError as error:
-                where = f"MLFlowLogger(run_id={self._run_id!r})"
-                raise ConfigError(Problem(where, "this run must exist", str(error), "Leave run_id out.")) from error
-            self._experiment_id = info.experiment_id
-            if info.status != "RUNNING":
-                with calling():
-                    client.update_run(self._run_id, status="RUNNING")
-        self._ready = True
-        if self._folder is not None:
-            self._remember()
-
-    def _find_experiment(self, client: Any, timeout: float) -> str:
-        with calling(timeout):
-            found = client.get_experiment_by_name(self._experiment_name)
-        if found is None:
-            place = self._artifact_location
-            if place is None and self._uri.startswith("sqlite:"):
-                place = f"file://{os.path.join(self._save_dir, 'artifacts', accepted(self._experiment_name))}"
-            try:
-                with calling():
-                    return str(client.create_experiment(self._experiment_name, artifact_location=place))
-            except ValueError:  # another run was faster
-                with calling():
-                    found = client.get_experiment_by_name(self._experiment_name)
-        if found is None or found.lifecycle_stage == "deleted":
-            where = f"MLFlowLogger(experiment_name={self._experiment_name!r})"
-            fix = "Restore it on the server, or choose another name."
-            raise ConfigError(Problem(where, "this experiment was deleted on the server", fix=fix))
-        return str(found.experiment_id)
-
-    def _find_run(self, client: Any) -> str:
-        """Make the run; where an earlier try may have made it, look for it first."""
-        if self._maybe_created:
-            with calling():
-                found = client.search_runs([self._experiment_id], f"tags.`{_TOKEN}` = '{self._token}'")
-            if found:
-                return str(found[0].info.run_id)
-        from mlflow.tracking.context.registry import resolve_tags
-
-        self._maybe_created = True
-        with calling():
-            tags = {**resolve_tags(self._tags), _TOKEN: self._token}
-            return str(client.create_run(self._experiment_id, tags=tags, run_name=self._run_name).info.run_id)
-
-    def _remember(self) -> None:
-        """Keep beside the journal which run this is."""
-        folder = os.path.join(self.root_dir, str(self._folder))
-        note = {"run_id": self._run_id, "experiment_id": self._experiment_id, "token": self._token}
-        try:
-            os.makedirs(folder, exist_ok=True)
-            draft = os.path.join(folder, f".{_NOTE}.tmp")
-            with open(draft, "w", encoding="utf-8") as file:
-                json.dump(note, file)
-            os.replace(draft, os.path.join(folder, _NOTE))
-        except OSError as error:
-            where = f"MLFlowLogger(save_dir={self._save_dir!r})"
-            problem = Problem(where, "its folder must be writable", str(error), "Give another save_dir.")
-            raise ConfigError(problem) from error
-
-    def join(self, version: int | str) -> None:
-        """Go on in an earlier run.
-
-        Args:
-            version: The run's id, or the name of its folder on this machine.
-        """
-        with self.exclusive():
-            self._folder, self._goes_on, self._ready, self._maybe_created = str(version), True, False, True
-            self._run_id = None if str(version).startswith("spooled-") else str(version)
-            try:
-                with open(os.path.join(self.root_dir, str(version), _NOTE), encoding="utf-8") as file:
-                    note = json.load(file)
-                self._run_id, self._token = note["run_id"] or self._run_id, note["token"]
-                self._experiment_id = note["experiment_id"]
-            except (OSError, ValueError, KeyError):
-                pass
 
     def replay_state(self) -> dict[str, Any]:
         """Return what finds this run again; user and password of the URI are not in it."""
@@ -331,8 +146,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         made.join(version)
         return made
 
-    # ------------------------------------------------------------ metrics
-
+    @unless_silent
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Write values of one step; during a run they are sent from the logger's thread.
 
@@ -344,9 +158,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
             MisconfigurationException: If a value is no number.
             ConnectionError: If the server is away, outside of a run.
         """
-        if not is_rank_zero():
-            return
-        values = {str(key): _number(str(key), value) for key, value in metrics.items()}
+        values = {str(key): self._number(str(key), value) for key, value in metrics.items()}
         at = int(self.step_or_current(step) or 0)
         if not -(2**63) <= at < 2**63:
             raise MisconfigurationException(f"MLFlowLogger.log_metrics(step={at}): a step must fit into 64 bits.")
@@ -359,15 +171,15 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         """Send what `log_metrics` was given; after a failure the server is asked what it has of it."""
         self._direct_waits = False
         rows, unsure, self._direct_unsure = list(self._direct), self._direct_unsure, True
-        if self._feed is None:  # the caller is told, and may try again
+        if self._feed is None:  # the caller gets the error, and may try again
             self._direct, self._direct_unsure = [], False
         refusal = None
         try:
-            self._send(rows, unsure)
+            self._send_rows(rows, unsure)
         except ValueError:  # one of them will never be taken, and must not hold up the others
             for row in rows:
                 try:
-                    self._send([row], unsure=True)
+                    self._send_rows([row], unsure=True)
                 except ValueError as error:
                     refusal = error
         del self._direct[: len(rows)]
@@ -375,6 +187,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         if refusal is not None:
             raise refusal
 
+    @unless_silent
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Write records; returns when the server has them.
 
@@ -386,18 +199,15 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
             ConnectionError: If the server is away.
             ValueError: If it refuses one of them for good.
         """
-        if is_rank_zero():
-            with self.exclusive():
-                self._send([(record.values, record.time, record.step) for record in records], unsure)
+        with self.exclusive():
+            self._send_rows([(record.values, record.time, record.step) for record in records], unsure)
 
-    def _send(self, rows: Iterable[tuple[Mapping[str, float], float, int]], unsure: bool) -> None:
+    def _send_rows(self, rows: Iterable[tuple[Mapping[str, float], float, int]], unsure: bool) -> None:
         from mlflow.entities import Metric
 
-        _ = self.version
-        self._connect()
-        client = self._made_client()
+        client = self._connected()
         metrics = [
-            Metric(self._name_of(key), float(value), int(wall * 1000), step)
+            Metric(self._accepted(self._prefixed(key)), float(value), int(wall * 1000), step)
             for values, wall, step in rows
             for key, value in values.items()
         ]
@@ -405,8 +215,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
             metrics = self._missing(client, metrics)
         for start in range(0, len(metrics), _METRICS):
             try:
-                with calling():
-                    client.log_batch(self._run_id, metrics=metrics[start : start + _METRICS])
+                ask(client.log_batch, self._run_id, metrics=metrics[start : start + _METRICS])
             except ValueError as error:
                 self._check_run(client, error)
                 raise
@@ -414,10 +223,10 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         self._note_infinities(client, metrics)
 
     def _check_run(self, client: Any, refusal: ValueError) -> None:
-        """Tell a run that is gone, which may be restored, from values that are refused."""
+        """Raise a ConnectionError where the run is gone, which may be restored, and no value was refused."""
         stage = "deleted"
-        with suppress(ValueError), calling():
-            stage = client.get_run(self._run_id).info.lifecycle_stage
+        with suppress(ValueError):
+            stage = ask(client.get_run, self._run_id).info.lifecycle_stage
         if stage == "deleted":
             raise ConnectionError(f"run {self._run_id} was deleted on the server. Restore it there.") from refusal
 
@@ -425,11 +234,10 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         """Keep as text what MLflow turns into the largest number that it has."""
         for metric in metrics:
             if math.isinf(metric.value) and metric.key not in self._infinite:
-                with calling():
-                    text = f"{metric.value} at step {metric.step}"
-                    client.set_tag(self._run_id, f"infinite.{metric.key}", text)
+                text = f"{metric.value} at step {metric.step}"
+                ask(client.set_tag, self._run_id, f"infinite.{metric.key}", text)
                 self._infinite.add(metric.key)
-                self._tell(
+                self._warn_once(
                     "infinite",
                     f"MLFlowLogger: {metric.key!r} was {metric.value} at step {metric.step}. MLflow's databases keep "
                     "infinities as 1.8e308; the first of each metric stands as text in a tag.",
@@ -437,8 +245,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
 
     def _missing(self, client: Any, metrics: list[Any]) -> list[Any]:
         """Return those that the server does not have."""
-        with calling():
-            data = client.get_run(self._run_id).data
+        data = ask(client.get_run, self._run_id).data
         latest = {m.key: (m.step, m.timestamp) for m in getattr(data, "_metric_objs", ())}
         known: dict[str, Counter[tuple[int, int, str]]] = {}
         for metric in metrics:
@@ -446,8 +253,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
             # What comes behind the newest that is there is not there; only else is the history read.
             if metric.key in known or newest is None or (metric.step, metric.timestamp) > newest:
                 continue
-            with calling(60.0):
-                history = client.get_metric_history(self._run_id, metric.key)
+            history = ask(client.get_metric_history, self._run_id, metric.key, timeout=60.0)
             known[metric.key] = Counter(_identity(entry) for entry in history)
         missing = []
         for metric in metrics:
@@ -458,24 +264,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
                 missing.append(metric)
         return missing
 
-    def _name_of(self, key: str) -> str:
-        return self._accepted(f"{self._prefix}-{key}" if self._prefix else key)
-
-    def _accepted(self, given: str) -> str:
-        name = self._names.get(given)
-        if name is None:
-            name = self._names[given] = accepted(given)
-            if name != given:
-                self._tell(given, f"MLFlowLogger: MLflow takes no name {given!r}; it is logged as {name!r}.")
-        return name
-
-    def _tell(self, topic: str, message: str) -> None:
-        if topic not in self._told:
-            self._told.add(topic)
-            self.tell(message)
-
-    # ------------------------------------------------------------ the end
-
+    @unless_silent
     def finalize(self, status: str) -> None:
         """Send the last checkpoints and end the run; a server that is away costs a warning.
 
@@ -485,19 +274,17 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         Raises:
             ConnectionError: If the server is away, while a run feeds this logger.
         """
-        if not is_rank_zero() or (self._folder is None and self._checkpoint_callback is None):
+        if self._folder is None and self._checkpoint_callback is None:
             return
         if self._system_metrics is not None:
             self._system_metrics.end()
             self._system_metrics = None
         with self.exclusive():
             try:
-                _ = self.version
-                self._connect(_FIRST_LOOK_SECONDS)
+                client = self._connected(FIRST_LOOK_SECONDS)
                 self._send_final_checkpoints()
                 if not self._is_users_own():
-                    with calling():
-                        self._made_client().set_terminated(self._run_id, _STATUSES.get(status, "FINISHED"))
+                    ask(client.set_terminated, self._run_id, _STATUSES.get(status, "FINISHED"))
             except (ConnectionError, ValueError) as error:
                 if self._feed is not None:  # it says so, and how to end the run later
                     raise
@@ -515,7 +302,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
 
 
 def _identity(metric: Any) -> tuple[int, int, str]:
-    """Return what tells a value of a metric from others, as every store keeps it."""
+    """Return what identifies a value of a metric, as every store keeps it."""
     value = float(metric.value)
     if math.isinf(value):
         value = math.copysign(_LARGEST, value)
@@ -527,13 +314,3 @@ def _check_names(experiment_name: Any, tags: Any) -> None:
         raise ConfigError(Problem(f"MLFlowLogger(experiment_name={experiment_name!r})", "it must have a name"))
     if not isinstance(tags, (Mapping, type(None))):
         raise ConfigError(Problem(f"MLFlowLogger(tags={tags!r})", "it must be a dict", type(tags).__name__))
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return number(value)
-    except TypeError:
-        raise MisconfigurationException(
-            f"MLFlowLogger.log_metrics({name!r}): a metric must be a number. Got {type(value).__name__}. "
-            "Log pictures with log_image, text with log_text, or use logger.experiment."
-        ) from None

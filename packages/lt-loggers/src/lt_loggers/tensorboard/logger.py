@@ -1,4 +1,4 @@
-"""Log to TensorBoard event files."""
+"""Logger for TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -12,32 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_interface import (
-    ConfigError,
-    DummyExperiment,
-    MisconfigurationException,
-    MissingPackageError,
-    Problem,
-    Record,
-    is_rank_zero,
-    rank_zero_only,
-)
-from lt_interface.hyperparameters import flatten, number, plain
-from lt_interface.versions import claim_version, last_version
-from lt_loggers.arguments import check_choice, check_numbers, check_paths
-from lt_loggers.event_files import (
-    check_for_room,
-    event_file_of,
-    is_there,
-    remove_empty,
-    wait_for_a_later_name,
-    with_status,
-    written_at_once,
-)
-from lt_loggers.tensorboard_media import TensorBoardMedia
+from lt_interface import ConfigError, MisconfigurationException, Problem, Record
+from lt_interface.hyperparameters import flatten, plain_dict
+from lt_interface.versions import VersionedLogger, files_are_gone, replace_text, unless_silent
+from lt_loggers.arguments import check_choice, check_numbers, check_paths, missing
+from lt_loggers.tensorboard import event_files
+from lt_loggers.tensorboard.media import TensorBoardMedia
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,8 +29,8 @@ __all__ = ["TensorBoardLogger"]
 _opened = itertools.count()
 
 
-class TensorBoardLogger(TensorBoardMedia):
-    """Write metrics, hyper-parameters and the model's graph to ``<save_dir>/<name>/version_N``.
+class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
+    """Logger that writes metrics, hyper-parameters and the model's graph to ``<save_dir>/<name>/version_N``.
 
     Args:
         save_dir: The folder below which all experiments lie.
@@ -70,6 +52,9 @@ class TensorBoardLogger(TensorBoardMedia):
         MisconfigurationException: If ``save_dir`` is a remote address.
     """
 
+    _metric_rule, _metric_got = "a metric must be a number or a dict of numbers", "{kind}"
+    _metric_fix = "Log pictures, text and histograms through logger.experiment."
+
     def __init__(
         self,
         save_dir: str | os.PathLike[str],
@@ -84,12 +69,10 @@ class TensorBoardLogger(TensorBoardMedia):
         flush_timeout: float = 30.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
         _writer_package()
         check_choice("TensorBoardLogger", "delivery", delivery, (None, "sync", "async"))
         check_paths("TensorBoardLogger", save_dir=save_dir, sub_dir=sub_dir)
         check_numbers("TensorBoardLogger", flush_timeout=flush_timeout)
-        self.delivery, self.flush_timeout = delivery, flush_timeout
         if save_dir is None:
             raise ConfigError(Problem("TensorBoardLogger(save_dir=None)", "it must be a path", fix="Write '.'."))
         if "://" in os.fspath(save_dir):
@@ -97,12 +80,8 @@ class TensorBoardLogger(TensorBoardMedia):
                 f"TensorBoardLogger(save_dir={os.fspath(save_dir)!r}): this must be a folder of this machine. "
                 "Log to a local folder and copy it, or mount the remote one."
             )
-        self._save_dir = os.path.expanduser(os.fspath(save_dir))
-        self._name = name or ""
-        self._version = version
-        self._log_graph = log_graph
-        self._default_hp_metric = default_hp_metric
-        self._prefix = prefix
+        super().__init__(os.path.expanduser(os.fspath(save_dir)), name, version, prefix, delivery, flush_timeout)
+        self._log_graph, self._default_hp_metric = log_graph, default_hp_metric
         self._sub_dir = None if sub_dir is None else os.path.expanduser(os.path.expandvars(os.fspath(sub_dir)))
         self._kwargs = kwargs
         self.hparams: dict[str, Any] = {}
@@ -115,53 +94,12 @@ class TensorBoardLogger(TensorBoardMedia):
         self._is_read = self._replaces = False
         self._sequence = -1  # of the last record that was written
         self._event_file: tuple[str, int] | None = None
-        self._told: set[str] = set()
-        self._has_hp_metric = False
-        self._has_graph = False
-
-    @property
-    def name(self) -> str:
-        """Return the experiment's name."""
-        return self._name
-
-    @property
-    def version(self) -> int | str:
-        """Return the run's number or folder name, claimed at the first use."""
-        if self._version is None:
-            if not is_rank_zero():
-                return max(last_version(Path(self.root_dir)), 0)
-            with self.exclusive():
-                if self._version is None:
-                    try:
-                        self._version = claim_version(Path(self.root_dir))
-                    except OSError as error:
-                        raise self._unwritable(error) from error
-        return self._version
-
-    def share_version(self, version: int | str) -> None:
-        """Write into the version folder of another logger, unless a version was given or claimed."""
-        if self._version is None:
-            self._version = version
-
-    def _unwritable(self, error: OSError) -> ConfigError:
-        where = f"TensorBoardLogger(save_dir={self._save_dir!r})"
-        return ConfigError(Problem(where, "its folder must be writable", str(error), "Give another save_dir."))
-
-    @property
-    def save_dir(self) -> str:
-        """Return the folder below which all experiments lie."""
-        return self._save_dir
-
-    @property
-    def root_dir(self) -> str:
-        """Return the folder of all versions of this experiment."""
-        return os.path.join(self._save_dir, self._name) if self._name else self._save_dir
+        self._has_hp_metric = self._has_graph = False
 
     @property
     def log_dir(self) -> str:
         """Return the folder of this run's event files."""
-        version = self.version
-        folder = os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
+        folder = super().log_dir
         return folder if self._sub_dir is None else os.path.join(folder, self._sub_dir)
 
     @property
@@ -169,22 +107,19 @@ class TensorBoardLogger(TensorBoardMedia):
         """Return the folder inside the version's, or None."""
         return self._sub_dir
 
-    @property
-    def experiment(self) -> Any:
-        """Return the ``SummaryWriter``, started at the first use."""
-        if not is_rank_zero():
-            return DummyExperiment()
+    def _started(self) -> Any:
+        """Return the ``SummaryWriter``."""
         with self.exclusive():
             if self._writer is None or self._writer_pid != os.getpid():  # a forked writer has lost its thread
                 is_first = self._writer is None and not self._is_read and not self._replaces
                 try:
                     if self._replaces:
-                        check_for_room(self.log_dir)
-                        wait_for_a_later_name(self.log_dir)
+                        event_files.check_for_room(self.log_dir)
+                        event_files.wait_for_a_later_name(self.log_dir)
                     self._writer = self._open(self.log_dir, self._purge_step)
-                    self._event_file = event_file_of(self._writer)
+                    self._event_file = event_files.event_file_of(self._writer)
                 except OSError as error:
-                    remove_empty(self.log_dir)
+                    event_files.remove_empty(self.log_dir)
                     raise (self._unwritable(error) if is_first else error) from error
                 for event in self._shown_again:
                     self._writer._get_file_writer().event_writer.add_event(event)
@@ -192,7 +127,7 @@ class TensorBoardLogger(TensorBoardMedia):
                 self._purge_step, self._shown_again = None, []
             return self._writer
 
-    @rank_zero_only
+    @unless_silent
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
         """Write records as scalars with their own wall time.
 
@@ -203,14 +138,12 @@ class TensorBoardLogger(TensorBoardMedia):
         Raises:
             OSError: If nothing can be written.
         """
-        from lt_loggers.event_files import scalars
-
         with self.exclusive():
             again = bool(records) and records[0].sequence <= self._sequence
             if unsure and (again or not self._is_read):
                 if self._writer is not None and self._writer_pid == os.getpid():
                     self._writer.flush()
-                self._known = scalars(self.log_dir, _event_type())
+                self._known = event_files.scalars(self.log_dir, _event_type())
                 self._is_read = True
             self._check_file()
             self._sequence = records[-1].sequence if records else self._sequence
@@ -229,16 +162,15 @@ class TensorBoardLogger(TensorBoardMedia):
                 self.experiment.add_scalar(name, float(value), record.step, walltime=record.time)
 
     def _tag_of(self, key: str) -> str:
-        name = f"{self._prefix}-{key}" if self._prefix else key
+        name = self._prefixed(key)
         tag = _tag(name)
-        if tag != name and name not in self._told:
-            self._told.add(name)
-            self.tell(f"TensorBoardLogger: tensorboardX takes no name {name!r}; it is logged as {tag!r}.")
+        if tag != name:
+            self._warn_once(name, f"TensorBoardLogger: tensorboardX takes no name {name!r}; it is logged as {tag!r}.")
         return tag
 
     @contextmanager
     def _replaced_after_an_error(self) -> Iterator[None]:
-        """Give up a writer that failed, which is of no use any more: the next one reads what is there."""
+        """Drop a writer that failed; the next one reads what is there."""
         try:
             yield
         except OSError:
@@ -246,7 +178,7 @@ class TensorBoardLogger(TensorBoardMedia):
             self._writer, self._is_read, self._replaces = None, False, True
             raise
 
-    @rank_zero_only
+    @unless_silent
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Write scalars.
 
@@ -263,9 +195,9 @@ class TensorBoardLogger(TensorBoardMedia):
         for key, value in metrics.items():
             name = self._tag_of(key)
             if isinstance(value, Mapping):
-                given[name] = {str(inner): _number(f"{name}/{inner}", entry) for inner, entry in value.items()}
+                given[name] = {str(inner): self._number(f"{name}/{inner}", entry) for inner, entry in value.items()}
             else:
-                given[name] = _number(name, value)
+                given[name] = self._number(name, value)
         at, now = self.step_or_current(step), time.time()
         self._has_hp_metric |= "hp_metric" in metrics
         self.later(lambda: self._write_metrics(given, at, now), "metrics that were logged directly")
@@ -279,12 +211,9 @@ class TensorBoardLogger(TensorBoardMedia):
                 elif not self._present or (step or 0) > self._present.get(name, -1):
                     writer.add_scalar(name, value, step, walltime=now)
 
-    @rank_zero_only
+    @unless_silent
     def log_hyperparams(
-        self,
-        params: Any,
-        metrics: Mapping[str, Any] | float | None = None,
-        step: int | None = None,
+        self, params: Any, metrics: Mapping[str, Any] | float | None = None, step: int | None = None
     ) -> None:
         """Write hyper-parameters to ``hparams.yaml`` and TensorBoard's table of runs.
 
@@ -293,14 +222,11 @@ class TensorBoardLogger(TensorBoardMedia):
             metrics: What the table shows beside them, or one number for ``hp_metric``.
             step: The step of the metrics, 0 if left out.
         """
-        given = plain(params)
-        if not isinstance(given, dict):
-            given = {"value": given}
         shown: Mapping[str, Any] = {"hp_metric": -1.0} if self._default_hp_metric else {}
         if metrics is not None:
             shown = metrics if isinstance(metrics, Mapping) else {"hp_metric": metrics}
         with self.exclusive():
-            self.hparams.update(given)
+            self.hparams.update(plain_dict(params))
         self.later(lambda: self._write_table(shown, step, metrics is not None), "hyper-parameters")
 
     def _write_table(self, shown: Mapping[str, Any], step: int | None, is_given: bool) -> None:
@@ -310,16 +236,16 @@ class TensorBoardLogger(TensorBoardMedia):
                 return
             if is_given or not self._has_hp_metric:  # the default hides no true value
                 for key, value in shown.items():
-                    self.experiment.add_scalar(self._tag_of(key), _number(key, value), step or 0)
+                    self.experiment.add_scalar(self._tag_of(key), self._number(key, value), step or 0)
                 self._has_hp_metric |= "hp_metric" in shown
             self._add_hparams("_hparams_/session_start_info")
 
-    @rank_zero_only
+    @unless_silent
     def log_graph(self, model: nn.Module, input_array: Any = None) -> None:
         """Draw the graph that an input takes through the model, once a run and only with ``log_graph=True``.
 
         The model's mode, its buffers and the random state stay as they are. A model that
-        can not be traced costs a warning, not the run.
+        cannot be traced costs a warning, not the run.
 
         Args:
             model: The model.
@@ -329,9 +255,8 @@ class TensorBoardLogger(TensorBoardMedia):
             return
         example = getattr(model, "example_input_array", None) if input_array is None else input_array
         if example is None:
-            self.tell(
-                "TensorBoardLogger(log_graph=True): the graph needs an input. Set example_input_array on the module.",
-            )
+            where = "TensorBoardLogger(log_graph=True)"
+            self.tell(f"{where}: the graph needs an input. Set example_input_array on the module.")
             return
         try:
             with self.exclusive(), _undisturbed(model):
@@ -348,31 +273,29 @@ class TensorBoardLogger(TensorBoardMedia):
         Returns:
             True: the whole history may be sent again, what is there already is passed over.
         """
-        from lt_loggers.event_files import media_at, runs_below, scalars, shown
-
         with self.exclusive():
             self._close()
             if version is not None:
                 self._version = version
             folder = self.log_dir
             # Of a resumed run, what is there already is not written a second time.
-            steps, self._has_graph = shown(folder, _event_type())
+            steps, self._has_graph = event_files.shown(folder, _event_type())
             self._present = {tag: min(last, step) for tag, last in steps.items()}
             self._has_hp_metric = any(tag.endswith("hp_metric") for tag in self._present)
-            self._known = scalars(folder, _event_type())
+            self._known = event_files.scalars(folder, _event_type())
             for identity in [identity for identity in self._known if identity[1] > step]:
                 del self._known[identity]
             self._is_read = True
             self._purge_step = step + 1
             # After the last step before the checkpoint `global_step` is one more: where a validation's pictures stand.
-            self._shown_again = media_at(folder, step + 1, _event_type())
-            for run in (folder, *runs_below(folder)):
-                wait_for_a_later_name(run)
-            for run in runs_below(folder):
+            self._shown_again = event_files.media_at(folder, step + 1, _event_type())
+            for run in (folder, *event_files.runs_below(folder)):
+                event_files.wait_for_a_later_name(run)
+            for run in event_files.runs_below(folder):
                 self._open(run, step + 1).close()
         return True
 
-    @rank_zero_only
+    @unless_silent
     def save(self) -> None:
         """Write what is held in memory.
 
@@ -388,19 +311,17 @@ class TensorBoardLogger(TensorBoardMedia):
                     self._write_hparams()
 
     def _check_file(self) -> None:
-        """Begin anew where somebody removed the files: what was in them has to come again."""
-        if self._event_file is None or is_there(*self._event_file):
+        """Start over where somebody removed the files: what was in them has to come again."""
+        if self._event_file is None or event_files.is_there(*self._event_file):
             return
         path = self._event_file[0]
         with suppress(OSError):
             self._close()
         self._writer = None
         self._known, self._present, self._is_read, self._event_file = Counter(), {}, True, None
-        error = FileNotFoundError(f"{path} is gone; all of it is written again")
-        error.lost_all = True  # type: ignore[attr-defined]
-        raise error
+        raise files_are_gone(path)
 
-    @rank_zero_only
+    @unless_silent
     def finalize(self, status: str) -> None:
         """Write everything, and how the run ended beside its hyper-parameters, and close the files.
 
@@ -422,7 +343,7 @@ class TensorBoardLogger(TensorBoardMedia):
         writer = self.experiment._get_file_writer()  # add_hparams would open a run of its own
         for summary in hparams(flatten(self.hparams), {}):
             if any(value.tag == tag for value in summary.value):
-                writer.add_summary(summary if status == "success" else with_status(summary, status))
+                writer.add_summary(summary if status == "success" else event_files.with_status(summary, status))
 
     def replay_state(self) -> dict[str, Any]:
         """Return what finds this run again."""
@@ -439,7 +360,7 @@ class TensorBoardLogger(TensorBoardMedia):
     def from_replay_state(cls, state: Mapping[str, Any]) -> TensorBoardLogger:
         """Return a logger of the run that `replay_state` described."""
         made = cls(**state)
-        wait_for_a_later_name(made.log_dir)
+        event_files.wait_for_a_later_name(made.log_dir)
         return made
 
     def _close(self) -> None:
@@ -460,17 +381,14 @@ class TensorBoardLogger(TensorBoardMedia):
             raise MisconfigurationException(
                 f"TensorBoardLogger: SummaryWriter refuses its arguments. {error}"
             ) from None
-        return written_at_once(writer)
+        return event_files.written_at_once(writer)
 
     def _write_hparams(self) -> None:
-        """Replace hparams.yaml in one step, so that a reader never sees half of it."""
         import yaml
 
-        folder = Path(self.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".hparams.{os.getpid()}.yaml"
-        draft.write_text(yaml.safe_dump(self.hparams, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(draft, folder / "hparams.yaml")
+        os.makedirs(self.log_dir, exist_ok=True)
+        text = yaml.safe_dump(self.hparams, sort_keys=False, allow_unicode=True)
+        replace_text(os.path.join(self.log_dir, "hparams.yaml"), text)
 
     def __getstate__(self) -> dict[str, Any]:
         _ = self.version  # a copy in another process writes to the same run
@@ -485,9 +403,7 @@ def _writer_package() -> str:
     if find_spec("tensorboardX") is not None:
         return "tensorboardX"
     extra = "tensorboard" if torch else "tensorboardx"  # TensorBoard's own package has no SummaryWriter
-    raise MissingPackageError(
-        f"TensorBoardLogger: this logger needs a package that is not installed. Run: pip install 'lt-loggers[{extra}]'"
-    )
+    raise missing("TensorBoardLogger", extra)
 
 
 def _tag(name: str) -> str:
@@ -503,16 +419,6 @@ def _tag(name: str) -> str:
 def _event_type() -> Any:
     home = "tensorboardX.proto" if _writer_package() == "tensorboardX" else "tensorboard.compat.proto"
     return import_module(f"{home}.event_pb2").Event
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return number(value)
-    except TypeError:
-        raise MisconfigurationException(
-            f"log_metrics({name!r}): a metric must be a number or a dict of numbers. Got {type(value).__name__}. "
-            "Log pictures, text and histograms through logger.experiment."
-        ) from None
 
 
 def _on_device_of(model: nn.Module, example: Any) -> Any:

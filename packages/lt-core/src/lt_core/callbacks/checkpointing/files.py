@@ -1,0 +1,202 @@
+"""Name checkpoint files, find their folder, and remove those that are no longer wanted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lt_core.notices import warn
+from lt_interface.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lt_core.trainer import Trainer
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "default_folder",
+    "fields",
+    "first_free",
+    "format_name",
+    "free_path",
+    "link",
+    "may_remove",
+    "remove_checkpoint",
+    "template_problem",
+    "warn_of_strangers",
+]
+
+DEFAULT_TEMPLATE = "{epoch}-{step}"
+_FIELD = re.compile(r"\{(?P<name>[^{}:]+)(?::(?P<spec>[^{}]*))?\}")
+
+
+def fields(template: str | None) -> list[str]:
+    """Return the metrics that a template names, in order."""
+    return [m["name"] for m in _FIELD.finditer(DEFAULT_TEMPLATE if template is None else template)]
+
+
+def template_problem(template: str | None, where: str) -> Problem | None:
+    """Return what is wrong with a template, or None."""
+    if template is None:
+        return None
+    if not isinstance(template, str):
+        return Problem(where, "the file name must be a text with fields in braces", repr(template), is_type=True)
+    rest = _FIELD.sub("", template)
+    if "{" in rest or "}" in rest:
+        return Problem(
+            where, "a brace in the file name is left open or empty", repr(template), 'Write "{epoch}-{val_loss:.2f}".'
+        )
+    for match in _FIELD.finditer(template):
+        spec = match["spec"] or ""
+        if not any(_fits(value, spec) for value in (0, 0.0)):
+            return Problem(
+                where,
+                f"the format of the field {match['name']!r} fits no number",
+                repr(spec),
+                'Write a number\'s format, such as "{val_loss:.2f}" or "{epoch:02d}".',
+            )
+    return None
+
+
+def _fits(value: float, spec: str) -> bool:
+    try:
+        format(value, spec)
+    except ValueError:
+        return False
+    return True
+
+
+def format_name(
+    template: str | None,
+    metrics: Mapping[str, Any],
+    *,
+    prefix: str = "",
+    auto_insert: bool = True,
+    join: str = "-",
+    equals: str = "=",
+) -> str:
+    """Return the template with its fields filled in, without folder and extension.
+
+    Args:
+        template: Text with fields; None means ``{epoch}-{step}``.
+        metrics: Numbers or 0-dim tensors by name; one that is not there counts as 0.
+        prefix: Put before the name, joined by ``join``.
+        auto_insert: Whether a field shows its name: ``val_loss=0.12`` instead of ``0.12``.
+        join: What joins the prefix.
+        equals: What stands between a name and its value.
+
+    Raises:
+        ConfigError: If a value does not fit its field's format.
+    """
+    template = DEFAULT_TEMPLATE if template is None else template
+
+    def fill(match: re.Match[str]) -> str:
+        name, spec = match["name"], match["spec"] or ""
+        value = metrics.get(name, 0)
+        value = value.item() if hasattr(value, "item") else value
+        try:
+            text = format(value, spec)
+        except (TypeError, ValueError):
+            if not isinstance(value, float) or not value.is_integer() or not _fits(int(value), spec):
+                raise ConfigError(
+                    Problem(f"ModelCheckpoint(filename={template!r})", f"{name!r} does not fit its format", repr(value))
+                ) from None
+            text = format(int(value), spec)  # a metric that counts, asked for as {name:d}
+        return f"{name}{equals}{text}" if auto_insert else text
+
+    name = _FIELD.sub(fill, template)
+    return f"{prefix}{join}{name}" if prefix else name
+
+
+def first_free(path: str, taken: Callable[[str], bool], *, join: str = "-", start: int = 1) -> str:
+    """Return ``path``, or with ``-v1``, ``-v2`` ... before its extension: the first that is not taken."""
+    stem, extension = os.path.splitext(path)
+    candidate, version = path, start
+    while taken(candidate):
+        candidate = f"{stem}{join}v{version}{extension}"
+        version += 1
+    return candidate
+
+
+def free_path(trainer: Trainer, path: str, own: str, join: str, start: int) -> str:
+    """Return the path, with a version if another file of that name exists or is about to be written.
+
+    Args:
+        trainer: The trainer whose open requests count.
+        path: The wanted path.
+        own: A path that may be replaced.
+        join: What joins the version.
+        start: The first version.
+    """
+    requested = set(trainer.requested_checkpoints)
+
+    def taken(candidate: str) -> bool:
+        return candidate != own and (candidate in requested or os.path.lexists(candidate))
+
+    return first_free(path, taken, join=join, start=start)
+
+
+def default_folder(trainer: Trainer) -> str:
+    """Return ``<first logger's run folder>/checkpoints``, or ``<default_root_dir>/checkpoints`` without a logger."""
+    if not trainer.loggers:
+        return os.path.join(trainer.default_root_dir, "checkpoints")
+    logger = trainer.loggers[0]
+    save_dir = getattr(logger, "save_dir", None)
+    root = save_dir if save_dir is not None else trainer.default_root_dir
+    version = logger.version
+    folder = f"version_{version}" if isinstance(version, int) else version
+    own_root = getattr(logger, "root_dir", None)
+    if own_root and version is not None and os.path.abspath(own_root) != os.path.abspath(root):
+        return os.path.join(os.fspath(own_root), str(folder), "checkpoints")
+    parts = [logger.name, folder, "checkpoints"]
+    return os.path.join(os.fspath(root), *(str(part) for part in parts if part is not None))
+
+
+def warn_of_strangers(folder: str, own: Iterable[str]) -> None:
+    """Warn where the folder holds anything that is not this callback's own."""
+    if not os.path.isdir(folder):
+        return
+    ours = {os.path.basename(path) for path in own}
+    if any(name not in ours and not name.startswith("metrics.journal") for name in os.listdir(folder)):
+        warn(f"The checkpoint folder {folder} exists and is not empty.")
+
+
+def may_remove(path: str, current: str, folder: str | None, resumed: str | None) -> bool:
+    """Return whether a checkpoint that was superseded may be deleted.
+
+    It may not where it is the new one itself, where the run was resumed from it, or where it
+    lies outside the folder that the callback writes to.
+    """
+    if not path or os.path.abspath(path) == os.path.abspath(current):
+        return False
+    if resumed and os.path.realpath(path) == os.path.realpath(resumed):
+        return False
+    return folder is not None and Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
+
+
+def remove_checkpoint(trainer: Trainer, path: str) -> None:
+    """Delete a checkpoint, or the link to one; a disk that refuses gives a warning, never a stop."""
+    try:
+        trainer.remove_checkpoint(path)
+    except OSError as error:
+        warn(f"The old checkpoint {path} could not be removed: {error}")
+
+
+def link(target: str, path: str) -> None:
+    """Make ``path`` a relative link to ``target`` in one step; where links are refused, a copy."""
+    temporary = f"{path}.link-{os.getpid()}"
+    if os.path.lexists(temporary):
+        os.unlink(temporary)
+    try:
+        os.symlink(os.path.relpath(target, os.path.dirname(path)), temporary)
+    except OSError:
+        if os.path.isdir(target):
+            shutil.copytree(target, temporary)
+        else:
+            shutil.copy(target, temporary)
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)  # a folder can not be replaced by renaming
+    os.replace(temporary, path)

@@ -1,0 +1,224 @@
+"""Serve a torch DataLoader, and choose the leaf that fits what the user gave.
+
+A DataLoader is never made anew: a shallow copy of it, the *view*, gets an ``IndexStream`` in the place
+of its batch sampler. One view serves the whole run, so that persistent workers persist.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, cast
+
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+
+from lt_core.data.leaf import END, Leaf, SequenceLeaf, is_stateful, length, shut_down
+from lt_core.data.opaque_leaf import OpaqueLeaf, fast_forward
+from lt_core.data.stream import IndexStream, Short, find_generators, share_count
+from lt_core.notices import warn
+from lt_core.state import rng
+from lt_interface import World
+
+__all__ = ["ViewLeaf", "make_leaf"]
+
+_INF = float("inf")
+
+
+class ViewLeaf(Leaf):
+    """Serve a torch DataLoader through a view of it, over a map-style or an iterable dataset."""
+
+    def __init__(
+        self,
+        user: DataLoader[Any],
+        number: int,
+        *,
+        world: World,
+        seed: int,
+        short: Short = "split",
+        spare: bool = True,
+        sequential: bool = False,
+    ) -> None:
+        self.indexed = not isinstance(user.dataset, IterableDataset)
+        sharded = self.indexed and not isinstance(user.sampler, DistributedSampler)
+        self.shards = world.data_size if sharded else 1
+        self.stream = IndexStream(
+            _in_order(user) if sequential and self.indexed else user._index_sampler,
+            workers=user.num_workers,
+            rank=world.data_rank if sharded else 0,
+            size=self.shards,
+            short=short,
+            spare=spare,
+            seed=seed,
+            loader=number,
+            generator=user.generator,
+        )
+        self.view = _view(user, self.stream)
+        super().__init__(user, number, length(self.stream) if self.indexed else length(user))
+        self.exact = self.indexed or user.num_workers < 2
+        self.generators = find_generators(self.view, self.stream.inner)
+        self.stateful = is_stateful(user.dataset)
+        self.persistent = bool(user.persistent_workers and user.num_workers)
+        self.prefetch = (user.prefetch_factor or 0) * user.num_workers
+        # Batches that overtake one another can not be told their indices.
+        self.ordered = getattr(user, "in_order", True) or user.num_workers < 2
+        self.fresh, self._rewarm, self._skip = True, False, 0
+
+    @property
+    def peek_draws(self) -> bool:
+        """Return whether the dataset runs in this process."""
+        return bool(self.view.num_workers == 0)
+
+    def _begin(self, skip: int) -> None:
+        stream = self.stream
+        replays = self.indexed and bool(skip)
+        stream.epoch, stream.cycle, stream.skip = self.epoch, self.cycle, skip if replays else 0
+        self._skip = stream.skip
+        warm = self.persistent and (self._rewarm or self.view._iterator is not None)
+        stream.rewarm, self._rewarm, self.fresh = self._rewarm, False, not warm
+        self.batches = -(-skip // self.shards)
+        self._ahead.clear()
+        self.iterator = iter(self.view)
+        if self.indexed:
+            stream.begin()
+            self.taken = cast("Iterator[Any]", stream.taken) if self.ordered else None
+            if self.taken is not None and not skip and not self.view.num_workers:
+                # The sampler draws its seed now, as the workers' index prefetch would make it do.
+                first = next(self.taken, END)
+                self.taken = iter(()) if first is END else chain((first,), self.taken)
+        stream.taken = None
+        if skip and not self.indexed and not self.keeps_place:
+            fix = "Give the dataset state_dict() and load_state_dict(), with num_workers=0"
+            fast_forward(self.iterator, skip, f"DataLoader({type(self.user.dataset).__name__})", fix)
+
+    @property
+    def keeps_place(self) -> bool:
+        """Return whether an iterable dataset keeps its own place; copies in workers can not be asked."""
+        return self.stateful and not self.indexed and not self.view.num_workers
+
+    def consumed(self) -> int:
+        """Return how many of the user's own batches, over all ranks, the pass has used up."""
+        if self.shards == 1:
+            return self.batches
+        used = self._skip + (self.batches - -(-self._skip // self.shards)) * self.shards
+        return int(min(used, length(self.stream.inner)))
+
+    def rest(self) -> int | float:
+        """Return how many batches of the pass are left for this rank, from where it began."""
+        whole = length(self.stream.inner)
+        if not self.indexed or whole == _INF:
+            return self.size - self.batches
+        return share_count(int(whole) - self._skip, self.shards, self.stream.short)
+
+    def state(self) -> dict[str, Any]:
+        """Return the place in the pass, with what the workers and the dataset add to it."""
+        return {
+            **super().state(),
+            "seed": self.stream.seed,
+            "world": self.shards,
+            "prefetch": self.prefetch,
+            "fresh": self.fresh,
+            "warm": self.persistent and self.view._iterator is not None,
+            "dataset": copy.deepcopy(self.user.dataset.state_dict()) if self.indexed and self.stateful else None,
+            "place": copy.deepcopy(self.user.dataset.state_dict()) if self.keeps_place else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over generators, the dataset's own state, and whether workers were up."""
+        self.close()
+        super().load(state)
+        self._rewarm = self.persistent and state.get("warm", False)
+        self.stream.seed = state.get("seed", self.stream.seed)
+        kept = state.get("dataset") if self.indexed else state.get("place")
+        if kept is not None and (self.stateful if self.indexed else self.keeps_place):
+            self.user.dataset.load_state_dict(kept)
+
+    def resume(self, state: dict[str, Any], epoch: int) -> None:
+        """Begin the saved pass once more, skip its indices, load no data."""
+        self._rewarm = self.persistent and not state.get("fresh", True)
+        super().resume(state, epoch)
+
+    def _settle(self, state: dict[str, Any]) -> None:
+        """Set generators as saved; where prefetching changed, those that indices come from stay as replayed."""
+        same = state.get("prefetch") == self.prefetch and state.get("world") == self.shards
+        for generator, start, now in zip(self.generators, state["start"], state["now"], strict=True):
+            if same or _equal(rng.generator_state(generator), start):
+                rng.set_generator_state(generator, now)
+
+    def close(self) -> None:
+        """Shut down every worker, persistent ones too."""
+        super().close()
+        shut_down(self.view._iterator)
+        self.view.__dict__["_iterator"] = None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return all(_equal(a[key], b.get(key)) for key in a)
+    return bool((a == b).all()) if hasattr(a, "all") else bool(a == b)
+
+
+def _view(user: DataLoader[Any], stream: IndexStream) -> Any:
+    """Return a shallow copy of a loader that draws its indices from ``stream``."""
+    view = copy.copy(user)
+    name = "batch_sampler" if user.batch_sampler is not None else "sampler"
+    view.__dict__.update({name: stream, "_iterator": None, "_IterableDataset_len_called": None})
+    return view
+
+
+def _in_order(user: DataLoader[Any]) -> Any:
+    """Return the loader's (batch) sampler with a shuffling sampler in it replaced by a sequential one."""
+    inner: Any = user._index_sampler
+    sampler = user.sampler if user.batch_sampler is None else getattr(inner, "sampler", None)
+    if isinstance(sampler, SequentialSampler):
+        return inner
+    warn(
+        f"overfit_batches takes the first batches of a fixed order: {type(sampler or inner).__name__} "
+        "is replaced by a sequential sampler for this run."
+    )
+    ordered = SequentialSampler(user.dataset)  # type: ignore[arg-type]
+    if user.batch_sampler is None:
+        return ordered
+    size = getattr(inner, "batch_size", None) or user.batch_size or 1
+    return BatchSampler(ordered, int(size), bool(getattr(inner, "drop_last", False)))
+
+
+def _is_plain_loader(user: Any) -> bool:
+    """Return whether iterating the loader is torch's own: then a view of it does the same."""
+    kind = type(user)
+    return (
+        isinstance(user, DataLoader)
+        and kind.__iter__ is DataLoader.__iter__
+        and kind._get_iterator is DataLoader._get_iterator
+        and not is_stateful(user)
+    )
+
+
+def make_leaf(user: Any, number: int, *, world: World, seed: int, train: bool, sequential: bool = False) -> Leaf:
+    """Return the leaf that fits what the user gave.
+
+    Args:
+        user: A DataLoader, a list or tuple of batches, another iterable, or a function that makes one.
+        number: Its number among the loaders of the stage.
+        world: Who this rank is; only map-style DataLoaders are shared among ranks.
+        seed: The run's seed, for the workers.
+        train: Whether every rank must take equally many steps.
+        sequential: Whether shuffling samplers give way to sequential ones.
+    """
+    if type(user) in (list, tuple):
+        return SequenceLeaf(user, number)
+    if _is_plain_loader(user):
+        short: Short = "drop" if train and user.drop_last else "split"
+        return ViewLeaf(user, number, world=world, seed=seed, short=short, spare=train, sequential=sequential)
+    if isinstance(user, DataLoader) and not isinstance(user.dataset, IterableDataset) and world.data_size > 1:
+        stream = IndexStream(
+            user._index_sampler,
+            workers=user.num_workers,
+            rank=world.data_rank,
+            size=world.data_size,
+            spare=train,
+            seed=seed,
+            loader=number,
+        )
+        return OpaqueLeaf(user, number, _view(user, stream))
+    return OpaqueLeaf(user, number)

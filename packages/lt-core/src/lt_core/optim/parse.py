@@ -1,0 +1,191 @@
+"""Read what configure_optimizers returned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from lt_core.notices import warn
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem
+
+__all__ = ["SchedulerConfig", "needs_closure", "parse_optimizers", "warn_unheld"]
+
+_WHERE = "LightningModule.configure_optimizers"
+_FORMS = (
+    "Return an optimizer, a list of them, ([optimizers], [schedulers]), "
+    '{"optimizer": ..., "lr_scheduler": ...}, a list of such dicts, or None.'
+)
+
+
+@dataclass
+class SchedulerConfig:
+    """Say when a learning-rate scheduler steps.
+
+    Attributes:
+        scheduler: Anything with ``step`` and, to be resumed, ``state_dict``.
+        name: The name LearningRateMonitor logs under.
+        interval: ``"step"`` or ``"epoch"``.
+        frequency: Step at each so-many-th interval.
+        reduce_on_plateau: Whether ``step`` takes a metric.
+        monitor: The metric's name for those that take one.
+        strict: Whether a missing metric is an error; else a warning.
+    """
+
+    scheduler: Any
+    name: str | None = None
+    interval: str = "epoch"
+    frequency: int = 1
+    reduce_on_plateau: bool = False
+    monitor: str | None = None
+    strict: bool = True
+
+
+def _refuse(rule: str, got: Any = None, fix: str = _FORMS) -> MisconfigurationException:
+    return MisconfigurationException(Problem(_WHERE, rule, "" if got is None else repr(got), fix))
+
+
+def _is_scheduler(x: Any) -> bool:
+    return isinstance(x, (LRScheduler, ReduceLROnPlateau)) or (hasattr(x, "step") and not isinstance(x, Optimizer))
+
+
+def parse_optimizers(returned: Any, module: Any) -> tuple[list[Optimizer], list[SchedulerConfig]]:
+    """Return the optimizers and scheduler configurations of any documented form.
+
+    Raises:
+        MisconfigurationException: If the form or a scheduler's settings are none we know.
+    """
+    optimizers, raw = _split(returned)
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise _refuse("every optimizer must be a torch.optim.Optimizer", optimizer)
+    automatic = module.automatic_optimization
+    schedulers = [_scheduler(item, monitor, optimizers, automatic, module) for item, monitor in raw]
+    if automatic and len(optimizers) > 1:
+        rule = f"automatic optimization takes one optimizer, here are {len(optimizers)}"
+        fix = "Set self.automatic_optimization = False in __init__ and step them in training_step."
+        raise ConfigError(Problem(_WHERE, rule, fix=fix))
+    return optimizers, schedulers
+
+
+def _split(returned: Any) -> tuple[list[Any], list[tuple[Any, str | None]]]:
+    """Return optimizers and (scheduler or its dict, monitor) pairs."""
+    if returned is None:
+        warn(f"{_WHERE} returned None: this fit will run with no optimizer.")
+        return [], []
+    if isinstance(returned, Optimizer):
+        return [returned], []
+    if isinstance(returned, Mapping):
+        return _from_dicts([returned])
+    if isinstance(returned, (list, tuple)):
+        if len(returned) == 2 and all(isinstance(x, (list, tuple)) for x in returned):
+            return list(returned[0]), [(s, None) for s in returned[1]]
+        if returned and all(isinstance(x, Mapping) for x in returned):
+            return _from_dicts(returned)
+        if returned and all(isinstance(x, Optimizer) for x in returned):
+            return list(returned), []
+        if len(returned) == 2 and isinstance(returned[0], (list, tuple)) and _is_scheduler(returned[1]):
+            return list(returned[0]), [(returned[1], None)]
+    raise _refuse("unknown form of return value", returned)
+
+
+def _from_dicts(dicts: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[tuple[Any, str | None]]]:
+    optimizers, schedulers = [], []
+    for d in dicts:
+        if "optimizer" not in d:
+            raise _refuse('a dict must have the key "optimizer"', list(d))
+        unknown = set(d) - {"optimizer", "lr_scheduler", "monitor"}
+        if unknown:
+            warn(
+                f"{_WHERE}: the keys {sorted(unknown)} are not known and are ignored. "
+                "Known: optimizer, lr_scheduler, monitor."
+            )
+        optimizers.append(d["optimizer"])
+        if d.get("lr_scheduler") is not None:
+            schedulers.append((d["lr_scheduler"], d.get("monitor")))
+    return optimizers, schedulers
+
+
+def _scheduler(
+    item: Any, monitor: str | None, optimizers: Sequence[Optimizer], automatic: bool, module: Any
+) -> SchedulerConfig:
+    if isinstance(item, Mapping):
+        known = {f.name for f in fields(SchedulerConfig)}
+        if "scheduler" not in item:
+            raise _refuse('an lr_scheduler dict must have the key "scheduler"', list(item))
+        extra = set(item) - known
+        if extra:
+            warn(
+                f"{_WHERE}: the lr_scheduler keys {sorted(extra)} are not known and are ignored. "
+                f"Known: {sorted(known)}."
+            )
+        if not automatic:
+            ignored = {"interval", "frequency", "reduce_on_plateau", "monitor", "strict"} & set(item)
+            if ignored:
+                warn(f"{_WHERE}: with manual optimization you step schedulers yourself; {sorted(ignored)} are ignored.")
+        config = SchedulerConfig(**{k: v for k, v in item.items() if k in known})
+        plateau_given = "reduce_on_plateau" in item
+    else:
+        config, plateau_given = SchedulerConfig(item), False
+    if isinstance(config.scheduler, ReduceLROnPlateau) and not plateau_given:
+        config.reduce_on_plateau = True
+    config.monitor = config.monitor or monitor
+    _check_scheduler(config, optimizers, automatic, module)
+    return config
+
+
+def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], automatic: bool, module: Any) -> None:
+    scheduler = config.scheduler
+    if config.interval not in ("step", "epoch"):
+        raise _refuse('interval must be "step" or "epoch"', config.interval, 'Write "interval": "epoch".')
+    if isinstance(config.frequency, bool) or not isinstance(config.frequency, int) or config.frequency < 1:
+        raise _refuse("frequency must be a whole number of at least 1", config.frequency, "")
+    if config.reduce_on_plateau and config.monitor is None and automatic:
+        raise _refuse("ReduceLROnPlateau needs the metric that it watches", fix='Add "monitor": "val_loss".')
+    claimed = config.reduce_on_plateau and callable(getattr(scheduler, "step", None))  # says itself what step takes
+    if not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and automatic and not claimed:
+        from lt_core.hooks.table import overrides
+
+        if not overrides(module, "lr_scheduler_step"):
+            raise _refuse(
+                "the trainer does not know how to step a scheduler that is none of torch's",
+                scheduler,
+                "Override lr_scheduler_step(self, scheduler, metric) in the module.",
+            )
+    owner = getattr(scheduler, "optimizer", None)
+    if isinstance(owner, Optimizer) and all(owner is not o for o in optimizers):
+        raise _refuse("a scheduler's optimizer must be among those returned", fix="Return that optimizer too.")
+    if isinstance(scheduler, (OneCycleLR, CyclicLR)) and config.interval == "epoch" and automatic:
+        warn(
+            f"{type(scheduler).__name__} is stepped once an epoch here; it is made to be stepped every batch. "
+            'Set {"interval": "step"}.'
+        )
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Return whether ``optimizer.step`` can not do without a closure, as LBFGS."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return True
+    import inspect
+
+    try:
+        parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def warn_unheld(module: torch.nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Warn of trainable parameters that no optimizer holds, by name."""
+    held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+    loose = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in held]
+    if optimizers and loose:
+        shown = ", ".join(loose[:10]) + (f" and {len(loose) - 10} more" if len(loose) > 10 else "")
+        warn(
+            f"{_WHERE}: no optimizer holds these trainable parameters: {shown}. "
+            "Pass them to an optimizer, or freeze them with requires_grad_(False)."
+        )

@@ -1,0 +1,246 @@
+"""Open loggers, journal and senders of a run, cut to a resumed checkpoint, and close them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lt_core.notices import warn
+from lt_core.tracking.description import descriptions
+from lt_core.tracking.folder import old_journal, refuse_twins, run_folder, share_versions, version_of
+from lt_core.tracking.journal import NAME, Journal
+from lt_core.tracking.lock import JournalLock
+from lt_core.tracking.replay import pending
+from lt_core.tracking.sender import Delivery
+from lt_interface.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lt_core.state.run import Run
+
+__all__ = ["Tracking", "open_journal", "open_loggers", "start_deliveries", "stop_deliveries"]
+
+LOCK_SECONDS = 5.0
+
+
+class Tracking:
+    """Journal, loggers and senders of one run.
+
+    Attributes:
+        loggers: The trainer's loggers.
+        journal: The journal that due values are appended to; one in memory until it is opened.
+        deliveries: One sender a logger, while the run lasts.
+        inline: Those that send in the loop's own thread.
+        locks: What keeps other processes from the run's folders.
+        rewound: For each logger that was brought back to a checkpoint, whether it wants all records again.
+        opened: Whether the journal is the one that this run goes on with.
+        adopts: Whether the run goes on in the folder of the one that it resumes.
+    """
+
+    def __init__(self, loggers: list[Any]) -> None:
+        self.loggers = loggers
+        self.journal = Journal(None)
+        self.deliveries: list[Delivery] = []
+        self.inline: list[Delivery] = []
+        self.locks: list[JournalLock] = []
+        self.rewound: dict[int, bool] = {}
+        self.opened = False
+        self.adopts = False
+
+    @property
+    def journal_file(self) -> str | None:
+        """Return the journal's path; None for one in memory."""
+        return None if self.journal.path is None else str(self.journal.path)
+
+    def append(self, stage: str, of: str, axis: int, values: dict[str, float]) -> None:
+        """Append values to the journal, and send them at once where a logger wants it so."""
+        self.journal.append(stage, of, axis, values)
+        for delivery in self.inline:
+            delivery.send()
+
+
+def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
+    """Start the trackers on the main thread, in the resumed run's version folder if there is one.
+
+    Args:
+        run: The run.
+        header: The header of the checkpoint that is resumed, or None.
+        adopt: Whether to go on in the version folder that the checkpoint lies in.
+    """
+    run.tracking.adopts = header is not None and run.fits and adopt
+    if not run.world.is_global_zero:
+        return
+    if header is not None and run.fits:
+        _go_on(run, header, adopt)
+    share_versions(run.tracking.loggers)
+    refuse_twins(run.tracking.loggers)
+    for logger in run.tracking.loggers:  # before anybody touches what may be another's
+        folder = getattr(logger, "directory", None)
+        if folder and os.path.isdir(folder):
+            _lock(run, Path(folder) / NAME)
+    for logger in run.tracking.loggers:
+        getattr(logger, "experiment", None)
+
+
+def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
+    """Bring loggers back to the checkpoint: where its run goes on, or where they write to that run's folder anyway."""
+    step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
+    for logger in run.tracking.loggers:
+        if not hasattr(logger, "rewind") and not hasattr(logger, "join"):
+            continue
+        version = version_of(run, logger, adopt)
+        if version is None or (not adopt and str(logger.version) != str(version)):
+            continue
+        folder = Path(logger.root_dir) / (f"version_{version}" if isinstance(version, int) else version)
+        if (folder / NAME).is_file():
+            _lock(run, folder / NAME)
+        if hasattr(logger, "rewind"):
+            run.tracking.rewound[id(logger)] = logger.rewind(step, version)
+        else:
+            logger.join(version)
+
+
+def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
+    """Open the journal: cut to the checkpoint when its run goes on, its beginning copied when a new run does."""
+    trainer, tracking = run.trainer, run.tracking
+    resumes = run.fits and checkpoint is not None
+    if trainer._journal is not None and not resumes:  # a further call of the same trainer goes on in its journal
+        tracking.journal, tracking.opened = trainer._journal, True
+        return
+    mark = (checkpoint or {}).get("journal")
+    folder = run_folder(run, mark) if run.world.is_global_zero else None
+    if folder is None:
+        records = ((checkpoint or {}).get("journal") or {}).get("records")
+        if records is not None:
+            tracking.journal.fill(bytes(records.tolist()))
+    else:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _lock(run, folder / NAME)
+            tracking.journal = _opened(run, folder / NAME, mark)
+        except OSError as error:
+            raise _unwritable(run, folder, error) from error
+    trainer._journal, tracking.opened = tracking.journal, True
+
+
+def _lock(run: Run, path: Path) -> None:
+    """Keep other processes from the journal; a replay that is about to end is waited for.
+
+    Raises:
+        ConfigError: If another process goes on with it.
+    """
+    lock, end = JournalLock(path), time.monotonic() + LOCK_SECONDS
+    if any(held.path == lock.path for held in run.tracking.locks):
+        return
+    while True:
+        try:
+            if lock.acquire():
+                run.tracking.locks.append(lock)
+                return
+        except OSError:  # no files can be made there, which others tell better, or no locks be had
+            return
+        if time.monotonic() >= end:
+            where = f"Trainer.{run.fn}, run folder {str(path.parent)!r}"
+            rule, fix = "no other process must be writing to it", "Wait until that has ended, or give another version."
+            raise lock.refusal(where, rule, fix)
+        time.sleep(0.1)
+
+
+def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:
+    """Return the error for a run folder that takes no file, or raise the one of the callback that chose it."""
+    from lt_core.checkpoint.preflight import check_saving
+
+    if run.fits:
+        check_saving(run)
+    return ConfigError(
+        Problem(
+            f"Trainer.{run.fn}, run folder {str(folder)!r}",
+            "the journal must be writable there",
+            f"{type(error).__name__}: {error}",
+            "Choose another default_root_dir, or another folder for the first logger.",
+        )
+    )
+
+
+def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
+    old = old_journal(run, mark)
+    if not run.fits:
+        return Journal(path)
+    if old is None or mark is None:
+        _clear(path)  # a folder used again by a new run
+        return Journal(path)
+    if old.resolve() != path.resolve():
+        with open(old, "rb") as source, open(path, "wb") as target:
+            target.write(source.read(int(mark["offset"])))
+    journal = Journal(path)
+    if journal.offset >= int(mark["offset"]):
+        journal.cut(int(mark["offset"]), int(mark["sequence"]))
+    else:  # the machine went down, and took what was not on its disk yet
+        lost = int(mark["sequence"]) - journal.sequence
+        warn(f"Trainer.{run.fn}: {lost} records of metrics before the checkpoint are not in {path} any more.")
+    return journal
+
+
+def _clear(path: Path) -> None:
+    """Remove an older run's journal; one that holds what a logger did not get yet is set aside."""
+    files = [file for file in path.parent.glob(f"{path.name}*") if file.name != f"{path.name}.lock"]
+    if path.exists() and any(descriptions(path)) and any(one.left for one in pending(path)):
+        free = next(n for n in count(1) if not path.with_name(f"{path.stem}-{n}{path.suffix}").exists())
+        for file in files:
+            file.rename(file.with_name(file.name.replace(path.stem, f"{path.stem}-{free}", 1)))
+        aside = path.with_name(f"{path.stem}-{free}{path.suffix}")
+        warn(
+            f"{path.parent}: an earlier run has records there that its loggers did not get. They are kept. "
+            f"Send them with: python -m lt_core.journal replay {aside}"
+        )
+        return
+    for file in files:
+        file.unlink()
+
+
+def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
+    """Start one thread a logger; each begins where its logger's records end, after the hyper-parameters.
+
+    A logger that was rewound either wants all again, or lacks what came after the checkpoint. Any other
+    gets what it did not acknowledge, and nothing that it has a second time.
+    """
+    if not run.world.is_global_zero:
+        return
+    for logger in run.tracking.loggers:
+        again = run.tracking.rewound.get(id(logger))
+        has_at_most = run.tracking.journal.sequence if again is False else None
+        start = 0 if again else run.tracking.journal.offset if run.tracking.journal.path is None else None
+        inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync"
+        clock = partial(getattr, run.trainer, "global_step")
+        delivery = Delivery(
+            logger, run.tracking.journal, start, has_at_most, inline, clock=clock, ended=_shared_lock(run)
+        )
+        run.tracking.deliveries.append(delivery)
+        if inline:
+            run.tracking.inline.append(delivery)
+        delivery.start(hparams if hasattr(logger, "log_hyperparams") else None)
+
+
+def _shared_lock(run: Run) -> Callable[[], None] | None:
+    """Hold the lock once more for a delivery, which may go on after the run; return what releases it."""
+    if run.tracking.journal.path is None:
+        return None
+    lock = JournalLock(run.tracking.journal.path)
+    with suppress(OSError):
+        lock.acquire()
+    return lock.release
+
+
+def stop_deliveries(run: Run, status: str, timeout: float | None = None) -> None:
+    """Send what is still due, close the loggers, and end their threads."""
+    deliveries, run.tracking.deliveries, run.tracking.inline = run.tracking.deliveries, [], []
+    with ExitStack() as rest:  # each gets its turn though an earlier one is interrupted
+        while run.tracking.locks:
+            rest.callback(run.tracking.locks.pop().release)
+        for delivery in reversed(deliveries):
+            rest.callback(delivery.stop, status, timeout)

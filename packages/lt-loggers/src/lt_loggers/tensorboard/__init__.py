@@ -1,0 +1,5 @@
+"""TensorBoard: its logger, and what the logger is made of."""
+
+from lt_loggers.tensorboard.logger import TensorBoardLogger
+
+__all__ = ["TensorBoardLogger"]
