@@ -206,6 +206,16 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
 
 
+@nox.session
+def dev(session: nox.Session) -> None:
+    """Make an environment to work in, at .nox/dev: the packages as they lie here, and every tool."""
+    session.install("-c", CONSTRAINTS, "torch", "numpy")
+    sources = [f"./packages/{name}" + (f"[{EXTRAS[name]}]" if name in EXTRAS else "") for name in PACKAGES]
+    tools = ["ruff", "mypy", "types-PyYAML", "import-linter", "nox", "pre-commit", "packaging", "scikit-learn"]
+    editable = [word for source in sources for word in ("-e", source)]
+    session.install("-c", CONSTRAINTS, *editable, *PYTEST, *TRACKERS, *tools)
+
+
 @nox.session(requires=["build"])
 def bench(session: nox.Session) -> None:
     """Print the benchmarks' tables, ours beside PyTorch Lightning, Ignite and Accelerate."""

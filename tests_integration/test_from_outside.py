@@ -17,8 +17,15 @@ import torch
 from lt_core import Callback, Trainer
 from lt_core.checkpoint import load_checkpoint
 from lt_core.demos import BoringModel
+from lt_interface import Logger
 from lt_interface.registry import rescan
-from lt_interface.testing import AcceleratorConformance, CheckpointIOConformance, StrategyConformance
+from lt_interface.testing import (
+    AcceleratorConformance,
+    CheckpointIOConformance,
+    LoggerConformance,
+    PrecisionConformance,
+    StrategyConformance,
+)
 
 POINTS = """
 [lt.loggers]
@@ -37,9 +44,9 @@ seconds = outside_kit:SecondsProfiler
 
 
 @pytest.fixture
-def kit(tmp_path: Path) -> Iterator[ModuleType]:
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """Install the package as pip would: a module and its metadata on the path."""
-    site = tmp_path / "site"
+    site = tmp_path_factory.mktemp("site")
     info = site / "outside_kit-1.0.dist-info"
     info.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("third_party.py"), site / "outside_kit.py")
@@ -131,6 +138,17 @@ def test_a_trigger_saves_at_a_moment_of_its_own(kit: ModuleType, tmp_path: Path)
     assert counted == [2, 4]
 
 
+def test_a_callback_sees_each_batch_and_keeps_its_state(kit: ModuleType, tmp_path: Path) -> None:
+    """A callback's hooks run with each batch, and its state comes back from a checkpoint."""
+    first, again = kit.CountsBatches(), kit.CountsBatches()
+    run = trainer(callbacks=[first])
+    run.fit(BoringModel())
+    run.save_checkpoint(tmp_path / "counted.ckpt")
+    trainer(callbacks=[again], max_steps=6).fit(BoringModel(), ckpt_path=tmp_path / "counted.ckpt")
+    assert first.batches == 4
+    assert again.batches == 6
+
+
 def test_a_profiler_by_name_times_the_hooks(kit: ModuleType) -> None:
     """A profiler of another package is named in a flag and measures the hooks of a callback."""
 
@@ -157,3 +175,23 @@ class TestStrategy(StrategyConformance):
 @pytest.mark.usefixtures("kit")
 class TestStore(CheckpointIOConformance):
     plugin = "counting"
+
+
+@pytest.mark.usefixtures("kit")
+class TestLogger(LoggerConformance):
+    plugin = "paper"
+
+    def read(self, logger: Logger) -> dict[str, dict[int, float]]:
+        found: dict[str, dict[int, float]] = {}
+        path = Path(str(logger.directory)) / "lines"
+        for step, metrics in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
+            for name, value in metrics.items():
+                assert step not in found.setdefault(name, {}), f"{name}: a step twice"
+                found[name][step] = value
+        return found
+
+
+@pytest.mark.usefixtures("kit")
+class TestPrecision(PrecisionConformance):
+    plugin = "32-rounded"
+    tolerance = 0.1

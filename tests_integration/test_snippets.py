@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
+GUIDES = [ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md"]
+PAGES = [ROOT / "README.md", *GUIDES, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -62,3 +63,14 @@ def test_no_page_names_a_file_that_is_not_there() -> None:
             if not (page.parent / target).exists():
                 lost.append(f"{page.relative_to(ROOT)}: {target}")
     assert not lost
+
+
+def test_the_guides_name_tests_and_programs_that_are_there() -> None:
+    """Each test, test file and program of `ci` that a guide for contributors names exists."""
+    tests = [*ROOT.glob("packages/*/tests/test_*.py"), *ROOT.glob("tests_integration/test_*.py")]
+    known = {path.name for path in tests}
+    known |= {name for path in tests for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))}
+    for page in GUIDES:
+        text = page.read_text(encoding="utf-8")
+        assert set(re.findall(r"\btest_\w+(?:\.py)?", text)) <= known
+        assert all((ROOT / place).exists() for place in re.findall(r"\bci/\w+(?:\.\w+)?", text))

@@ -7,11 +7,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import ProgressBar
@@ -21,18 +24,22 @@ from lt_interface.registry import accelerators, checkpoint_ios, strategies
 
 
 class PaperLogger(Logger):
-    """Logger that writes one JSON line a call."""
+    """Logger that writes one JSON line a call, each run to a folder of its own."""
 
     def __init__(self, save_dir: str) -> None:
-        self._root = Path(save_dir) / "paper"
+        self._save_dir = Path(save_dir)
+
+    @cached_property
+    def _root(self) -> Path:
+        return next(path for n in count() if not (path := self._save_dir / f"paper_{n}").exists())
 
     @property
     def name(self) -> str:
         return "paper"
 
     @property
-    def version(self) -> int:
-        return 0
+    def version(self) -> str:
+        return self._root.name
 
     @property
     def directory(self) -> str:
@@ -58,8 +65,8 @@ class RoundedPrecision:
     def convert(self, module: nn.Module) -> nn.Module:
         return module
 
-    def convert_batch(self, batch: Tensor) -> Tensor:
-        return (batch * 100).round() / 100
+    def convert_batch(self, batch: Any) -> Any:
+        return tree_map(lambda x: (x * 100).round() / 100 if torch.is_tensor(x) and x.is_floating_point() else x, batch)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         loss.backward(*args, **kwargs)
@@ -144,6 +151,22 @@ class SavesAtLoss(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *rest: Any) -> None:
         if outputs["loss"] < self.bound and not self.path.exists():
             trainer.save_checkpoint(self.path)
+
+
+class CountsBatches(Callback):
+    """Callback that counts the batches of all its runs, over a resume too."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batches = state_dict["batches"]
 
 
 class SecondsProfiler(PassThroughProfiler):
