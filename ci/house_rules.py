@@ -1,14 +1,24 @@
-"""Check the rules of the house that no linter knows: the names of modules, and that every test says what it tests."""
+"""Check the rules of the house that no linter knows: names of modules, a sentence a test, the words of docstrings."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 # A thing lives in the room of the idea that it serves; these are the names of no idea.
 NO_IDEA = {"utils", "util", "helpers", "helper", "common", "manager", "connector", "misc"}
 TESTS = ["packages/*/tests/**/test_*.py", "tests_integration/**/test_*.py"]
+# Where words are checked; the other packages follow when their docstrings are rewritten.
+WORDED = ["packages/lt-interface/src", "packages/lt-interface/tests"]
+# What is not written, and what is written in its place.
+ODD = {
+    r"\bcan not\b": "write cannot",
+    r"\b(told|tells)\b": "write reported and reports, or warned, given, named",
+    r"\b(go(es)?|went) before\b": "write takes precedence over, or is called before",
+}
+ODD_STARTS = {"Be": "name the thing: a noun phrase", "Say": "name the thing, or write Report, Return or Describe"}
 
 
 def nameless(root: Path) -> list[str]:
@@ -34,6 +44,23 @@ def untold(root: Path) -> list[str]:
     return found
 
 
+def odd_words(root: Path) -> list[str]:
+    """Return the odd words in the files and docstrings of the places whose words are checked."""
+    found = []
+    for path in sorted(p for place in WORDED for p in (root / place).rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        where = path.relative_to(root)
+        for number, line in enumerate(source.split("\n"), 1):
+            found += [f"{where}:{number}: {fix}" for odd, fix in ODD.items() if re.search(odd, line, re.IGNORECASE)]
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                first = (ast.get_docstring(node) or "").partition(" ")[0]
+                if first in ODD_STARTS:
+                    number = node.body[0].lineno
+                    found.append(f"{where}:{number}: no docstring begins with {first}; {ODD_STARTS[first]}")
+    return found
+
+
 def unmarked(root: Path) -> list[str]:
     """Return the packages that do not tell type checkers that they are typed."""
     sources = [p for p in root.glob("packages/*/src/*") if (p / "__init__.py").exists()]
@@ -42,7 +69,7 @@ def unmarked(root: Path) -> list[str]:
 
 def main() -> int:
     root = Path(__file__).resolve().parents[1]
-    problems = nameless(root) + untold(root) + unmarked(root)
+    problems = nameless(root) + untold(root) + odd_words(root) + unmarked(root)
     if problems:
         print(*problems, sep="\n")
     return int(bool(problems))

@@ -1,4 +1,4 @@
-"""The conformance suites pass a good plugin, catch bad ones, and can not be thinned out."""
+"""The conformance suites pass a good plugin, catch bad ones, and cannot be thinned out."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class PlainStrategy:
 
 
 class Alone:
-    """Be the only rank."""
+    """Exchange of a single rank."""
 
     def reduce(self, tensor: Any, op: str = "mean", group: str = "data") -> Any:
         return tensor
@@ -180,7 +180,7 @@ class TestPlainStrategy(StrategyConformance):
 
 
 class PickleIO:
-    """Be a checkpoint format with every sin: pickle, no checksum, no atomic replacement."""
+    """Checkpoint format with every sin: pickle, no checksum, no atomic replacement."""
 
     collective = False
 
@@ -207,7 +207,7 @@ class PickleIO:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_overriding_a_test_is_refused(suite: type[Conformance]) -> None:
-    """A subclass that replaces a test, or sets it to None, can not even be defined."""
+    """A subclass that replaces a test, or sets it to None, cannot even be defined."""
     for name in suite.suite_tests:
         with pytest.raises(TypeError, match=name):
             type("TestThinned", (suite,), {name: lambda self: None})
@@ -217,7 +217,7 @@ def test_overriding_a_test_is_refused(suite: type[Conformance]) -> None:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_mixin_can_not_hide_a_test(suite: type[Conformance]) -> None:
-    """A test of the suite can not be hidden by a base class in front of it."""
+    """A test of the suite cannot be hidden by a base class in front of it."""
     mixin = type("Mixin", (), {"test_pickles": lambda self: None, "test_fills_the_protocol": lambda self: None})
     with pytest.raises(TypeError, match="test_fills_the_protocol"):
         type("TestThinned", (mixin, suite), {})

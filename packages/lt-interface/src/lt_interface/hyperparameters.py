@@ -50,7 +50,10 @@ def plain(value: Any) -> Any:
 
 
 def plain_dict(params: Any) -> dict[str, Any]:
-    """Return hyper-parameters as `plain` makes them, in a dict: what is none becomes the entry ``value``.
+    """Return hyper-parameters as `plain` makes them, in a dict: what is no mapping becomes the entry ``value``.
+
+    Args:
+        params: Hyper-parameters of any kind.
 
     Example:
         >>> plain_dict(0.1)

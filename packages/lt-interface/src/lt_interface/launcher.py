@@ -50,7 +50,7 @@ class Launcher(Protocol):
         ...     def problems(self, plan):
         ...         if len(plan.devices) * plan.num_nodes == 1:
         ...             return []
-        ...         return [Problem('Trainer(launcher="here")', "this launcher starts one process", fix="Write devices=1.")]
+        ...         return [Problem('Trainer(launcher="here")', "it starts one process", fix="Write devices=1.")]
         ...     def launch(self, main, payload):
         ...         return main(payload)
         >>> launcher = HereLauncher()

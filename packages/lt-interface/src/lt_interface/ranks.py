@@ -33,6 +33,9 @@ def rank_zero_only(function: Callable[P, R]) -> Callable[P, R | None]:
     Args:
         function: The function, or a method in its class.
 
+    Returns:
+        The guarded function.
+
     Example:
         >>> from unittest.mock import patch
         >>> @rank_zero_only

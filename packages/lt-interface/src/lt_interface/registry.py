@@ -147,7 +147,7 @@ class Registry(Generic[T]):
         return None if error is None else error.problems[0]
 
     def get(self, name: str, where: str = "") -> T:
-        """Import and return the one plugin of that name.
+        """Return the one plugin of a name, imported now.
 
         Args:
             name: The name that the plugin is registered under.

@@ -37,5 +37,8 @@ class Stateful(Protocol):
 
         Args:
             state: The state.
+
+        Returns:
+            Anything; it is not used.
         """
         ...

@@ -20,13 +20,22 @@ P = ParamSpec("P")
 
 
 def claim_version(root: Path) -> int:
-    """Make and return the next free ``version_N`` below ``root``; two processes never get the same.
+    """Make the next free folder ``version_N`` below ``root``; two processes never get the same.
 
     Args:
         root: The folder of all versions; made if it is not there.
 
+    Returns:
+        The number N.
+
     Raises:
         OSError: If nothing can be made there.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     claim_version(Path(root)), claim_version(Path(root)), last_version(Path(root))
+        (0, 1, 1)
     """
     root.mkdir(parents=True, exist_ok=True)
     number = last_version(root) + 1
@@ -39,7 +48,15 @@ def claim_version(root: Path) -> int:
 
 
 def last_version(root: Path) -> int:
-    """Return the highest number that was claimed below ``root``; -1 if there is none."""
+    """Return the highest number that was claimed below ``root``; -1 if there is none.
+
+    Args:
+        root: The folder of all versions, which need not be there.
+
+    Example:
+        >>> last_version(Path("no such folder"))
+        -1
+    """
     return max((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), default=-1)
 
 
@@ -52,6 +69,13 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
 
     Raises:
         OSError: If it cannot be written; the old file is kept.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     replace_text(Path(folder, "a.txt"), "new")
+        ...     Path(folder, "a.txt").read_text()
+        'new'
     """
     folder, name = os.path.split(path)
     draft = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
@@ -61,14 +85,38 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def files_are_gone(path: str | os.PathLike[str]) -> FileNotFoundError:
-    """Return the error of a logger whose file somebody removed; the core then sends all records again."""
+    """Return the error of a logger whose file somebody removed; the core then sends all records again.
+
+    Args:
+        path: The file that is gone.
+
+    Example:
+        >>> files_are_gone("metrics.csv").lost_all
+        True
+    """
     error = FileNotFoundError(f"{os.fspath(path)} is gone; all of it is written again")
     error.lost_all = True  # type: ignore[attr-defined]
     return error
 
 
 def unless_silent(method: Callable[P, None]) -> Callable[P, None]:
-    """Make a method of a `NamedLogger` do nothing on the processes where it is silent."""
+    """Make a method of a `NamedLogger` do nothing on the processes where it is silent.
+
+    Args:
+        method: The method, in its class.
+
+    Returns:
+        The guarded method.
+
+    Example:
+        >>> from unittest.mock import patch
+        >>> class Printer(NamedLogger):
+        ...     @unless_silent
+        ...     def log_metrics(self, metrics, step=None):
+        ...         print(metrics)
+        >>> with patch.dict("os.environ", {"RANK": "2"}):
+        ...     Printer(".", "", None).log_metrics({"loss": 0.5})
+    """
 
     @wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -87,6 +135,14 @@ class NamedLogger(Logger):
         prefix: Text before each metric's name, followed by ``-``.
         delivery: ``"sync"``, ``"async"`` or None, as of `Logger`.
         flush_timeout: How many seconds the end of a run, or ``flush``, waits without progress.
+
+    Example:
+        >>> class Printer(NamedLogger):
+        ...     def log_metrics(self, metrics, step=None):
+        ...         for name, value in metrics.items():
+        ...             print(self._prefixed(name), self._number(name, value))
+        >>> Printer(".", "big", None).log_metrics({"loss": 1})
+        big-loss 1.0
     """
 
     # The words of the error for a value that is none: the rule, the value, and where else it may go.
@@ -158,6 +214,14 @@ class VersionedLogger(NamedLogger):
         prefix: Text before each metric's name, followed by ``-``.
         delivery: ``"sync"``, ``"async"`` or None, as of `Logger`.
         flush_timeout: How many seconds the end of a run, or ``flush``, waits without progress.
+
+    Example:
+        >>> logger = VersionedLogger("logs", "digits", version=3, prefix="", delivery=None)
+        >>> logger.log_dir.replace(os.sep, "/")
+        'logs/digits/version_3'
+        >>> logger.share_version(7)
+        >>> logger.version
+        3
     """
 
     def __init__(
@@ -199,7 +263,11 @@ class VersionedLogger(NamedLogger):
             raise self._unwritable(error) from error
 
     def share_version(self, version: int | str) -> None:
-        """Write into the version folder of another logger, unless a version was given or claimed."""
+        """Write into the version folder of another logger, unless a version was given or claimed.
+
+        Args:
+            version: The version of that logger.
+        """
         if self._version is None:
             self._version = version
 

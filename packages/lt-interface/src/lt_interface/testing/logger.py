@@ -149,7 +149,7 @@ class LoggerConformance(LoggerAbilities, suite=True):
         assert self.read(logger)["loss"] == {0: 1.0}
 
     def test_flush_makes_visible(self, logger: Logger) -> None:
-        """After flush, a reader sees what was logged though the run goes on."""
+        """After flush, a reader sees what was logged while the run continues."""
         logger.log_metrics({"loss": 1.0}, 0)
         self.assert_visible(logger, {0: 1.0})
         logger.log_metrics({"loss": 2.0}, 1)
@@ -236,7 +236,7 @@ class LoggerConformance(LoggerAbilities, suite=True):
         assert (again.name, again.version, again.directory) == identity
 
     def test_rewinds(self, tmp_path: Path) -> None:
-        """A resumed run goes on in the old one, and what came after the checkpoint is gone.
+        """A resumed run continues the old one, and what came after the checkpoint is gone.
 
         The values are as the trainer sends them, with the epoch.
         """

@@ -98,7 +98,7 @@ class LoggerAbilities(Conformance, suite=True):
         assert self._metrics(logger) == _expected(12)
 
     def test_another_process_goes_on(self, tmp_path: Path) -> None:
-        """A logger that is made again from its JSON state goes on in the same run, and repeats nothing."""
+        """A logger that is made again from its JSON state continues the same run, and repeats nothing."""
         old = self._with(tmp_path, SupportsReplay)
         old.log_records(_records(0, 4))
         old.save()

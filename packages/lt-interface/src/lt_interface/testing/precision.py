@@ -265,7 +265,7 @@ class PrecisionConformance(Conformance, suite=True):
         assert torch.equal(weight.grad, once + once)
 
     def test_resumes_to_the_bit(self, precision: Precision) -> None:
-        """State given to a new instance makes it go on exactly as the old one."""
+        """A new instance that takes over the state continues exactly as the old one."""
         import torch
 
         net = precision.convert(self.network())
