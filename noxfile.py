@@ -200,9 +200,10 @@ def faults(session: nox.Session) -> None:
 
 @nox.session(requires=["build"])
 def docs(session: nox.Session) -> None:
-    """Build the documentation; a warning is an error, and the hook table must be the code's."""
+    """Build the documentation; a warning is an error, and the pages of hooks and flags must be the code's."""
     install(session, ["lt-interface", "lt-core"], "sphinx", "furo", "myst-parser", extras=False)
     session.run("python", "ci/hook_table.py")
+    session.run("python", "ci/flag_table.py")
     session.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
 
 

@@ -18,21 +18,26 @@ not take the call is refused before anything starts, and shorter, older forms ar
 """
 
 
-def expected() -> str:
-    """Return the page as it should be: the introduction and what the code prints."""
-    command = [sys.executable, "-W", "ignore", "-m", "lt_core.hooks"]
-    return INTRODUCTION + subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def printed_by(module: str, introduction: str) -> str:
+    """Return a page as it should be: its introduction and what a module of ours prints."""
+    command = [sys.executable, "-W", "ignore", "-m", module]
+    return introduction + subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def main() -> int:
+def check_page(page: Path, expected: str) -> int:
+    """Write the page with ``--write``, else compare it; return the exit status."""
     if "--write" in sys.argv:
-        PAGE.write_text(expected(), encoding="utf-8")
-        return 0
-    if PAGE.read_text(encoding="utf-8").rstrip() != expected().rstrip():
-        print("docs/hooks.md is not what the code prints. Run: python ci/hook_table.py --write")
+        page.write_text(expected, encoding="utf-8")
+    elif page.read_text(encoding="utf-8").rstrip() != expected.rstrip():
+        print(f"docs/{page.name} is not what the code prints. Run: python {sys.argv[0]} --write")
         return 1
     return 0
 
 
+def expected() -> str:
+    """Return the page as it should be: the introduction and the table of hooks."""
+    return printed_by("lt_core.hooks", INTRODUCTION)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_page(PAGE, expected()))

@@ -101,3 +101,10 @@ def test_hook_table_of_the_documentation_is_the_code_s(check: Check) -> None:
     table = check("hook_table")
     assert table.PAGE.read_text(encoding="utf-8").rstrip() == table.expected().rstrip()
     assert "| `on_train_batch_start` |" in table.expected()
+
+
+def test_page_of_flags_in_the_documentation_is_the_code_s(check: Check) -> None:
+    """docs/flags.md holds every flag as the table that parses them has it."""
+    table = check("flag_table")
+    assert table.PAGE.read_text(encoding="utf-8").rstrip() == table.expected().rstrip()
+    assert "`accumulate_grad_batches: int = 1`" in table.expected()
