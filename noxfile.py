@@ -91,6 +91,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("python", "ci/line_budget.py")
     session.run("python", "ci/house_rules.py")
+    session.run("python", "ci/figures.py")
 
 
 @nox.session(requires=["build"])

@@ -1,15 +1,18 @@
 """The built-in callbacks at work in real runs."""
 
 import io
+import logging
 import os
 import warnings
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lt_core import Trainer
+from lt_core import LightningModule, Trainer
 from lt_core.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, RichProgressBar, Timer
 from lt_core.checkpoint import load_checkpoint
 from lt_core.demos import BoringModel, RandomDataset
@@ -194,3 +197,62 @@ def test_asynchronous_saves_keep_the_same_files(tmp_path):
     assert sorted(os.listdir(tmp_path / "c")) == ["epoch=2.ckpt", "epoch=3.ckpt", "last.ckpt"]
     assert os.readlink(tmp_path / "c" / "last.ckpt") == "epoch=3.ckpt"
     assert load_checkpoint(tmp_path / "c" / "last.ckpt")["global_step"] == 16
+
+
+class Noting(LightningModule):
+    """Log the sum of each batch, and validate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.log("sum", batch.sum())
+        loss: Tensor = self.layer(batch).sum()
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val", self.layer(batch).sum())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def test_metrics_leave_the_bar_its_counts_and_times() -> None:
+    """On a terminal of 100 columns the usual metrics go on below instead of cutting counts, times and speed."""
+    screen = io.StringIO()
+    bar = RichProgressBar(console_kwargs={"file": screen, "width": 100, "force_terminal": True, "color_system": None})
+
+    class Usual(Noting):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            for name in ("train_loss", "train_accuracy", "learning_rate"):
+                self.log(name, loss, on_step=True, on_epoch=True, prog_bar=True)
+            return loss
+
+    data = [torch.ones(1, 1)] * 3
+    run = Trainer(max_epochs=2, callbacks=[bar], logger=False, enable_checkpointing=False, enable_model_summary=False)
+    run.fit(Usual(), data, data)
+    last = [line for line in screen.getvalue().splitlines() if "Epoch 1/1" in line][-1]
+    assert " 3/3 " in last
+    assert "0:00 left, run 0:00 left" in last
+    assert "it/s" in last
+    assert "learning_rate_epoch=" in screen.getvalue()
+
+
+def test_what_verbose_asks_for_is_seen_without_configured_logging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """EarlyStopping(verbose=True) speaks on stderr; a level set for the logger silences it."""
+    monkeypatch.setattr(logging.getLogger("lt_core"), "hasHandlers", lambda: False)
+    data = [torch.ones(1, 1)]
+    flags: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+
+    def said() -> str:
+        stopping = EarlyStopping("val", verbose=True)
+        Trainer(max_epochs=1, callbacks=[stopping], enable_progress_bar=False, **flags).fit(Noting(), data, data)
+        return capsys.readouterr().err
+
+    assert "val improved" in said()
+    monkeypatch.setattr(logging.getLogger("lt_core"), "level", logging.WARNING)
+    assert "improved" not in said()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import errno
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -232,3 +233,43 @@ def test_dummy_logger_accepts_everything(tmp_path: Path, monkeypatch: pytest.Mon
     logger.experiment["a"] = logger.experiment["b"]
     logger.finish("success")
     assert (logger.log_dir, list(tmp_path.iterdir())) == (None, [])
+
+
+def test_rows_logged_by_the_user_and_by_the_trainer_at_once_are_all_kept(tmp_path: Path) -> None:
+    """CSVLogger.log_metrics from two threads: no row is lost, none is written twice."""
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=2)
+
+    def write(name: str) -> None:
+        for step in range(500):
+            logger.log_metrics({name: 1.0}, step)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in ("a", "b")]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    logger.save()
+    lines = Path(logger.metrics_file_path).read_text().splitlines()
+    assert len(lines) == 1001
+    assert len(set(lines)) == 1001
+
+
+def test_a_failed_widening_leaves_rows_and_header_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full when a new column comes: later rows still fit the header."""
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    logger.log_metrics({"a": 1.0}, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(OSError, match="No space"):
+            logger.log_metrics({"b": 2.0}, 1)
+    logger.log_metrics({"b": 2.0}, 1)
+    assert Path(logger.metrics_file_path).read_text().split() == ["step,a,b", "0,1.0,", "1,,2.0"]

@@ -320,3 +320,22 @@ def test_csv_is_what_an_uninterrupted_run_writes(tmp_path: Path) -> None:
     found = {name: sorted((tmp_path / name).rglob("metrics.csv")) for name in ("whole", "cut")}
     assert [len(paths) for paths in found.values()] == [1, 1]
     assert found["cut"][0].read_text() == found["whole"][0].read_text()
+
+
+class Away(Logger):
+    """Lose the server when a checkpoint is uploaded."""
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        raise ConnectionError("no route")
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        pass
+
+
+def test_a_logger_that_can_not_take_a_checkpoint_stops_no_training(tmp_path: Path) -> None:
+    """after_save_checkpoint that raises is a warning."""
+    flags: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    run = Trainer(default_root_dir=tmp_path, max_epochs=1, logger=Away(), **flags)
+    with pytest.warns(UserWarning, match="Away.after_save_checkpoint: it raised ConnectionError: no route"):
+        run.fit(Net(), DATA[:1])
+    assert run.global_step == 1

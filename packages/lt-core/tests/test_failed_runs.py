@@ -1,0 +1,105 @@
+"""How a run ends after an error: every part gets its turn, the first error is the one raised, and no worker stays."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lt_core import Callback, LightningModule, Trainer
+from lt_core.callbacks import OnExceptionCheckpoint
+
+
+class Careless(Callback):
+    """Raise in one hook."""
+
+    def __init__(self, hook: str) -> None:
+        def careless(*args: Any) -> None:
+            raise OSError("careless")
+
+        setattr(self, hook, careless)
+
+
+class Torn(LightningModule):
+    """Fail at the second batch, if asked to, and note the teardown."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.fails, self.torn = fails, 0
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if self.fails and batch_idx:
+            raise ZeroDivisionError
+        loss: Tensor = self.layer(batch).sum()
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    def teardown(self, stage: str) -> None:
+        self.torn += 1
+
+
+@pytest.mark.parametrize("hook", ["on_exception", "teardown"])
+@pytest.mark.filterwarnings("ignore:.*after an error. it raised OSError. careless")
+def test_a_callback_that_raises_while_a_failed_run_ends_keeps_no_other_part_from_its_turn(
+    hook: str, tmp_path: Path
+) -> None:
+    """The checkpoint of the exception is saved, the module is torn down once, and the first error is the one raised."""
+    net, saves = Torn(fails=True), OnExceptionCheckpoint(tmp_path)
+    run = Trainer(
+        default_root_dir=tmp_path / "run",
+        callbacks=[Careless(hook), saves],
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+    )
+    data = [torch.ones(1, 1)] * 2
+    with pytest.raises(ZeroDivisionError):
+        run.fit(net, data, data)
+    assert (tmp_path / "on_exception.ckpt").exists()
+    assert net.torn == 1
+
+
+def test_a_teardown_that_raises_after_a_good_run_is_raised_behind_all_others() -> None:
+    """A callback's teardown that raises: the module's own runs, once, and the error is raised."""
+    net = Torn()
+    flags: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    run = Trainer(callbacks=[Careless("teardown")], enable_progress_bar=False, accelerator="cpu", max_epochs=1, **flags)
+    with pytest.raises(OSError, match="careless"):
+        run.fit(net, [torch.ones(1, 1)], [torch.ones(1, 1)])
+    assert net.torn == 1
+
+
+class Unreadable(Dataset[Tensor]):
+    """Hold one sample that can not be read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 5:
+            raise ValueError("unreadable")
+        return torch.ones(1)
+
+
+@pytest.mark.parametrize("stage", ["train", "validate"])
+def test_no_worker_outlives_a_failed_run_while_its_error_is_looked_at(stage: str) -> None:
+    """The traceback, which holds the loops' frames, keeps no worker process alive."""
+    bad: Any = DataLoader(Unreadable(), num_workers=1)
+    good: Any = [torch.ones(1, 1)]
+    flags: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    run = Trainer(max_epochs=1, num_sanity_val_steps=0, enable_progress_bar=False, accelerator="cpu", **flags)
+    with pytest.raises(ValueError, match="unreadable") as kept:
+        run.fit(Torn(), *((bad, good) if stage == "train" else (good, bad)))
+    assert kept.tb is not None
+    assert multiprocessing.active_children() == []

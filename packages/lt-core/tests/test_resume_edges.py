@@ -1,0 +1,214 @@
+"""Resume at the edges of an epoch, and from a validation that was cut short: nothing comes twice, nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from lt_core import LightningModule, Trainer
+from lt_core.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lt_interface import CheckpointError
+
+
+class Count:
+    """A metric object: how many samples were seen."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def update(self, n: int) -> None:
+        self.n += n
+
+    def compute(self) -> float:
+        return float(self.n)
+
+    def reset(self) -> None:
+        self.n = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"n": self.n}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.n = state["n"]
+
+
+class Counting(LightningModule):
+    """Log a metric object over each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen = Count()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.seen.update(len(batch))
+        self.log("seen", self.seen, on_step=False, on_epoch=True)
+        loss: Tensor = self.layer(batch).sum()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_metric_object_of_an_epoch_whose_batches_are_all_done_survives_a_resume(tmp_path: Path) -> None:
+    """A checkpoint behind the last batch, before the epoch's end: the resumed run still reports the epoch's metric."""
+    batches = [torch.ones(2, 1)] * 3
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+    def fit(folder: str, ckpt_path: Path | None) -> Trainer:
+        saves = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1)
+        run = Trainer(default_root_dir=tmp_path / folder, max_epochs=2, callbacks=[saves], **quiet)
+        run.fit(Counting(), batches, ckpt_path=ckpt_path)
+        return run
+
+    fit("first", None)
+    resumed = fit("again", tmp_path / "saved" / "epoch=0-step=3.ckpt")
+    assert resumed.history["seen"] == [6.0, 6.0]
+
+
+class Stream(IterableDataset[Tensor]):
+    """Keep the place; begin anew behind the last sample, or never end."""
+
+    def __init__(self, length: int | None) -> None:
+        self.length, self.place = length, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while self.length is None or self.place < self.length:
+            self.place += 1
+            yield torch.tensor([float(self.place)])
+        self.place = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = state["place"]
+
+
+class Sized(Stream):
+    """Say its length too."""
+
+    def __len__(self) -> int:
+        assert self.length is not None
+        return self.length
+
+
+class Noting(LightningModule):
+    """Log the sum of each batch, and validate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.log("sum", batch.sum())
+        loss: Tensor = self.layer(batch).sum()
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val", self.layer(batch).sum())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize(
+    "dataset", [Stream(5), Stream(6), Sized(5), Sized(6), Stream(None)], ids=lambda d: repr(d.length)
+)
+def test_a_dataset_that_keeps_its_own_place_resumes_at_the_end_of_an_epoch(dataset: Stream, tmp_path: Path) -> None:
+    """Behind an epoch's last batch, and between epochs: no batch and no validation comes twice, none is left out."""
+
+    def fit(folder: str, ckpt_path: Path | None) -> Trainer:
+        dataset.place = 0
+        saves = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1)
+        ends = ModelCheckpoint(tmp_path / "ends", every_n_epochs=1, save_top_k=-1)
+        run = Trainer(
+            default_root_dir=tmp_path / folder,
+            max_epochs=3,
+            limit_train_batches=3 if dataset.length is None else None,
+            log_every_n_steps=1,
+            callbacks=[saves, ends],
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        run.fit(Noting(), DataLoader(dataset, batch_size=2), [torch.ones(1, 1)], ckpt_path=ckpt_path)
+        return run
+
+    torch.manual_seed(1)
+    whole = fit("whole", None).history
+    for place in ("saved", "ends"):
+        resumed = fit(place + " resumed", tmp_path / place / "epoch=0-step=3.ckpt").history
+        assert resumed == whole
+        assert resumed.steps == whole.steps
+
+
+class Stopped(Noting):
+    """Log each validation batch; fail at the so-many-th, if asked to."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        super().__init__()
+        self.fails_at, self.seen = fails_at, 0
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.seen += 1
+        if self.seen == self.fails_at:
+            raise ZeroDivisionError
+        self.log("val", self.layer(batch).sum(), on_step=True, on_epoch=True)
+
+
+@pytest.mark.filterwarnings("ignore:val_dataloader. the loader shuffles")
+@pytest.mark.parametrize("fails_at", [2, 5])
+def test_a_validation_that_was_cut_short_is_repeated_from_its_own_start(fails_at: int, tmp_path: Path) -> None:
+    """Its first half is not in the history twice, its x-axis does not jump, its loader shuffles as it did."""
+
+    def fit(folder: str, fails_at: int = 0, ckpt_path: Path | None = None) -> Trainer:
+        torch.manual_seed(1)
+        generator = torch.Generator().manual_seed(2)
+        samples: Any = torch.arange(3.0).reshape(3, 1)
+        loader: DataLoader[Tensor] = DataLoader(samples, shuffle=True, generator=generator)
+        run = Trainer(
+            default_root_dir=tmp_path / folder,
+            max_epochs=3,
+            num_sanity_val_steps=0,
+            callbacks=[OnExceptionCheckpoint(tmp_path / "saved")],
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        run.fit(Stopped(fails_at), [torch.ones(1, 1)] * 2, loader, ckpt_path=ckpt_path)
+        return run
+
+    whole = fit("whole").history
+    with pytest.raises(ZeroDivisionError):
+        fit("cut", fails_at)
+    resumed = fit("resumed", 0, tmp_path / "saved" / "on_exception.ckpt").history
+    assert resumed == whole
+    assert resumed.steps == whole.steps
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    """Resuming what SGD trained with Adam tells so, before the first batch."""
+
+    class Other(Noting):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            raise NotImplementedError
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters())
+
+    flags: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    flags |= {"logger": False, "enable_checkpointing": False}
+    run = Trainer(max_epochs=1, **flags)
+    data = [torch.ones(1, 1)]
+    run.fit(Noting(), data, data)
+    run.save_checkpoint(tmp_path / "sgd.ckpt")
+    other = Trainer(max_epochs=2, **flags)
+    with pytest.raises(CheckpointError, match=r"same kind of optimizer. Got none of the options .*betas.* of Adam"):
+        other.fit(Other(), data, data, ckpt_path=tmp_path / "sgd.ckpt")
