@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from lt_core.config.parsers import FlagError, devices
+
 __all__ = ["CPUAccelerator"]
 
 
@@ -36,25 +38,15 @@ class CPUAccelerator:
         Raises:
             ValueError: If it is none of these.
         """
-        if isinstance(spec, str):
-            text = spec.strip()
-            if text == "auto":
-                return list(range(self.device_count()))
-            try:
-                spec = [int(part) for part in text.split(",") if part.strip()] if "," in text else int(text)
-            except ValueError:
-                raise ValueError(_wrong(spec)) from None
-        if isinstance(spec, bool) or not isinstance(spec, (int, Sequence)):
+        try:
+            parsed = devices(spec)
+        except FlagError:
+            raise ValueError(_wrong(spec)) from None
+        if parsed == -1:
             raise ValueError(_wrong(spec))
-        if isinstance(spec, int):
-            if spec < 1:
-                raise ValueError(_wrong(spec))
-            return list(range(spec))
-        indices: list[Any] = list(spec)
-        plain = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
-        if not indices or not plain or len(set(indices)) != len(indices):
-            raise ValueError(_wrong(spec))
-        return indices
+        if isinstance(parsed, tuple):
+            return list(parsed)
+        return list(range(parsed if isinstance(parsed, int) else self.device_count()))
 
     def default_strategy(self, devices: int, nodes: int) -> str:
         """Return ``single_device`` for one process in all, else ``ddp``."""

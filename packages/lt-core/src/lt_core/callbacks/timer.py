@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lt_core.callback import Callback
+from lt_core.config.parsers import FlagError, time_span
 from lt_core.notices import info
 from lt_core.state.agreement import SharedAlarm
 from lt_core.state.progress import RunningStage
@@ -19,26 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Timer"]
 
-_TEXT = re.compile(r"(\d+):(\d\d):(\d\d):(\d\d)")
 _INTERVALS = ("step", "epoch")
-
-
-def _parse(duration: Any) -> timedelta | None:
-    where, rule = f"Timer(duration={duration!r})", 'must be "DD:HH:MM:SS", a timedelta or a dict of its arguments'
-    if duration is None or isinstance(duration, timedelta):
-        return duration
-    if isinstance(duration, str):
-        match = _TEXT.fullmatch(duration.strip())
-        if match is None:
-            raise ConfigError(Problem(where, rule, fix='Twelve hours are "00:12:00:00".'))
-        days, hours, minutes, seconds = map(int, match.groups())
-        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    if isinstance(duration, dict):
-        try:
-            return timedelta(**duration)
-        except TypeError as error:
-            raise ConfigError(Problem(where, rule, fix=f"{error}.")) from None
-    raise ConfigError(Problem(where, rule))
 
 
 class Timer(Callback):
@@ -66,8 +47,10 @@ class Timer(Callback):
         if interval not in _INTERVALS:
             fix = nearest(str(interval), _INTERVALS)
             raise ConfigError(Problem(f"Timer(interval={interval!r})", 'must be "step" or "epoch"', fix=fix))
-        parsed = _parse(duration)
-        self._duration = None if parsed is None else parsed.total_seconds()
+        try:
+            self._duration = None if duration is None else time_span(duration).total_seconds()
+        except FlagError as refused:
+            raise ConfigError(refused.problem(f"Timer(duration={duration!r})")) from None
         self._interval = str(interval)
         self._verbose = verbose
         self._start: dict[RunningStage, float | None] = dict.fromkeys(RunningStage)

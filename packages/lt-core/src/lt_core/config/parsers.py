@@ -35,6 +35,7 @@ __all__ = [
     "precision_name",
     "provides",
     "switch",
+    "time_span",
     "val_check_interval",
     "whole",
 ]
@@ -198,26 +199,34 @@ def duration(value: Any) -> timedelta:
     Raises:
         FlagError: If it is none of these or not longer than nothing.
     """
+    span = time_span(value)
+    if span <= timedelta(0):
+        raise FlagError("must be a time longer than nothing")
+    return span
+
+
+def time_span(value: Any) -> timedelta:
+    """Parse what `duration` does, of any length.
+
+    Raises:
+        FlagError: If it is no time.
+    """
     rule = 'must be a time: "DD:HH:MM:SS", a timedelta, or a dict such as {"hours": 2}'
     try:
         if isinstance(value, timedelta):
-            span = value
-        elif isinstance(value, str):
+            return value
+        if isinstance(value, str):
             found = _CLOCK.fullmatch(value.strip())
             if found is None:
                 raise FlagError(rule, _clock_fix(value))
             days, hours, minutes, seconds = (int(part) for part in found.groups())
-            span = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-        elif isinstance(value, Mapping):
-            span = _span_of_parts(value)
-        else:
-            fix = f'Write {{"seconds": {value}}} if seconds are meant.' if is_number(value) else ""
-            raise FlagError(rule, fix, is_type=True)
+            return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        if isinstance(value, Mapping):
+            return _span_of_parts(value)
     except (OverflowError, ValueError) as error:
         raise FlagError("must be a time that a timedelta can hold", f"{error}.") from None
-    if span <= timedelta(0):
-        raise FlagError("must be a time longer than nothing")
-    return span
+    fix = f'Write {{"seconds": {value}}} if seconds are meant.' if is_number(value) else ""
+    raise FlagError(rule, fix, is_type=True)
 
 
 def _span_of_parts(value: Mapping[Any, Any]) -> timedelta:
