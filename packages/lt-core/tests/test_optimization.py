@@ -230,6 +230,22 @@ def test_the_users_optimizers_look_like_what_they_wrap() -> None:
     trainer().fit(Looks(), BATCHES[:1])
 
 
+def test_the_users_optimizers_show_what_is_set_on_what_they_wrap() -> None:
+    """An attribute set on the wrapped optimizer later shows in the wrapper, and wrappers of one kind share a class."""
+    seen: list[Any] = []
+
+    class Later(TwoByHand):
+        def steps(self, first: Any, second: Any, batch: Any) -> None:
+            first.optimizer.phase = "warm"
+            scheduler = StepLR(first, step_size=1)
+            first.step()
+            scheduler.step()
+            seen.append((first.phase, hasattr(first, "absent"), first.defaults["lr"], type(first) is type(second)))
+
+    trainer().fit(Later(), BATCHES[:1])
+    assert seen == [("warm", False, 0.1, True)]
+
+
 def test_schedulers_are_the_users_under_manual_optimization() -> None:
     """No scheduler steps by itself; self.lr_schedulers() hands it out."""
 

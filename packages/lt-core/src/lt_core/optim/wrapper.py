@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -14,10 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["LightningOptimizer"]
 
 
-class LightningOptimizer:
-    """Step an optimizer through the trainer: hooks, precision and counters included.
+@cache
+def _class_of(kind: type[Optimizer]) -> type[LightningOptimizer]:
+    """Return the class of the wrappers of one kind of optimizer: of that kind too."""
+    return type(f"Lightning{kind.__name__}", (LightningOptimizer, kind), {})
 
-    It looks like the optimizer that it wraps: ``isinstance`` and attributes work.
+
+class LightningOptimizer:
+    """Handle that steps an optimizer through the trainer: hooks, precision and counters included.
+
+    It is of the optimizer's class too, and what it does not define is read from the optimizer.
 
     Args:
         optimizer: The optimizer.
@@ -25,20 +32,22 @@ class LightningOptimizer:
         run: The run whose engine steps it.
     """
 
+    def __new__(cls, optimizer: Optimizer, index: int, run: Run) -> LightningOptimizer:
+        """Make a handle of the optimizer's class too."""
+        kind: Any = type(optimizer)
+        return object.__new__(_class_of(kind))
+
     def __init__(self, optimizer: Optimizer, index: int, run: Run) -> None:
-        # Not via the base: this object only reads through to the wrapped optimizer.
-        self.__dict__.update(
-            {
-                k: v
-                for k, v in optimizer.__dict__.items()
-                if k not in ("step", "zero_grad", "state_dict", "load_state_dict")
-            }
-        )
-        self.__class__ = type("Lightning" + type(optimizer).__name__, (type(self), type(optimizer)), {})
-        self._optimizer = optimizer
+        self._optimizer = optimizer  # the optimizer's own __init__ is not run: its state is read through
         self._index = index
         self._run = run
         self._loss: Any = None  # what the closure of the running step returned last
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the wrapped optimizer."""
+        if name == "_optimizer":  # while it is copied, before it wraps anything
+            raise AttributeError(name)
+        return getattr(self._optimizer, name)
 
     @property
     def optimizer(self) -> Optimizer:
