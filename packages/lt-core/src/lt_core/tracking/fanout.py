@@ -1,8 +1,7 @@
-"""Let one call on the module's side show something in every logger that can show it."""
+"""Show something in every logger that can show it, by one call of the module."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,41 +17,38 @@ __all__ = ["LoggerGroup", "shown_to_all"]
 
 
 class LoggerGroup:
-    """Be the first logger in all but the calls that show something: those reach every logger.
+    """Proxy of a trainer's first logger whose calls that show something reach every logger.
 
-    A logger without the ability is named once. It passes for the first logger, also to ``isinstance``.
+    All else is the first logger's own: attributes, methods, class, equality and copies. It cannot be the first
+    logger itself, since ``trainer.loggers[0].log_image`` reaches that logger alone.
+
+    Args:
+        trainer: The trainer whose loggers are called.
     """
+
+    __slots__ = ("_trainer",)
 
     def __init__(self, trainer: Trainer) -> None:
         object.__setattr__(self, "_trainer", trainer)
 
     @property
     def __class__(self) -> Any:
-        return type(self._trainer.loggers[0])
-
-    @__class__.setter
-    def __class__(self, value: Any) -> None:
-        raise TypeError("a logger's class can not be changed here")
+        return type(self._trainer.loggers[0])  # what isinstance asks of a proxy
 
     def __getattr__(self, name: str) -> Any:
-        trainer = object.__getattribute__(self, "_trainer")
-        return _to_each(trainer, name) if name in MEDIA else getattr(trainer.loggers[0], name)
+        return _to_each(self._trainer, name) if name in MEDIA else getattr(self._trainer.loggers[0], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._trainer.loggers[0], name, value)
 
     def __eq__(self, other: object) -> bool:
-        first = self._trainer.loggers[0]
-        return bool(other is self or other is first or other == first)
+        return other is self or bool(self._trainer.loggers[0] == other)
 
     def __hash__(self) -> int:
         return hash(self._trainer.loggers[0])
 
     def __repr__(self) -> str:
         return repr(self._trainer.loggers[0])
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self._trainer.loggers[0], memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self._trainer.loggers[0].__reduce_ex__(protocol)
@@ -67,6 +63,8 @@ def shown_to_all(trainer: Trainer) -> Any:
 
 
 def _to_each(trainer: Trainer, name: str) -> Callable[..., None]:
+    """Return what calls the method of that name on every logger that has it; one without it is named once."""
+
     def show(*args: Any, **kwargs: Any) -> None:
         if not trainer.is_global_zero:
             return
@@ -74,12 +72,12 @@ def _to_each(trainer: Trainer, name: str) -> Callable[..., None]:
         for logger in trainer.loggers:
             method = getattr(logger, name, None)
             if not callable(method):
-                _tell_once(trainer, type(logger).__name__, name)
+                _warn_once(trainer, type(logger).__name__, name)
                 continue
             try:
                 method(*args, **_with_step(method, args, kwargs, trainer))
             except OSError as error:  # a tracker that is away is no reason to end a run
-                _tell(f"self.logger.{name}: {type(logger).__name__} failed with {type(error).__name__}: {error}")
+                _warn(f"self.logger.{name}: {type(logger).__name__} failed with {type(error).__name__}: {error}")
             except Exception as error:  # the others are to have it all the same
                 trouble = trouble or error
         if trouble is not None:
@@ -99,13 +97,13 @@ def _with_step(method: Any, args: Any, kwargs: dict[str, Any], trainer: Trainer)
     return {**kwargs, "step": trainer.global_step} if "step" in given.signature.parameters and is_open else kwargs
 
 
-def _tell_once(trainer: Trainer, who: str, name: str) -> None:
-    told = trainer.__dict__.setdefault("_told_media", set())
-    if (who, name) not in told:
-        told.add((who, name))
-        _tell(f"self.logger.{name}: {who} can not show {MEDIA[name]}; the others get them.")
+def _warn_once(trainer: Trainer, who: str, name: str) -> None:
+    known = trainer.__dict__.setdefault("_warned_media", set())
+    if (who, name) not in known:
+        known.add((who, name))
+        _warn(f"self.logger.{name}: {who} can not show {MEDIA[name]}; the others get them.")
 
 
-def _tell(message: str) -> None:
+def _warn(message: str) -> None:
     with suppress(Warning):  # where warnings are errors, the others are to have it all the same
         warn(message)
