@@ -58,8 +58,6 @@ class Feed:
         ConfigError: If the source or the limit can not be used; all problems at once.
     """
 
-    last: bool
-
     def __init__(
         self,
         source: Any,
@@ -94,7 +92,7 @@ class Feed:
             _advise(self.leaves, self.stage, self.where)
         self.batch_indices: list[int] | None = None
         self.weight = 1.0
-        self.last = False
+        self._last: bool | None = False  # None: not yet found out
         self._epoch = self._rounds = 0
         self._total: int | float = self.num_batches
         self._next: Callable[[], Any] = iter(()).__next__
@@ -170,7 +168,7 @@ class Feed:
         self._before = None
         self.batch_indices = None
         self.weight = 1.0
-        self.last = False
+        self._last = False
 
     def _agreed(self) -> Any:
         return _Agreement(self.agree if self.world.data_size > 1 else None)
@@ -192,7 +190,7 @@ class Feed:
     def _straight(self, leaf: Leaf, total: int, done: int) -> Iterator[Any]:
         """Yield the batches of one loader of known size; nothing is called between them."""
         iterator, taken = leaf.iterator, leaf.taken
-        self.last = done >= total
+        self._last = done >= total
         if taken is None:
             for number, batch in zip(range(done + 1, total), iterator, strict=False):
                 leaf.batches = number
@@ -203,12 +201,12 @@ class Feed:
                 leaf.samples += len(indices) if type(indices) is list else 1
                 self.batch_indices = indices
                 yield batch
-        if not self.last:
+        if not self._last:
             batch = next(iterator, END)
             if batch is END:
                 self._ended_early(leaf.batches, total)
                 return
-            leaf.batches, self.last = total, True
+            leaf.batches, self._last = total, True
             if taken is not None:
                 self.batch_indices = indices = next(taken)
                 leaf.samples += len(indices) if type(indices) is list else 1
@@ -218,7 +216,7 @@ class Feed:
     def _sized(self, total: int) -> Iterator[Any]:
         """Yield the rounds of several loaders, or of one that is shared, of known size."""
         take, single = self._next, self.leaves[0] if len(self.leaves) == 1 else None
-        self.last = self._rounds >= total
+        self._last = self._rounds >= total
         while self._rounds < total:
             try:
                 batch = take()
@@ -226,7 +224,7 @@ class Feed:
                 self._ended_early(self._rounds, total)
                 return
             self._rounds += 1
-            self.last = self._rounds == total
+            self._last = self._rounds == total
             if single is not None:
                 self.batch_indices, self.weight = single.indices, single.weight
             yield batch
@@ -250,18 +248,18 @@ class Feed:
             self._rounds += 1
             if single is not None:
                 self.batch_indices, self.weight = single.indices, single.weight
-            self.__dict__.pop("last", None)
+            self._last = None
             yield batch
-        self.last = self._over = True
+        self._last = self._over = True
         if not self._rounds:
             self._ended_early(0, _INF)
 
-    def __getattr__(self, name: str) -> Any:
-        """Look ahead where ``last`` is asked and not yet known."""
-        if name != "last" or "_pending" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self.last = self._is_last()
-        return self.last
+    @property
+    def last(self) -> bool:
+        """Whether the batch handed out last ends its epoch; found out when it is asked, by looking ahead if need be."""
+        if self._last is None:
+            self._last = self._is_last()
+        return self._last
 
     def _is_last(self) -> bool:
         if self._rounds >= self._total:
@@ -359,7 +357,7 @@ class Feed:
         The process's own random state is the caller's to save.
         """
         single = self.leaves[0]
-        if self.__dict__.get("last") and len(self.leaves) == 1 and single.keeps_place:
+        if self._last and len(self.leaves) == 1 and single.keeps_place:
             self._exhaust(single)  # whether its dataset has begun anew already, its state does not tell
         if self._over:
             return {**self._place(), "over": True}
@@ -404,7 +402,7 @@ class Feed:
             return self.epoch(epoch)  # saved after one epoch ended and before the next one's iterators were made
         self._reset(epoch)
         if state.get("over"):  # all batches were handed out, and what keeps its own place begins anew
-            self.last = self._over = True
+            self._last = self._over = True
             return iter(())
         before = rng.capture()
         try:
