@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -109,3 +111,37 @@ def test_a_batch_is_as_large_as_its_first_tensor(batch: Any) -> None:
     """The size is the first dimension of the first tensor; others of another size are reported."""
     sizes = [len(leaf) for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
     assert batch_size(batch) == (sizes[0] if sizes else None, len(set(sizes)) > 1)
+
+
+class Stubborn(list):  # type: ignore[type-arg]
+    """List that cannot be made of one argument."""
+
+    def __init__(self, a: Any, b: Any) -> None:
+        super().__init__([a, b])
+
+
+class Single(Mapping[str, Any]):
+    """Read-only mapping that cannot be made of a dict."""
+
+    def __init__(self, key: str, value: Any) -> None:
+        self.key, self.value = key, value
+
+    def __getitem__(self, key: str) -> Any:
+        return self.value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([self.key])
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_a_collection_that_cannot_be_made_again_comes_back_plain() -> None:
+    """A list, a mapping or a read-only view of a kind of its own becomes a list or a dict, not an error."""
+    ones = torch.ones(1)
+    for data, plain in (
+        (Stubborn(ones, ones), [2, 2]),
+        (Single("a", ones), {"a": 2}),
+        (MappingProxyType({"a": ones}), {"a": 2}),
+    ):
+        assert apply_to_collection(data, torch.Tensor, lambda x: int(2 * x)) == plain

@@ -57,25 +57,38 @@ def _map_items(data: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _rebuilt(old: Any, items: dict[Any, Any]) -> Any:
-    """Return a collection of the kind of ``old`` with other items."""
+    """Return a collection of the kind of ``old`` with other items; a plain one where that kind refuses them."""
     if isinstance(old, list | tuple):
         values = list(items.values())
-        if hasattr(old, "_fields"):
-            return type(old)(*values)
-        return values if type(old) is list else type(old)(values)
+        if type(old) is list:
+            return values
+        try:
+            return type(old)(*values) if hasattr(old, "_fields") else type(old)(values)
+        except TypeError:
+            return values if isinstance(old, list) else tuple(values)
     if type(old) is dict:
         return items
-    new = copy.copy(old)
     if isinstance(old, Mapping):
-        try:
-            for key, item in items.items():  # some mappings refuse update()
-                new[key] = item
-        except TypeError:
-            return type(old)(items)  # type: ignore[call-arg]
-        return new
+        return _rebuilt_mapping(old, items)
+    new = copy.copy(old)
     for name, item in items.items():
         object.__setattr__(new, name, item)
     return new
+
+
+def _rebuilt_mapping(old: Any, items: dict[Any, Any]) -> Any:
+    """Return a mapping of the kind of ``old`` with other items."""
+    try:
+        new = copy.copy(old)
+        for key, item in items.items():  # some mappings refuse update()
+            new[key] = item
+        return new
+    except TypeError:
+        pass
+    try:
+        return type(old)(items)
+    except TypeError:
+        return items
 
 
 def apply_to_collection(
