@@ -31,7 +31,7 @@ class LoggerGroup:
     def __init__(self, trainer: Trainer) -> None:
         object.__setattr__(self, "_trainer", trainer)
 
-    @property
+    @property  # type: ignore[misc]  # read-only here
     def __class__(self) -> Any:
         return type(self._trainer.loggers[0])  # what isinstance asks of a proxy
 
