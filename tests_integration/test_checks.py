@@ -108,3 +108,17 @@ def test_page_of_flags_in_the_documentation_is_the_code_s(check: Check) -> None:
     table = check("flag_table")
     assert table.PAGE.read_text(encoding="utf-8").rstrip() == table.expected().rstrip()
     assert "`accumulate_grad_batches: int = 1`" in table.expected()
+
+
+def test_a_page_that_the_code_does_not_print_is_found(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page with another text fails and names the command that writes it, after which it passes."""
+    check_page = check("hook_table").check_page
+    page = write(tmp_path / "flags.md", "old")
+    monkeypatch.setattr("sys.argv", ["ci/flag_table.py"])
+    assert check_page(page, "new") == 1
+    assert "Run: python ci/flag_table.py --write" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["ci/flag_table.py", "--write"])
+    assert check_page(page, "new") == 0
+    assert page.read_text(encoding="utf-8") == "new"

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from lt_core import Trainer
+from lt_core import Callback, Trainer
 from lt_core.config.flags import FLAGS, TrainerConfig, parse
 from lt_core.config.parsers import whole
 from lt_core.config.row import UNTOUCHED, flag, page, rows, takes_flags
@@ -143,6 +143,57 @@ def test_barebones_is_said_in_the_rows() -> None:
     config = parse({"barebones": True})
     assert {name: getattr(config, name) for name in off} == off
     assert {"logger", "enable_progress_bar", "profiler"} <= set(off)
+
+
+@pytest.mark.parametrize("name", [name for name, row in FLAGS.items() if row.takes_none])
+def test_none_stands_for_the_default_or_for_itself(name: str) -> None:
+    """Where the type holds None it may be written: it is the default, but for the cadence that it turns off."""
+    config, row = parse({name: None, "val_check_interval": 3}), FLAGS[name]
+    if name == "check_val_every_n_epoch":
+        assert (config.check_val_every_n_epoch, row.default) == (None, 1)
+    elif name != "val_check_interval":
+        assert getattr(config, name) == (row.default() if callable(row.default) else row.default)
+        assert name not in config.explicit
+
+
+def test_the_defaults_of_the_signature_change_nothing_when_written_out() -> None:
+    """A program that reads the signature and passes every default on gets the trainer that it would get without."""
+    defaults: dict[str, Any] = {name: p.default for name, p in inspect.signature(Trainer).parameters.items()}
+    written, left_out = Trainer(**defaults | QUIET)._config, Trainer(**QUIET)._config
+    assert {n: getattr(written, n) for n in FLAGS} == {n: getattr(left_out, n) for n in FLAGS}
+
+
+@pytest.mark.parametrize("name", [name for name, row in FLAGS.items() if row.attribute or row.live])
+def test_a_change_is_seen_at_an_epoch_s_start_where_the_row_says_so(name: str) -> None:
+    """Of what users may change on the trainer, the comparison at an epoch's start sees just the rows live by epoch."""
+    trainer: Any = Trainer(**QUIET)
+    before = trainer._changeable()
+    setattr(trainer, name, [Callback()] if name == "callbacks" else 17)
+    assert (trainer._changeable() != before) is (FLAGS[name].live == "epoch")
+
+
+def test_what_the_plan_and_the_hooks_are_made_of_is_live() -> None:
+    """The flags that a run builds its plan and hooks of are compared at each epoch's start."""
+    plan = {"accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "detect_anomaly", "callbacks"}
+    assert plan == {name for name, row in FLAGS.items() if row.live == "epoch"}
+
+
+@pytest.mark.parametrize("name", [name for name, row in FLAGS.items() if row.live == "step"])
+def test_a_change_that_counts_from_the_next_step_calls_the_loop(name: str) -> None:
+    """Setting such a flag on the trainer calls the loop's attention, and is read back."""
+    trainer: Any = Trainer(**QUIET)
+    called: list[int] = []
+    trainer._call_attention = lambda: called.append(1)
+    setattr(trainer, name, 17)
+    assert (getattr(trainer, name), called) == (17, [1])
+
+
+def test_attributes_hold_the_resolved_values() -> None:
+    """Each row that is an attribute is on the trainer as it was resolved."""
+    trainer = Trainer(**QUIET, limit_val_batches=3, num_sanity_val_steps=-1, gradient_clip_algorithm="Value")
+    for name, row in FLAGS.items():
+        if row.attribute:
+            assert vars(trainer)[name] == getattr(trainer._config, name), name
 
 
 def test_a_subclass_may_have_flags_of_its_own() -> None:
