@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+import lt_loggers
+from lt_interface.registry import loggers
+
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 TRACKERS = ["torch", "numpy", "tensorboard", "tensorboardX", "wandb", "mlflow", "PIL", "matplotlib"]
 # Lets Python find none of the packages in ``hidden``.
@@ -44,3 +47,11 @@ def test_missing_extra(name: str, extra: str, asks: str) -> None:
         f"MissingPackageError {name}: this logger needs a package that is not installed. "
         f"Run: pip install 'lt-loggers[{extra}]'\n"
     )
+
+
+@pytest.mark.parametrize(("name", "extra"), LOGGERS.items())
+def test_class_is_known_by_its_name(name: str, extra: str) -> None:
+    """The registry finds a logger's name from its class: by that name another process makes it to replay a journal."""
+    kind = getattr(lt_loggers, name)
+    assert loggers.get(extra) is kind
+    assert loggers.name_of(kind) == extra

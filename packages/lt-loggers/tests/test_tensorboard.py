@@ -15,7 +15,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import lt_loggers.tensorboard.logger as home
+import lt_loggers.tensorboard as home
 from lt_interface import Logger, MisconfigurationException, MissingPackageError, SupportsGraph, SupportsRewind
 from lt_interface.registry import loggers
 from lt_interface.testing import LoggerConformance

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import lt_loggers.tensorboard.logger as home
+import lt_loggers.tensorboard as home
 from lt_loggers import TensorBoardLogger
 from lt_loggers.encoding import wav
 

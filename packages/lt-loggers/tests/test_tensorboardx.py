@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import lt_loggers.tensorboard.logger as home
+import lt_loggers.tensorboard as home
 from lt_interface import Logger
 from lt_interface.testing import LoggerConformance
 from lt_loggers import TensorBoardLogger
@@ -79,7 +79,7 @@ def test_needs_no_torch(tmp_path: Path) -> None:
     """Logging metrics and hyper-parameters through tensorboardX loads no torch."""
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['torch.utils'] = None\n"
-        "import lt_loggers.tensorboard.logger as module\n"
+        "import lt_loggers.tensorboard as module\n"
         "module._writer_package = lambda: 'tensorboardX'\n"
         f"logger = module.TensorBoardLogger({str(tmp_path)!r})\n"
         "logger.log_hyperparams({'lr': 0.1})\n"

@@ -32,7 +32,7 @@ from wandb_reading import (  # noqa: F401 - each file uses its part; quiet is a 
     wait_for_the_end,
 )
 
-import lt_loggers.wandb.logger as home
+import lt_loggers.wandb as home
 from lt_interface import (
     DummyExperiment,
     Logger,
