@@ -309,7 +309,7 @@ def test_ranks_decide_alike_by_the_trainers_collectives() -> None:
     assert trainer.global_step == 3
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-true", torch.bfloat16)])
 def test_forward_runs_in_the_trainers_precision(precision: str, dtype: torch.dtype) -> None:
     """Inside `forward_context` a callback's own forward computes as a step does."""
 
