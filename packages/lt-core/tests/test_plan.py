@@ -181,7 +181,7 @@ class TestSteps:
         ],
     )
     def test_training_steps_that_can_not_be_called(self, step):
-        """A training step that our call can not bind is refused with the right signature."""
+        """A training step that our call cannot bind is refused with the right signature."""
         (line,) = problems(type("Form", (Net,), {"training_step": step})())
         assert line.startswith("Form.training_step: ")
         assert line.endswith("Write: def training_step(self, batch, batch_idx).")
