@@ -16,7 +16,7 @@ _FLOAT32_ONLY = {"mps"}
 
 
 class Part(NamedTuple):
-    """Be one rank's share of one value.
+    """One rank's share of one value.
 
     Attributes:
         key: The value's name, the same on every rank.
@@ -44,11 +44,7 @@ def sync_parts(parts: Sequence[Part], collectives: Any, world_size: int, device:
     ordered = sorted(parts, key=lambda part: (part.key, part.op))
     _check_same_keys([f"{part.key} ({part.op})" for part in ordered], collectives, world_size)
     found: dict[str, float] = {}
-    groups: list[Any] = []
-    for part in ordered:
-        if all(part.group is not g for g in groups):
-            groups.append(part.group)
-    for group in groups:
+    for group in {id(part.group): part.group for part in ordered}.values():
         for op in ("sum", "min", "max"):
             chosen = [p for p in ordered if p.group is group and (p.op == op or (op == "sum" and p.op == "mean"))]
             if chosen:
