@@ -129,11 +129,9 @@ def move_to_device(batch: Any, device: torch.device | str | int) -> Any:
     """
     target = device if isinstance(device, torch.device) else torch.device(device)
     kind = type(batch)
-    if kind is torch.Tensor:
-        return batch.to(target, non_blocking=target.type != "mps")
+    free = target.type != "mps"
     if kind is list or kind is tuple:
         # The common batch, a flat sequence of tensors, is moved in this one frame.
-        free = target.type != "mps"
         tensor = torch.Tensor
         items = [
             item.to(target, non_blocking=free) if type(item) is tensor else move_to_device(item, target)
@@ -144,11 +142,11 @@ def move_to_device(batch: Any, device: torch.device | str | int) -> Any:
                 return items if kind is list else tuple(items)
         return batch
     if isinstance(batch, torch.Tensor):
-        return batch.to(target, non_blocking=target.type != "mps")
+        return batch.to(target, non_blocking=free)
     to = getattr(batch, "to", None)
     if callable(to) and not isinstance(batch, type):
         try:
-            return to(target, non_blocking=target.type != "mps")
+            return to(target, non_blocking=free)
         except TypeError:
             return to(target)
     return _map_items(batch, lambda item: move_to_device(item, target))
