@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -62,10 +63,9 @@ def rebuilt(old: Any, items: dict[Any, Any]) -> Any:
         values = list(items.values())
         if type(old) is list:
             return values
-        try:
+        with suppress(TypeError):
             return type(old)(*values) if hasattr(old, "_fields") else type(old)(values)
-        except TypeError:
-            return values if isinstance(old, list) else tuple(values)
+        return values if isinstance(old, list) else tuple(values)
     if type(old) is dict:
         return items
     if isinstance(old, Mapping):
@@ -78,17 +78,14 @@ def rebuilt(old: Any, items: dict[Any, Any]) -> Any:
 
 def _rebuilt_mapping(old: Any, items: dict[Any, Any]) -> Any:
     """Return a mapping of the kind of ``old`` with other items."""
-    try:
+    with suppress(TypeError):
         new = copy.copy(old)
         for key, item in items.items():  # some mappings refuse update()
             new[key] = item
         return new
-    except TypeError:
-        pass
-    try:
+    with suppress(TypeError):
         return type(old)(items)
-    except TypeError:
-        return items
+    return items
 
 
 def apply_to_collection(

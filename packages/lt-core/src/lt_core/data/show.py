@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lt_core.data.nested import leaves
+from lt_core.state.rng import isolate
 from lt_core.state.stage import STAGES
 from lt_interface.errors import ConfigError, Problem, nearest
 
@@ -40,8 +41,7 @@ def check_stage(stage: str) -> str:
     """
     known = {word: s.prefix for s in STAGES for word in (s.prefix, str(s.fn))}
     if stage not in known:
-        listed = ", ".join(s.prefix for s in STAGES)
-        rule = f"stage must be one of {listed}"
+        rule = f"stage must be one of {', '.join(s.prefix for s in STAGES)}"
         raise ConfigError(Problem(f"show_batch(stage={stage!r})", rule, fix=nearest(stage, known)))
     return known[stage]
 
@@ -52,8 +52,6 @@ def first_batch(datamodule: LightningDataModule, stage: str) -> Any:
     Raises:
         ConfigError: If the loader is empty.
     """
-    from lt_core.state.rng import isolate
-
     with isolate():
         if datamodule.trainer is None:
             datamodule.prepare_data()

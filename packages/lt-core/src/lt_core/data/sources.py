@@ -87,12 +87,7 @@ def feed_of(run: Run, stage: Stage) -> Feed:
         made = feeds.made[stage.word] = _make(run, stage)
         feeds.epochs[stage.word] = epoch
     elif stage is not TRAIN or run.progress.epoch_closed:
-        _follow_limit(run, made, stage)
+        limit = limit_of(run, stage)
+        if (type(limit), limit) != (type(made.limit), made.limit):  # the integer 1 is not the fraction 1.0
+            made.relimit(limit)
     return made
-
-
-def _follow_limit(run: Run, feed: Feed, stage: Stage) -> None:
-    """Give a feed the stage's limit if the user changed it; the integer 1 is not the fraction 1.0."""
-    limit = limit_of(run, stage)
-    if (type(limit), limit) != (type(feed.limit), feed.limit):
-        feed.relimit(limit)

@@ -85,11 +85,11 @@ def restore(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def isolate() -> Iterator[None]:
-    """Leave the global generators, on exit, as they were on entry."""
+def isolate() -> Iterator[dict[str, Any]]:
+    """Leave the global generators, on exit, as they were on entry; yield their state."""
     state = capture()
     try:
-        yield
+        yield state
     finally:
         restore(state)
 
