@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from types import FunctionType, MethodType
 from typing import Any, Literal, Protocol, get_args
 
@@ -14,14 +15,14 @@ from lt_core.data.leaf import length
 from lt_core.data.nested import rebuilt
 from lt_interface.errors import ConfigError, Problem, nearest
 
-__all__ = ["CombinedLoader", "Mode", "combined_size", "flatten", "is_last", "is_loader", "rounds", "unflatten"]
+__all__ = ["CombinedLoader", "Mode", "combined_size", "flatten", "is_last", "outline", "rounds", "unflatten"]
 
 Mode = Literal["min_size", "max_size_cycle", "max_size", "sequential"]
 _INF = float("inf")
 _BATCHES = (list, tuple, Mapping, torch.Tensor, str, bytes)
 
 
-def is_loader(thing: Any) -> bool:
+def _is_loader(thing: Any) -> bool:
     """Return whether a thing gives batches, where a list of batches does not count."""
     if isinstance(thing, DataLoader | CombinedLoader | IterableDataset | FunctionType | MethodType | partial):
         return True
@@ -33,7 +34,7 @@ def is_loader(thing: Any) -> bool:
 def _holds_loaders(tree: Any) -> bool:
     if not isinstance(tree, list | tuple):
         return isinstance(tree, Mapping)
-    return any(is_loader(item) or (isinstance(item, list | tuple) and _holds_loaders(item)) for item in tree)
+    return any(_is_loader(item) or (isinstance(item, list | tuple) and _holds_loaders(item)) for item in tree)
 
 
 def flatten(tree: Any) -> tuple[list[Any], list[tuple[Any, ...]]]:
@@ -52,6 +53,15 @@ def _placed(tree: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, 
         return
     for key, item in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
         yield from _placed(item, (*path, key))
+
+
+def outline(tree: Any) -> Any:
+    """Return a structure like ``tree`` for `unflatten`, in which no list of batches is searched for loaders again."""
+    return unflatten(tree, repeat(_absent))
+
+
+def _absent() -> None:
+    """Stand for a loader in an outline."""
 
 
 def unflatten(tree: Any, leaves: Iterator[Any]) -> Any:
@@ -206,8 +216,9 @@ class CombinedLoader:
                 for index, (batch,) in enumerate(rounds([track], self.mode)):
                     yield batch, index, number
             return
+        tree = outline(self.iterables)
         for index, items in enumerate(rounds(tracks, self.mode)):
-            yield unflatten(self.iterables, iter(items)), index, 0
+            yield unflatten(tree, iter(items)), index, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the loaders that have one, by their number."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
-from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, rounds, unflatten
+from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
 from lt_core.data.leaf import END, Leaf
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.notices import PossibleUserWarning, info, warn
@@ -76,8 +76,9 @@ class Feed:
         self.train = stage == "train"
         combined = source if isinstance(source, CombinedLoader) else None
         self.mode: str = combined.mode if combined else "max_size_cycle" if self.train else "sequential"
-        self._tree = combined.iterables if combined else source
-        self.loaders, paths = flatten(self._tree)
+        tree = combined.iterables if combined else source
+        self.loaders, paths = flatten(tree)
+        self._tree = outline(tree)
         self.names = _names(paths)
         raise_problems(_source_problems(self.loaders, paths, self.where, self.stage, self.mode))
         self.leaves = [
