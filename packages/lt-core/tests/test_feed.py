@@ -230,7 +230,7 @@ class Counted(Countless):
 )
 @pytest.mark.parametrize("limit", [1.0, 2])
 def test_last_is_true_at_the_last_batch_only(source: Callable[[], Any], batches: int, limit: int | float) -> None:
-    """Whatever the source, ``last`` tells the last batch, within a limit too."""
+    """Whatever the source, ``last`` marks the last batch, within a limit too."""
     feed = Feed(source(), stage="train", limit=limit)
     for epoch in (0, 1):
         flags = []
@@ -317,7 +317,7 @@ def test_evaluation_names_batch_and_loader() -> None:
 
 
 def test_training_takes_several_loaders_side_by_side() -> None:
-    """A structure of loaders gives batches of that structure; shorter ones start again, unless told otherwise."""
+    """A structure of loaders gives batches of that structure; shorter ones start again, unless asked otherwise."""
     long, short = [1, 2, 3], [10, 20]
     feed = Feed({"a": long, "b": short}, stage="train")
     assert feed.num_batches == 3
@@ -383,7 +383,7 @@ def test_a_shuffling_evaluation_loader_is_warned_of() -> None:
     ],
 )
 def test_what_can_not_be_used_is_refused(source: Any, options: dict[str, Any], message: str) -> None:
-    """A source or a limit that can not work is named, with what to do."""
+    """A source or a limit that cannot work is named, with what to do."""
     with pytest.raises(ConfigError, match=f"(?s)my_loader.*{message}"):
         Feed(source, **{"stage": "train", "where": "my_loader", **options})
 
@@ -406,7 +406,7 @@ def test_a_limit_may_change_between_epochs() -> None:
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    """Two loaders that can not be used make one error that names both."""
+    """Two loaders that cannot be used make one error that names both."""
     with pytest.raises(ConfigError, match=r"(?s)2 problems.*/a.*/b"):
         Feed({"a": 3, "b": Noisy()}, stage="test")
 

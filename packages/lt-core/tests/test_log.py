@@ -320,7 +320,7 @@ def test_one_name_twice_in_a_step() -> None:
 
 
 def test_names_by_step_and_epoch() -> None:
-    """Two ways of one name are told apart; callbacks find the plain name too, after the epoch its value."""
+    """Two ways of one name are kept apart; callbacks find the plain name too, after the epoch its value."""
     seen: list[dict[str, float]] = []
 
     class Watch(Callback):

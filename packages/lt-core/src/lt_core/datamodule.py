@@ -1,4 +1,4 @@
-"""Define LightningDataModule: data, from download to batches, in one object."""
+"""LightningDataModule: data, from download to batches, in one object."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["LightningDataModule"]
 
 
 class LightningDataModule(DataModuleHooks, HyperparametersMixin):
-    """Hold everything about data: download, set up, load, move to the device.
+    """Everything about data: download, set-up, loading, the move to the device.
 
     Attributes:
         name: A name of your own.
@@ -109,7 +109,7 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
             map_location: Where to put tensors among them, as for ``torch.load``.
             hparams_file: A .yaml or .csv file of hyper-parameters, used instead of the checkpoint's.
             weights_only: Taken for compatibility; loading is always safe.
-            kwargs: Arguments of ``__init__`` that go before the saved ones.
+            kwargs: Arguments of ``__init__`` that take precedence over the saved ones.
 
         Raises:
             CheckpointError: If the file does not fit, or an argument is missing.
@@ -169,7 +169,7 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
 
 
 class _Loaders:
-    """Make the loaders of one stage each time it is called; picklable, unlike a closure."""
+    """Function that makes the loaders of one stage at each call; picklable, unlike a closure."""
 
     def __init__(self, data: Any, shuffle: bool, batch_size: int, num_workers: int) -> None:
         several = isinstance(data, (list, tuple, Mapping)) or not (
@@ -194,7 +194,7 @@ class _Loaders:
             batch_size=self.batch_size,
             shuffle=self.shuffle and not _iterates_samples(dataset),
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),  # elsewhere torch only warns that it can not
+            pin_memory=torch.cuda.is_available(),  # elsewhere torch only warns that it cannot
         )
 
 
