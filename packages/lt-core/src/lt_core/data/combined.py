@@ -69,7 +69,8 @@ def unflatten(tree: Any, leaves: Iterator[Any]) -> Any:
     if not _holds_loaders(tree):
         return next(leaves)
     items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    return rebuilt(tree, {key: unflatten(item, leaves) for key, item in items})
+    filled = {key: unflatten(item, leaves) for key, item in items}
+    return filled if type(tree) is dict else rebuilt(tree, filled)
 
 
 class Track(Protocol):
@@ -90,10 +91,11 @@ def rounds(tracks: Sequence[Track], mode: str) -> Iterator[list[Any]]:
     """Yield lists of one batch of each track, in one of the modes that walk side by side."""
     # A track past its first pass has ended once: so it is after a resume, too.
     unfinished = {number for number, track in enumerate(tracks) if not track.cycle}
+    pads = mode == "max_size"
     while True:
         items: list[Any] = []
         for number, track in enumerate(tracks):
-            if mode == "max_size" and number not in unfinished:
+            if pads and number not in unfinished:
                 items.append(None)
                 continue
             try:

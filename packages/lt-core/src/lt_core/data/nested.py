@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -63,9 +62,10 @@ def rebuilt(old: Any, items: dict[Any, Any]) -> Any:
         values = list(items.values())
         if type(old) is list:
             return values
-        with suppress(TypeError):
+        try:
             return type(old)(*values) if hasattr(old, "_fields") else type(old)(values)
-        return values if isinstance(old, list) else tuple(values)
+        except TypeError:
+            return values if isinstance(old, list) else tuple(values)
     if type(old) is dict:
         return items
     if isinstance(old, Mapping):
@@ -78,14 +78,17 @@ def rebuilt(old: Any, items: dict[Any, Any]) -> Any:
 
 def _rebuilt_mapping(old: Any, items: dict[Any, Any]) -> Any:
     """Return a mapping of the kind of ``old`` with other items."""
-    with suppress(TypeError):
+    try:
         new = copy.copy(old)
         for key, item in items.items():  # some mappings refuse update()
             new[key] = item
         return new
-    with suppress(TypeError):
+    except TypeError:
+        pass
+    try:
         return type(old)(items)
-    return items
+    except TypeError:
+        return items
 
 
 def apply_to_collection(
@@ -126,9 +129,11 @@ def move_to_device(batch: Any, device: torch.device | str | int) -> Any:
     """
     target = device if isinstance(device, torch.device) else torch.device(device)
     kind = type(batch)
-    free = target.type != "mps"
+    if kind is torch.Tensor:
+        return batch.to(target, non_blocking=target.type != "mps")
     if kind is list or kind is tuple:
         # The common batch, a flat sequence of tensors, is moved in this one frame.
+        free = target.type != "mps"
         tensor = torch.Tensor
         items = [
             item.to(target, non_blocking=free) if type(item) is tensor else move_to_device(item, target)
@@ -139,11 +144,11 @@ def move_to_device(batch: Any, device: torch.device | str | int) -> Any:
                 return items if kind is list else tuple(items)
         return batch
     if isinstance(batch, torch.Tensor):
-        return batch.to(target, non_blocking=free)
+        return batch.to(target, non_blocking=target.type != "mps")
     to = getattr(batch, "to", None)
     if callable(to) and not isinstance(batch, type):
         try:
-            return to(target, non_blocking=free)
+            return to(target, non_blocking=target.type != "mps")
         except TypeError:
             return to(target)
     return _map_items(batch, lambda item: move_to_device(item, target))
