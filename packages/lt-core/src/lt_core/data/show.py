@@ -61,8 +61,8 @@ def first_batch(datamodule: LightningDataModule, stage: str) -> Any:
         while True:
             if isinstance(loader, Mapping):
                 loader = next(iter(loader.values()), ())
-            elif isinstance(loader, (list, tuple)) and loader and not _is_batch(loader[0]):
-                loader = loader[0]
+            elif isinstance(loader, (list, tuple)) and loader and next(_tensors(loader[0]), None) is None:
+                loader = loader[0]  # a list of loaders; one of batches is a loader
             elif hasattr(loader, "iterables"):
                 loader = loader.iterables
             else:
@@ -70,11 +70,6 @@ def first_batch(datamodule: LightningDataModule, stage: str) -> Any:
         for batch in loader:
             return batch
     raise ConfigError(Problem(f"show_batch(stage={stage!r})", "there must be a batch to show", "an empty loader"))
-
-
-def _is_batch(value: Any) -> bool:
-    """Return whether a list holds batches (it is a loader), not loaders."""
-    return next(_tensors(value), None) is not None
 
 
 def show(batch: Any, *, n: int = 16, path: Any = None, title: str = "") -> Figure | BatchTable:

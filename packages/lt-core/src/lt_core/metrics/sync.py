@@ -12,8 +12,6 @@ from lt_interface.errors import MisconfigurationException, Problem
 
 __all__ = ["Part", "sync_parts"]
 
-_FLOAT32_ONLY = {"mps"}
-
 
 class Part(NamedTuple):
     """One rank's share of one value.
@@ -55,7 +53,7 @@ def sync_parts(parts: Sequence[Part], collectives: Any, world_size: int, device:
 def _reduced(parts: list[Part], op: str, group: Any, collectives: Any, device: Any) -> dict[str, float]:
     numbers = [p.total for p in parts] + ([p.weight for p in parts] if op == "sum" else [])
     kind = torch.device(device or "cpu").type
-    vector = torch.tensor(numbers, dtype=torch.float32 if kind in _FLOAT32_ONLY else torch.float64, device=device)
+    vector = torch.tensor(numbers, dtype=torch.float32 if kind == "mps" else torch.float64, device=device)
     total = collectives.reduce(vector, op, "data" if group is None else group).tolist()
     weights = total[len(parts) :] if op == "sum" else [1.0] * len(parts)
     return {p.key: t / w if p.op == "mean" else t for p, t, w in zip(parts, total, weights, strict=False)}
