@@ -16,7 +16,7 @@ __all__ = ["check_saving"]
 
 
 def check_saving(run: Run) -> None:
-    """Raise one error that lists each callback state that can not be kept and each folder that can not be written.
+    """Raise one error that lists each callback state that cannot be kept and each folder that cannot be written.
 
     Raises:
         ConfigError: If there is any.

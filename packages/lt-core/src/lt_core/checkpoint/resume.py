@@ -145,7 +145,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     """
     if "optimizer_states" not in checkpoint:
         raise CheckpointError(
-            f"{run.resumed.path or 'checkpoint'}: a file saved with weights only can not be resumed. Load it with "
+            f"{run.resumed.path or 'checkpoint'}: a file saved with weights only cannot be resumed. Load it with "
             f"{type(run.module).__name__}.load_from_checkpoint and call fit without ckpt_path."
         )
     restore(run, checkpoint, "optimizers", "training")

@@ -1,4 +1,4 @@
-"""Load weights into a module, or say exactly what does not fit."""
+"""Load weights into a module, or list exactly what does not fit."""
 
 from __future__ import annotations
 

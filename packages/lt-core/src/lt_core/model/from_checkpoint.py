@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:
 
     class not_on_instances:  # noqa: N801 - a decorator
-        """Make a class method that refuses to be called on an instance, which it would not change."""
+        """Class method that refuses to be called on an instance, which it would not change."""
 
         def __init__(self, function):
             self._function = function
@@ -73,8 +73,8 @@ def load_module(
         path: The checkpoint.
         map_location: Where to put the weights.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
-        strict: Whether names of weights must match; None means as the module says.
-        given: Arguments that go before the saved ones.
+        strict: Whether names of weights must match; None means as the module has it.
+        given: Arguments that take precedence over the saved ones.
 
     Raises:
         CheckpointError: If the file, the arguments or the weights do not fit.
@@ -88,7 +88,7 @@ def load_module(
     if strict is None:
         strict = module.strict_loading
     elif _says_strictness(module) and strict != module.strict_loading:
-        rule = "strict must be what the module's own strict_loading says"
+        rule = "strict must be what the module's own strict_loading is"
         raise ConfigError(Problem(where, rule, f"strict={strict} and {module.strict_loading}", "Leave strict out."))
     module.configure_model()
     module.configure_sharded_model()
@@ -109,7 +109,7 @@ def load_datamodule(cls: type, path: Any, map_location: Any, hparams_file: Any, 
         path: The checkpoint.
         map_location: Where to put tensors among them.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
-        given: Arguments that go before the saved ones.
+        given: Arguments that take precedence over the saved ones.
 
     Raises:
         CheckpointError: If the file or the arguments do not fit.
@@ -172,7 +172,7 @@ def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, A
         cls: The class.
         checkpoint: The familiar dict; its hyper-parameters are brought up to date with ``given``.
         prefix: Before the keys of the hyper-parameters.
-        given: Arguments that go before the saved ones.
+        given: Arguments that take precedence over the saved ones.
         where: The call, for errors.
 
     Raises:

@@ -23,7 +23,7 @@ _VALUE_TYPES = (bool, int, float, complex, str, bytes, list, tuple, set, frozens
 
 
 class AttributeDict(dict[str, Any]):
-    """Be a dict whose items are attributes too.
+    """Dict whose items are attributes too.
 
     >>> AttributeDict(lr=0.1).lr
     0.1
@@ -59,13 +59,13 @@ class AttributeDict(dict[str, Any]):
 
 
 class HyperparametersMixin:
-    """Give a class ``save_hyperparameters`` and ``hparams``."""
+    """Mixin with ``save_hyperparameters`` and ``hparams``."""
 
     _hparams: MutableMapping[str, Any] | None = None
     _hparams_initial: MutableMapping[str, Any] | None = None
     _hparams_name: str | None = None
     _log_hyperparams: bool = False
-    _told_of_softened: bool = False
+    _warned_of_softened: bool = False
 
     def save_hyperparameters(
         self,
@@ -169,8 +169,8 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[st
     else:
         values = {k: _plain(v, attributes=True) for k, v in owner._hparams.items()}
     entries[f"{prefix}hyper_parameters"], softened = soften(values)
-    if softened and not owner._told_of_softened:
-        owner._told_of_softened = True
+    if softened and not owner._warned_of_softened:
+        owner._warned_of_softened = True
         warn(
             f"{type(owner).__name__}.save_hyperparameters: a checkpoint keeps only the text of {', '.join(softened)}. "
             "Give them to load_from_checkpoint by keyword."

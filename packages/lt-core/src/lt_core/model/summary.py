@@ -48,7 +48,7 @@ class LayerRow:
 
 @dataclass
 class ModuleSummary:
-    """Describe a module.
+    """Summary of a module.
 
     Attributes:
         rows: Its submodules down to the depth that was asked for.

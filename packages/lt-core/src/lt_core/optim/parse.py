@@ -24,7 +24,7 @@ _FORMS = (
 
 @dataclass
 class SchedulerConfig:
-    """Say when a learning-rate scheduler steps.
+    """When and how a learning-rate scheduler steps.
 
     Attributes:
         scheduler: Anything with ``step`` and, to be resumed, ``state_dict``.
@@ -146,7 +146,7 @@ def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], a
         raise _refuse("frequency must be a whole number of at least 1", config.frequency, "")
     if config.reduce_on_plateau and config.monitor is None and automatic:
         raise _refuse("ReduceLROnPlateau needs the metric that it watches", fix='Add "monitor": "val_loss".')
-    claimed = config.reduce_on_plateau and callable(getattr(scheduler, "step", None))  # says itself what step takes
+    claimed = config.reduce_on_plateau and callable(getattr(scheduler, "step", None))  # the user names what step takes
     if not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and automatic and not claimed:
         from lt_core.hooks.table import overrides
 
@@ -167,7 +167,7 @@ def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], a
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Return whether ``optimizer.step`` can not do without a closure, as LBFGS."""
+    """Return whether ``optimizer.step`` cannot do without a closure, as LBFGS."""
     if isinstance(optimizer, torch.optim.LBFGS):
         return True
     import inspect

@@ -20,7 +20,7 @@ __all__ = ["AsyncCheckpointIO"]
 
 
 class AsyncCheckpointIO:
-    """Write checkpoints in a background thread.
+    """Store that writes checkpoints in a background thread.
 
     ``save`` returns when the tree is copied, so that the next step may change any tensor; the file is the same,
     byte for byte, as a direct save would write. One save is in flight at a time: the next one waits for it.
@@ -55,7 +55,7 @@ class AsyncCheckpointIO:
         Raises:
             OSError, CheckpointError: What the save before failed with; this one is then not begun, and may be
                 asked for again.
-            CheckpointError: If a value of the tree can not be kept; the message has its path.
+            CheckpointError: If a value of the tree cannot be kept; the message has its path.
         """
         self.wait()
         target = os.path.abspath(os.fspath(path))
@@ -74,7 +74,7 @@ class AsyncCheckpointIO:
         """Return when every save so far is durable.
 
         Raises:
-            OSError, CheckpointError: What the last save failed with; told once.
+            OSError, CheckpointError: What the last save failed with; reported once.
         """
         self._join()
         failure, self._failure = self._failure, None

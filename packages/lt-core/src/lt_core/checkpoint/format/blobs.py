@@ -31,7 +31,7 @@ Layout = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 @dataclass
 class Blob:
-    """Be one entry of the file.
+    """One entry of the file.
 
     Attributes:
         name: Its name in the file.
@@ -129,7 +129,7 @@ def within_spread(extent: int, count: int) -> bool:
 
 @dataclass
 class _Found:
-    """Note one tensor of the tree, where its memory lies and the node that will name it."""
+    """One tensor of the tree, where its memory lies and the node that will name it."""
 
     name: str
     tensor: Tensor
@@ -143,7 +143,7 @@ class _Found:
 
 @dataclass
 class Blobs:
-    """Collect the tensors of a tree, then hold what is written of them.
+    """Tensors of a tree, and what is written of them.
 
     Attributes:
         entries: What is written, by name, in the order of the tree.
@@ -223,7 +223,7 @@ class Blobs:
         return inside and all((other.low - item.low) % other.tensor.element_size() == 0 for other in cluster)
 
     def _own(self, item: _Found) -> str:
-        """Write one tensor in its logical order and note what its shape in the file does not say."""
+        """Write one tensor in its logical order and note what its shape in the file leaves open."""
         tensor, name = item.tensor, self.fresh(item.name)
         shape, stride = tuple(tensor.shape), tensor.stride()
         small = compact(shape, stride)
@@ -279,7 +279,7 @@ def _memory(item: _Found, index: int) -> Any:
 
 
 class Materialiser:
-    """Build the tensors of a file again.
+    """Builder of a file's tensors.
 
     Args:
         layouts: As `Blobs.layouts`, read from the file.

@@ -33,7 +33,7 @@ _ZIP, _PICKLE, _PROTOCOLS = b"PK\x03\x04", b"\x80", b"\x02\x03\x04\x05"
 
 @dataclass(frozen=True)
 class Entry:
-    """Be one tensor of the file: its format, shape and bytes ``[start, end)`` after the header."""
+    """One tensor of the file: its format, shape and bytes ``[start, end)`` after the header."""
 
     name: str
     code: str
@@ -43,7 +43,7 @@ class Entry:
 
 
 class Table:
-    """Lay out a file, then render its header once the checksums are known.
+    """Layout of a file, and its header, rendered once the checksums are known.
 
     Args:
         blobs: Name, format, shape and size of each tensor.
@@ -88,7 +88,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Header:
-    """Hold what the start of a file says, checked.
+    """Start of a file, read and checked.
 
     Attributes:
         path: The file.
@@ -132,7 +132,7 @@ def open_checkpoint(path: str) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
-        CheckpointError: If it is missing, no regular file or can not be read.
+        CheckpointError: If it is missing, no regular file or cannot be read.
     """
     try:
         mode = os.stat(path).st_mode
@@ -144,7 +144,7 @@ def open_checkpoint(path: str) -> BinaryIO:
     except FileNotFoundError as error:
         raise CheckpointError(_missing(path)) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(Problem(path, "this checkpoint can not be read", str(error))) from error
+        raise CheckpointError(Problem(path, "this checkpoint cannot be read", str(error))) from error
 
 
 def read_header(file: BinaryIO, path: str) -> Header:

@@ -32,7 +32,7 @@ _FLAGS = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class AtomicFile:
-    """Write a file that appears at its path when the block ends without an error.
+    """File that appears at its path when the block ends without an error.
 
     Args:
         path: The target; what is there stays until the new file is durable.
@@ -117,7 +117,7 @@ class AtomicFile:
             os.unlink(self._temporary)
         with contextlib.suppress(OSError):
             self._close()
-        if not _POSIX:  # an open file can not be removed there
+        if not _POSIX:  # an open file cannot be removed there
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
 

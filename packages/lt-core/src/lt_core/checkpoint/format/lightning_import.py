@@ -33,7 +33,7 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
         module: The module that was trained, for the names of its parameters.
 
     Raises:
-        CheckpointError: If torch is older than 2.10 (reading pickles was not safe), the file can not be read without
+        CheckpointError: If torch is older than 2.10 (reading pickles was not safe), the file cannot be read without
             running code, or it is no such checkpoint.
     """
     where = os.fspath(path)

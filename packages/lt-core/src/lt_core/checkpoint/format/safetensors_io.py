@@ -43,7 +43,7 @@ _DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 @dataclass
 class Prepared:
-    """Hold a tree that is ready to be written, its tensors not yet copied.
+    """Tree that is ready to be written, its tensors not yet copied.
 
     Attributes:
         document: The tree and the layouts of its tensors, for JSON.
@@ -62,7 +62,7 @@ class Prepared:
 
 
 class SafetensorsIO:
-    """Read and write checkpoints of one process, as one file each."""
+    """Store of one process's checkpoints, as one file each."""
 
     collective = False
     asynchronous = False
@@ -72,7 +72,7 @@ class SafetensorsIO:
 
         Raises:
             OSError: If the disk refuses; what was there before stays, and no other file is left.
-            CheckpointError: If a value of the tree can not be kept; the message has its path.
+            CheckpointError: If a value of the tree cannot be kept; the message has its path.
         """
         self.write(self.prepare(tree), path)
 
@@ -80,7 +80,7 @@ class SafetensorsIO:
         """Turn a tree into what is written, without copying tensors.
 
         Raises:
-            CheckpointError: If a value of the tree can not be kept; the message has its path.
+            CheckpointError: If a value of the tree cannot be kept; the message has its path.
         """
         if not isinstance(tree, dict):
             raise CheckpointError(Problem("save_checkpoint(tree)", "a checkpoint is a dict", type(tree).__name__))
@@ -107,7 +107,7 @@ class SafetensorsIO:
         try:
             text = _compact(prepared.document)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"checkpoint: its values can not be written as JSON ({error}).") from error
+            raise CheckpointError(f"checkpoint: its values cannot be written as JSON ({error}).") from error
         if len(text) <= _INLINE:
             metadata[_TREE] = text
         else:
@@ -179,7 +179,7 @@ def save_checkpoint(tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
     Raises:
         OSError: If the disk refuses; what was there before stays, and no other file is left.
-        CheckpointError: If a value of the tree can not be kept; the message has its path.
+        CheckpointError: If a value of the tree cannot be kept; the message has its path.
     """
     SafetensorsIO().save(tree, path)
 
@@ -215,7 +215,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = No
                 raise ValueError("the tree is no dict")
         except (CheckpointError, OSError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever a decoder raises, it comes from what the file says
+        except Exception as error:  # whatever a decoder raises, the file is at fault
             rule = f"the tree is not one that this package writes ({type(error).__name__}: {str(error)[:200]})"
             raise damaged(where, rule) from error
         return tree
@@ -267,7 +267,7 @@ def _reading(path: str) -> Any:
         try:
             yield file
         except OSError as error:
-            raise CheckpointError(Problem(path, "this checkpoint can not be read", str(error))) from error
+            raise CheckpointError(Problem(path, "this checkpoint cannot be read", str(error))) from error
 
 
 def _document(header: Header, file: BinaryIO) -> dict[str, Any]:

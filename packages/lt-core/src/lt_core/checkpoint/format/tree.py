@@ -43,7 +43,7 @@ _SCALARS = {bool, type(None)}
 
 @dataclass
 class Encoded:
-    """Hold a tree as it is written.
+    """Tree as it is written.
 
     Attributes:
         node: The tree for JSON; tensors are named in it.
@@ -64,7 +64,7 @@ def encode(tree: Any, where: str = "checkpoint") -> Encoded:
         where: What the tree is called in errors.
 
     Raises:
-        CheckpointError: If a value can not be kept; the message has its path.
+        CheckpointError: If a value cannot be kept; the message has its path.
     """
     encoder = _Encoder(where)
     node = encoder.node(tree, ())
@@ -82,7 +82,7 @@ def try_encode(value: Any, where: str) -> Problem | None:
 
 
 def soften(hparams: Any) -> tuple[Any, list[str]]:
-    """Replace what can not be kept in hyper-parameters by ``{"$repr": repr(value)}``.
+    """Replace what cannot be kept in hyper-parameters by ``{"$repr": repr(value)}``.
 
     Returns:
         The hyper-parameters as they can be kept, and the dotted names of what was replaced.
@@ -155,7 +155,7 @@ def clone(tree: Any, where: str = "checkpoint") -> Any:
 
 
 class _Encoder:
-    """Walk a tree once; tensors are collected, all else becomes JSON."""
+    """One walk over a tree: tensors are collected, all else becomes JSON."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -200,11 +200,11 @@ class _Encoder:
             try:
                 return _tag(writer[0], writer[1](value))
             except ValueError as error:
-                self._refuse(path, f"this {kind.__qualname__} can not be kept, because {error}", value, _KEEP)
+                self._refuse(path, f"this {kind.__qualname__} cannot be kept, because {error}", value, _KEEP)
         return self._relative(value, path)
 
     def _relative(self, value: Any, path: tuple[Step, ...]) -> Any:
-        """Keep numpy's values, and an instance of a subclass where its base says all of it."""
+        """Keep numpy's values, and an instance of a subclass where its base holds all of it."""
         scalar = write_numpy_scalar(value)
         if scalar is None:
             scalar = write_exact_number(value)
@@ -214,7 +214,7 @@ class _Encoder:
         if numpy is not None and isinstance(value, numpy.ndarray):
             return self._array(value, path)
         if isinstance(value, Enum) and not isinstance(value, (str, int, float)):
-            self._refuse(path, "an enum member can not be kept", value, "Keep its .value.")
+            self._refuse(path, "an enum member cannot be kept", value, "Keep its .value.")
         if isinstance(value, int):
             return _whole(int(value))
         if isinstance(value, float):
@@ -226,8 +226,8 @@ class _Encoder:
         if isinstance(value, (dict, list)) and not getattr(value, "__dict__", None):
             return self._containers[dict if isinstance(value, dict) else list](value, path)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            self._refuse(path, "a named tuple can not be kept", value, "Keep its ._asdict().")
-        return self._refuse(path, f"{_kind(value)} can not be kept in a checkpoint", value, _KEEP)
+            self._refuse(path, "a named tuple cannot be kept", value, "Keep its ._asdict().")
+        return self._refuse(path, f"{_kind(value)} cannot be kept in a checkpoint", value, _KEEP)
 
     def _refuse(self, path: tuple[Step, ...], rule: str, value: Any, fix: str) -> NoReturn:
         raise RefusedValueError(Problem(place(self.where, path), rule, shorten(value, 100), fix))
@@ -249,13 +249,13 @@ class _Encoder:
     def _items(self, value: dict[Any, Any], path: tuple[Step, ...]) -> list[Any]:
         for key in value:
             if isinstance(key, Tensor):
-                self._refuse(path, "a tensor can not be a key", key, "Use its name.")
+                self._refuse(path, "a tensor cannot be a key", key, "Use its name.")
         return [[self.node(key, (*path, key)), self.node(item, (*path, key))] for key, item in value.items()]
 
     def _ordered(self, value: OrderedDict[Any, Any], path: tuple[Step, ...]) -> Any:
         rest = {key: item for key, item in vars(value).items() if key != "_metadata"}
         if rest:
-            self._refuse(path, "attributes of an OrderedDict can not be kept", rest, "Keep them as items.")
+            self._refuse(path, "attributes of an OrderedDict cannot be kept", rest, "Keep them as items.")
         # Module.state_dict() notes the version of each submodule's state so; load_state_dict() reads it.
         metadata = getattr(value, "_metadata", None)
         kept = None if metadata is None else self.node(metadata, (*path, "_metadata"))
@@ -265,12 +265,12 @@ class _Encoder:
         factory = value.default_factory
         name = None if factory is None else getattr(factory, "__name__", "")
         if name is not None and _FACTORIES.get(name) is not factory:
-            self._refuse(path, "this default_factory can not be kept", factory, f"Use one of {', '.join(_FACTORIES)}.")
+            self._refuse(path, "this default_factory cannot be kept", factory, f"Use one of {', '.join(_FACTORIES)}.")
         return _tag("defaultdict", [name, self._items(value, path)])
 
     def _unordered(self, value: Any, path: tuple[Step, ...]) -> list[Any]:
         if any(isinstance(item, Tensor) for item in value):
-            self._refuse(path, "tensors in a set can not be kept", value, "Use a list.")
+            self._refuse(path, "tensors in a set cannot be kept", value, "Use a list.")
         return sorted((self.node(item, (*path, item)) for item in value), key=repr)
 
     def _tensor(self, value: Tensor, path: tuple[Step, ...]) -> Any:
@@ -294,7 +294,7 @@ class _Encoder:
         import numpy as np
 
         if type(value) not in (np.ndarray, np.memmap) or value.dtype.kind not in "biufcmMSU":
-            self._refuse(path, f"{_kind(value)} of dtype {value.dtype} can not be kept", value, _KEEP)
+            self._refuse(path, f"{_kind(value)} of dtype {value.dtype} cannot be kept", value, _KEEP)
         array, kind = np.asarray(value), ""
         tensor: Tensor | None
         try:
@@ -311,7 +311,7 @@ class _Encoder:
 
 
 class _Decoder:
-    """Build values from nodes; anything out of form raises."""
+    """Builder of values from nodes; anything out of form raises."""
 
     def __init__(self, tensors: Materialiser, device: torch.device) -> None:
         self._tensors = tensors
@@ -443,24 +443,24 @@ def _tensor_name(path: tuple[Step, ...]) -> str:
 
 
 def _tensor_rule(value: Tensor) -> str:
-    """Return why a tensor can not be kept, or an empty string."""
+    """Return why a tensor cannot be kept, or an empty string."""
     from torch.nn.parameter import is_lazy
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     if is_lazy(value):
         return "a lazy parameter has no values before its first forward"
     if is_traceable_wrapper_subclass(value) or value.is_nested:
-        return "a tensor subclass that wraps others can not be kept"
+        return "a tensor subclass that wraps others cannot be kept"
     if value.device.type == "meta":
         return "a tensor on the meta device has no values"
     if value.is_quantized:
-        return "a quantized tensor can not be kept"
+        return "a quantized tensor cannot be kept"
     if value.layout is torch.strided:
         if value.dtype not in storable_dtypes().values():
-            return f"a tensor of dtype {value.dtype} can not be kept"
+            return f"a tensor of dtype {value.dtype} cannot be kept"
         if value.device.type in {"cpu", "cuda"} and value.numel() and value.untyped_storage().nbytes() == 0:
             return "a tensor whose memory was freed has no values"
         return ""
     if str(value.layout).removeprefix("torch.") in _SPARSE | {"sparse_coo"}:
         return ""
-    return "a tensor of this layout can not be kept"
+    return "a tensor of this layout cannot be kept"
