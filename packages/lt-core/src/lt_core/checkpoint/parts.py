@@ -203,10 +203,7 @@ def _schedulers(run: Run) -> Stateful:
         for scheduler, state in zip(schedulers, states, strict=True):
             scheduler.load_state_dict(state)
 
-    return _Of(
-        lambda: [s.scheduler.state_dict() for s in run.schedulers if hasattr(s.scheduler, "state_dict")],
-        give,
-    )
+    return _Of(lambda: [s.scheduler.state_dict() for s in run.schedulers if hasattr(s.scheduler, "state_dict")], give)
 
 
 def _callbacks(run: Run) -> Stateful:

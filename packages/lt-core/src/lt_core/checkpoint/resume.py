@@ -13,12 +13,7 @@ from lt_interface.errors import CheckpointError, ConfigError, Problem
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = [
-    "find_checkpoint",
-    "restore_callbacks",
-    "restore_progress",
-    "restore_training",
-]
+__all__ = ["find_checkpoint", "restore_callbacks", "restore_progress", "restore_training"]
 
 
 def find_checkpoint(run: Run, ckpt_path: str | os.PathLike[str] | None) -> str | None:

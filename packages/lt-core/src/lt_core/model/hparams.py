@@ -68,11 +68,7 @@ class HyperparametersMixin:
     _warned_of_softened: bool = False
 
     def save_hyperparameters(
-        self,
-        *args: Any,
-        ignore: str | Iterable[str] | None = None,
-        frame: FrameType | None = None,
-        logger: bool = True,
+        self, *args: Any, ignore: str | Iterable[str] | None = None, frame: FrameType | None = None, logger: bool = True
     ) -> None:
         """Remember the arguments of ``__init__``; call it there.
 
