@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from lt_core.checkpoint.format.blobs import Blob, Layout, raw_bytes
+from lt_core.checkpoint.format.blobs import Blob, Materialiser, raw_bytes
 from lt_core.checkpoint.format.container import (
     CHUNK,
     FORMAT,
@@ -24,7 +24,7 @@ from lt_core.checkpoint.format.container import (
     open_checkpoint,
     read_header,
 )
-from lt_core.checkpoint.format.dtypes import CODES
+from lt_core.checkpoint.format.dtypes import DTYPES
 from lt_core.checkpoint.format.durable import AtomicFile
 from lt_core.checkpoint.format.refusal import damaged
 from lt_core.checkpoint.format.signature import parameter_signature
@@ -37,8 +37,6 @@ __all__ = ["MapLocation", "Prepared", "SafetensorsIO", "load_checkpoint", "peek"
 MapLocation = str | torch.device | Mapping[str, str] | Callable[[Any, str], Any] | None
 _TREE = "lt_tree"
 _INLINE = 4 << 20  # a larger tree goes to the data part, where a header's limit does not bind it
-_BATCH = 1 << 20
-_DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 @dataclass
@@ -84,7 +82,7 @@ class SafetensorsIO:
         """
         if not isinstance(tree, dict):
             raise CheckpointError(Problem("save_checkpoint(tree)", "a checkpoint is a dict", type(tree).__name__))
-        encoded = encode(tree)
+        node, found = encode(tree)
         metadata = {
             "lt_format": str(FORMAT),
             "lt_versions": _compact({"lt_core": __version__, "torch": str(torch.__version__)}),
@@ -94,8 +92,7 @@ class SafetensorsIO:
         weights = tree.get("state_dict")
         if isinstance(weights, Mapping):
             metadata["lt_parameters"] = parameter_signature(weights)
-        document = {"tree": encoded.node, "layouts": encoded.layouts}
-        return Prepared(document, list(encoded.entries.values()), metadata)
+        return Prepared({"tree": node, "layouts": found.layouts}, list(found.entries.values()), metadata)
 
     def write(self, prepared: Prepared, path: str | os.PathLike[str]) -> None:
         """Write what `prepare` returned; when this returns, the file is durable.
@@ -124,19 +121,16 @@ class SafetensorsIO:
             file.write(table.render())
             small = bytearray()
             for entry in table.entries:
-                data = by_name[entry.name].read()
-                checksum = 0
-                if len(data) < _BATCH:  # many small tensors make few writes
-                    checksum = zlib.crc32(data)
-                    small += data
-                if len(data) >= _BATCH or len(small) >= _BATCH:
-                    file.write(small)
-                    small = bytearray()
-                if len(data) >= _BATCH:
-                    for start in range(0, len(data), CHUNK):
-                        piece = data[start : start + CHUNK]
-                        checksum = zlib.crc32(piece, checksum)
+                data, checksum = by_name[entry.name].read(), 0
+                for start in range(0, len(data), CHUNK):
+                    piece = data[start : start + CHUNK]
+                    checksum = zlib.crc32(piece, checksum)
+                    if len(small) + len(piece) < CHUNK:  # many small tensors make few writes
+                        small += piece
+                    else:
+                        file.write(small)
                         file.write(piece)
+                        small = bytearray()
                 checksums.append(checksum)
             file.write(small)
             file.rewrite_start(table.render(checksums))
@@ -207,10 +201,9 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = No
                 pass
             return flat
 
-        plain = {name: (_DTYPES[entry.code], entry.shape) for name, entry in header.entries.items()}
+        plain = {name: (DTYPES[entry.code], entry.shape) for name, entry in header.entries.items()}
         try:
-            layouts = {name: _layout(value) for name, value in document["layouts"].items()}
-            tree = decode(document["tree"], layouts=layouts, plain=plain, fetch=fetch, device=device)
+            tree = decode(document["tree"], Materialiser(document["layouts"], plain, fetch), device)
             if type(tree) is not dict:
                 raise ValueError("the tree is no dict")
         except (CheckpointError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -283,11 +276,6 @@ def _document(header: Header, file: BinaryIO) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("layouts"), dict) or "tree" not in document:
         raise damaged(header.path, "the file holds no tree")
     return document
-
-
-def _layout(value: Any) -> Layout:
-    kind, shape, stride = value
-    return kind, tuple(shape), tuple(stride)
 
 
 def _compact(value: Any) -> str:
