@@ -41,9 +41,9 @@ def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None 
             verify(path)
         except CheckpointError as error:
             bad.append(str(error))
-            continue
-        best = path
-        break
+        else:
+            best = path
+            break
     if bad:
         from lt_core.notices import warn
 
@@ -68,9 +68,8 @@ def _candidates(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _age(progress: Any, path: Path) -> tuple[Any, ...]:
-    counts = [
-        progress.get(key, 0) if isinstance(progress, dict) else 0 for key in ("step", "epoch", "batch", "save_counter")
-    ]
+    known = progress if isinstance(progress, dict) else {}
+    counts = [known.get(key, 0) for key in ("step", "epoch", "batch", "save_counter")]
     try:
         date = path.stat().st_mtime_ns
     except OSError:

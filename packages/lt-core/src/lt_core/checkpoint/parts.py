@@ -207,16 +207,12 @@ def _schedulers(run: Run) -> Stateful:
 
 
 def _callbacks(run: Run) -> Stateful:
-    def take() -> dict[str, Any]:
-        states = ((c.state_key, c.state_dict()) for c in run.callbacks)
-        return {key: state for key, state in states if state}
-
     def give(states: dict[str, Any]) -> None:
         for callback in run.callbacks:
             if callback.state_key in states:
                 callback.load_state_dict(states[callback.state_key])
 
-    return _Of(take, give)
+    return _Of(lambda: {c.state_key: state for c in run.callbacks if (state := c.state_dict())}, give)
 
 
 def _metric_objects(run: Run) -> Stateful:

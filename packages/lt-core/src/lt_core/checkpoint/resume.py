@@ -56,9 +56,8 @@ def _best(run: Run) -> str:
     trainer = run.trainer
     where = f'{run.fn}(ckpt_path="best")'
     if trainer.fast_dev_run:
-        raise ConfigError(
-            Problem(where, "fast_dev_run saves no checkpoint, so there is no best one", fix="Pass a path.")
-        )
+        rule = "fast_dev_run saves no checkpoint, so there is no best one"
+        raise ConfigError(Problem(where, rule, fix="Pass a path."))
     callback = trainer.checkpoint_callback
     if callback is None:
         raise ConfigError(Problem(where, "this needs a ModelCheckpoint among the callbacks", fix="Pass a path."))
@@ -74,15 +73,12 @@ def search_folders(run: Run) -> list[Path]:
     """Return where checkpoints of this trainer can lie: the callbacks' own folders, else all versions'."""
     trainer = run.trainer
     folders = [Path(f) for c in trainer.checkpoint_callbacks for f in getattr(c, "folders", list)()]
-    default = not folders or any(not getattr(c, "dirpath", None) for c in trainer.checkpoint_callbacks)
-    if default:
+    if not folders or any(not getattr(c, "dirpath", None) for c in trainer.checkpoint_callbacks):
         for logger in trainer.loggers:
-            root = getattr(logger, "root_dir", None)
-            if root:
+            if root := getattr(logger, "root_dir", None):
                 folders += sorted(Path(root).glob("*/checkpoints"))
         folders.append(Path(trainer.default_root_dir) / "checkpoints")
-    unique = dict.fromkeys(f.absolute() for f in folders)
-    return [f for f in unique if f.is_dir()]
+    return [f for f in dict.fromkeys(f.absolute() for f in folders) if f.is_dir()]
 
 
 def _last(run: Run) -> str | None:
@@ -99,9 +95,7 @@ def _hpc(run: Run) -> str:
     import re
 
     root = Path(run.trainer.default_root_dir)
-    numbered = [
-        (int(m[1]), p) for p in root.glob("hpc_ckpt_*.ckpt") if (m := re.search(r"hpc_ckpt_(\d+)\.ckpt$", p.name))
-    ]
+    numbered = [(int(m[1]), p) for p in root.glob("hpc_ckpt_*") if (m := re.search(r"hpc_ckpt_(\d+)\.ckpt$", p.name))]
     if not numbered:
         raise CheckpointError(_missing(run, str(root / "hpc_ckpt_1.ckpt")))
     return str(max(numbered)[1])
