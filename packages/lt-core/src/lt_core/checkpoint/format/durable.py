@@ -111,12 +111,9 @@ class AtomicFile:
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(self._temporary)
+            self._close()  # first: where there is no POSIX, an open file cannot be removed
         with contextlib.suppress(OSError):
-            self._close()
-        if not _POSIX:  # an open file cannot be removed there
-            with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+            os.unlink(self._temporary)
 
 
 def sync_folder(folder: str) -> None:

@@ -50,9 +50,8 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
         rule = f"this is no file of torch.save that can be read ({type(error).__name__}: {str(error)[:200]})"
         raise CheckpointError(Problem(where, rule)) from error
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), Mapping):
-        raise CheckpointError(
-            Problem(where, "a Lightning checkpoint is a dict with a state_dict", type(found).__name__)
-        )
+        rule = "a Lightning checkpoint is a dict with a state_dict"
+        raise CheckpointError(Problem(where, rule, type(found).__name__))
     tree: dict[str, Any] = {
         "epoch": _count(found.get("epoch")),
         "global_step": _count(found.get("global_step")),
@@ -130,10 +129,6 @@ def _optimizers(states: Any, module: torch.nn.Module | None, where: str) -> list
     return [_renamed(state, found) for state, found in zip(states, names, strict=True) if found is not None]
 
 
-def _positions(state: Mapping[str, Any]) -> list[Any]:
-    return [index for group in state["param_groups"] for index in group["params"]]
-
-
 def _names(state: Mapping[str, Any]) -> dict[Any, str] | None:
     """Return position -> name, where the optimizer was given named parameters."""
     groups = state["param_groups"]
@@ -144,7 +139,8 @@ def _names(state: Mapping[str, Any]) -> dict[Any, str] | None:
 
 def _names_of(module: torch.nn.Module, state: Mapping[str, Any]) -> dict[Any, str] | None:
     """Return position -> name by the module's order, if count and shapes fit."""
-    parameters, positions = list(module.named_parameters()), _positions(state)
+    parameters = list(module.named_parameters())
+    positions = [index for group in state["param_groups"] for index in group["params"]]
     if len(parameters) != len(positions):
         return None
     for index, (_, parameter) in zip(positions, parameters, strict=True):
