@@ -51,10 +51,6 @@ class RandomIterableDataset(IterableDataset[Tensor]):
             yield torch.randn(self.size)
 
 
-def _loader() -> DataLoader[Tensor]:
-    return DataLoader(RandomDataset(32, 64))
-
-
 class BoringModel(LightningModule):
     """One linear layer, trained on noise: the start of a bug report.
 
@@ -95,19 +91,9 @@ class BoringModel(LightningModule):
 
     def train_dataloader(self) -> Any:
         """Return 64 random vectors, one a batch."""
-        return _loader()
+        return DataLoader(RandomDataset(32, 64))
 
-    def val_dataloader(self) -> Any:
-        """Return 64 random vectors, one a batch."""
-        return _loader()
-
-    def test_dataloader(self) -> Any:
-        """Return 64 random vectors, one a batch."""
-        return _loader()
-
-    def predict_dataloader(self) -> Any:
-        """Return 64 random vectors, one a batch."""
-        return _loader()
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
 
 class ManualOptimBoringModel(BoringModel):
