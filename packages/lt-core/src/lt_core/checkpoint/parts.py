@@ -240,15 +240,11 @@ def _handlers(handlers: list[Any]) -> Stateful:
 def _precision(run: Run) -> Stateful:
     precision = run.precision
 
-    def take() -> dict[str, Any]:
-        state = precision.state_dict()
-        return {precision.name: state} if state else {}
-
     def give(states: dict[str, Any]) -> None:
         if precision.name in states:
             precision.load_state_dict(states[precision.name])
 
-    return _Of(take, give)
+    return _Of(lambda: {precision.name: state} if (state := precision.state_dict()) else {}, give)
 
 
 def _journal_mark(run: Run) -> dict[str, Any]:

@@ -104,9 +104,8 @@ def _hpc(run: Run) -> str:
 def restore_callbacks(run: Run, checkpoint: dict[str, Any]) -> None:
     """Let the callbacks look at the checkpoint, and give them and the data module their states."""
     restore(run, checkpoint, "data module")
-    states = checkpoint.get("callbacks") or {}
     here = {c.state_key for c in run.callbacks}
-    gone = [key for key in states if key not in here]
+    gone = [key for key in checkpoint.get("callbacks") or {} if key not in here]
     if gone:
         warn(
             f"{run.resumed.path}: it holds the state of callbacks that are not here: {', '.join(gone)}. "

@@ -179,15 +179,12 @@ def merged_hparams(module: HyperparametersMixin, datamodule: HyperparametersMixi
     """
     sources = [s for s in (module, datamodule) if s is not None and s._log_hyperparams]
     merged: dict[str, Any] = {}
-    clashes = []
+    clashes: list[str] = []
     for source in sources:
-        for key, value in source.hparams_initial.items():
-            if key in PRIVATE_KEYS:
-                continue
-            value = _plain(value, attributes=False)
-            if key in merged and not _same(merged[key], value):
-                clashes.append(f"{key} ({merged[key]!r} and {value!r})")
-            merged[key] = value
+        values = {k: _plain(v, attributes=False) for k, v in source.hparams_initial.items() if k not in PRIVATE_KEYS}
+        both = [key for key in values if key in merged and not _same(merged[key], values[key])]
+        clashes += [f"{key} ({merged[key]!r} and {values[key]!r})" for key in both]
+        merged.update(values)
     if clashes:
         raise MisconfigurationException(
             f"save_hyperparameters: the module and the data module give different values to {', '.join(clashes)}. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -158,7 +157,7 @@ def summarize(
     example = getattr(module, "example_input_array", None)
     if example is not None:
         summary.has_example = True
-        summary.total_flops = _measure(module, example, listed, rows, context or nullcontext())
+        summary.total_flops = _measure(module, example, rows, context or nullcontext())
     loose = _count(module.parameters(recurse=False))
     if loose and max_depth != 0:
         summary.rows.append(LayerRow("other params", "n/a", loose, None, "n/a", "n/a"))
@@ -169,22 +168,17 @@ def _count(parameters: Any) -> int:
     return sum(p.numel() for p in parameters if not isinstance(p, UninitializedParameter))
 
 
-def _measure(
-    module: nn.Module,
-    example: Any,
-    listed: Mapping[str, nn.Module],
-    rows: Mapping[str, LayerRow],
-    context: AbstractContextManager[Any],
-) -> int:
+def _measure(module: nn.Module, example: Any, rows: dict[str, LayerRow], context: AbstractContextManager[Any]) -> int:
     """Run the example through the module, fill in sizes and FLOPs, and return the total of FLOPs."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from lt_core.state import rng
 
     example = move_to_device(example, next((p.device for p in module.parameters()), torch.device("cpu")))
-    watched = [(m, rows[name]) for name, m in listed.items() if not isinstance(m, torch.jit.ScriptModule)]
-    handles = [_watch(child, row) for child, row in watched]
-    modes = {child: child.training for child in module.modules()}
+    modules = dict(module.named_modules())
+    modes = {child: child.training for child in modules.values()}
+    watched = [name for name in rows if not isinstance(modules[name], torch.jit.ScriptModule)]
+    handles = [_watch(modules[name], rows[name]) for name in watched]
     counter = FlopCounterMode(display=False)
     try:
         module.eval()
@@ -209,8 +203,7 @@ def _measure(
 def _watch(child: nn.Module, row: LayerRow) -> RemovableHandle:
     def remember(_: nn.Module, inputs: Any, output: Any) -> None:
         if row.in_size == UNKNOWN:  # a shared module shows its first call
-            given = inputs[0] if len(inputs) == 1 else list(inputs)
-            row.in_size, row.out_size = _size(given), _size(output)
+            row.in_size, row.out_size = _size(inputs[0] if len(inputs) == 1 else list(inputs)), _size(output)
 
     return child.register_forward_hook(remember)
 

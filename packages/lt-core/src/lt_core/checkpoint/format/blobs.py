@@ -187,10 +187,7 @@ class Blobs:
         whole = next((item for item in cluster if self._covers(item, cluster)), None)
         if len(specs) == 1 and whole is None and _orderly_tensor(cluster[0].tensor):
             whole = cluster[0]
-        if whole is None:
-            name, low = self._raw(cluster)
-        else:
-            name, low = self._own(whole), whole.low
+        name, low = self._raw(cluster) if whole is None else (self._own(whole), whole.low)
         for item in cluster:
             if whole is not None and item.spec() == whole.spec():
                 item.node["v"] = name

@@ -13,6 +13,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any, BinaryIO
 
@@ -57,24 +58,20 @@ class Table:
     def __init__(self, blobs: list[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]) -> None:
         # Wide formats first keeps every tensor aligned, as the safetensors library lays its own files out.
         ordered = sorted(blobs, key=lambda blob: -_WIDTHS[blob[1]])
-        entries: list[Entry] = []
-        position = 0
-        for name, code, shape, size in ordered:
-            entries.append(Entry(name, code, shape, position, position + size))
-            position += size
-        self.entries = entries
-        first = {"lt_crc32": "0" * 8, "lt_tensor_crc32": "0" * (8 * len(entries)), "format": "pt"}
+        starts = list(accumulate((size for *_, size in ordered), initial=0))
+        placed = zip(ordered, starts[:-1], strict=True)
+        self.entries = [Entry(name, code, shape, at, at + size) for (name, code, shape, size), at in placed]
+        first = {"lt_crc32": "0" * 8, "lt_tensor_crc32": "0" * (8 * len(ordered)), "format": "pt"}
         document: dict[str, Any] = {"__metadata__": {**first, **metadata}}
-        for entry in entries:
-            offsets = [entry.start, entry.end]
-            document[entry.name] = {"dtype": entry.code, "shape": entry.shape, "data_offsets": offsets}
+        for entry in self.entries:
+            document[entry.name] = {"dtype": entry.code, "shape": entry.shape, "data_offsets": [entry.start, entry.end]}
         header = json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
         header += b" " * (-len(header) % 8)
         if len(header) > LIMIT:
             rule = f"a header may have {LIMIT} bytes"
             raise CheckpointError(Problem("checkpoint", rule, str(len(header)), "Keep fewer single tensors."))
         self._bytes = bytearray(len(header).to_bytes(8, "little") + header)
-        self.size = len(self._bytes) + position
+        self.size = len(self._bytes) + starts[-1]
 
     def render(self, checksums: list[int] | None = None) -> bytes:
         """Return the length and the header; without checksums, of the same size."""

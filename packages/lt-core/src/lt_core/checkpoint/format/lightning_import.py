@@ -82,30 +82,27 @@ def _count(value: Any) -> int:
     return value if type(value) is int else 0
 
 
-def _dig(tree: Any, *keys: str) -> int:
+def _dig(tree: Any, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return _count(tree)
+    return tree
 
 
 def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the counters; Lightning's own loops know more than its top-level keys."""
-    loops = found.get("loops")
-    fit = loops.get("fit_loop") if isinstance(loops, Mapping) else None
+    fit = _dig(found, "loops", "fit_loop")
     step = _count(found.get("global_step"))
     if not isinstance(fit, Mapping):
         return {"epoch": _count(found.get("epoch")), "batch": 0, "step": step, "samples": 0, "epoch_closed": True}
-    batches = fit.get("epoch_loop.batch_progress")
-    last = isinstance(batches, Mapping) and bool(batches.get("is_last_batch"))
-    done = _dig(fit, "epoch_progress", "current", "completed")
+    done = _count(_dig(fit, "epoch_progress", "current", "completed"))
     # A file saved at an epoch's end was written before that epoch was counted as completed.
-    processed = _dig(fit, "epoch_progress", "current", "processed")
-    batch = _dig(batches, "current", "completed")
-    closed = last or batch == 0
+    processed = _count(_dig(fit, "epoch_progress", "current", "processed"))
+    batch = _count(_dig(fit, "epoch_loop.batch_progress", "current", "completed"))
+    closed = bool(_dig(fit, "epoch_loop.batch_progress", "is_last_batch")) or batch == 0
     return {
         "epoch": max(done, processed) if closed else done,
         "batch": 0 if closed else batch,
-        "step": _dig(fit, "epoch_loop.state_dict", "_batches_that_stepped") or step,
+        "step": _count(_dig(fit, "epoch_loop.state_dict", "_batches_that_stepped")) or step,
         "samples": 0,
         "epoch_closed": closed,
     }

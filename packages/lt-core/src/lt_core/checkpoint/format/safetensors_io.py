@@ -53,11 +53,6 @@ class Prepared:
     blobs: list[Blob]
     metadata: dict[str, str]
 
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes of all tensors."""
-        return sum(blob.nbytes for blob in self.blobs)
-
 
 class SafetensorsIO:
     """Store of one process's checkpoints, as one file each."""

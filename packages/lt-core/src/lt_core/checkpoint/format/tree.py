@@ -37,7 +37,7 @@ _COLUMNS = ("ccol_indices", "row_indices", "values")
 _SPARSE = {"sparse_coo": ("_indices", "_values"), "sparse_csr": _ROWS, "sparse_bsr": _ROWS}
 _SPARSE |= {"sparse_csc": _COLUMNS, "sparse_bsc": _COLUMNS}
 _SCALARS = {bool, type(None)}
-_BASES: dict[type, Callable[[Any], Any]] = {int: int.__int__, float: float.__float__, str: str.__str__}
+_BASES: dict[type, Callable[[Any], Any]] = {int: int.__int__, float: float.__float__, str: str.__str__, bytes: bytes}
 _SHORT = {"state_dict": "model", "optimizer_states": "optimizers"}
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -192,8 +192,6 @@ class _Encoder:
         for base, plain in _BASES.items():
             if isinstance(value, base):
                 return self.node(plain(value), path)
-        if isinstance(value, bytes):
-            return _tag("bytes", value.hex())
         if isinstance(value, (dict, list)) and not getattr(value, "__dict__", None):
             return self._containers[dict if isinstance(value, dict) else list](value, path)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
