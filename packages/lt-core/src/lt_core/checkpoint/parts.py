@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -31,17 +31,16 @@ __all__ = ["Part", "parts", "restore", "validation_place"]
 _SKIP: Any = object()
 
 
-class _Of:
+class _Of(NamedTuple):
     """Stateful made of two functions.
 
-    Args:
-        take: Returns the state.
-        give: Takes over a state; without it there is nothing to restore.
+    Attributes:
+        state_dict: Returns the state.
+        load_state_dict: Takes over a state; by default there is nothing to restore.
     """
 
-    def __init__(self, take: Callable[[], Any], give: Callable[[Any], Any] | None = None) -> None:
-        self.state_dict = take
-        self.load_state_dict: Callable[[Any], Any] = give or (lambda state: None)
+    state_dict: Callable[[], Any]
+    load_state_dict: Callable[[Any], Any] = lambda state: None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ def find_checkpoint(run: Run, ckpt_path: str | os.PathLike[str] | None) -> str |
         ConfigError: If ``"best"`` is asked for and there is none.
         CheckpointError: If the path does not exist.
     """
-    trainer = run.trainer
     if ckpt_path is None:
         return None
     path = os.fspath(ckpt_path)
@@ -32,7 +31,7 @@ def find_checkpoint(run: Run, ckpt_path: str | os.PathLike[str] | None) -> str |
     if path in ("last", "auto"):
         found = _last(run)
         if found is None and path == "last":
-            where = ", ".join(str(f) for f in search_folders(run)[:3]) or trainer.default_root_dir
+            where = ", ".join(str(f) for f in search_folders(run)[:3]) or run.trainer.default_root_dir
             warn(f'{run.fn}(ckpt_path="last"): no checkpoint was found in {where}; starting from the beginning.')
         if found is not None:
             info(f"resuming from {found}")

@@ -216,17 +216,13 @@ def _arguments(code: CodeType, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _only(names: tuple[Any, ...], found: dict[str, Any], owner: str) -> AttributeDict:
-    problems = [
-        Problem(
-            f"{owner}.save_hyperparameters",
-            "every name must be an argument of __init__",
-            repr(name),
-            nearest(name, found) if isinstance(name, str) else "Give names, or one object that holds all values.",
-            is_type=True,
-        )
-        for name in names
-        if not isinstance(name, str) or name not in found
-    ]
+    where, rule = f"{owner}.save_hyperparameters", "every name must be an argument of __init__"
+    problems = []
+    for name in names:
+        if not isinstance(name, str) or name not in found:
+            other = "Give names, or one object that holds all values."
+            fix = nearest(name, found) if isinstance(name, str) else other
+            problems.append(Problem(where, rule, repr(name), fix, is_type=True))
     if problems:
         raise ConfigTypeError(problems)
     return AttributeDict({name: found[name] for name in names})
@@ -253,15 +249,9 @@ def _from_object(value: Any, owner: object) -> MutableMapping[str, Any]:
     if named is not None:
         return AttributeDict(named)
     if isinstance(value, _VALUE_TYPES) or not hasattr(value, "__dict__") or isinstance(value, type):
-        raise ConfigTypeError(
-            Problem(
-                f"{type(owner).__name__}.save_hyperparameters",
-                "a single object must hold names and values",
-                f"{type(value).__name__}: {value!r}",
-                'Give a dict, Namespace or dataclass, or the argument\'s name: save_hyperparameters("name").',
-                is_type=True,
-            )
-        )
+        where, got = f"{type(owner).__name__}.save_hyperparameters", f"{type(value).__name__}: {value!r}"
+        fix = 'Give a dict, Namespace or dataclass, or the argument\'s name: save_hyperparameters("name").'
+        raise ConfigTypeError(Problem(where, "a single object must hold names and values", got, fix, is_type=True))
     return AttributeDict({k: v for k, v in vars(value).items() if not k.startswith("_")})
 
 

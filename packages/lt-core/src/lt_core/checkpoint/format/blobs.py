@@ -74,8 +74,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     start = tensor.storage_offset() * tensor.element_size()
     flat = torch.empty(0, dtype=torch.uint8)
     flat.set_(tensor.untyped_storage(), start, (tensor.nbytes,))  # type: ignore[call-overload]
-    data: Any = flat.numpy()
-    return memoryview(data)
+    return flat.numpy().data
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -212,8 +211,7 @@ class Blobs:
         if not within_spread(span(small, stride), prod(small)):
             stride = dense_like(shape, stride)
         if small != shape:
-            index = tuple(slice(0, 1) if a != b else slice(None) for a, b in zip(small, shape, strict=True))
-            tensor = tensor[index]
+            tensor = tensor[tuple(map(slice, small))]
         code = CODES.get(tensor.dtype)
         if code is None or small != shape or stride != contiguous_strides(shape):
             self.layouts[name] = (torch_name(tensor.dtype), shape, stride)

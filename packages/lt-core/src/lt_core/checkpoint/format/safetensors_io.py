@@ -14,16 +14,7 @@ import torch
 from torch import Tensor
 
 from lt_core.checkpoint.format.blobs import Blob, Materialiser, raw_bytes
-from lt_core.checkpoint.format.container import (
-    CHUNK,
-    FORMAT,
-    Entry,
-    Header,
-    Table,
-    checked_json,
-    open_checkpoint,
-    read_header,
-)
+from lt_core.checkpoint.format.container import CHUNK, FORMAT, Header, Table, checked_json, open_checkpoint, read_header
 from lt_core.checkpoint.format.dtypes import DTYPES
 from lt_core.checkpoint.format.durable import AtomicFile
 from lt_core.checkpoint.format.refusal import damaged
@@ -259,15 +250,11 @@ def _reading(path: str) -> Any:
 
 
 def _document(header: Header, file: BinaryIO) -> dict[str, Any]:
-    metadata = header.metadata
-    if _TREE in metadata:
-        text: str | bytes = metadata[_TREE]
-    else:
-        entry: Entry | None = header.entries.get(metadata.get("lt_tree_entry", ""))
-        if entry is None:
-            raise damaged(header.path, "the file holds no tree")
-        text = b"".join(bytes(piece) for piece in header.chunks(file, entry))
-    document = checked_json(text, header.path)
+    text: str | bytes | None = header.metadata.get(_TREE)
+    entry = header.entries.get(header.metadata.get("lt_tree_entry", ""))
+    if text is None and entry is not None:
+        text = b"".join(map(bytes, header.chunks(file, entry)))
+    document = None if text is None else checked_json(text, header.path)
     if not isinstance(document, dict) or not isinstance(document.get("layouts"), dict) or "tree" not in document:
         raise damaged(header.path, "the file holds no tree")
     return document
