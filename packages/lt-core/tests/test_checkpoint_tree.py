@@ -205,6 +205,7 @@ def test_round_trip_of_many_trees(tree: Any) -> None:
         fractions.Fraction(-1, 3),
         uuid.UUID(int=5),
         torch.channels_last,
+        torch.jagged,
         np.dtype("<M8[ns]"),
         {1, "a", (2,), frozenset({3})},
     ],
