@@ -181,7 +181,6 @@ def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, A
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     names, required = {p.name for p in named}, {p.name for p in named if p.default is p.empty}
-    arguments: dict[str, Any]
     if name in names:  # one argument held all values; others can be among them only if they have no default
         wanted = (required | set(given)) & names
         arguments = {key: value for key, value in values.items() if key in wanted}
