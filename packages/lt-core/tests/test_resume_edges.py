@@ -92,7 +92,7 @@ class Stream(IterableDataset[Tensor]):
 
 
 class Sized(Stream):
-    """Say its length too."""
+    """Return its length too."""
 
     def __len__(self) -> int:
         assert self.length is not None
@@ -194,7 +194,7 @@ def test_a_validation_that_was_cut_short_is_repeated_from_its_own_start(fails_at
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
-    """Resuming what SGD trained with Adam tells so, before the first batch."""
+    """Resuming what SGD trained with Adam is refused before the first batch."""
 
     class Other(Noting):
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

@@ -78,7 +78,7 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     __jit_ignored_attributes__: ClassVar[list[str]] = [
         *("allow_zero_length_dataloader_with_multiple_devices", "automatic_optimization", "example_input_array"),
         *("prepare_data_per_node", "strict_loading", "_device", "_device_mesh", "_dtype", "_exporting", "_hparams"),
-        *("_hparams_initial", "_hparams_name", "_log_hyperparams", "_metrics", "_toggled", "_told_of_softened"),
+        *("_hparams_initial", "_hparams_name", "_log_hyperparams", "_metrics", "_toggled", "_warned_of_softened"),
         "_trainer_ref",
     ]
 
