@@ -49,12 +49,7 @@ LAUNCHER_METHODS = ("launch",)
 PROFILER_METHODS = ("start", "stop", "profile")
 LOGGER_METHODS = ("log_metrics",)
 
-PRECISIONS = {
-    "64": "64-true",
-    "32": "32-true",
-    "16": "16-mixed",
-    "bf16": "bf16-mixed",
-}
+PRECISIONS = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _TIME_PARTS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 _CLOCK = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})", re.ASCII)
 

@@ -112,9 +112,7 @@ def rows(config: type) -> Mapping[str, Row]:
     return table
 
 
-def takes_flags(
-    config: Callable[P, Any],
-) -> Callable[[Init[Owner]], Callable[Concatenate[Owner, P], None]]:
+def takes_flags(config: Callable[P, Any]) -> Callable[[Init[Owner]], Callable[Concatenate[Owner, P], None]]:
     """Return a decorator that gives an ``__init__`` the flags of a class as its signature.
 
     The ``__init__`` itself gets what was written, by name. That holds no default that was left out, and it holds names
