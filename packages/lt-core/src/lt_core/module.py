@@ -1,4 +1,4 @@
-"""Define LightningModule: a torch module that says how it is trained."""
+"""Define LightningModule: a torch module with its loss and its optimizer."""
 
 from __future__ import annotations
 
@@ -429,7 +429,7 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
 
     @contextmanager
     def toggled_optimizer(self, optimizer: Optimizer | LightningOptimizer) -> Generator[None, None, None]:
-        """Make a context in which only this optimizer's parameters require gradients.
+        """Return a context in which only this optimizer's parameters require gradients.
 
         Args:
             optimizer: One of ``self.optimizers()``.
