@@ -1,8 +1,9 @@
-"""Hold every flag of a trainer, resolved and checked at once: one row a flag.
+"""Define every flag of a trainer, resolved and checked at once: one row a flag.
 
 Annotations are evaluated here, since the trainer's signature is made of them.
 """
 
+import math
 import os
 from ast import literal_eval
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lt_core.callback import Callback
 from lt_core.config import parsers as kinds
 from lt_core.config import rules as config_rules
-from lt_core.config.legacy import advice
+from lt_core.config.legacy import ADVICE
 from lt_core.config.row import UNTOUCHED, Parsed, Row, flag, rows
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_interface import registry
 from lt_interface.accelerator import Accelerator
 from lt_interface.checkpoint import CheckpointIO
 from lt_interface.cluster import ClusterEnvironment
-from lt_interface.errors import Problem, nearest, raise_problems
+from lt_interface.errors import nearest, raise_problems
 from lt_interface.launcher import Launcher
 from lt_interface.logger import SupportsLogging
 from lt_interface.precision import Precision
@@ -141,7 +142,7 @@ class TrainerConfig:
     )
     num_sanity_val_steps: Parsed[int | None, int | float] = flag(
         2,
-        kinds.whole(-1, off="all of them"),
+        kinds.whole(-1, off="all of them", lowest=math.inf),
         "Validation batches that are tried before training.",
         attribute=True,
         barebones=0,
@@ -263,10 +264,12 @@ def parse(written: Mapping[str, Any], config: type[TrainerConfig] = TrainerConfi
         barebones={name: row.barebones for name, row in table.items() if row.barebones is not UNTOUCHED},
     )
     for name, value in written.items():
+        where = f"Trainer({name}={shown(value)})"
         if name in table:
-            _take(draft, table[name], value, f"Trainer({name}={shown(value)})")
+            _take(draft, table[name], value, where)
         else:
-            draft.problems.append(_unknown(name, value, table))
+            listed = "The flags are listed in the documentation of lt_core.Trainer."
+            draft.refuse(where, f"the Trainer has no flag {name!r}", _instead(name, table) or listed, is_type=True)
     _take_environment(draft, written, table)
     config_rules.apply(draft)
     raise_problems(draft.problems)
@@ -288,19 +291,17 @@ def resolve_epochs(config: TrainerConfig, has_timer: bool) -> tuple[int, int]:
     """
     max_epochs = config.max_epochs
     if max_epochs is None:
-        if config.max_steps == -1 and config.max_time is None and not has_timer:
+        endless = config.max_steps == -1 and config.max_time is None and not has_timer
+        if endless:
             warn(
                 "Trainer(max_epochs): nothing says when to stop, so 1000 epochs are run. "
                 "Write max_epochs=N, or -1 for no limit.",
                 PossibleUserWarning,
             )
-            max_epochs = 1000
-        else:
-            max_epochs = -1
-    min_epochs = config.min_epochs
-    if min_epochs is None:
-        min_epochs = 1 if config.min_steps is not None else 0
-    return max_epochs, min_epochs
+        max_epochs = 1000 if endless else -1
+    if config.min_epochs is not None:
+        return max_epochs, config.min_epochs
+    return max_epochs, 0 if config.min_steps is None else 1
 
 
 def shown(value: Any) -> str:
@@ -335,8 +336,8 @@ def _take_environment(draft: config_rules.Draft, written: Mapping[str, Any], tab
             continue
         name = variable[len(ENV_PREFIX) :].lower()
         if name not in table:
-            hint = advice(name) or nearest(name, table)
-            draft.warnings.append(f"{variable}: the Trainer has no flag {name!r}, so this is ignored. {hint}".strip())
+            ignored = f"{variable}: the Trainer has no flag {name!r}, so this is ignored. {_instead(name, table)}"
+            draft.warnings.append(ignored.strip())
         elif name not in written:
             _take(draft, table[name], _literal(text), f"{variable}={shown(text)}")
 
@@ -348,7 +349,6 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _unknown(name: str, value: Any, table: Mapping[str, Row]) -> Problem:
-    """Return the problem of a name that is no flag, with what to write instead."""
-    fix = advice(name) or nearest(name, table) or "The flags are listed in the documentation of lt_core.Trainer."
-    return Problem(f"Trainer({name}={shown(value)})", f"the Trainer has no flag {name!r}", fix=fix, is_type=True)
+def _instead(name: str, table: Mapping[str, Row]) -> str:
+    """Return what to write instead of a name that is no flag, as far as that is known."""
+    return ADVICE.get(name) or nearest(name, table)
