@@ -81,9 +81,7 @@ class TrainerConfig:
     )
     num_nodes: int = flag(1, kinds.whole(1), "How many machines take part.")
     precision: Parsed[int | str | Precision | None, str | Precision] = flag(
-        "32-true",
-        kinds.precision_name,
-        'In which number formats is computed; 16, 32, 64 and ``"bf16"`` are short names.',
+        "32-true", kinds.precision_name, 'Number formats to compute in; 16, 32, 64 and ``"bf16"`` are short names.'
     )
     logger: Parsed[
         bool | str | SupportsLogging | Iterable[str | SupportsLogging] | None, tuple[str | SupportsLogging, ...]
@@ -148,20 +146,13 @@ class TrainerConfig:
         barebones=0,
     )
     log_every_n_steps: Parsed[int | None, int] = flag(
-        50,
-        kinds.whole(0, off="never"),
-        "Optimizer steps between two records for the loggers.",
-        attribute=True,
-        barebones=0,
+        50, kinds.whole(0, off="never"), "Optimizer steps between two logger records.", attribute=True, barebones=0
     )
     enable_checkpointing: Switch = flag(
-        True,
-        kinds.switch,
-        "Add a ModelCheckpoint where callbacks holds none; False excludes one there.",
-        barebones=False,
+        True, kinds.switch, "Add a ModelCheckpoint if callbacks holds none; False excludes one there.", barebones=False
     )
     enable_progress_bar: Switch = flag(
-        True, kinds.switch, "Add a progress bar where callbacks holds none; False excludes one there.", barebones=False
+        True, kinds.switch, "Add a progress bar if callbacks holds none; False excludes one there.", barebones=False
     )
     enable_model_summary: Switch = flag(True, kinds.switch, "Show a table of the model's layers.", barebones=False)
     accumulate_grad_batches: int = flag(
@@ -183,38 +174,28 @@ class TrainerConfig:
         'Use, or with ``"warn"`` prefer, algorithms that give the same result each time; None leaves torch as it is.',
     )
     benchmark: bool | None = flag(
-        None,
-        kinds.switch,
-        "Let cuDNN search the fastest kernels; None leaves torch as it is, unless deterministic is on.",
+        None, kinds.switch, "Let cuDNN search the fastest kernels; None leaves torch as is, unless deterministic is on."
     )
     inference_mode: bool = flag(
         True, kinds.switch, "Evaluate under ``torch.inference_mode`` instead of ``torch.no_grad``."
     )
     use_distributed_sampler: bool = flag(True, kinds.switch, "Give each rank its share of the samples.")
     profiler: str | Profiler | None = flag(
-        None,
-        kinds.plugin(registry.profilers, kinds.PROFILER_METHODS),
-        "What measures the parts of a run.",
-        barebones=None,
+        None, kinds.plugin(registry.profilers, kinds.PROFILER_METHODS), "What measures a run's parts.", barebones=None
     )
     detect_anomaly: bool = flag(
         False, kinds.switch, "Look for nan in every backward pass.", attribute=True, live="epoch", barebones=False
     )
     barebones: bool = flag(False, kinds.switch, "Turn off all that could cost time.", attribute=True)
     plugins: Parsed[Plugin | Sequence[Plugin] | None, tuple[Plugin, ...]] = flag(
-        (),
-        kinds.objects,
-        "Instances of a precision, checkpoint format, cluster environment or layer sync, one of a kind.",
+        (), kinds.objects, "Instances of a precision, checkpoint format, cluster environment or layer sync, one a kind."
     )
     sync_batchnorm: bool = flag(False, kinds.switch, "Take batch norm over all ranks.")
     reload_dataloaders_every_n_epochs: int = flag(
         0, kinds.whole(0, off="never"), "Call the loader hooks again after so many epochs.", attribute=True
     )
     default_root_dir: Parsed[str | os.PathLike[str] | None, str] = flag(
-        os.getcwd,
-        kinds.folder,
-        "Where a run writes what has no other place; None is the working folder.",
-        attribute=True,
+        os.getcwd, kinds.folder, "Folder for what has no other place; None is the working folder.", attribute=True
     )
     enable_autolog_hparams: bool = flag(True, kinds.switch, "Send hyper-parameters to the loggers.", attribute=True)
     launcher: str | Launcher | None = flag(
