@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -215,13 +216,14 @@ class Trainer(TrainerView):
             print_results(str(fn), results)
         return results
 
-    def _launch(self, payload: Payload) -> Any:
-        """Run a call in every rank, or in this process if there is no launcher; return this rank's outcome."""
+    @property
+    def _launch(self) -> Callable[[Payload], Any]:
+        """Return what runs a call in every rank; without a launcher that is `main`, in this process."""
         given = self._config.launcher
         launcher: Any = self._strategy.default_launcher if given is None else given
         if launcher is None or launcher == "in_process":
-            return main(payload)
-        return (registry.launchers.get(launcher)() if isinstance(launcher, str) else launcher).launch(main, payload)
+            return main
+        return partial((registry.launchers.get(launcher)() if isinstance(launcher, str) else launcher).launch, main)
 
     def _begin(self, run: Run) -> None:
         """Attach a run that is about to be built."""
