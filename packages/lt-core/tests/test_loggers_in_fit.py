@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import SILENT
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,10 +21,7 @@ from lt_core.callbacks import ModelCheckpoint
 from lt_core.loggers import CSVLogger, Logger
 from lt_core.tracking import sender as delivery_module
 
-QUIET: dict[str, Any] = {
-    "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
-    "max_epochs": 1, "log_every_n_steps": 1,
-}  # fmt: skip
+QUIET: dict[str, Any] = {**SILENT, "enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 1}
 DATA = [torch.full((1, 1), float(v)) for v in range(8)]
 
 

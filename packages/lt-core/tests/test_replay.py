@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import SILENT
 from torch import Tensor, nn
 
 from lt_core import LightningModule, Trainer
@@ -26,10 +27,7 @@ from lt_core.tracking.lock import JournalLock
 from lt_core.tracking.replay import replay
 from lt_interface import ConfigError, Record
 
-QUIET: dict[str, Any] = {
-    "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
-    "max_epochs": 1, "log_every_n_steps": 1,
-}  # fmt: skip
+QUIET: dict[str, Any] = {**SILENT, "enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 1}
 DATA = [torch.full((1, 1), float(v)) for v in range(8)]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import nn
 
 from lt_core import LightningModule, Trainer
@@ -22,16 +23,7 @@ BATCHES = [torch.full((2, 1), float(i)) for i in range(6)]
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "num_sanity_val_steps": 0,
-        "max_epochs": 2,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "num_sanity_val_steps": 0, "max_epochs": 2, **flags})
 
 
 class Net(LightningModule):

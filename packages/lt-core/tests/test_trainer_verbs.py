@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -48,15 +49,7 @@ class Net(LightningModule):
 
 
 def make(*callbacks: Callback, **flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-    }
-    return Trainer(**{**quiet, **flags}, callbacks=list(callbacks))
+    return Trainer(**{**QUIET, "max_epochs": 2, **flags}, callbacks=list(callbacks))
 
 
 class Keeper(Callback):
