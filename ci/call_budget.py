@@ -72,7 +72,7 @@ class Counting:
 
 
 class Net(LightningModule):
-    """Be a tiny network that counts."""
+    """Tiny network that counts."""
 
     logs = 0
     ways: dict[str, Any] = {}
@@ -125,7 +125,7 @@ class Hooked(Net):
 
 
 class Watching(Callback):
-    """Be a callback that every step passes."""
+    """Callback that every step passes."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         return None

@@ -88,7 +88,7 @@ def test_reports_are_summed(
 
 
 def test_public_names_are_listed_with_their_parameters(check: Check) -> None:
-    """The listing tells a function's parameters and a class's public members, so that a change of either shows."""
+    """The listing names a function's parameters and a class's public members, so that a change of either shows."""
 
     def function(a: int, *rest: int, key: str = "x", **more: int) -> None:
         """Do nothing."""

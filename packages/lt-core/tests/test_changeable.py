@@ -298,7 +298,7 @@ def test_handlers_see_what_callbacks_did() -> None:
 def test_handlers_that_can_not_work_are_refused(
     event: str, options: dict[str, Any], function: Any, message: str
 ) -> None:
-    """Unknown events, odd counts and functions that can not be called are errors where they are attached."""
+    """Unknown events, odd counts and functions that cannot be called are errors where they are attached."""
     with pytest.raises(ConfigError) as caught:
         trainer().on(event, **options)(function)
     assert message in str(caught.value)

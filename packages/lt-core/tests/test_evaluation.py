@@ -204,7 +204,7 @@ def test_own_mode_hooks_are_used() -> None:
 @pytest.mark.parametrize("stage", ["validate", "test", "predict", "fit"])
 @pytest.mark.parametrize("inference", [True, False])
 def test_gradients_are_off(stage: str, inference: bool) -> None:
-    """Entry points run under inference mode, unless told not to; validation inside fit under no_grad."""
+    """Entry points run under inference mode, unless it is switched off; validation inside fit under no_grad."""
     seen: list[Any] = []
 
     class Looks(Net):

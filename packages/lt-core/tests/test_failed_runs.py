@@ -79,7 +79,7 @@ def test_a_teardown_that_raises_after_a_good_run_is_raised_behind_all_others() -
 
 
 class Unreadable(Dataset[Tensor]):
-    """Hold one sample that can not be read."""
+    """Hold one sample that cannot be read."""
 
     def __len__(self) -> int:
         return 8

@@ -346,7 +346,7 @@ def test_a_stateful_iterable_dataset_loads_nothing_twice(ask: bool) -> None:
 
 
 class StatefulLoader:
-    """Be a loader of its own kind that keeps its place."""
+    """Loader of its own kind that keeps its place."""
 
     def __init__(self) -> None:
         self.place = 0
@@ -460,7 +460,7 @@ def test_a_place_saved_between_epochs_begins_the_next_one() -> None:
 
 
 def test_other_loaders_than_saved_are_refused_and_other_sizes_warned_of() -> None:
-    """Another number of loaders can not resume; another length can, with a warning."""
+    """Another number of loaders cannot resume; another length can, with a warning."""
     feed = Feed([1, 2, 3], stage="train")
     next(feed.epoch(0))
     state = feed.state_dict()

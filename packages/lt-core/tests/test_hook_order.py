@@ -267,7 +267,7 @@ def test_monitoring_callbacks_come_after_the_module_at_the_epochs_end() -> None:
 
 
 def test_order_of_saving_and_loading(tmp_path: Path) -> None:
-    """Saving asks states, then hooks; loading tells the module first, then data module and callbacks."""
+    """Saving asks states, then hooks; loading calls the module first, then data module and callbacks."""
 
     class State:
         def state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -222,7 +222,7 @@ class Awkward:
 
 
 def test_objects_and_classes_never_fail() -> None:
-    """Classes, functions and objects that can not be copied or compared are saved all the same."""
+    """Classes, functions and objects that cannot be copied or compared are saved all the same."""
 
     class Holds(LightningModule):
         def __init__(self, thing: Any, act: Any = nn.ReLU, fn: Any = len) -> None:
@@ -238,7 +238,7 @@ def test_objects_and_classes_never_fail() -> None:
     ):
         kept = checkpoint_entries(model)["hyper_parameters"]
     assert kept["act"] == {"$repr": repr(nn.ReLU)}
-    assert checkpoint_entries(model)["hyper_parameters"] == kept  # told once
+    assert checkpoint_entries(model)["hyper_parameters"] == kept  # warned once
     assert model.hparams.act is nn.ReLU
     assert merged_hparams(model)["thing"] is thing
 

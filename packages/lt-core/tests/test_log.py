@@ -20,7 +20,7 @@ MEAN, MEAN_AGAIN = 12 / 5, 3.0  # by samples and by batches
 
 
 class Base(LightningModule):
-    """Be a module whose steps log nothing."""
+    """Module whose steps log nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,9 +210,9 @@ def test_without_a_trainer() -> None:
 def test_barebones_drops_with_one_warning() -> None:
     """With barebones=True any call is dropped, in any hook, and one warning says so."""
     trainer = Trainer(barebones=True, accelerator="cpu", max_epochs=2)
-    with pytest.warns(UserWarning, match="barebones") as told:
+    with pytest.warns(UserWarning, match="barebones") as warned:
         trainer.fit(logging_in("training_step"), DATA, DATA)
-    assert sum("self.log is switched off" in str(w.message) for w in told) == 1
+    assert sum("self.log is switched off" in str(w.message) for w in warned) == 1
     assert trainer.callback_metrics == {}
     assert trainer.history == {}
 
@@ -318,7 +318,7 @@ def test_one_name_twice_in_a_step() -> None:
 
 
 def test_names_by_step_and_epoch() -> None:
-    """Two ways of one name are told apart; callbacks find the plain name too, after the epoch its value."""
+    """Two ways of one name are kept apart; callbacks find the plain name too, after the epoch its value."""
     seen: list[dict[str, float]] = []
 
     class Watch(Callback):
@@ -379,9 +379,9 @@ def test_batch_without_a_size() -> None:
 def test_batch_of_two_sizes() -> None:
     """Where tensors differ in length one warning names the one that was taken."""
     batches = [(torch.zeros(3, 1), torch.zeros(2))] * 2
-    with pytest.warns(UserWarning, match="the first one's, 3, is taken") as told:
+    with pytest.warns(UserWarning, match="the first one's, 3, is taken") as warned:
         Trainer(**FLAGS).validate(logging_in("validation_step"), batches, verbose=False)
-    assert len([w for w in told if "first dimension" in str(w.message)]) == 1
+    assert len([w for w in warned if "first dimension" in str(w.message)]) == 1
 
 
 def test_log_dict() -> None:

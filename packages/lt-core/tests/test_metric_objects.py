@@ -60,7 +60,7 @@ def epoch_of(store: MetricStore) -> dict[str, float]:
 
 
 class Counter:
-    """Be a metric of no library: the mean of what it saw."""
+    """Metric of no library: the mean of what it saw."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []

@@ -60,7 +60,7 @@ class OptimizerIndex(BoringModel):
 
 
 class NoLoaderIndex(BoringModel):
-    """Give two validation loaders to a step that can not tell them apart."""
+    """Give two validation loaders to a step that does not take their index."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         """Never run."""
@@ -72,7 +72,7 @@ class NoLoaderIndex(BoringModel):
 
 @pytest.mark.parametrize("module", [TwoOptimizers, OptimizerIndex, NoLoaderIndex])
 def test_code_that_can_not_run_is_a_runtime_error_too(module: type[LightningModule], tmp_path: Path) -> None:
-    """Who catches RuntimeError or MisconfigurationException for code that can not run gets either."""
+    """Who catches RuntimeError or MisconfigurationException for code that cannot run gets either."""
     with pytest.raises(MisconfigurationException) as caught:
         quiet(tmp_path, limit_val_batches=1).fit(module())
     assert isinstance(caught.value, RuntimeError)
@@ -100,7 +100,7 @@ def test_a_device_flag_is_shown_once(tmp_path: Path) -> None:
 
 
 class OwnScheduler:
-    """Be a scheduler that is none of torch's."""
+    """Scheduler that is none of torch's."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer, self.calls = optimizer, 0
@@ -129,7 +129,7 @@ class OwnSchedule(BoringModel):
 
 
 class OwnStepping(OwnSchedule):
-    """Say how to step it."""
+    """Module that steps the scheduler itself."""
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step it."""
@@ -209,10 +209,10 @@ def test_ckpt_path_names_what_the_run_began_with(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_takes_no_journal_is_told_before_the_first_batch(tmp_path: Path) -> None:
-    """A logger's folder that can not be written ends the run with an error that says what to choose."""
+    """A logger's folder that cannot be written ends the run with an error that says what to choose."""
 
     class Elsewhere(Logger):
-        """Say that the run lies below a file."""
+        """Logger whose run lies below a file."""
 
         @property
         def save_dir(self) -> str:

@@ -1,4 +1,4 @@
-"""Save at every boundary of a small job, resume from each file, compare bit for bit; refuse what can not be resumed."""
+"""Save at every boundary of a small job, resume from each file, compare bit for bit; refuse what cannot be resumed."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_on_train_epoch_start_is_not_repeated_inside_an_epoch(tmp_path: Path) ->
     assert seen == [3, 4, "start", 0, 1, 2, 3, 4]
 
 
-# ------------------------------------------------------------------ what a file can not do
+# ------------------------------------------------------------------ what a file cannot do
 
 
 def saved(folder: Path, net: Net | None = None, **options: Any) -> Path:
@@ -278,7 +278,7 @@ def refuse(folder: Path, path: Any, net: Net | None = None) -> str:
 
 
 def test_a_file_of_weights_only_is_refused(tmp_path: Path) -> None:
-    """It can not be resumed, and the error says how to use it."""
+    """It cannot be resumed, and the error says how to use it."""
     file = saved(tmp_path, weights_only=True)
     assert "optimizer_states" not in load_checkpoint(file)
     message = refuse(tmp_path, file)

@@ -92,7 +92,7 @@ class Stream(IterableDataset[Tensor]):
 
 
 class Sized(Stream):
-    """Say its length too."""
+    """Stream of known length."""
 
     def __len__(self) -> int:
         assert self.length is not None

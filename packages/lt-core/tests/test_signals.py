@@ -84,14 +84,14 @@ def test_sigint_is_a_keyboard_interrupt_at_the_next_boundary() -> None:
 
 
 def test_sigterm_is_a_system_exit_with_143() -> None:
-    """SIGTERM ends fit in the same way, with the exit code that shells expect; on_exception is told."""
+    """SIGTERM ends fit in the same way, with the exit code that shells expect; on_exception is called."""
     net, run = Net(signal.SIGTERM), trainer()
-    told: list[Any] = []
-    run.on("exception")(lambda exception, trainer: told.append((type(exception), trainer.received_sigterm)))
+    seen: list[Any] = []
+    run.on("exception")(lambda exception, trainer: seen.append((type(exception), trainer.received_sigterm)))
     error = stop(net, run)
     assert isinstance(error, SystemExit)
     assert error.code == 143
-    assert told == [(SystemExit, True)]
+    assert seen == [(SystemExit, True)]
     assert net.events[-1] == "teardown fit"
 
 

@@ -95,7 +95,7 @@ class BFloat16MixedPrecision:
 
 @lru_cache(maxsize=1)
 def _cache_keeps_gradients() -> bool:
-    """Return whether autocast's cache of cast weights tells gradient mode from no-gradient mode.
+    """Return whether autocast's cache of cast weights keeps gradient mode and no-gradient mode apart.
 
     In older versions of torch a weight that is first used under ``no_grad`` is kept without
     its history, and a later use in the same step silently gets no gradient. There, weights
