@@ -35,7 +35,7 @@ def is_ours(code: CodeType, known: dict[str, bool] = {}) -> bool:  # noqa: B006 
 
 
 class Counting:
-    """Count our calls from one training step to the next."""
+    """Count of our calls from one training step to the next."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -103,7 +103,7 @@ class Averaging(Logging):
 
 
 class Hooked(Net):
-    """Override the hooks that every step passes."""
+    """Network that overrides the hooks that every step passes."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         return None
@@ -137,7 +137,7 @@ class Watching(Callback):
 
 
 class Closure(Net):
-    """Ask for the form in which the optimizer calls the step."""
+    """Network that asks for the form in which the optimizer calls the step."""
 
     def optimizer_step(
         self,

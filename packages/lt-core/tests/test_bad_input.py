@@ -27,7 +27,7 @@ def trainer(**flags: Any) -> Trainer:
 
 
 class Empty(LightningModule):
-    """Have a layer and nothing else."""
+    """Module of a layer and nothing else."""
 
     def __init__(self) -> None:
         super().__init__()

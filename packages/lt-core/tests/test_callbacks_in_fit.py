@@ -20,7 +20,7 @@ from lt_core.demos import BoringModel, RandomDataset
 
 
 class _Model(BoringModel):
-    """Log one given validation loss an epoch."""
+    """Module that logs one given validation loss an epoch."""
 
     def __init__(self, losses=()):
         super().__init__()

@@ -19,7 +19,7 @@ from lt_core.tracking.sender import Delivery
 
 
 class Memory(Logger):
-    """Remember what came, from where, and how it ended."""
+    """Logger that remembers what came, from where, and how it ended."""
 
     def __init__(self) -> None:
         self.steps: list[int | None] = []

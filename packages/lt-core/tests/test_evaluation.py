@@ -25,7 +25,7 @@ def loader(*values: float, batch_size: int = 2) -> DataLoader[Any]:
 
 
 class Net(LightningModule):
-    """Log the mean of each batch, and say what it was called with."""
+    """Module that logs the mean of each batch, and notes what it was called with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Net(LightningModule):
 
 
 class OneLoader(Net):
-    """Take no index of a loader, as modules with one loader do."""
+    """Module that takes no index of a loader, as modules with one loader do."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:  # type: ignore[override]
         self.seen.append((batch_idx, batch.flatten().tolist()))

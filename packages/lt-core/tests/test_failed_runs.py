@@ -17,7 +17,7 @@ from lt_core.callbacks import OnExceptionCheckpoint
 
 
 class Careless(Callback):
-    """Raise in one hook."""
+    """Callback that raises in one hook."""
 
     def __init__(self, hook: str) -> None:
         def careless(*args: Any) -> None:
@@ -27,7 +27,7 @@ class Careless(Callback):
 
 
 class Torn(LightningModule):
-    """Fail at the second batch, if asked to, and note the teardown."""
+    """Module that fails at the second batch, if asked to, and notes the teardown."""
 
     def __init__(self, fails: bool = False) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def test_a_teardown_that_raises_after_a_good_run_is_raised_behind_all_others() -
 
 
 class Unreadable(Dataset[Tensor]):
-    """Hold one sample that cannot be read."""
+    """Dataset with one sample that cannot be read."""
 
     def __len__(self) -> int:
         return 8

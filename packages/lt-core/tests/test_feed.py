@@ -29,7 +29,7 @@ from lt_interface.errors import ConfigError
 
 
 class Noisy(Dataset[Any]):
-    """Give each index with random numbers from every global generator and from one of its own."""
+    """Indices with random numbers from every global generator and from one of its own."""
 
     def __init__(self, n: int = 23) -> None:
         self.n, self.own, self.epoch = n, np.random.default_rng(0), -1
@@ -135,7 +135,7 @@ def test_augmentation_is_the_same_for_any_number_of_workers() -> None:
 
 
 class AsksWorker(Dataset[Any]):
-    """Give what a worker sees of itself."""
+    """Dataset of what a worker sees of itself."""
 
     def __init__(self) -> None:
         self.epoch, self.given = -1, ""
@@ -197,7 +197,7 @@ def test_the_users_loader_is_left_alone() -> None:
 
 
 class Countless(IterableDataset[int]):
-    """Count without saying how far."""
+    """Numbers without a length."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -207,7 +207,7 @@ class Countless(IterableDataset[int]):
 
 
 class Counted(Countless):
-    """Count and say how far."""
+    """Numbers with a length."""
 
     def __len__(self) -> int:
         return self.n

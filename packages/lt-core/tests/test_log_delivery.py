@@ -40,7 +40,7 @@ class Base(LightningModule):
 
 
 class Logging(Base):
-    """Log the batch's mean while training, both ways, and by epoch while validating."""
+    """Module that logs the batch's mean in training, both ways, and by epoch in validation."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
         self.log("x", batch.mean(), on_step=True, on_epoch=True)
@@ -249,7 +249,7 @@ class Average:
 
 
 class Measuring(Base):
-    """Log metric objects of two libraries in training and validation."""
+    """Module that logs metric objects of two libraries in training and validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ def test_metric_objects_by_step_and_epoch() -> None:
 
 
 class Kill(Callback):
-    """Stop a run by an error after one batch of its second epoch, with a checkpoint of that moment."""
+    """Callback that stops a run by an error after one batch of its second epoch, with a checkpoint of that moment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -26,7 +26,7 @@ DATA = [torch.full((1, 1), float(v)) for v in range(8)]
 
 
 class Net(LightningModule):
-    """Log each batch's number."""
+    """Module that logs each batch's number."""
 
     def __init__(self, width: int = 1) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ def test_users_write_under_the_same_lock(tmp_path: Path) -> None:
 
 
 class Crash(Callback):
-    """Stop a run before one of its batches, by an error."""
+    """Callback that stops a run before one of its batches, by an error."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -321,7 +321,7 @@ def test_csv_is_what_an_uninterrupted_run_writes(tmp_path: Path) -> None:
 
 
 class Away(Logger):
-    """Lose the server when a checkpoint is uploaded."""
+    """Logger that loses the server when a checkpoint is uploaded."""
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         raise ConnectionError("no route")

@@ -12,7 +12,7 @@ from lt_interface.errors import ConfigError, MisconfigurationException
 
 
 class _Memory(Logger):
-    """Keep what is logged."""
+    """Logger that keeps what is logged."""
 
     def __init__(self):
         super().__init__()

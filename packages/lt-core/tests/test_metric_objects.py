@@ -145,7 +145,7 @@ def test_metric_object_is_usable_after_inference_mode() -> None:
 
 
 class Holder(nn.Module):
-    """Hold metric objects in every way a module can."""
+    """Module that holds metric objects in every way."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from lt_interface.errors import CheckpointError, ConfigError, MisconfigurationEx
 
 
 class _Model(BoringModel):
-    """Log the losses that it was given, one a validation, and train on four batches an epoch."""
+    """Module that logs given losses, one a validation, and trains on four batches an epoch."""
 
     def __init__(self, val_losses=(), train_losses=()):
         super().__init__()

@@ -565,7 +565,7 @@ def test_frozen_parameters_need_no_optimizer() -> None:
 
 
 class Rates(Callback):
-    """Note the learning rate that each step used."""
+    """Callback that notes the learning rate that each step used."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -609,7 +609,7 @@ def test_epoch_schedulers_step_before_the_last_validation_where_the_length_is_kn
 
 
 class Watched(Net):
-    """Log a metric that never gets better."""
+    """Module that logs a metric that never gets better."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.log("flat", 1.0)

@@ -18,7 +18,7 @@ STAGES = ["fit", "validate", "test", "predict"]
 
 
 class Net(LightningModule):
-    """Have all that every entry point needs."""
+    """Module with all that every entry point needs."""
 
     def __init__(self):
         super().__init__()
@@ -41,11 +41,11 @@ class Net(LightningModule):
 
 
 class Empty(LightningModule):
-    """Define nothing."""
+    """Module that defines nothing."""
 
 
 class Data(LightningDataModule):
-    """Give the data of every stage, and fail if anybody asks for it."""
+    """Data of every stage, which fails if anybody asks for it."""
 
     def train_dataloader(self):
         raise AssertionError("no hook may run")

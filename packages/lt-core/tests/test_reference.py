@@ -45,7 +45,7 @@ def test_the_stage_can_be_set(name: str, tmp_path: Path) -> None:
 
 
 class TwoOptimizers(BoringModel):
-    """Return two optimizers under automatic optimization."""
+    """Module with two optimizers under automatic optimization."""
 
     def configure_optimizers(self) -> Any:
         """Return two."""
@@ -53,14 +53,14 @@ class TwoOptimizers(BoringModel):
 
 
 class OptimizerIndex(BoringModel):
-    """Take the index that nobody gives any more."""
+    """Module that takes the index that nobody gives any more."""
 
     def training_step(self, batch: Any, batch_idx: int, optimizer_idx: int) -> Any:  # type: ignore[override]
         """Never run."""
 
 
 class NoLoaderIndex(BoringModel):
-    """Give two validation loaders to a step that does not take their index."""
+    """Module with two validation loaders and a step that does not take their index."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         """Never run."""
@@ -79,7 +79,7 @@ def test_code_that_can_not_run_is_a_runtime_error_too(module: type[LightningModu
 
 
 class Kept(Callback):
-    """Have a state, under the class's name."""
+    """Callback with a state, under the class's name."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return something."""
@@ -119,7 +119,7 @@ class OwnScheduler:
 
 
 class OwnSchedule(BoringModel):
-    """Return a scheduler that is none of torch's."""
+    """Module with a scheduler that is none of torch's."""
 
     def configure_optimizers(self) -> Any:
         """Return an optimizer and the scheduler."""

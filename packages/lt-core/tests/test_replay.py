@@ -32,7 +32,7 @@ DATA = [torch.full((1, 1), float(v)) for v in range(8)]
 
 
 class Net(LightningModule):
-    """Log each batch's number, and call what the test wants."""
+    """Module that logs each batch's number, and calls what the test wants."""
 
     def __init__(self, also: Any = None) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Down(Logger):
 
 
 class Pictures(Logger):
-    """Show pictures, and nothing else."""
+    """Logger that shows pictures, and nothing else."""
 
     def __init__(self) -> None:
         self.shown: list[tuple[str, int | None]] = []

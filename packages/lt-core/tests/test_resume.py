@@ -22,7 +22,7 @@ from lt_interface.errors import CheckpointError, ConfigError
 
 
 class Augmented(Dataset[Any]):
-    """Give samples with fresh noise at every look."""
+    """Samples with fresh noise at every look."""
 
     def __len__(self) -> int:
         return 10

@@ -40,7 +40,7 @@ class Count:
 
 
 class Counting(LightningModule):
-    """Log a metric object over each epoch."""
+    """Module that logs a metric object over each epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def test_a_metric_object_of_an_epoch_whose_batches_are_all_done_survives_a_resum
 
 
 class Stream(IterableDataset[Tensor]):
-    """Keep the place; begin anew behind the last sample, or never end."""
+    """Stream that keeps its place; it begins anew behind the last sample, or never ends."""
 
     def __init__(self, length: int | None) -> None:
         self.length, self.place = length, 0
@@ -129,7 +129,7 @@ def test_a_dataset_that_keeps_its_own_place_resumes_at_the_end_of_an_epoch(datas
 
 
 class Stopped(Noting):
-    """Log each validation batch; fail at the so-many-th, if asked to."""
+    """Module that logs each validation batch, and fails at the so-many-th if asked to."""
 
     def __init__(self, fails_at: int = 0) -> None:
         super().__init__()

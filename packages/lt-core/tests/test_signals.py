@@ -27,7 +27,7 @@ def trainer(**flags: Any) -> Trainer:
 
 
 class Net(LightningModule):
-    """Send itself a signal in one place, once, and note what comes after."""
+    """Module that sends its process a signal in one place, once, and notes what comes after."""
 
     def __init__(self, number: int | None = None, place: str = "train", at: int = 2) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ def batches(n: int) -> list[Tensor]:
 
 
 class Net(LightningModule):
-    """Note the batches as (epoch, index), and what else happened in between."""
+    """Module that notes the batches as (epoch, index), and what else happened in between."""
 
     def __init__(self, at: Callable[[Any], bool] = lambda net: False) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from lt_interface.errors import MisconfigurationException
 
 
 class Net(LightningModule):
-    """Train on six batches an epoch and validate on two."""
+    """Module that trains on six batches an epoch and validates on two."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def test_a_link_is_removed_and_its_target_stays(tmp_path: Path) -> None:
 
 
 class Measures(Callback):
-    """Log the batch's index at each batch's end, and a number in validation."""
+    """Callback that logs the batch's index at each batch's end, and a number in validation."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         trainer.log_metrics({"index": torch.tensor(float(batch_idx))})
@@ -236,7 +236,7 @@ def test_a_clock_says_nothing_ahead() -> None:
 
 
 class Places(Callback):
-    """Note where each start of training stands, and stop in the second epoch."""
+    """Callback that notes where each start of training stands, and stops in the second epoch."""
 
     def __init__(self, folder: Path, stop_at: int = -1) -> None:
         self.folder, self.stop_at = folder, stop_at
@@ -284,7 +284,7 @@ class OtherRankIsFull(LocalCollectives):
 
 
 class StopsTogether(Callback):
-    """Stop training on every rank as soon as one has no room left."""
+    """Callback that stops training on every rank as soon as one has no room left."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.collectives.any(False):

@@ -23,7 +23,7 @@ def trainer(**flags: Any) -> Trainer:
 
 
 class Net(LightningModule):
-    """Note after how many training batches each validation began, and what it saw."""
+    """Module that notes after how many training batches each validation began, and what it saw."""
 
     def __init__(self) -> None:
         super().__init__()

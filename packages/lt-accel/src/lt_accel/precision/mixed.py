@@ -17,7 +17,7 @@ __all__ = ["BFloat16MixedPrecision"]
 
 
 class BFloat16MixedPrecision:
-    """Run each step under autocast to bfloat16; weights, gradients and optimizer stay in 32 bits.
+    """Precision that runs each step under autocast to bfloat16; weights, gradients and optimizer stay in 32 bits.
 
     bfloat16 has the range of 32-bit floats, so that no loss is scaled and no step skipped.
     Works on the CPU as on a GPU.
