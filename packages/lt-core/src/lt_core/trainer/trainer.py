@@ -242,7 +242,7 @@ class Trainer(TrainerView):
         """Leave the trainer readable after a run."""
         self.state.stage = None
 
-    # ------------------------------------------------------------ for users' hands
+    # ------------------------------------------------------------ what users call during a run
 
     def on(self, event: str, *, every: int = 1, once: int | None = None) -> Callable[[F], F]:
         """Attach a function to a hook: ``@trainer.on("train_batch_end", every=100)``.

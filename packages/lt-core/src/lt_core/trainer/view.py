@@ -170,7 +170,7 @@ class TrainerView:
 
         return History.read(self._journal) if self._journal is not None else History()
 
-    # ------------------------------------------------------------ place in the world
+    # ------------------------------------------------------------ ranks and devices
 
     @property
     def global_rank(self) -> int:
