@@ -62,7 +62,7 @@ def odd_words(root: Path) -> list[str]:
 
 
 def unmarked(root: Path) -> list[str]:
-    """Return the packages that do not tell type checkers that they are typed."""
+    """Return the packages that lack the mark of typed packages."""
     sources = [p for p in root.glob("packages/*/src/*") if (p / "__init__.py").exists()]
     return [f"{p.relative_to(root)}: needs a py.typed" for p in sources if not (p / "py.typed").exists()]
 

@@ -43,7 +43,7 @@ class Noisy(Dataset[Any]):
 
 
 class Unsized:
-    """Batch a sampler without telling how many batches there are."""
+    """Batch sampler without a length."""
 
     def __init__(self, n: int, size: int) -> None:
         self.inner = BatchSampler(RandomSampler(range(n)), size, False)
