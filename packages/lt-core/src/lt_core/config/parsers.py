@@ -211,9 +211,8 @@ def time_span(value: Any) -> timedelta:
 def _span_of_parts(value: Mapping[Any, Any]) -> timedelta:
     for key, part in value.items():
         if key not in _TIME_PARTS:
-            raise FlagError(
-                f"{key!r} is no unit of time; known are {', '.join(_TIME_PARTS)}", nearest(key, _TIME_PARTS)
-            )
+            rule = f"{key!r} is no unit of time; known are {', '.join(_TIME_PARTS)}"
+            raise FlagError(rule, nearest(key, _TIME_PARTS))
         if not is_number(part):
             raise FlagError(f"{key!r} must be a number", is_type=True)
     return timedelta(**{key: int(part) if is_whole(part) else float(part) for key, part in value.items()})
@@ -363,11 +362,11 @@ def loggers(registry: Registry[Any]) -> Parser:
                 if isinstance(one, str):
                     rule = f"{one!r}: {refused.rule}" if several else refused.rule
                     raise FlagError(rule, refused.fix) from None
-                shown = f"{type(one).__name__} has no log_metrics: each logger"
-                if isinstance(one, type):
-                    shown = f"{one.__name__} is a class: each logger"
+                is_class = isinstance(one, type)
+                wrong = f"{one.__name__} is a class" if is_class else f"{type(one).__name__} has no log_metrics"
                 fix = refused.fix or "Subclass lt_core.loggers.Logger."
-                raise FlagError(f"{shown} must be a name or an object with log_metrics", fix, is_type=True) from None
+                rule = f"{wrong}: each logger must be a name or an object with log_metrics"
+                raise FlagError(rule, fix, is_type=True) from None
         if len({id(one) if not isinstance(one, str) else one for one in given}) != len(given):
             raise FlagError("the same logger is given twice", "Leave one of them out.")
         return given

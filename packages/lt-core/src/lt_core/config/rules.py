@@ -97,14 +97,13 @@ def _precision(draft: Draft) -> None:
     name, written = draft.values["precision"], draft.written.get("precision")
     if not isinstance(name, str):
         return
+    where = draft.where("precision")
     if str(written) in {"16", "bf16"}:
-        draft.warnings.append(f'{draft.where("precision")}: this is taken as "{name}". Write precision="{name}".')
+        draft.warnings.append(f'{where}: this is taken as "{name}". Write precision="{name}".')
     if name == "16-mixed" and _is_cpu(draft.values["accelerator"]):
-        draft.warnings.append(
-            f'{draft.where("precision")}: a CPU has no 16-mixed, so "bf16-mixed" is used. Write precision="bf16-mixed".'
-        )
         name = draft.values["precision"] = "bf16-mixed"
-    problem = registry.precisions.problem(name, draft.where("precision"))
+        draft.warnings.append(f'{where}: a CPU has no 16-mixed, so "{name}" is used. Write precision="{name}".')
+    problem = registry.precisions.problem(name, where)
     if problem is not None:
         draft.problems.append(problem)
 
@@ -140,17 +139,12 @@ def _validation(draft: Draft) -> None:
     """Refuse intervals of validation that cannot be counted."""
     by_fraction = isinstance(draft.values["val_check_interval"], float) and "val_check_interval" not in draft.refused
     if draft.values["check_val_every_n_epoch"] is None and by_fraction:
-        draft.refuse(
-            draft.where("check_val_every_n_epoch", "val_check_interval"),
-            "without epochs to count, validation needs a number of batches or a time",
-            "Write val_check_interval=N (integer) or a time.",
-        )
+        where = draft.where("check_val_every_n_epoch", "val_check_interval")
+        rule = "without epochs to count, validation needs a number of batches or a time"
+        draft.refuse(where, rule, "Write val_check_interval=N (integer) or a time.")
     if draft.values["validate_at_start"] and draft.values["limit_val_batches"] == 0:
-        draft.refuse(
-            draft.where("validate_at_start", "limit_val_batches"),
-            "there is no validation to run at the start",
-            "Leave one of them out.",
-        )
+        where = draft.where("validate_at_start", "limit_val_batches")
+        draft.refuse(where, "there is no validation to run at the start", "Leave one of them out.")
 
 
 def _callbacks(draft: Draft) -> None:
@@ -231,9 +225,8 @@ def _overfit(draft: Draft) -> None:
         return
     for name in ("limit_train_batches", "limit_val_batches"):
         if name in draft.written:
-            draft.warnings.append(
-                f"{draft.where(name, 'overfit_batches')}: overfit_batches decides, {name} is ignored."
-            )
+            where = draft.where(name, "overfit_batches")
+            draft.warnings.append(f"{where}: overfit_batches decides, {name} is ignored.")
         draft.values[name] = amount
 
 
@@ -245,9 +238,8 @@ def _fast_dev_run(draft: Draft) -> None:
     draft.values |= dict.fromkeys(LIMITS, amount)
     draft.values |= {"max_steps": amount, "max_epochs": 1, "num_sanity_val_steps": 0}
     draft.values |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
-    draft.infos.append(
-        f"{draft.where('fast_dev_run')}: runs {amount} batch(es) of each stage; nothing is logged or kept."
-    )
+    where = draft.where("fast_dev_run")
+    draft.infos.append(f"{where}: runs {amount} batch(es) of each stage; nothing is logged or kept.")
 
 
 def _barebones(draft: Draft) -> None:
