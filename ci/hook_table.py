@@ -11,7 +11,7 @@ INTRODUCTION = """\
 # Hooks
 
 Every hook, in the order in which a run reaches them, as `python -m lt_core.hooks` prints them from the table by which
-the loop itself goes. Callbacks get `trainer, pl_module` before these arguments. The last column tells where `self.log`
+the loop itself goes. Callbacks get `trainer, pl_module` before these arguments. The last column shows where `self.log`
 sends a value by default, and where it is forbidden. A hook that nobody overrides costs nothing; one whose signature can
 not take the call is refused before anything starts, and shorter, older forms are called as they are.
 

@@ -1,4 +1,4 @@
-"""Give the trainer what can not work, and check the one clear error: where, rule, value, fix."""
+"""Give the trainer what cannot work, and check the one clear error: where, rule, value, fix."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,19 +23,11 @@ DATA = [torch.ones(2, 1)] * 3
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 1,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "max_epochs": 1, **flags})
 
 
 class Empty(LightningModule):
-    """Have a layer and nothing else."""
+    """Module of a layer and nothing else."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 
 from lt_core import Callback, LightningModule, Trainer
@@ -13,16 +14,7 @@ from lt_interface.errors import ConfigError
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "num_sanity_val_steps": 0,
-        "max_epochs": 2,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "num_sanity_val_steps": 0, "max_epochs": 2, **flags})
 
 
 def batches(n: int) -> list[Tensor]:
@@ -306,7 +298,7 @@ def test_handlers_see_what_callbacks_did() -> None:
 def test_handlers_that_can_not_work_are_refused(
     event: str, options: dict[str, Any], function: Any, message: str
 ) -> None:
-    """Unknown events, odd counts and functions that can not be called are errors where they are attached."""
+    """Unknown events, odd counts and functions that cannot be called are errors where they are attached."""
     with pytest.raises(ConfigError) as caught:
         trainer().on(event, **options)(function)
     assert message in str(caught.value)

@@ -210,7 +210,7 @@ def test_remove_ignored_hparams() -> None:
 
 
 class Awkward:
-    """Refuse to be copied, compared or pickled."""
+    """Object that refuses to be copied, compared or pickled."""
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise TypeError("no")
@@ -311,10 +311,10 @@ def test_attribute_dict() -> None:
 
 
 class FakeOmegaConf:
-    """Stand for omegaconf.OmegaConf."""
+    """Stand-in for omegaconf.OmegaConf."""
 
     class Dict(dict):  # type: ignore[type-arg]
-        """Stand for DictConfig."""
+        """Stand-in for DictConfig."""
 
     @classmethod
     def is_config(cls, value: Any) -> bool:

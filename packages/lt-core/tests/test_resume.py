@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import SILENT
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -21,7 +22,7 @@ from lt_interface.errors import CheckpointError, ConfigError
 
 
 class Augmented(Dataset[Any]):
-    """Give samples with fresh noise at every look."""
+    """Samples with fresh noise at every look."""
 
     def __len__(self) -> int:
         return 10
@@ -100,16 +101,8 @@ LOADERS: dict[str, Any] = {
 
 
 def trainer(folder: Path, **flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-        "log_every_n_steps": 1,
-        "default_root_dir": folder,
-    }
-    return Trainer(**{**quiet, **flags})
+    usual = {**SILENT, "logger": False, "max_epochs": 2, "log_every_n_steps": 1}
+    return Trainer(default_root_dir=folder, **{**usual, **flags})
 
 
 def everywhere(folder: Path) -> list[Callback]:

@@ -101,7 +101,6 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
     """Tear down after an error: every part is given its chance, and the error stays the one that is raised."""
     trainer = run.trainer
     trainer.state.status = TrainerStatus.INTERRUPTED
-    trainer._interrupted = True
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     run.metrics.current.batch = None
     if run.hooks is not None:
