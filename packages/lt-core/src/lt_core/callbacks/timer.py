@@ -39,10 +39,7 @@ class Timer(Callback):
     role: ClassVar[str] = "timer"
 
     def __init__(
-        self,
-        duration: str | timedelta | dict[str, int] | None = None,
-        interval: str = "step",
-        verbose: bool = True,
+        self, duration: str | timedelta | dict[str, int] | None = None, interval: str = "step", verbose: bool = True
     ) -> None:
         if interval not in _INTERVALS:
             fix = nearest(str(interval), _INTERVALS)

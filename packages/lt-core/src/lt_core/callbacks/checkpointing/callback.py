@@ -183,11 +183,7 @@ class ModelCheckpoint(Checkpoint):
         return [] if self.dirpath is None else [self.dirpath]
 
     def format_checkpoint_name(
-        self,
-        metrics: Mapping[str, Any],
-        filename: str | None = None,
-        ver: int | None = None,
-        prefix: str | None = None,
+        self, metrics: Mapping[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
     ) -> str:
         """Return the path of a checkpoint with these metrics.
 

@@ -16,15 +16,7 @@ from lt_interface.errors import Problem, nearest
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = [
-    "Decision",
-    "accepts",
-    "argument_problems",
-    "best_of",
-    "insert",
-    "saves_at_epoch_end",
-    "worst_of",
-]
+__all__ = ["Decision", "accepts", "argument_problems", "best_of", "insert", "saves_at_epoch_end", "worst_of"]
 
 S = TypeVar("S", bound=SupportsFloat)
 

@@ -94,14 +94,7 @@ class Forecast:
 
 
 def batches_left(
-    *,
-    done: int,
-    per_epoch: float,
-    epoch: int,
-    max_epochs: int | None,
-    step: int,
-    max_steps: int,
-    accumulate: int,
+    *, done: int, per_epoch: float, epoch: int, max_epochs: int | None, step: int, max_steps: int, accumulate: int
 ) -> float:
     """Return how many batches the run has before it; infinity if it has no end.
 
