@@ -25,7 +25,7 @@ class LambdaCallback(Callback):
             ``LambdaCallback(on_train_start=lambda trainer, pl_module: print("go"))``.
 
     Raises:
-        ConfigError: If no hook has that name or a value can not be called.
+        ConfigError: If no hook has that name or a value cannot be called.
     """
 
     def __init__(self, **functions: Callable[..., Any] | None) -> None:

@@ -55,13 +55,9 @@ def argument_problems(
         where = f"ModelCheckpoint(train_time_interval={train_time_interval!r})"
         found.append(Problem(where, "must be a timedelta", fix="Write timedelta(minutes=30).", is_type=True))
     if found[0] is None and monitor is None and save_top_k not in (-1, 0, 1):
-        found.append(
-            Problem(
-                f"ModelCheckpoint(save_top_k={save_top_k}, monitor=None)",
-                "without a monitor there is no best, only all (-1), none (0) or the newest (1)",
-                fix='Name the metric: ModelCheckpoint(monitor="val_loss", ...).',
-            )
-        )
+        where = f"ModelCheckpoint(save_top_k={save_top_k}, monitor=None)"
+        rule = "without a monitor there is no best, only all (-1), none (0) or the newest (1)"
+        found.append(Problem(where, rule, fix='Name the metric: ModelCheckpoint(monitor="val_loss", ...).'))
     triggers = {
         "every_n_train_steps": bool(every_n_train_steps),
         "train_time_interval": train_time_interval is not None,
@@ -78,20 +74,16 @@ def saves_at_epoch_end(trainer: Trainer, choice: bool | None) -> bool:
     """Return whether the epoch trigger belongs to the train epoch's end, and not to the end of validation."""
     if choice is not None:
         return choice
-    if not trainer.enable_validation:
-        return True
     batches = trainer.num_val_batches
-    if batches and sum(batches) == 0:
+    if not trainer.enable_validation or (batches and sum(batches) == 0):
         return True
     return bool(trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0)
 
 
 def _key(score: SupportsFloat, mode: str) -> float:
     """Return the score so that less is better; NaN is as bad as can be."""
-    value = float(score)
-    if math.isnan(value):
-        return math.inf
-    return value if mode == "min" else -value
+    value = float(score) if mode == "min" else -float(score)
+    return math.inf if math.isnan(value) else value
 
 
 def best_of(scores: Mapping[str, S], mode: str) -> str:

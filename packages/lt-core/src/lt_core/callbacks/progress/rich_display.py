@@ -75,10 +75,9 @@ class RichDisplay:
             if index == len(self._tasks):
                 self._tasks.append(progress.add_task(each.title, total=each.total, completed=each.done, **fields))
             else:
-                task = self._tasks[index]
                 # update() keeps a total for None, so an unknown one is set by hand.
                 progress.tasks[index].total = each.total
-                progress.update(task, description=each.title, completed=each.done, **fields)
+                progress.update(self._tasks[index], description=each.title, completed=each.done, **fields)
         progress.refresh()
 
     def finish(self, view: View) -> None:
