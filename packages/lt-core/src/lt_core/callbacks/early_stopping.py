@@ -38,7 +38,7 @@ class EarlyStoppingReason(str, Enum):
 
 
 class EarlyStopping(Callback):
-    """Stop training when a metric stopped improving, reached a goal, diverged or is no longer finite.
+    """Callback that stops training when a metric stopped improving, reached a goal, diverged or is no longer finite.
 
     The metric is looked at once after each validation, or at each epoch's end where validation
     runs once an epoch or not at all. Patience counts these looks, not epochs.

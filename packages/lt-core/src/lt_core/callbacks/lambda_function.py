@@ -18,7 +18,7 @@ _HOOKS = sorted(
 
 
 class LambdaCallback(Callback):
-    """Call functions at named moments; each takes what the callback's hook of that name takes.
+    """Callback that calls functions at named moments; each takes what the callback's hook of that name takes.
 
     Args:
         **functions: A function, or None for nothing, by the hook's name:

@@ -22,7 +22,7 @@ __all__ = ["LearningRateMonitor"]
 
 
 class LearningRateMonitor(Callback):
-    """Log each optimizer's learning rate while training, by the step or by the epoch.
+    """Callback that logs each optimizer's learning rate in training, by the step or by the epoch.
 
     Keys are ``lr-<optimizer class>``, or the scheduler's ``name``; a second optimizer of the same
     class gets ``-1``, and the groups of one that has several get ``/pg1``, ``/pg2`` or their own name.

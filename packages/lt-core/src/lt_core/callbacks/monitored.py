@@ -17,7 +17,7 @@ __all__ = ["MonitorError", "candidates", "missing"]
 
 
 class MonitorError(MisconfigurationException, RuntimeError):
-    """Error: a monitored metric was never logged."""
+    """Error of a monitored metric that was never logged."""
 
 
 def candidates(trainer: Trainer) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ __all__ = ["OnExceptionCheckpoint"]
 
 
 class OnExceptionCheckpoint(Checkpoint):
-    """Save ``<dirpath>/<filename>.ckpt`` when fit raises anything, and remove it when a fit succeeds.
+    """Callback that saves ``<dirpath>/<filename>.ckpt`` when fit raises, and removes it when a fit succeeds.
 
     With this callback ``fit(ckpt_path=None)`` resumes from the last checkpoint, if there is one.
 

@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Timer"]
 
-_INTERVALS = ("step", "epoch")
-
 
 class Timer(Callback):
-    """Measure the time that training, validation and test take, and stop training when it is used up.
+    """Callback that times training, validation and test, and stops training when its time is used up.
 
     A checkpoint keeps what was used, so that a resumed run goes on with the same budget.
 
@@ -42,8 +40,8 @@ class Timer(Callback):
     def __init__(
         self, duration: str | timedelta | dict[str, int] | None = None, interval: str = "step", verbose: bool = True
     ) -> None:
-        if interval not in _INTERVALS:
-            fix = nearest(str(interval), _INTERVALS)
+        if interval not in ("step", "epoch"):
+            fix = nearest(str(interval), ("step", "epoch"))
             raise ConfigError(Problem(f"Timer(interval={interval!r})", 'must be "step" or "epoch"', fix=fix))
         try:
             self._duration = None if duration is None else time_span(duration).total_seconds()

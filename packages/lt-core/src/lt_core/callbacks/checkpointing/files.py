@@ -16,19 +16,8 @@ from lt_interface.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = [
-    "DEFAULT_TEMPLATE",
-    "default_folder",
-    "fields",
-    "first_free",
-    "format_name",
-    "free_path",
-    "link",
-    "may_remove",
-    "remove_checkpoint",
-    "template_problem",
-    "warn_of_strangers",
-]
+__all__ = ["DEFAULT_TEMPLATE", "default_folder", "fields", "first_free", "format_name", "free_path", "link"]
+__all__ += ["may_remove", "remove_checkpoint", "template_problem", "warn_of_strangers"]
 
 DEFAULT_TEMPLATE = "{epoch}-{step}"
 _FIELD = re.compile(r"\{(?P<name>[^{}:]+)(?::(?P<spec>[^{}]*))?\}")
@@ -183,10 +172,7 @@ def link(target: str, path: str) -> None:
     try:
         os.symlink(os.path.relpath(target, os.path.dirname(path)), temporary)
     except OSError:
-        if os.path.isdir(target):
-            shutil.copytree(target, temporary)
-        else:
-            shutil.copy(target, temporary)
+        (shutil.copytree if os.path.isdir(target) else shutil.copy)(target, temporary)
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)  # a folder cannot be replaced by renaming
     os.replace(temporary, path)

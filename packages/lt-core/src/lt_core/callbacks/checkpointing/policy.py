@@ -29,7 +29,6 @@ def _count_problem(name: str, value: Any, least: int) -> Problem | None:
 
 
 def argument_problems(
-    *,
     monitor: str | None,
     mode: str,
     save_last: Any,
@@ -116,7 +115,7 @@ def insert(scores: MutableMapping[str, S], name: str, score: S, k: int, mode: st
 
 @dataclass
 class Decision:
-    """What one decision to save changed, so that a save that fails can take it back.
+    """Changes that one decision to save made, so that a save that fails can take them back.
 
     Attributes:
         path: The file.

@@ -25,7 +25,7 @@ __all__ = ["RichProgressBar", "RichProgressBarTheme"]
 
 @dataclass(frozen=True)
 class RichProgressBarTheme:
-    """Hold the styles of a bar's columns, in rich's words, and the format of numbers."""
+    """Styles of a bar's columns, in rich's words, and the format of numbers."""
 
     description: str = ""
     progress_bar: str = "#6206E0"
@@ -40,7 +40,7 @@ class RichProgressBarTheme:
 
 
 class RichProgressBar(ProgressBar):
-    """Progress of the run, the time that epoch and run will still take, and the metrics.
+    """Bar of the run's progress, the time that epoch and run will still take, and the metrics.
 
     A terminal gets rich's bars, ten times a second at most; a notebook a block that is replaced in
     place; a file or a pipe one plain line each ten seconds at most and one an epoch. Between
@@ -172,7 +172,7 @@ class RichProgressBar(ProgressBar):
             self._rest()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the last bar stay."""
+        """Leave the last bar on the screen."""
         self._close()
 
     # Evaluation and prediction

@@ -40,7 +40,7 @@ class ProgressBar(Callback):
         return {**self.__dict__, "_trainer": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Meet the trainer; be silent on all ranks but the first."""
+        """Note the trainer; hide the bar on all ranks but the first."""
         self._trainer = weakref.ref(trainer)
         if not trainer.is_global_zero:
             self.disable()

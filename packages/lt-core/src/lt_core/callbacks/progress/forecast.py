@@ -34,7 +34,7 @@ class Pace:
 
 
 class Forecast:
-    """Follow a training run's clock: batches, and what comes between them.
+    """Clock of a training run: batches, and what comes between them.
 
     Validation, saving and the change of epochs are overhead. The run's estimate spreads the
     overhead so far over the batches after which it came.

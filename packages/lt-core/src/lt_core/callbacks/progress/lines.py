@@ -25,7 +25,7 @@ def line(view: View, finished: bool = False, number: str = ".3f") -> str:
 
 
 class PlainLines:
-    """Write a line now and then and one at the end of each loop.
+    """Display that writes a line now and then, and one at the end of each loop.
 
     Args:
         interval: The least seconds between two lines of a loop that goes on.

@@ -13,7 +13,7 @@ __all__ = ["Display", "View", "metrics_text"]
 
 @dataclass(frozen=True)
 class View:
-    """Show one loop at one moment.
+    """One loop at one moment, as a display shows it.
 
     Attributes:
         title: What runs, such as ``Epoch 2/9``.
@@ -59,7 +59,7 @@ class View:
 
 
 class Display(Protocol):
-    """Draw views."""
+    """Place that views are drawn at."""
 
     interval: float
 
