@@ -115,7 +115,7 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     mark = (checkpoint or {}).get("journal")
     folder = run_folder(run, mark) if run.world.is_global_zero else None
     if folder is None:
-        records = ((checkpoint or {}).get("journal") or {}).get("records")
+        records = (mark or {}).get("records")
         if records is not None:
             tracking.journal.fill(bytes(records.tolist()))
     else:
@@ -142,7 +142,7 @@ def _lock(run: Run, path: Path) -> None:
             if lock.acquire():
                 run.tracking.locks.append(lock)
                 return
-        except OSError:  # no files can be made there, which others tell better, or no locks be had
+        except OSError:  # no files can be made there, which others report better, or no locks be had
             return
         if time.monotonic() >= end:
             where = f"Trainer.{run.fn}, run folder {str(path.parent)!r}"
@@ -157,22 +157,16 @@ def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:
 
     if run.fits:
         check_saving(run)
-    return ConfigError(
-        Problem(
-            f"Trainer.{run.fn}, run folder {str(folder)!r}",
-            "the journal must be writable there",
-            f"{type(error).__name__}: {error}",
-            "Choose another default_root_dir, or another folder for the first logger.",
-        )
-    )
+    where, rule = f"Trainer.{run.fn}, run folder {str(folder)!r}", "the journal must be writable there"
+    fix = "Choose another default_root_dir, or another folder for the first logger."
+    return ConfigError(Problem(where, rule, f"{type(error).__name__}: {error}", fix))
 
 
 def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
     old = old_journal(run, mark)
-    if not run.fits:
-        return Journal(path)
-    if old is None or mark is None:
-        _clear(path)  # a folder used again by a new run
+    if not run.fits or old is None or mark is None:
+        if run.fits:
+            _clear(path)  # a folder used again by a new run
         return Journal(path)
     if old.resolve() != path.resolve():
         with open(old, "rb") as source, open(path, "wb") as target:
@@ -211,18 +205,18 @@ def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
     """
     if not run.world.is_global_zero:
         return
-    for logger in run.tracking.loggers:
-        again = run.tracking.rewound.get(id(logger))
-        has_at_most = run.tracking.journal.sequence if again is False else None
-        start = 0 if again else run.tracking.journal.offset if run.tracking.journal.path is None else None
+    tracking, journal = run.tracking, run.tracking.journal
+    clock = partial(getattr, run.trainer, "global_step")
+    for logger in tracking.loggers:
+        again = tracking.rewound.get(id(logger))
+        has_at_most = journal.sequence if again is False else None
+        start = 0 if again else journal.offset if journal.path is None else None
         inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync"
-        clock = partial(getattr, run.trainer, "global_step")
-        delivery = Delivery(
-            logger, run.tracking.journal, start, has_at_most, inline, clock=clock, ended=_shared_lock(run)
-        )
-        run.tracking.deliveries.append(delivery)
+        ended = _shared_lock(run)
+        delivery = Delivery(logger, journal, start, has_at_most, inline, clock=clock, ended=ended)
+        tracking.deliveries.append(delivery)
         if inline:
-            run.tracking.inline.append(delivery)
+            tracking.inline.append(delivery)
         delivery.start(hparams if hasattr(logger, "log_hyperparams") else None)
 
 

@@ -66,13 +66,9 @@ class RichDisplay:
         while len(self._tasks) > len(views):
             progress.remove_task(self._tasks.pop())
         for index, each in enumerate(views):
-            metrics = metrics_text(each.metrics, self._theme.metrics_format, self._theme.metrics_text_delimiter)
-            fields: dict[str, Any] = {
-                "counts": each.counts,
-                "times": each.times,
-                "speed": each.speed,
-                "metrics": metrics,
-            }
+            fields: dict[str, Any] = {name: getattr(each, name) for name in ("counts", "times", "speed")}
+            number, delimiter = self._theme.metrics_format, self._theme.metrics_text_delimiter
+            fields["metrics"] = metrics_text(each.metrics, number, delimiter)
             if index == len(self._tasks):
                 self._tasks.append(progress.add_task(each.title, total=each.total, completed=each.done, **fields))
             else:
