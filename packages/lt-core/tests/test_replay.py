@@ -158,7 +158,7 @@ def test_sync_delivery_is_inline(tmp_path: Path) -> None:
 
 
 def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
-    """log_image on the module reaches each logger that shows pictures, and one that can not is named once."""
+    """log_image on the module reaches each logger that shows pictures, and one that cannot is reported once."""
     first, second = CSVLogger(tmp_path), Pictures()
     kinds: list[bool] = []
 
@@ -170,9 +170,7 @@ def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path).fit(Net(show), DATA)
     assert second.shown == [("sample", step) for step in range(8)]
-    assert ["CSVLogger can not show images" in str(w.message) for w in told if "can not show" in str(w.message)] == [
-        True
-    ]
+    assert ["CSVLogger cannot show images" in str(w.message) for w in told if "cannot show" in str(w.message)] == [True]
     assert all(kinds)
 
 

@@ -35,7 +35,7 @@ _MOST_WAITING_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Record(LoggedRecord):
-    """Hold what was due at one moment.
+    """Values that were due at one moment.
 
     Attributes:
         end: Byte offset behind the record in its file.
@@ -45,7 +45,7 @@ class Record(LoggedRecord):
 
 
 class Journal:
-    """Append records to a file and read them back.
+    """Append-only file of records.
 
     Args:
         path: The file; one that exists is gone on with, without its torn last line. None means
@@ -79,7 +79,7 @@ class Journal:
             os.ftruncate(self._fd, end)
         self._state = end, b""
         if read < self.sequence:
-            warn(f"Journal({str(self.path)!r}): {self.sequence - read} of {self.sequence} records can not be read.")
+            warn(f"Journal({str(self.path)!r}): {self.sequence - read} of {self.sequence} records cannot be read.")
         self._full = False
         self._time = 0.0
         self.former: int | None = None
@@ -93,7 +93,7 @@ class Journal:
         rest = os.pread(self._fd, self._state[0] - end, end)
         if self.path is not None and b"\n" in rest:
             warn(
-                f"Journal({str(self.path)!r}): {len(rest)} bytes can not be read. They are kept in {self.path}.damaged."
+                f"Journal({str(self.path)!r}): {len(rest)} bytes cannot be read. They are kept in {self.path}.damaged."
             )
             with open(f"{self.path}.damaged", "ab") as file:
                 file.write(rest)
@@ -113,7 +113,7 @@ class Journal:
         """Add a record.
 
         One that a resumed run makes anew, with the same values as before, gets its old wall time: it is the same
-        record, and a tracker that has it can tell.
+        record, and a tracker that has it recognises it.
 
         Args:
             stage: The stage it was logged in.
@@ -124,11 +124,9 @@ class Journal:
         """
         if self._tail:
             wall = self._former_time(stage, axis, step, values, wall)
-        if wall is None:  # no two records have one time, so that a tracker can tell them apart by it
+        if wall is None:  # no two records have one time, so that a tracker can distinguish them by it
             wall = self._time = max(time.time(), self._time + 1e-6)
-        record = [self.sequence, stage, axis, step, wall, dict(values)]
-        text = _encode(record).encode("utf-8", "backslashreplace")  # names of files may hold half a character
-        line = b"%b\t%08x\n" % (text, zlib.crc32(text))
+        line = _line(LoggedRecord(self.sequence, stage, axis, step, wall, values))
         written, waiting = self._state
         data = waiting + line if waiting else line
         try:
@@ -173,7 +171,7 @@ class Journal:
         if not waiting:
             atexit.register(_write_waiting, weakref.ref(self))
             warn(
-                f"Journal({str(self.path)!r}): metrics can not be written: {error}. "
+                f"Journal({str(self.path)!r}): metrics cannot be written: {error}. "
                 "Training goes on, and they wait in memory. Make room on the disk."
             )
 
@@ -285,7 +283,7 @@ class Journal:
             yield from waiting[place - written :].split(b"\n")[:-1]
 
     def identity(self) -> int:
-        """Return what tells this journal from others, wherever its file is moved: the CRC32 of its first record."""
+        """Return what only this journal has, wherever its file is moved: the CRC32 of its first record."""
         return zlib.crc32(next(self._lines(), b""))
 
     def contents(self) -> bytes:
@@ -319,7 +317,7 @@ def _content(record: LoggedRecord) -> str:
 
 def _line(record: LoggedRecord) -> bytes:
     fields = [record.sequence, record.stage, record.axis, record.step, record.time, dict(record.values)]
-    text = _encode(fields).encode("utf-8", "backslashreplace")
+    text = _encode(fields).encode("utf-8", "backslashreplace")  # names of files may hold half a character
     return b"%b\t%08x\n" % (text, zlib.crc32(text))
 
 

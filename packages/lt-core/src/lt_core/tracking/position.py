@@ -20,7 +20,7 @@ _WIDTH = 120
 
 
 class Acknowledgement:
-    """Hold in ``<journal>.<n>.ack`` how many records a logger has.
+    """Number of records that a logger has, kept in ``<journal>.<n>.ack``.
 
     One line of a fixed width, written in place with one call: a kill leaves the old one or the new
     one, and a full disk takes it, since it needs no more room than before.
@@ -48,7 +48,7 @@ class Acknowledgement:
             return 0, False
         try:
             kept = json.loads(text)
-            # An empty journal is any run's: its identity tells nothing.
+            # An empty journal is any run's: its identity says nothing.
             mine = kept["journal"] and kept["journal"] in (self._journal.identity(), self._journal.former)
             if mine and int(crc, 16) == zlib.crc32(text.rstrip().encode()):
                 return min([int(kept["sequence"]), *self._journal.changes[int(kept["changes"]) :]]), True

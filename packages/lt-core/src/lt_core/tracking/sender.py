@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lt_core.notices import info, warn
+from lt_core.notices import info
 from lt_core.tracking.description import Description, number_of
 from lt_core.tracking.journal import Journal, Record
-from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal
+from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal, report
 from lt_core.tracking.position import Acknowledgement, rest
 from lt_interface import Logger
 from lt_interface.hyperparameters import plain
@@ -39,10 +39,10 @@ _left_behind: weakref.WeakSet[Delivery] = weakref.WeakSet()
 
 
 class Delivery:
-    """Send each record of a journal to one logger, once and in order.
+    """Delivery of each record of a journal to one logger, once and in order.
 
     The thread looks at the journal's size a few times a second, so that logging costs the
-    loop nothing more. A logger that raises is told of once an outage and tried again, later and later;
+    loop nothing more. A logger that raises is reported once an outage and tried again, later and later;
     a record that it refuses as such is left out after three tries, unless those before were refused alike. In a
     forked child a delivery does nothing.
 
@@ -54,7 +54,7 @@ class Delivery:
         has_at_most: How many records the logger can have, if it forgot later ones itself.
         inline: Whether records are sent by the one who logs, and no thread is started.
         number: The logger's number among those that read this journal; found by the logger's run if None.
-        clock: Tells the step that the run is at.
+        clock: Returns the step that the run is at.
         ended: Called once when nothing more will be sent, also where that is long after `stop`.
 
     Attributes:
@@ -90,7 +90,7 @@ class Delivery:
         self._keeps_at_once = getattr(type(logger), "save", Logger.save) is Logger.save
         self._batches = callable(getattr(logger, "log_records", None))
         self._unsure = self._failing = self._unsaved = False
-        self._calls = Calls(lambda: self._calling(patient=True), lambda text: _tell(f"{self._who}: {text}"))
+        self._calls = Calls(lambda: self._calling(patient=True), lambda text: report(f"{self._who}: {text}"))
         self._calls_failing = False
         self._changes = len(journal.changes)
         self._tries = self._attempts = self._waited = self._refused = 0
@@ -157,7 +157,7 @@ class Delivery:
     def stop(self, status: str, timeout: float | None = None) -> None:
         """Send what is due, close the logger and end its thread.
 
-        A logger that hangs or is away is left behind; what it lacks is told, with the command that sends it.
+        A logger that hangs or is away is left behind; what it lacks is reported, with the command that sends it.
 
         Args:
             status: ``"success"``, ``"failed"`` or ``"interrupted"``.
@@ -184,12 +184,12 @@ class Delivery:
         for message in rest(
             self.journal, left, self.journal.write_waiting(), self._left_out, self._calls.left(), self._replay
         ):
-            _tell(f"{self._who}: {message}")
+            report(f"{self._who}: {message}")
         if not left and self._is_running():
-            _tell(f"{self._who}: did not close in time.")
+            report(f"{self._who}: did not close in time.")
 
     def _end(self) -> None:
-        """Let go of what belongs to this delivery alone."""
+        """Close what belongs to this delivery alone."""
         self._ack.close()
         if self._ended is not None:
             self._ended()
@@ -219,7 +219,7 @@ class Delivery:
             with exclusive(self.logger):
                 call()
         except Exception as error:  # a picture is no reason to end a run
-            _tell(f"{self._who}: {what}: left out, {type(error).__name__}: {error}")
+            report(f"{self._who}: {what}: left out, {type(error).__name__}: {error}")
 
     def progressed(self) -> None:
         """Note that a call that is out goes on: it is waited for anew."""
@@ -286,7 +286,7 @@ class Delivery:
             self._end()
 
     def _await_those_before(self) -> None:
-        """Let a call that a delivery before this one left hanging come back: what it brought is not sent again."""
+        """Wait for calls that earlier deliveries left hanging: what they brought is not sent again."""
         for other in self._before:
             self._busy = time.monotonic(), False
             if other._thread is not None:
@@ -335,18 +335,18 @@ class Delivery:
         else:
             self._works()
             done = self._calls.make(self.acknowledged, at_once)
-            self._tell_of_calls()
+            self._report_calls()
         with self._news:
             self._attempts += 1
             self._news.notify_all()
         return done
 
-    def _tell_of_calls(self) -> None:
-        """Say once an outage that something other than records is not taken."""
+    def _report_calls(self) -> None:
+        """Report once an outage that something other than records is not taken."""
         trouble, was_failing = self._calls.trouble, self._calls_failing
         self._calls_failing = bool(trouble)
         if trouble and not was_failing:
-            _tell(f"{self._who}: {trouble}. It is tried again.")
+            report(f"{self._who}: {trouble}. It is tried again.")
 
     def _heed_changes(self) -> None:
         """Where the run made other records than before a cut, the logger has none of those, whatever their numbers."""
@@ -360,7 +360,8 @@ class Delivery:
         self._heed_changes()
         fresh = [record for record in batch if record.sequence >= self._has]
         if not fresh:
-            self._acknowledge(batch[-1])
+            self._sent = batch[-1].end
+            self._acknowledge()
         elif not self._batches:
             try:
                 for record in batch:
@@ -423,8 +424,8 @@ class Delivery:
         self._left_out += 1
         self._refused = self._refused + 1 if same else 1
         if not same:
-            names = ", ".join(record.values)
-            _tell(f"{self._who}: refused step {record.step} ({names}) with {reason}. More of the kind are not told.")
+            what = f"step {record.step} ({', '.join(record.values)})"
+            report(f"{self._who}: refused {what} with {reason}. More of the kind are not reported.")
 
     def _took(self, record: Record, save: bool = True) -> None:
         """Note that the logger took everything up to a record."""
@@ -432,12 +433,12 @@ class Delivery:
         self._has, self._sent, self._unsaved = max(self._has, record.sequence + 1), record.end, True
         self._progress_at = time.monotonic()
         if self._keeps_at_once:
-            self._acknowledge(record)
+            self._acknowledge()
         elif save:
             self._save()
 
     def _save(self) -> None:
-        """Let the logger write what it holds, and acknowledge all that it took."""
+        """Make the logger write what it holds, and acknowledge all that it took."""
         save = getattr(self.logger, "save", None)
         try:
             if save is not None:
@@ -447,14 +448,11 @@ class Delivery:
             if self._batches:  # what was not saved comes again: the logger knows what it has of that
                 self._sent, self._has, self._unsaved = self.acknowledged, self._has_for_good, False
             raise
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
         self._unsaved = False
         self.acknowledged, self._has_for_good = self._sent, self._has
-        self._ack.keep(self._has)
-
-    def _acknowledge(self, record: Record) -> None:
-        self._unsaved = False
-        self._sent = self.acknowledged = record.end
-        self._has = self._has_for_good = max(self._has, record.sequence + 1)
         self._ack.keep(self._has)
 
     @contextmanager
@@ -479,7 +477,7 @@ class Delivery:
         if not self._failing:
             self._failing, self._outage_at = True, time.monotonic()
             self._waited = self._has
-            _tell(
+            report(
                 f"{self._who}: logging failed at {time.strftime('%H:%M:%S')} with {type(error).__name__}: {error}. "
                 f"Training goes on; the metrics wait in {self.journal.path or 'memory'}."
             )
@@ -509,12 +507,7 @@ class Delivery:
         except Exception as error:
             self.trouble = f"closing failed with {type(error).__name__}: {error}"
             fix = f" Close it with: {self._replay}" if self._replay else ""
-            _tell(f"{self._who}: {self.trouble}.{fix}")
+            report(f"{self._who}: {self.trouble}.{fix}")
 
 
 _chance = random.Random()  # not the process's: training draws from that
-
-
-def _tell(message: str) -> None:
-    with suppress(Warning):  # where warnings are errors, one must not end the thread
-        warn(message)
