@@ -80,7 +80,7 @@ def run_folder(run: Run, mark: dict[str, Any] | None = None) -> Path | None:
         directory = getattr(logger, "directory", None) or getattr(logger, "log_dir", None)
         if directory:
             return Path(directory)
-    if not run.tracking.loggers or all(isinstance(logger, DummyLogger) for logger in run.tracking.loggers):
+    if all(isinstance(logger, DummyLogger) for logger in run.tracking.loggers):
         return None
     old = old_journal(run, mark) if run.tracking.adopts else None
     if old is not None:

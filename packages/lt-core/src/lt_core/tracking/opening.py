@@ -137,18 +137,14 @@ def _lock(run: Run, path: Path) -> None:
     lock, end = JournalLock(path), time.monotonic() + LOCK_SECONDS
     if any(held.path == lock.path for held in run.tracking.locks):
         return
-    while True:
-        try:
-            if lock.acquire():
-                run.tracking.locks.append(lock)
-                return
-        except OSError:  # no files can be made there, which others report better, or no locks be had
-            return
-        if time.monotonic() >= end:
-            where = f"Trainer.{run.fn}, run folder {str(path.parent)!r}"
-            rule, fix = "no other process must be writing to it", "Wait until that has ended, or give another version."
-            raise lock.refusal(where, rule, fix)
-        time.sleep(0.1)
+    with suppress(OSError):  # no files can be made there, which is reported later, or no locks be had
+        while not lock.acquire():
+            if time.monotonic() >= end:
+                where = f"Trainer.{run.fn}, run folder {str(path.parent)!r}"
+                fix = "Wait until that has ended, or give another version."
+                raise lock.refusal(where, "no other process must be writing to it", fix)
+            time.sleep(0.1)
+        run.tracking.locks.append(lock)
 
 
 def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lt_core.notices import warn
+from lt_interface.errors import LTError
 
 __all__ = ["Call", "Calls", "exclusive", "fed", "is_refusal", "report"]
 
@@ -26,9 +27,7 @@ _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeE
 
 
 def is_refusal(error: Exception) -> bool:
-    """Return whether what was sent is the cause of an error, so that trying again for ever would be in vain."""
-    from lt_interface.errors import LTError
-
+    """Return whether what was sent is the cause of an error, so that it would be refused again."""
     return isinstance(error, _REFUSALS) and not isinstance(error, (OSError, LTError))
 
 

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import info
@@ -73,11 +73,11 @@ class Delivery:
         clock: Callable[[], int] = int,
         ended: Callable[[], Any] | None = None,
     ) -> None:
-        self.logger, self.journal, self.inline, self._clock = logger, journal, inline, clock
-        self._ended = ended
+        self.logger, self.journal, self.inline = logger, journal, inline
+        self._clock, self._ended, self._who = clock, ended, type(logger).__name__
         number = number_of(journal, logger) if number is None else number
         self._ack = Acknowledgement(journal, number)
-        self.description = Description(number, None, type(logger).__name__)
+        self.description = Description(number, None, self._who)
         knows_all = self._ack.found and getattr(logger, "knows_all", False)
         self._has = 0 if start is not None or knows_all else self._ack.sequence
         if has_at_most is not None:
@@ -115,12 +115,8 @@ class Delivery:
         The offset that was acknowledged may lie inside a record by now: those that were made anew
         after a cut have the same numbers, but not always the same lengths.
         """
-        place = 0
-        for record in self.journal.read():
-            if record.sequence >= self._has:
-                break
-            place = record.end
-        return place
+        has = takewhile(lambda record: record.sequence < self._has, self.journal.read())
+        return max((record.end for record in has), default=0)
 
     # ------------------------------------------------------------ the two ends
 
@@ -145,7 +141,7 @@ class Delivery:
         if self.inline:
             self.send()
             return
-        self._thread = threading.Thread(target=self._work, name=f"lt-{type(self.logger).__name__}", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"lt-{self._who}", daemon=True)
         self._thread.start()
 
     def _send_hparams(self, hparams: Any) -> None:
@@ -174,16 +170,15 @@ class Delivery:
         else:
             self._status = status
             self._wake.set()
-            self._wait(lambda: not self._is_running(), self._patience(timeout))
+            self._wait(lambda: not self._is_running(), timeout)
             if self._is_running():
                 _left_behind.add(self)
         fed.discard(self)
         if getattr(self.logger, "_feed", None) is self:
             self.logger._feed = None
         left = sum(1 for _ in self.journal.read(self.acknowledged))
-        for message in rest(
-            self.journal, left, self.journal.write_waiting(), self._left_out, self._calls.left(), self._replay
-        ):
+        waiting = self.journal.write_waiting()
+        for message in rest(self.journal, left, waiting, self._left_out, self._calls.left(), self._replay):
             report(f"{self._who}: {message}")
         if not left and self._is_running():
             report(f"{self._who}: did not close in time.")
@@ -247,14 +242,13 @@ class Delivery:
             self._send()
         else:
             before = self._attempts
+
+            def is_over() -> bool:
+                is_taken = self.acknowledged >= target and not any(call in self._calls for call in calls)
+                return is_taken or bool((self._failing or self._calls.trouble) and self._attempts > before)
+
             self._wake.set()
-            self._wait(
-                lambda: bool(
-                    (self.acknowledged >= target and not any(c in self._calls for c in calls))
-                    or ((self._failing or self._calls.trouble) and self._attempts > before)
-                ),
-                self._patience(timeout),
-            )
+            self._wait(is_over, timeout)
         return self.acknowledged >= target
 
     def send(self) -> None:
@@ -263,11 +257,9 @@ class Delivery:
             self._send()
             self._retry_at = time.monotonic() + self._retry
 
-    def _patience(self, timeout: float | None) -> float:
-        return float(getattr(self.logger, "flush_timeout", 30.0)) if timeout is None else timeout
-
-    def _wait(self, done: Callable[[], bool], timeout: float) -> None:
-        """Wait until something is done, or nothing more is to be hoped for."""
+    def _wait(self, done: Callable[[], bool], timeout: float | None) -> None:
+        """Wait until something is done, or nothing more is to be hoped for; the logger's own timeout if None."""
+        timeout = float(getattr(self.logger, "flush_timeout", 30.0)) if timeout is None else timeout
         begun = time.monotonic()
         while not done():
             now, busy = time.monotonic(), self._busy
@@ -309,9 +301,8 @@ class Delivery:
                 if sent or was_away or tries >= LAST_TRIES:
                     self._close(status)
                     return
-            self._wake.wait(
-                POLL_SECONDS if not self._failing else self._retry if status is None else FIRST_RETRY_SECONDS
-            )
+            pause = self._retry if status is None else FIRST_RETRY_SECONDS
+            self._wake.wait(pause if self._failing else POLL_SECONDS)
             self._wake.clear()
 
     def _send(self, at_once: bool = False) -> bool:
@@ -493,10 +484,6 @@ class Delivery:
         """Return the command that sends what is left, or nothing where there is none."""
         path = self.journal.path
         return f"python -m lt_core.journal replay {path.parent}" if path and self.description.plugin else ""
-
-    @property
-    def _who(self) -> str:
-        return type(self.logger).__name__
 
     def _close(self, status: str) -> None:
         close = getattr(self.logger, "finish", None) or getattr(self.logger, "finalize", None)
