@@ -339,7 +339,7 @@ class Delivery:
         if trouble and not was_failing:
             report(f"{self._who}: {trouble}. It is tried again.")
 
-    def _heed_changes(self) -> None:
+    def _note_changes(self) -> None:
         """Where the run made other records than before a cut, the logger has none of those, whatever their numbers."""
         changes = self.journal.changes
         if len(changes) > self._changes:
@@ -348,7 +348,7 @@ class Delivery:
 
     def _take(self, batch: list[Record]) -> None:
         """Give the logger some records, and acknowledge those that it has for good."""
-        self._heed_changes()
+        self._note_changes()
         fresh = [record for record in batch if record.sequence >= self._has]
         if not fresh:
             self._sent = batch[-1].end

@@ -57,12 +57,9 @@ def argument_problems(
         where = f"ModelCheckpoint(save_top_k={save_top_k}, monitor=None)"
         rule = "without a monitor there is no best, only all (-1), none (0) or the newest (1)"
         found.append(Problem(where, rule, fix='Name the metric: ModelCheckpoint(monitor="val_loss", ...).'))
-    triggers = {
-        "every_n_train_steps": bool(every_n_train_steps),
-        "train_time_interval": train_time_interval is not None,
-        "every_n_epochs": bool(every_n_epochs),
-    }
-    given = [name for name, is_given in triggers.items() if is_given]
+    names = "every_n_train_steps", "train_time_interval", "every_n_epochs"
+    are_given = every_n_train_steps, train_time_interval is not None, every_n_epochs
+    given = [name for name, is_given in zip(names, are_given, strict=True) if is_given]
     if len(given) > 1:
         where = f"ModelCheckpoint({', '.join(f'{name}=...' for name in given)})"
         found.append(Problem(where, "only one of these can be given", fix="Use one ModelCheckpoint for each."))
