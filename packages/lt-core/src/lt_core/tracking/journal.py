@@ -123,7 +123,7 @@ class Journal:
             wall: Wall time in seconds since 1970; now if None.
         """
         if self._tail:
-            wall = self._former_time(stage, axis, step, values, wall)
+            wall = self._former_time(_encode([stage, axis, step, dict(values)]), wall)
         if wall is None:  # no two records have one time, so that a tracker can distinguish them by it
             wall = self._time = max(time.time(), self._time + 1e-6)
         line = _line(LoggedRecord(self.sequence, stage, axis, step, wall, values))
@@ -212,19 +212,14 @@ class Journal:
 
     def _kept_tail(self) -> dict[int, LoggedRecord]:
         """Return what earlier cuts took away and nobody made again."""
-        try:
-            with open(f"{self.path}.tail", "rb") as file:
-                records = list(_records(file.read().split(b"\n"), 0))
-        except OSError:
-            return {}
-        return {record.sequence: record for record in records if record.sequence >= self.sequence}
+        with suppress(OSError), open(f"{self.path}.tail", "rb") as file:
+            records = _records(file.read().split(b"\n"), 0)
+            return {record.sequence: record for record in records if record.sequence >= self.sequence}
+        return {}
 
-    def _former_time(
-        self, stage: str, axis: str, step: int, values: Mapping[str, float], wall: float | None
-    ) -> float | None:
-        """Return the wall time that this record had before the cut, if there was one like it."""
+    def _former_time(self, content: str, wall: float | None) -> float | None:
+        """Return the wall time that the next record had before the cut, if there was one of this content."""
         old = self._tail.get(self.sequence)
-        content = _encode([stage, axis, step, dict(values)])
         if self._by_content is None:
             if old is not None and content == _content(old):
                 self._drop_from_tail(self.sequence)
@@ -253,11 +248,9 @@ class Journal:
                 file.write(f"{self.sequence}\n")
 
     def _kept_changes(self) -> list[int]:
-        try:
-            with open(f"{self.path}.changes", encoding="utf-8") as file:
-                return [int(line) for line in file.read().split()]
-        except (OSError, ValueError):
-            return []
+        with suppress(OSError, ValueError), open(f"{self.path}.changes", encoding="utf-8") as file:
+            return [int(line) for line in file.read().split()]
+        return []
 
     # ------------------------------------------------------------ reading
 

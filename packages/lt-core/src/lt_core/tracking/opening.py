@@ -91,9 +91,8 @@ def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
     """Bring loggers back to the checkpoint: where its run goes on, or where they write to that run's folder anyway."""
     step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
     for logger in run.tracking.loggers:
-        if not hasattr(logger, "rewind") and not hasattr(logger, "join"):
-            continue
-        version = version_of(run, logger, adopt)
+        can_go_on = hasattr(logger, "rewind") or hasattr(logger, "join")
+        version = version_of(run, logger, adopt) if can_go_on else None
         if version is None or (not adopt and str(logger.version) != str(version)):
             continue
         folder = Path(logger.root_dir) / (f"version_{version}" if isinstance(version, int) else version)

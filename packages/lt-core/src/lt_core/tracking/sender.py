@@ -89,12 +89,11 @@ class Delivery:
         # A save that does nothing: what the logger took, it has.
         self._keeps_at_once = getattr(type(logger), "save", Logger.save) is Logger.save
         self._batches = callable(getattr(logger, "log_records", None))
-        self._unsure = self._failing = self._unsaved = False
+        self._unsure = self._failing = self._unsaved = self._calls_failing = False
         self._calls = Calls(lambda: self._calling(patient=True), lambda text: report(f"{self._who}: {text}"))
-        self._calls_failing = False
         self._changes = len(journal.changes)
-        self._tries = self._attempts = self._waited = self._refused = 0
-        self._last_refusal, self._left_out = "", 0
+        self._tries = self._attempts = self._waited = self._refused = self._left_out = 0
+        self._last_refusal = self.trouble = ""
         self._wake, self._news = threading.Event(), threading.Condition()
         self._retry, self._retry_at, self._outage_at = FIRST_RETRY_SECONDS, 0.0, 0.0
         self._busy: tuple[float, bool] | None = None  # since when a call is out, and whether it may take its time
@@ -102,7 +101,6 @@ class Delivery:
         self._caller: int | None = None  # the thread that is in a call of the logger
         self._progress_at = time.monotonic()
         self._status: str | None = None
-        self.trouble = ""
         self._followed = False  # whether a later delivery feeds the logger: this one hung and was left behind
         self._before: list[Delivery] = []
         self._goes_on = start is None
@@ -206,9 +204,8 @@ class Delivery:
         if self._caller == threading.get_ident():  # the logger does what this delivery asked of it
             call()
             return
-        made = Call(call, what, self.journal.offset)
         if not self.inline:
-            self._calls.add(made)
+            self._calls.add(Call(call, what, self.journal.offset))
             return
         try:
             with exclusive(self.logger):
