@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from lt_core.callback import Callback
-from lt_core.callbacks.monitored import MonitorError, missing, snapshot
+from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, missing, snapshot
 from lt_core.notices import info, warn
 from lt_core.state.agreement import on_any_rank
-from lt_core.state.progress import TrainerFn
 from lt_interface.errors import Problem, nearest, raise_problems
 
 if TYPE_CHECKING:
@@ -135,15 +134,8 @@ class EarlyStopping(Callback):
         """Look at the metric, where that is the place."""
         self._look(trainer, is_epoch_end=False)
 
-    def _looks_at_epoch_end(self, trainer: Trainer) -> bool:
-        if self._check_on_train_epoch_end is not None:
-            return self._check_on_train_epoch_end
-        once_an_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
-        return once_an_epoch or not trainer.enable_validation
-
     def _look(self, trainer: Trainer, is_epoch_end: bool) -> None:
-        is_idle = trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run
-        if is_idle or self._looks_at_epoch_end(trainer) != is_epoch_end:
+        if not is_real_fit(trainer) or acts_at_epoch_end(trainer, self._check_on_train_epoch_end) != is_epoch_end:
             return
         metrics = trainer.callback_metrics
         current = metrics.get(self.monitor)

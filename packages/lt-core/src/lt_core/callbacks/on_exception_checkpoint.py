@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from lt_core.callbacks.checkpointing.callback import Checkpoint
 from lt_core.callbacks.checkpointing.files import remove_checkpoint
+from lt_core.callbacks.monitored import is_real_fit
 from lt_core.notices import warn
-from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class OnExceptionCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save, unless nothing was trained that could be lost."""
         self._failed = True
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:
+        if not is_real_fit(trainer):
             return
         try:
             trainer.save_checkpoint(self.ckpt_path)

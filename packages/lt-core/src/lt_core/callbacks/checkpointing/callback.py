@@ -13,11 +13,10 @@ from torch import Tensor
 
 from lt_core.callback import Callback
 from lt_core.callbacks.checkpointing import files, policy
-from lt_core.callbacks.checkpointing.policy import Decision, saves_at_epoch_end
-from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
+from lt_core.callbacks.checkpointing.policy import Decision
+from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, candidates, is_real_fit, missing, snapshot
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
-from lt_core.state.progress import TrainerFn
 from lt_interface.errors import raise_problems
 
 if TYPE_CHECKING:
@@ -281,7 +280,7 @@ class ModelCheckpoint(Checkpoint):
         metrics = candidates(trainer) if self._deferred else {}
         if self._deferred and (not trainer.enable_validation or self.monitor is None or self.monitor in metrics):
             self._act(trainer)
-        elif self._epoch_is_due(trainer) and saves_at_epoch_end(trainer, self._save_on_train_epoch_end):
+        elif self._epoch_is_due(trainer) and acts_at_epoch_end(trainer, self._save_on_train_epoch_end):
             self._act(trainer, is_epoch=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -291,7 +290,7 @@ class ModelCheckpoint(Checkpoint):
             return
         if self._deferred:
             self._act(trainer)
-        elif self._epoch_is_due(trainer) and not saves_at_epoch_end(trainer, self._save_on_train_epoch_end):
+        elif self._epoch_is_due(trainer) and not acts_at_epoch_end(trainer, self._save_on_train_epoch_end):
             self._act(trainer, is_epoch=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -333,12 +332,7 @@ class ModelCheckpoint(Checkpoint):
     def _is_idle(self, trainer: Trainer, saved_step: int | None = None) -> bool:
         """Return whether this is no moment to save: not in fit, only a try, or saved already."""
         saved_step = self._saved_step if saved_step is None else saved_step
-        return bool(
-            trainer.global_step == saved_step
-            or trainer.fast_dev_run
-            or trainer.sanity_checking
-            or trainer.state.fn != TrainerFn.FITTING
-        )
+        return trainer.global_step == saved_step or not is_real_fit(trainer)
 
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0

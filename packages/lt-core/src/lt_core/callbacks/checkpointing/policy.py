@@ -6,17 +6,14 @@ import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 from torch import Tensor
 
 from lt_core.callbacks.checkpointing.files import template_problem
 from lt_interface.errors import Problem, nearest
 
-if TYPE_CHECKING:
-    from lt_core.trainer import Trainer
-
-__all__ = ["Decision", "accepts", "argument_problems", "best_of", "insert", "saves_at_epoch_end", "worst_of"]
+__all__ = ["Decision", "accepts", "argument_problems", "best_of", "insert", "worst_of"]
 
 S = TypeVar("S", bound=SupportsFloat)
 
@@ -64,16 +61,6 @@ def argument_problems(
         where = f"ModelCheckpoint({', '.join(f'{name}=...' for name in given)})"
         found.append(Problem(where, "only one of these can be given", fix="Use one ModelCheckpoint for each."))
     return [problem for problem in found if problem is not None]
-
-
-def saves_at_epoch_end(trainer: Trainer, choice: bool | None) -> bool:
-    """Return whether the epoch trigger belongs to the train epoch's end, and not to the end of validation."""
-    if choice is not None:
-        return choice
-    batches = trainer.num_val_batches
-    if not trainer.enable_validation or (batches and sum(batches) == 0):
-        return True
-    return bool(trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0)
 
 
 def _key(score: SupportsFloat, mode: str) -> float:
