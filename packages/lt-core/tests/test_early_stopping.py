@@ -20,7 +20,6 @@ def _trainer(**changes):
         "val_check_interval": 1.0,
         "check_val_every_n_epoch": 1,
         "enable_validation": True,
-        "num_val_batches": [1],
         "state": SimpleNamespace(fn="fit"),
         "sanity_checking": False,
         "fast_dev_run": False,
@@ -133,7 +132,6 @@ def test_a_missing_metric_lists_those_that_are_there():
         ({"val_check_interval": 0.5}, False),
         ({"check_val_every_n_epoch": 2}, False),
         ({"check_val_every_n_epoch": 2, "enable_validation": False}, True),
-        ({"check_val_every_n_epoch": 2, "num_val_batches": [0]}, True),
     ],
 )
 def test_the_place_follows_validation(changes, at_epoch_end):

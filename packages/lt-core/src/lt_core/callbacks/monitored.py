@@ -35,10 +35,8 @@ def acts_at_epoch_end(trainer: Trainer, choice: bool | None) -> bool:
     """
     if choice is not None:
         return choice
-    if not trainer.enable_validation or (trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0):
-        return True
-    batches = trainer.num_val_batches
-    return bool(batches) and sum(batches) == 0
+    once_an_epoch = trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0
+    return once_an_epoch or not trainer.enable_validation
 
 
 def candidates(trainer: Trainer) -> dict[str, Tensor]:
