@@ -28,7 +28,7 @@ def loader(*batches: Tensor) -> DataLoader[Any]:
 
 
 class Base(LightningModule):
-    """Be a module whose training logs nothing."""
+    """Module whose training logs nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def test_a_closure_logs_once() -> None:
 
 
 class Returning(Base):
-    """Be a module of the oldest style: no self.log at all."""
+    """Module of the oldest style: no self.log at all."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
         loss = self.layer(batch).sum() * 0 + batch.mean()
@@ -234,7 +234,7 @@ def test_returned_values_of_several_loaders() -> None:
 
 
 class Average:
-    """Be a metric in the way of ignite: update, compute, reset and plain attributes."""
+    """Metric in the way of ignite: update, compute, reset and plain attributes."""
 
     def __init__(self) -> None:
         self.reset()

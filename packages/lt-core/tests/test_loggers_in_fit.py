@@ -44,7 +44,7 @@ class Net(LightningModule):
 
 
 class Bare:
-    """Be a logger without our base: three methods and nothing else."""
+    """Logger without our base: three methods and nothing else."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int | None, dict[str, float]]] = []
@@ -64,7 +64,7 @@ class Bare:
 
 
 class JSONLogger(Logger):
-    """Be a third party's logger that keeps lines in a file: all that one must write."""
+    """Third party's logger that keeps lines in a file: all that one must write."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,7 +93,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told() -> Iterator[list[warnings.WarningMessage]]:
+def warned() -> Iterator[list[warnings.WarningMessage]]:
     """Return the warnings of every thread."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -140,9 +140,9 @@ def test_further_stages_send_only_their_own(tmp_path: Path) -> None:
 
 
 def test_a_broken_logger_stops_nothing(
-    tmp_path: Path, told: list[warnings.WarningMessage], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, warned: list[warnings.WarningMessage], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that fails for a while is told of once, gets all in order when it works again, and the others wait not."""
+    """One that fails for a while is reported once, gets all in order when it works again, and the others wait not."""
 
     class Broken(Bare):
         failures = 2
@@ -159,12 +159,12 @@ def test_a_broken_logger_stops_nothing(
     trainer.fit(Net(), DATA)
     assert trainer.global_step == 8
     assert [s for s, _ in broken.rows] == [s for s, _ in fine.rows] == list(range(8))
-    messages = [str(w.message) for w in told if "Broken" in str(w.message)]
+    messages = [str(w.message) for w in warned if "Broken" in str(w.message)]
     assert ["no route to host" in message for message in messages] == [True]
     assert sum("Broken: works again" in message for message in caplog.messages) == 1
 
 
-def test_a_logger_that_hangs_slows_nothing(tmp_path: Path, told: list[warnings.WarningMessage]) -> None:
+def test_a_logger_that_hangs_slows_nothing(tmp_path: Path, warned: list[warnings.WarningMessage]) -> None:
     """While a logger hangs, training runs on to its end, with workers and checkpoints, in its own time."""
     gate = threading.Event()
 
@@ -256,7 +256,7 @@ class Crash(Callback):
 def test_resuming_sends_nothing_twice_and_loses_nothing(
     tmp_path: Path, missed: int, saves: int, logs: int, crash: int, expected: list[int]
 ) -> None:
-    """A logger that can not rewind has each step once after a crash and a resume, whatever it had before."""
+    """A logger that cannot rewind has each step once after a crash and a resume, whatever it had before."""
 
     class Deaf(JSONLogger):
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -433,7 +433,7 @@ def test_what_a_killed_run_did_not_remove_is_removed_later(tmp_path):
 
 
 def test_a_folder_that_can_not_be_written_is_refused_before_training(tmp_path):
-    """A file in the folder's way is told before the first batch."""
+    """A file in the folder's way is reported before the first batch."""
     (tmp_path / "file").write_text("")
     model = _Model(train_losses=[1.0])
     with pytest.raises((ConfigError, CheckpointError), match="checkpoints must be writable there"):

@@ -51,7 +51,7 @@ class Net(LightningModule):
 
 
 class Down(Logger):
-    """Be a logger whose tracker is away until it is told otherwise; it takes records in batches."""
+    """Logger whose tracker is away while ``down`` is set; it takes records in batches."""
 
     def __init__(self, down: bool = True) -> None:
         self.down = down
@@ -82,11 +82,11 @@ class Pictures(Logger):
 
 def test_replay_sends_what_is_missing_once(tmp_path: Path) -> None:
     """What a run could not send is sent afterwards, in order, with its own wall times, and only once."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         Trainer(**QUIET, logger=Down(), default_root_dir=tmp_path).fit(Net(), DATA)
     (journal,) = tmp_path.rglob("metrics.journal")
-    assert [w for w in told if "8 records" in str(w.message) and str(journal) in str(w.message)]
+    assert [w for w in warned if "8 records" in str(w.message) and str(journal) in str(w.message)]
     back = Down(down=False)
     (result,) = replay(journal.parent, loggers=[back])
     assert (result.sent, result.left) == (8, 0)
@@ -166,11 +166,13 @@ def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
         net.logger.log_image("sample", [1])
         kinds.append(isinstance(net.logger, CSVLogger) and net.logger == first and net.logger.log_dir == first.log_dir)
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path).fit(Net(show), DATA)
     assert second.shown == [("sample", step) for step in range(8)]
-    assert ["CSVLogger cannot show images" in str(w.message) for w in told if "cannot show" in str(w.message)] == [True]
+    assert ["CSVLogger cannot show images" in str(w.message) for w in warned if "cannot show" in str(w.message)] == [
+        True
+    ]
     assert all(kinds)
 
 
@@ -240,10 +242,10 @@ def test_new_run_keeps_what_the_old_one_could_not_send(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Trainer(**QUIET, logger=[CSVLogger(tmp_path, version=0), down], default_root_dir=tmp_path).fit(Net(), DATA)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         Trainer(**QUIET, logger=CSVLogger(tmp_path, version=0), default_root_dir=tmp_path).fit(Net(), DATA)
-    assert any("They are kept" in str(w.message) and "metrics-1.journal" in str(w.message) for w in told)
+    assert any("They are kept" in str(w.message) and "metrics-1.journal" in str(w.message) for w in warned)
     back = Down(down=False)
     aside = tmp_path / "lightning_logs" / "version_0" / "metrics-1.journal"
     results = replay(aside, loggers=[CSVLogger(tmp_path, version="old"), back])

@@ -1,4 +1,4 @@
-"""Save a checkpoint when a run fails, and forget it when a later run succeeds."""
+"""Save a checkpoint when a run fails, and remove it when a later run succeeds."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ __all__ = ["old_journal", "refuse_twins", "run_folder", "share_versions", "versi
 
 
 def share_versions(loggers: list[Any]) -> None:
-    """Let loggers below one root write into one version's folder, that of the first."""
+    """Make loggers below one root write into one version's folder, that of the first."""
     versions: dict[str, int | str] = {}
     for logger in loggers:
         root = getattr(logger, "root_dir", None) if hasattr(logger, "share_version") else None

@@ -48,7 +48,7 @@ class Journal:
     """Append-only file of records.
 
     Args:
-        path: The file; one that exists is gone on with, without its torn last line. None means
+        path: The file; one that exists is continued, without its torn last line. None means
             a nameless file that goes away with the process.
         read_only: Whether nothing is to be changed: another process may be writing.
 

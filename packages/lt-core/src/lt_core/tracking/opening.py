@@ -37,7 +37,7 @@ class Tracking:
         deliveries: One sender a logger, while the run lasts.
         inline: Those that send in the loop's own thread.
         locks: What keeps other processes from the run's folders.
-        rewound: For each logger that was brought back to a checkpoint, whether it wants all records again.
+        rewound: For each logger that was brought back to a checkpoint, whether all records are to be sent again.
         opened: Whether the journal is the one that this run goes on with.
         adopts: Whether the run goes on in the folder of the one that it resumes.
     """
@@ -58,7 +58,7 @@ class Tracking:
         return None if self.journal.path is None else str(self.journal.path)
 
     def append(self, stage: str, of: str, axis: int, values: dict[str, float]) -> None:
-        """Append values to the journal, and send them at once where a logger wants it so."""
+        """Append values to the journal, and send them at once to loggers that are fed in the loop's own thread."""
         self.journal.append(stage, of, axis, values)
         for delivery in self.inline:
             delivery.send()
@@ -131,7 +131,7 @@ def _lock(run: Run, path: Path) -> None:
     """Keep other processes from the journal; a replay that is about to end is waited for.
 
     Raises:
-        ConfigError: If another process goes on with it.
+        ConfigError: If another process holds it.
     """
     lock, end = JournalLock(path), time.monotonic() + LOCK_SECONDS
     if any(held.path == lock.path for held in run.tracking.locks):
@@ -195,7 +195,7 @@ def _clear(path: Path) -> None:
 def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
     """Start one thread a logger; each begins where its logger's records end, after the hyper-parameters.
 
-    A logger that was rewound either wants all again, or lacks what came after the checkpoint. Any other
+    A logger that was rewound gets all again, or lacks what came after the checkpoint. Any other
     gets what it did not acknowledge, and nothing that it has a second time.
     """
     if not run.world.is_global_zero:

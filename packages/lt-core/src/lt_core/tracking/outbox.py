@@ -51,7 +51,7 @@ class Call:
         call: What to do.
         what: What it sends, for messages; empty where nobody needs to know.
         mark: Byte offset in the journal that the logger must have reached.
-        keeps: Whether it is never left out for want of room or luck, and stays in front.
+        keeps: Whether it is never left out, and stays in front.
         tries: How often it failed.
     """
 

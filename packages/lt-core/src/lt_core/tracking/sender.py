@@ -255,7 +255,7 @@ class Delivery:
             self._retry_at = time.monotonic() + self._retry
 
     def _wait(self, done: Callable[[], bool], timeout: float | None) -> None:
-        """Wait until something is done, or nothing more is to be hoped for; the logger's own timeout if None."""
+        """Wait until something is done, or the tracker hangs or makes no progress; the logger's own timeout if None."""
         timeout = float(getattr(self.logger, "flush_timeout", 30.0)) if timeout is None else timeout
         begun = time.monotonic()
         while not done():
@@ -433,7 +433,7 @@ class Delivery:
                 with self._calling():
                     save()
         except Exception:
-            if self._batches:  # what was not saved comes again: the logger knows what it has of that
+            if self._batches:  # what was not saved comes again: the logger recognises what it has of that
                 self._sent, self._has, self._unsaved = self.acknowledged, self._has_for_good, False
             raise
         self._acknowledge()

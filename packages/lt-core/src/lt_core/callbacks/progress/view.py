@@ -23,7 +23,7 @@ class View:
         pace: Seconds a batch; None if unknown.
         left: Seconds until this loop is over; None if unknown.
         run_left: Seconds until the whole run is over; None if unknown or not a training loop.
-        metrics: What the user wants to see.
+        metrics: What is shown beside the counts.
         inner: The loop that runs inside this one, such as validation.
     """
 
