@@ -86,7 +86,7 @@ def pytest(session: nox.Session, report: str, *arguments: str, select: str = "no
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format, names and the budgets of lines."""
-    session.install("-c", CONSTRAINTS, "ruff")
+    session.install("-c", CONSTRAINTS, "ruff", "tomli; python_version < '3.11'")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "ci/line_budget.py")

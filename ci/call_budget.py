@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lt_core import Callback, LightningModule, Trainer
 
-CALLS, CALLS_A_LOG, CALLS_A_HOOK = 8, 2, 0
-FRAMES, FRAMES_CLOSURE = 5, 9
+CALLS, CALLS_A_LOG, CALLS_A_HOOK = 3, 2, 0
+FRAMES, FRAMES_CLOSURE = 5, 8
 FIRST, LAST = 20, 120
 PACKAGES = {"lt_interface", "lt_core", "lt_loggers", "lt_accel"}
 
@@ -35,7 +35,7 @@ def is_ours(code: CodeType, known: dict[str, bool] = {}) -> bool:  # noqa: B006 
 
 
 class Counting:
-    """Count our calls from one training step to the next."""
+    """Count of our calls from one training step to the next."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -72,7 +72,7 @@ class Counting:
 
 
 class Net(LightningModule):
-    """Be a tiny network that counts."""
+    """Tiny network that counts."""
 
     logs = 0
     ways: dict[str, Any] = {}
@@ -103,7 +103,7 @@ class Averaging(Logging):
 
 
 class Hooked(Net):
-    """Override the hooks that every step passes."""
+    """Network that overrides the hooks that every step passes."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         return None
@@ -125,7 +125,7 @@ class Hooked(Net):
 
 
 class Watching(Callback):
-    """Be a callback that every step passes."""
+    """Callback that every step passes."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         return None
@@ -137,7 +137,7 @@ class Watching(Callback):
 
 
 class Closure(Net):
-    """Ask for the form in which the optimizer calls the step."""
+    """Network that asks for the form in which the optimizer calls the step."""
 
     def optimizer_step(
         self,

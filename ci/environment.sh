@@ -36,9 +36,9 @@ install_into() {
     shift
     log=$folder/pip.log
     if "$folder/bin/python" -m pip install --disable-pip-version-check --retries 2 "$@" >"$log" 2>&1; then return; fi
-    # pip tells of an index that it can not reach in the middle, and of conflicts or no versions at the end.
+    # pip reports an index that it cannot reach in the middle, and of conflicts or no versions at the end.
     if grep -qE 'NewConnectionError|Connection refused|Name or service|name resolution|Network is unreachable|ProxyError|timed out|Tunnel connection' "$log"; then
-        die "There is no network, or the package index can not be reached, and this still has to be installed:
+        die "There is no network, or the package index cannot be reached, and this still has to be installed:
     ${*}
 Connect, and run
     bash $0

@@ -15,6 +15,11 @@ from pathlib import Path
 
 from line_budget import check
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "packages/lt-core/src/lt_core"
 PACKAGES = {
@@ -28,16 +33,16 @@ OPEN = {"code lines of lt_core"}
 ASSERTIONS = {"raises", "warns", "assert_close", "fail"}
 # Names that a layer may import from one above it, for type checkers alone.
 UPWARD = {"Trainer", "LightningModule", "LightningDataModule", "Callback", "Run"}
-LAYERS = [
-    {"trainer", "module", "datamodule", "demos", "loggers", "journal"},
-    {"run"},
-    {"callbacks"},
-    {"loops"},
-    {"checkpoint", "tracking", "data", "metrics", "optim", "hooks", "model", "builtin", "profilers"},
-    {"state"},
-    {"config"},
-    {"callback", "notices", "version"},
-]
+
+
+def layers() -> list[set[str]]:
+    """Return the rooms of each layer of lt_core, the highest first, as import-linter's contract lists them."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    [contract] = [c for c in settings["tool"]["importlinter"]["contracts"] if c["id"] == "layers"]
+    return [{room.strip() for room in layer.split(":")} for layer in contract["layers"]]
+
+
+LAYERS = layers()
 
 
 def sources(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ ODD_STARTS = {"Be": "name the thing: a noun phrase", "Say": "name the thing, or 
 
 
 def nameless(root: Path) -> list[str]:
-    """Return the modules and folders whose name tells nothing."""
+    """Return the modules and folders whose name says nothing."""
     found = []
     for path in sorted(root.glob("packages/*/src/**/*.py")):
         words = {word for part in path.relative_to(root).with_suffix("").parts[3:] for word in part.split("_")}
@@ -30,7 +30,7 @@ def nameless(root: Path) -> list[str]:
     return found
 
 
-def untold(root: Path) -> list[str]:
+def undescribed(root: Path) -> list[str]:
     """Return the tests without a sentence that names the behaviour."""
     found = []
     for path in sorted(p for place in TESTS for p in root.glob(place)):
@@ -62,14 +62,14 @@ def odd_words(root: Path) -> list[str]:
 
 
 def unmarked(root: Path) -> list[str]:
-    """Return the packages that do not tell type checkers that they are typed."""
+    """Return the packages that lack the mark of typed packages."""
     sources = [p for p in root.glob("packages/*/src/*") if (p / "__init__.py").exists()]
     return [f"{p.relative_to(root)}: needs a py.typed" for p in sources if not (p / "py.typed").exists()]
 
 
 def main() -> int:
     root = Path(__file__).resolve().parents[1]
-    problems = nameless(root) + untold(root) + odd_words(root) + unmarked(root)
+    problems = nameless(root) + undescribed(root) + odd_words(root) + unmarked(root)
     if problems:
         print(*problems, sep="\n")
     return int(bool(problems))

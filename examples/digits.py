@@ -50,7 +50,7 @@ class Digits(LightningDataModule):
 
 
 class SmallNet(LightningModule):
-    """Tell the ten digits apart with two convolutions."""
+    """Network that recognises the ten digits with two convolutions."""
 
     def __init__(self, channels: int = 32, rate: float = 2e-3) -> None:
         super().__init__()

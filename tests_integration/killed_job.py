@@ -30,7 +30,7 @@ EPOCHS, SAMPLES, BATCH = 3, 88, 8
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
-    """Give each sample another random noise every time it is asked for."""
+    """Samples with another random noise every time they are asked for."""
 
     def __init__(self, size: int, noise: float) -> None:
         numbers = torch.Generator().manual_seed(size)

@@ -64,7 +64,7 @@ def test_house_rules_find_names_and_silent_tests(check: Check, tmp_path: Path) -
     write(tmp_path / "packages/p/src/p/data_utils.py", "")
     write(tmp_path / "packages/p/tests/test_a.py", 'def test_a():\n    pass\n\ndef test_b():\n    """It works."""\n')
     assert len(rules.nameless(tmp_path)) == 1
-    assert [line.split(": ")[1].split()[0] for line in rules.untold(tmp_path)] == ["test_a"]
+    assert [line.split(": ")[1].split()[0] for line in rules.undescribed(tmp_path)] == ["test_a"]
 
 
 REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="0" skipped="1" time="1.5"/></testsuites>'
@@ -88,7 +88,7 @@ def test_reports_are_summed(
 
 
 def test_public_names_are_listed_with_their_parameters(check: Check) -> None:
-    """The listing tells a function's parameters and a class's public members, so that a change of either shows."""
+    """The listing names a function's parameters and a class's public members, so that a change of either shows."""
 
     def function(a: int, *rest: int, key: str = "x", **more: int) -> None:
         """Do nothing."""

@@ -67,7 +67,7 @@ def trainer(**flags: Any) -> Trainer:
 
 
 class Logs(BoringModel):
-    """Log each loss, and keep what the batches held."""
+    """Module that logs each loss, and keeps what the batches held."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ def test_core_trains_with_only_what_it_declares(root: Path) -> None:
 
 
 def test_what_is_not_declared_is_really_out_of_reach(check: Callable[[str], ModuleType]) -> None:
-    """The check is no empty one: installed packages outside the declared ones can not be imported under it."""
+    """The check is no empty one: installed packages outside the declared ones cannot be imported under it."""
     isolation = check("isolation")
     declared = isolation.needed("lt-core")
     assert isolation.run("import torch, lt_core, safetensors", declared).returncode == 0

@@ -30,7 +30,7 @@ def path_after(word: str, printed: str) -> Path:
 
 
 def test_quickstart_learns_the_digits_and_leaves_its_traces(root: Path) -> None:
-    """The digits are told apart in 97 of 100 cases; picture, metrics and checkpoint lie where the last lines say."""
+    """The digits are recognised in 97 of 100 cases; picture, metrics and checkpoint lie where the last lines say."""
     begun = time.perf_counter()
     printed = digits(root)
     assert time.perf_counter() - begun < 180

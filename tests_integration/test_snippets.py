@@ -34,7 +34,7 @@ def run(page: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_snippets_of_the_page_run(page: Path) -> None:
-    """What the page tells a reader to write works, from its first snippet to its last."""
+    """What the page has a reader write works, from its first snippet to its last."""
     run(page)
 
 

@@ -54,11 +54,11 @@ def train_over_a_full_disk(logger: Any, disk: Path, monkeypatch: pytest.MonkeyPa
             filler.unlink()
 
     trainer.on("train_batch_end")(lambda *_: at(trainer.global_step))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         trainer.fit(Net(0.01), batches(STEPS))
     assert trainer.global_step == STEPS
-    return [str(w.message) for w in told]
+    return [str(w.message) for w in warned]
 
 
 def _writes(file: Any, size: int) -> bool:
@@ -79,8 +79,8 @@ def test_mlflow(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with mlflow_server(tmp_path / "server") as port:
         uri = f"http://127.0.0.1:{port}"
         logger = MLFlowLogger("disk", tracking_uri=uri, save_dir=disk)
-        told = train_over_a_full_disk(logger, disk, monkeypatch)
-        assert [m for m in told if "No space left" in m]
+        warned = train_over_a_full_disk(logger, disk, monkeypatch)
+        assert [m for m in warned if "No space left" in m]
         wanted = values(due(disk))
         assert len(wanted["value_9"]) == STEPS
         assert values(in_mlflow(uri, str(logger.run_id))) == wanted
@@ -90,8 +90,8 @@ def test_mlflow(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_files_on_the_full_disk(kind: str, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files on the full disk itself are complete in the end, each value once."""
     logger: Any = CSVLogger(disk) if kind == "csv" else TensorBoardLogger(disk, max_queue=1)
-    told = train_over_a_full_disk(logger, disk, monkeypatch)
-    assert [m for m in told if "No space left" in m]
+    warned = train_over_a_full_disk(logger, disk, monkeypatch)
+    assert [m for m in warned if "No space left" in m]
     wanted = values(due(disk))
     assert len(wanted["value_9"]) == STEPS
     found = in_csv(disk) if kind == "csv" else in_tensorboard(str(logger.log_dir))
@@ -102,8 +102,8 @@ def test_wandb(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """W&B's transaction logs on the full disk are complete in the end, each value once."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = WandbLogger(save_dir=disk, offline=True, flush_timeout=2)
-    told = train_over_a_full_disk(logger, disk, monkeypatch)
-    assert [m for m in told if "logging failed" in m]
+    warned = train_over_a_full_disk(logger, disk, monkeypatch)
+    assert [m for m in warned if "logging failed" in m]
     wanted = values(due(disk))
     assert len(wanted["value_9"]) == STEPS
     assert values(in_wandb(disk)) == wanted

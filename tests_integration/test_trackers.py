@@ -54,7 +54,7 @@ def train(logger: Any, folder: Path, meanwhile: Callable[[], Any] | None = None,
     """Train while a thread does something to the tracker; return the warnings."""
     torch.manual_seed(0)
     trainer = make_trainer(logger, str(folder))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         thread = threading.Thread(target=meanwhile or (lambda: None))
         trainer.on("train_start")(thread.start)
@@ -67,7 +67,7 @@ def train(logger: Any, folder: Path, meanwhile: Callable[[], Any] | None = None,
         trainer.fit(Net(sleep), batches(STEPS))
         thread.join()
     assert trainer.global_step == STEPS
-    return [str(w.message) for w in told if "Logger" in str(w.message)]
+    return [str(w.message) for w in warned if "Logger" in str(w.message)]
 
 
 def outage(proxy: FaultProxy, mode: str, seconds: float, **how: Any) -> Callable[[], None]:
@@ -91,9 +91,9 @@ def test_outage_in_the_middle(mode: str, proxy: FaultProxy, server: int, tmp_pat
     """While the server fails in any way training goes on with one warning, and afterwards every value is there once."""
     logger = MLFlowLogger("faults", tracking_uri=proxy.url, save_dir=tmp_path)
     _ = logger.experiment
-    told = train(logger, tmp_path, outage(proxy, mode, 0.8, path="log-batch"))
+    warned = train(logger, tmp_path, outage(proxy, mode, 0.8, path="log-batch"))
     assert proxy.seen[mode] or mode == "refuse"
-    assert sum("logging failed" in message for message in told) == 1
+    assert sum("logging failed" in message for message in warned) == 1
     assert in_mlflow(f"http://127.0.0.1:{server}", str(logger.run_id)) == due(tmp_path)
     assert logger.experiment.get_run(logger.run_id).info.status == "FINISHED"
 
@@ -104,10 +104,10 @@ def test_server_that_hangs_to_the_end(proxy: FaultProxy, server: int, tmp_path: 
     logger = MLFlowLogger("hangs", tracking_uri=proxy.url, save_dir=tmp_path)
     _ = logger.experiment
     begun = time.monotonic()
-    told = train(logger, tmp_path, lambda: proxy.set("hang", delay=60.0))
+    warned = train(logger, tmp_path, lambda: proxy.set("hang", delay=60.0))
     assert time.monotonic() - begun < 45
     assert proxy.seen["hang"]
-    assert [m for m in told if f"replay {journal_of(tmp_path).parent}" in m]
+    assert [m for m in warned if f"replay {journal_of(tmp_path).parent}" in m]
     proxy.set("pass")
     end = time.monotonic() + 60  # the thread that was left behind gets its answer first, and lets go
     while journal_command(["replay", str(journal_of(tmp_path).parent)]) == 2:
@@ -171,8 +171,8 @@ def test_server_that_comes_late(proxy: FaultProxy, server: int, tmp_path: Path) 
     proxy.set("refuse")
     time.sleep(0.2)
     logger = MLFlowLogger("late", tracking_uri=proxy.url, save_dir=tmp_path, on_unreachable="spool")
-    told = train(logger, tmp_path, lambda: (time.sleep(0.7), proxy.set("pass")), sleep=0.04)
-    assert sum("the run goes on" in message for message in told) == 1
+    warned = train(logger, tmp_path, lambda: (time.sleep(0.7), proxy.set("pass")), sleep=0.04)
+    assert sum("the run goes on" in message for message in warned) == 1
     assert in_mlflow(f"http://127.0.0.1:{server}", str(logger.run_id)) == due(tmp_path)
     assert logger.experiment.get_run(logger.run_id).data.params == {"values": "10"}
 
@@ -180,13 +180,13 @@ def test_server_that_comes_late(proxy: FaultProxy, server: int, tmp_path: Path) 
 def test_server_that_never_comes_and_replay(
     proxy: FaultProxy, server: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a run could not send stays beside it, is told with the command that sends it, and that command does."""
+    """What a run could not send stays beside it, is reported with the command that sends it, and that command does."""
     proxy.set("refuse")
     time.sleep(0.2)
     logger = MLFlowLogger("never", tracking_uri=proxy.url, save_dir=tmp_path, on_unreachable="spool")
-    told = train(logger, tmp_path, sleep=0.0)
+    warned = train(logger, tmp_path, sleep=0.0)
     folder = journal_of(tmp_path).parent
-    assert [m for m in told if f"replay {folder}" in m]
+    assert [m for m in warned if f"replay {folder}" in m]
     proxy.set("pass")
     time.sleep(0.2)
     assert journal_command(["status", str(folder)]) == 1
@@ -291,8 +291,8 @@ def test_tensorboard_folder_that_vanishes(tmp_path: Path, monkeypatch: pytest.Mo
         time.sleep(0.6)
         shutil.move(logger.log_dir, tmp_path / "gone")
 
-    told = train(logger, tmp_path, remove, sleep=0.03)
-    assert sum("logging failed" in message for message in told) == 1
+    warned = train(logger, tmp_path, remove, sleep=0.03)
+    assert sum("logging failed" in message for message in warned) == 1
     found = in_tensorboard(logger.log_dir)
     assert len(found["value_0"]) == STEPS
     assert set(found["value_0"].values()) == {1}
@@ -343,10 +343,10 @@ def test_pictures_stand_at_the_runs_step(beside: list[str], delivery: str, tmp_p
 
     logger = TensorBoardLogger(tmp_path, delivery=delivery)
     trainer = make_trainer([logger, *beside], str(tmp_path))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         trainer.fit(Shows(), batches(4))
-    assert sum("CSVLogger can not show images" in str(w.message) for w in told) == len(beside)
+    assert sum("CSVLogger cannot show images" in str(w.message) for w in told) == len(beside)
     reader = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
     assert [event.step for event in reader.Images("picture")] == [1, 2, 3, 4]
     assert beside or [event.step for event in reader.Scalars("own")] == [1, 2, 3, 4]

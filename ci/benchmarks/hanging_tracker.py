@@ -25,7 +25,7 @@ ALLOWED_RATIO, ALLOWED_P99 = 1.02, 0.2
 
 
 class Hanging(Logger):
-    """Be a logger whose server takes the connection and never answers."""
+    """Logger whose server takes the connection and never answers."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -37,7 +37,7 @@ class Hanging(Logger):
 
 
 class Net(LightningModule):
-    """Be a small network that logs ten values a step."""
+    """Small network that logs ten values a step."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ ALLOWED = 1.0
 
 
 class Counting(Dataset[Tensor]):
-    """Be a huge data set that counts what is asked of it."""
+    """Huge data set that counts what is asked of it."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -1,4 +1,4 @@
-"""Give the trainer what can not work, and check the one clear error: where, rule, value, fix."""
+"""Give the trainer what cannot work, and check the one clear error: where, rule, value, fix."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,19 +23,11 @@ DATA = [torch.ones(2, 1)] * 3
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 1,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "max_epochs": 1, **flags})
 
 
 class Empty(LightningModule):
-    """Have a layer and nothing else."""
+    """Module of a layer and nothing else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -284,7 +277,7 @@ def test_a_monitor_that_nobody_logs_lists_what_is_logged(tmp_path: Path) -> None
 
 
 def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
-    """Where checkpoints can not lie is told before the first batch."""
+    """A folder where no checkpoint can be written is reported before the first batch."""
     (tmp_path / "file").write_text("")
     folder, net = tmp_path / "file" / "inside", Net()
     run = trainer(callbacks=[ModelCheckpoint(folder)], enable_checkpointing=True)
@@ -295,7 +288,7 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that can not take one checkpoint is told before the first batch."""
+    """A disk that cannot take one checkpoint is reported before the first batch."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))
     net = Net()
@@ -327,7 +320,7 @@ def test_a_disk_that_fills_up_while_training(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_callback_whose_state_can_not_be_kept(tmp_path: Path) -> None:
-    """The path to the value is told before the first batch."""
+    """The path to the value is named before the first batch."""
 
     class Keeps(Callback):
         def state_dict(self) -> dict[str, Any]:
@@ -336,7 +329,7 @@ def test_a_callback_whose_state_can_not_be_kept(tmp_path: Path) -> None:
     net = Net()
     run = trainer(callbacks=[Keeps(), ModelCheckpoint(tmp_path)], enable_checkpointing=True)
     text = error_of(ConfigError, lambda: run.fit(net, DATA))
-    assert text.startswith("Keeps.state_dict()['a'][1]['b']: a value of type builtins.object can not be kept")
+    assert text.startswith("Keeps.state_dict()['a'][1]['b']: a value of type builtins.object cannot be kept")
     assert net.steps == 0
 
 

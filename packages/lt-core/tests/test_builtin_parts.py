@@ -282,7 +282,7 @@ def test_materialise_keeps_ties_and_buffers() -> None:
 
 
 def test_materialise_needs_weights() -> None:
-    """A meta module that can not initialise itself is an error naming it, unless weights will be loaded."""
+    """A meta module that cannot initialise itself is an error naming it, unless weights will be loaded."""
 
     class Bare(nn.Module):
         def __init__(self) -> None:

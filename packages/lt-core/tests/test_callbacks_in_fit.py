@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from quiet import Noting
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lt_core import LightningModule, Trainer
+from lt_core import Trainer
 from lt_core.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, RichProgressBar, Timer
 from lt_core.checkpoint import load_checkpoint
 from lt_core.demos import BoringModel, RandomDataset
 
 
 class _Model(BoringModel):
-    """Log one given validation loss an epoch."""
+    """Module that logs one given validation loss an epoch."""
 
     def __init__(self, losses=()):
         super().__init__()
@@ -197,25 +198,6 @@ def test_asynchronous_saves_keep_the_same_files(tmp_path):
     assert sorted(os.listdir(tmp_path / "c")) == ["epoch=2.ckpt", "epoch=3.ckpt", "last.ckpt"]
     assert os.readlink(tmp_path / "c" / "last.ckpt") == "epoch=3.ckpt"
     assert load_checkpoint(tmp_path / "c" / "last.ckpt")["global_step"] == 16
-
-
-class Noting(LightningModule):
-    """Log the sum of each batch, and validate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        self.log("sum", batch.sum())
-        loss: Tensor = self.layer(batch).sum()
-        return loss
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("val", self.layer(batch).sum())
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 def test_metrics_leave_the_bar_its_counts_and_times() -> None:

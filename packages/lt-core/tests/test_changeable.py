@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 
 from lt_core import Callback, LightningModule, Trainer
@@ -13,16 +14,7 @@ from lt_interface.errors import ConfigError
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "num_sanity_val_steps": 0,
-        "max_epochs": 2,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "num_sanity_val_steps": 0, "max_epochs": 2, **flags})
 
 
 def batches(n: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""An asynchronous save writes what was there when it was called, one at a time, and tells its failure once."""
+"""An asynchronous save writes what was there when it was called, one at a time, and reports its failure once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lt_interface import CheckpointError, CheckpointIO
 
 
 class Gate(SafetensorsIO):
-    """Write only when told to."""
+    """Write only when let."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -37,7 +37,7 @@ class Gate(SafetensorsIO):
 
 
 class Plain:
-    """Be a format of another kind: it keeps trees in memory."""
+    """Format of another kind, which keeps trees in memory."""
 
     collective = False
 

@@ -25,7 +25,7 @@ CALLS = ("open", "write", "lseek", "fsync", "replace", "close", "stat", "fstat",
 
 
 class Shim:
-    """Stand in for `os` and let a function see every call that reaches the disk."""
+    """Stand-in for `os` that lets a function see every call that reaches the disk."""
 
     def __init__(self, seen: Callable[[str, tuple[Any, ...]], Any]) -> None:
         for name in CALLS:
@@ -47,7 +47,7 @@ def real(name: str, args: tuple[Any, ...]) -> Any:
 
 
 class Faults:
-    """Let one call fail: before it is done, or after."""
+    """Failure of one call: before it is done, or after."""
 
     def __init__(self, index: int, number: int, before: bool) -> None:
         self.index, self.number, self.before, self.count = index, number, before, 0

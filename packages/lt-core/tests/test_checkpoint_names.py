@@ -61,7 +61,7 @@ def test_a_broken_template_is_refused_at_once(template):
 
 
 def test_a_value_that_does_not_fit_names_the_field():
-    """A fraction for a whole number's format is told with field and value."""
+    """A fraction for a whole number's format is reported with field and value."""
     with pytest.raises(ConfigError, match=r"'loss' does not fit its format. Got 0.5"):
         format_name("{loss:02d}", {"loss": 0.5})
 

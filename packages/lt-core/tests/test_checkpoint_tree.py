@@ -1,4 +1,4 @@
-"""A tree of values and tensors comes back as it was, or is refused with the path to what can not be kept."""
+"""A tree of values and tensors comes back as it was, or is refused with the path to what cannot be kept."""
 
 from __future__ import annotations
 
@@ -205,6 +205,7 @@ def test_round_trip_of_many_trees(tree: Any) -> None:
         fractions.Fraction(-1, 3),
         uuid.UUID(int=5),
         torch.channels_last,
+        torch.jagged,
         np.dtype("<M8[ns]"),
         {1, "a", (2,), frozenset({3})},
     ],
@@ -287,7 +288,7 @@ LOOP.append(LOOP)
     ids=lambda v: None if not isinstance(v, str) else v,
 )
 def test_refused_values_are_named_with_their_path(value: Any, words: str) -> None:
-    """What can not be kept is refused with the path to it, and a trial says the same."""
+    """What cannot be kept is refused with the path to it, and a trial says the same."""
     tree = {"callbacks": {"Mine": {"state": [1, {"deep": value}]}}}
     with pytest.raises(CheckpointError) as caught:
         save_checkpoint(tree, "/nonexistent/never.ckpt")

@@ -38,7 +38,7 @@ def problems(**flags):
 
 
 class StandIn:
-    """Have every method that a plugin of any kind must have."""
+    """Object with every method that a plugin of any kind must have."""
 
     name = "stand-in"
 
@@ -53,7 +53,7 @@ class StandIn:
 
 
 class APrecision:
-    """Look like a precision."""
+    """Object that looks like a precision."""
 
     def convert(self, module): ...
 
@@ -65,7 +65,7 @@ class APrecision:
 
 
 class ACheckpointIO:
-    """Look like a checkpoint format."""
+    """Object that looks like a checkpoint format."""
 
     def save(self, tree, path): ...
 
@@ -77,7 +77,7 @@ class ACheckpointIO:
 
 
 class WithState(Callback):
-    """Keep a state."""
+    """Callback that keeps a state."""
 
     def state_dict(self):
         return {"n": 1}

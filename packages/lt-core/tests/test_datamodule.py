@@ -25,7 +25,7 @@ STAGES = ("train", "val", "test", "predict")
 
 
 class Trainer:
-    """Stand for a trainer that has loaded its data."""
+    """Stand-in for a trainer that has loaded its data."""
 
     def __init__(self, datamodule: Any) -> None:
         self.datamodule = datamodule
@@ -35,7 +35,7 @@ class Trainer:
 
 
 class Images(LightningDataModule):
-    """Give pictures whose dataset exists only after setup."""
+    """Pictures whose dataset exists only after setup."""
 
     def __init__(self, shape: tuple[int, ...] = (1, 8, 8), dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

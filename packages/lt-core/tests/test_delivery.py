@@ -19,7 +19,7 @@ from lt_core.tracking.sender import Delivery
 
 
 class Memory(Logger):
-    """Remember what came, from where, and how it ended."""
+    """Logger that remembers what came, from where, and how it ended."""
 
     def __init__(self) -> None:
         self.steps: list[int | None] = []
@@ -51,11 +51,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_RETRY_SECONDS", 0.01)
 
 
-Told = Callable[[], list[str]]
+Warned = Callable[[], list[str]]
 
 
 @pytest.fixture
-def told() -> Iterator[Told]:
+def warned() -> Iterator[Warned]:
     """Return what reads the warnings so far, of every thread."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -97,8 +97,8 @@ def test_start_behind_what_the_logger_has() -> None:
     delivery.stop("success", 20)
 
 
-def test_failing_logger_is_tried_again(told: Told, caplog: pytest.LogCaptureFixture) -> None:
-    """A logger that fails is told of once, misses nothing and stops nothing; one line says when it is over."""
+def test_failing_logger_is_tried_again(warned: Warned, caplog: pytest.LogCaptureFixture) -> None:
+    """A logger that fails is reported once, misses nothing and stops nothing; one line says when it is over."""
     journal, logger, down = Journal(None), Memory(), threading.Event()
     down.set()
     caplog.set_level("INFO", "lt_core")
@@ -118,12 +118,12 @@ def test_failing_logger_is_tried_again(told: Told, caplog: pytest.LogCaptureFixt
     eventually(lambda: logger.steps == [0, 1, 2])
     delivery.stop("success", 20)
     assert logger.steps == [0, 1, 2]
-    assert ["no route" in m for m in told()] == [True]
+    assert ["no route" in m for m in warned()] == [True]
     assert ["works again" in line and "2 records" in line for line in caplog.messages] == [True]
 
 
-def test_dead_server_at_the_end(tmp_path: Path, told: Told) -> None:
-    """A run whose server stays away ends soon all the same, and is told what is missing and where it is."""
+def test_dead_server_at_the_end(tmp_path: Path, warned: Warned) -> None:
+    """A run whose server stays away ends soon all the same, and reports what is missing and where it is."""
     journal, logger = Journal(tmp_path / "j"), Memory()
 
     def fail(step: int | None) -> None:
@@ -134,12 +134,12 @@ def test_dead_server_at_the_end(tmp_path: Path, told: Told) -> None:
     append(journal, 0, 1)
     delivery.start()
     delivery.stop("failed", 20)
-    assert ["gone" in told()[0], "2 records" in told()[1], str(tmp_path) in told()[1]] == [True, True, True]
+    assert ["gone" in warned()[0], "2 records" in warned()[1], str(tmp_path) in warned()[1]] == [True, True, True]
     assert logger.ended == ["failed"]
 
 
-def test_refused_record_holds_up_no_other(told: Told) -> None:
-    """A record that the logger can not take is tried a few times, told of by name, and left out."""
+def test_refused_record_holds_up_no_other(warned: Warned) -> None:
+    """A record that the logger cannot take is tried a few times, reported by name, and left out."""
     journal, logger = Journal(None), Memory()
 
     def refuse(step: int | None) -> None:
@@ -152,11 +152,11 @@ def test_refused_record_holds_up_no_other(told: Told) -> None:
     append(journal, 0, 1, 2)
     eventually(lambda: logger.steps == [0, 2])
     delivery.stop("success", 20)
-    assert [m for m in told() if "refused step 1 (x) with ValueError: not a number" in m]
+    assert [m for m in warned() if "refused step 1 (x) with ValueError: not a number" in m]
     assert delivery.acknowledged == journal.offset
 
 
-def test_batch_refused_halfway_is_there_once(told: Told) -> None:
+def test_batch_refused_halfway_is_there_once(warned: Warned) -> None:
     """Where a logger took a part of a batch before it refused a record, that part does not come twice."""
 
     class Batches(Logger):
@@ -176,10 +176,10 @@ def test_batch_refused_halfway_is_there_once(told: Told) -> None:
     delivery.start()
     delivery.stop("success", 20)
     assert logger.there == [0, 1, 2, 4, 5]
-    assert [m for m in told() if "refused step 3 (x) with ValueError: not this one" in m]
+    assert [m for m in warned() if "refused step 3 (x) with ValueError: not this one" in m]
 
 
-def test_what_was_not_saved_comes_again(told: Told) -> None:
+def test_what_was_not_saved_comes_again(warned: Warned) -> None:
     """Where a logger of records fails to save, all since the last save comes again, said to be in doubt."""
 
     class Buffered(Logger):
@@ -213,7 +213,7 @@ def test_what_was_not_saved_comes_again(told: Told) -> None:
     assert logger.there == [0, 1, 2, 3, 4]
     assert logger.doubts[: sure + 2] == [False] * (sure + 1) + [True]
     assert delivery.acknowledged == journal.offset
-    assert len([m for m in told() if "no room" in m]) == 1
+    assert len([m for m in warned() if "no room" in m]) == 1
 
 
 def test_hanging_logger_is_left_behind() -> None:
@@ -237,16 +237,16 @@ def assert_set(event: threading.Event) -> None:
 
 
 def test_closing_that_fails_is_told() -> None:
-    """A logger that can not close is a warning."""
+    """A logger that cannot close is a warning."""
     journal, logger = Journal(None), Memory()
 
     def broken(status: str) -> None:
-        raise RuntimeError("can not close")
+        raise RuntimeError("cannot close")
 
     logger.finalize = broken  # type: ignore[method-assign]
     delivery = Delivery(logger, journal)
     delivery.start()
-    with pytest.warns(UserWarning, match="can not close"):
+    with pytest.warns(UserWarning, match="cannot close"):
         delivery.stop("success", 20)
 
 

@@ -26,7 +26,7 @@ from lt_interface import ConfigError
 
 
 class Steps(Logger):
-    """Remember steps; be away while told so."""
+    """Logger that keeps steps, and is away while a test sets it so."""
 
     def __init__(self, away: Exception | None = None) -> None:
         self.away, self.steps = away, []  # type: ignore[var-annotated]
@@ -58,7 +58,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told() -> Iterator[Callable[[], list[str]]]:
+def warned() -> Iterator[Callable[[], list[str]]]:
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         yield lambda: [str(w.message) for w in found]
@@ -106,12 +106,12 @@ def test_another_logger_gets_everything(tmp_path: Path) -> None:
     assert deliver(again, Steps()).steps == [2]
 
 
-def test_refusing_everything_is_an_outage(tmp_path: Path, told: Callable[[], list[str]]) -> None:
+def test_refusing_everything_is_an_outage(tmp_path: Path, warned: Callable[[], list[str]]) -> None:
     """A logger that refuses record after record alike is at fault itself: they are kept, with two warnings in all."""
     journal, logger = Journal(tmp_path / "j"), Steps(ValueError("the run is gone"))
     append(journal, *range(50))
     deliver(journal, logger)
-    assert len([m for m in told() if "the run is gone" in m]) == 2
+    assert len([m for m in warned() if "the run is gone" in m]) == 2
     logger.away = None
     deliver(journal, logger)
     assert logger.steps == list(range(3, 50))
@@ -126,8 +126,8 @@ def test_errors_in_the_setup_are_outages(tmp_path: Path) -> None:
     assert deliver(journal, logger).steps == list(range(5))
 
 
-def test_call_that_fails_holds_up_nobody(told: Callable[[], list[str]]) -> None:
-    """A call that fails goes behind the others, records come in time, and one warning tells."""
+def test_call_that_fails_holds_up_nobody(warned: Callable[[], list[str]]) -> None:
+    """A call that fails goes behind the others, records come in time, and one warning reports it."""
     journal, logger, made = Journal(None), Steps(), []  # type: ignore[var-annotated]
     delivery = Delivery(logger, journal)
     delivery.start()
@@ -148,10 +148,10 @@ def test_call_that_fails_holds_up_nobody(told: Callable[[], list[str]]) -> None:
     fails.set()
     delivery.stop("success", 20)
     assert made == ["good", "bad"]
-    assert told() == ["Steps: picture a was not taken, ConnectionError: store is away. It is tried again."]
+    assert warned() == ["Steps: picture a was not taken, ConnectionError: store is away. It is tried again."]
 
 
-def test_parameters_are_never_left_out(monkeypatch: pytest.MonkeyPatch, told: Callable[[], list[str]]) -> None:
+def test_parameters_are_never_left_out(monkeypatch: pytest.MonkeyPatch, warned: Callable[[], list[str]]) -> None:
     """Where too many calls wait the oldest are left out and counted, but not the hyper-parameters."""
     monkeypatch.setattr(calls_module, "MOST_CALLS", 5)
     journal, logger, made = Journal(None), Steps(OSError("away")), []  # type: ignore[var-annotated]
@@ -164,8 +164,8 @@ def test_parameters_are_never_left_out(monkeypatch: pytest.MonkeyPatch, told: Ca
         logger.away = None
     delivery.stop("success", 20)
     assert made in ([{"lr": 0.1}, 5, 6, 7, 8], [{"lr": 0.1}, 4, 5, 6, 7, 8])
-    assert any("more than 5 calls wait" in m for m in told())
-    assert any("calls before them" in m for m in told())
+    assert any("more than 5 calls wait" in m for m in warned())
+    assert any("calls before them" in m for m in warned())
 
 
 def test_flush_inside_exclusive_does_not_wait() -> None:
@@ -185,7 +185,7 @@ def test_flush_inside_exclusive_does_not_wait() -> None:
 
 
 def test_flush_beside_a_store_that_is_away() -> None:
-    """A picture that can not be sent keeps flush from neither metrics nor its return."""
+    """A picture that cannot be sent keeps flush from neither metrics nor its return."""
     journal, logger = Journal(None), Steps()
     logger.flush_timeout = 60.0
     delivery = Delivery(logger, journal)

@@ -173,7 +173,7 @@ def test_another_ranks_stop_stops_this_one():
 
 
 def test_verbose_tells_improvements_and_the_stop(caplog):
-    """Each improvement and the reason of the stop are told on request."""
+    """Each improvement and the reason of the stop are reported on request."""
     with caplog.at_level("INFO", logger="lt_core"):
         _feed(EarlyStopping("loss", patience=1, verbose=True), [2.0, 1.0, 1.0])
     assert [r.message for r in caplog.records] == [

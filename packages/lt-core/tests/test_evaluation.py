@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -16,15 +17,7 @@ from lt_interface.errors import ConfigError, MisconfigurationException
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 1,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "max_epochs": 1, **flags})
 
 
 def loader(*values: float, batch_size: int = 2) -> DataLoader[Any]:
@@ -32,7 +25,7 @@ def loader(*values: float, batch_size: int = 2) -> DataLoader[Any]:
 
 
 class Net(LightningModule):
-    """Log the mean of each batch, and say what it was called with."""
+    """Module that logs the mean of each batch, and notes what it was called with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +51,7 @@ class Net(LightningModule):
 
 
 class OneLoader(Net):
-    """Take no index of a loader, as modules with one loader do."""
+    """Module that takes no index of a loader, as modules with one loader do."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:  # type: ignore[override]
         self.seen.append((batch_idx, batch.flatten().tolist()))
@@ -211,7 +204,7 @@ def test_own_mode_hooks_are_used() -> None:
 @pytest.mark.parametrize("stage", ["validate", "test", "predict", "fit"])
 @pytest.mark.parametrize("inference", [True, False])
 def test_gradients_are_off(stage: str, inference: bool) -> None:
-    """Entry points run under inference mode, unless told not to; validation inside fit under no_grad."""
+    """Entry points run under inference mode, unless it is switched off; validation inside fit under no_grad."""
     seen: list[Any] = []
 
     class Looks(Net):

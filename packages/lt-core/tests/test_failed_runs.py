@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET, SILENT
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,7 +17,7 @@ from lt_core.callbacks import OnExceptionCheckpoint
 
 
 class Careless(Callback):
-    """Raise in one hook."""
+    """Callback that raises in one hook."""
 
     def __init__(self, hook: str) -> None:
         def careless(*args: Any) -> None:
@@ -26,7 +27,7 @@ class Careless(Callback):
 
 
 class Torn(LightningModule):
-    """Fail at the second batch, if asked to, and note the teardown."""
+    """Module that fails at the second batch, if asked to, and notes the teardown."""
 
     def __init__(self, fails: bool = False) -> None:
         super().__init__()
@@ -58,10 +59,8 @@ def test_a_callback_that_raises_while_a_failed_run_ends_keeps_no_other_part_from
     run = Trainer(
         default_root_dir=tmp_path / "run",
         callbacks=[Careless(hook), saves],
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
         max_epochs=1,
+        **SILENT,
     )
     data = [torch.ones(1, 1)] * 2
     with pytest.raises(ZeroDivisionError):
@@ -73,15 +72,14 @@ def test_a_callback_that_raises_while_a_failed_run_ends_keeps_no_other_part_from
 def test_a_teardown_that_raises_after_a_good_run_is_raised_behind_all_others() -> None:
     """A callback's teardown that raises: the module's own runs, once, and the error is raised."""
     net = Torn()
-    flags: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    run = Trainer(callbacks=[Careless("teardown")], enable_progress_bar=False, accelerator="cpu", max_epochs=1, **flags)
+    run = Trainer(callbacks=[Careless("teardown")], max_epochs=1, **QUIET)
     with pytest.raises(OSError, match="careless"):
         run.fit(net, [torch.ones(1, 1)], [torch.ones(1, 1)])
     assert net.torn == 1
 
 
 class Unreadable(Dataset[Tensor]):
-    """Hold one sample that can not be read."""
+    """Dataset with one sample that cannot be read."""
 
     def __len__(self) -> int:
         return 8
@@ -97,8 +95,7 @@ def test_no_worker_outlives_a_failed_run_while_its_error_is_looked_at(stage: str
     """The traceback, which holds the loops' frames, keeps no worker process alive."""
     bad: Any = DataLoader(Unreadable(), num_workers=1)
     good: Any = [torch.ones(1, 1)]
-    flags: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    run = Trainer(max_epochs=1, num_sanity_val_steps=0, enable_progress_bar=False, accelerator="cpu", **flags)
+    run = Trainer(max_epochs=1, num_sanity_val_steps=0, **QUIET)
     with pytest.raises(ValueError, match="unreadable") as kept:
         run.fit(Torn(), *((bad, good) if stage == "train" else (good, bad)))
     assert kept.tb is not None

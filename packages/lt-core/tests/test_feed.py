@@ -29,7 +29,7 @@ from lt_interface.errors import ConfigError
 
 
 class Noisy(Dataset[Any]):
-    """Give each index with random numbers from every global generator and from one of its own."""
+    """Indices with random numbers from every global generator and from one of its own."""
 
     def __init__(self, n: int = 23) -> None:
         self.n, self.own, self.epoch = n, np.random.default_rng(0), -1
@@ -45,7 +45,7 @@ class Noisy(Dataset[Any]):
 
 
 class Unsized:
-    """Batch a sampler without telling how many batches there are."""
+    """Batch sampler without a length."""
 
     def __init__(self, n: int, size: int) -> None:
         self.inner = BatchSampler(RandomSampler(range(n)), size, False)
@@ -135,17 +135,17 @@ def test_augmentation_is_the_same_for_any_number_of_workers() -> None:
 
 
 class AsksWorker(Dataset[Any]):
-    """Give what a worker sees of itself."""
+    """Dataset of what a worker sees of itself."""
 
     def __init__(self) -> None:
-        self.epoch, self.told = -1, ""
+        self.epoch, self.given = -1, ""
 
     def __len__(self) -> int:
         return 4
 
     def __getitem__(self, index: int) -> tuple[int, str, bool]:
         info = get_worker_info()
-        return self.epoch, self.told, info is not None and info.dataset is self
+        return self.epoch, self.given, info is not None and info.dataset is self
 
     def __getitems__(self, indices: list[int]) -> list[tuple[int, str, bool]]:
         assert type(indices) is list
@@ -155,16 +155,16 @@ class AsksWorker(Dataset[Any]):
         self.epoch = epoch
 
 
-def tell(worker: int) -> None:
+def give(worker: int) -> None:
     info = get_worker_info()
     assert info is not None
-    info.dataset.told = f"worker {worker}"  # type: ignore[attr-defined]
+    info.dataset.given = f"worker {worker}"  # type: ignore[attr-defined]
     torch.manual_seed(0)
 
 
 def test_workers_see_the_users_dataset_and_init_function() -> None:
     """The user's dataset is not wrapped, worker_init_fn reaches it, and persistent copies learn the epoch."""
-    loader = DataLoader(AsksWorker(), 2, num_workers=1, persistent_workers=True, worker_init_fn=tell, collate_fn=list)
+    loader = DataLoader(AsksWorker(), 2, num_workers=1, persistent_workers=True, worker_init_fn=give, collate_fn=list)
     feed = Feed(loader, stage="train")
     for epoch in (0, 1):
         for batch in feed.epoch(epoch):
@@ -197,7 +197,7 @@ def test_the_users_loader_is_left_alone() -> None:
 
 
 class Countless(IterableDataset[int]):
-    """Count without saying how far."""
+    """Numbers without a length."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -207,7 +207,7 @@ class Countless(IterableDataset[int]):
 
 
 class Counted(Countless):
-    """Count and say how far."""
+    """Numbers with a length."""
 
     def __len__(self) -> int:
         return self.n
@@ -317,7 +317,7 @@ def test_evaluation_names_batch_and_loader() -> None:
 
 
 def test_training_takes_several_loaders_side_by_side() -> None:
-    """A structure of loaders gives batches of that structure; shorter ones start again, unless asked otherwise."""
+    """A structure of loaders gives batches of that structure; shorter ones start again, unless the mode is another."""
     long, short = [1, 2, 3], [10, 20]
     feed = Feed({"a": long, "b": short}, stage="train")
     assert feed.num_batches == 3
@@ -339,14 +339,14 @@ def test_each_side_by_side_loader_may_have_its_own_limit() -> None:
 def test_samplers_and_datasets_are_told_the_epoch() -> None:
     """set_epoch is called with the epoch's number on sampler, batch sampler and dataset."""
 
-    class Told(SequentialSampler):
+    class Followed(SequentialSampler):
         epoch = -1
 
         def set_epoch(self, epoch: int) -> None:
             self.epoch = epoch
 
     data = Noisy(4)
-    sampler = Told(data)
+    sampler = Followed(data)
     feed = Feed(DataLoader(data, 2, sampler=sampler), stage="train")
     list(feed.epoch(3))
     assert sampler.epoch == data.epoch == 3

@@ -28,7 +28,7 @@ from lt_interface.errors import CheckpointError
 
 
 class Noisy(Dataset[Any]):
-    """Give each index with random numbers of every kind, and count what is loaded."""
+    """Indices with random numbers of every kind; what is loaded is counted."""
 
     def __init__(self, n: int = 23) -> None:
         self.n, self.own = n, np.random.default_rng(0)
@@ -43,7 +43,7 @@ class Noisy(Dataset[Any]):
 
 
 class Unsized:
-    """Batch a sampler without telling how many batches there are."""
+    """Batch sampler without a length."""
 
     def __init__(self, n: int, size: int) -> None:
         self.inner = BatchSampler(RandomSampler(range(n)), size, False)
@@ -53,7 +53,7 @@ class Unsized:
 
 
 class Eager:
-    """Draw the order when iteration begins, not at the first index."""
+    """Sampler that draws the order when iteration begins, not at the first index."""
 
     def __iter__(self) -> Iterator[int]:
         return iter(torch.randperm(23).tolist())
@@ -280,7 +280,7 @@ def test_skipping_an_index_costs_at_most_a_microsecond() -> None:
 
 
 class Stream(IterableDataset[Any]):
-    """Give numbers in a random order, with noise."""
+    """Numbers in a random order, with noise."""
 
     drawn = 0
 
@@ -291,7 +291,7 @@ class Stream(IterableDataset[Any]):
 
 
 class Remembering(Stream):
-    """Give numbers in a random order, and keep the place."""
+    """Numbers in a random order, whose place is kept."""
 
     def __init__(self) -> None:
         self.order: list[int] = []
@@ -346,7 +346,7 @@ def test_a_stateful_iterable_dataset_loads_nothing_twice(ask: bool) -> None:
 
 
 class StatefulLoader:
-    """Be a loader of its own kind that keeps its place."""
+    """Loader of its own kind that keeps its place."""
 
     def __init__(self) -> None:
         self.place = 0
@@ -365,7 +365,7 @@ class StatefulLoader:
 
 
 class Wrapping(DataLoader[Any]):
-    """Change what iterating a DataLoader gives."""
+    """Loader that changes what iterating a DataLoader gives."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():

@@ -116,7 +116,7 @@ class TestTypes:
         ]
 
     def test_deterministic(self):
-        """Deterministic takes a bool or "warn", and keeps cuDNN from searching unless told otherwise."""
+        """Deterministic takes a bool or "warn", and keeps cuDNN from searching unless benchmark is set."""
         assert parse({}).benchmark is None
         assert parse({"deterministic": "warn"}).benchmark is False
         assert parse({"deterministic": True, "benchmark": True}).benchmark is True

@@ -7,18 +7,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import nn
 
 from lt_core import Callback, LightningDataModule, LightningModule, Trainer
 from lt_core.hooks.table import HOOKS, table_markdown
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "accelerator": "cpu",
-}
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 OPTIMIZATION = ("optimizer_step", "optimizer_zero_grad", "backward", "configure_gradient_clipping", "lr_scheduler_step")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")

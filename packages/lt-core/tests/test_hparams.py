@@ -210,7 +210,7 @@ def test_remove_ignored_hparams() -> None:
 
 
 class Awkward:
-    """Refuse to be copied, compared or pickled."""
+    """Object that refuses to be copied, compared or pickled."""
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise TypeError("no")
@@ -222,7 +222,7 @@ class Awkward:
 
 
 def test_objects_and_classes_never_fail() -> None:
-    """Classes, functions and objects that can not be copied or compared are saved all the same."""
+    """Classes, functions and objects that cannot be copied or compared are saved all the same."""
 
     class Holds(LightningModule):
         def __init__(self, thing: Any, act: Any = nn.ReLU, fn: Any = len) -> None:
@@ -238,7 +238,7 @@ def test_objects_and_classes_never_fail() -> None:
     ):
         kept = checkpoint_entries(model)["hyper_parameters"]
     assert kept["act"] == {"$repr": repr(nn.ReLU)}
-    assert checkpoint_entries(model)["hyper_parameters"] == kept  # told once
+    assert checkpoint_entries(model)["hyper_parameters"] == kept  # warned once
     assert model.hparams.act is nn.ReLU
     assert merged_hparams(model)["thing"] is thing
 
@@ -311,10 +311,10 @@ def test_attribute_dict() -> None:
 
 
 class FakeOmegaConf:
-    """Stand for omegaconf.OmegaConf."""
+    """Stand-in for omegaconf.OmegaConf."""
 
     class Dict(dict):  # type: ignore[type-arg]
-        """Stand for DictConfig."""
+        """Stand-in for DictConfig."""
 
     @classmethod
     def is_config(cls, value: Any) -> bool:

@@ -26,7 +26,7 @@ def test_a_misspelt_hook_suggests_the_nearest():
 
 @pytest.mark.parametrize("name", ["state_dict", "load_state_dict", "state_key", "monitoring"])
 def test_state_is_no_hook(name):
-    """What is not a moment of the run can not be given."""
+    """What is not a moment of the run cannot be given."""
     with pytest.raises(ConfigError, match="no hook of that name"):
         LambdaCallback(**{name: print})
 

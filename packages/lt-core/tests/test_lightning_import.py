@@ -128,7 +128,7 @@ class Touch:
 
 @needs_torch
 def test_code_in_a_file_is_never_run(tmp_path: pathlib.Path) -> None:
-    """A pickle that calls something is refused, the blocked name is told and nothing happens."""
+    """A pickle that calls something is refused, the blocked name is given and nothing happens."""
     torch.save({"state_dict": {}, "x": Touch(tmp_path / "owned")}, tmp_path / "evil.ckpt")
     with pytest.raises(CheckpointError, match="mkdir"):
         import_lightning(tmp_path / "evil.ckpt")
@@ -152,7 +152,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_old_torch_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before torch 2.10 reading a pickle was not safe, so the command to upgrade is told."""
+    """Before torch 2.10 reading a pickle was not safe, so the command to upgrade is given."""
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(CheckpointError, match=r"pip install 'torch>=2.10'"):
         import_lightning(tmp_path / "x.ckpt")

@@ -29,7 +29,7 @@ class Net(LightningModule):
 
 def save(module: LightningModule, path: Path, **more: Any) -> Path:
     """Write what the trainer writes of a module."""
-    module._told_of_softened = True  # the warning has a test of its own
+    module._warned_of_softened = True  # the warning has a test of its own
     entries = checkpoint_entries(module)
     save_checkpoint({"epoch": 1, "global_step": 2, "state_dict": module.state_dict(), **entries, **more}, path)
     return path
@@ -232,7 +232,7 @@ def test_strictness(file: Path) -> None:
     save(Net(3, depth=1), file)
     Loose.load_from_checkpoint(file, depth=2, act=nn.ReLU)
     Loose.load_from_checkpoint(file, depth=2, act=nn.ReLU, strict=False)
-    with pytest.raises(ValueError, match="strict must be what the module's own strict_loading says"):
+    with pytest.raises(ValueError, match="strict must be what the module's own strict_loading is"):
         Loose.load_from_checkpoint(file, act=nn.ReLU, strict=True)
 
 

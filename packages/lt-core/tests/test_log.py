@@ -8,21 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_interface.errors import MisconfigurationException
 
-QUIET: dict[str, Any] = {
-    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0,
-}  # fmt: skip
+FLAGS: dict[str, Any] = {**QUIET, "max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
 DATA = [torch.full((n, 1), float(v)) for n, v in ((2, 1.0), (2, 2.0), (1, 6.0))]  # batch means 1, 2 and 6
 MEAN, MEAN_AGAIN = 12 / 5, 3.0  # by samples and by batches
 
 
 class Base(LightningModule):
-    """Be a module whose steps log nothing."""
+    """Module whose steps log nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +56,7 @@ def logging_in(hook: str, value: Callable[..., Any] = lambda *_: 1.0, **flags: A
 
 
 def fit(module: LightningModule, **flags: Any) -> Trainer:
-    trainer = Trainer(**{**QUIET, **flags})
+    trainer = Trainer(**{**FLAGS, **flags})
     trainer.fit(module, DATA, DATA)
     return trainer
 
@@ -88,7 +86,7 @@ def test_hooks_of_a_training_batch(hook: str) -> None:
 def test_hooks_of_an_evaluation(stage: str, hook: str) -> None:
     """All that runs within an evaluation logs the epoch's value; steps only where there are any and if asked."""
     name = hook.format(stage)
-    trainer = Trainer(**QUIET)
+    trainer = Trainer(**FLAGS)
     run = trainer.validate if stage == "validation" else trainer.test
     assert run(logging_in(name), DATA, verbose=False) == [{"x": 1.0}]
     assert trainer.history["x"] == [1.0]
@@ -163,7 +161,7 @@ def test_loader_hooks_do_not_log(hook: str) -> None:
             return DATA
 
     with pytest.raises(MisconfigurationException, match=f"inside `{hook}`"):
-        Trainer(**QUIET).fit(Net())
+        Trainer(**FLAGS).fit(Net())
 
 
 @pytest.mark.parametrize(
@@ -172,7 +170,7 @@ def test_loader_hooks_do_not_log(hook: str) -> None:
 def test_predicting_does_not_log(hook: str) -> None:
     """While predicting nothing is logged."""
     with pytest.raises(MisconfigurationException, match=rf"can't self\.log\(\) inside `{hook}`"):
-        Trainer(**QUIET).predict(logging_in(hook), DATA)
+        Trainer(**FLAGS).predict(logging_in(hook), DATA)
 
 
 @pytest.mark.parametrize("hook", ["on_sanity_check_start", "on_sanity_check_end"])
@@ -212,9 +210,9 @@ def test_without_a_trainer() -> None:
 def test_barebones_drops_with_one_warning() -> None:
     """With barebones=True any call is dropped, in any hook, and one warning says so."""
     trainer = Trainer(barebones=True, accelerator="cpu", max_epochs=2)
-    with pytest.warns(UserWarning, match="barebones") as told:
+    with pytest.warns(UserWarning, match="barebones") as warned:
         trainer.fit(logging_in("training_step"), DATA, DATA)
-    assert sum("self.log is switched off" in str(w.message) for w in told) == 1
+    assert sum("self.log is switched off" in str(w.message) for w in warned) == 1
     assert trainer.callback_metrics == {}
     assert trainer.history == {}
 
@@ -345,7 +343,7 @@ def test_names_by_step_and_epoch() -> None:
 def test_reductions(op: Any, expected: float) -> None:
     """An epoch's value is the mean by samples, the sum, the least or the greatest."""
     module = logging_in("validation_step", lambda batch, _: batch.mean(), reduce_fx=op)
-    assert Trainer(**QUIET).validate(module, DATA, verbose=False) == [{"x": expected}]
+    assert Trainer(**FLAGS).validate(module, DATA, verbose=False) == [{"x": expected}]
 
 
 def test_other_reductions_are_refused() -> None:
@@ -358,22 +356,22 @@ def test_other_reductions_are_refused() -> None:
 def test_means_know_the_batch_in_each_hook(hook: str) -> None:
     """The batch weighs the mean in every hook that has it."""
     module = logging_in(hook, lambda *args: next(a for a in args if isinstance(a, Tensor)).mean())
-    assert Trainer(**QUIET).validate(module, DATA, verbose=False) == [{"x": MEAN}]
+    assert Trainer(**FLAGS).validate(module, DATA, verbose=False) == [{"x": MEAN}]
 
 
 def test_batch_size_given() -> None:
     """An explicit batch_size is the weight."""
     module = logging_in("validation_step", lambda batch, _: batch.mean(), batch_size=1)
-    assert Trainer(**QUIET).validate(module, DATA, verbose=False) == [{"x": MEAN_AGAIN}]
+    assert Trainer(**FLAGS).validate(module, DATA, verbose=False) == [{"x": MEAN_AGAIN}]
 
 
 def test_batch_without_a_size() -> None:
     """A mean over batches that hold no tensor asks for batch_size; values of steps do not need it."""
     batches: Any = [{"name": "a"}, {"name": "b"}]
     with pytest.raises(MisconfigurationException, match=r"Got a batch of dict. Pass batch_size="):
-        Trainer(**QUIET).validate(logging_in("validation_step"), batches, verbose=False)
+        Trainer(**FLAGS).validate(logging_in("validation_step"), batches, verbose=False)
     step = logging_in("validation_step", on_step=True, on_epoch=False)
-    trainer = Trainer(**QUIET)
+    trainer = Trainer(**FLAGS)
     trainer.validate(step, batches, verbose=False)
     assert trainer.history["x"] == [1.0, 1.0]
 
@@ -381,9 +379,9 @@ def test_batch_without_a_size() -> None:
 def test_batch_of_two_sizes() -> None:
     """Where tensors differ in length one warning names the one that was taken."""
     batches = [(torch.zeros(3, 1), torch.zeros(2))] * 2
-    with pytest.warns(UserWarning, match="the first one's, 3, is taken") as told:
-        Trainer(**QUIET).validate(logging_in("validation_step"), batches, verbose=False)
-    assert len([w for w in told if "first dimension" in str(w.message)]) == 1
+    with pytest.warns(UserWarning, match="the first one's, 3, is taken") as warned:
+        Trainer(**FLAGS).validate(logging_in("validation_step"), batches, verbose=False)
+    assert len([w for w in warned if "first dimension" in str(w.message)]) == 1
 
 
 def test_log_dict() -> None:
@@ -395,9 +393,9 @@ def test_log_dict() -> None:
         def validation_step(self, batch: Tensor, batch_idx: int) -> None:
             self.log_dict(self.values, on_step=True, on_epoch=True, batch_size=1)
 
-    (found,) = Trainer(**QUIET).validate(Net(), DATA, verbose=False)
+    (found,) = Trainer(**FLAGS).validate(Net(), DATA, verbose=False)
     assert found == {"a_epoch": 1.0, "b_epoch": 2.0}
     module = Net()
     module.values = {"a": {"b": 1.0}}
     with pytest.raises(ValueError, match=r"'a'.*without nested dicts"):
-        Trainer(**QUIET).validate(module, DATA, verbose=False)
+        Trainer(**FLAGS).validate(module, DATA, verbose=False)

@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lt_core import Callback, LightningModule, Trainer
 
-QUIET: dict[str, Any] = {
-    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0,
-}  # fmt: skip
+FLAGS: dict[str, Any] = {**QUIET, "max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
 DATA = [torch.full((n, 1), float(v)) for n, v in ((2, 1.0), (2, 2.0), (1, 6.0))]  # batch means 1, 2 and 6
 MEAN = 12 / 5
 
@@ -28,7 +26,7 @@ def loader(*batches: Tensor) -> DataLoader[Any]:
 
 
 class Base(LightningModule):
-    """Be a module whose training logs nothing."""
+    """Module whose training logs nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +40,7 @@ class Base(LightningModule):
 
 
 class Logging(Base):
-    """Log the batch's mean while training, both ways, and by epoch while validating."""
+    """Module that logs the batch's mean in training, both ways, and by epoch in validation."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
         self.log("x", batch.mean(), on_step=True, on_epoch=True)
@@ -53,7 +51,7 @@ class Logging(Base):
 
 
 def fit(module: LightningModule, *val: Any, **flags: Any) -> Trainer:
-    trainer = Trainer(**{**QUIET, **flags})
+    trainer = Trainer(**{**FLAGS, **flags})
     trainer.fit(module, DATA, *val)
     return trainer
 
@@ -116,7 +114,7 @@ def test_evaluation_counts_its_own_batches(tmp_path: Path) -> None:
     assert trainer.history.steps["v/dataloader_idx_0"] == [0, 1, 2, 3, 4, 5]
     assert trainer.history.steps["v/dataloader_idx_1"] == [0, 1]
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    again = Trainer(**{**QUIET, "max_epochs": 3})
+    again = Trainer(**{**FLAGS, "max_epochs": 3})
     again.fit(Net(), DATA, loaders, ckpt_path=str(tmp_path / "a.ckpt"))
     assert again.history.steps["v/dataloader_idx_0"][-3:] == [6, 7, 8]
 
@@ -178,7 +176,7 @@ def test_a_closure_logs_once() -> None:
 
 
 class Returning(Base):
-    """Be a module of the oldest style: no self.log at all."""
+    """Module of the oldest style: no self.log at all."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
         loss = self.layer(batch).sum() * 0 + batch.mean()
@@ -226,7 +224,7 @@ def test_returned_values_of_several_loaders() -> None:
         def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int) -> Any:
             return {"val_loss": batch.mean()}
 
-    (first, second) = Trainer(**QUIET).validate(Net(), {"a": loader(*DATA), "b": loader(DATA[0])}, verbose=False)
+    (first, second) = Trainer(**FLAGS).validate(Net(), {"a": loader(*DATA), "b": loader(DATA[0])}, verbose=False)
     assert (first, second) == ({"val_loss/a": MEAN}, {"val_loss/b": 1.0})
 
 
@@ -234,7 +232,7 @@ def test_returned_values_of_several_loaders() -> None:
 
 
 class Average:
-    """Be a metric in the way of ignite: update, compute, reset and plain attributes."""
+    """Metric in the way of ignite: update, compute, reset and plain attributes."""
 
     def __init__(self) -> None:
         self.reset()
@@ -251,7 +249,7 @@ class Average:
 
 
 class Measuring(Base):
-    """Log metric objects of two libraries in training and validation."""
+    """Module that logs metric objects of two libraries in training and validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -291,7 +289,7 @@ def test_metric_objects_by_step_and_epoch() -> None:
 
 
 class Kill(Callback):
-    """Stop a run by an error after one batch of its second epoch, with a checkpoint of that moment."""
+    """Callback that stops a run by an error after one batch of its second epoch, with a checkpoint of that moment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -310,10 +308,10 @@ def test_resuming_goes_on_with_sums_and_objects(kind: type[Base], tmp_path: Path
     """A run that was killed inside an epoch and resumed delivers what the whole one does, by step and epoch."""
     path = tmp_path / "inside.ckpt"
     whole = fit(kind(), DATA, max_epochs=3).history
-    first = Trainer(**{**QUIET, "max_epochs": 3}, callbacks=[Kill(path)])
+    first = Trainer(**{**FLAGS, "max_epochs": 3}, callbacks=[Kill(path)])
     with pytest.raises(InterruptedError):
         first.fit(kind(), DATA, DATA)
-    second = Trainer(**{**QUIET, "max_epochs": 3})
+    second = Trainer(**{**FLAGS, "max_epochs": 3})
     second.fit(kind(), DATA, DATA, ckpt_path=str(path))
     begun = first.history
     for name, values in whole.items():
@@ -345,7 +343,7 @@ def test_memory_does_not_grow_with_steps() -> None:
 
     tracemalloc.start()
     try:
-        Trainer(**{**QUIET, "max_epochs": 1, "log_every_n_steps": 10}).fit(Net(), [DATA[0]] * 5000)
+        Trainer(**{**FLAGS, "max_epochs": 1, "log_every_n_steps": 10}).fit(Net(), [DATA[0]] * 5000)
     finally:
         tracemalloc.stop()
     assert sizes[4999] - sizes[1000] < 20_000

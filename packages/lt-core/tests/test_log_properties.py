@@ -27,7 +27,7 @@ REDUCTIONS = ("mean", "sum", "min", "max")
 
 
 class Far(Tensor):
-    """Be a tensor that says it lies on another device, so that the store does not read it at once."""
+    """Tensor that says it lies on another device, so that the store does not read it at once."""
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -81,7 +81,7 @@ def look(store: MetricStore, what: str) -> MetricStore:
     return store
 
 
-def told(store: MetricStore, story: list[Any]) -> MetricStore:
+def fed(store: MetricStore, story: list[Any]) -> MetricStore:
     for what, *rest in story:
         if what == "log":
             value, size, form, explicit = rest
@@ -101,7 +101,7 @@ def ended(store: MetricStore) -> dict[str, float]:
 def test_epoch_values_are_exact(story: list[Any]) -> None:
     """Means weigh each value by its samples, to float error; sums, bounds and names are as by hand."""
     logged = [(value, size) for what, *rest in story if what == "log" for value, size, *_ in [rest]]
-    found = ended(told(opened(), story))
+    found = ended(fed(opened(), story))
     if not logged:
         assert found == {}
         return
@@ -126,8 +126,8 @@ def test_nothing_between_two_logs_changes_the_epoch(story: list[Any]) -> None:
         if what == "log"
         for value, size, _, explicit in [rest]
     ]
-    expected = ended(told(opened(), plain))
-    found = ended(told(opened(), story))
+    expected = ended(fed(opened(), plain))
+    found = ended(fed(opened(), story))
     assert {k: found[k] for k in expected} == expected
 
 

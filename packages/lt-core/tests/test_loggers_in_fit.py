@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import SILENT
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,15 +21,12 @@ from lt_core.callbacks import ModelCheckpoint
 from lt_core.loggers import CSVLogger, Logger
 from lt_core.tracking import sender as delivery_module
 
-QUIET: dict[str, Any] = {
-    "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
-    "max_epochs": 1, "log_every_n_steps": 1,
-}  # fmt: skip
+QUIET: dict[str, Any] = {**SILENT, "enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 1}
 DATA = [torch.full((1, 1), float(v)) for v in range(8)]
 
 
 class Net(LightningModule):
-    """Log each batch's number."""
+    """Module that logs each batch's number."""
 
     def __init__(self, width: int = 1) -> None:
         super().__init__()
@@ -44,7 +42,7 @@ class Net(LightningModule):
 
 
 class Bare:
-    """Be a logger without our base: three methods and nothing else."""
+    """Logger without our base: three methods and nothing else."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int | None, dict[str, float]]] = []
@@ -64,7 +62,7 @@ class Bare:
 
 
 class JSONLogger(Logger):
-    """Be a third party's logger that keeps lines in a file: all that one must write."""
+    """Third party's logger that keeps lines in a file: all that one must write."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,7 +91,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told() -> Iterator[list[warnings.WarningMessage]]:
+def warned() -> Iterator[list[warnings.WarningMessage]]:
     """Return the warnings of every thread."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -140,9 +138,9 @@ def test_further_stages_send_only_their_own(tmp_path: Path) -> None:
 
 
 def test_a_broken_logger_stops_nothing(
-    tmp_path: Path, told: list[warnings.WarningMessage], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, warned: list[warnings.WarningMessage], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that fails for a while is told of once, gets all in order when it works again, and the others wait not."""
+    """One that fails for a while is reported once, gets all in order when it works again, and the others wait not."""
 
     class Broken(Bare):
         failures = 2
@@ -159,12 +157,12 @@ def test_a_broken_logger_stops_nothing(
     trainer.fit(Net(), DATA)
     assert trainer.global_step == 8
     assert [s for s, _ in broken.rows] == [s for s, _ in fine.rows] == list(range(8))
-    messages = [str(w.message) for w in told if "Broken" in str(w.message)]
+    messages = [str(w.message) for w in warned if "Broken" in str(w.message)]
     assert ["no route to host" in message for message in messages] == [True]
     assert sum("Broken: works again" in message for message in caplog.messages) == 1
 
 
-def test_a_logger_that_hangs_slows_nothing(tmp_path: Path, told: list[warnings.WarningMessage]) -> None:
+def test_a_logger_that_hangs_slows_nothing(tmp_path: Path, warned: list[warnings.WarningMessage]) -> None:
     """While a logger hangs, training runs on to its end, with workers and checkpoints, in its own time."""
     gate = threading.Event()
 
@@ -237,7 +235,7 @@ def test_users_write_under_the_same_lock(tmp_path: Path) -> None:
 
 
 class Crash(Callback):
-    """Stop a run before one of its batches, by an error."""
+    """Callback that stops a run before one of its batches, by an error."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -256,7 +254,7 @@ class Crash(Callback):
 def test_resuming_sends_nothing_twice_and_loses_nothing(
     tmp_path: Path, missed: int, saves: int, logs: int, crash: int, expected: list[int]
 ) -> None:
-    """A logger that can not rewind has each step once after a crash and a resume, whatever it had before."""
+    """A logger that cannot rewind has each step once after a crash and a resume, whatever it had before."""
 
     class Deaf(JSONLogger):
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -323,7 +321,7 @@ def test_csv_is_what_an_uninterrupted_run_writes(tmp_path: Path) -> None:
 
 
 class Away(Logger):
-    """Lose the server when a checkpoint is uploaded."""
+    """Logger that loses the server when a checkpoint is uploaded."""
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         raise ConnectionError("no route")

@@ -12,7 +12,7 @@ from lt_interface.errors import ConfigError, MisconfigurationException
 
 
 class _Memory(Logger):
-    """Keep what is logged."""
+    """Logger that keeps what is logged."""
 
     def __init__(self):
         super().__init__()
@@ -147,7 +147,7 @@ def test_an_optimizer_without_momentum_is_told(tmp_path):
     ],
 )
 def test_keys_of_groups_and_schedulers(tmp_path, make, keys):
-    """A scheduler's name replaces the optimizer's, and groups are told apart by number or name."""
+    """A scheduler's name replaces the optimizer's, and groups are distinguished by number or name."""
     monitor = LearningRateMonitor("epoch", log_key_prefix="opt/")
     _fit(monitor, _Model(make), max_epochs=1, default_root_dir=tmp_path)
     assert set(monitor.lrs) == {f"opt/{key}" for key in keys}
@@ -167,7 +167,7 @@ def test_keys_of_several_optimizers(tmp_path):
 
 
 def test_groups_of_one_name_are_refused(tmp_path):
-    """Two groups of one optimizer that share a name could not be told apart."""
+    """Two groups of one optimizer that share a name could not be distinguished."""
     groups = [{"name": "a"}, {"name": "a"}]
     with pytest.raises(MisconfigurationException, match=r"need different names\. Got a, a"):
         _fit(

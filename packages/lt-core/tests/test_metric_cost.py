@@ -92,7 +92,7 @@ def test_memory_does_not_grow_with_steps() -> None:
 
 
 class Far(torch.Tensor):
-    """Be a tensor that says it lies on an accelerator, and count how often somebody waits for its value."""
+    """Tensor that says it lies on an accelerator, and counts how often somebody waits for its value."""
 
     reads = 0
 

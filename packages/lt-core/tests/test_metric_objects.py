@@ -60,7 +60,7 @@ def epoch_of(store: MetricStore) -> dict[str, float]:
 
 
 class Counter:
-    """Be a metric of no library: the mean of what it saw."""
+    """Metric of no library: the mean of what it saw."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -145,7 +145,7 @@ def test_metric_object_is_usable_after_inference_mode() -> None:
 
 
 class Holder(nn.Module):
-    """Hold metric objects in every way a module can."""
+    """Module that holds metric objects in every way."""
 
     def __init__(self) -> None:
         super().__init__()

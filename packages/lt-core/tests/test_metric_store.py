@@ -167,7 +167,7 @@ def test_forbidden_places_name_the_hook() -> None:
 
 
 def test_barebones_drops_with_one_warning() -> None:
-    """Switched off, any call is accepted and dropped, and one warning reports it."""
+    """Switched off, any call is accepted and dropped, with one warning."""
     store = SilentStore()
     with pytest.warns(UserWarning, match="barebones"):
         log(store, "x", 1.0)

@@ -67,7 +67,7 @@ class Ranks:
 
 
 class Rank:
-    """Be one rank's collectives."""
+    """Collectives of one rank."""
 
     def __init__(self, ranks: Ranks, rank: int) -> None:
         self.ranks, self.rank, self.size = ranks, rank, ranks.size

@@ -16,7 +16,7 @@ from lt_interface.errors import CheckpointError, ConfigError, MisconfigurationEx
 
 
 class _Model(BoringModel):
-    """Log the losses that it was given, one a validation, and train on four batches an epoch."""
+    """Module that logs given losses, one a validation, and trains on four batches an epoch."""
 
     def __init__(self, val_losses=(), train_losses=()):
         super().__init__()
@@ -433,7 +433,7 @@ def test_what_a_killed_run_did_not_remove_is_removed_later(tmp_path):
 
 
 def test_a_folder_that_can_not_be_written_is_refused_before_training(tmp_path):
-    """A file in the folder's way is told before the first batch."""
+    """A file in the folder's way is reported before the first batch."""
     (tmp_path / "file").write_text("")
     model = _Model(train_losses=[1.0])
     with pytest.raises((ConfigError, CheckpointError), match="checkpoints must be writable there"):

@@ -51,7 +51,7 @@ CHECKPOINT_HYPER_PARAMS_TYPE
 
 
 class Store:
-    """Record what is logged."""
+    """Record of what is logged."""
 
     def __init__(self) -> None:
         self.added: list[tuple[Any, ...]] = []
@@ -61,7 +61,7 @@ class Store:
 
 
 class FakeRun:
-    """Stand for the parts of a running trainer that a module calls."""
+    """Stand-in for the parts of a running trainer that a module calls."""
 
     def __init__(self, optimizers: list[Any] | None = None, schedulers: list[Any] | None = None) -> None:
         self.optimizers = optimizers or []
@@ -85,7 +85,7 @@ class FakeRun:
 
 
 class FakeTrainer:
-    """Stand for a trainer."""
+    """Stand-in for a trainer."""
 
     current_epoch, global_step, global_rank, local_rank, logger, loggers = 3, 17, 1, 2, "L", ["L"]
     gradient_clip_val: Any = None
@@ -372,7 +372,7 @@ def test_manual_backward_refuses_automatic_and_non_tensors() -> None:
 
 
 class TwoParts(LightningModule):
-    """Have two optimizers that share a layer."""
+    """Module with two optimizers that share a layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning",
 
 
 class Two(LightningModule):
-    """Take two arguments and behave differently in training."""
+    """Module that takes two arguments and behaves differently in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Two(LightningModule):
 
 
 class Holder:
-    """Stand for a trainer."""
+    """Stand-in for a trainer."""
 
 
 def test_torchscript_script(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
@@ -18,15 +19,7 @@ BATCHES = [torch.arange(1.0, 9.0).view(4, 2) / 8 + i / 4 for i in range(5)]
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 1,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "max_epochs": 1, **flags})
 
 
 class Net(LightningModule):
@@ -572,7 +565,7 @@ def test_frozen_parameters_need_no_optimizer() -> None:
 
 
 class Rates(Callback):
-    """Note the learning rate that each step used."""
+    """Callback that notes the learning rate that each step used."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -616,7 +609,7 @@ def test_epoch_schedulers_step_before_the_last_validation_where_the_length_is_kn
 
 
 class Watched(Net):
-    """Log a metric that never gets better."""
+    """Module that logs a metric that never gets better."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.log("flat", 1.0)

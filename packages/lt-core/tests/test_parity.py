@@ -7,19 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lt_core import LightningModule, Trainer
 
 EPOCHS = 3
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "accelerator": "cpu",
-}
 
 
 def network() -> nn.Sequential:

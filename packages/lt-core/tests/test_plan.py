@@ -18,7 +18,7 @@ STAGES = ["fit", "validate", "test", "predict"]
 
 
 class Net(LightningModule):
-    """Have all that every entry point needs."""
+    """Module with all that every entry point needs."""
 
     def __init__(self):
         super().__init__()
@@ -41,11 +41,11 @@ class Net(LightningModule):
 
 
 class Empty(LightningModule):
-    """Define nothing."""
+    """Module that defines nothing."""
 
 
 class Data(LightningDataModule):
-    """Give the data of every stage, and fail if anybody asks for it."""
+    """Data of every stage, which fails if anybody asks for it."""
 
     def train_dataloader(self):
         raise AssertionError("no hook may run")
@@ -284,7 +284,7 @@ class TestData:
         assert problems(own(), loaders=None) == []
 
     def test_loader_hooks_take_no_argument(self):
-        """A loader hook that can not be called is refused, unless loaders were given."""
+        """A loader hook that cannot be called is refused, unless loaders were given."""
         bad = type("Bad", (Data,), {"train_dataloader": lambda self, size: None})()
         (line,) = problems(Net(), loaders=None, datamodule=bad)
         assert line.startswith("Bad.train_dataloader: the trainer calls this without arguments.")

@@ -259,7 +259,7 @@ def test_small_numbers_are_not_shown_as_zero():
 
 
 def test_a_line_for_validation_inside_an_epoch():
-    """A long validation is told within its epoch."""
+    """A long validation is shown within its epoch."""
     view = View("Epoch 0/9", 5, 10, inner=View("Validation", 3, 30, left=27.0), metrics={"loss": 0.5})
     written = []
     PlainLines(write=written.append).show(view)
@@ -288,7 +288,7 @@ def test_a_notebook_gets_one_block_that_is_replaced(monkeypatch):
 
 
 def test_markup_is_escaped():
-    """A metric's name can not break the page."""
+    """A metric's name cannot break the page."""
     assert "&lt;b&gt;" in markup(View("<b>", 1, None))
 
 
@@ -301,7 +301,7 @@ def test_markup_is_escaped():
     ],
 )
 def test_the_screen_is_recognised(monkeypatch, stream, term, expected):
-    """A terminal that can be drawn on is told from a file."""
+    """A terminal that can be drawn on is distinguished from a file."""
     monkeypatch.setenv("TERM", term)
     assert detect(stream) is expected
 

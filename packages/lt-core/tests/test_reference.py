@@ -45,7 +45,7 @@ def test_the_stage_can_be_set(name: str, tmp_path: Path) -> None:
 
 
 class TwoOptimizers(BoringModel):
-    """Return two optimizers under automatic optimization."""
+    """Module with two optimizers under automatic optimization."""
 
     def configure_optimizers(self) -> Any:
         """Return two."""
@@ -53,14 +53,14 @@ class TwoOptimizers(BoringModel):
 
 
 class OptimizerIndex(BoringModel):
-    """Take the index that nobody gives any more."""
+    """Module that takes the index that nobody gives any more."""
 
     def training_step(self, batch: Any, batch_idx: int, optimizer_idx: int) -> Any:  # type: ignore[override]
         """Never run."""
 
 
 class NoLoaderIndex(BoringModel):
-    """Give two validation loaders to a step that can not tell them apart."""
+    """Module with two validation loaders and a step that does not take their index."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         """Never run."""
@@ -72,14 +72,14 @@ class NoLoaderIndex(BoringModel):
 
 @pytest.mark.parametrize("module", [TwoOptimizers, OptimizerIndex, NoLoaderIndex])
 def test_code_that_can_not_run_is_a_runtime_error_too(module: type[LightningModule], tmp_path: Path) -> None:
-    """Who catches RuntimeError or MisconfigurationException for code that can not run gets either."""
+    """Who catches RuntimeError or MisconfigurationException for code that cannot run gets either."""
     with pytest.raises(MisconfigurationException) as caught:
         quiet(tmp_path, limit_val_batches=1).fit(module())
     assert isinstance(caught.value, RuntimeError)
 
 
 class Kept(Callback):
-    """Have a state, under the class's name."""
+    """Callback with a state, under the class's name."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return something."""
@@ -100,7 +100,7 @@ def test_a_device_flag_is_shown_once(tmp_path: Path) -> None:
 
 
 class OwnScheduler:
-    """Be a scheduler that is none of torch's."""
+    """Scheduler that is none of torch's."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer, self.calls = optimizer, 0
@@ -119,7 +119,7 @@ class OwnScheduler:
 
 
 class OwnSchedule(BoringModel):
-    """Return a scheduler that is none of torch's."""
+    """Module with a scheduler that is none of torch's."""
 
     def configure_optimizers(self) -> Any:
         """Return an optimizer and the scheduler."""
@@ -129,7 +129,7 @@ class OwnSchedule(BoringModel):
 
 
 class OwnStepping(OwnSchedule):
-    """Say how to step it."""
+    """Module that steps the scheduler itself."""
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step it."""
@@ -209,10 +209,10 @@ def test_ckpt_path_names_what_the_run_began_with(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_takes_no_journal_is_told_before_the_first_batch(tmp_path: Path) -> None:
-    """A logger's folder that can not be written ends the run with an error that says what to choose."""
+    """A logger's folder that cannot be written ends the run with an error that says what to choose."""
 
     class Elsewhere(Logger):
-        """Say that the run lies below a file."""
+        """Logger whose run lies below a file."""
 
         @property
         def save_dir(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import SILENT
 from torch import Tensor, nn
 
 from lt_core import LightningModule, Trainer
@@ -26,15 +27,12 @@ from lt_core.tracking.lock import JournalLock
 from lt_core.tracking.replay import replay
 from lt_interface import ConfigError, Record
 
-QUIET: dict[str, Any] = {
-    "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu",
-    "max_epochs": 1, "log_every_n_steps": 1,
-}  # fmt: skip
+QUIET: dict[str, Any] = {**SILENT, "enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 1}
 DATA = [torch.full((1, 1), float(v)) for v in range(8)]
 
 
 class Net(LightningModule):
-    """Log each batch's number, and call what the test wants."""
+    """Module that logs each batch's number, and calls what the test wants."""
 
     def __init__(self, also: Any = None) -> None:
         super().__init__()
@@ -51,7 +49,7 @@ class Net(LightningModule):
 
 
 class Down(Logger):
-    """Be a logger whose tracker is away until it is told otherwise; it takes records in batches."""
+    """Logger whose tracker is away while ``down`` is set; it takes records in batches."""
 
     def __init__(self, down: bool = True) -> None:
         self.down = down
@@ -68,7 +66,7 @@ class Down(Logger):
 
 
 class Pictures(Logger):
-    """Show pictures, and nothing else."""
+    """Logger that shows pictures, and nothing else."""
 
     def __init__(self) -> None:
         self.shown: list[tuple[str, int | None]] = []
@@ -82,11 +80,11 @@ class Pictures(Logger):
 
 def test_replay_sends_what_is_missing_once(tmp_path: Path) -> None:
     """What a run could not send is sent afterwards, in order, with its own wall times, and only once."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         Trainer(**QUIET, logger=Down(), default_root_dir=tmp_path).fit(Net(), DATA)
     (journal,) = tmp_path.rglob("metrics.journal")
-    assert [w for w in told if "8 records" in str(w.message) and str(journal) in str(w.message)]
+    assert [w for w in warned if "8 records" in str(w.message) and str(journal) in str(w.message)]
     back = Down(down=False)
     (result,) = replay(journal.parent, loggers=[back])
     assert (result.sent, result.left) == (8, 0)
@@ -158,7 +156,7 @@ def test_sync_delivery_is_inline(tmp_path: Path) -> None:
 
 
 def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
-    """log_image on the module reaches each logger that shows pictures, and one that can not is named once."""
+    """log_image on the module reaches each logger that shows pictures, and one that cannot is reported once."""
     first, second = CSVLogger(tmp_path), Pictures()
     kinds: list[bool] = []
 
@@ -166,11 +164,11 @@ def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
         net.logger.log_image("sample", [1])
         kinds.append(isinstance(net.logger, CSVLogger) and net.logger == first and net.logger.log_dir == first.log_dir)
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path).fit(Net(show), DATA)
     assert second.shown == [("sample", step) for step in range(8)]
-    assert ["CSVLogger can not show images" in str(w.message) for w in told if "can not show" in str(w.message)] == [
+    assert ["CSVLogger cannot show images" in str(w.message) for w in warned if "cannot show" in str(w.message)] == [
         True
     ]
     assert all(kinds)
@@ -242,10 +240,10 @@ def test_new_run_keeps_what_the_old_one_could_not_send(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Trainer(**QUIET, logger=[CSVLogger(tmp_path, version=0), down], default_root_dir=tmp_path).fit(Net(), DATA)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         Trainer(**QUIET, logger=CSVLogger(tmp_path, version=0), default_root_dir=tmp_path).fit(Net(), DATA)
-    assert any("They are kept" in str(w.message) and "metrics-1.journal" in str(w.message) for w in told)
+    assert any("They are kept" in str(w.message) and "metrics-1.journal" in str(w.message) for w in warned)
     back = Down(down=False)
     aside = tmp_path / "lightning_logs" / "version_0" / "metrics-1.journal"
     results = replay(aside, loggers=[CSVLogger(tmp_path, version="old"), back])

@@ -1,4 +1,4 @@
-"""Save at every boundary of a small job, resume from each file, compare bit for bit; refuse what can not be resumed."""
+"""Save at every boundary of a small job, resume from each file, compare bit for bit; refuse what cannot be resumed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import SILENT
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -21,7 +22,7 @@ from lt_interface.errors import CheckpointError, ConfigError
 
 
 class Augmented(Dataset[Any]):
-    """Give samples with fresh noise at every look."""
+    """Samples with fresh noise at every look."""
 
     def __len__(self) -> int:
         return 10
@@ -100,16 +101,8 @@ LOADERS: dict[str, Any] = {
 
 
 def trainer(folder: Path, **flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-        "log_every_n_steps": 1,
-        "default_root_dir": folder,
-    }
-    return Trainer(**{**quiet, **flags})
+    usual = {**SILENT, "logger": False, "max_epochs": 2, "log_every_n_steps": 1}
+    return Trainer(default_root_dir=folder, **{**usual, **flags})
 
 
 def everywhere(folder: Path) -> list[Callback]:
@@ -261,7 +254,7 @@ def test_on_train_epoch_start_is_not_repeated_inside_an_epoch(tmp_path: Path) ->
     assert seen == [3, 4, "start", 0, 1, 2, 3, 4]
 
 
-# ------------------------------------------------------------------ what a file can not do
+# ------------------------------------------------------------------ what a file cannot do
 
 
 def saved(folder: Path, net: Net | None = None, **options: Any) -> Path:
@@ -285,12 +278,12 @@ def refuse(folder: Path, path: Any, net: Net | None = None) -> str:
 
 
 def test_a_file_of_weights_only_is_refused(tmp_path: Path) -> None:
-    """It can not be resumed, and the error says how to use it."""
+    """It cannot be resumed, and the error says how to use it."""
     file = saved(tmp_path, weights_only=True)
     assert "optimizer_states" not in load_checkpoint(file)
     message = refuse(tmp_path, file)
     assert message == (
-        f"{file}: a file saved with weights only can not be resumed. Load it with "
+        f"{file}: a file saved with weights only cannot be resumed. Load it with "
         "NeverTrains.load_from_checkpoint and call fit without ckpt_path."
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET, SILENT, Noting
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -39,7 +40,7 @@ class Count:
 
 
 class Counting(LightningModule):
-    """Log a metric object over each epoch."""
+    """Module that logs a metric object over each epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,11 +60,10 @@ class Counting(LightningModule):
 def test_a_metric_object_of_an_epoch_whose_batches_are_all_done_survives_a_resume(tmp_path: Path) -> None:
     """A checkpoint behind the last batch, before the epoch's end: the resumed run still reports the epoch's metric."""
     batches = [torch.ones(2, 1)] * 3
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
     def fit(folder: str, ckpt_path: Path | None) -> Trainer:
         saves = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1)
-        run = Trainer(default_root_dir=tmp_path / folder, max_epochs=2, callbacks=[saves], **quiet)
+        run = Trainer(default_root_dir=tmp_path / folder, max_epochs=2, callbacks=[saves], **SILENT)
         run.fit(Counting(), batches, ckpt_path=ckpt_path)
         return run
 
@@ -73,7 +73,7 @@ def test_a_metric_object_of_an_epoch_whose_batches_are_all_done_survives_a_resum
 
 
 class Stream(IterableDataset[Tensor]):
-    """Keep the place; begin anew behind the last sample, or never end."""
+    """Stream that keeps its place; it begins anew behind the last sample, or never ends."""
 
     def __init__(self, length: int | None) -> None:
         self.length, self.place = length, 0
@@ -92,30 +92,11 @@ class Stream(IterableDataset[Tensor]):
 
 
 class Sized(Stream):
-    """Say its length too."""
+    """Stream of known length."""
 
     def __len__(self) -> int:
         assert self.length is not None
         return self.length
-
-
-class Noting(LightningModule):
-    """Log the sum of each batch, and validate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        self.log("sum", batch.sum())
-        loss: Tensor = self.layer(batch).sum()
-        return loss
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("val", self.layer(batch).sum())
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +115,7 @@ def test_a_dataset_that_keeps_its_own_place_resumes_at_the_end_of_an_epoch(datas
             limit_train_batches=3 if dataset.length is None else None,
             log_every_n_steps=1,
             callbacks=[saves, ends],
-            accelerator="cpu",
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **SILENT,
         )
         run.fit(Noting(), DataLoader(dataset, batch_size=2), [torch.ones(1, 1)], ckpt_path=ckpt_path)
         return run
@@ -150,7 +129,7 @@ def test_a_dataset_that_keeps_its_own_place_resumes_at_the_end_of_an_epoch(datas
 
 
 class Stopped(Noting):
-    """Log each validation batch; fail at the so-many-th, if asked to."""
+    """Module that logs each validation batch, and fails at the so-many-th if asked to."""
 
     def __init__(self, fails_at: int = 0) -> None:
         super().__init__()
@@ -178,9 +157,7 @@ def test_a_validation_that_was_cut_short_is_repeated_from_its_own_start(fails_at
             max_epochs=3,
             num_sanity_val_steps=0,
             callbacks=[OnExceptionCheckpoint(tmp_path / "saved")],
-            accelerator="cpu",
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **SILENT,
         )
         run.fit(Stopped(fails_at), [torch.ones(1, 1)] * 2, loader, ckpt_path=ckpt_path)
         return run
@@ -194,7 +171,7 @@ def test_a_validation_that_was_cut_short_is_repeated_from_its_own_start(fails_at
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
-    """Resuming what SGD trained with Adam tells so, before the first batch."""
+    """Resuming what SGD trained with Adam is refused, before the first batch."""
 
     class Other(Noting):
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -203,12 +180,10 @@ def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.Adam(self.parameters())
 
-    flags: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    flags |= {"logger": False, "enable_checkpointing": False}
-    run = Trainer(max_epochs=1, **flags)
+    run = Trainer(max_epochs=1, **QUIET)
     data = [torch.ones(1, 1)]
     run.fit(Noting(), data, data)
     run.save_checkpoint(tmp_path / "sgd.ckpt")
-    other = Trainer(max_epochs=2, **flags)
+    other = Trainer(max_epochs=2, **QUIET)
     with pytest.raises(CheckpointError, match=r"same kind of optimizer. Got none of the options .*betas.* of Adam"):
         other.fit(Other(), data, data, ckpt_path=tmp_path / "sgd.ckpt")

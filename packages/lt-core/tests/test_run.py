@@ -84,7 +84,7 @@ def test_every_word_for_a_stage_names_the_same_row(words: tuple[str, ...]) -> No
 
 
 class Counted(BoringModel):
-    """Count the calls of each loader hook."""
+    """Module that counts the calls of each loader hook."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Counted(BoringModel):
 
 
 class Curious(Callback):
-    """Read every size, and note what was refused."""
+    """Callback that reads every size, and notes what was refused."""
 
     def __init__(self) -> None:
         self.refused = 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import nn
 
 from lt_core import LightningModule, Trainer
@@ -22,20 +23,11 @@ BATCHES = [torch.full((2, 1), float(i)) for i in range(6)]
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "num_sanity_val_steps": 0,
-        "max_epochs": 2,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "num_sanity_val_steps": 0, "max_epochs": 2, **flags})
 
 
 class Net(LightningModule):
-    """Send itself a signal in one place, once, and note what comes after."""
+    """Module that sends its process a signal in one place, once, and notes what comes after."""
 
     def __init__(self, number: int | None = None, place: str = "train", at: int = 2) -> None:
         super().__init__()
@@ -92,14 +84,14 @@ def test_sigint_is_a_keyboard_interrupt_at_the_next_boundary() -> None:
 
 
 def test_sigterm_is_a_system_exit_with_143() -> None:
-    """SIGTERM ends fit in the same way, with the exit code that shells expect; on_exception is told."""
+    """SIGTERM ends fit in the same way, with the exit code that shells expect; on_exception is called."""
     net, run = Net(signal.SIGTERM), trainer()
-    told: list[Any] = []
-    run.on("exception")(lambda exception, trainer: told.append((type(exception), trainer.received_sigterm)))
+    seen: list[Any] = []
+    run.on("exception")(lambda exception, trainer: seen.append((type(exception), trainer.received_sigterm)))
     error = stop(net, run)
     assert isinstance(error, SystemExit)
     assert error.code == 143
-    assert told == [(SystemExit, True)]
+    assert seen == [(SystemExit, True)]
     assert net.events[-1] == "teardown fit"
 
 

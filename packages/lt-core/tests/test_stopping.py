@@ -7,21 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 
 from lt_core import Callback, LightningModule, Trainer
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "num_sanity_val_steps": 0,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "num_sanity_val_steps": 0, **flags})
 
 
 def batches(n: int) -> list[Tensor]:
@@ -29,7 +22,7 @@ def batches(n: int) -> list[Tensor]:
 
 
 class Net(LightningModule):
-    """Note the batches as (epoch, index), and what else happened in between."""
+    """Module that notes the batches as (epoch, index), and what else happened in between."""
 
     def __init__(self, at: Callable[[Any], bool] = lambda net: False) -> None:
         super().__init__()

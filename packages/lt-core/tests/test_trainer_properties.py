@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,15 +18,7 @@ from lt_interface.errors import MisconfigurationException
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "max_epochs": 2, **flags})
 
 
 def loader(n: int) -> DataLoader[Any]:

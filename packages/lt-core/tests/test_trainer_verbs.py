@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,7 @@ from lt_interface.errors import MisconfigurationException
 
 
 class Net(LightningModule):
-    """Train on six batches an epoch and validate on two."""
+    """Module that trains on six batches an epoch and validates on two."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,15 +49,7 @@ class Net(LightningModule):
 
 
 def make(*callbacks: Callback, **flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-    }
-    return Trainer(**{**quiet, **flags}, callbacks=list(callbacks))
+    return Trainer(**{**QUIET, "max_epochs": 2, **flags}, callbacks=list(callbacks))
 
 
 class Keeper(Callback):
@@ -162,7 +155,7 @@ def test_a_link_is_removed_and_its_target_stays(tmp_path: Path) -> None:
 
 
 class Measures(Callback):
-    """Log the batch's index at each batch's end, and a number in validation."""
+    """Callback that logs the batch's index at each batch's end, and a number in validation."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         trainer.log_metrics({"index": torch.tensor(float(batch_idx))})
@@ -243,7 +236,7 @@ def test_a_clock_says_nothing_ahead() -> None:
 
 
 class Places(Callback):
-    """Note where each start of training stands, and stop in the second epoch."""
+    """Callback that notes where each start of training stands, and stops in the second epoch."""
 
     def __init__(self, folder: Path, stop_at: int = -1) -> None:
         self.folder, self.stop_at = folder, stop_at
@@ -291,7 +284,7 @@ class OtherRankIsFull(LocalCollectives):
 
 
 class StopsTogether(Callback):
-    """Stop training on every rank as soon as one has no room left."""
+    """Callback that stops training on every rank as soon as one has no room left."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.collectives.any(False):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,20 +19,11 @@ from lt_interface.errors import ConfigError
 
 
 def trainer(**flags: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "num_sanity_val_steps": 0,
-    }
-    return Trainer(**{**quiet, **flags})
+    return Trainer(**{**QUIET, "max_epochs": 1, "num_sanity_val_steps": 0, **flags})
 
 
 class Net(LightningModule):
-    """Note after how many training batches each validation began, and what it saw."""
+    """Module that notes after how many training batches each validation began, and what it saw."""
 
     def __init__(self) -> None:
         super().__init__()

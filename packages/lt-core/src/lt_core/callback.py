@@ -36,7 +36,7 @@ def is_default(function: object) -> bool:
 
 @declares_hooks
 class Callback:
-    """Hold what runs at named moments of a run, apart from the model.
+    """Base class of what runs at named moments of a run, apart from the model.
 
     Override any hook; one that is not overridden costs nothing. The order of all hooks is
     in the documentation's hook table.
@@ -56,7 +56,7 @@ class Callback:
         return type(self).__qualname__
 
     def _generate_state_key(self, **kwargs: Any) -> str:
-        """Return a key that tells instances with other arguments apart."""
+        """Return a key that differs between instances with different arguments."""
         return f"{type(self).__qualname__}{kwargs!r}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

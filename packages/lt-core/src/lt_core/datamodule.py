@@ -26,7 +26,7 @@ __all__ = ["LightningDataModule"]
 
 
 class LightningDataModule(DataModuleHooks, HyperparametersMixin):
-    """Everything about data: download, set-up, loading, the move to the device.
+    """Data of a model, in one object: download, setup, loaders, moving to the device.
 
     Attributes:
         name: A name of your own.
@@ -45,8 +45,7 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
     @property
     def trainer(self) -> Trainer | None:
         """The trainer that uses this data module, held weakly; None without one."""
-        ref = self._trainer_ref
-        return None if ref is None else ref()
+        return None if self._trainer_ref is None else self._trainer_ref()
 
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
@@ -75,11 +74,6 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
             datamodule_kwargs: Other arguments of the class.
         """
         given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
-        loaders = {
-            stage: _Loaders(data, stage == "train", batch_size, num_workers)
-            for stage, data in given.items()
-            if data is not None
-        }
         parameters = inspect.signature(cls.__init__).parameters
         # The base class takes any keyword only to pass it on; a class of the user's own means it.
         accepts_any = cls.__init__ is not LightningDataModule.__init__ and any(
@@ -89,8 +83,9 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
             if accepts_any or name in parameters:
                 datamodule_kwargs.setdefault(name, value)
         datamodule = cls(**datamodule_kwargs)
-        for stage, loader in loaders.items():
-            setattr(datamodule, f"{stage}_dataloader", loader)
+        for stage, data in given.items():
+            if data is not None:
+                setattr(datamodule, f"{stage}_dataloader", _Loaders(data, stage == "train", batch_size, num_workers))
         return datamodule
 
     @not_on_instances
@@ -109,7 +104,7 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
             map_location: Where to put tensors among them, as for ``torch.load``.
             hparams_file: A .yaml or .csv file of hyper-parameters, used instead of the checkpoint's.
             weights_only: Taken for compatibility; loading is always safe.
-            kwargs: Arguments of ``__init__`` that take precedence over the saved ones.
+            kwargs: Arguments of ``__init__``, which take precedence over the saved ones.
 
         Raises:
             CheckpointError: If the file does not fit, or an argument is missing.
@@ -163,13 +158,11 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
         return sizes[0] if len(sizes) == 1 else "; ".join(f"{i}. {size}" for i, size in enumerate(sizes, 1))
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
-        state.pop("_trainer_ref", None)
-        return state
+        return {name: value for name, value in vars(self).items() if name != "_trainer_ref"}
 
 
 class _Loaders:
-    """Function that makes the loaders of one stage at each call; picklable, unlike a closure."""
+    """Function that makes the loaders of one stage each time; picklable, unlike a closure."""
 
     def __init__(self, data: Any, shuffle: bool, batch_size: int, num_workers: int) -> None:
         several = isinstance(data, (list, tuple, Mapping)) or not (

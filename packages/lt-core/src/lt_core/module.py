@@ -1,4 +1,4 @@
-"""Define LightningModule: a torch module that says how it is trained."""
+"""Define LightningModule: a torch module with its loss and its optimizer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _UNTRACED = ("log", "log_dict", "print")
 
 @declares_hooks
 class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
-    """Say what a model computes, what its loss is and which optimizer trains it.
+    """Model with its loss and its optimizer: a torch module that the Trainer trains.
 
     Write ``training_step`` and ``configure_optimizers``; the Trainer calls them. All else is
     optional. ``__init__`` is cooperative: ``class Net(LightningModule, nn.Sequential)`` works.
@@ -59,26 +59,17 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     CHECKPOINT_HYPER_PARAMS_NAME: ClassVar[str] = "hparams_name"
     CHECKPOINT_HYPER_PARAMS_TYPE: ClassVar[str] = "hparams_type"
 
-    # TorchScript compiles properties unless told not to; these are for Python only.
+    # TorchScript compiles all properties but these, which are for Python only.
     __jit_unused_properties__: ClassVar[list[str]] = [
-        *(
-            "current_epoch",
-            "device",
-            "device_mesh",
-            "dtype",
-            "global_rank",
-            "global_step",
-            "hparams",
-            "hparams_initial",
-        ),
-        *("local_rank", "logger", "loggers", "on_gpu", "trainer"),
+        *("current_epoch", "device", "device_mesh", "dtype", "global_rank", "global_step", "hparams"),
+        *("hparams_initial", "local_rank", "logger", "loggers", "on_gpu", "trainer"),
     ]
 
     # It also wants to know the types of annotated attributes, which ours are not for.
     __jit_ignored_attributes__: ClassVar[list[str]] = [
         *("allow_zero_length_dataloader_with_multiple_devices", "automatic_optimization", "example_input_array"),
         *("prepare_data_per_node", "strict_loading", "_device", "_device_mesh", "_dtype", "_exporting", "_hparams"),
-        *("_hparams_initial", "_hparams_name", "_log_hyperparams", "_metrics", "_toggled", "_told_of_softened"),
+        *("_hparams_initial", "_hparams_name", "_log_hyperparams", "_metrics", "_toggled", "_warned_of_softened"),
         "_trainer_ref",
     ]
 
@@ -216,10 +207,7 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
             scheduler.step(metric)
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip gradients before a step; override it for a rule of your own.
 
@@ -301,11 +289,9 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
             ValueError: If the value is not a single number.
             TypeError: If the name is not a string.
         """
-        store = self._metrics
+        store = self._metrics or self._parent_store(name)
         if store is None:
-            store = self._parent_store(name)
-            if store is None:
-                return
+            return
         options = (
             prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
             add_dataloader_idx, metric_attribute, rank_zero_only,
@@ -343,11 +329,9 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
             batch_size: As for ``log``.
             rank_zero_only: As for ``log``.
         """
-        store = self._metrics
+        store = self._metrics or self._parent_store(", ".join(str(name) for name, _ in dictionary.items()))
         if store is None:
-            store = self._parent_store(", ".join(str(name) for name, _ in dictionary.items()))
-            if store is None:
-                return
+            return
         options = (
             prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
             add_dataloader_idx, None, rank_zero_only,
@@ -372,10 +356,8 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
             kwargs: As for the built-in ``print``.
         """
         trainer = self._trainer_or_none()
-        if trainer is None:
-            print(*args, **kwargs)
-        else:
-            trainer.print(*args, **kwargs)
+        write = print if trainer is None else trainer.print
+        write(*args, **kwargs)
 
     # ------------------------------------------------------------ manual optimization
 
@@ -393,9 +375,7 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     def lr_schedulers(self) -> Any:
         """Return the scheduler, the list of several, or None."""
         found = [config.scheduler for config in self._run("lr_schedulers").schedulers]
-        if not found:
-            return None
-        return found[0] if len(found) == 1 else found
+        return found[0] if len(found) == 1 else found or None
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass under manual optimization, with its hooks, precision and strategy.
@@ -431,13 +411,10 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
         Args:
             optimizer: One of ``self.optimizers()``.
         """
-        if self._toggled is not None:
-            self._restore_toggled()
-        found = self.optimizers(use_pl_optimizer=False)
+        self._restore_toggled()
         mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        others: dict[int, Parameter] = {}
-        for each in found if isinstance(found, list) else [found]:
-            others.update({id(p): p for group in each.param_groups for p in group["params"] if id(p) not in mine})
+        groups = [group for each in self._run("optimizers").optimizers for group in each.param_groups]
+        others = {id(p): p for group in groups for p in group["params"] if id(p) not in mine}
         self._toggled = [(p, p.requires_grad) for p in others.values()]
         for p in others.values():
             p.requires_grad_(False)
@@ -452,7 +429,7 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
 
     @contextmanager
     def toggled_optimizer(self, optimizer: Optimizer | LightningOptimizer) -> Generator[None, None, None]:
-        """Make a context in which only this optimizer's parameters require gradients.
+        """Return a context in which only this optimizer's parameters require gradients.
 
         Args:
             optimizer: One of ``self.optimizers()``.
@@ -571,8 +548,8 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
             hparams_file: A .yaml or .csv file of hyper-parameters, used instead of the checkpoint's.
             strict: Whether names of weights must match; ``self.strict_loading`` if None.
             weights_only: Taken for compatibility; loading is always safe.
-            kwargs: Arguments of ``__init__`` that go before the saved ones. Classes, functions and
-                objects are not kept in a file and must be given here.
+            kwargs: Arguments of ``__init__``, which take precedence over the saved ones. Classes, functions
+                and objects are not kept in a file and must be given here.
 
         Returns:
             The module, in training mode.
@@ -616,8 +593,7 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
                 module._trainer_ref = ref
 
     def _trainer_or_none(self) -> Trainer | None:
-        ref = self._trainer_ref
-        return None if ref is None else ref()
+        return None if self._trainer_ref is None else self._trainer_ref()
 
     def _run(self, caller: str) -> Any:
         """Return the parts of the running trainer."""
@@ -630,9 +606,7 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     def device(self) -> torch.device:
         """The device of the module's first tensor; of the last move, if it has none."""
         tensor = self._first_tensor()
-        if tensor is not None:
-            return tensor.device
-        return self._device or torch.device("cpu")
+        return (self._device or torch.device("cpu")) if tensor is None else tensor.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -647,18 +621,13 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
         self._dtype = dtype
 
     def _first_tensor(self, floating: bool = False) -> Tensor | None:
-        for module in self.modules():
-            for group in (module._parameters, module._buffers):
-                for tensor in group.values():
-                    if tensor is not None and (not floating or tensor.is_floating_point()):
-                        return tensor
-        return None
+        tensors = (t for m in self.modules() for group in (m._parameters, m._buffers) for t in group.values())
+        return next((t for t in tensors if t is not None and (not floating or t.is_floating_point())), None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Every move and conversion passes here. A module without tensors learns from a probe where it is.
-        probe = None
-        if self._first_tensor() is None:
-            probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        bare = self._first_tensor() is None
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.device)) if bare else None
         module = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._device = None if probe is None else probe.device
         self._dtype = None if probe is None else probe.dtype
@@ -677,26 +646,22 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     @property
     def current_epoch(self) -> int:
         """The number of completed epochs; 0 without a trainer."""
-        trainer = self._trainer_or_none()
-        return 0 if trainer is None else trainer.current_epoch
+        return getattr(self._trainer_or_none(), "current_epoch", 0)
 
     @property
     def global_step(self) -> int:
         """The number of batches in which an optimizer stepped; 0 without a trainer."""
-        trainer = self._trainer_or_none()
-        return 0 if trainer is None else trainer.global_step
+        return getattr(self._trainer_or_none(), "global_step", 0)
 
     @property
     def global_rank(self) -> int:
         """This process's place among all; 0 without a trainer."""
-        trainer = self._trainer_or_none()
-        return 0 if trainer is None else trainer.global_rank
+        return getattr(self._trainer_or_none(), "global_rank", 0)
 
     @property
     def local_rank(self) -> int:
         """This process's place on its node; 0 without a trainer."""
-        trainer = self._trainer_or_none()
-        return 0 if trainer is None else trainer.local_rank
+        return getattr(self._trainer_or_none(), "local_rank", 0)
 
     @property
     def logger(self) -> Any:
@@ -707,17 +672,12 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     @property
     def loggers(self) -> list[Any]:
         """The trainer's loggers."""
-        trainer = self._trainer_or_none()
-        return [] if trainer is None else trainer.loggers
+        return getattr(self._trainer_or_none(), "loggers", [])
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
-        for name in _RUN_STATE:
-            state.pop(name, None)
-        for name in _UNTRACED:
-            if hasattr(state.get(name), "_torchdynamo_disable"):
-                del state[name]
-        return state
+        state = super().__getstate__().items()  # type: ignore[no-untyped-call]
+        hidden = [name for name in _UNTRACED if hasattr(vars(self).get(name), "_torchdynamo_disable")]
+        return {name: value for name, value in state if name not in _RUN_STATE and name not in hidden}
 
 
 def _agreed(name: str, given: Any, trainers: Any) -> Any:

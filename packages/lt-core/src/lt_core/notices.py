@@ -1,4 +1,4 @@
-"""Tell the user something: a warning to act on, or a line of information."""
+"""Report something to the user: a warning to act on, or a line of information."""
 
 from __future__ import annotations
 
@@ -16,17 +16,12 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class PossibleUserWarning(UserWarning):
-    """Warn of something that may be meant; silence with ``POSSIBLE_USER_WARNINGS=off``."""
-
-
-def is_quiet_rank() -> bool:
-    """Return whether this process is not rank 0, as far as its environment tells."""
-    return not is_rank_zero()
+    """Warning of something that may be meant; silence with ``POSSIBLE_USER_WARNINGS=off``."""
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn once for each place in the user's code, on rank 0 only, pointing at that place."""
-    if is_quiet_rank() or (category is PossibleUserWarning and os.environ.get("POSSIBLE_USER_WARNINGS") == "off"):
+    if not is_rank_zero() or (category is PossibleUserWarning and os.environ.get("POSSIBLE_USER_WARNINGS") == "off"):
         return
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -37,8 +32,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def info(message: str) -> None:
-    """Say a line on rank 0 only: through the ``lt_core`` logger, or to stderr where no logging is configured."""
-    if is_quiet_rank():
+    """Write a line on rank 0 only: through the ``lt_core`` logger, or to stderr where no logging is configured."""
+    if not is_rank_zero():
         return
     if _log.hasHandlers():
         _log.info(message)

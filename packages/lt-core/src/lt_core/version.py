@@ -1,3 +1,3 @@
-"""Hold the version of this package, read by the build and at run time."""
+"""Define the version of this package, read by the build and at run time."""
 
 __version__ = "0.1.0"

@@ -17,7 +17,7 @@ __all__ = ["BFloat16MixedPrecision"]
 
 
 class BFloat16MixedPrecision:
-    """Run each step under autocast to bfloat16; weights, gradients and optimizer stay in 32 bits.
+    """Precision that runs each step under autocast to bfloat16; weights, gradients and optimizer stay in 32 bits.
 
     bfloat16 has the range of 32-bit floats, so that no loss is scaled and no step skipped.
     Works on the CPU as on a GPU.
@@ -95,7 +95,7 @@ class BFloat16MixedPrecision:
 
 @lru_cache(maxsize=1)
 def _cache_keeps_gradients() -> bool:
-    """Return whether autocast's cache of cast weights tells gradient mode from no-gradient mode.
+    """Return whether autocast's cache of cast weights keeps gradient mode and no-gradient mode apart.
 
     In older versions of torch a weight that is first used under ``no_grad`` is kept without
     its history, and a later use in the same step silently gets no gradient. There, weights

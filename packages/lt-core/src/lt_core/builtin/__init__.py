@@ -1,1 +1,1 @@
-"""Hold what the core brings itself, registered through entry points like any plugin."""
+"""Plugins that the core brings itself, registered through entry points like any other."""

@@ -1,4 +1,4 @@
-"""Train on the processor."""
+"""The processor as an accelerator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["CPUAccelerator"]
 
 
 class CPUAccelerator:
-    """Know the processor. One device is one process, not one core."""
+    """The processor as an accelerator: one device is one process, not one core."""
 
     name = "cpu"
     priority = 0
@@ -68,7 +68,7 @@ class CPUAccelerator:
             )
 
     def stats(self, device: torch.device) -> dict[str, Any]:
-        """Return load, memory in bytes and CPU seconds, as far as the operating system tells them."""
+        """Return load, memory in bytes and CPU seconds, as far as the operating system gives them."""
         found: dict[str, Any] = {"process_cpu_seconds": time.process_time()}
         if hasattr(os, "getloadavg"):
             found["load_1min"] = os.getloadavg()[0]

@@ -17,7 +17,7 @@ _RANDOM_FILLS = frozenset({Tensor.uniform_, Tensor.normal_})
 
 
 class NoInit(TorchFunctionMode):
-    """Skip ``torch.nn.init`` and random in-place fills: the weights will be loaded."""
+    """Mode that skips ``torch.nn.init`` and random in-place fills, for weights that will be loaded."""
 
     def __torch_function__(
         self,

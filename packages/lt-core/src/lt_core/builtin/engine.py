@@ -1,4 +1,4 @@
-"""Run a training step with nothing between the module and its optimizers."""
+"""Engine with nothing between the module and its optimizers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = tuple(stage.step for stage in STAGES)
 
 
 class PlainEngine:
-    """Step one module with its optimizers in one process.
+    """Engine of one module with its optimizers in one process.
 
     Where the precision has nothing to do around a step, ``call`` holds the module's own
     bound methods and ``backward`` is the precision's, so that no frame is added.

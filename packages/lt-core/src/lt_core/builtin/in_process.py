@@ -1,4 +1,4 @@
-"""Run where we are, with no further process."""
+"""Launcher of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["InProcessLauncher"]
 
 
 class InProcessLauncher:
-    """Call the run in this very process."""
+    """Launcher that starts nothing: the run takes place in this process."""
 
     name = "in_process"
 

@@ -1,4 +1,4 @@
-"""Compute in one number format throughout: 32, 64 or 16 bits."""
+"""Precisions of one number format throughout: 32, 64 or 16 bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CAST: dict[torch.dtype, Callable[[nn.Module], nn.Module]] = {
 
 
 class FullPrecision:
-    """Leave everything as the user made it: 32 bits, unless they chose otherwise."""
+    """Formats as the user made them: 32 bits, unless they chose otherwise."""
 
     name = "32-true"
     converts_batch = False
@@ -64,7 +64,7 @@ class FullPrecision:
 
 
 class _OneFormat(FullPrecision):
-    """Keep parameters, inputs and new tensors in one floating-point format."""
+    """Parameters, inputs and new tensors in one floating-point format."""
 
     converts_batch = True
 
@@ -98,7 +98,7 @@ class _OneFormat(FullPrecision):
 
 
 class DoublePrecision(_OneFormat):
-    """Compute in 64 bits."""
+    """64 bits throughout."""
 
     name = "64-true"
 
@@ -107,7 +107,7 @@ class DoublePrecision(_OneFormat):
 
 
 class HalfPrecision(_OneFormat):
-    """Compute in 16 bits with 5 of exponent, without a loss scale."""
+    """16 bits with 5 of exponent, without a loss scale."""
 
     name = "16-true"
 
@@ -116,7 +116,7 @@ class HalfPrecision(_OneFormat):
 
 
 class BFloat16Precision(_OneFormat):
-    """Compute in 16 bits with 8 of exponent."""
+    """16 bits with 8 of exponent."""
 
     name = "bf16-true"
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class LocalCollectives:
-    """Be the only rank: every call returns what it was given."""
+    """Exchange of a single rank: every call returns what it was given."""
 
     def reduce(self, tensor: Tensor, op: str = "mean", group: str = "data") -> Tensor:
         """Return the tensor."""
@@ -45,7 +45,7 @@ class LocalCollectives:
 
 
 class SingleDeviceStrategy:
-    """Keep the whole model on one device of one process.
+    """Whole model on one device of one process.
 
     Args:
         device: The device, or None for the one that the accelerator and ``devices=`` name.

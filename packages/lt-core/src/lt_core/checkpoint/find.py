@@ -1,4 +1,4 @@
-"""Find the newest valid checkpoint, by what the files say and not by their dates."""
+"""Find the newest valid checkpoint, by the counters in the files and not by their dates."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None 
             verify(path)
         except CheckpointError as error:
             bad.append(str(error))
-            continue
-        best = path
-        break
+        else:
+            best = path
+            break
     if bad:
         from lt_core.notices import warn
 
         taken = f"Taken instead: {best}." if best is not None else "No valid one was found."
-        warn("These checkpoints can not be used and are passed over. " + " ".join(bad) + " " + taken)
+        warn("These checkpoints cannot be used and are passed over. " + " ".join(bad) + " " + taken)
     return best
 
 
@@ -68,12 +68,11 @@ def _candidates(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _age(progress: Any, path: Path) -> tuple[Any, ...]:
-    counts = [
-        progress.get(key, 0) if isinstance(progress, dict) else 0 for key in ("step", "epoch", "batch", "save_counter")
-    ]
+    known = progress if isinstance(progress, dict) else {}
+    counts = [known.get(key, 0) for key in ("step", "epoch", "batch", "save_counter")]
     try:
         date = path.stat().st_mtime_ns
     except OSError:
         date = 0
-    # With equal counters a file with a telling name comes before its copy "last".
+    # With equal counters a file with a name of its own is newer than its copy "last".
     return (*(count if type(count) is int else 0 for count in counts), not path.stem.startswith("last"), date)

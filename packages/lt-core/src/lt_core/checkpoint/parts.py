@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -31,17 +31,16 @@ __all__ = ["Part", "parts", "restore", "validation_place"]
 _SKIP: Any = object()
 
 
-class _Of:
+class _Of(NamedTuple):
     """Stateful made of two functions.
 
-    Args:
-        take: Returns the state.
-        give: Takes over a state; without it there is nothing to restore.
+    Attributes:
+        state_dict: Returns the state.
+        load_state_dict: Takes over a state; by default there is nothing to restore.
     """
 
-    def __init__(self, take: Callable[[], Any], give: Callable[[Any], Any] | None = None) -> None:
-        self.state_dict = take
-        self.load_state_dict: Callable[[Any], Any] = give or (lambda state: None)
+    state_dict: Callable[[], Any]
+    load_state_dict: Callable[[Any], Any] = lambda state: None
 
 
 @dataclass(frozen=True)
@@ -196,23 +195,16 @@ def _schedulers(run: Run) -> Stateful:
         for scheduler, state in zip(schedulers, states, strict=True):
             scheduler.load_state_dict(state)
 
-    return _Of(
-        lambda: [s.scheduler.state_dict() for s in run.schedulers if hasattr(s.scheduler, "state_dict")],
-        give,
-    )
+    return _Of(lambda: [s.scheduler.state_dict() for s in run.schedulers if hasattr(s.scheduler, "state_dict")], give)
 
 
 def _callbacks(run: Run) -> Stateful:
-    def take() -> dict[str, Any]:
-        states = ((c.state_key, c.state_dict()) for c in run.callbacks)
-        return {key: state for key, state in states if state}
-
     def give(states: dict[str, Any]) -> None:
         for callback in run.callbacks:
             if callback.state_key in states:
                 callback.load_state_dict(states[callback.state_key])
 
-    return _Of(take, give)
+    return _Of(lambda: {c.state_key: state for c in run.callbacks if (state := c.state_dict())}, give)
 
 
 def _metric_objects(run: Run) -> Stateful:
@@ -240,15 +232,11 @@ def _handlers(handlers: list[Any]) -> Stateful:
 def _precision(run: Run) -> Stateful:
     precision = run.precision
 
-    def take() -> dict[str, Any]:
-        state = precision.state_dict()
-        return {precision.name: state} if state else {}
-
     def give(states: dict[str, Any]) -> None:
         if precision.name in states:
             precision.load_state_dict(states[precision.name])
 
-    return _Of(take, give)
+    return _Of(lambda: {precision.name: state} if (state := precision.state_dict()) else {}, give)
 
 
 def _journal_mark(run: Run) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lt_interface.errors import Problem, raise_problems
@@ -16,40 +17,27 @@ __all__ = ["check_saving"]
 
 
 def check_saving(run: Run) -> None:
-    """Raise one error that lists each callback state that can not be kept and each folder that can not be written.
+    """Raise one error that lists each callback state that cannot be kept and each folder that cannot be written.
 
     Raises:
         ConfigError: If there is any.
     """
     if not run.trainer.checkpoint_callbacks or run.trainer.fast_dev_run:
         return
-    raise_problems([*_state_problems(run), *_folder_problems(run)])
+    raise_problems([problem for problem in _trials(run) if problem is not None])
 
 
-def _state_problems(run: Run) -> list[Problem]:
+def _trials(run: Run) -> Iterator[Problem | None]:
+    """Yield what is wrong with each state and folder, None where nothing is."""
     from lt_core.checkpoint.format.tree import try_encode
 
-    found = []
     for callback in run.callbacks:
-        problem = try_encode(callback.state_dict(), f"{type(callback).__name__}.state_dict()")
-        if problem is not None:
-            found.append(problem)
-    return found
-
-
-def _folder_problems(run: Run) -> list[Problem]:
-    if not run.world.is_global_zero:
-        return []
-    found = []
-    for callback in run.trainer.checkpoint_callbacks:
-        folder = getattr(callback, "dirpath", None)
-        if not folder:
-            continue
-        where = f"{type(callback).__name__}(dirpath={os.fspath(folder)!r})"
-        problem = _writable(where, os.fspath(folder)) or _room(run, where, os.fspath(folder))
-        if problem is not None:
-            found.append(problem)
-    return found
+        yield try_encode(callback.state_dict(), f"{type(callback).__name__}.state_dict()")
+    for callback in run.trainer.checkpoint_callbacks if run.world.is_global_zero else ():
+        folder = os.fspath(getattr(callback, "dirpath", None) or "")
+        if folder:
+            where = f"{type(callback).__name__}(dirpath={folder!r})"
+            yield _writable(where, folder) or _room(run, where, folder)
 
 
 def _writable(where: str, folder: str) -> Problem | None:
@@ -60,9 +48,8 @@ def _writable(where: str, folder: str) -> Problem | None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return Problem(
-            where, "checkpoints must be writable there", f"{type(error).__name__}: {error}", "Choose another folder."
-        )
+        got = f"{type(error).__name__}: {error}"
+        return Problem(where, "checkpoints must be writable there", got, "Choose another folder.")
     return None
 
 

@@ -13,12 +13,7 @@ from lt_interface.errors import CheckpointError, ConfigError, Problem
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = [
-    "find_checkpoint",
-    "restore_callbacks",
-    "restore_progress",
-    "restore_training",
-]
+__all__ = ["find_checkpoint", "restore_callbacks", "restore_progress", "restore_training"]
 
 
 def find_checkpoint(run: Run, ckpt_path: str | os.PathLike[str] | None) -> str | None:
@@ -28,7 +23,6 @@ def find_checkpoint(run: Run, ckpt_path: str | os.PathLike[str] | None) -> str |
         ConfigError: If ``"best"`` is asked for and there is none.
         CheckpointError: If the path does not exist.
     """
-    trainer = run.trainer
     if ckpt_path is None:
         return None
     path = os.fspath(ckpt_path)
@@ -37,7 +31,7 @@ def find_checkpoint(run: Run, ckpt_path: str | os.PathLike[str] | None) -> str |
     if path in ("last", "auto"):
         found = _last(run)
         if found is None and path == "last":
-            where = ", ".join(str(f) for f in search_folders(run)[:3]) or trainer.default_root_dir
+            where = ", ".join(str(f) for f in search_folders(run)[:3]) or run.trainer.default_root_dir
             warn(f'{run.fn}(ckpt_path="last"): no checkpoint was found in {where}; starting from the beginning.')
         if found is not None:
             info(f"resuming from {found}")
@@ -61,9 +55,8 @@ def _best(run: Run) -> str:
     trainer = run.trainer
     where = f'{run.fn}(ckpt_path="best")'
     if trainer.fast_dev_run:
-        raise ConfigError(
-            Problem(where, "fast_dev_run saves no checkpoint, so there is no best one", fix="Pass a path.")
-        )
+        rule = "fast_dev_run saves no checkpoint, so there is no best one"
+        raise ConfigError(Problem(where, rule, fix="Pass a path."))
     callback = trainer.checkpoint_callback
     if callback is None:
         raise ConfigError(Problem(where, "this needs a ModelCheckpoint among the callbacks", fix="Pass a path."))
@@ -79,15 +72,12 @@ def search_folders(run: Run) -> list[Path]:
     """Return where checkpoints of this trainer can lie: the callbacks' own folders, else all versions'."""
     trainer = run.trainer
     folders = [Path(f) for c in trainer.checkpoint_callbacks for f in getattr(c, "folders", list)()]
-    default = not folders or any(not getattr(c, "dirpath", None) for c in trainer.checkpoint_callbacks)
-    if default:
+    if not folders or any(not getattr(c, "dirpath", None) for c in trainer.checkpoint_callbacks):
         for logger in trainer.loggers:
-            root = getattr(logger, "root_dir", None)
-            if root:
+            if root := getattr(logger, "root_dir", None):
                 folders += sorted(Path(root).glob("*/checkpoints"))
         folders.append(Path(trainer.default_root_dir) / "checkpoints")
-    unique = dict.fromkeys(f.absolute() for f in folders)
-    return [f for f in unique if f.is_dir()]
+    return [f for f in dict.fromkeys(f.absolute() for f in folders) if f.is_dir()]
 
 
 def _last(run: Run) -> str | None:
@@ -104,9 +94,7 @@ def _hpc(run: Run) -> str:
     import re
 
     root = Path(run.trainer.default_root_dir)
-    numbered = [
-        (int(m[1]), p) for p in root.glob("hpc_ckpt_*.ckpt") if (m := re.search(r"hpc_ckpt_(\d+)\.ckpt$", p.name))
-    ]
+    numbered = [(int(m[1]), p) for p in root.glob("hpc_ckpt_*") if (m := re.search(r"hpc_ckpt_(\d+)\.ckpt$", p.name))]
     if not numbered:
         raise CheckpointError(_missing(run, str(root / "hpc_ckpt_1.ckpt")))
     return str(max(numbered)[1])
@@ -115,9 +103,8 @@ def _hpc(run: Run) -> str:
 def restore_callbacks(run: Run, checkpoint: dict[str, Any]) -> None:
     """Let the callbacks look at the checkpoint, and give them and the data module their states."""
     restore(run, checkpoint, "data module")
-    states = checkpoint.get("callbacks") or {}
     here = {c.state_key for c in run.callbacks}
-    gone = [key for key in states if key not in here]
+    gone = [key for key in checkpoint.get("callbacks") or {} if key not in here]
     if gone:
         warn(
             f"{run.resumed.path}: it holds the state of callbacks that are not here: {', '.join(gone)}. "
@@ -145,7 +132,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     """
     if "optimizer_states" not in checkpoint:
         raise CheckpointError(
-            f"{run.resumed.path or 'checkpoint'}: a file saved with weights only can not be resumed. Load it with "
+            f"{run.resumed.path or 'checkpoint'}: a file saved with weights only cannot be resumed. Load it with "
             f"{type(run.module).__name__}.load_from_checkpoint and call fit without ckpt_path."
         )
     restore(run, checkpoint, "optimizers", "training")

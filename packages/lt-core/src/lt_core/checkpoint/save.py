@@ -36,7 +36,7 @@ class Saves:
 
 @dataclass
 class SaveRequest:
-    """Ask the loop to write a checkpoint at its next boundary.
+    """Request that the loop write a checkpoint at its next boundary.
 
     Attributes:
         path: Where to.
@@ -84,7 +84,7 @@ def write(run: Run, path: str, tree: dict[str, Any]) -> None:
 
 
 def flush_saves(run: Run) -> None:
-    """Write what was asked for since the last boundary; a failure is told and training goes on."""
+    """Write what was asked for since the last boundary; a failure is reported and training goes on."""
     queue, run.saves.queue = run.saves.queue, []
     if not queue:
         return
@@ -105,7 +105,7 @@ def flush_saves(run: Run) -> None:
 
 
 def settle_saves(run: Run) -> None:
-    """Wait for a save in flight and confirm it, or tell its failure."""
+    """Wait for a save in flight and confirm it, or report its failure."""
     requests, run.saves.in_flight = run.saves.in_flight, []
     if not requests:
         return

@@ -1,8 +1,8 @@
-"""Load weights into a module, or say exactly what does not fit."""
+"""Load weights into a module, or list exactly what does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -28,11 +28,9 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Any], strict: bool 
     Raises:
         CheckpointError: If the weights do not fit. It lists at most 20 names.
     """
-    options: dict[str, Any] = {"strict": strict}
-    if any(p.is_meta for p in module.parameters()):
-        options["assign"] = True
+    options = {"assign": True} if any(p.is_meta for p in module.parameters()) else {}
     try:
-        module.load_state_dict(state_dict, **options)
+        module.load_state_dict(state_dict, strict=strict, **options)
     except RuntimeError as error:
         raise CheckpointError(_explain(module, state_dict, strict, where, str(error))) from error
 
@@ -48,9 +46,7 @@ def _explain(module: nn.Module, state_dict: Mapping[str, Any], strict: bool, whe
         for key, value in own.items()
         if key in state_dict and hasattr(value, "shape") and f"size mismatch for {key}:" in message
     ]
-    parts = _listed(
-        [("missing in the file", missing), ("not in the model", unexpected), ("of another shape", misshaped)]
-    )
+    parts = _listed({"missing in the file": missing, "not in the model": unexpected, "of another shape": misshaped})
     if not parts:
         return f"{start}the weights do not fit {type(module).__name__}. {message}"
     fix = "Load it into the model that it was saved from"
@@ -59,9 +55,9 @@ def _explain(module: nn.Module, state_dict: Mapping[str, Any], strict: bool, whe
     return f"{start}the weights do not fit {type(module).__name__}. Got {'; '.join(parts)}. {fix}."
 
 
-def _listed(groups: Sequence[tuple[str, list[str]]]) -> list[str]:
+def _listed(found: Mapping[str, list[str]]) -> list[str]:
     """Share the lines that may be listed between the groups, at least one each."""
-    groups = [(title, names) for title, names in groups if names]
+    groups = [(title, names) for title, names in found.items() if names]
     left = MOST_LISTED
     parts = []
     for i, (title, names) in enumerate(groups):

@@ -1,8 +1,9 @@
-"""Hold every flag of a trainer, resolved and checked at once: one row a flag.
+"""Define every flag of a trainer, resolved and checked at once: one row a flag.
 
 Annotations are evaluated here, since the trainer's signature is made of them.
 """
 
+import math
 import os
 from ast import literal_eval
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lt_core.callback import Callback
 from lt_core.config import parsers as kinds
 from lt_core.config import rules as config_rules
-from lt_core.config.legacy import advice
+from lt_core.config.legacy import ADVICE
 from lt_core.config.row import UNTOUCHED, Parsed, Row, flag, rows
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_interface import registry
 from lt_interface.accelerator import Accelerator
 from lt_interface.checkpoint import CheckpointIO
 from lt_interface.cluster import ClusterEnvironment
-from lt_interface.errors import Problem, nearest, raise_problems
+from lt_interface.errors import nearest, raise_problems
 from lt_interface.launcher import Launcher
 from lt_interface.logger import SupportsLogging
 from lt_interface.precision import Precision
@@ -80,9 +81,7 @@ class TrainerConfig:
     )
     num_nodes: int = flag(1, kinds.whole(1), "How many machines take part.")
     precision: Parsed[int | str | Precision | None, str | Precision] = flag(
-        "32-true",
-        kinds.precision_name,
-        'In which number formats is computed; 16, 32, 64 and ``"bf16"`` are short names.',
+        "32-true", kinds.precision_name, 'Number formats to compute in; 16, 32, 64 and ``"bf16"`` are short names.'
     )
     logger: Parsed[
         bool | str | SupportsLogging | Iterable[str | SupportsLogging] | None, tuple[str | SupportsLogging, ...]
@@ -141,26 +140,19 @@ class TrainerConfig:
     )
     num_sanity_val_steps: Parsed[int | None, int | float] = flag(
         2,
-        kinds.whole(-1, off="all of them"),
+        kinds.whole(-1, off="all of them", lowest=math.inf),
         "Validation batches that are tried before training.",
         attribute=True,
         barebones=0,
     )
     log_every_n_steps: Parsed[int | None, int] = flag(
-        50,
-        kinds.whole(0, off="never"),
-        "Optimizer steps between two records for the loggers.",
-        attribute=True,
-        barebones=0,
+        50, kinds.whole(0, off="never"), "Optimizer steps between two logger records.", attribute=True, barebones=0
     )
     enable_checkpointing: Switch = flag(
-        True,
-        kinds.switch,
-        "Add a ModelCheckpoint where callbacks holds none; False excludes one there.",
-        barebones=False,
+        True, kinds.switch, "Add a ModelCheckpoint if callbacks holds none; False excludes one there.", barebones=False
     )
     enable_progress_bar: Switch = flag(
-        True, kinds.switch, "Add a progress bar where callbacks holds none; False excludes one there.", barebones=False
+        True, kinds.switch, "Add a progress bar if callbacks holds none; False excludes one there.", barebones=False
     )
     enable_model_summary: Switch = flag(True, kinds.switch, "Show a table of the model's layers.", barebones=False)
     accumulate_grad_batches: int = flag(
@@ -182,38 +174,28 @@ class TrainerConfig:
         'Use, or with ``"warn"`` prefer, algorithms that give the same result each time; None leaves torch as it is.',
     )
     benchmark: bool | None = flag(
-        None,
-        kinds.switch,
-        "Let cuDNN search the fastest kernels; None leaves torch as it is, unless deterministic is on.",
+        None, kinds.switch, "Let cuDNN search the fastest kernels; None leaves torch as is, unless deterministic is on."
     )
     inference_mode: bool = flag(
         True, kinds.switch, "Evaluate under ``torch.inference_mode`` instead of ``torch.no_grad``."
     )
     use_distributed_sampler: bool = flag(True, kinds.switch, "Give each rank its share of the samples.")
     profiler: str | Profiler | None = flag(
-        None,
-        kinds.plugin(registry.profilers, kinds.PROFILER_METHODS),
-        "What measures the parts of a run.",
-        barebones=None,
+        None, kinds.plugin(registry.profilers, kinds.PROFILER_METHODS), "What measures a run's parts.", barebones=None
     )
     detect_anomaly: bool = flag(
         False, kinds.switch, "Look for nan in every backward pass.", attribute=True, live="epoch", barebones=False
     )
     barebones: bool = flag(False, kinds.switch, "Turn off all that could cost time.", attribute=True)
     plugins: Parsed[Plugin | Sequence[Plugin] | None, tuple[Plugin, ...]] = flag(
-        (),
-        kinds.objects,
-        "Instances of a precision, checkpoint format, cluster environment or layer sync, one of a kind.",
+        (), kinds.objects, "Instances of a precision, checkpoint format, cluster environment or layer sync, one a kind."
     )
     sync_batchnorm: bool = flag(False, kinds.switch, "Take batch norm over all ranks.")
     reload_dataloaders_every_n_epochs: int = flag(
         0, kinds.whole(0, off="never"), "Call the loader hooks again after so many epochs.", attribute=True
     )
     default_root_dir: Parsed[str | os.PathLike[str] | None, str] = flag(
-        os.getcwd,
-        kinds.folder,
-        "Where a run writes what has no other place; None is the working folder.",
-        attribute=True,
+        os.getcwd, kinds.folder, "Folder for what has no other place; None is the working folder.", attribute=True
     )
     enable_autolog_hparams: bool = flag(True, kinds.switch, "Send hyper-parameters to the loggers.", attribute=True)
     launcher: str | Launcher | None = flag(
@@ -263,10 +245,12 @@ def parse(written: Mapping[str, Any], config: type[TrainerConfig] = TrainerConfi
         barebones={name: row.barebones for name, row in table.items() if row.barebones is not UNTOUCHED},
     )
     for name, value in written.items():
+        where = f"Trainer({name}={shown(value)})"
         if name in table:
-            _take(draft, table[name], value, f"Trainer({name}={shown(value)})")
+            _take(draft, table[name], value, where)
         else:
-            draft.problems.append(_unknown(name, value, table))
+            listed = "The flags are listed in the documentation of lt_core.Trainer."
+            draft.refuse(where, f"the Trainer has no flag {name!r}", _instead(name, table) or listed, is_type=True)
     _take_environment(draft, written, table)
     config_rules.apply(draft)
     raise_problems(draft.problems)
@@ -288,19 +272,17 @@ def resolve_epochs(config: TrainerConfig, has_timer: bool) -> tuple[int, int]:
     """
     max_epochs = config.max_epochs
     if max_epochs is None:
-        if config.max_steps == -1 and config.max_time is None and not has_timer:
+        endless = config.max_steps == -1 and config.max_time is None and not has_timer
+        if endless:
             warn(
                 "Trainer(max_epochs): nothing says when to stop, so 1000 epochs are run. "
                 "Write max_epochs=N, or -1 for no limit.",
                 PossibleUserWarning,
             )
-            max_epochs = 1000
-        else:
-            max_epochs = -1
-    min_epochs = config.min_epochs
-    if min_epochs is None:
-        min_epochs = 1 if config.min_steps is not None else 0
-    return max_epochs, min_epochs
+        max_epochs = 1000 if endless else -1
+    if config.min_epochs is not None:
+        return max_epochs, config.min_epochs
+    return max_epochs, 0 if config.min_steps is None else 1
 
 
 def shown(value: Any) -> str:
@@ -335,8 +317,8 @@ def _take_environment(draft: config_rules.Draft, written: Mapping[str, Any], tab
             continue
         name = variable[len(ENV_PREFIX) :].lower()
         if name not in table:
-            hint = advice(name) or nearest(name, table)
-            draft.warnings.append(f"{variable}: the Trainer has no flag {name!r}, so this is ignored. {hint}".strip())
+            ignored = f"{variable}: the Trainer has no flag {name!r}, so this is ignored. {_instead(name, table)}"
+            draft.warnings.append(ignored.strip())
         elif name not in written:
             _take(draft, table[name], _literal(text), f"{variable}={shown(text)}")
 
@@ -348,7 +330,6 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _unknown(name: str, value: Any, table: Mapping[str, Row]) -> Problem:
-    """Return the problem of a name that is no flag, with what to write instead."""
-    fix = advice(name) or nearest(name, table) or "The flags are listed in the documentation of lt_core.Trainer."
-    return Problem(f"Trainer({name}={shown(value)})", f"the Trainer has no flag {name!r}", fix=fix, is_type=True)
+def _instead(name: str, table: Mapping[str, Row]) -> str:
+    """Return what to write instead of a name that is no flag, as far as that is known."""
+    return ADVICE.get(name) or nearest(name, table)

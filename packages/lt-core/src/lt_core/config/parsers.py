@@ -19,26 +19,9 @@ from lt_interface.errors import Problem, nearest
 if TYPE_CHECKING:
     from lt_interface.registry import Registry
 
-__all__ = [
-    "FlagError",
-    "Parser",
-    "batch_limit",
-    "choice",
-    "clip_value",
-    "devices",
-    "duration",
-    "fast_dev_run",
-    "folder",
-    "loggers",
-    "objects",
-    "plugin",
-    "precision_name",
-    "provides",
-    "switch",
-    "time_span",
-    "val_check_interval",
-    "whole",
-]
+__all__ = ["FlagError", "Parser", "batch_limit", "choice", "clip_value", "devices", "duration", "fast_dev_run"]
+__all__ += ["folder", "loggers", "objects", "plugin", "precision_name", "provides", "switch", "time_span"]
+__all__ += ["val_check_interval", "whole"]
 
 Parser = Callable[[Any], Any]
 
@@ -49,18 +32,13 @@ LAUNCHER_METHODS = ("launch",)
 PROFILER_METHODS = ("start", "stop", "profile")
 LOGGER_METHODS = ("log_metrics",)
 
-PRECISIONS = {
-    "64": "64-true",
-    "32": "32-true",
-    "16": "16-mixed",
-    "bf16": "bf16-mixed",
-}
+PRECISIONS = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _TIME_PARTS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
-_CLOCK = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})", re.ASCII)
+_CLOCK = re.compile(r"(?P<days>\d+):(?P<hours>\d{1,2}):(?P<minutes>\d{1,2}):(?P<seconds>\d{1,2})", re.ASCII)
 
 
 class FlagError(Exception):
-    """Say which rule a value breaks.
+    """Error of a value: the rule that it breaks, and what to write instead.
 
     Args:
         rule: What must hold, without the closing stop.
@@ -97,20 +75,18 @@ def provides(value: object, methods: Iterable[str]) -> bool:
     return not isinstance(value, type) and all(callable(getattr(type(value), m, None)) for m in methods)
 
 
-def whole(low: int, *, off: str = "") -> Parser:
-    """Return a parser for an integer of at least ``low``; ``off`` says what the lowest value means."""
+def whole(low: int, *, off: str = "", lowest: Any = None) -> Parser:
+    """Return a parser for an integer of at least ``low``; ``off`` names what ``low`` means, ``lowest`` is its value."""
     bound = f"must be an integer of at least {low}" + (f" ({off})" if off else "")
 
-    def parse(value: Any) -> int:
+    def parse(value: Any) -> Any:
         if is_whole(value):
-            if int(value) >= low:
-                return int(value)
+            if value >= low:
+                return lowest if value == low and lowest is not None else int(value)
             raise FlagError(bound)
-        fix = ""
+        fix = _number_fix(value)
         if is_bool(value):
             fix = f"Write {int(value)} if a number is meant."
-        elif is_number(value) and math.isfinite(value) and value == int(value):
-            fix = f"Write {int(value)}."
         elif isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value.strip(), re.ASCII):
             fix = f"Write {int(value)}, without quotes."
         elif value is None and low == -1:
@@ -119,6 +95,11 @@ def whole(low: int, *, off: str = "") -> Parser:
 
     parse.__doc__ = bound.replace("must be", "Parse") + "."
     return parse
+
+
+def _number_fix(value: Any) -> str:
+    is_one = is_number(value) and math.isfinite(value) and value == int(value)
+    return f"Write {int(value)}." if is_one else ""
 
 
 def switch(value: Any) -> bool:
@@ -165,9 +146,8 @@ def batch_limit(value: Any) -> int | float:
         number = float(value)
         if 0.0 <= number <= 1.0:
             return number
-        if number > 1.0 and number.is_integer():
-            raise FlagError(rule, f"Write {int(number)} for {int(number)} batches.")
-        raise FlagError(rule, "Write 1.0 for all.")
+        counts = number > 1.0 and number.is_integer()
+        raise FlagError(rule, f"Write {int(number)} for {int(number)} batches." if counts else "Write 1.0 for all.")
     fix = f"Write {'1.0 for all' if value else '0 for none'}." if is_bool(value) else ""
     raise FlagError(rule, fix, is_type=True)
 
@@ -219,8 +199,7 @@ def time_span(value: Any) -> timedelta:
             found = _CLOCK.fullmatch(value.strip())
             if found is None:
                 raise FlagError(rule, _clock_fix(value))
-            days, hours, minutes, seconds = (int(part) for part in found.groups())
-            return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+            return timedelta(**{unit: int(part) for unit, part in found.groupdict().items()})
         if isinstance(value, Mapping):
             return _span_of_parts(value)
     except (OverflowError, ValueError) as error:
@@ -232,9 +211,8 @@ def time_span(value: Any) -> timedelta:
 def _span_of_parts(value: Mapping[Any, Any]) -> timedelta:
     for key, part in value.items():
         if key not in _TIME_PARTS:
-            raise FlagError(
-                f"{key!r} is no unit of time; known are {', '.join(_TIME_PARTS)}", nearest(key, _TIME_PARTS)
-            )
+            rule = f"{key!r} is no unit of time; known are {', '.join(_TIME_PARTS)}"
+            raise FlagError(rule, nearest(key, _TIME_PARTS))
         if not is_number(part):
             raise FlagError(f"{key!r} must be a number", is_type=True)
     return timedelta(**{key: int(part) if is_whole(part) else float(part) for key, part in value.items()})
@@ -281,9 +259,7 @@ def devices(value: Any) -> str | int | tuple[int, ...]:
             return text
         if re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
             return devices(int(text))
-        parts = [part.strip() for part in text.split(",")]
-        if parts[-1] == "" and len(parts) > 1:  # "3," means the device of index 3
-            parts.pop()
+        parts = [part.strip() for part in text.removesuffix(",").split(",")]  # "3," means the device of index 3
         if not all(re.fullmatch(r"\d{1,9}", part, re.ASCII) for part in parts):
             raise FlagError(rule, nearest(text, ["auto"]))
         value = [int(part) for part in parts]
@@ -292,9 +268,7 @@ def devices(value: Any) -> str | int | tuple[int, ...]:
             return int(value)
         raise FlagError(rule, "Leave it out to let the accelerator choose." if value == 0 else "")
     if isinstance(value, (str, bytes, bool, Mapping)) or not isinstance(value, Iterable):
-        number: Any = value
-        fix = f"Write {int(number)}." if is_number(value) and math.isfinite(number) and number == int(number) else ""
-        raise FlagError(rule, fix, is_type=True)
+        raise FlagError(rule, _number_fix(value), is_type=True)
     indices = list(value)
     if not all(is_whole(i) for i in indices):
         raise FlagError(rule, "Every index must be an integer.", is_type=True)
@@ -326,9 +300,8 @@ def plugin(
             if (auto and value == "auto") or any(name in registry.names() for name in aliases.get(value, ())):
                 return value
             if value in aliases:
-                lacking = [registry.problem(name, "") for name in aliases[value]]
-                fixes = [p.fix for p in lacking if p is not None]
-                raise FlagError(f"no {registry.kind} of this kind is installed", fixes[-1] if fixes else "")
+                lacking = registry.problem(aliases[value][-1], "")
+                raise FlagError(f"no {registry.kind} of this kind is installed", lacking.fix if lacking else "")
             problem = registry.problem(value, "")
             if problem is not None:
                 raise FlagError(problem.rule, problem.fix)
@@ -389,11 +362,11 @@ def loggers(registry: Registry[Any]) -> Parser:
                 if isinstance(one, str):
                     rule = f"{one!r}: {refused.rule}" if several else refused.rule
                     raise FlagError(rule, refused.fix) from None
-                shown = f"{type(one).__name__} has no log_metrics: each logger"
-                if isinstance(one, type):
-                    shown = f"{one.__name__} is a class: each logger"
+                is_class = isinstance(one, type)
+                wrong = f"{one.__name__} is a class" if is_class else f"{type(one).__name__} has no log_metrics"
                 fix = refused.fix or "Subclass lt_core.loggers.Logger."
-                raise FlagError(f"{shown} must be a name or an object with log_metrics", fix, is_type=True) from None
+                rule = f"{wrong}: each logger must be a name or an object with log_metrics"
+                raise FlagError(rule, fix, is_type=True) from None
         if len({id(one) if not isinstance(one, str) else one for one in given}) != len(given):
             raise FlagError("the same logger is given twice", "Leave one of them out.")
         return given
@@ -405,11 +378,9 @@ def loggers(registry: Registry[Any]) -> Parser:
 def folder(value: Any) -> str:
     """Parse a path or a URL; ``~`` is the home folder."""
     try:
-        path = os.fspath(value)
+        path = os.fsdecode(value)
     except TypeError:
         raise FlagError("must be a path", is_type=True) from None
-    if isinstance(path, bytes):
-        path = os.fsdecode(path)
     if "\0" in path:
         raise FlagError("must be a path: it holds a zero byte")
     if "://" in path:

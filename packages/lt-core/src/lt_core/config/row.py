@@ -1,4 +1,4 @@
-"""Make the row of a flag serve as its parser, its documentation and its place in a signature.
+"""Define the row of a flag, which serves as its parser, its documentation and its place in a signature.
 
 A flag is one annotated field of a class such as `TrainerConfig`. Its annotation is the type that users may write and
 that the trainer works with; where the two differ it is ``Parsed[written, resolved]``, which type checkers read as a
@@ -112,9 +112,7 @@ def rows(config: type) -> Mapping[str, Row]:
     return table
 
 
-def takes_flags(
-    config: Callable[P, Any],
-) -> Callable[[Init[Owner]], Callable[Concatenate[Owner, P], None]]:
+def takes_flags(config: Callable[P, Any]) -> Callable[[Init[Owner]], Callable[Concatenate[Owner, P], None]]:
     """Return a decorator that gives an ``__init__`` the flags of a class as its signature.
 
     The ``__init__`` itself gets what was written, by name. That holds no default that was left out, and it holds names
@@ -131,9 +129,8 @@ def takes_flags(
         described: Any = taking
         described.__signature__ = inspect.Signature([owner, *(row.parameter for row in table)], return_annotation=None)
         described.__annotations__ = {row.name: row.takes for row in table} | {"return": None}
-        described.__doc__ = "\n".join(
-            [init.__doc__ or "", "", "Args:", *(f"    {row.name}: {row.doc}" for row in table)]
-        )
+        arguments = [f"    {row.name}: {row.doc}" for row in table]
+        described.__doc__ = "\n".join([init.__doc__ or "", "", "Args:", *arguments])
         return cast("Callable[Concatenate[Owner, P], None]", taking)
 
     return decorate

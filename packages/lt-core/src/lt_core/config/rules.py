@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from lt_core.callback import Callback
 from lt_core.config.parsers import PRECISION_METHODS, is_whole, provides
 from lt_interface import registry
 from lt_interface.errors import Problem
@@ -24,7 +24,7 @@ PLUGIN_METHODS = {
 
 @dataclass
 class Draft:
-    """Collect the flags while they are checked.
+    """Flags while they are checked.
 
     Attributes:
         values: The resolved value of each flag.
@@ -34,7 +34,7 @@ class Draft:
         refused: Flags whose value was refused; they hold their default.
         problems: What is wrong so far.
         warnings: What to warn of when nothing is wrong.
-        infos: What to say when nothing is wrong.
+        infos: Lines of information for when nothing is wrong.
     """
 
     values: dict[str, Any]
@@ -60,20 +60,8 @@ class Draft:
 
 def apply(draft: Draft) -> None:
     """Run every rule over the draft, in the order in which they build on one another."""
-    for rule in (
-        _plugins,
-        _precision,
-        _spread,
-        _order_of_limits,
-        _validation,
-        _callbacks,
-        _one_or_all,
-        _determinism,
-        _overfit,
-        _barebones,
-        _fast_dev_run,
-        _sanity,
-    ):
+    checks = (_plugins, _precision, _spread, _order_of_limits, _validation, _callbacks, _one_or_all)
+    for rule in (*checks, _determinism, _overfit, _barebones, _fast_dev_run):
         rule(draft)
 
 
@@ -109,14 +97,13 @@ def _precision(draft: Draft) -> None:
     name, written = draft.values["precision"], draft.written.get("precision")
     if not isinstance(name, str):
         return
+    where = draft.where("precision")
     if str(written) in {"16", "bf16"}:
-        draft.warnings.append(f'{draft.where("precision")}: this is taken as "{name}". Write precision="{name}".')
+        draft.warnings.append(f'{where}: this is taken as "{name}". Write precision="{name}".')
     if name == "16-mixed" and _is_cpu(draft.values["accelerator"]):
-        draft.warnings.append(
-            f'{draft.where("precision")}: a CPU has no 16-mixed, so "bf16-mixed" is used. Write precision="bf16-mixed".'
-        )
         name = draft.values["precision"] = "bf16-mixed"
-    problem = registry.precisions.problem(name, draft.where("precision"))
+        draft.warnings.append(f'{where}: a CPU has no 16-mixed, so "{name}" is used. Write precision="{name}".')
+    problem = registry.precisions.problem(name, where)
     if problem is not None:
         draft.problems.append(problem)
 
@@ -152,26 +139,17 @@ def _validation(draft: Draft) -> None:
     """Refuse intervals of validation that cannot be counted."""
     by_fraction = isinstance(draft.values["val_check_interval"], float) and "val_check_interval" not in draft.refused
     if draft.values["check_val_every_n_epoch"] is None and by_fraction:
-        draft.refuse(
-            draft.where("check_val_every_n_epoch", "val_check_interval"),
-            "without epochs to count, validation needs a number of batches or a time",
-            "Write val_check_interval=N (integer) or a time.",
-        )
+        where = draft.where("check_val_every_n_epoch", "val_check_interval")
+        rule = "without epochs to count, validation needs a number of batches or a time"
+        draft.refuse(where, rule, "Write val_check_interval=N (integer) or a time.")
     if draft.values["validate_at_start"] and draft.values["limit_val_batches"] == 0:
-        draft.refuse(
-            draft.where("validate_at_start", "limit_val_batches"),
-            "there is no validation to run at the start",
-            "Leave one of them out.",
-        )
+        where = draft.where("validate_at_start", "limit_val_batches")
+        draft.refuse(where, "there is no validation to run at the start", "Leave one of them out.")
 
 
 def _callbacks(draft: Draft) -> None:
     """Check each callback and what two of them, or one and a flag, exclude."""
     given = draft.values["callbacks"]
-    if not given:
-        return
-    from lt_core.callback import Callback
-
     known = [c for c in given if isinstance(c, Callback)]
     for other in given:
         if not isinstance(other, Callback):
@@ -187,13 +165,13 @@ def _callbacks(draft: Draft) -> None:
     if len(bars) > 1:
         rule = f"only one progress bar can be shown, and callbacks holds {', '.join(bars)}"
         draft.refuse(draft.where("callbacks"), rule, "Leave one of them out.")
-    _state_keys(draft, known, Callback)
+    _state_keys(draft, known)
     if draft.values["max_time"] is not None and _of_role(known, "timer"):
         draft.infos.append(f"{draft.where('max_time')}: ignored, because callbacks holds a Timer.")
         draft.values["max_time"] = None
 
 
-def _of_role(callbacks: list[Any], role: str) -> list[str]:
+def _of_role(callbacks: list[Callback], role: str) -> list[str]:
     """Return the class names of the callbacks that have a role."""
     return [type(c).__name__ for c in callbacks if type(c).role == role]
 
@@ -207,11 +185,11 @@ def _callback_fix(other: Any, name: str) -> str:
     return "Subclass lt_core.Callback."
 
 
-def _state_keys(draft: Draft, callbacks: list[Any], base: type) -> None:
+def _state_keys(draft: Draft, callbacks: list[Callback]) -> None:
     """Refuse two callbacks that would keep their state under one name."""
     seen: dict[str, Any] = {}
     for callback in callbacks:
-        if type(callback).state_dict is base.state_dict:  # type: ignore[attr-defined]
+        if type(callback).state_dict is Callback.state_dict:
             continue
         key = callback.state_key
         if key in seen:
@@ -223,14 +201,13 @@ def _state_keys(draft: Draft, callbacks: list[Any], base: type) -> None:
 
 
 def _one_or_all(draft: Draft) -> None:
-    """Say what 1 and 1.0 mean, where they differ and are easily taken for each other."""
+    """Report what 1 and 1.0 mean, where they differ and are easily taken for each other."""
     for name in (*LIMITS, "overfit_batches", "val_check_interval"):
         value = draft.values[name]
         if name not in draft.written or isinstance(value, timedelta) or value != 1:
             continue
-        one, every = ("one batch", "all of them")
-        if name == "val_check_interval":
-            one, every = "after every batch", "once an epoch"
+        interval = name == "val_check_interval"
+        one, every = ("after every batch", "once an epoch") if interval else ("one batch", "all of them")
         meant, other = (one, f"1.0 means {every}") if is_whole(value) else (every, f"1 means {one}")
         draft.infos.append(f"{draft.where(name)}: {meant}. {other}.")
 
@@ -248,9 +225,8 @@ def _overfit(draft: Draft) -> None:
         return
     for name in ("limit_train_batches", "limit_val_batches"):
         if name in draft.written:
-            draft.warnings.append(
-                f"{draft.where(name, 'overfit_batches')}: overfit_batches decides, {name} is ignored."
-            )
+            where = draft.where(name, "overfit_batches")
+            draft.warnings.append(f"{where}: overfit_batches decides, {name} is ignored.")
         draft.values[name] = amount
 
 
@@ -260,16 +236,10 @@ def _fast_dev_run(draft: Draft) -> None:
     if amount == 0:
         return
     draft.values |= dict.fromkeys(LIMITS, amount)
-    draft.values |= {
-        "max_steps": amount,
-        "max_epochs": 1,
-        "num_sanity_val_steps": 0,
-        "val_check_interval": 1.0,
-        "check_val_every_n_epoch": 1,
-    }
-    draft.infos.append(
-        f"{draft.where('fast_dev_run')}: runs {amount} batch(es) of each stage; nothing is logged or kept."
-    )
+    draft.values |= {"max_steps": amount, "max_epochs": 1, "num_sanity_val_steps": 0}
+    draft.values |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
+    where = draft.where("fast_dev_run")
+    draft.infos.append(f"{where}: runs {amount} batch(es) of each stage; nothing is logged or kept.")
 
 
 def _barebones(draft: Draft) -> None:
@@ -281,9 +251,3 @@ def _barebones(draft: Draft) -> None:
             rule = f"barebones turns {name} off"
             draft.refuse(draft.where("barebones", name), rule, "Leave one of them out.")
         draft.values[name] = value
-
-
-def _sanity(draft: Draft) -> None:
-    """Take -1 as all batches."""
-    if draft.values["num_sanity_val_steps"] == -1:
-        draft.values["num_sanity_val_steps"] = math.inf

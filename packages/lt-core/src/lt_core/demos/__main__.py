@@ -11,7 +11,7 @@ from lt_core.demos.boring import BoringDataModule, BoringModel, ManualOptimBorin
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Train and say how it went.
+    """Train and print the loss.
 
     Args:
         arguments: The command line; the process's own if None.

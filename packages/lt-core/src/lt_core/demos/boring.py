@@ -16,7 +16,7 @@ __all__ = ["BoringDataModule", "BoringModel", "ManualOptimBoringModel", "RandomD
 
 
 class RandomDataset(Dataset[Tensor]):
-    """Hold random vectors.
+    """Dataset of random vectors.
 
     Args:
         size: Numbers in a vector.
@@ -35,7 +35,7 @@ class RandomDataset(Dataset[Tensor]):
 
 
 class RandomIterableDataset(IterableDataset[Tensor]):
-    """Yield random vectors, new ones each time.
+    """Random vectors, new ones each time.
 
     Args:
         size: Numbers in a vector.
@@ -51,12 +51,8 @@ class RandomIterableDataset(IterableDataset[Tensor]):
             yield torch.randn(self.size)
 
 
-def _loader() -> DataLoader[Tensor]:
-    return DataLoader(RandomDataset(32, 64))
-
-
 class BoringModel(LightningModule):
-    """Train one linear layer on noise: the start of a bug report.
+    """One linear layer, trained on noise: the start of a bug report.
 
     >>> from lt_core import Trainer
     >>> Trainer(fast_dev_run=True, enable_progress_bar=False).fit(BoringModel())
@@ -95,23 +91,13 @@ class BoringModel(LightningModule):
 
     def train_dataloader(self) -> Any:
         """Return 64 random vectors, one a batch."""
-        return _loader()
+        return DataLoader(RandomDataset(32, 64))
 
-    def val_dataloader(self) -> Any:
-        """Return 64 random vectors, one a batch."""
-        return _loader()
-
-    def test_dataloader(self) -> Any:
-        """Return 64 random vectors, one a batch."""
-        return _loader()
-
-    def predict_dataloader(self) -> Any:
-        """Return 64 random vectors, one a batch."""
-        return _loader()
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
 
 class ManualOptimBoringModel(BoringModel):
-    """Do what BoringModel does, with backward and step in ``training_step``."""
+    """BoringModel with backward and step in ``training_step``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +114,7 @@ class ManualOptimBoringModel(BoringModel):
 
 
 class BoringDataModule(LightningDataModule):
-    """Give random vectors to all stages."""
+    """Random vectors for all stages."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     send = commands.add_parser("replay", help="send each logger what it lacks")
     send.add_argument("run_dir", help="the run's folder: the one that holds metrics.journal")
     send.add_argument("--timeout", type=float, default=60.0, help="seconds to try without progress (60)")
-    show = commands.add_parser("status", help="say how many records each logger lacks; sends nothing")
+    show = commands.add_parser("status", help="print how many records each logger lacks; sends nothing")
     show.add_argument("run_dir", help="the run's folder")
     given = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""Say which batch and which submodule first gave a value that is not finite."""
+"""Errors that name the batch and the submodule with the first value that is not finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["NonFiniteLossError", "raise_for_loss"]
 
 
 class NonFiniteLossError(LTError, ValueError):
-    """Say that a loss is nan or inf, at which batch, and where it came from."""
+    """Loss that is nan or inf, with its batch and the place that it came from."""
 
 
 def _finite(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Gather the calls that a step is made of, and say what is wrong with what the user's step returned."""
+"""Calls that a step is made of, and the errors for what a user's step returned."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bound_step(run: Run, name: str, args: tuple[str, ...]) -> Callable[..., Any]
         raise MisconfigurationException(
             Problem(
                 f"{type(run.module).__name__}.{name}",
-                "the trainer can not call this step with its arguments",
+                "the trainer cannot call this step with its arguments",
                 fix=f"Write: def {name}(self, {', '.join(args)})",
             )
         )

@@ -161,7 +161,7 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     args = ("batch", "batch_idx", "dataloader_idx") if takes_three else ("batch", "batch_idx")
     bound = bind(call, args)
     if bound is None:
-        rule = "the trainer can not call this step with its arguments"
+        rule = "the trainer cannot call this step with its arguments"
         raise ConfigError(Problem(where, rule, fix=f"Write: def {name}(self, batch, batch_idx)"))
     if takes_three:
         return bound

@@ -23,7 +23,7 @@ def closure_step(run: Run) -> Callable[[Any, int], Any]:
 
 
 class _Window:
-    """Step once a window.
+    """One optimizer step a window, its closure over all of the window's batches.
 
     Batches before the window's last run as they arrive. The closure's first call runs the
     last one; each further call, as LBFGS makes, clears the gradients and runs all of the

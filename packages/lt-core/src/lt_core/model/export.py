@@ -19,8 +19,8 @@ __all__ = ["to_onnx", "to_torchscript"]
 @contextmanager
 def _evaluating(module: LightningModule) -> Iterator[None]:
     """Switch to evaluation without gradients or trainer, and put every submodule's own mode back."""
-    modes = [(m, m.training) for m in module.modules()]
     parts: list[Any] = list(module.modules())
+    modes = [(m, m.training) for m in parts]
     ours = [(m, m._trainer_ref) for m in parts if hasattr(m, "_trainer_ref")]
     for m, _ in ours:
         m._exporting, m._trainer_ref = True, None
@@ -42,14 +42,9 @@ def _sample(module: LightningModule, sample: Any, argument: str, method: str) ->
     if sample is None:
         sample = module.example_input_array
     if sample is None:
-        raise ConfigError(
-            Problem(
-                f"{type(module).__name__}.{method}",
-                "an input of forward is needed",
-                f"neither {argument} nor self.example_input_array",
-                f"Pass {argument}=..., or set self.example_input_array in __init__.",
-            )
-        )
+        where, got = f"{type(module).__name__}.{method}", f"neither {argument} nor self.example_input_array"
+        fix = f"Pass {argument}=..., or set self.example_input_array in __init__."
+        raise ConfigError(Problem(where, "an input of forward is needed", got, fix))
     sample = move_to_device(sample, module.device)
     if isinstance(sample, Mapping):
         return (), dict(sample)

@@ -18,21 +18,21 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from lt_core.data.nested import items_of
 from lt_core.model.hparams import PRIVATE_KEYS, AttributeDict
 from lt_core.notices import warn
 from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError, Problem, nearest
 
-if TYPE_CHECKING:
-    from lt_core.module import LightningModule
-
 __all__ = ["build", "load_datamodule", "load_module", "not_on_instances", "read_hparams_file"]
 
 if TYPE_CHECKING:
+    from lt_core.module import LightningModule
+
     not_on_instances = classmethod
 else:
 
     class not_on_instances:  # noqa: N801 - a decorator
-        """Make a class method that refuses to be called on an instance, which it would not change."""
+        """Class method that refuses to be called on an instance, which it would not change."""
 
         def __init__(self, function):
             self._function = function
@@ -45,15 +45,10 @@ else:
 
             @wraps(bound)
             def refuse(*args, **kwargs):
-                name = self._function.__name__
-                problem = Problem(
-                    f"{owner.__name__}.{name}",
-                    "it builds a new object, so it must be called on the class",
-                    f"an instance of {owner.__name__}",
-                    f"Write: model = {owner.__name__}.{name}(...)",
-                    is_type=True,
-                )
-                raise ConfigTypeError(problem)
+                where = f"{owner.__name__}.{self._function.__name__}"
+                rule = "it builds a new object, so it must be called on the class"
+                got, fix = f"an instance of {owner.__name__}", f"Write: model = {where}(...)"
+                raise ConfigTypeError(Problem(where, rule, got, fix, is_type=True))
 
             return refuse
 
@@ -73,8 +68,8 @@ def load_module(
         path: The checkpoint.
         map_location: Where to put the weights.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
-        strict: Whether names of weights must match; None means as the module says.
-        given: Arguments that go before the saved ones.
+        strict: Whether names of weights must match; None means as the module has it.
+        given: Arguments that take precedence over the saved ones.
 
     Raises:
         CheckpointError: If the file, the arguments or the weights do not fit.
@@ -88,7 +83,7 @@ def load_module(
     if strict is None:
         strict = module.strict_loading
     elif _says_strictness(module) and strict != module.strict_loading:
-        rule = "strict must be what the module's own strict_loading says"
+        rule = "strict must be what the module's own strict_loading is"
         raise ConfigError(Problem(where, rule, f"strict={strict} and {module.strict_loading}", "Leave strict out."))
     module.configure_model()
     module.configure_sharded_model()
@@ -109,7 +104,7 @@ def load_datamodule(cls: type, path: Any, map_location: Any, hparams_file: Any, 
         path: The checkpoint.
         map_location: Where to put tensors among them.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
-        given: Arguments that go before the saved ones.
+        given: Arguments that take precedence over the saved ones.
 
     Raises:
         CheckpointError: If the file or the arguments do not fit.
@@ -159,10 +154,8 @@ def _literal(text: str) -> Any:
 
 def _says_strictness(module: LightningModule) -> bool:
     """Return whether the user set ``strict_loading`` on the object or its class."""
-    if "strict_loading" in vars(module):
-        return True
     own = takewhile(lambda c: c.__module__ != "lt_core.module", type(module).__mro__)
-    return any("strict_loading" in vars(c) for c in own)
+    return any("strict_loading" in vars(owner) for owner in (module, *own))
 
 
 def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, Any], where: str) -> Any:
@@ -172,7 +165,7 @@ def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, A
         cls: The class.
         checkpoint: The familiar dict; its hyper-parameters are brought up to date with ``given``.
         prefix: Before the keys of the hyper-parameters.
-        given: Arguments that go before the saved ones.
+        given: Arguments that take precedence over the saved ones.
         where: The call, for errors.
 
     Raises:
@@ -184,17 +177,15 @@ def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, A
     values.update(given)
     if f"{prefix}hyper_parameters" in checkpoint:
         checkpoint[f"{prefix}hyper_parameters"] = values
-    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    parameters = inspect.signature(cls).parameters.values()
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
-    required = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.default is p.empty}
-    arguments: dict[str, Any]
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    names, required = {p.name for p in named}, {p.name for p in named if p.default is p.empty}
     if name in names:  # one argument held all values; others can be among them only if they have no default
         wanted = (required | set(given)) & names
         arguments = {key: value for key, value in values.items() if key in wanted}
         if saved:
-            inside = {key: value for key, value in values.items() if key not in given or key in saved}
-            arguments.setdefault(name, inside)
+            arguments.setdefault(name, {k: v for k, v in values.items() if k not in given or k in saved})
     else:
         arguments = {key: value for key, value in values.items() if accepts_any or key in names}
     _refuse_unkept(arguments, given, where)
@@ -220,8 +211,7 @@ def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, A
 
 def _refuse_unkept(arguments: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
     """Raise if an argument was a class, function or object, of which the file holds only the text."""
-    lost = {k: list(_unkept(v, k)) for k, v in arguments.items() if k not in given}
-    lost = {key: found for key, found in lost.items() if found}
+    lost = {k: found for k, v in arguments.items() if k not in given and (found := list(_unkept(v, k)))}
     if lost:
         listed = ", ".join(f"{path} ({text})" for found in lost.values() for path, text in found)
         call = ", ".join(f"{key}=..." for key in lost)
@@ -233,17 +223,12 @@ def _refuse_unkept(arguments: Mapping[str, Any], given: Mapping[str, Any], where
 
 def _unkept(value: Any, path: str) -> Iterator[tuple[str, str]]:
     """Yield the path and text of every value that the checkpoint holds only the ``repr`` of."""
-    if isinstance(value, Mapping):
-        if set(value) == {"$repr"}:
-            yield path, str(value["$repr"])
-            return
-        for key, item in value.items():
-            yield from _unkept(item, f"{path}.{key}")
-    elif isinstance(value, Namespace) or (is_dataclass(value) and not isinstance(value, type)):
-        yield from _unkept(vars(value), path)
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            yield from _unkept(item, f"{path}[{i}]")
+    items = vars(value) if isinstance(value, Namespace) else items_of(value) or {}
+    if set(items) == {"$repr"}:
+        yield path, str(items["$repr"])
+        return
+    for key, item in items.items():
+        yield from _unkept(item, f"{path}[{key}]" if isinstance(value, (list, tuple)) else f"{path}.{key}")
 
 
 def _hints(obj: Any) -> dict[str, Any]:

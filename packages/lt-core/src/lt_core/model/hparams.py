@@ -23,7 +23,7 @@ _VALUE_TYPES = (bool, int, float, complex, str, bytes, list, tuple, set, frozens
 
 
 class AttributeDict(dict[str, Any]):
-    """Be a dict whose items are attributes too.
+    """Dict whose items are attributes too.
 
     >>> AttributeDict(lr=0.1).lr
     0.1
@@ -47,9 +47,7 @@ class AttributeDict(dict[str, Any]):
 
     def __repr__(self) -> str:
         width = max((len(str(key)) for key in self), default=0) + 2
-        return "\n".join(
-            f"{f'{key}:':{width}}{value}" for key, value in sorted(self.items(), key=lambda kv: str(kv[0]))
-        )
+        return "\n".join(f"{f'{key}:':{width}}{self[key]}" for key in sorted(self, key=str))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttributeDict:
         twin = type(self)()
@@ -59,20 +57,16 @@ class AttributeDict(dict[str, Any]):
 
 
 class HyperparametersMixin:
-    """Give a class ``save_hyperparameters`` and ``hparams``."""
+    """Mixin with ``save_hyperparameters`` and ``hparams``."""
 
     _hparams: MutableMapping[str, Any] | None = None
     _hparams_initial: MutableMapping[str, Any] | None = None
     _hparams_name: str | None = None
     _log_hyperparams: bool = False
-    _told_of_softened: bool = False
+    _warned_of_softened: bool = False
 
     def save_hyperparameters(
-        self,
-        *args: Any,
-        ignore: str | Iterable[str] | None = None,
-        frame: FrameType | None = None,
-        logger: bool = True,
+        self, *args: Any, ignore: str | Iterable[str] | None = None, frame: FrameType | None = None, logger: bool = True
     ) -> None:
         """Remember the arguments of ``__init__``; call it there.
 
@@ -98,16 +92,16 @@ class HyperparametersMixin:
         if len(args) == 1 and not isinstance(args[0], str):
             self._set_hparams(_from_object(args[0], self), ignored, _name_of(args[0], frame, self) or "kwargs")
             return
-        found = _init_arguments(frame, self)
-        if args:
-            found = _only(args, found, type(self).__name__)
-        self._set_hparams(AttributeDict(found), ignored, "kwargs")
+        found = AttributeDict()
+        for arguments in _init_arguments(frame, self):
+            found.update(arguments)
+        self._set_hparams(_only(args, found, type(self).__name__) if args else found, ignored, "kwargs")
 
     def _set_hparams(self, values: MutableMapping[str, Any], ignored: set[str], name: str) -> None:
         for key in ignored & {key for key in values if isinstance(key, str)}:
             del values[key]
         _warn_of_modules(values, type(self).__name__)
-        if self._hparams is None or not self._hparams:
+        if not self._hparams:
             self._hparams, self._hparams_name = values, name
             self._hparams_initial = _frozen(values)
             return
@@ -142,10 +136,9 @@ class HyperparametersMixin:
         Args:
             ignore_list: Their names; those that were never saved are passed over.
         """
-        for saved in (self._hparams, self._hparams_initial):
-            for name in ignore_list:
-                if saved is not None:
-                    saved.pop(name, None)
+        for name in ignore_list:
+            for saved in filter(None, (self._hparams, self._hparams_initial)):
+                saved.pop(name, None)
 
 
 def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[str, Any]:
@@ -169,8 +162,8 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[st
     else:
         values = {k: _plain(v, attributes=True) for k, v in owner._hparams.items()}
     entries[f"{prefix}hyper_parameters"], softened = soften(values)
-    if softened and not owner._told_of_softened:
-        owner._told_of_softened = True
+    if softened and not owner._warned_of_softened:
+        owner._warned_of_softened = True
         warn(
             f"{type(owner).__name__}.save_hyperparameters: a checkpoint keeps only the text of {', '.join(softened)}. "
             "Give them to load_from_checkpoint by keyword."
@@ -186,15 +179,12 @@ def merged_hparams(module: HyperparametersMixin, datamodule: HyperparametersMixi
     """
     sources = [s for s in (module, datamodule) if s is not None and s._log_hyperparams]
     merged: dict[str, Any] = {}
-    clashes = []
+    clashes: list[str] = []
     for source in sources:
-        for key, value in source.hparams_initial.items():
-            if key in PRIVATE_KEYS:
-                continue
-            value = _plain(value, attributes=False)
-            if key in merged and not _same(merged[key], value):
-                clashes.append(f"{key} ({merged[key]!r} and {value!r})")
-            merged[key] = value
+        values = {k: _plain(v, attributes=False) for k, v in source.hparams_initial.items() if k not in PRIVATE_KEYS}
+        both = [key for key in values if key in merged and not _same(merged[key], values[key])]
+        clashes += [f"{key} ({merged[key]!r} and {values[key]!r})" for key in both]
+        merged.update(values)
     if clashes:
         raise MisconfigurationException(
             f"save_hyperparameters: the module and the data module give different values to {', '.join(clashes)}. "
@@ -206,22 +196,14 @@ def merged_hparams(module: HyperparametersMixin, datamodule: HyperparametersMixi
 # ---------------------------------------------------------------- where the values come from
 
 
-def _init_frames(frame: FrameType | None, obj: object) -> Iterator[FrameType]:
-    """Yield the running ``__init__`` frames of ``obj``, the innermost class first."""
+def _init_arguments(frame: FrameType | None, obj: object) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of each running ``__init__`` of ``obj``, the innermost class first: a subclass's win."""
     while frame is not None:
         code = frame.f_code
         is_init = code.co_name in {"__init__", "__post_init__"} and code.co_argcount > 0
         if is_init and frame.f_locals.get(code.co_varnames[0]) is obj:
-            yield frame
+            yield _arguments(code, frame.f_locals)
         frame = frame.f_back
-
-
-def _init_arguments(frame: FrameType, obj: object) -> dict[str, Any]:
-    """Return the arguments of all running ``__init__`` of ``obj``; a subclass's win."""
-    found: dict[str, Any] = {}
-    for each in _init_frames(frame, obj):
-        found.update(_arguments(each.f_code, each.f_locals))
-    return found
 
 
 def _arguments(code: CodeType, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,29 +215,24 @@ def _arguments(code: CodeType, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _only(names: tuple[Any, ...], found: dict[str, Any], owner: str) -> dict[str, Any]:
-    problems = [
-        Problem(
-            f"{owner}.save_hyperparameters",
-            "every name must be an argument of __init__",
-            repr(name),
-            nearest(name, found) if isinstance(name, str) else "Give names, or one object that holds all values.",
-            is_type=True,
-        )
-        for name in names
-        if not isinstance(name, str) or name not in found
-    ]
+def _only(names: tuple[Any, ...], found: dict[str, Any], owner: str) -> AttributeDict:
+    where, rule = f"{owner}.save_hyperparameters", "every name must be an argument of __init__"
+    problems = []
+    for name in names:
+        if not isinstance(name, str) or name not in found:
+            other = "Give names, or one object that holds all values."
+            fix = nearest(name, found) if isinstance(name, str) else other
+            problems.append(Problem(where, rule, repr(name), fix, is_type=True))
     if problems:
         raise ConfigTypeError(problems)
-    return {name: found[name] for name in names}
+    return AttributeDict({name: found[name] for name in names})
 
 
 def _name_of(value: Any, frame: FrameType, obj: object) -> str | None:
     """Return which argument of ``__init__`` holds ``value``, so that loading can hand it back."""
     name = None
-    for each in _init_frames(frame, obj):  # the outermost class is the one that loading calls
-        names = _arguments(each.f_code, each.f_locals).items()
-        name = next((n for n, v in names if _holds(v, value)), name)
+    for arguments in _init_arguments(frame, obj):  # the outermost class is the one that loading calls
+        name = next((n for n, v in arguments.items() if _holds(v, value)), name)
     return name
 
 
@@ -268,22 +245,13 @@ def _from_object(value: Any, owner: object) -> MutableMapping[str, Any]:
     config = _omegaconf()
     if config is not None and config.is_config(value) and isinstance(value, MutableMapping):
         return copy.deepcopy(value)  # the user's own must not change when values are ignored or added
-    if isinstance(value, Namespace):
-        return AttributeDict(vars(value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return AttributeDict({f.name: getattr(value, f.name) for f in fields(value)})
-    if isinstance(value, Mapping):
-        return AttributeDict(value)
+    named = value if isinstance(value, Mapping) and not is_dataclass(value) else _attributes(value)
+    if named is not None:
+        return AttributeDict(named)
     if isinstance(value, _VALUE_TYPES) or not hasattr(value, "__dict__") or isinstance(value, type):
-        raise ConfigTypeError(
-            Problem(
-                f"{type(owner).__name__}.save_hyperparameters",
-                "a single object must hold names and values",
-                f"{type(value).__name__}: {value!r}",
-                'Give a dict, Namespace or dataclass, or the argument\'s name: save_hyperparameters("name").',
-                is_type=True,
-            )
-        )
+        where, got = f"{type(owner).__name__}.save_hyperparameters", f"{type(value).__name__}: {value!r}"
+        fix = 'Give a dict, Namespace or dataclass, or the argument\'s name: save_hyperparameters("name").'
+        raise ConfigTypeError(Problem(where, "a single object must hold names and values", got, fix, is_type=True))
     return AttributeDict({k: v for k, v in vars(value).items() if not k.startswith("_")})
 
 
@@ -306,14 +274,22 @@ def _frozen(value: Any) -> Any:
         return type(value)(_frozen(item) for item in value)
     if type(value) is set:
         return set(value)
+    named = _attributes(value)
+    if named is None:
+        return value
+    twin = copy.copy(value)
+    for name, item in named.items():
+        object.__setattr__(twin, name, _frozen(item))
+    return twin
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """Return the attributes of a Namespace or dataclass; None for all else."""
     if isinstance(value, Namespace):
-        return Namespace(**{key: _frozen(item) for key, item in vars(value).items()})
+        return vars(value)
     if is_dataclass(value) and not isinstance(value, type):
-        twin = copy.copy(value)
-        for f in fields(value):
-            object.__setattr__(twin, f.name, _frozen(getattr(value, f.name)))
-        return twin
-    return value
+        return {f.name: getattr(value, f.name) for f in fields(value)}
+    return None
 
 
 def _plain(value: Any, *, attributes: bool) -> Any:
@@ -324,11 +300,7 @@ def _plain(value: Any, *, attributes: bool) -> Any:
     config = _omegaconf()
     if config is not None and config.is_config(value):
         return config.to_container(value, resolve=True)
-    named = None
-    if isinstance(value, Namespace):
-        named = vars(value)
-    elif is_dataclass(value) and not isinstance(value, type):
-        named = {f.name: getattr(value, f.name) for f in fields(value)}
+    named = _attributes(value)
     if named is not None:
         items = {key: _plain(item, attributes=attributes) for key, item in named.items()}
         return Namespace(**items) if attributes else items

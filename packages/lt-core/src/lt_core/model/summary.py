@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,7 @@ class LayerRow:
 
 @dataclass
 class ModuleSummary:
-    """Describe a module.
+    """Summary of a module.
 
     Attributes:
         rows: Its submodules down to the depth that was asked for.
@@ -141,29 +140,25 @@ def summarize(
     """
     if not isinstance(max_depth, int) or max_depth < -1:
         raise ConfigError(Problem(f"ModelSummary(max_depth={max_depth!r})", "must be -1 (all), 0 (none) or a depth"))
-    listed = {
-        name: child
-        for name, child in module.named_modules()
-        if name and (max_depth == -1 or name.count(".") < max_depth)
-    }
+    children = {name: child for name, child in module.named_modules() if name}
+    listed = {name: child for name, child in children.items() if max_depth == -1 or name.count(".") < max_depth}
     rows = {name: LayerRow(name, type(m).__name__, _count(m.parameters()), m.training) for name, m in listed.items()}
-    parameters = list(module.parameters())
-    if any(isinstance(p, UninitializedParameter) for p in parameters):
+    known = [p for p in module.parameters() if not isinstance(p, UninitializedParameter)]
+    if len(known) < len(list(module.parameters())):
         warn("The model has lazy parameters that no forward pass has given a size yet: the summary counts them as 0.")
-    known = [p for p in parameters if not isinstance(p, UninitializedParameter)]
-    children = [child for name, child in module.named_modules() if name]
+    training = sum(child.training for child in children.values())
     summary = ModuleSummary(
         rows=list(rows.values()),
         total_parameters=_count(known),
         trainable_parameters=_count(p for p in known if p.requires_grad),
         model_size=sum(p.numel() * p.element_size() for p in known) * 1e-6,
-        modes={"train": sum(m.training for m in children), "eval": sum(not m.training for m in children)},
+        modes={"train": training, "eval": len(children) - training},
     )
     example = getattr(module, "example_input_array", None)
     if example is not None:
         summary.has_example = True
-        summary.total_flops = _measure(module, example, listed, rows, context or nullcontext())
-    loose = _count(p for p in module.parameters(recurse=False) if not isinstance(p, UninitializedParameter))
+        summary.total_flops = _measure(module, example, rows, context or nullcontext())
+    loose = _count(module.parameters(recurse=False))
     if loose and max_depth != 0:
         summary.rows.append(LayerRow("other params", "n/a", loose, None, "n/a", "n/a"))
     return summary
@@ -173,23 +168,17 @@ def _count(parameters: Any) -> int:
     return sum(p.numel() for p in parameters if not isinstance(p, UninitializedParameter))
 
 
-def _measure(
-    module: nn.Module,
-    example: Any,
-    listed: Mapping[str, nn.Module],
-    rows: Mapping[str, LayerRow],
-    context: AbstractContextManager[Any],
-) -> int:
+def _measure(module: nn.Module, example: Any, rows: dict[str, LayerRow], context: AbstractContextManager[Any]) -> int:
     """Run the example through the module, fill in sizes and FLOPs, and return the total of FLOPs."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from lt_core.state import rng
 
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    example = move_to_device(example, device)
-    watched = {name: child for name, child in listed.items() if not isinstance(child, torch.jit.ScriptModule)}
-    handles = [_watch(child, rows[name]) for name, child in watched.items()]
-    modes = {child: child.training for child in module.modules()}
+    example = move_to_device(example, next((p.device for p in module.parameters()), torch.device("cpu")))
+    modules = dict(module.named_modules())
+    modes = {child: child.training for child in modules.values()}
+    watched = [name for name in rows if not isinstance(modules[name], torch.jit.ScriptModule)]
+    handles = [_watch(modules[name], rows[name]) for name in watched]
     counter = FlopCounterMode(display=False)
     try:
         module.eval()
@@ -205,18 +194,16 @@ def _measure(
             child.training = training
         for handle in handles:
             handle.remove()
-    root = type(module).__name__
     by_path = counter.get_flop_counts()
     for name, row in rows.items():
-        row.flops = sum(by_path.get(f"{root}.{name}", {}).values())
+        row.flops = sum(by_path.get(f"{type(module).__name__}.{name}", {}).values())
     return int(counter.get_total_flops())
 
 
 def _watch(child: nn.Module, row: LayerRow) -> RemovableHandle:
     def remember(_: nn.Module, inputs: Any, output: Any) -> None:
         if row.in_size == UNKNOWN:  # a shared module shows its first call
-            given = inputs[0] if len(inputs) == 1 else list(inputs)
-            row.in_size, row.out_size = _size(given), _size(output)
+            row.in_size, row.out_size = _size(inputs[0] if len(inputs) == 1 else list(inputs)), _size(output)
 
     return child.register_forward_hook(remember)
 

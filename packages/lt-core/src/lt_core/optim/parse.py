@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from lt_core.hooks.table import overrides
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 
@@ -24,7 +25,7 @@ _FORMS = (
 
 @dataclass
 class SchedulerConfig:
-    """Say when a learning-rate scheduler steps.
+    """When and how a learning-rate scheduler steps.
 
     Attributes:
         scheduler: Anything with ``step`` and, to be resumed, ``state_dict``.
@@ -63,9 +64,8 @@ def parse_optimizers(returned: Any, module: Any) -> tuple[list[Optimizer], list[
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             raise _refuse("every optimizer must be a torch.optim.Optimizer", optimizer)
-    automatic = module.automatic_optimization
-    schedulers = [_scheduler(item, monitor, optimizers, automatic, module) for item, monitor in raw]
-    if automatic and len(optimizers) > 1:
+    schedulers = [_scheduler(item, monitor, optimizers, module) for item, monitor in raw]
+    if module.automatic_optimization and len(optimizers) > 1:
         rule = f"automatic optimization takes one optimizer, here are {len(optimizers)}"
         fix = "Set self.automatic_optimization = False in __init__ and step them in training_step."
         raise ConfigError(Problem(_WHERE, rule, fix=fix))
@@ -98,64 +98,48 @@ def _from_dicts(dicts: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[tup
     for d in dicts:
         if "optimizer" not in d:
             raise _refuse('a dict must have the key "optimizer"', list(d))
-        unknown = set(d) - {"optimizer", "lr_scheduler", "monitor"}
-        if unknown:
-            warn(
-                f"{_WHERE}: the keys {sorted(unknown)} are not known and are ignored. "
-                "Known: optimizer, lr_scheduler, monitor."
-            )
+        _warn_unknown("keys", set(d) - {"optimizer", "lr_scheduler", "monitor"}, "optimizer, lr_scheduler, monitor")
         optimizers.append(d["optimizer"])
         if d.get("lr_scheduler") is not None:
             schedulers.append((d["lr_scheduler"], d.get("monitor")))
     return optimizers, schedulers
 
 
-def _scheduler(
-    item: Any, monitor: str | None, optimizers: Sequence[Optimizer], automatic: bool, module: Any
-) -> SchedulerConfig:
-    if isinstance(item, Mapping):
-        known = {f.name for f in fields(SchedulerConfig)}
-        if "scheduler" not in item:
-            raise _refuse('an lr_scheduler dict must have the key "scheduler"', list(item))
-        extra = set(item) - known
-        if extra:
-            warn(
-                f"{_WHERE}: the lr_scheduler keys {sorted(extra)} are not known and are ignored. "
-                f"Known: {sorted(known)}."
-            )
-        if not automatic:
-            ignored = {"interval", "frequency", "reduce_on_plateau", "monitor", "strict"} & set(item)
-            if ignored:
-                warn(f"{_WHERE}: with manual optimization you step schedulers yourself; {sorted(ignored)} are ignored.")
-        config = SchedulerConfig(**{k: v for k, v in item.items() if k in known})
-        plateau_given = "reduce_on_plateau" in item
-    else:
-        config, plateau_given = SchedulerConfig(item), False
-    if isinstance(config.scheduler, ReduceLROnPlateau) and not plateau_given:
+def _warn_unknown(what: str, unknown: set[Any], known: str) -> None:
+    if unknown:
+        warn(f"{_WHERE}: the {what} {sorted(unknown)} are not known and are ignored. Known: {known}.")
+
+
+def _scheduler(item: Any, monitor: str | None, optimizers: Sequence[Optimizer], module: Any) -> SchedulerConfig:
+    given = item if isinstance(item, Mapping) else {"scheduler": item}
+    known = {f.name for f in fields(SchedulerConfig)}
+    if "scheduler" not in given:
+        raise _refuse('an lr_scheduler dict must have the key "scheduler"', list(given))
+    _warn_unknown("lr_scheduler keys", set(given) - known, str(sorted(known)))
+    ignored = {"interval", "frequency", "reduce_on_plateau", "monitor", "strict"} & set(given)
+    if ignored and not module.automatic_optimization:
+        warn(f"{_WHERE}: with manual optimization you step schedulers yourself; {sorted(ignored)} are ignored.")
+    config = SchedulerConfig(**{k: v for k, v in given.items() if k in known})
+    if isinstance(config.scheduler, ReduceLROnPlateau) and "reduce_on_plateau" not in given:
         config.reduce_on_plateau = True
     config.monitor = config.monitor or monitor
-    _check_scheduler(config, optimizers, automatic, module)
+    _check_scheduler(config, optimizers, module)
     return config
 
 
-def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], automatic: bool, module: Any) -> None:
-    scheduler = config.scheduler
+def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], module: Any) -> None:
+    scheduler, automatic = config.scheduler, module.automatic_optimization
     if config.interval not in ("step", "epoch"):
         raise _refuse('interval must be "step" or "epoch"', config.interval, 'Write "interval": "epoch".')
     if isinstance(config.frequency, bool) or not isinstance(config.frequency, int) or config.frequency < 1:
         raise _refuse("frequency must be a whole number of at least 1", config.frequency, "")
     if config.reduce_on_plateau and config.monitor is None and automatic:
         raise _refuse("ReduceLROnPlateau needs the metric that it watches", fix='Add "monitor": "val_loss".')
-    claimed = config.reduce_on_plateau and callable(getattr(scheduler, "step", None))  # says itself what step takes
-    if not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and automatic and not claimed:
-        from lt_core.hooks.table import overrides
-
-        if not overrides(module, "lr_scheduler_step"):
-            raise _refuse(
-                "the trainer does not know how to step a scheduler that is none of torch's",
-                scheduler,
-                "Override lr_scheduler_step(self, scheduler, metric) in the module.",
-            )
+    claimed = config.reduce_on_plateau and callable(getattr(scheduler, "step", None))  # the user names what step takes
+    foreign = not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)) and not claimed
+    if foreign and automatic and not overrides(module, "lr_scheduler_step"):
+        rule = "the trainer does not know how to step a scheduler that is none of torch's"
+        raise _refuse(rule, scheduler, "Override lr_scheduler_step(self, scheduler, metric) in the module.")
     owner = getattr(scheduler, "optimizer", None)
     if isinstance(owner, Optimizer) and all(owner is not o for o in optimizers):
         raise _refuse("a scheduler's optimizer must be among those returned", fix="Return that optimizer too.")
@@ -167,7 +151,7 @@ def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], a
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Return whether ``optimizer.step`` can not do without a closure, as LBFGS."""
+    """Return whether ``optimizer.step`` cannot do without a closure, as LBFGS."""
     if isinstance(optimizer, torch.optim.LBFGS):
         return True
     import inspect

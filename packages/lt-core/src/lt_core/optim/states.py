@@ -55,18 +55,14 @@ def _group_names(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[st
 
 def _named_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
     state = optimizer.state_dict()
-    groups = _group_names(optimizer, names)
-    by_number: dict[Any, str] = {}
-    for saved, group in zip(state["param_groups"], groups, strict=True):
-        by_number.update(zip(saved["params"], group, strict=True))
+    groups = list(zip(state["param_groups"], _group_names(optimizer, names), strict=True))
+    by_number = {number: name for saved, group in groups for number, name in zip(saved["params"], group, strict=True)}
     formats = _other_formats(optimizer, names)
     return {
         **state,
         **({"other_formats": formats} if formats else {}),
         "state": {by_number.get(key, key): value for key, value in state["state"].items()},
-        "param_groups": [
-            {**saved, "params": group} for saved, group in zip(state["param_groups"], groups, strict=True)
-        ],
+        "param_groups": [{**saved, "params": group} for saved, group in groups],
     }
 
 
@@ -80,14 +76,13 @@ def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mappin
     numbers: dict[Any, int] = {}
     packed_groups: list[dict[str, Any]] = []
     for g, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        order: list[Any] = group
         if all(isinstance(key, int) for key in saved["params"]):  # torch's own form: by place
-            if len(saved["params"]) != len(group):
-                raise _other_parameters(f"{where}.param_groups[{g}]", [f"{len(saved['params'])} parameters"], group)
             order = list(saved["params"])
-        else:
-            if set(saved["params"]) != set(group):
-                raise _other_parameters(f"{where}.param_groups[{g}]", saved["params"], group)
-            order = group
+            if len(order) != len(group):
+                raise _other_parameters(f"{where}.param_groups[{g}]", [f"{len(order)} parameters"], group)
+        elif set(saved["params"]) != set(group):
+            raise _other_parameters(f"{where}.param_groups[{g}]", saved["params"], group)
         start = len(numbers)
         numbers.update({key: start + i for i, key in enumerate(order)})
         packed_groups.append({**saved, "params": list(range(start, start + len(order)))})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -19,6 +20,12 @@ __all__ = ["LightningOptimizer"]
 def _class_of(kind: type[Optimizer]) -> type[LightningOptimizer]:
     """Return the class of the wrappers of one kind of optimizer: of that kind too."""
     return type(f"Lightning{kind.__name__}", (LightningOptimizer, kind), {})
+
+
+def _passed_on(name: str, text: str) -> Any:
+    """Return a property that is read from the wrapped optimizer and written to it."""
+    get = attrgetter(f"_optimizer.{name}")
+    return property(get, lambda self, value: setattr(self._optimizer, name, value), doc=text)
 
 
 class LightningOptimizer:
@@ -54,23 +61,9 @@ class LightningOptimizer:
         """Return the wrapped optimizer."""
         return self._optimizer
 
-    @property
-    def state(self) -> Any:  # load_state_dict replaces these on the wrapped one
-        """Return the wrapped optimizer's state."""
-        return self._optimizer.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self._optimizer.state = value
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Return the wrapped optimizer's parameter groups."""
-        return self._optimizer.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self._optimizer.param_groups = value
+    # load_state_dict replaces these on the wrapped one
+    state: Any = _passed_on("state", "The wrapped optimizer's state.")
+    param_groups: list[dict[str, Any]] = _passed_on("param_groups", "The wrapped optimizer's parameter groups.")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the wrapped optimizer."""

@@ -11,7 +11,7 @@ __all__ = ["PassThroughProfiler", "Profiler"]
 
 
 class PassThroughProfiler:
-    """Measure nothing: the loop leaves it out, so that it costs nothing.
+    """Profiler that measures nothing: the loop leaves it out, so that it costs nothing.
 
     Subclass it and set ``passes_through = False`` to write a profiler of your own; the actions are
     named ``[Callback]<state key>.<hook>``, ``[LightningModule]<class>.<hook>`` and alike.

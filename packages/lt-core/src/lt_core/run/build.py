@@ -39,15 +39,15 @@ def new_run(payload: Payload) -> Run:
     """
     trainer, module, stage = payload.trainer, payload.module, stage_of(payload.fn)
     run = Run(
-        trainer,
-        stage,
-        payload.plan,
-        module,
-        payload.datamodule,
-        trainer.callbacks,
-        trainer._progress,
-        trainer.strategy,
-        trainer.precision_plugin,
+        trainer=trainer,
+        stage=stage,
+        plan=payload.plan,
+        module=module,
+        datamodule=payload.datamodule,
+        callbacks=trainer.callbacks,
+        progress=trainer._progress,
+        strategy=trainer.strategy,
+        precision=trainer.precision_plugin,
         metrics=Metrics(module, Results(), trainer.barebones),
         feeds=Feeds(payload.sources),
         tracking=Tracking(trainer.loggers),
@@ -143,7 +143,7 @@ def _set_up_users(run: Run) -> None:
 
 
 def _configure_model(run: Run) -> None:
-    """Let the module build its layers on the right device, in the right format."""
+    """Call the module's configure_model under the right device and format."""
     module = run.module
     names = ("configure_model", "configure_sharded_model")
     for name in names:
@@ -252,7 +252,7 @@ def _hparams(run: Run) -> dict[str, Any] | None:
 
 
 def _show_graph(run: Run) -> None:
-    """Let the loggers that can draw the model's graph, before the first step."""
+    """Give the model to the loggers that draw its graph, before the first step."""
     if not run.fits or not run.world.is_global_zero:
         return
     for logger in run.tracking.loggers:

@@ -56,7 +56,7 @@ _FOREIGN = ("pytorch_lightning", "lightning")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Hold what an entry point was given, each thing in its own place.
+    """Arguments of an entry point, each in its own place.
 
     Attributes:
         module: The LightningModule, out of its ``torch.compile`` wrapper.
@@ -174,7 +174,7 @@ def _shadowed_hooks(given: Inputs) -> list[str]:
 
 
 def _not_a_module(module: Any, stage: str) -> Problem:
-    """Say what the model should have been."""
+    """Return what the model should have been."""
     kind = module if isinstance(module, type) else type(module)
     where = f"Trainer.{stage}({kind.__name__ if module is not None else 'None'})"
     rule = "the model must be an instance of lt_core.LightningModule"
@@ -288,7 +288,7 @@ def _signature_problems(given: Inputs, stage: str, loaders: Any) -> list[Problem
     positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
     if bind(function, needs.args) is None or not (positional or takes_any):
-        return [Problem(where, "the trainer can not call this step with its arguments", got, write)]
+        return [Problem(where, "the trainer cannot call this step with its arguments", got, write)]
     takes_index = takes_any or len(positional) > 2 or "dataloader_idx" in parameters
     if _several(loaders) and len(needs.args) == 3 and not takes_index:
         return [Problem(where, "with several loaders a step must take dataloader_idx", got, write)]

@@ -31,7 +31,7 @@ __all__ = ["Payload", "main"]
 
 @dataclass
 class Payload:
-    """Carry what a call of the trainer was given to the process that runs it."""
+    """Arguments of a call of the trainer, on their way to the process that runs it."""
 
     trainer: Trainer
     fn: TrainerFn
@@ -101,30 +101,29 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
     """Tear down after an error: every part is given its chance, and the error stays the one that is raised."""
     trainer = run.trainer
     trainer.state.status = TrainerStatus.INTERRUPTED
-    trainer._interrupted = True
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     run.metrics.current.batch = None
     if run.hooks is not None:
-        _tell("on_exception", run.hooks.fire_each("on_exception", error))
+        _warn_of("on_exception", run.hooks.fire_each("on_exception", error))
         if run.loop.at_boundary:
             _attempt("saving", lambda: flush_saves(run))
         _attempt("saving", lambda: settle_saves(run))
         if devices:
             _attempt("strategy teardown", lambda: _leave_devices(run, error))
         if teardown:
-            _tell("teardown", run.hooks.fire_each("teardown", str(run.fn)))
+            _warn_of("teardown", run.hooks.fire_each("teardown", str(run.fn)))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
 
 
 def _attempt(what: str, call: Callable[[], Any]) -> None:
-    """Call a part of the clean-up; what it raises is told and does not hide the first error."""
+    """Call a part of the clean-up; what it raises is a warning and does not hide the first error."""
     try:
         call()
     except Exception as error:
-        _tell(what, [error])
+        _warn_of(what, [error])
 
 
-def _tell(what: str, errors: list[Exception]) -> None:
+def _warn_of(what: str, errors: list[Exception]) -> None:
     for error in errors:
         warn(f"{what}, after an error: it raised {type(error).__name__}: {error}")
 
@@ -143,9 +142,10 @@ def _leave_devices(run: Run, error: BaseException | None) -> None:
 
 
 def _release(run: Run) -> None:
-    """Put back what the run took from the process: signal handlers, workers, the module's log target."""
+    """Give back what the run took: signal handlers, workers, the last step's graph, the module's log target."""
     run.feeds.close()
     if run.signals is not None:
         run.signals.stop()
     run.metrics.release()
+    run.loop.fit.step = None
     run.trainer._end(run)

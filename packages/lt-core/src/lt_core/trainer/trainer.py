@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from lt_core.datamodule import LightningDataModule
     from lt_core.module import LightningModule
+    from lt_core.run.main import Payload
     from lt_core.state.run import Run
 
 __all__ = ["Trainer"]
@@ -36,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Trainer(TrainerView):
-    """Train, validate, test and predict with a LightningModule.
+    """Trainer that fits, validates, tests and predicts with a LightningModule.
 
     Every flag is checked here, and every problem is reported at once. The flags and their
     meaning are the rows of `lt_core.config.flags.TrainerConfig`; ``help(Trainer.__init__)`` lists them.
@@ -48,24 +50,15 @@ class Trainer(TrainerView):
     @takes_flags(TrainerConfig)
     def __init__(self, written: dict[str, Any]) -> None:
         config = self._config = parse(written)
-        self._begin_empty()
+        self._progress, self.state = Progress(), TrainerState()
+        self._handlers: list[Handler] = []
+        self._results = Results()
         self._cluster = config.plugin("cluster")
-        self.state = TrainerState()
         self._take_parts(config)
         self._take_flags(config)
         self._apply_torch_flags(config)
 
     # ------------------------------------------------------------ construction
-
-    def _begin_empty(self) -> None:
-        """Begin with nothing run and nothing counted."""
-        self._progress = Progress()
-        self._run: Run | None = None
-        self._handlers: list[Handler] = []
-        self._results = Results()
-        self._journal: Any = None
-        self._save_counter = 0
-        self._interrupted = False
 
     def _take_parts(self, config: TrainerConfig) -> None:
         """Find accelerator, devices, strategy, precision, launcher and profiler through the registry."""
@@ -81,7 +74,7 @@ class Trainer(TrainerView):
         self.profiler: Any = registry.profilers.get(profiler)() if isinstance(profiler, str) else profiler
 
     def _take_flags(self, config: TrainerConfig) -> None:
-        """Make plain attributes of the flags that users may read and change."""
+        """Set the plain attributes for the flags that users may read and change."""
         for row in FLAGS.values():
             if row.attribute:
                 setattr(self, row.name, getattr(config, row.name))
@@ -91,10 +84,8 @@ class Trainer(TrainerView):
         from lt_core.callbacks import Timer
 
         timer = any(isinstance(c, Timer) for c in self.callbacks)
-        max_epochs, self.min_epochs = resolve_epochs(config, timer)
-        self._should_stop = False
-        self._max_epochs, self._max_steps = max_epochs, config.max_steps
-        self._own_ckpt_path: str | os.PathLike[str] | None = None
+        self.max_epochs, self.min_epochs = resolve_epochs(config, timer)
+        self.max_steps = config.max_steps
         self.loggers = make_loggers(config)
 
     def _apply_torch_flags(self, config: TrainerConfig) -> None:
@@ -104,59 +95,19 @@ class Trainer(TrainerView):
             torch.use_deterministic_algorithms(bool(config.deterministic), warn_only=config.deterministic == "warn")
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            if config.benchmark is None:
-                torch.backends.cudnn.benchmark = False
         if config.detect_anomaly:
             info("Trainer(detect_anomaly=True): every backward pass is checked; this slows training.")
 
     def _checkpoint_io(self) -> Any:
-        given = self._config.plugin("checkpoint_io")
-        if given is None:
-            given = self.__dict__.get("_made_io")
-        if given is None:
-            given = self._made_io = registry.checkpoint_ios.get(self._strategy.checkpoint_io())()
-        return given
+        if self._own_io is None:
+            given = self._config.plugin("checkpoint_io")
+            self._own_io = registry.checkpoint_ios.get(self._strategy.checkpoint_io())() if given is None else given
+        return self._own_io
 
     @property
     def _active_profiler(self) -> Any:
         """Return the profiler if it measures anything, else None, so that nothing is wrapped."""
         return None if getattr(self.profiler, "passes_through", False) else self.profiler
-
-    # ------------------------------------------------------------ live limits: the loop looks up when they change
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether training stops at the next chance; set it to True to stop."""
-        return self._should_stop
-
-    @should_stop.setter
-    def should_stop(self, value: bool) -> None:
-        self._should_stop = bool(value)
-        self._call_attention()
-
-    @property
-    def max_epochs(self) -> int:
-        """After how many epochs training stops; -1 for no limit."""
-        return self._max_epochs
-
-    @max_epochs.setter
-    def max_epochs(self, value: int) -> None:
-        self._max_epochs = value
-        self._call_attention()
-
-    @property
-    def max_steps(self) -> int:
-        """After how many optimizer steps training stops; -1 for no limit."""
-        return self._max_steps
-
-    @max_steps.setter
-    def max_steps(self, value: int) -> None:
-        self._max_steps = value
-        self._call_attention()
-
-    def _call_attention(self) -> None:
-        if self._run is not None:
-            self._run.loop.attention = True
 
     def _changeable(self) -> tuple[Any, ...]:
         """Return what users may change between epochs, to be compared with the last look."""
@@ -189,10 +140,7 @@ class Trainer(TrainerView):
             ConfigError: If module, data and flags do not fit; lists every problem.
         """
         payload = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
-        if self._launcher is not None:
-            self._launcher.launch(main, payload)
-        else:
-            main(payload)
+        self._launch(payload)
 
     def validate(
         self,
@@ -254,16 +202,14 @@ class Trainer(TrainerView):
         """
         payload = prepare(self, TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
         payload.keep = return_predictions is not False
-        outcome = main(payload) if self._launcher is None else self._launcher.launch(main, payload)
-        predictions: list[Any] | None = outcome.value
+        predictions: list[Any] | None = self._launch(payload).value
         return predictions
 
     def _evaluate(
         self, fn: TrainerFn, model: Any, loaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
     ) -> list[dict[str, float]]:
         payload = prepare(self, fn, model, loaders, datamodule, ckpt_path)
-        outcome = main(payload) if self._launcher is None else self._launcher.launch(main, payload)
-        results: list[dict[str, float]] = outcome.value
+        results: list[dict[str, float]] = self._launch(payload).value
         if verbose and self.is_global_zero:
             from lt_core.metrics.table import print_results
 
@@ -271,18 +217,17 @@ class Trainer(TrainerView):
         return results
 
     @property
-    def _launcher(self) -> Any:
-        """Return what launches the ranks, or None to run in this process."""
+    def _launch(self) -> Callable[[Payload], Any]:
+        """Return what runs a call in every rank; without a launcher that is `main`, in this process."""
         given = self._config.launcher
-        name = self._strategy.default_launcher if given is None else given
-        if name is None or name == "in_process":
-            return None
-        return registry.launchers.get(name)() if isinstance(name, str) else name
+        launcher: Any = self._strategy.default_launcher if given is None else given
+        if launcher is None or launcher == "in_process":
+            return main
+        return partial((registry.launchers.get(launcher)() if isinstance(launcher, str) else launcher).launch, main)
 
     def _begin(self, run: Run) -> None:
         """Attach a run that is about to be built."""
         self._run = run
-        self._interrupted = False
         self._results = run.metrics.results
         self.state.fn, self.state.status = run.fn, TrainerStatus.RUNNING
         if run.fits:
@@ -297,7 +242,7 @@ class Trainer(TrainerView):
         """Leave the trainer readable after a run."""
         self.state.stage = None
 
-    # ------------------------------------------------------------ for users' hands
+    # ------------------------------------------------------------ what users call during a run
 
     def on(self, event: str, *, every: int = 1, once: int | None = None) -> Callable[[F], F]:
         """Attach a function to a hook: ``@trainer.on("train_batch_end", every=100)``.
@@ -444,10 +389,8 @@ class Trainer(TrainerView):
         if self.local_rank != 0:
             return
         bar = self.progress_bar_callback
-        if bar is not None:
-            bar.print(*args, **kwargs)
-        else:
-            print(*args, **kwargs)
+        write = print if bar is None else bar.print
+        write(*args, **kwargs)
 
     @contextmanager
     def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
@@ -456,9 +399,7 @@ class Trainer(TrainerView):
         Args:
             empty_init: Whether to leave weights uninitialised because they will be loaded.
         """
-        with ExitStack() as stack:
-            stack.enter_context(self._strategy.init_context(empty_init))
-            stack.enter_context(self._precision.init_context())
+        with self._strategy.init_context(empty_init), self._precision.init_context():
             yield
 
     def __getattr__(self, name: str) -> Any:

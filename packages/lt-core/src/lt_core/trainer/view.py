@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from lt_core.state.progress import RunningStage, TrainerStatus
@@ -11,6 +12,7 @@ from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     import torch
     from torch import Tensor
@@ -29,10 +31,37 @@ if TYPE_CHECKING:
 __all__ = ["TrainerView"]
 
 
+def _live(attribute: str, doc: str, kind: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Return a property whose change the loop looks up before its next step."""
+
+    def change(self: TrainerView, value: Any) -> None:
+        setattr(self, attribute, kind(value))
+        self._call_attention()
+
+    return property(attrgetter(attribute), change, doc=doc)
+
+
+def _running(stage: RunningStage, doc: str) -> Any:
+    """Return a property for whether a stage runs; it may be set, which enters the stage by hand or leaves it."""
+
+    def switch(self: TrainerView, on: bool) -> None:
+        if on or self.state.stage is stage:
+            self.state.stage = stage if on else None
+
+    return property(lambda self: self.state.stage is stage, switch, doc=doc)
+
+
 class TrainerView:
     """Properties of `Trainer`: what it consists of, where its run is, and what it knows."""
 
-    _run: Run | None
+    _run: Run | None = None
+    _journal: Any = None
+    _own_ckpt_path: str | os.PathLike[str] | None = None
+    _own_io: Any = None
+    _save_counter: int = 0
+    _should_stop: bool = False
+    _max_epochs: int
+    _max_steps: int
     _progress: Progress
     _config: TrainerConfig
     _accelerator: Accelerator
@@ -41,6 +70,17 @@ class TrainerView:
     _devices: tuple[int, ...]
     state: Any
     callbacks: list[Callback]
+
+    # ------------------------------------------------------------ limits that may be changed while training runs
+
+    should_stop: bool = _live("_should_stop", "Whether training stops at the next chance; set True to stop.", bool)
+    max_epochs: int = _live("_max_epochs", "After how many epochs training stops; -1 for no limit.")
+    max_steps: int = _live("_max_steps", "After how many optimizer steps training stops; -1 for no limit.")
+
+    def _call_attention(self) -> None:
+        """Make the loop look up what was changed."""
+        if self._run is not None:
+            self._run.loop.attention = True
 
     # ------------------------------------------------------------ parts
 
@@ -129,9 +169,7 @@ class TrainerView:
 
         return History.read(self._journal) if self._journal is not None else History()
 
-    _journal: Any
-
-    # ------------------------------------------------------------ place in the world
+    # ------------------------------------------------------------ ranks and devices
 
     @property
     def global_rank(self) -> int:
@@ -186,12 +224,8 @@ class TrainerView:
     @property
     def log_dir(self) -> str | None:
         """Return the folder of the first logger's run, else the root folder."""
-        for logger in self.loggers:
-            folder = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None)
-            if folder:
-                return str(folder)
-            break
-        return self.default_root_dir
+        folder = getattr(self.logger, "log_dir", None) or getattr(self.logger, "save_dir", None)
+        return str(folder) if folder else self.default_root_dir
 
     loggers: list[Any]
     default_root_dir: str
@@ -229,8 +263,6 @@ class TrainerView:
     @ckpt_path.setter
     def ckpt_path(self, path: str | os.PathLike[str] | None) -> None:
         self._own_ckpt_path = path
-
-    _own_ckpt_path: str | os.PathLike[str] | None
 
     # ------------------------------------------------------------ counters
 
@@ -274,18 +306,17 @@ class TrainerView:
     def is_last_batch(self) -> bool:
         """Return whether the running batch is the last of its epoch."""
         run = self._run
-        return run is not None and self._train_feed is not None and run.is_last_batch(self._progress.batch)
+        return run is not None and self._feed(TRAIN) is not None and run.is_last_batch(self._progress.batch)
 
     @property
     def num_training_batches(self) -> int | float:
         """Return the batches of a training epoch; inf if unknown."""
-        feed = self._train_feed
-        return float("inf") if feed is None else feed.num_batches
+        feed = self._feed(TRAIN)
+        return math.inf if feed is None else feed.num_batches
 
-    @property
-    def _train_feed(self) -> Feed | None:
-        """Return the training data's feed, if it was made."""
-        return None if self._run is None else self._run.feeds.made.get(TRAIN.word)
+    def _feed(self, stage: Stage) -> Feed | None:
+        """Return a stage's feed, if it was made."""
+        return None if self._run is None else self._run.feeds.made.get(stage.word)
 
     def _sizes(self, stage: Stage) -> list[int | float]:
         """Return the sizes of a stage's loaders; no loader hook is called that the run does not call anyway."""
@@ -342,72 +373,21 @@ class TrainerView:
 
         if self._run is None or not self._run.fits:
             raise MisconfigurationException("trainer.estimated_stepping_batches: known only inside fit, from setup on.")
-        if self.max_epochs == -1:
-            return self.max_steps if self.max_steps != -1 else float("inf")
-        batches = feed_of(self._run, TRAIN).num_batches
-        if batches == float("inf"):
-            return self.max_steps if self.max_steps != -1 else float("inf")
-        per_epoch = math.ceil(batches / max(self.accumulate_grad_batches, 1))
-        steps = per_epoch * max(self.max_epochs, 1)
-        return steps if self.max_steps == -1 else min(steps, self.max_steps)
+        limit = math.inf if self.max_steps == -1 else self.max_steps
+        batches = math.inf if self.max_epochs == -1 else feed_of(self._run, TRAIN).num_batches
+        if batches == math.inf:
+            return limit
+        return min(math.ceil(batches / max(self.accumulate_grad_batches, 1)) * max(self.max_epochs, 1), limit)
 
-    max_steps: int
-    max_epochs: int
     accumulate_grad_batches: int
 
     # ------------------------------------------------------------ what is going on
 
-    @property
-    def training(self) -> bool:
-        """Return whether a training batch or epoch runs."""
-        return self.state.stage is RunningStage.TRAINING
-
-    @training.setter
-    def training(self, on: bool) -> None:
-        self._set_stage(RunningStage.TRAINING, on)
-
-    @property
-    def validating(self) -> bool:
-        """Return whether validation runs."""
-        return self.state.stage is RunningStage.VALIDATING
-
-    @validating.setter
-    def validating(self, on: bool) -> None:
-        self._set_stage(RunningStage.VALIDATING, on)
-
-    @property
-    def testing(self) -> bool:
-        """Return whether test runs."""
-        return self.state.stage is RunningStage.TESTING
-
-    @testing.setter
-    def testing(self, on: bool) -> None:
-        self._set_stage(RunningStage.TESTING, on)
-
-    @property
-    def predicting(self) -> bool:
-        """Return whether predict runs."""
-        return self.state.stage is RunningStage.PREDICTING
-
-    @predicting.setter
-    def predicting(self, on: bool) -> None:
-        self._set_stage(RunningStage.PREDICTING, on)
-
-    @property
-    def sanity_checking(self) -> bool:
-        """Return whether the sanity check runs."""
-        return self.state.stage is RunningStage.SANITY_CHECKING
-
-    @sanity_checking.setter
-    def sanity_checking(self, on: bool) -> None:
-        self._set_stage(RunningStage.SANITY_CHECKING, on)
-
-    def _set_stage(self, stage: RunningStage, on: bool) -> None:
-        """Enter a stage by hand, or leave it if it is the running one."""
-        if on:
-            self.state.stage = stage
-        elif self.state.stage is stage:
-            self.state.stage = None
+    training: bool = _running(RunningStage.TRAINING, "Whether a training batch or epoch runs.")
+    validating: bool = _running(RunningStage.VALIDATING, "Whether validation runs.")
+    testing: bool = _running(RunningStage.TESTING, "Whether test runs.")
+    predicting: bool = _running(RunningStage.PREDICTING, "Whether predict runs.")
+    sanity_checking: bool = _running(RunningStage.SANITY_CHECKING, "Whether the sanity check runs.")
 
     @property
     def evaluating(self) -> bool:
@@ -434,12 +414,9 @@ class TrainerView:
         from lt_core.hooks.table import overrides
 
         run = self._run
-        return (
-            run is not None
-            and bool(self.limit_val_batches)
-            and overrides(run.module, VALIDATE.step)
-            and has_loader(run, VALIDATE)
-        )
+        if run is None or not self.limit_val_batches:
+            return False
+        return overrides(run.module, VALIDATE.step) and has_loader(run, VALIDATE)
 
     limit_val_batches: int | float
 
@@ -487,11 +464,10 @@ class TrainerView:
     @property
     def train_dataloader(self) -> Any:
         """Return the training loader as the user gave it."""
-        return None if self._train_feed is None else self._train_feed.user
+        return self._user_loaders(TRAIN)
 
     def _user_loaders(self, stage: Stage) -> Any:
-        feed = None if self._run is None else self._run.feeds.made.get(stage.word)
-        return None if feed is None else feed.user
+        return getattr(self._feed(stage), "user", None)
 
     @property
     def val_dataloaders(self) -> Any:

@@ -20,7 +20,7 @@ __all__ = ["AsyncCheckpointIO"]
 
 
 class AsyncCheckpointIO:
-    """Write checkpoints in a background thread.
+    """Store that writes checkpoints in a background thread.
 
     ``save`` returns when the tree is copied, so that the next step may change any tensor; the file is the same,
     byte for byte, as a direct save would write. One save is in flight at a time: the next one waits for it.
@@ -33,7 +33,7 @@ class AsyncCheckpointIO:
     asynchronous = True
 
     def __init__(self, io: CheckpointIO | None = None) -> None:
-        self._io: Any = SafetensorsIO() if io is None else io
+        self._io: CheckpointIO = SafetensorsIO() if io is None else io
         self._thread: threading.Thread | None = None
         self._path = ""
         self._failure: BaseException | None = None
@@ -42,7 +42,7 @@ class AsyncCheckpointIO:
     @property
     def collective(self) -> bool:
         """Return whether every rank must call ``save`` and ``load``."""
-        return bool(self._io.collective)
+        return self._io.collective
 
     @property
     def in_flight(self) -> bool:
@@ -55,7 +55,7 @@ class AsyncCheckpointIO:
         Raises:
             OSError, CheckpointError: What the save before failed with; this one is then not begun, and may be
                 asked for again.
-            CheckpointError: If a value of the tree can not be kept; the message has its path.
+            CheckpointError: If a value of the tree cannot be kept; the message has its path.
         """
         self.wait()
         target = os.path.abspath(os.fspath(path))
@@ -74,7 +74,7 @@ class AsyncCheckpointIO:
         """Return when every save so far is durable.
 
         Raises:
-            OSError, CheckpointError: What the last save failed with; told once.
+            OSError, CheckpointError: What the last save failed with; reported once.
         """
         self._join()
         failure, self._failure = self._failure, None
@@ -84,24 +84,22 @@ class AsyncCheckpointIO:
     def load(self, path: str | os.PathLike[str], into: Any = None) -> dict[str, Any]:
         """Return the tree, once the save in flight is done."""
         self._join()
-        tree: dict[str, Any] = self._io.load(path, into)
-        return tree
+        return self._io.load(os.fspath(path), into)
 
     def peek(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the header alone, once a save to this path is done."""
         self._join(path)
-        header: dict[str, Any] = self._io.peek(path)
-        return header
+        return self._io.peek(os.fspath(path))
 
     def verify(self, path: str | os.PathLike[str]) -> None:
         """Check every byte, once a save to this path is done."""
         self._join(path)
-        self._io.verify(path)
+        self._io.verify(os.fspath(path))
 
     def remove(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint, once a save to this path is done."""
         self._join(path)
-        self._io.remove(path)
+        self._io.remove(os.fspath(path))
 
     def __getstate__(self) -> dict[str, Any]:
         self._join()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_core.checkpoint.format.dtypes import CODES, dtype_name, integer_like, storable_dtypes
+from lt_core.checkpoint.format.dtypes import CODES, integer_like, storable_dtypes, torch_name
 
 __all__ = ["Blob", "Blobs", "Materialiser", "raw_bytes"]
 
@@ -31,7 +31,7 @@ Layout = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 @dataclass
 class Blob:
-    """Be one entry of the file.
+    """One entry of the file.
 
     Attributes:
         name: Its name in the file.
@@ -48,14 +48,12 @@ class Blob:
     @property
     def nbytes(self) -> int:
         """Return the number of bytes in the file."""
-        return self.source.numel() * self.source.element_size()
+        return self.source.nbytes
 
     def read(self) -> memoryview:
         """Return the bytes; a tensor elsewhere than on the CPU is copied here first."""
         tensor = self.source.view(integer_like(self.source.dtype))
-        if tensor.device.type != "cpu":
-            tensor = tensor.cpu()
-        return raw_bytes(tensor.contiguous())
+        return raw_bytes(tensor.cpu().contiguous())
 
     def copy_into(self, target: Tensor) -> None:
         """Copy the bytes into a flat tensor of them, and read that from now on."""
@@ -75,25 +73,18 @@ def raw_bytes(tensor: Tensor) -> memoryview:
         return memoryview(b"")
     start = tensor.storage_offset() * tensor.element_size()
     flat = torch.empty(0, dtype=torch.uint8)
-    flat.set_(tensor.untyped_storage(), start, (tensor.numel() * tensor.element_size(),))  # type: ignore[call-overload]
-    data: Any = flat.numpy()
-    return memoryview(data)
+    flat.set_(tensor.untyped_storage(), start, (tensor.nbytes,))  # type: ignore[call-overload]
+    return flat.numpy().data
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides of a dense tensor in row-major order."""
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+    return dense_like(shape, (1,) * len(shape))
 
 
 def span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     """Return how many elements lie between the first and the last, both included."""
-    if 0 in shape:
-        return 0
-    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    return 0 if 0 in shape else 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
 def compact(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
@@ -113,12 +104,11 @@ def orderly(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 def dense_like(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
     """Return strides in the same order without gaps; expanded dimensions stay expanded."""
-    small, strides, step = compact(shape, stride), [0] * len(shape), 1
+    strides, step = [0] * len(shape), 1
     for axis in sorted(range(len(shape)), key=lambda axis: (stride[axis], -axis)):
-        if stride[axis] == 0 and shape[axis] > 1:
-            continue
-        strides[axis] = step
-        step *= small[axis]
+        if stride[axis] != 0 or shape[axis] <= 1:
+            strides[axis] = step
+            step *= max(shape[axis], 1)
     return tuple(strides)
 
 
@@ -129,7 +119,7 @@ def within_spread(extent: int, count: int) -> bool:
 
 @dataclass
 class _Found:
-    """Note one tensor of the tree, where its memory lies and the node that will name it."""
+    """One tensor of the tree, where its memory lies and the node that will name it."""
 
     name: str
     tensor: Tensor
@@ -143,7 +133,7 @@ class _Found:
 
 @dataclass
 class Blobs:
-    """Collect the tensors of a tree, then hold what is written of them.
+    """Tensors of a tree, and what is written of them.
 
     Attributes:
         entries: What is written, by name, in the order of the tree.
@@ -169,25 +159,19 @@ class Blobs:
         for index, item in enumerate(self._found):
             groups.setdefault(_memory(item, index), []).append(item)
         for members in groups.values():
-            members.sort(key=lambda item: item.low)
             cluster: list[_Found] = []
-            high = -1
-            for item in members:
+            high = 0
+            for item in sorted(members, key=lambda item: item.low):
                 if cluster and item.low >= high:
                     self._write_cluster(cluster)
-                    cluster, high = [], -1
+                    cluster = []
                 cluster.append(item)
                 high = max(high, item.high)
             self._write_cluster(cluster)
-        order = {id(item.node): index for index, item in enumerate(self._found)}
-        first = {self._entry_of(item): order[id(item.node)] for item in reversed(self._found)}
-        self.entries = dict(sorted(self.entries.items(), key=lambda pair: first[pair[0]]))
+        values = (item.node["v"] for item in self._found)
+        names = dict.fromkeys(value if isinstance(value, str) else value[0] for value in values)
+        self.entries = {name: self.entries[name] for name in names}
         self._found = []
-
-    @staticmethod
-    def _entry_of(item: _Found) -> str:
-        value = item.node["v"]
-        return value if isinstance(value, str) else str(value[0])
 
     def fresh(self, name: str) -> str:
         """Return a name that no entry has yet."""
@@ -202,16 +186,13 @@ class Blobs:
         whole = next((item for item in cluster if self._covers(item, cluster)), None)
         if len(specs) == 1 and whole is None and _orderly_tensor(cluster[0].tensor):
             whole = cluster[0]
-        if whole is None:
-            name, low = self._raw(cluster)
-        else:
-            name, low = self._own(whole), whole.low
+        name, low = self._raw(cluster) if whole is None else (self._own(whole), whole.low)
         for item in cluster:
             if whole is not None and item.spec() == whole.spec():
                 item.node["v"] = name
             else:
                 width = item.tensor.element_size()
-                view = [dtype_name(item.tensor.dtype), (item.low - low) // width, list(item.tensor.shape)]
+                view = [torch_name(item.tensor.dtype), (item.low - low) // width, list(item.tensor.shape)]
                 item.node["v"] = [name, *view, list(item.tensor.stride())]
 
     @staticmethod
@@ -223,18 +204,17 @@ class Blobs:
         return inside and all((other.low - item.low) % other.tensor.element_size() == 0 for other in cluster)
 
     def _own(self, item: _Found) -> str:
-        """Write one tensor in its logical order and note what its shape in the file does not say."""
+        """Write one tensor in its logical order and note what its shape in the file leaves open."""
         tensor, name = item.tensor, self.fresh(item.name)
         shape, stride = tuple(tensor.shape), tensor.stride()
         small = compact(shape, stride)
         if not within_spread(span(small, stride), prod(small)):
             stride = dense_like(shape, stride)
         if small != shape:
-            index = tuple(slice(0, 1) if a != b else slice(None) for a, b in zip(small, shape, strict=True))
-            tensor = tensor[index]
+            tensor = tensor[tuple(map(slice, small))]
         code = CODES.get(tensor.dtype)
         if code is None or small != shape or stride != contiguous_strides(shape):
-            self.layouts[name] = (dtype_name(tensor.dtype), shape, stride)
+            self.layouts[name] = (torch_name(tensor.dtype), shape, stride)
         if code is None and tensor.is_complex():
             tensor = torch.view_as_real(tensor)
             code, small = CODES[tensor.dtype], (*small, 2)
@@ -257,10 +237,8 @@ class Blobs:
 
 
 def _orderly_tensor(tensor: Tensor) -> bool:
-    if tensor.numel() == 0:
-        return True
-    small = compact(tuple(tensor.shape), tensor.stride())
-    return orderly(small, tensor.stride())
+    shape, stride = tuple(tensor.shape), tensor.stride()
+    return tensor.numel() == 0 or orderly(compact(shape, stride), stride)
 
 
 def _memory(item: _Found, index: int) -> Any:
@@ -278,26 +256,21 @@ def _memory(item: _Found, index: int) -> Any:
     return (str(tensor.device), address) if address else index
 
 
+@dataclass
 class Materialiser:
-    """Build the tensors of a file again.
+    """Builder of a file's tensors.
 
-    Args:
+    Attributes:
         layouts: As `Blobs.layouts`, read from the file.
         plain: Number format and shape of each entry, as the file's own table has them.
         fetch: Returns the bytes of an entry as a flat CPU tensor.
     """
 
-    def __init__(
-        self,
-        layouts: dict[str, Layout],
-        plain: dict[str, tuple[torch.dtype, tuple[int, ...]]],
-        fetch: Callable[[str], Tensor],
-    ) -> None:
-        self._layouts = layouts
-        self._plain = plain
-        self._fetch = fetch
-        self._flat: dict[tuple[str, str], Tensor] = {}
-        self._base: dict[tuple[str, str], Tensor] = {}
+    layouts: dict[str, Layout]
+    plain: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+    fetch: Callable[[str], Tensor]
+    _flat: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _base: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     def base(self, name: str, device: torch.device) -> Tensor:
         """Return the tensor of an entry; the same one each time."""
@@ -314,10 +287,10 @@ class Materialiser:
         return _strided(flat, storable_dtypes()[kind], _count(offset), _counts(shape), _counts(stride))
 
     def _format(self, name: str) -> tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]:
-        if name in self._layouts:
-            kind, shape, stride = self._layouts[name]
+        if name in self.layouts:
+            kind, shape, stride = self.layouts[name]
             return storable_dtypes()[kind], _counts(shape), _counts(stride)
-        dtype, shape = self._plain[name]
+        dtype, shape = self.plain[name]
         return dtype, shape, contiguous_strides(shape)
 
     def _memory_of(self, name: str, device: torch.device) -> Tensor:
@@ -327,15 +300,15 @@ class Materialiser:
         if device.type != "cpu":
             flat = self._memory_of(name, torch.device("cpu")).to(device)
         else:
-            flat = self._fetch(name)
+            flat = self.fetch(name)
             dtype, shape, stride = self._format(name)
             small = compact(shape, stride)
-            if prod(small) * dtype.itemsize != flat.numel():
+            count, extent = prod(small), span(small, stride)
+            if count * dtype.itemsize != flat.numel():
                 raise ValueError(f"the layout of {name} does not fit its bytes")
-            extent = span(small, stride)
-            if prod(small) and not (within_spread(extent, prod(small)) and orderly(small, stride)):
+            if count and not (within_spread(extent, count) and orderly(small, stride)):
                 raise ValueError(f"the strides of {name} are not such as are written")
-            if prod(small) and stride_differs(small, stride):
+            if count and stride_differs(small, stride):
                 kind = integer_like(dtype)
                 spread = torch.zeros(extent * dtype.itemsize, dtype=torch.uint8)
                 spread.view(kind).as_strided(small, stride).copy_(flat.view(kind).view(small))
@@ -346,8 +319,7 @@ class Materialiser:
 
 def stride_differs(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     """Return whether elements lie elsewhere than in row-major order."""
-    usual = contiguous_strides(shape)
-    return any(size > 1 and a != b for size, a, b in zip(shape, stride, usual, strict=True))
+    return any(size > 1 and a != b for size, a, b in zip(shape, stride, contiguous_strides(shape), strict=True))
 
 
 def _strided(flat: Tensor, dtype: torch.dtype, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:

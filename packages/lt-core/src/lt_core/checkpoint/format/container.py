@@ -13,11 +13,13 @@ import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any, BinaryIO
 
+from lt_core.checkpoint.format.dtypes import DTYPES
 from lt_core.checkpoint.format.refusal import damaged
-from lt_interface import CheckpointError, Problem
+from lt_interface.errors import CheckpointError, Problem, nearest
 
 __all__ = ["FORMAT", "Entry", "Header", "Table", "checked_json", "open_checkpoint", "read_header"]
 
@@ -26,14 +28,14 @@ LIMIT = 100_000_000  # the largest header that any safetensors reader takes
 CHUNK = 1 << 20
 _PREFIX = b'{"__metadata__":{"lt_crc32":"'
 _NEXT = b'","lt_tensor_crc32":"'
-_WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
-_WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
+_CRC = slice(8 + len(_PREFIX), 16 + len(_PREFIX))  # where the header's own checksum stands
+_WIDTHS = {code: dtype.itemsize for code, dtype in DTYPES.items()}
 _ZIP, _PICKLE, _PROTOCOLS = b"PK\x03\x04", b"\x80", b"\x02\x03\x04\x05"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Be one tensor of the file: its format, shape and bytes ``[start, end)`` after the header."""
+    """One tensor of the file: its format, shape and bytes ``[start, end)`` after the header."""
 
     name: str
     code: str
@@ -43,7 +45,7 @@ class Entry:
 
 
 class Table:
-    """Lay out a file, then render its header once the checksums are known.
+    """Layout of a file, and its header, rendered once the checksums are known.
 
     Args:
         blobs: Name, format, shape and size of each tensor.
@@ -56,39 +58,34 @@ class Table:
     def __init__(self, blobs: list[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]) -> None:
         # Wide formats first keeps every tensor aligned, as the safetensors library lays its own files out.
         ordered = sorted(blobs, key=lambda blob: -_WIDTHS[blob[1]])
-        entries, position = [], 0
-        for name, code, shape, size in ordered:
-            entries.append(Entry(name, code, shape, position, position + size))
-            position += size
-        self.entries: list[Entry] = entries
-        first = {"lt_crc32": "0" * 8, "lt_tensor_crc32": "0" * (8 * len(entries)), "format": "pt"}
+        starts = list(accumulate((size for *_, size in ordered), initial=0))
+        placed = zip(ordered, starts[:-1], strict=True)
+        self.entries = [Entry(name, code, shape, at, at + size) for (name, code, shape, size), at in placed]
+        first = {"lt_crc32": "0" * 8, "lt_tensor_crc32": "0" * (8 * len(ordered)), "format": "pt"}
         document: dict[str, Any] = {"__metadata__": {**first, **metadata}}
-        for entry in entries:
-            offsets = [entry.start, entry.end]
-            document[entry.name] = {"dtype": entry.code, "shape": entry.shape, "data_offsets": offsets}
+        for entry in self.entries:
+            document[entry.name] = {"dtype": entry.code, "shape": entry.shape, "data_offsets": [entry.start, entry.end]}
         header = json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
         header += b" " * (-len(header) % 8)
         if len(header) > LIMIT:
             rule = f"a header may have {LIMIT} bytes"
             raise CheckpointError(Problem("checkpoint", rule, str(len(header)), "Keep fewer single tensors."))
         self._bytes = bytearray(len(header).to_bytes(8, "little") + header)
-        self.size = len(self._bytes) + position
+        self.size = len(self._bytes) + starts[-1]
 
     def render(self, checksums: list[int] | None = None) -> bytes:
         """Return the length and the header; without checksums, of the same size."""
         if checksums is not None:
             digits = "".join(f"{checksum:08x}" for checksum in checksums).encode()
-            start = 8 + len(_PREFIX) + 8 + len(_NEXT)
+            start = _CRC.stop + len(_NEXT)
             self._bytes[start : start + len(digits)] = digits
-            place = 8 + len(_PREFIX)
-            self._bytes[place : place + 8] = b"0" * 8
-            self._bytes[place : place + 8] = f"{zlib.crc32(self._bytes):08x}".encode()
+            self._bytes[_CRC] = _own_checksum(self._bytes)
         return bytes(self._bytes)
 
 
 @dataclass(frozen=True)
 class Header:
-    """Hold what the start of a file says, checked.
+    """Start of a file, read and checked.
 
     Attributes:
         path: The file.
@@ -132,7 +129,7 @@ def open_checkpoint(path: str) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
-        CheckpointError: If it is missing, no regular file or can not be read.
+        CheckpointError: If it is missing, no regular file or cannot be read.
     """
     try:
         mode = os.stat(path).st_mode
@@ -144,7 +141,7 @@ def open_checkpoint(path: str) -> BinaryIO:
     except FileNotFoundError as error:
         raise CheckpointError(_missing(path)) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(Problem(path, "this checkpoint can not be read", str(error))) from error
+        raise CheckpointError(Problem(path, "this checkpoint cannot be read", str(error))) from error
 
 
 def read_header(file: BinaryIO, path: str) -> Header:
@@ -160,9 +157,7 @@ def read_header(file: BinaryIO, path: str) -> Header:
     if length > min(size - 8, LIMIT):
         raise damaged(path, "the file is truncated or its start is damaged", f"{size} bytes, a header of {length}")
     raw += _read_exactly(file, 8 + length - len(raw), path)
-    place = 8 + len(_PREFIX)
-    blank = raw[:place] + b"0" * 8 + raw[place + 8 :]
-    if f"{zlib.crc32(blank):08x}".encode() != raw[place : place + 8]:
+    if _own_checksum(raw) != raw[_CRC]:
         raise damaged(path, "the header is not what was written (its checksum differs)")
     document = checked_json(raw[8:], path)
     try:
@@ -182,6 +177,11 @@ def read_header(file: BinaryIO, path: str) -> Header:
     header = Header(path, metadata, entries, checksums, 8 + length, size)
     _check_size(header)
     return header
+
+
+def _own_checksum(start: bytes | bytearray) -> bytes:
+    """Return the checksum of the length and the header, with zeros in its own place."""
+    return f"{zlib.crc32(start[: _CRC.start] + b'0' * 8 + start[_CRC.stop :]):08x}".encode()
 
 
 def checked_json(text: bytes | str, path: str) -> Any:
@@ -259,11 +259,8 @@ def _refuse_strangers(path: str, raw: bytes, size: int) -> None:
             "A file of PyTorch Lightning: read it once with lt_core.checkpoint.import_lightning(path) "
             "and write it with lt_core.checkpoint.save_checkpoint(tree, new_path)."
         )
-        raise CheckpointError(
-            Problem(
-                path, "a checkpoint is never a pickle, since reading one can run code", "a pickle (torch.save)", fix
-            )
-        )
+        rule = "a checkpoint is never a pickle, since reading one can run code"
+        raise CheckpointError(Problem(path, rule, "a pickle (torch.save)", fix))
     if _PREFIX.startswith(raw[8:]):
         raise damaged(path, "the file is truncated in its header", f"{size} bytes")
     if raw[8:9] == b"{":
@@ -283,10 +280,7 @@ def _refuse_newer(path: str, metadata: dict[str, str]) -> None:
 
 
 def _missing(path: str) -> str:
-    from lt_interface.errors import nearest
-
     folder, name = os.path.split(os.path.abspath(path))
-    fix = ""
     try:
         there = sorted(n for n in os.listdir(folder) if not n.startswith("."))
         fix = nearest(name, there) or (f"There are: {', '.join(there[:10])}." if there else "The folder is empty.")

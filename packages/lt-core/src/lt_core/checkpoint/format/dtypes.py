@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["CODES", "dtype_name", "integer_like", "itemsize", "named_dtypes", "storable_dtypes"]
+__all__ = ["CODES", "DTYPES", "integer_like", "named", "storable_dtypes", "torch_name"]
 
 # The formats that every safetensors reader since 0.4.5 knows; all others are written as what they are made of.
 CODES: dict[torch.dtype, str] = {
@@ -27,41 +27,29 @@ CODES: dict[torch.dtype, str] = {
     torch.int64: "I64",
     torch.uint64: "U64",
 }
+DTYPES = {code: dtype for dtype, code in CODES.items()}
 
-_MORE = (
-    "complex32",
-    "complex64",
-    "complex128",
-    "float8_e4m3fnuz",
-    "float8_e5m2fnuz",
-    "float8_e8m0fnu",
-    "float4_e2m1fn_x2",
-)
+_MORE = {"complex32", "complex64", "complex128"}
+_MORE |= {"float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"}
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def torch_name(constant: torch.dtype | torch.layout | torch.memory_format) -> str:
     """Return ``"float32"`` for ``torch.float32``."""
-    return str(dtype).removeprefix("torch.")
+    return str(constant).removeprefix("torch.")
 
 
 @cache
-def named_dtypes() -> dict[str, torch.dtype]:
-    """Return every dtype of this torch by its name, so that a name in a file is only ever looked up here."""
-    found: dict[str, Any] = {dtype_name(v): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
-    return found
+def named(kind: type[Any]) -> dict[str, Any]:
+    """Return by name every dtype, layout or memory format of this torch: a name in a file is only looked up here."""
+    return {torch_name(value): value for value in vars(torch).values() if isinstance(value, kind)}
 
 
 @cache
 def storable_dtypes() -> dict[str, torch.dtype]:
     """Return by name the dtypes whose tensors can be kept."""
-    more = {name: named_dtypes()[name] for name in _MORE if name in named_dtypes()}
-    return {dtype_name(dtype): dtype for dtype in CODES} | more
-
-
-def itemsize(dtype: torch.dtype) -> int:
-    """Return the bytes of one element."""
-    return dtype.itemsize
+    more = {name: dtype for name, dtype in named(torch.dtype).items() if name in _MORE}
+    return {torch_name(dtype): dtype for dtype in CODES} | more
 
 
 def integer_like(dtype: torch.dtype) -> torch.dtype:

@@ -14,8 +14,7 @@ import shutil
 import socket
 import stat
 import time
-import types
-from typing import Any
+from pathlib import Path
 
 try:
     import fcntl
@@ -32,7 +31,7 @@ _FLAGS = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class AtomicFile:
-    """Write a file that appears at its path when the block ends without an error.
+    """File that appears at its path when the block ends without an error.
 
     Args:
         path: The target; what is there stays until the new file is durable.
@@ -79,9 +78,7 @@ class AtomicFile:
         os.lseek(self._fd, 0, os.SEEK_SET)
         self.write(data)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self._discard()
             return
@@ -114,12 +111,9 @@ class AtomicFile:
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(self._temporary)
+            self._close()  # first: where there is no POSIX, an open file cannot be removed
         with contextlib.suppress(OSError):
-            self._close()
-        if not _POSIX:  # an open file can not be removed there
-            with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+            os.unlink(self._temporary)
 
 
 def sync_folder(folder: str) -> None:
@@ -136,36 +130,29 @@ def sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def remove_strays(folder: str) -> int:
-    """Remove the hidden files of writers that died; one that is being written is locked and stays.
-
-    Returns:
-        How many were removed.
-    """
+def remove_strays(folder: str) -> None:
+    """Remove the hidden files of writers that died; one that is being written is locked and stays."""
     if fcntl is None:
-        return 0
-    count = 0
+        return
     with contextlib.suppress(OSError), os.scandir(folder) as found:
         names = [entry.path for entry in found if entry.name.startswith(".") and entry.name.endswith(SUFFIX)]
         for name in names:
             with contextlib.suppress(OSError):
-                count += _remove_stray(name)
-    return count
+                _remove_stray(name)
 
 
-def _remove_stray(name: str) -> bool:
+def _remove_stray(name: str) -> None:
     status = os.lstat(name)
     # Locks may not be seen between machines, so another one's file must also be old.
     here = name.endswith(f".{_host()}{SUFFIX}") or time.time() - status.st_mtime > _FOREIGN_AGE
     if not (stat.S_ISREG(status.st_mode) and here):
-        return False
+        return
     descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | _FLAGS)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(name)
     finally:
         os.close(descriptor)
-    return True
 
 
 def _claim(descriptor: int, name: str) -> bool:
@@ -193,11 +180,8 @@ def _host() -> str:
 
 def _make_folder(folder: str) -> None:
     """Make a folder and those above it, each durable in the one that holds it."""
-    missing: list[Any] = []
-    while folder and not os.path.isdir(folder):
-        missing.append(folder)
-        folder = os.path.dirname(folder)
-    for name in reversed(missing):
+    path = Path(folder)
+    for name in [str(f) for f in (*reversed(path.parents), path) if not os.path.isdir(f)]:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name)
         sync_folder(os.path.dirname(name))

@@ -33,7 +33,7 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
         module: The module that was trained, for the names of its parameters.
 
     Raises:
-        CheckpointError: If torch is older than 2.10 (reading pickles was not safe), the file can not be read without
+        CheckpointError: If torch is older than 2.10 (reading pickles was not safe), the file cannot be read without
             running code, or it is no such checkpoint.
     """
     where = os.fspath(path)
@@ -50,9 +50,8 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
         rule = f"this is no file of torch.save that can be read ({type(error).__name__}: {str(error)[:200]})"
         raise CheckpointError(Problem(where, rule)) from error
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), Mapping):
-        raise CheckpointError(
-            Problem(where, "a Lightning checkpoint is a dict with a state_dict", type(found).__name__)
-        )
+        rule = "a Lightning checkpoint is a dict with a state_dict"
+        raise CheckpointError(Problem(where, rule, type(found).__name__))
     tree: dict[str, Any] = {
         "epoch": _count(found.get("epoch")),
         "global_step": _count(found.get("global_step")),
@@ -83,30 +82,27 @@ def _count(value: Any) -> int:
     return value if type(value) is int else 0
 
 
-def _dig(tree: Any, *keys: str) -> int:
+def _dig(tree: Any, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return _count(tree)
+    return tree
 
 
 def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the counters; Lightning's own loops know more than its top-level keys."""
-    loops = found.get("loops")
-    fit = loops.get("fit_loop") if isinstance(loops, Mapping) else None
+    fit = _dig(found, "loops", "fit_loop")
     step = _count(found.get("global_step"))
     if not isinstance(fit, Mapping):
         return {"epoch": _count(found.get("epoch")), "batch": 0, "step": step, "samples": 0, "epoch_closed": True}
-    batches = fit.get("epoch_loop.batch_progress")
-    last = isinstance(batches, Mapping) and bool(batches.get("is_last_batch"))
-    done = _dig(fit, "epoch_progress", "current", "completed")
+    done = _count(_dig(fit, "epoch_progress", "current", "completed"))
     # A file saved at an epoch's end was written before that epoch was counted as completed.
-    processed = _dig(fit, "epoch_progress", "current", "processed")
-    batch = _dig(batches, "current", "completed")
-    closed = last or batch == 0
+    processed = _count(_dig(fit, "epoch_progress", "current", "processed"))
+    batch = _count(_dig(fit, "epoch_loop.batch_progress", "current", "completed"))
+    closed = bool(_dig(fit, "epoch_loop.batch_progress", "is_last_batch")) or batch == 0
     return {
         "epoch": max(done, processed) if closed else done,
         "batch": 0 if closed else batch,
-        "step": _dig(fit, "epoch_loop.state_dict", "_batches_that_stepped") or step,
+        "step": _count(_dig(fit, "epoch_loop.state_dict", "_batches_that_stepped")) or step,
         "samples": 0,
         "epoch_closed": closed,
     }
@@ -130,10 +126,6 @@ def _optimizers(states: Any, module: torch.nn.Module | None, where: str) -> list
     return [_renamed(state, found) for state, found in zip(states, names, strict=True) if found is not None]
 
 
-def _positions(state: Mapping[str, Any]) -> list[Any]:
-    return [index for group in state["param_groups"] for index in group["params"]]
-
-
 def _names(state: Mapping[str, Any]) -> dict[Any, str] | None:
     """Return position -> name, where the optimizer was given named parameters."""
     groups = state["param_groups"]
@@ -144,7 +136,8 @@ def _names(state: Mapping[str, Any]) -> dict[Any, str] | None:
 
 def _names_of(module: torch.nn.Module, state: Mapping[str, Any]) -> dict[Any, str] | None:
     """Return position -> name by the module's order, if count and shapes fit."""
-    parameters, positions = list(module.named_parameters()), _positions(state)
+    parameters = list(module.named_parameters())
+    positions = [index for group in state["param_groups"] for index in group["params"]]
     if len(parameters) != len(positions):
         return None
     for index, (_, parameter) in zip(positions, parameters, strict=True):

@@ -37,6 +37,5 @@ def shorten(value: Any, limit: int = 200) -> str:
 
 def damaged(path: str, rule: str, got: str = "") -> CheckpointError:
     """Return the error of a file whose bytes are not what was written."""
-    return CheckpointError(
-        Problem(path, rule, got, 'Use an older checkpoint, or ckpt_path="last" for the newest valid one.')
-    )
+    fix = 'Use an older checkpoint, or ckpt_path="last" for the newest valid one.'
+    return CheckpointError(Problem(path, rule, got, fix))

@@ -13,18 +13,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from lt_core.checkpoint.format.blobs import Blob, Layout, raw_bytes
-from lt_core.checkpoint.format.container import (
-    CHUNK,
-    FORMAT,
-    Entry,
-    Header,
-    Table,
-    checked_json,
-    open_checkpoint,
-    read_header,
-)
-from lt_core.checkpoint.format.dtypes import CODES
+from lt_core.checkpoint.format.blobs import Blob, Materialiser, raw_bytes
+from lt_core.checkpoint.format.container import CHUNK, FORMAT, Header, Table, checked_json, open_checkpoint, read_header
+from lt_core.checkpoint.format.dtypes import DTYPES
 from lt_core.checkpoint.format.durable import AtomicFile
 from lt_core.checkpoint.format.refusal import damaged
 from lt_core.checkpoint.format.signature import parameter_signature
@@ -37,13 +28,11 @@ __all__ = ["MapLocation", "Prepared", "SafetensorsIO", "load_checkpoint", "peek"
 MapLocation = str | torch.device | Mapping[str, str] | Callable[[Any, str], Any] | None
 _TREE = "lt_tree"
 _INLINE = 4 << 20  # a larger tree goes to the data part, where a header's limit does not bind it
-_BATCH = 1 << 20
-_DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 @dataclass
 class Prepared:
-    """Hold a tree that is ready to be written, its tensors not yet copied.
+    """Tree that is ready to be written, its tensors not yet copied.
 
     Attributes:
         document: The tree and the layouts of its tensors, for JSON.
@@ -55,14 +44,9 @@ class Prepared:
     blobs: list[Blob]
     metadata: dict[str, str]
 
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes of all tensors."""
-        return sum(blob.nbytes for blob in self.blobs)
-
 
 class SafetensorsIO:
-    """Read and write checkpoints of one process, as one file each."""
+    """Store of one process's checkpoints, as one file each."""
 
     collective = False
     asynchronous = False
@@ -72,7 +56,7 @@ class SafetensorsIO:
 
         Raises:
             OSError: If the disk refuses; what was there before stays, and no other file is left.
-            CheckpointError: If a value of the tree can not be kept; the message has its path.
+            CheckpointError: If a value of the tree cannot be kept; the message has its path.
         """
         self.write(self.prepare(tree), path)
 
@@ -80,11 +64,11 @@ class SafetensorsIO:
         """Turn a tree into what is written, without copying tensors.
 
         Raises:
-            CheckpointError: If a value of the tree can not be kept; the message has its path.
+            CheckpointError: If a value of the tree cannot be kept; the message has its path.
         """
         if not isinstance(tree, dict):
             raise CheckpointError(Problem("save_checkpoint(tree)", "a checkpoint is a dict", type(tree).__name__))
-        encoded = encode(tree)
+        node, found = encode(tree)
         metadata = {
             "lt_format": str(FORMAT),
             "lt_versions": _compact({"lt_core": __version__, "torch": str(torch.__version__)}),
@@ -94,8 +78,7 @@ class SafetensorsIO:
         weights = tree.get("state_dict")
         if isinstance(weights, Mapping):
             metadata["lt_parameters"] = parameter_signature(weights)
-        document = {"tree": encoded.node, "layouts": encoded.layouts}
-        return Prepared(document, list(encoded.entries.values()), metadata)
+        return Prepared({"tree": node, "layouts": found.layouts}, list(found.entries.values()), metadata)
 
     def write(self, prepared: Prepared, path: str | os.PathLike[str]) -> None:
         """Write what `prepare` returned; when this returns, the file is durable.
@@ -107,7 +90,7 @@ class SafetensorsIO:
         try:
             text = _compact(prepared.document)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"checkpoint: its values can not be written as JSON ({error}).") from error
+            raise CheckpointError(f"checkpoint: its values cannot be written as JSON ({error}).") from error
         if len(text) <= _INLINE:
             metadata[_TREE] = text
         else:
@@ -124,19 +107,16 @@ class SafetensorsIO:
             file.write(table.render())
             small = bytearray()
             for entry in table.entries:
-                data = by_name[entry.name].read()
-                checksum = 0
-                if len(data) < _BATCH:  # many small tensors make few writes
-                    checksum = zlib.crc32(data)
-                    small += data
-                if len(data) >= _BATCH or len(small) >= _BATCH:
-                    file.write(small)
-                    small = bytearray()
-                if len(data) >= _BATCH:
-                    for start in range(0, len(data), CHUNK):
-                        piece = data[start : start + CHUNK]
-                        checksum = zlib.crc32(piece, checksum)
+                data, checksum = by_name[entry.name].read(), 0
+                for start in range(0, len(data), CHUNK):
+                    piece = data[start : start + CHUNK]
+                    checksum = zlib.crc32(piece, checksum)
+                    if len(small) + len(piece) < CHUNK:  # many small tensors make few writes
+                        small += piece
+                    else:
+                        file.write(small)
                         file.write(piece)
+                        small = bytearray()
                 checksums.append(checksum)
             file.write(small)
             file.rewrite_start(table.render(checksums))
@@ -179,7 +159,7 @@ def save_checkpoint(tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
     Raises:
         OSError: If the disk refuses; what was there before stays, and no other file is left.
-        CheckpointError: If a value of the tree can not be kept; the message has its path.
+        CheckpointError: If a value of the tree cannot be kept; the message has its path.
     """
     SafetensorsIO().save(tree, path)
 
@@ -207,15 +187,14 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = No
                 pass
             return flat
 
-        plain = {name: (_DTYPES[entry.code], entry.shape) for name, entry in header.entries.items()}
+        plain = {name: (DTYPES[entry.code], entry.shape) for name, entry in header.entries.items()}
         try:
-            layouts = {name: _layout(value) for name, value in document["layouts"].items()}
-            tree = decode(document["tree"], layouts=layouts, plain=plain, fetch=fetch, device=device)
+            tree = decode(document["tree"], Materialiser(document["layouts"], plain, fetch), device)
             if type(tree) is not dict:
                 raise ValueError("the tree is no dict")
         except (CheckpointError, OSError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever a decoder raises, it comes from what the file says
+        except Exception as error:  # whatever a decoder raises, the file is at fault
             rule = f"the tree is not one that this package writes ({type(error).__name__}: {str(error)[:200]})"
             raise damaged(where, rule) from error
         return tree
@@ -267,27 +246,18 @@ def _reading(path: str) -> Any:
         try:
             yield file
         except OSError as error:
-            raise CheckpointError(Problem(path, "this checkpoint can not be read", str(error))) from error
+            raise CheckpointError(Problem(path, "this checkpoint cannot be read", str(error))) from error
 
 
 def _document(header: Header, file: BinaryIO) -> dict[str, Any]:
-    metadata = header.metadata
-    if _TREE in metadata:
-        text: str | bytes = metadata[_TREE]
-    else:
-        entry: Entry | None = header.entries.get(metadata.get("lt_tree_entry", ""))
-        if entry is None:
-            raise damaged(header.path, "the file holds no tree")
-        text = b"".join(bytes(piece) for piece in header.chunks(file, entry))
-    document = checked_json(text, header.path)
+    text: str | bytes | None = header.metadata.get(_TREE)
+    entry = header.entries.get(header.metadata.get("lt_tree_entry", ""))
+    if text is None and entry is not None:
+        text = b"".join(map(bytes, header.chunks(file, entry)))
+    document = None if text is None else checked_json(text, header.path)
     if not isinstance(document, dict) or not isinstance(document.get("layouts"), dict) or "tree" not in document:
         raise damaged(header.path, "the file holds no tree")
     return document
-
-
-def _layout(value: Any) -> Layout:
-    kind, shape, stride = value
-    return kind, tuple(shape), tuple(stride)
 
 
 def _compact(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Tell models apart by the names and shapes of their tensors."""
+"""Distinguish models by the names and shapes of their tensors."""
 
 from __future__ import annotations
 

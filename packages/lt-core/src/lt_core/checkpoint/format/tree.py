@@ -7,69 +7,58 @@ something to import. What has no tag is refused, with the path to it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import re
 import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from lt_core.checkpoint.format.blobs import Blob, Blobs, Layout, Materialiser, raw_bytes
-from lt_core.checkpoint.format.dtypes import CODES, storable_dtypes
+from lt_core.checkpoint.format.blobs import Blobs, Materialiser, raw_bytes
+from lt_core.checkpoint.format.dtypes import DTYPES, storable_dtypes, torch_name
 from lt_core.checkpoint.format.refusal import RefusedValueError, Step, dotted, place, shorten
-from lt_core.checkpoint.format.values import (
-    READERS,
-    WRITERS,
-    numpy_dtype,
-    write_exact_number,
-    write_float,
-    write_numpy_scalar,
-)
+from lt_core.checkpoint.format.values import READERS, WRITERS, numpy_dtype, write_float, write_foreign
 from lt_interface import Problem
 
-__all__ = ["Encoded", "clone", "decode", "encode", "soften", "try_encode"]
+__all__ = ["clone", "decode", "encode", "soften", "try_encode"]
 
 DEPTH = 100
 _KEEP = "Keep numbers, strings, containers of them and tensors, or what a state_dict() of it returns."
-_FACTORIES: dict[str, Any] = {"int": int, "float": float, "str": str, "list": list, "dict": dict, "set": set}
-_SPARSE = {"sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc"}
+_FACTORIES: dict[Any, Any] = {"int": int, "float": float, "str": str, "list": list, "dict": dict, "set": set}
+_ROWS = ("crow_indices", "col_indices", "values")
+_COLUMNS = ("ccol_indices", "row_indices", "values")
+# The methods that return the parts of a sparse tensor.
+_SPARSE = {"sparse_coo": ("_indices", "_values"), "sparse_csr": _ROWS, "sparse_bsr": _ROWS}
+_SPARSE |= {"sparse_csc": _COLUMNS, "sparse_bsc": _COLUMNS}
 _SCALARS = {bool, type(None)}
+_BASES: dict[type, Callable[[Any], Any]] = {int: int.__int__, float: float.__float__, str: str.__str__, bytes: bytes}
+_SHORT = {"state_dict": "model", "optimizer_states": "optimizers"}
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@dataclass
-class Encoded:
-    """Hold a tree as it is written.
-
-    Attributes:
-        node: The tree for JSON; tensors are named in it.
-        entries: The tensors' bytes by name, in the order of the tree.
-        layouts: Format, shape and strides of the entries that need them.
-    """
-
-    node: Any
-    entries: dict[str, Blob]
-    layouts: dict[str, Layout]
-
-
-def encode(tree: Any, where: str = "checkpoint") -> Encoded:
+def encode(tree: Any, where: str = "checkpoint") -> tuple[Any, Blobs]:
     """Turn a tree into JSON and blobs; no bytes are copied yet.
 
     Args:
         tree: Any nesting of the values that this module knows.
         where: What the tree is called in errors.
 
+    Returns:
+        The tree for JSON, in which tensors are named, and the tensors.
+
     Raises:
-        CheckpointError: If a value can not be kept; the message has its path.
+        CheckpointError: If a value cannot be kept; the message has its path.
     """
     encoder = _Encoder(where)
     node = encoder.node(tree, ())
     encoder.blobs.settle()
-    return Encoded(node, encoder.blobs.entries, encoder.blobs.layouts)
+    return node, encoder.blobs
 
 
 def try_encode(value: Any, where: str) -> Problem | None:
@@ -82,13 +71,11 @@ def try_encode(value: Any, where: str) -> Problem | None:
 
 
 def soften(hparams: Any) -> tuple[Any, list[str]]:
-    """Replace what can not be kept in hyper-parameters by ``{"$repr": repr(value)}``.
+    """Replace what cannot be kept in hyper-parameters by ``{"$repr": repr(value)}``.
 
     Returns:
         The hyper-parameters as they can be kept, and the dotted names of what was replaced.
     """
-    if try_encode(hparams, "hyper_parameters") is None:
-        return hparams, []
     names: list[str] = []
     return _soften(hparams, (), names), names
 
@@ -116,46 +103,36 @@ def _soften(value: Any, path: tuple[Step, ...], names: list[str]) -> Any:
     return {"$repr": shorten(value, 1000)}
 
 
-def decode(
-    node: Any,
-    *,
-    layouts: dict[str, Layout],
-    plain: dict[str, tuple[torch.dtype, tuple[int, ...]]],
-    fetch: Callable[[str], Tensor],
-    device: torch.device | None = None,
-) -> Any:
+def decode(node: Any, tensors: Materialiser, device: torch.device | None = None) -> Any:
     """Build the tree again.
 
     Args:
-        node: As `Encoded.node`.
-        layouts: As `Encoded.layouts`.
-        plain: Number format and shape of every entry in the file.
-        fetch: Returns an entry's bytes as a flat CPU tensor of its own.
+        node: The tree as `encode` returned it.
+        tensors: Builds the tensors that are named in it.
         device: Where the tensors go; the CPU if None.
 
     Raises:
         ValueError, KeyError, TypeError, RuntimeError, ...: If the node is not such as `encode` makes.
     """
-    return _Decoder(Materialiser(layouts, plain, fetch), device or torch.device("cpu")).value(node)
+    return _Decoder(tensors, device or torch.device("cpu")).value(node)
 
 
 def clone(tree: Any, where: str = "checkpoint") -> Any:
     """Return the tree as it would come back from a file: plain values, and tensors of its own on the CPU."""
-    encoded = encode(tree, where)
-    codes = {code: dtype for dtype, code in CODES.items()}
+    node, blobs = encode(tree, where)
 
     def fetch(name: str) -> Tensor:
-        data = encoded.entries[name].read()
+        data = blobs.entries[name].read()
         flat = torch.empty(len(data), dtype=torch.uint8)
         raw_bytes(flat)[:] = data
         return flat
 
-    plain = {name: (codes[blob.code], blob.shape) for name, blob in encoded.entries.items()}
-    return decode(encoded.node, layouts=encoded.layouts, plain=plain, fetch=fetch)
+    plain = {name: (DTYPES[blob.code], blob.shape) for name, blob in blobs.entries.items()}
+    return decode(node, Materialiser(blobs.layouts, plain, fetch))
 
 
 class _Encoder:
-    """Walk a tree once; tensors are collected, all else becomes JSON."""
+    """One walk over a tree: tensors are collected, all else becomes JSON."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -187,9 +164,8 @@ class _Encoder:
         if kind is float:
             return write_float(value)
         if len(path) > DEPTH:
-            self._refuse(
-                path[:4], f"values may be nested at most {DEPTH} deep", value, "Flatten it; it may hold itself."
-            )
+            rule = f"values may be nested at most {DEPTH} deep"
+            self._refuse(path[:4], rule, value, "Flatten it; it may hold itself.")
         container = self._containers.get(kind)
         if container is not None:
             return container(value, path)
@@ -200,34 +176,27 @@ class _Encoder:
             try:
                 return _tag(writer[0], writer[1](value))
             except ValueError as error:
-                self._refuse(path, f"this {kind.__qualname__} can not be kept, because {error}", value, _KEEP)
+                self._refuse(path, f"this {kind.__qualname__} cannot be kept, because {error}", value, _KEEP)
         return self._relative(value, path)
 
     def _relative(self, value: Any, path: tuple[Step, ...]) -> Any:
-        """Keep numpy's values, and an instance of a subclass where its base says all of it."""
-        scalar = write_numpy_scalar(value)
-        if scalar is None:
-            scalar = write_exact_number(value)
-        if scalar is not None:
-            return scalar
+        """Keep numpy's values, and an instance of a subclass where its base holds all of it."""
+        node = write_foreign(value)
+        if node is not None:
+            return node
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(value, numpy.ndarray):
             return self._array(value, path)
         if isinstance(value, Enum) and not isinstance(value, (str, int, float)):
-            self._refuse(path, "an enum member can not be kept", value, "Keep its .value.")
-        if isinstance(value, int):
-            return _whole(int(value))
-        if isinstance(value, float):
-            return write_float(float(value))
-        if isinstance(value, str):
-            return _text(str.__str__(value))
-        if isinstance(value, bytes):
-            return _tag("bytes", value.hex())
+            self._refuse(path, "an enum member cannot be kept", value, "Keep its .value.")
+        for base, plain in _BASES.items():
+            if isinstance(value, base):
+                return self.node(plain(value), path)
         if isinstance(value, (dict, list)) and not getattr(value, "__dict__", None):
             return self._containers[dict if isinstance(value, dict) else list](value, path)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            self._refuse(path, "a named tuple can not be kept", value, "Keep its ._asdict().")
-        return self._refuse(path, f"{_kind(value)} can not be kept in a checkpoint", value, _KEEP)
+            self._refuse(path, "a named tuple cannot be kept", value, "Keep its ._asdict().")
+        return self._refuse(path, f"{_kind(value)} cannot be kept in a checkpoint", value, _KEEP)
 
     def _refuse(self, path: tuple[Step, ...], rule: str, value: Any, fix: str) -> NoReturn:
         raise RefusedValueError(Problem(place(self.where, path), rule, shorten(value, 100), fix))
@@ -235,9 +204,8 @@ class _Encoder:
     def _list(self, value: Any, path: tuple[Step, ...]) -> list[Any]:
         kinds = set(map(type, value))
         # Long lists of numbers (RNG states, histories) need no look at each.
-        if (kinds == {float} and all(map(math.isfinite, value))) or kinds <= _SCALARS:
-            return list(value)
-        if kinds == {int} and min(value) >= -(2**63) and max(value) < 2**63:
+        whole = kinds == {int} and min(value) >= -(2**63) and max(value) < 2**63
+        if whole or (kinds == {float} and all(map(math.isfinite, value))) or kinds <= _SCALARS:
             return list(value)
         return [self.node(item, (*path, index)) for index, item in enumerate(value)]
 
@@ -249,13 +217,13 @@ class _Encoder:
     def _items(self, value: dict[Any, Any], path: tuple[Step, ...]) -> list[Any]:
         for key in value:
             if isinstance(key, Tensor):
-                self._refuse(path, "a tensor can not be a key", key, "Use its name.")
+                self._refuse(path, "a tensor cannot be a key", key, "Use its name.")
         return [[self.node(key, (*path, key)), self.node(item, (*path, key))] for key, item in value.items()]
 
     def _ordered(self, value: OrderedDict[Any, Any], path: tuple[Step, ...]) -> Any:
         rest = {key: item for key, item in vars(value).items() if key != "_metadata"}
         if rest:
-            self._refuse(path, "attributes of an OrderedDict can not be kept", rest, "Keep them as items.")
+            self._refuse(path, "attributes of an OrderedDict cannot be kept", rest, "Keep them as items.")
         # Module.state_dict() notes the version of each submodule's state so; load_state_dict() reads it.
         metadata = getattr(value, "_metadata", None)
         kept = None if metadata is None else self.node(metadata, (*path, "_metadata"))
@@ -263,14 +231,14 @@ class _Encoder:
 
     def _defaultdict(self, value: defaultdict[Any, Any], path: tuple[Step, ...]) -> Any:
         factory = value.default_factory
-        name = None if factory is None else getattr(factory, "__name__", "")
-        if name is not None and _FACTORIES.get(name) is not factory:
-            self._refuse(path, "this default_factory can not be kept", factory, f"Use one of {', '.join(_FACTORIES)}.")
+        name = getattr(factory, "__name__", None)
+        if _FACTORIES.get(name) is not factory:
+            self._refuse(path, "this default_factory cannot be kept", factory, f"Use one of {', '.join(_FACTORIES)}.")
         return _tag("defaultdict", [name, self._items(value, path)])
 
     def _unordered(self, value: Any, path: tuple[Step, ...]) -> list[Any]:
         if any(isinstance(item, Tensor) for item in value):
-            self._refuse(path, "tensors in a set can not be kept", value, "Use a list.")
+            self._refuse(path, "tensors in a set cannot be kept", value, "Use a list.")
         return sorted((self.node(item, (*path, item)) for item in value), key=repr)
 
     def _tensor(self, value: Tensor, path: tuple[Step, ...]) -> Any:
@@ -278,40 +246,31 @@ class _Encoder:
         if rule:
             got = f"a {type(value).__name__} of layout {value.layout} on {value.device}"
             raise RefusedValueError(Problem(place(self.where, path), rule, got, "Keep a plain tensor."))
-        name = str(value.layout).removeprefix("torch.")
-        if name == "strided":
-            return self.blobs.add(_tensor_name(path), value)
-        if name == "sparse_coo":
-            parts, flag = [value._indices(), value._values()], value.is_coalesced()
-        elif name in {"sparse_csr", "sparse_bsr"}:
-            parts, flag = [value.crow_indices(), value.col_indices(), value.values()], False
-        else:
-            parts, flag = [value.ccol_indices(), value.row_indices(), value.values()], False
-        nodes = [self.blobs.add(f"{_tensor_name(path)}.{index}", part) for index, part in enumerate(parts)]
-        return _tag("sparse", [name, list(value.shape), flag, nodes])
+        name, layout = _tensor_name(path), torch_name(value.layout)
+        if layout == "strided":
+            return self.blobs.add(name, value)
+        parts = [getattr(value, part)() for part in _SPARSE[layout]]
+        nodes = [self.blobs.add(f"{name}.{index}", part) for index, part in enumerate(parts)]
+        coalesced = layout == "sparse_coo" and value.is_coalesced()
+        return _tag("sparse", [layout, list(value.shape), coalesced, nodes])
 
     def _array(self, value: Any, path: tuple[Step, ...]) -> Any:
         import numpy as np
 
         if type(value) not in (np.ndarray, np.memmap) or value.dtype.kind not in "biufcmMSU":
-            self._refuse(path, f"{_kind(value)} of dtype {value.dtype} can not be kept", value, _KEEP)
-        array, kind = np.asarray(value), ""
-        tensor: Tensor | None
-        try:
-            tensor = torch.from_numpy(array if array.flags.writeable else array.copy(order="K"))
-        except (TypeError, ValueError):
-            kind, shape = array.dtype.str, list(array.shape)
-            try:
-                tensor = torch.from_numpy(array.copy())  # such strides are not for tensors
-                kind = ""
-            except (TypeError, ValueError):
-                tensor = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8) if array.nbytes else None
-        node = None if tensor is None else self.blobs.add(_tensor_name(path), tensor)
-        return _tag("array", [kind, shape, node] if kind else [None, None, node])
+            self._refuse(path, f"{_kind(value)} of dtype {value.dtype} cannot be kept", value, _KEEP)
+        name, array = _tensor_name(path), np.asarray(value)
+        for order in ("K", "C"):  # some strides are not for tensors, and some formats neither
+            own = array if order == "K" and array.flags.writeable else array.copy(order)
+            with contextlib.suppress(TypeError, ValueError):
+                return _tag("array", [None, None, self.blobs.add(name, torch.from_numpy(own))])
+        flat = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8) if array.nbytes else None
+        node = None if flat is None else self.blobs.add(name, flat)
+        return _tag("array", [array.dtype.str, list(array.shape), node])
 
 
 class _Decoder:
-    """Build values from nodes; anything out of form raises."""
+    """Builder of values from nodes; anything out of form raises."""
 
     def __init__(self, tensors: Materialiser, device: torch.device) -> None:
         self._tensors = tensors
@@ -375,17 +334,13 @@ class _Decoder:
 
     def _sparse(self, node: Any) -> Tensor:
         name, shape, coalesced, nodes = node
-        parts = [self._tensor(part["v"], self._device) for part in nodes]
+        if len(nodes) != len(_SPARSE[name]):
+            raise ValueError("not the parts of this layout")
+        parts: list[Any] = [self._tensor(part["v"], self._device) for part in nodes]
+        options: dict[str, Any] = {"size": tuple(shape), "check_invariants": True}
         if name == "sparse_coo":
-            indices, values = parts
-            return torch.sparse_coo_tensor(
-                indices, values, tuple(shape), check_invariants=True, is_coalesced=bool(coalesced)
-            )
-        if name not in _SPARSE:
-            raise ValueError("no sparse layout")
-        first, second, values = parts
-        layout = getattr(torch, name)
-        return torch.sparse_compressed_tensor(first, second, values, tuple(shape), layout=layout, check_invariants=True)
+            return torch.sparse_coo_tensor(*parts, is_coalesced=bool(coalesced), **options)
+        return torch.sparse_compressed_tensor(*parts, layout=getattr(torch, name), **options)
 
     def _array(self, node: Any) -> Any:
         import numpy as np
@@ -394,13 +349,11 @@ class _Decoder:
         if kind is None:
             return self._tensor(tensor["v"], self._cpu).numpy()
         dtype = numpy_dtype(kind)
-        if tensor is None:
-            return np.empty(tuple(shape), dtype) if 0 in shape or dtype.itemsize == 0 else _raise("no bytes")
-        return self._tensor(tensor["v"], self._cpu).numpy().view(dtype).reshape(tuple(shape))
-
-
-def _raise(text: str) -> Any:
-    raise ValueError(text)
+        if tensor is not None:
+            return self._tensor(tensor["v"], self._cpu).numpy().view(dtype).reshape(tuple(shape))
+        if 0 not in shape and dtype.itemsize:
+            raise ValueError("no bytes")
+        return np.empty(tuple(shape), dtype)
 
 
 def _tag(tag: str, payload: Any) -> dict[str, Any]:
@@ -409,13 +362,7 @@ def _tag(tag: str, payload: Any) -> dict[str, Any]:
 
 def _plain(text: str) -> bool:
     """Return whether a string survives JSON: a pair of lone surrogates would come back as one character."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.isascii() or _LONE_SURROGATE.search(text) is None
 
 
 def _text(value: str) -> Any:
@@ -435,32 +382,26 @@ def _kind(value: Any) -> str:
 
 
 def _tensor_name(path: tuple[Step, ...]) -> str:
-    if path[:1] == ("state_dict",):
-        return dotted(("model", *path[1:]))
-    if path[:1] == ("optimizer_states",):
-        return dotted(("optimizers", *path[1:]))
-    return dotted(path)
+    return dotted((*(_SHORT.get(step, step) for step in path[:1]), *path[1:]))
 
 
 def _tensor_rule(value: Tensor) -> str:
-    """Return why a tensor can not be kept, or an empty string."""
+    """Return why a tensor cannot be kept, or an empty string."""
     from torch.nn.parameter import is_lazy
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     if is_lazy(value):
         return "a lazy parameter has no values before its first forward"
     if is_traceable_wrapper_subclass(value) or value.is_nested:
-        return "a tensor subclass that wraps others can not be kept"
+        return "a tensor subclass that wraps others cannot be kept"
     if value.device.type == "meta":
         return "a tensor on the meta device has no values"
     if value.is_quantized:
-        return "a quantized tensor can not be kept"
-    if value.layout is torch.strided:
-        if value.dtype not in storable_dtypes().values():
-            return f"a tensor of dtype {value.dtype} can not be kept"
-        if value.device.type in {"cpu", "cuda"} and value.numel() and value.untyped_storage().nbytes() == 0:
-            return "a tensor whose memory was freed has no values"
-        return ""
-    if str(value.layout).removeprefix("torch.") in _SPARSE | {"sparse_coo"}:
-        return ""
-    return "a tensor of this layout can not be kept"
+        return "a quantized tensor cannot be kept"
+    if value.layout is not torch.strided:
+        return "" if torch_name(value.layout) in _SPARSE else "a tensor of this layout cannot be kept"
+    if value.dtype not in storable_dtypes().values():
+        return f"a tensor of dtype {value.dtype} cannot be kept"
+    if value.device.type in {"cpu", "cuda"} and value.numel() and value.untyped_storage().nbytes() == 0:
+        return "a tensor whose memory was freed has no values"
+    return ""

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from lt_core.checkpoint.format.dtypes import dtype_name, named_dtypes
+from lt_core.checkpoint.format.dtypes import named, torch_name
 
-__all__ = ["READERS", "WRITERS", "read_float", "write_exact_number", "write_float", "write_numpy_scalar"]
+__all__ = ["READERS", "WRITERS", "numpy_dtype", "write_float", "write_foreign"]
 
 _NUMPY_KINDS = "biufcmMSU"
 
@@ -89,8 +89,7 @@ def _read_numpy_scalar(value: Any) -> Any:
     import numpy as np
 
     kind, data = value
-    dtype = numpy_dtype(kind)
-    return np.frombuffer(bytes.fromhex(data), dtype=dtype, count=1)[0]
+    return np.frombuffer(bytes.fromhex(data), dtype=numpy_dtype(kind), count=1)[0]
 
 
 def numpy_dtype(text: str) -> Any:
@@ -109,21 +108,16 @@ def numpy_dtype(text: str) -> Any:
     return dtype
 
 
-def write_numpy_scalar(value: Any) -> Any:
-    """Return the payload of a numpy scalar, or None if ``value`` is none that can be kept."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return None
-    if isinstance(value, numpy.generic) and value.dtype.kind in "biufcmM":
+def write_foreign(value: Any) -> Any:
+    """Return the node of a numpy scalar or dtype, a Decimal or a Fraction, or None.
+
+    Their modules are slow to import; where one is not imported, ``value`` is none of its own.
+    """
+    numpy, decimal, fractions = map(sys.modules.get, ("numpy", "decimal", "fractions"))
+    if numpy is not None and isinstance(value, numpy.generic) and value.dtype.kind in "biufcmM":
         return {"$": "npscalar", "v": [value.dtype.str, value.tobytes().hex()]}
-    if isinstance(value, numpy.dtype) and value.kind in _NUMPY_KINDS and value.names is None:
+    if numpy is not None and isinstance(value, numpy.dtype) and value.kind in _NUMPY_KINDS and value.names is None:
         return {"$": "npdtype", "v": value.str}
-    return None
-
-
-def write_exact_number(value: Any) -> Any:
-    """Return the node of a Decimal or Fraction, or None; their modules are slow to import and seldom there."""
-    decimal, fractions = sys.modules.get("decimal"), sys.modules.get("fractions")
     if decimal is not None and type(value) is decimal.Decimal:
         return {"$": "decimal", "v": str(value)}
     if fractions is not None and type(value) is fractions.Fraction:
@@ -149,11 +143,11 @@ WRITERS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bytes: ("bytes", bytes.hex),
     bytearray: ("bytearray", bytearray.hex),
     complex: ("complex", lambda v: [write_float(v.real), write_float(v.imag)]),
-    torch.dtype: ("dtype", dtype_name),
+    torch.dtype: ("dtype", torch_name),
     torch.device: ("device", lambda v: [v.type, v.index]),
     torch.Size: ("size", list),
-    torch.layout: ("layout", lambda v: str(v).removeprefix("torch.")),
-    torch.memory_format: ("memory_format", lambda v: str(v).removeprefix("torch.")),
+    torch.layout: ("layout", torch_name),
+    torch.memory_format: ("memory_format", torch_name),
     range: ("range", lambda v: [v.start, v.stop, v.step]),
     pathlib.PurePosixPath: ("pureposixpath", str),
     pathlib.PureWindowsPath: ("purewindowspath", str),
@@ -168,14 +162,6 @@ WRITERS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     type(Ellipsis): ("ellipsis", lambda _: None),
 }
 
-_LAYOUTS = {
-    name: getattr(torch, name)
-    for name in ("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
-}
-_MEMORY = {
-    name: getattr(torch, name) for name in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
-}
-
 READERS: dict[str, Callable[[Any], Any]] = {
     "int": lambda v: int(v, 16),
     "str": lambda v: bytes.fromhex(v).decode("utf-8", "surrogatepass"),
@@ -183,11 +169,11 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
     "complex": lambda v: complex(read_float(v[0]), read_float(v[1])),
-    "dtype": lambda v: named_dtypes()[v],
+    "dtype": lambda v: named(torch.dtype)[v],
     "device": _read_device,
     "size": lambda v: torch.Size(_ints(v, 0, 1024)),
-    "layout": lambda v: _LAYOUTS[v],
-    "memory_format": lambda v: _MEMORY[v],
+    "layout": lambda v: named(torch.layout)[v],
+    "memory_format": lambda v: named(torch.memory_format)[v],
     "range": lambda v: range(*_ints(v, 3, 3)),
     "pureposixpath": pathlib.PurePosixPath,
     "purewindowspath": pathlib.PureWindowsPath,
