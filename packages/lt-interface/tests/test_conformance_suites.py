@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from lt_interface import CheckpointError, Logger, Plan, World
+from lt_interface import CheckpointError, Logger, Plan, StrategyVerbs, World
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
@@ -114,7 +114,7 @@ class TestReferencePrecision(PrecisionConformance):
         return ReferencePrecision()
 
 
-class PlainStrategy:
+class PlainStrategy(StrategyVerbs):
     """Run on the CPU."""
 
     name = "plain"
@@ -124,8 +124,9 @@ class PlainStrategy:
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.collectives = Alone()
+        self.mesh = None
 
-    def problems(self, plan: Plan) -> list[Any]:
+    def problems(self, plan: Plan, module: Any = None) -> list[Any]:
         return []
 
     def setup(self, cluster: Any, accelerator: Any, devices: Any, plan: Plan) -> World:
@@ -145,10 +146,16 @@ class PlainStrategy:
     def engine(self, module: Any, optimizers: Any, schedulers: Any, precision: Any, plan: Plan, default: Any) -> Any:
         return default(module, optimizers, schedulers, precision, plan)
 
+    def weights(self, module: Any) -> Any:
+        return module
+
     def checkpoint_io(self) -> str:
         return "safetensors"
 
-    def teardown(self, error: BaseException | None = None) -> None:
+    def release(self, module: Any, optimizers: Any) -> None:
+        pass
+
+    def leave(self, error: BaseException | None = None) -> None:
         pass
 
 
@@ -167,11 +174,14 @@ class Alone:
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
         return obj
 
-    def barrier(self, name: str = "", timeout: float | None = None) -> None:
+    def barrier(self, name: str = "", timeout: float = 1.0) -> None:
         pass
 
     def any(self, flag: bool) -> bool:
         return flag
+
+    def agree(self, bits: int) -> int:
+        return bits
 
 
 class TestPlainStrategy(StrategyConformance):
@@ -276,18 +286,18 @@ def test_bad_accelerators_are_caught(test: str, arguments: tuple[Any, ...], chan
         getattr(AcceleratorConformance(), test)(_mutant(Parsing, **changes), *arguments)
 
 
-def _scaled_backward(self: Any, loss: Any, *args: Any, **kwargs: Any) -> None:
-    (loss * 1024).backward(*args, **kwargs)
-
-
 @pytest.mark.parametrize(
     ("test", "changes"),
     [
         ("test_converts_parameters", {"convert": lambda self, module: module.double()}),
         ("test_converts_batches", {"convert_batch": lambda self, batch: dict(batch)}),
-        ("test_gradients_have_their_true_size", {"backward": _scaled_backward}),
+        ("test_gradients_have_their_true_size", {"scale": lambda self, loss: loss * 1024}),
+        ("test_scale_is_a_factor", {"scale": lambda self, loss: loss * 1024}),
+        ("test_scale_is_a_factor", {"scale": lambda self, loss: loss.detach()}),
         ("test_learns", {"step": lambda self, optimizer, closure=None: True}),
         ("test_step_takes_a_closure", {"step": lambda self, optimizer, closure=None: optimizer.step() is None}),
+        ("test_step_passes_arguments", {"step": lambda self, optimizer, closure=None, **kwargs: not optimizer.step()}),
+        ("test_problems_are_listed", {"problems": lambda self, plan: ["no such format"]}),
         ("test_a_skipped_step_changes_nothing", {"step": lambda self, optimizer, closure=None: bool(optimizer.step())}),
     ],
 )
@@ -321,11 +331,11 @@ def test_forgotten_state_is_caught() -> None:
         def __init__(self) -> None:
             self.steps = 0
 
-        def step(self, optimizer: Any, closure: Any = None) -> bool:
+        def step(self, optimizer: Any, closure: Any = None, **kwargs: Any) -> bool:
             self.steps += 1
             for group in optimizer.param_groups:
                 group["lr"] = 0.1 / self.steps
-            return super().step(optimizer, closure)
+            return super().step(optimizer, closure, **kwargs)
 
     suite = type("TestCounting", (PrecisionConformance,), {"make": lambda self: Counting()})()
     with pytest.raises(AssertionError):

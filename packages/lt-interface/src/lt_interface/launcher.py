@@ -49,7 +49,16 @@ class Outcome:
 
 
 class Request(Protocol):
-    """What the ranks of a call of the trainer are given: the trainer, module and data, and the random state."""
+    """What the ranks of a call of the trainer are given: the trainer, module and data, and the random state.
+
+    Example:
+        >>> import pickle
+        >>> class Numbers(list):
+        ...     def to_bytes(self):
+        ...         return pickle.dumps(list(self))
+        >>> pickle.loads(Numbers([1, 2]).to_bytes())
+        [1, 2]
+    """
 
     def to_bytes(self) -> bytes:
         """Return the request as plain pickle bytes, which ``Request.from_bytes`` of its class reads in a rank.

@@ -30,14 +30,30 @@ class Precision(Protocol):
         scales: Whether ``scale`` and ``unscale`` change anything.
 
     Example:
-        All in 64 bits, without a loss scale:
+        All in 64 bits, without a loss scale; `PlainPrecision` has these no-ops already:
 
-        >>> class Double(PlainPrecision):
-        ...     name, converts_batch = "double", True
+        >>> from contextlib import nullcontext
+        >>> class Double:
+        ...     name, converts_batch, scales, forward, convert_output = "double", True, False, None, None
+        ...     def problems(self, plan):
+        ...         return []
+        ...     def init_context(self):
+        ...         return nullcontext()
         ...     def convert(self, module):
         ...         return module.double()
         ...     def convert_batch(self, batch):
         ...         return [x.double() if x.is_floating_point() else x for x in batch]
+        ...     def scale(self, loss):
+        ...         return loss
+        ...     def unscale(self, optimizer):
+        ...         pass
+        ...     def step(self, optimizer, closure=None, **kwargs):
+        ...         optimizer.step(closure, **kwargs)
+        ...         return True
+        ...     def state_dict(self):
+        ...         return {}
+        ...     def load_state_dict(self, state):
+        ...         pass
         >>> isinstance(Double(), Precision)
         True
     """

@@ -325,10 +325,23 @@ class StrategyVerbs:
         model: The module as the engine runs it.
 
     Example:
-        >>> class Local(StrategyVerbs):
-        ...     device, collectives = "cpu", Alone()
-        >>> Local().is_global_zero, Local().root_device, Local().broadcast("run-7")
-        (True, 'cpu', 'run-7')
+        >>> class Echo:
+        ...     def broadcast_object(self, obj, src=0):
+        ...         return obj
+        ...     def barrier(self, name="", timeout=BARRIER_SECONDS):
+        ...         print("all are at", name)
+        ...     def reduce(self, tensor, op="mean", group="data"):
+        ...         return op
+        ...     def all_gather(self, tensor, group="data", sync_grads=False):
+        ...         return [tensor]
+        >>> strategy = StrategyVerbs()
+        >>> strategy.collectives = Echo()
+        >>> strategy.is_global_zero, strategy.broadcast("run-7"), strategy.all_gather(0.5)
+        (True, 'run-7', [0.5])
+        >>> strategy.barrier("download")
+        all are at download
+        >>> strategy.reduce(0.5, reduce_op="avg")
+        'mean'
     """
 
     device: torch.device

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lt_interface import Accelerator, ClusterEnvironment, Engine, Plan, Precision, Problem, World
+from lt_interface import (
+    Accelerator,
+    ClusterEnvironment,
+    Engine,
+    Plan,
+    Precision,
+    Problem,
+    Stateful,
+    StrategyVerbs,
+    World,
+)
 
 __all__ = ["LocalCollectives", "SingleDeviceStrategy"]
 
@@ -20,11 +30,11 @@ T = TypeVar("T")
 class LocalCollectives:
     """Exchange of a single rank: every call returns what it was given."""
 
-    def reduce(self, tensor: Tensor, op: str = "mean", group: str = "data") -> Tensor:
+    def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
         """Return the tensor."""
         return tensor
 
-    def all_gather(self, tensor: Tensor, group: str = "data", sync_grads: bool = False) -> Tensor:
+    def all_gather(self, tensor: Tensor, group: Any = "data", sync_grads: bool = False) -> Tensor:
         """Return the tensor, without a new dimension."""
         return tensor
 
@@ -36,15 +46,19 @@ class LocalCollectives:
         """Return the object."""
         return obj
 
-    def barrier(self, name: str = "", timeout: float | None = None) -> None:
+    def barrier(self, name: str = "", timeout: float = 0.0) -> None:
         """Return at once."""
 
     def any(self, flag: bool) -> bool:
         """Return the flag."""
         return flag
 
+    def agree(self, bits: int) -> int:
+        """Return the bits."""
+        return bits
 
-class SingleDeviceStrategy:
+
+class SingleDeviceStrategy(StrategyVerbs):
     """Whole model on one device of one process.
 
     Args:
@@ -54,6 +68,7 @@ class SingleDeviceStrategy:
     name = "single_device"
     default_launcher: str | None = None
     collective_forward = False
+    mesh = None
 
     def __init__(self, device: torch.device | str | int | None = None) -> None:
         self._given = None if device is None else torch.device(device)
@@ -61,10 +76,9 @@ class SingleDeviceStrategy:
         self.device = self._given or torch.device("cpu")
         self.collectives = LocalCollectives()
 
-    def problems(self, plan: Plan) -> Sequence[Problem]:
+    def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         """Refuse a plan of more than one process."""
-        processes = len(plan.devices) * plan.num_nodes
-        if processes == 1:
+        if plan.processes == 1:
             return []
         return [
             Problem(
@@ -118,11 +132,27 @@ class SingleDeviceStrategy:
         """Return the plain engine."""
         return default(module, optimizers, schedulers, precision, plan)
 
+    def weights(self, module: nn.Module) -> Stateful:
+        """Return the module itself."""
+        return module
+
     def checkpoint_io(self) -> str:
         """Return ``"safetensors"``."""
         return "safetensors"
 
-    def teardown(self, error: BaseException | None = None) -> None:
+    def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Move the module and the optimizers' states to the CPU."""
+        if self.device.type == "cpu":
+            return
+        from lt_core.data.nested import move_to_device
+
+        cpu = torch.device("cpu")
+        for optimizer in optimizers:
+            for parameter, state in optimizer.state.items():
+                optimizer.state[parameter] = move_to_device(state, cpu)
+        module.to(cpu)
+
+    def leave(self, error: BaseException | None = None) -> None:
         """Give the device back."""
         if self._accelerator is not None:
             self._accelerator.teardown()

@@ -159,10 +159,11 @@ def _progress(run: Run) -> Stateful:
 
 def _weights(run: Run) -> Stateful:
     def take() -> Any:
-        return run.engine.model.state_dict()
+        return run.strategy.weights(run.module).state_dict()
 
     def give(state: dict[str, Any]) -> None:  # before there is an engine
-        load_weights(run.module, state, run.module.strict_loading, run.resumed.path or "checkpoint")
+        weights = run.strategy.weights(run.module)
+        load_weights(run.module, state, run.module.strict_loading, run.resumed.path or "checkpoint", weights)
 
     return _Of(take, give)
 

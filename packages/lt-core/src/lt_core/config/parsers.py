@@ -26,8 +26,8 @@ __all__ += ["val_check_interval", "whole"]
 Parser = Callable[[Any], Any]
 
 ACCELERATOR_METHODS = ("is_available", "parse_devices", "device", "setup")
-STRATEGY_METHODS = ("setup", "shard", "engine", "teardown")
-PRECISION_METHODS = ("convert", "convert_batch", "backward", "step")
+STRATEGY_METHODS = ("setup", "shard", "engine", "leave")
+PRECISION_METHODS = ("convert", "convert_batch", "scale", "step")
 LAUNCHER_METHODS = ("launch",)
 PROFILER_METHODS = ("start", "stop", "profile")
 LOGGER_METHODS = ("log_metrics",)

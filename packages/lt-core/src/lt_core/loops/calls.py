@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lt_core.builtin.precision import FullPrecision
 from lt_core.data.nested import apply_to_collection
 from lt_core.hooks.table import bind, overrides
 from lt_core.notices import warn
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Pieces",
     "Step",
+    "after",
+    "backward_of",
     "bound_step",
     "detached",
     "explain_backward",
@@ -123,17 +124,45 @@ def detached(value: Any) -> Any:
     return apply_to_collection(value, Tensor, Tensor.detach)
 
 
+def backward_of(run: Run) -> Callable[..., Any]:
+    """Return what runs the backward pass of a loss: the engine's, or the module's own with the loss scaled."""
+    module, engine = run.module, run.engine
+    if not overrides(module, "backward"):
+        return engine.backward
+    if "backward" in engine.owns:
+        if run.loop.first_time("backward"):
+            warn(
+                f"{type(module).__name__}.backward: the engine of strategy {run.plan.strategy!r} runs the backward "
+                "pass itself, so this override is not called."
+            )
+        return engine.backward
+    if not run.precision.scales:
+        own: Callable[..., Any] = module.backward
+        return own
+    scale = run.precision.scale
+    return lambda loss, *args, **kwargs: module.backward(scale(loss), *args, **kwargs)
+
+
 class Pieces:
-    """Calls that a step is made of, found once; None where there is nothing to do."""
+    """Calls that a step is made of, found once; None where there is nothing to do.
+
+    Attributes:
+        optimizer: The optimizer of automatic optimization; None without one.
+        owned: Whether the engine accumulates by itself, so that each batch goes to its ``update``.
+        around: Makes the engine's context around forward and backward from whether the batch closes its window.
+        training_step: The user's, behind the engine's call before each step and the check for finite losses.
+        unsized: Whether the last window may turn out to be short, so that its gradients are rescaled.
+    """
 
     def __init__(self, run: Run) -> None:
         module, engine, trainer = run.module, run.engine, run.trainer
         self.run = run
-        self.divides = "accumulate" not in engine.owns
-        self.no_sync = engine.accumulate or nullcontext
-        self.unsized = run.feed.num_batches == float("inf")
-        self.optimizer = run.optimizers[0]
-        self.training_step = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
+        self.owned = "accumulate" in engine.owns
+        self.around = engine.window
+        self.optimizer: Any = run.optimizers[0] if run.optimizers and module.automatic_optimization else None
+        self.unsized = run.feed.num_batches == float("inf") and not self.owned
+        bound = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
+        self.training_step = after(engine.before_forward, bound)
         hooks = run.hooks
         self.before_zero_grad: tuple[Callable[..., Any], ...] = hooks.on_before_zero_grad  # type: ignore[attr-defined]
         self.before_backward: tuple[Callable[..., Any], ...] = hooks.on_before_backward  # type: ignore[attr-defined]
@@ -142,17 +171,12 @@ class Pieces:
         self.wants_outputs = bool(hooks.on_train_batch_end)  # type: ignore[attr-defined]
         # The optimizer's own method where nothing stands before it, so that the straight step calls it at once.
         own_zero_grad = overrides(module, "optimizer_zero_grad")
-        plain = not own_zero_grad and "zero_grad" not in engine.owns
-        self.plain_zero_grad: Callable[[], Any] | None = self.optimizer.zero_grad if plain else None
+        self.plain_zero_grad: Callable[[], Any] | None = None
+        if self.optimizer is not None and not own_zero_grad and "zero_grad" not in engine.owns:
+            self.plain_zero_grad = self.optimizer.zero_grad
         self.zero_grad: Callable[[int], Any] = _zero_grad(run, self.optimizer, own_zero_grad)
-        own_backward = overrides(module, "backward")
-        self.backward: Callable[[Tensor], Any] = module.backward if own_backward else engine.backward
-        if getattr(self.backward, "__func__", None) is FullPrecision.backward:
-            self.backward = Tensor.backward  # what it would call, a frame less
-        scales = getattr(
-            run.precision, "scales_gradients", type(run.precision).__module__ != "lt_core.builtin.precision"
-        )
-        self.unscale = engine.unscale if scales and "unscale" not in engine.owns else None
+        self.backward = backward_of(run)
+        self.unscale = engine.unscale if run.precision.scales and "unscale" not in engine.owns else None
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
         if overrides(module, "configure_gradient_clipping") or overrides(module, "clip_gradients"):
             self.clip: Callable[[], Any] | None = lambda: module.configure_gradient_clipping(
@@ -163,35 +187,50 @@ class Pieces:
         else:
             self.clip = None
 
-    def backward_of(self, output: Any, i: int, window: tuple[int, bool, bool]) -> Tensor | None:
-        """Run what lies between training_step and the optimizer for one batch of an accumulation window.
+    def inside(self, last: bool) -> AbstractContextManager[Any]:
+        """Return the context around forward and backward of one batch.
 
         Args:
-            output: What training_step returned.
+            last: Whether the batch closes its window, so that ranks exchange gradients.
+        """
+        return (self.around(last) if self.around is not None else None) or nullcontext()
+
+    def forward_backward(self, batch: Any, i: int, window: tuple[int, bool, bool]) -> tuple[Any, Tensor | None]:
+        """Run one batch up to the optimizer: what every form of the step is made of.
+
+        The straight step has the same lines in its own body, to save the frame; a test compares the two.
+
+        Args:
+            batch: The batch, on the device.
             i: The batch's index.
             window: The window's length, and whether the batch opens and closes it.
 
         Returns:
-            The loss whose gradients were added: the batch's share of the window. None for a skipped batch.
+            What training_step returned, and the loss whose gradients were added: the batch's share of the window's.
+            None for a skipped batch.
         """
-        length, first, _ = window
-        loss = output if isinstance(output, Tensor) else loss_of(self.run, output, i)
-        if loss is not None and self.divides and length != 1:
-            loss = loss / length
-        if first:
-            for f in self.before_zero_grad:
-                f(self.optimizer)
-            self.zero_grad(i)
-        if loss is not None:
-            for f in self.before_backward:
-                f(loss)
-            try:
-                self.backward(loss)
-            except RuntimeError as error:
-                raise explain_backward(self.run, loss, i, error) from error
-            for f in self.after_backward:
-                f()
-        return loss
+        length, first, last = window
+        run = self.run
+        with self.inside(last):
+            output = self.training_step(batch, i)
+            loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
+            if loss is not None and length != 1 and not self.owned:
+                loss = loss / length
+            if first:
+                for f in self.before_zero_grad:
+                    f(self.optimizer)
+                self.zero_grad(i)
+            if loss is not None:
+                for f in self.before_backward:
+                    f(loss)
+                if self.optimizer is not None or loss.requires_grad:
+                    try:
+                        self.backward(loss)
+                    except RuntimeError as error:
+                        raise explain_backward(run, loss, i, error) from error
+                for f in self.after_backward:
+                    f()
+        return output, loss
 
     def before_update(self) -> None:
         """Unscale, run the hooks before the step, and clip."""
@@ -204,12 +243,24 @@ class Pieces:
 
 
 def _zero_grad(run: Run, optimizer: Any, overridden: bool) -> Callable[[int], Any]:
+    if optimizer is None or "zero_grad" in run.engine.owns:
+        return lambda i: None
     if overridden:
         module, progress = run.module, run.progress
         return lambda i: module.optimizer_zero_grad(progress.epoch, i, optimizer)
-    if "zero_grad" in run.engine.owns:
-        return lambda i: None
     return lambda i: optimizer.zero_grad()
+
+
+def after(first: Callable[[], Any] | None, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the step behind a call without arguments, or the step alone where there is none."""
+    if first is None:
+        return step
+
+    def both(*args: Any) -> Any:
+        first()
+        return step(*args)
+
+    return both
 
 
 def guarded(run: Run, training_step: Step) -> Step:

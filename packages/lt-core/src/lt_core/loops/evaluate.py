@@ -10,6 +10,7 @@ import torch
 
 from lt_core.data.sources import feed_of, has_loader, limit_of
 from lt_core.hooks.table import bind, declared, overrides
+from lt_core.loops.calls import after
 from lt_core.metrics.store import (
     EVAL_BATCH_END,
     EVAL_BATCH_START,
@@ -113,7 +114,7 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
     several = len(names) > 1
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
-    step = eval_step(run, stage.step, several)
+    step, boundary = eval_step(run, stage.step, several), run.engine.boundary
     for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):
         if place is not None:
             batch = place(batch, loader)
@@ -128,6 +129,8 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
         store.scope = EVAL_BATCH_END
         for f in batch_end:
             f(output, batch, i, loader)
+        if boundary is not None:
+            boundary()
         values = store.take_step()
         if not run.sanity_checking:
             seen = counts.get(keys[loader], 0)
@@ -163,9 +166,8 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     if bound is None:
         rule = "the trainer cannot call this step with its arguments"
         raise ConfigError(Problem(where, rule, fix=f"Write: def {name}(self, batch, batch_idx)"))
-    if takes_three:
-        return bound
-    return lambda batch, i, loader: bound(batch, i)
+    step = bound if takes_three else lambda batch, i, loader: bound(batch, i)
+    return after(run.engine.before_forward, step)
 
 
 def _suffixes(feed: Feed) -> list[str]:

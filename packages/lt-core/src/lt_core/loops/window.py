@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -11,15 +11,12 @@ from lt_core.hooks.table import overrides
 from lt_core.loops.calls import Pieces, outputs_of, rescale_short_window
 from lt_core.notices import warn
 
-if TYPE_CHECKING:
-    from lt_core.state.run import Run
-
 __all__ = ["closure_step"]
 
 
-def closure_step(run: Run) -> Callable[[Any, int], Any]:
+def closure_step(pieces: Pieces) -> Callable[[Any, int], Any]:
     """Return the step that hands the optimizer a closure over the whole accumulation window."""
-    return _Window(run).step
+    return _Window(pieces).step
 
 
 class _Window:
@@ -30,8 +27,9 @@ class _Window:
     window again, with logging off.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.pieces = run, Pieces(run)
+    def __init__(self, pieces: Pieces) -> None:
+        self.run, self.pieces = pieces.run, pieces
+        run = pieces.run
         self.wrapped = run.lightning_optimizers[0]
         self.overridden = overrides(run.module, "optimizer_step")
         self.batches: list[tuple[Any, int]] = []
@@ -46,17 +44,17 @@ class _Window:
             self.losses.clear()
         self.batches.append((batch, i))
         if not last:
-            with p.no_sync():
-                output = p.training_step(batch, i)
-                self.losses.append(p.backward_of(output, i, window))
-            return outputs_of(output, self.losses[-1], p.wants_outputs)
+            output, loss = p.forward_backward(batch, i, window)
+            self.losses.append(loss)
+            if p.owned:
+                run.engine.update(0, False)
+            return outputs_of(output, loss, p.wants_outputs)
         result: list[Any] = []
 
         def closure() -> Tensor | None:
             if not result:
-                result.append(p.training_step(batch, i))
-                parts = [*self.losses, p.backward_of(result[0], i, window)]
-                result.append(parts[-1])
+                result.extend(p.forward_backward(batch, i, window))
+                parts = [*self.losses, result[1]]
             else:
                 parts = self.evaluate_again(length)
             factor = rescale_short_window(run, i, length) if p.unsized else 1.0
@@ -77,7 +75,7 @@ class _Window:
         store.muted = True
         try:
             return [
-                p.backward_of(p.training_step(b, j), j, (length, k == 0, False))
+                p.forward_backward(b, j, (length, k == 0, k == len(self.batches) - 1))[1]
                 for k, (b, j) in enumerate(self.batches)
             ]
         finally:

@@ -91,11 +91,7 @@ class LightningOptimizer:
         if not run.module.automatic_optimization:  # else the trainer's closure runs these hooks and notes its loss
             run.hooks.fire("on_before_optimizer_step", self._optimizer)
             closure = closure and self._noting(closure)
-        if kwargs:
-            result = self._optimizer.step(closure, **kwargs) if closure is not None else self._optimizer.step(**kwargs)
-            run.loop.fit.stepped = True
-            return result
-        if run.engine.step(self._index, closure):
+        if run.engine.update(self._index, True, closure, **kwargs):
             run.loop.fit.stepped = True
         loss, self._loss = self._loss, None
         return loss
@@ -114,11 +110,11 @@ class LightningOptimizer:
         Args:
             sync_grad: Whether ranks exchange gradients in the block; False while accumulating.
         """
-        engine = self._run.engine
-        context = engine.accumulate() if engine.accumulate is not None and not sync_grad else nullcontext()
+        window = self._run.engine.window
+        context = window(sync_grad) if window is not None else None
         self._run.module.toggle_optimizer(self)
         try:
-            with context:
+            with context or nullcontext():
                 yield
         finally:
             self._run.module.untoggle_optimizer(self)

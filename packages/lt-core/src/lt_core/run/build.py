@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +26,7 @@ from lt_core.run.select import ordered
 from lt_core.state.run import Run
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
+from lt_interface import StrategyVerbs, set_world
 
 if TYPE_CHECKING:
     from lt_core.run.main import Payload
@@ -94,6 +97,9 @@ def _set_up_devices(run: Run) -> None:
     """Join the other ranks, take the device and seed what is not seeded."""
     trainer, plan = run.trainer, run.plan
     run.world = run.strategy.setup(trainer._cluster, trainer.accelerator, plan.devices, plan)
+    set_world(run.world)
+    if isinstance(run.strategy, StrategyVerbs):
+        run.strategy.world, run.strategy.lightning_module, run.strategy.model = run.world, run.module, run.module
     run.metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)
     if plan.seed is None:
         seed = run.collectives.broadcast_object(torch.initial_seed() & 0x7FFF_FFFF)
@@ -177,15 +183,17 @@ def _configure_optimizers(run: Run) -> None:
 
 
 def build_engine(run: Run) -> None:
-    """Build the engine over the run's optimizers."""
-    default: Any = PlainEngine
-    run.engine = run.strategy.engine(
-        run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
-    )
-    if run.compiled:
-        run.module._keep_logging_out_of_graphs()
-        run.engine.call = {**run.engine.call, **run.compiled}
-    run.loop.fit.own_step = run.module.__dict__.get("training_step")
+    """Build the engine over the run's optimizers; the one before undoes what it did to the module first."""
+    if run.engine is not None:
+        run.engine.close()
+    run.loop.fit.engine_inputs = _engine_inputs(run)
+    default: Any = partial(PlainEngine, device=run.device)
+    with _steps_on_instance(run.module, run.compiled):
+        run.engine = run.strategy.engine(
+            run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
+        )
+    if isinstance(run.strategy, StrategyVerbs):
+        run.strategy.model = run.engine.model
     run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]
 
 
@@ -204,7 +212,7 @@ def rebuild(run: Run) -> bool:
         clip_value=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm or "norm",
     )
-    if list(run.engine.optimizers) != run.optimizers or fit.own_step is not run.module.__dict__.get("training_step"):
+    if _engine_inputs(run) != fit.engine_inputs:
         build_engine(run)
     run.hooks = _hooks(run)
     fit.seen = seen
@@ -215,11 +223,32 @@ def _changeable(run: Run) -> tuple[Any, ...]:
     """Return what users may change between epochs, to be compared with the last look."""
     return (
         *run.trainer._changeable(),
-        tuple(map(id, run.optimizers)),
+        *_engine_inputs(run),
         tuple(map(id, run.schedulers)),
         run.module.automatic_optimization,
-        run.module.__dict__.get("training_step"),
     )
+
+
+def _engine_inputs(run: Run) -> tuple[Any, ...]:
+    """Return what an engine is built for: it is built anew when any of it changes, and kept otherwise."""
+    module = run.module
+    trainable = tuple(id(p) for p in module.parameters() if p.requires_grad)
+    return tuple(map(id, run.optimizers)), trainable, module.__dict__.get("training_step")
+
+
+@contextmanager
+def _steps_on_instance(module: Any, compiled: dict[str, Any]) -> Iterator[None]:
+    """Put compiled steps on the module's instance, so that an engine wraps these, its precision around them."""
+    if compiled:
+        module._keep_logging_out_of_graphs()
+    own = {name: module.__dict__[name] for name in compiled if name in module.__dict__}
+    module.__dict__.update(compiled)
+    try:
+        yield
+    finally:
+        for name in compiled:
+            module.__dict__.pop(name, None)
+        module.__dict__.update(own)
 
 
 def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:

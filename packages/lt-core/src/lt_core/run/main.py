@@ -17,7 +17,7 @@ from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
 from lt_core.tracking.opening import stop_deliveries
-from lt_interface import Outcome, Plan
+from lt_interface import Outcome, Plan, set_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ def _finish(run: Run) -> None:
     trainer = run.trainer
     try:
         settle_saves(run)
-        _leave_devices(run, None)
+        _give_back(run)
         if run.fits:
             run.hooks.fire("on_fit_end")
     except BaseException as error:
@@ -90,6 +90,7 @@ def _finish(run: Run) -> None:
     if errors:
         _fail(run, errors[0], devices=False, teardown=False)
         raise errors[0]
+    run.strategy.leave(None)
     stop_deliveries(run, "success")
     trainer.state.status = TrainerStatus.FINISHED
     if trainer._active_profiler is not None:
@@ -109,9 +110,10 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
             _attempt("saving", lambda: flush_saves(run))
         _attempt("saving", lambda: settle_saves(run))
         if devices:
-            _attempt("strategy teardown", lambda: _leave_devices(run, error))
+            _attempt("release", lambda: _give_back(run))
         if teardown:
             _warn_of("teardown", run.hooks.fire_each("teardown", str(run.fn)))
+        _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
 
 
@@ -128,17 +130,11 @@ def _warn_of(what: str, errors: list[Exception]) -> None:
         warn(f"{what}, after an error: it raised {type(error).__name__}: {error}")
 
 
-def _leave_devices(run: Run, error: BaseException | None) -> None:
-    """Bring model and optimizer state back to the CPU and leave the other ranks."""
-    if run.device.type != "cpu":
-        from lt_core.data.nested import move_to_device
-
-        cpu = torch.device("cpu")
-        for optimizer in run.optimizers:
-            for parameter, state in optimizer.state.items():
-                optimizer.state[parameter] = move_to_device(state, cpu)
-        run.module.to(cpu)
-    run.strategy.teardown(error)
+def _give_back(run: Run) -> None:
+    """Make the module and the optimizers' states plain again, on the CPU; the ranks still meet."""
+    run.strategy.release(run.module, run.optimizers)
+    if run.engine is not None:
+        run.engine.close()
 
 
 def _release(run: Run) -> None:
@@ -148,4 +144,5 @@ def _release(run: Run) -> None:
         run.signals.stop()
     run.metrics.release()
     run.loop.fit.step = None
+    set_world(None)
     run.trainer._end(run)

@@ -16,7 +16,7 @@ class FitState:
     Attributes:
         step: The step, built for what users may change as it was at the last look.
         seen: What users may change, as it was at the last look.
-        own_step: The ``training_step`` that was put on the module's instance when the engine was built, if any.
+        engine_inputs: What the engine was built for.
         logged_step: The step whose values were logged last.
         schedulers_done: Whether the schedulers of interval ``"epoch"`` stepped in this epoch.
         validated_batch: After how many batches of this epoch was validated last; -1 for not yet.
@@ -29,7 +29,7 @@ class FitState:
 
     step: Callable[[Any, int], Any] | None = None
     seen: tuple[Any, ...] = ()
-    own_step: Callable[..., Any] | None = None
+    engine_inputs: tuple[Any, ...] = ()
     logged_step: int = 0
     schedulers_done: bool = False
     validated_batch: int = -1
