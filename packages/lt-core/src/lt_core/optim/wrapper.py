@@ -56,6 +56,10 @@ class LightningOptimizer:
             raise AttributeError(name)
         return getattr(self._optimizer, name)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy, and pickle, as the wrapped optimizer: a copy belongs to no run."""
+        return self._optimizer.__reduce_ex__(protocol)
+
     @property
     def optimizer(self) -> Optimizer:
         """Return the wrapped optimizer."""
