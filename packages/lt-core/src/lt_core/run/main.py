@@ -12,7 +12,7 @@ from lt_core.loops.fit import run_fit
 from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
 from lt_core.run.build import build_run, new_run, rebuild
-from lt_core.run.request import Request
+from lt_core.run.request import Request, restore_process
 from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
@@ -38,6 +38,8 @@ def main(request: Request | bytes) -> Outcome:
     """
     if isinstance(request, bytes):
         request = Request.from_bytes(request)
+    if request.travels:
+        restore_process(request.process)
     trainer = request.trainer
     run = new_run(request)
     trainer._begin(run)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lt_core.hooks.table import hook_problems
 from lt_core.notices import warn
 from lt_core.run.checks import module_problems, module_remarks, read_inputs
-from lt_core.run.request import Request
+from lt_core.run.request import Request, process_state
 from lt_core.state.progress import TrainerFn, TrainerStatus
 from lt_core.state.stage import VALIDATE, stage_of
 from lt_interface import Plan
@@ -44,7 +44,9 @@ def prepare(
     if fn is TrainerFn.FITTING:
         request.sources[VALIDATE.word] = given.val_loaders
     request.ckpt_path = _resolve_path(trainer, fn, ckpt_path)
-    if request.travels:  # until an outcome has come back
+    if request.travels:
+        request.process = process_state()
+        # until an outcome has come back
         trainer.state.fn, trainer.state.status = fn, TrainerStatus.INTERRUPTED
     return request
 

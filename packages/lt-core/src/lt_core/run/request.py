@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lt_core.state.progress import TrainerFn
     from lt_core.trainer import Trainer
 
-__all__ = ["Request"]
+__all__ = ["Request", "process_state", "restore_process"]
 
 _DEEPEST = 8  # steps that an error's path goes into an object
 
@@ -32,14 +32,14 @@ class Request:
     """Arguments of a call of the trainer: trainer, model and data.
 
     A rank that is another process gets it by a fork, or as the bytes that `to_bytes` returns. These are plain pickle:
-    multiprocessing would put tensors into shared memory, and all ranks would train the same parameters. With them
-    travels what belongs to a process: the random state, and how torch computes.
+    multiprocessing would put tensors into shared memory, and all ranks would train the same parameters.
 
     Attributes:
         model: The module as the user gave it: in its ``torch.compile`` wrapper, if there is one.
         sources: The loaders that the call was given, by the stage's word.
         keep: Whether predictions are returned.
         passes: How the request reaches the ranks, as of `lt_interface.Launcher`.
+        process: What of the launching process other ones go on with: its random state, and how torch computes.
     """
 
     trainer: Trainer
@@ -51,6 +51,7 @@ class Request:
     ckpt_path: Any = None
     keep: bool = True
     passes: str = "live"
+    process: dict[str, Any] = field(default_factory=dict)
 
     @property
     def module(self) -> Any:
@@ -68,22 +69,21 @@ class Request:
         return self.passes not in ("live", "script")
 
     def to_bytes(self) -> bytes:
-        """Return the request as pickle bytes, with the random state of this process.
+        """Return the request as pickle bytes.
 
         Raises:
             MisconfigurationException: If something in it cannot be pickled; the message names it.
         """
         try:
-            return pickle.dumps((vars(self), _process_state()))
+            return pickle.dumps(self)
         except Exception as error:
             raise self._refusal(error) from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Request:
-        """Return the request of another process, and take over the random state that it was made in."""
-        arguments, state = pickle.loads(data)
-        _restore_process(state)
-        return cls(**arguments)
+        """Return the request of another process."""
+        request: Request = pickle.loads(data)
+        return request
 
     def _refusal(self, error: Exception) -> MisconfigurationException:
         """Return the error that names what cannot be pickled."""
@@ -152,7 +152,8 @@ def _members(value: Any) -> list[tuple[str, Any]]:
     return [(f".{key}", item) for key, item in state.items()] if isinstance(state, dict) else []
 
 
-def _process_state() -> dict[str, Any]:
+def process_state() -> dict[str, Any]:
+    """Return the random state of this process, and how torch computes in it."""
     """Return what of this process its ranks go on with."""
     return {
         "random": rng.capture(),
@@ -166,7 +167,8 @@ def _process_state() -> dict[str, Any]:
     }
 
 
-def _restore_process(state: dict[str, Any]) -> None:
+def restore_process(state: dict[str, Any]) -> None:
+    """Take over what `process_state` returned in another process; even a fork draws other numbers without it."""
     enabled, warn_only = state["deterministic"]
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     torch.backends.cudnn.benchmark = state["benchmark"]
