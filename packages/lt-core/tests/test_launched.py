@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from lt_core.run import outcome as outcomes
 from lt_interface.errors import CheckpointError
 
 LAUNCHERS = [pytest.param(ForkLauncher, id="fork"), pytest.param(SpawnLauncher, id="spawn")]
+# A new interpreter takes seconds.
+OFTEN_LAUNCHED = [LAUNCHERS[0], pytest.param(SpawnLauncher, id="spawn", marks=pytest.mark.slow)]
 
 
 class Net(LightningModule):
@@ -112,7 +115,7 @@ def assert_equal_weights(found: nn.Module, expected: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", LAUNCHERS)
 def test_a_fit_in_another_process_is_the_same(tmp_path: Path, kind: Any) -> None:
-    """Weights, metrics, counters, callbacks, data module and history are those of a fit in this process, bit for bit."""
+    """Weights, metrics, counters, data module and history are those of a fit in this process, bit for bit."""
     here, there = trainer_in(tmp_path / "here"), trainer_in(tmp_path / "there", kind())
     expected, found, data, other = net(), net(), Data(), Data()
     before = torch.get_rng_state(), random.getstate()
@@ -156,7 +159,7 @@ def test_optimizers_have_their_states_after_a_launched_fit(tmp_path: Path, kind:
     assert resumed.global_step == 15
 
 
-@pytest.mark.parametrize("kind", LAUNCHERS)
+@pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
 def test_callbacks_know_what_happened(tmp_path: Path, kind: Any) -> None:
     """EarlyStopping and ModelCheckpoint in this process have the states that they had in the rank."""
     stopping = EarlyStopping("val_loss", patience=1, mode="max", strict=True)
@@ -172,7 +175,7 @@ def test_callbacks_know_what_happened(tmp_path: Path, kind: Any) -> None:
     assert found[0]["val_loss"] == pytest.approx(float(saving.best_model_score))
 
 
-@pytest.mark.parametrize("kind", LAUNCHERS)
+@pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
 def test_evaluation_and_prediction_come_back(tmp_path: Path, kind: Any) -> None:
     """Validate, test and predict elsewhere return what they return here, and leave the weights alone."""
     here, there = trainer_in(tmp_path / "here", logger=False), trainer_in(tmp_path / "there", kind(), logger=False)
@@ -187,7 +190,7 @@ def test_evaluation_and_prediction_come_back(tmp_path: Path, kind: Any) -> None:
     assert there.predict(found, loader(), return_predictions=False) is None
 
 
-@pytest.mark.parametrize("kind", LAUNCHERS)
+@pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
 def test_a_second_fit_continues(tmp_path: Path, kind: Any) -> None:
     """A second fit goes on from the counters, the weights, the version and the history of the first."""
     here, there = trainer_in(tmp_path / "here"), trainer_in(tmp_path / "there", kind())
@@ -207,7 +210,7 @@ def test_a_second_fit_continues(tmp_path: Path, kind: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:ModelCheckpoint:UserWarning")
-@pytest.mark.parametrize("kind", LAUNCHERS)
+@pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
 def test_a_checkpoint_is_resumed_elsewhere(tmp_path: Path, kind: Any) -> None:
     """A checkpoint saved elsewhere is resumed elsewhere and here alike, and the trainer names it."""
     first = trainer_in(tmp_path / "first", kind(), max_epochs=1)
@@ -232,7 +235,7 @@ def test_an_error_keeps_its_type(tmp_path: Path, kind: Any) -> None:
     assert str(trainer.state.fn) == "fit"
 
 
-@pytest.mark.parametrize("kind", LAUNCHERS)
+@pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
 def test_large_predictions_take_a_file(tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions above the limit travel through a file below the root folder, which is gone afterwards."""
     monkeypatch.setattr(outcomes, "LARGE_BYTES", 16)  # the new interpreter keeps its own
@@ -259,7 +262,7 @@ class Late(Net):
             self.layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
 
 
-@pytest.mark.parametrize("kind", LAUNCHERS)
+@pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
 def test_layers_and_formats_made_in_the_rank_come_back(tmp_path: Path, kind: Any) -> None:
     """Layers of configure_model are made here too, and weights have the precision's format, as after a fit here."""
     flags = {"precision": "64-true", "max_epochs": 1, "logger": False, "enable_checkpointing": False}
@@ -273,17 +276,27 @@ def test_layers_and_formats_made_in_the_rank_come_back(tmp_path: Path, kind: Any
     assert_equal_weights(*modules)
 
 
+class Straight(Net):
+    """Module that is compiled without a break."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self(batch[0]).square().mean()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAUNCHERS)
 def test_a_compiled_module_travels(tmp_path: Path, kind: Any) -> None:
     """A module in its compile wrapper is trained in the rank as it is here."""
     flags = {"max_epochs": 1, "logger": False, "enable_checkpointing": False}
-    expected, found = net(), net()
+    torch.manual_seed(1)
+    expected = Straight()
+    found = copy.deepcopy(expected)
     trainer_in(tmp_path, kind(), **flags).fit(torch.compile(found, backend="eager"), loader(True), loader())
     trainer_in(tmp_path, **flags).fit(torch.compile(expected, backend="eager"), loader(True), loader())
     assert_equal_weights(found, expected)
 
 
-@pytest.mark.parametrize("kind", LAUNCHERS)
+@pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
 def test_history_without_a_file_comes_back(tmp_path: Path, kind: Any) -> None:
     """Without a logger the records that the rank kept in memory are the history here."""
     trainer = trainer_in(tmp_path, kind(), logger=False, enable_checkpointing=False)

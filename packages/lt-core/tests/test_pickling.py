@@ -155,7 +155,7 @@ def test_what_cannot_travel_is_named(tmp_path: Path, what: str, path: str) -> No
     }
     if what == "datamodule":
         data = {"datamodule": OpenData()}
-    with pytest.raises(MisconfigurationException, match="must be picklable. Got ") as caught:
+    with pytest.raises(MisconfigurationException, match=r"must be picklable\. Got ") as caught:
         trainer.fit(module, **data)
     assert str(caught.value).startswith(f"Trainer.fit, launcher 'test_spawn': {path}: ")
     assert "lambda" in str(caught.value) or "generator" in str(caught.value)

@@ -16,6 +16,8 @@ import pytest
 pytest.register_assert_rewrite(
     "lt_interface.testing.accelerator",
     "lt_interface.testing.checkpoint",
+    "lt_interface.testing.cluster",
+    "lt_interface.testing.launcher",
     "lt_interface.testing.logger",
     "lt_interface.testing.logger_records",
     "lt_interface.testing.precision",
@@ -24,6 +26,8 @@ pytest.register_assert_rewrite(
 
 from lt_interface.testing.accelerator import AcceleratorConformance  # noqa: E402 - rewritten asserts first
 from lt_interface.testing.checkpoint import CheckpointIOConformance  # noqa: E402
+from lt_interface.testing.cluster import ClusterConformance  # noqa: E402
+from lt_interface.testing.launcher import LauncherConformance  # noqa: E402
 from lt_interface.testing.logger import LoggerConformance  # noqa: E402
 from lt_interface.testing.precision import PrecisionConformance  # noqa: E402
 from lt_interface.testing.strategy import StrategyConformance  # noqa: E402
@@ -32,7 +36,9 @@ from lt_interface.testing.suite import Conformance  # noqa: E402
 __all__ = [
     "AcceleratorConformance",
     "CheckpointIOConformance",
+    "ClusterConformance",
     "Conformance",
+    "LauncherConformance",
     "LoggerConformance",
     "PrecisionConformance",
     "StrategyConformance",
