@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # the first optimizer imports it, which takes seconds: forked ranks inherit it
 from processes import ForkLauncher, SpawnLauncher
 from quiet import SILENT
 from torch import Tensor, nn

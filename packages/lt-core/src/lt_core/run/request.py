@@ -154,13 +154,9 @@ def _members(value: Any) -> list[tuple[str, Any]]:
 
 def process_state() -> dict[str, Any]:
     """Return the random state of this process, and how torch computes in it."""
-    """Return what of this process its ranks go on with."""
     return {
         "random": rng.capture(),
-        "deterministic": (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        ),
+        "deterministic": _determinism(),
         "benchmark": torch.backends.cudnn.benchmark,
         "matmul": torch.get_float32_matmul_precision(),
         "dtype": torch.get_default_dtype(),
@@ -169,9 +165,14 @@ def process_state() -> dict[str, Any]:
 
 def restore_process(state: dict[str, Any]) -> None:
     """Take over what `process_state` returned in another process; even a fork draws other numbers without it."""
-    enabled, warn_only = state["deterministic"]
-    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+    if state["deterministic"] != _determinism():  # to set it imports the compiler, which takes seconds
+        enabled, warn_only = state["deterministic"]
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     torch.backends.cudnn.benchmark = state["benchmark"]
     torch.set_float32_matmul_precision(state["matmul"])
     torch.set_default_dtype(state["dtype"])
     rng.restore(state["random"])
+
+
+def _determinism() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
