@@ -148,6 +148,15 @@ def test_the_plan_holds_every_decision(tmp_path: Path) -> None:
     )
 
 
+class Narrow(Wide):
+    """Strategy that refuses every plan."""
+
+    name = "narrow"
+
+    def problems(self, plan: Plan, module: Any = None) -> list[Problem]:
+        return [Problem("Trainer(strategy='narrow')", f"it takes no {type(module).__name__}")]
+
+
 class Picky(FullPrecision):
     """Precision that refuses every plan."""
 
@@ -159,12 +168,12 @@ class Picky(FullPrecision):
 
 def test_all_plugins_report_at_once() -> None:
     """What flags, strategy, precision and launcher cannot do is one report, before anything starts."""
-    made = trainer(Picky(), strategy=SingleDeviceStrategy(), devices=2, launcher=ForkLauncher())
+    made = trainer(Picky(), strategy=Narrow(), devices=2, launcher=ForkLauncher())
     with pytest.raises(ConfigError) as caught:
         made.fit(Noting())
     assert [problem.where for problem in caught.value.problems] == [
         "Trainer.fit",
-        'Trainer(strategy="single_device")',
+        "Trainer(strategy='narrow')",
         "Trainer(precision='picky')",
         "Trainer(launcher='test_fork')",
     ]
