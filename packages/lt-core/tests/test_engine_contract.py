@@ -372,7 +372,7 @@ def test_an_engine_that_wraps_optimizers_is_built_once() -> None:
 
 
 def test_unfreezing_builds_the_engine_anew() -> None:
-    """Parameters that begin to require gradients between epochs get an engine that knows them; the old one is closed."""
+    """Parameters that begin to require gradients between epochs get a new engine; the old one is closed."""
 
     class Unfreezes(Net):
         def on_train_epoch_start(self) -> None:
