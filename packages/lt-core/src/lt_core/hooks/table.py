@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback, is_default
 from lt_core.metrics import store as m
+from lt_core.state.timing import timed
 from lt_interface.errors import Problem
 
 if TYPE_CHECKING:
@@ -282,7 +283,8 @@ class HookTable:
         bound = bind(getattr(callback, hook.name), ("trainer", "pl_module", *hook.args))
         if bound is None:
             return []  # refused with the other problems before the run began
-        return [self._timed(partial(bound, trainer, module), f"[Callback]{callback.state_key}.{hook.name}")]
+        action = f"[Callback]{callback.state_key}.{hook.name}"
+        return [timed(self._owners[5], partial(bound, trainer, module), action)]
 
     def _plain(self, owner: Any, hook: Hook, kind: str) -> list[Callable[..., Any]]:
         # model_eval hooks have a default that must run; all other defaults do nothing.
@@ -290,19 +292,7 @@ class HookTable:
         if not declared(type(owner), hook.name) or not (default_runs or overrides(owner, hook.name)):
             return []
         bound = bind(getattr(owner, hook.name), hook.args)
-        return [] if bound is None else [self._timed(bound, f"[{kind}]{type(owner).__name__}.{hook.name}")]
-
-    def _timed(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:
-        """Wrap a hook for a profiler; without one it stays as it is."""
-        profiler = self._owners[5]
-        if profiler is None:
-            return function
-
-        def timed(*args: Any) -> Any:
-            with profiler.profile(action):
-                return function(*args)
-
-        return timed
+        return [] if bound is None else [timed(self._owners[5], bound, f"[{kind}]{type(owner).__name__}.{hook.name}")]
 
     def fire(self, name: str, *args: Any) -> None:
         """Call one hook on everybody who has it, in the table's order."""
