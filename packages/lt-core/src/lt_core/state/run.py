@@ -176,8 +176,6 @@ class Run:
         self.metrics.results.note_logged(due)
         append = timed(self.trainer._active_profiler, self.tracking.append, "[Trainer]log")
         append(stage or str(self.trainer.state.stage or "train"), of, axis, due)
-            stage or str(self.trainer.state.stage or "train"), of, axis, due
-        )
 
     @property
     def sanity_checking(self) -> bool:
