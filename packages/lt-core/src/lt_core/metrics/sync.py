@@ -12,11 +12,9 @@ from lt_interface.errors import MisconfigurationException, Problem
 
 __all__ = ["Part", "sync_parts"]
 
-_FLOAT32_ONLY = {"mps"}
-
 
 class Part(NamedTuple):
-    """Be one rank's share of one value.
+    """One rank's share of one value.
 
     Attributes:
         key: The value's name, the same on every rank.
@@ -44,11 +42,7 @@ def sync_parts(parts: Sequence[Part], collectives: Any, world_size: int, device:
     ordered = sorted(parts, key=lambda part: (part.key, part.op))
     _check_same_keys([f"{part.key} ({part.op})" for part in ordered], collectives, world_size)
     found: dict[str, float] = {}
-    groups: list[Any] = []
-    for part in ordered:
-        if all(part.group is not g for g in groups):
-            groups.append(part.group)
-    for group in groups:
+    for group in {id(part.group): part.group for part in ordered}.values():
         for op in ("sum", "min", "max"):
             chosen = [p for p in ordered if p.group is group and (p.op == op or (op == "sum" and p.op == "mean"))]
             if chosen:
@@ -59,7 +53,7 @@ def sync_parts(parts: Sequence[Part], collectives: Any, world_size: int, device:
 def _reduced(parts: list[Part], op: str, group: Any, collectives: Any, device: Any) -> dict[str, float]:
     numbers = [p.total for p in parts] + ([p.weight for p in parts] if op == "sum" else [])
     kind = torch.device(device or "cpu").type
-    vector = torch.tensor(numbers, dtype=torch.float32 if kind in _FLOAT32_ONLY else torch.float64, device=device)
+    vector = torch.tensor(numbers, dtype=torch.float32 if kind == "mps" else torch.float64, device=device)
     total = collectives.reduce(vector, op, "data" if group is None else group).tolist()
     weights = total[len(parts) :] if op == "sum" else [1.0] * len(parts)
     return {p.key: t / w if p.op == "mean" else t for p, t, w in zip(parts, total, weights, strict=False)}
