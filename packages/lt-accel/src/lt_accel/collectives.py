@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lt_interface import MisconfigurationException
-from lt_interface.strategy import BARRIER_SECONDS
+from lt_interface import BARRIER_SECONDS, MisconfigurationException
 
 __all__ = ["ProcessGroupCollectives"]
 
@@ -37,8 +36,8 @@ class ProcessGroupCollectives:
     def __init__(self, flags: Any, groups: Mapping[str, Any] | None = None) -> None:
         self._groups: dict[str, Any] = {"data": dist.group.WORLD, **(groups or {})}
         self._flags = flags
-        self._options = dist.AllreduceOptions()
-        self._options.reduceOp = dist.ReduceOp.BOR
+        self._options: Any = dist.AllreduceOptions()
+        self._options.reduceOp = dist.ReduceOp.BOR  # type: ignore[assignment]
         # Two vectors by turns: one is on its way while the other is written.
         self._here, self._away = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
         self._sent: Any = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import sys
 import tempfile
@@ -16,10 +18,10 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
-__all__ = ["RankError", "RanksTimeout", "free_port", "run_ranks"]
+__all__ = ["RankError", "RanksTimeoutError", "free_port", "run_ranks"]
 
-# What a rank may take beyond the time limit to write where it stands, before it is killed.
-_GRACE = 2.0
+# Seconds for a rank to write where it stands, and for the kernel to end it if this process is gone.
+_MOMENT, _GRACE = 0.3, 5
 
 
 class RankError(RuntimeError):
@@ -31,11 +33,11 @@ class RankError(RuntimeError):
     """
 
 
-class RanksTimeout(AssertionError):
+class RanksTimeoutError(AssertionError):
     """Ranks that were not done in time, with where each stood.
 
     Example:
-        >>> str(RanksTimeout("rank 0 stands at ..."))
+        >>> str(RanksTimeoutError("rank 0 stands at ..."))
         'rank 0 stands at ...'
     """
 
@@ -76,7 +78,7 @@ def run_ranks(function: Callable[[int], Any], size: int = 2, timeout: float = 60
     Raises:
         BaseException: The first rank's error, of its own type where it can be pickled, from a `RankError` with its
             traceback; that one alone if it cannot, or if the rank was killed.
-        RanksTimeout: If ranks are not done in time; it says where each rank stood.
+        RanksTimeoutError: If ranks are not done in time; it says where each rank stood.
 
     Example:
         >>> run_ranks(lambda rank: rank * 10, size=2)
@@ -104,7 +106,7 @@ def run_ranks(function: Callable[[int], Any], size: int = 2, timeout: float = 60
                 sender.close()
                 ranks.append(process)
                 ends.append(end)
-            return _collect(ranks, ends, where, time.monotonic() + timeout + _GRACE)
+            return _collect(ranks, ends, where, time.monotonic() + timeout)
         finally:
             for process in ranks:
                 process.kill()
@@ -118,9 +120,11 @@ def _rank(
 ) -> NoReturn:
     """Run one rank; it ends without the interpreter's shut-down, which costs seconds with torch."""
     os.environ.update(environment)
-    # By a watching thread of its own, since a rank that waits in a collective runs no signal handler of Python.
+    # A rank that waits in a collective runs no signal handler of Python: this one is C, and the alarm the kernel's.
     with open(where, "w", encoding="utf-8") as dump:
-        faulthandler.dump_traceback_later(limit, file=dump, exit=True)
+        faulthandler.register(signal.SIGUSR1, file=dump)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(math.ceil(limit) + _GRACE)
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)
         try:
@@ -146,19 +150,17 @@ def _packed(error: BaseException, text: str) -> bytes:
 def _collect(ranks: Sequence[Any], ends: Sequence[Connection], where: Sequence[str], until: float) -> list[Any]:
     """Return the ranks' results; raise the error that comes first."""
     results: list[Any] = [None] * len(ranks)
-    waiting = {end: rank for rank, end in enumerate(ends)}
+    waiting: dict[Any, int] = {end: rank for rank, end in enumerate(ends)}
     while waiting:
         ready = wait(list(waiting), timeout=max(until - time.monotonic(), 0.0))
         if not ready:
-            raise RanksTimeout(_standing(ranks, where))
+            raise RanksTimeoutError(_standing(ranks, where))
         for end in ready:
-            rank = waiting.pop(end)  # type: ignore[index, arg-type]
+            rank = waiting.pop(end)
             try:
                 data = ends[rank].recv_bytes()
             except EOFError:
                 ranks[rank].join(_GRACE)
-                if any(os.path.getsize(file) for file in where):
-                    raise RanksTimeout(_standing(ranks, where)) from None
                 raise RankError(f"rank {rank} ended with exit code {ranks[rank].exitcode} and no result") from None
             works, *answer = pickle.loads(data)
             if works:
@@ -170,12 +172,15 @@ def _collect(ranks: Sequence[Any], ends: Sequence[Connection], where: Sequence[s
 
 
 def _standing(ranks: Sequence[Any], where: Sequence[str]) -> str:
-    """Return where the ranks stand, those that wrote it."""
-    time.sleep(0.2)  # the others' dumps may be a moment late
+    """Return where the ranks stand that still run."""
+    running = [process.is_alive() for process in ranks]
+    for process, runs in zip(ranks, running, strict=True):
+        if runs:
+            os.kill(process.pid, signal.SIGUSR1)
+    time.sleep(_MOMENT)
     lines = []
-    for rank, (process, file) in enumerate(zip(ranks, where, strict=True)):
+    for rank, (runs, file) in enumerate(zip(running, where, strict=True)):
         with open(file, encoding="utf-8") as dump:
             text = dump.read().strip()
-        state = "runs" if process.is_alive() else f"ended with exit code {process.exitcode}"
-        lines.append(f"rank {rank} {'stood at:' if text else state + '.'}\n{text}".strip())
+        lines.append(f"rank {rank} stood at:\n{text}" if runs else f"rank {rank} was done.")
     return "ranks: all must be done in time. " + "\n".join(lines)
