@@ -21,6 +21,7 @@ pytest.register_assert_rewrite(
     "lt_interface.testing.logger_records",
     "lt_interface.testing.precision",
     "lt_interface.testing.strategy",
+    "lt_interface.testing.training",
 )
 
 from lt_interface.testing.accelerator import AcceleratorConformance  # noqa: E402 - rewritten asserts first
