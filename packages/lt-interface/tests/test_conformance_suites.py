@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from lt_interface import CheckpointError, Logger, Plan, PlainCollectives, StrategyVerbs, World
+from lt_interface import CheckpointError, Logger, PlainCollectives, Plan, Problem, StrategyVerbs, World
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
@@ -127,7 +127,7 @@ class PlainStrategy(StrategyVerbs):
         self.mesh = None
 
     def problems(self, plan: Plan, module: Any = None) -> list[Any]:
-        return []
+        return [] if plan.processes == 1 else [Problem("strategy", "it is of one process")]
 
     def setup(self, cluster: Any, accelerator: Any, devices: Any, plan: Plan) -> World:
         return World()

@@ -39,8 +39,11 @@ class Collectives(Protocol):
 
         >>> isinstance(PlainCollectives(), Collectives)
         True
-        >>> PlainCollectives().reduce(0.5), PlainCollectives().broadcast_object("run-7"), PlainCollectives().any(False)
-        (0.5, 'run-7', False)
+        >>> alone = PlainCollectives()
+        >>> alone.reduce(0.5), alone.all_gather(0.5), alone.broadcast(0.5), alone.broadcast_object("run-7")
+        (0.5, 0.5, 0.5, 'run-7')
+        >>> alone.any(False), alone.agree(5), alone.barrier("the files")
+        (False, 5, None)
     """
 
     def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:

@@ -28,8 +28,15 @@ class Job:
         buffers: Whether the network has a BatchNorm, whose running means are buffers.
 
     Example:
-        >>> Job(batches=5, accumulate=2).steps
+        >>> job = Job(batches=5, accumulate=2)
+        >>> job.steps
         6
+        >>> [tuple(t.shape) for t in job.data(0, 2)[0]]
+        [(8, 4), (8, 1)]
+        >>> job.train(rank=0, size=1)["layers.2.bias"]  # doctest: +SKIP
+        [0.12]
+        >>> job.trainer(size=2).num_devices  # doctest: +SKIP
+        2
     """
 
     batches: int = 5
