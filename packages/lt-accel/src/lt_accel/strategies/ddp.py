@@ -193,7 +193,7 @@ class DDPEngine:
         self.boundary: Callable[[], None] | None = self._end_of_batch if self._buffers else None
         self._trains, self._exchanges = False, True
         self._alone = _WithoutExchange(self)
-        self._reducer = _reducer(module, strategy)
+        self._reducer, self._logger = _reducer(module, strategy)
 
     def _window(self, last: bool) -> AbstractContextManager[Any] | None:
         """Return the context without an exchange for all but the last batch of a window."""
@@ -242,17 +242,17 @@ class _WithoutExchange:
         self._engine._exchanges = True
 
 
-def _reducer(module: nn.Module, strategy: DDPStrategy) -> Any:
-    """Return torch's reducer over the trainable parameters, or None where there are none."""
+def _reducer(module: nn.Module, strategy: DDPStrategy) -> tuple[Any, Any]:
+    """Return torch's reducer over the trainable parameters, None where there are none, and what must live with it."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if not named:
-        return None
+        return None, None
     parameters = [p for _, p in named]
     tables = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse}
     sparse, cap = [id(p) in tables for p in parameters], strategy.bucket_cap_mb * _MB
     # As DistributedDataParallel does: a first bucket of 1 MB, so that the exchange begins early.
     buckets, limits = _torch._compute_bucket_assignment_by_size(parameters, [_MB, cap], sparse)
-    return _torch.Reducer(
+    reducer = _torch.Reducer(
         parameters,
         list(reversed(buckets)),
         list(reversed(limits)),
@@ -264,6 +264,9 @@ def _reducer(module: nn.Module, strategy: DDPStrategy) -> Any:
         {i: name for i, (name, _) in enumerate(named)},
         _MB,
     )
+    logger = _torch.Logger(reducer)  # which the reducer calls without asking, and does not keep alive
+    reducer.set_logger(logger)
+    return reducer, logger
 
 
 def _check_same(who: str, tensors: Mapping[str, Tensor], collectives: Collectives) -> None:

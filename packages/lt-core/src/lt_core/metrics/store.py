@@ -330,7 +330,7 @@ class MetricStore:
         return {s.step_name: values[s.key] for s in due if s.logger}
 
     def _synced_step(self, due: list[Slot]) -> dict[tuple[int, str], float]:
-        """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are known to have the same."""
+        """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
         objects = [s for s in due if s.last is _AT_DEMAND]
         values = _floats([s for s in due if s.last is not _AT_DEMAND])
         synced = [s for s in due if s.sync]
