@@ -50,7 +50,7 @@ def bound_step(run: Run, name: str, args: tuple[str, ...]) -> Callable[..., Any]
                 fix=f"Write: def {name}(self, {', '.join(args)})",
             )
         )
-    return bound
+    return run.timed(bound, name)
 
 
 def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
@@ -127,20 +127,21 @@ def detached(value: Any) -> Any:
 def backward_of(run: Run) -> Callable[..., Any]:
     """Return what runs the backward pass of a loss: the engine's, or the module's own with the loss scaled."""
     module, engine = run.module, run.engine
+    own: Callable[..., Any] = engine.backward
     if not overrides(module, "backward"):
-        return engine.backward
+        return run.timed(own, "backward")
     if "backward" in engine.owns:
         if run.loop.first_time("backward"):
             warn(
                 f"{type(module).__name__}.backward: the engine of strategy {run.plan.strategy!r} runs the backward "
                 "pass itself, so this override is not called."
             )
-        return engine.backward
-    if not run.precision.scales:
-        own: Callable[..., Any] = module.backward
-        return own
-    scale = run.precision.scale
-    return lambda loss, *args, **kwargs: module.backward(scale(loss), *args, **kwargs)
+    elif run.precision.scales:
+        scale = run.precision.scale
+        own = lambda loss, *args, **kwargs: module.backward(scale(loss), *args, **kwargs)  # noqa: E731
+    else:
+        own = module.backward
+    return run.timed(own, "backward")
 
 
 class Pieces:
@@ -168,6 +169,7 @@ class Pieces:
         self.before_backward: tuple[Callable[..., Any], ...] = hooks.on_before_backward  # type: ignore[attr-defined]
         self.after_backward: tuple[Callable[..., Any], ...] = hooks.on_after_backward  # type: ignore[attr-defined]
         self.before_step: tuple[Callable[..., Any], ...] = hooks.on_before_optimizer_step  # type: ignore[attr-defined]
+        self.update: Callable[..., bool] = run.timed(engine.update, "optimizer_step")
         self.wants_outputs = bool(hooks.on_train_batch_end)  # type: ignore[attr-defined]
         # The optimizer's own method where nothing stands before it, so that the straight step calls it at once.
         own_zero_grad = overrides(module, "optimizer_zero_grad")

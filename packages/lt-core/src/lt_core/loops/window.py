@@ -47,7 +47,7 @@ class _Window:
             output, loss = p.forward_backward(batch, i, window)
             self.losses.append(loss)
             if p.owned:
-                run.engine.update(0, False)
+                p.update(0, False)
             return outputs_of(output, loss, p.wants_outputs)
         result: list[Any] = []
 

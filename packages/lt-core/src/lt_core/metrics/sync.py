@@ -17,7 +17,6 @@ from lt_interface.errors import MisconfigurationException, Problem
 
 __all__ = ["Part", "sync_parts"]
 
-_FLOAT32_ONLY = {"mps"}
 _NEUTRAL = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
 
 
@@ -62,12 +61,8 @@ def sync_parts(
     if not _same_everywhere(keys, collectives, device):
         others = _others(keys, collectives, world_size)
         ordered = ordered or [Part(key, op, None, _NEUTRAL[op], 0.0) for key, op in others]
-    groups: list[Any] = []
-    for part in ordered:
-        if all(part.group is not g for g in groups):
-            groups.append(part.group)
     found: dict[str, float] = {}
-    for group in groups:
+    for group in {id(part.group): part.group for part in ordered}.values():
         found.update(_reduced([p for p in ordered if p.group is group], group, collectives, device))
     return found
 
@@ -76,7 +71,7 @@ def _reduced(parts: list[Part], group: Any, collectives: Any, device: Any) -> di
     """Return the values of one group: gathered, since one collective then serves all operations."""
     kind = torch.device(device or "cpu").type
     numbers = [[p.total for p in parts], [p.weight for p in parts]]
-    mine = torch.tensor(numbers, dtype=torch.float32 if kind in _FLOAT32_ONLY else torch.float64, device=device)
+    mine = torch.tensor(numbers, dtype=torch.float32 if kind == "mps" else torch.float64, device=device)
     every = collectives.all_gather(mine, "data" if group is None else group).reshape(-1, 2, len(parts)).cpu()
     totals, weights = every[:, 0], every[:, 1].sum(0)
     by_op = {"sum": totals.sum(0), "mean": totals.sum(0) / weights, "min": totals.amin(0), "max": totals.amax(0)}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from lt_core.notices import info
@@ -30,8 +31,6 @@ _SEED_LIMIT = 2**32
 
 def _pack(value: Any) -> Any:
     """Turn numpy arrays and scalars into tensors and plain numbers, which a checkpoint can keep."""
-    import numpy as np
-
     if isinstance(value, dict):
         return {key: _pack(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -49,8 +48,6 @@ def _unpack(value: Any) -> Any:
 
 
 def _pack_python(state: tuple[Any, ...]) -> dict[str, Any]:
-    import numpy as np
-
     version, words, gauss = state
     return {"version": version, "words": torch.from_numpy(np.array(words, dtype=np.int64)), "gauss": gauss}
 
@@ -65,8 +62,6 @@ def capture() -> dict[str, Any]:
     Python's ``random``, numpy's global generator, torch's CPU generator and, where CUDA is in use,
     the generator of each CUDA device.
     """
-    import numpy as np
-
     state: dict[str, Any] = {
         "python": _pack_python(random.getstate()),
         "numpy": _pack(np.random.get_state(legacy=False)),
@@ -79,8 +74,6 @@ def capture() -> dict[str, Any]:
 
 def restore(state: dict[str, Any]) -> None:
     """Set every global generator that ``state`` names; states of absent CUDA devices are left out."""
-    import numpy as np
-
     if "python" in state:
         random.setstate(_unpack_python(state["python"]))
     if "numpy" in state:
@@ -88,24 +81,21 @@ def restore(state: dict[str, Any]) -> None:
     if "torch" in state:
         torch.set_rng_state(state["torch"].cpu())
     if state.get("cuda") and torch.cuda.is_available():
-        for device, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(one.cpu(), device)
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"][: torch.cuda.device_count()]])
 
 
 @contextmanager
-def isolate() -> Iterator[None]:
-    """Leave the global generators, on exit, as they were on entry."""
+def isolate() -> Iterator[dict[str, Any]]:
+    """Leave the global generators, on exit, as they were on entry; yield their state."""
     state = capture()
     try:
-        yield
+        yield state
     finally:
         restore(state)
 
 
 def seed_process(seed: int) -> None:
     """Seed Python's, numpy's and torch's CPU generator from one 64-bit seed, in some microseconds."""
-    import numpy as np
-
     random.seed(seed)
     np.random.seed((seed >> 32) ^ (seed & 0xFFFFFFFF))
     torch.default_generator.manual_seed(seed)
@@ -113,15 +103,11 @@ def seed_process(seed: int) -> None:
 
 def is_generator(value: Any) -> bool:
     """Return whether ``value`` is a random generator of torch, Python or numpy that an object may own."""
-    import numpy as np
-
     return isinstance(value, torch.Generator | random.Random | np.random.Generator | np.random.RandomState)
 
 
 def generator_state(generator: Any) -> Any:
     """Return the state of a generator that an object owns, as plain values and tensors."""
-    import numpy as np
-
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, random.Random):
@@ -133,8 +119,6 @@ def generator_state(generator: Any) -> Any:
 
 def set_generator_state(generator: Any, state: Any) -> None:
     """Set a generator to what ``generator_state`` returned for one of its kind."""
-    import numpy as np
-
     if isinstance(generator, torch.Generator):
         generator.set_state(state.cpu())
     elif isinstance(generator, random.Random):
@@ -147,8 +131,6 @@ def set_generator_state(generator: Any, state: Any) -> None:
 
 def reseed_generator(generator: Any, seed: int) -> None:
     """Seed a generator that an object owns, in place."""
-    import numpy as np
-
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, random.Random):
@@ -179,8 +161,6 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     Raises:
         ConfigError: If the seed is no integer from 0 to 4294967295.
     """
-    import numpy as np
-
     if seed is None:
         given = os.environ.get("PL_GLOBAL_SEED", "0")
         try:
@@ -194,7 +174,6 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
         info(f"Seed set to {seed}")
     os.environ["PL_GLOBAL_SEED"] = str(seed)
     os.environ["PL_SEED_WORKERS"] = str(int(workers))
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_process(seed)
+    torch.manual_seed(seed)  # every device's generator too
     return seed
