@@ -16,14 +16,17 @@ import pytest
 pytest.register_assert_rewrite(
     "lt_interface.testing.accelerator",
     "lt_interface.testing.checkpoint",
+    "lt_interface.testing.collectives",
     "lt_interface.testing.logger",
     "lt_interface.testing.logger_records",
     "lt_interface.testing.precision",
     "lt_interface.testing.strategy",
+    "lt_interface.testing.training",
 )
 
 from lt_interface.testing.accelerator import AcceleratorConformance  # noqa: E402 - rewritten asserts first
 from lt_interface.testing.checkpoint import CheckpointIOConformance  # noqa: E402
+from lt_interface.testing.collectives import CollectivesConformance  # noqa: E402
 from lt_interface.testing.logger import LoggerConformance  # noqa: E402
 from lt_interface.testing.precision import PrecisionConformance  # noqa: E402
 from lt_interface.testing.strategy import StrategyConformance  # noqa: E402
@@ -32,6 +35,7 @@ from lt_interface.testing.suite import Conformance  # noqa: E402
 __all__ = [
     "AcceleratorConformance",
     "CheckpointIOConformance",
+    "CollectivesConformance",
     "Conformance",
     "LoggerConformance",
     "PrecisionConformance",
