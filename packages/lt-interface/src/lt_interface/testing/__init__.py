@@ -17,6 +17,7 @@ pytest.register_assert_rewrite(
     "lt_interface.testing.accelerator",
     "lt_interface.testing.checkpoint",
     "lt_interface.testing.collectives",
+    "lt_interface.testing.engine",
     "lt_interface.testing.logger",
     "lt_interface.testing.logger_records",
     "lt_interface.testing.precision",
@@ -27,6 +28,7 @@ pytest.register_assert_rewrite(
 from lt_interface.testing.accelerator import AcceleratorConformance  # noqa: E402 - rewritten asserts first
 from lt_interface.testing.checkpoint import CheckpointIOConformance  # noqa: E402
 from lt_interface.testing.collectives import CollectivesConformance  # noqa: E402
+from lt_interface.testing.engine import EngineConformance  # noqa: E402
 from lt_interface.testing.logger import LoggerConformance  # noqa: E402
 from lt_interface.testing.precision import PrecisionConformance  # noqa: E402
 from lt_interface.testing.strategy import StrategyConformance  # noqa: E402
@@ -37,6 +39,7 @@ __all__ = [
     "CheckpointIOConformance",
     "CollectivesConformance",
     "Conformance",
+    "EngineConformance",
     "LoggerConformance",
     "PrecisionConformance",
     "StrategyConformance",
