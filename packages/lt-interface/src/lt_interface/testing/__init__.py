@@ -21,6 +21,7 @@ pytest.register_assert_rewrite(
     "lt_interface.testing.logger",
     "lt_interface.testing.logger_records",
     "lt_interface.testing.precision",
+    "lt_interface.testing.profiler",
     "lt_interface.testing.strategy",
     "lt_interface.testing.training",
 )
@@ -31,6 +32,7 @@ from lt_interface.testing.collectives import CollectivesConformance  # noqa: E40
 from lt_interface.testing.engine import EngineConformance  # noqa: E402
 from lt_interface.testing.logger import LoggerConformance  # noqa: E402
 from lt_interface.testing.precision import PrecisionConformance  # noqa: E402
+from lt_interface.testing.profiler import ProfilerConformance  # noqa: E402
 from lt_interface.testing.strategy import StrategyConformance  # noqa: E402
 from lt_interface.testing.suite import Conformance  # noqa: E402
 
@@ -42,5 +44,6 @@ __all__ = [
     "EngineConformance",
     "LoggerConformance",
     "PrecisionConformance",
+    "ProfilerConformance",
     "StrategyConformance",
 ]
