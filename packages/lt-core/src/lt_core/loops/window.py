@@ -64,8 +64,8 @@ class _Window:
 
         if self.overridden:
             run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)
-        else:
-            self.wrapped.step(closure)
+        elif p.update(0, True, closure):
+            run.loop.fit.stepped = True
         self.batches.clear()
         return self.settle(result, i)
 
