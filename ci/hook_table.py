@@ -12,8 +12,8 @@ INTRODUCTION = """\
 
 Every hook, in the order in which a run reaches them, as `python -m lt_core.hooks` prints them from the table by which
 the loop itself goes. Callbacks get `trainer, pl_module` before these arguments. The last column shows where `self.log`
-sends a value by default, and where it is forbidden. A hook that nobody overrides costs nothing; one whose signature can
-not take the call is refused before anything starts, and shorter, older forms are called as they are.
+sends a value by default, and where it is forbidden. A hook that nobody overrides costs nothing; one whose signature
+cannot take the call is refused before anything starts, and shorter, older forms are called as they are.
 
 """
 

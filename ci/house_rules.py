@@ -10,8 +10,8 @@ from pathlib import Path
 # A thing lives in the room of the idea that it serves; these are the names of no idea.
 NO_IDEA = {"utils", "util", "helpers", "helper", "common", "manager", "connector", "misc"}
 TESTS = ["packages/*/tests/**/test_*.py", "tests_integration/**/test_*.py"]
-# Where words are checked; the other packages follow when their docstrings are rewritten.
-WORDED = ["packages/lt-interface/src", "packages/lt-interface/tests"]
+# Where words are checked.
+WORDED = ["packages/*/src", "packages/lt-interface/tests"]
 # What is not written, and what is written in its place.
 ODD = {
     r"\bcan not\b": "write cannot",
@@ -47,7 +47,7 @@ def undescribed(root: Path) -> list[str]:
 def odd_words(root: Path) -> list[str]:
     """Return the odd words in the files and docstrings of the places whose words are checked."""
     found = []
-    for path in sorted(p for place in WORDED for p in (root / place).rglob("*.py")):
+    for path in sorted(p for place in WORDED for p in root.glob(f"{place}/**/*.py")):
         source = path.read_text(encoding="utf-8")
         where = path.relative_to(root)
         for number, line in enumerate(source.split("\n"), 1):

@@ -67,6 +67,18 @@ def test_house_rules_find_names_and_silent_tests(check: Check, tmp_path: Path) -
     assert [line.split(": ")[1].split()[0] for line in rules.undescribed(tmp_path)] == ["test_a"]
 
 
+def test_odd_words_are_found_in_every_package(check: Check, tmp_path: Path) -> None:
+    """A line and a docstring in odd words are each named with what to write, whatever the package."""
+    odd = '"""Be a thing."""\n# It can not work.\n'
+    write(tmp_path / "packages/p/src/p/a.py", odd)
+    write(tmp_path / "packages/q/src/q/b/c.py", odd)
+    found = check("house_rules").odd_words(tmp_path)
+    assert [line.split(": ")[0] for line in found] == [
+        *("packages/p/src/p/a.py:2", "packages/p/src/p/a.py:1"),
+        *("packages/q/src/q/b/c.py:2", "packages/q/src/q/b/c.py:1"),
+    ]
+
+
 REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="0" skipped="1" time="1.5"/></testsuites>'
 
 

@@ -346,7 +346,7 @@ def test_pictures_stand_at_the_runs_step(beside: list[str], delivery: str, tmp_p
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         trainer.fit(Shows(), batches(4))
-    assert sum("CSVLogger can not show images" in str(w.message) for w in warned) == len(beside)
+    assert sum("CSVLogger cannot show images" in str(w.message) for w in warned) == len(beside)
     reader = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
     assert [event.step for event in reader.Images("picture")] == [1, 2, 3, 4]
     assert beside or [event.step for event in reader.Scalars("own")] == [1, 2, 3, 4]

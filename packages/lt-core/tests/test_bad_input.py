@@ -150,7 +150,7 @@ def test_hooks_that_can_not_be_called_show_the_right_signature() -> None:
     lines = error_of(ConfigError, lambda: trainer(callbacks=[Other()]).fit(Hooked(), DATA)).splitlines()
     assert lines[0] == "2 problems:"
     assert lines[1].startswith(
-        "  1. Hooked.on_train_batch_end: the trainer can not call this hook with its arguments. Got"
+        "  1. Hooked.on_train_batch_end: the trainer cannot call this hook with its arguments. Got"
     )
     assert lines[1].rstrip(".").endswith("Write: def on_train_batch_end(self, outputs, batch, batch_idx)")
     assert lines[2].rstrip(".").endswith("Write: def setup(self, trainer, pl_module, stage)")

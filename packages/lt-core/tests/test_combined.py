@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -103,3 +104,21 @@ def test_a_list_of_batches_is_a_loader_and_a_list_of_loaders_is_not() -> None:
     assert paths == [("a",), ("b", 0), ("b", 1)]
     assert leaves[0] is batches
     assert unflatten(tree, iter("xyz")) == {"a": "x", "b": ["y", "z"]}
+
+
+class Searched(list[Any]):
+    """List of batches that counts how often it is searched."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_a_list_of_batches_is_not_searched_for_loaders_at_every_round() -> None:
+    """Delivering costs no look at every batch of a list for each batch of it."""
+    few, many = Searched([1] * 3), Searched([1] * 300)
+    for batches in (few, many):
+        assert len(list(CombinedLoader({"a": batches, "b": batches}))) == len(batches)
+    assert few.times == many.times

@@ -98,7 +98,7 @@ def test_start_behind_what_the_logger_has() -> None:
 
 
 def test_failing_logger_is_tried_again(warned: Warned, caplog: pytest.LogCaptureFixture) -> None:
-    """A logger that fails is warned of once, misses nothing and stops nothing; one line says when it is over."""
+    """A logger that fails is reported once, misses nothing and stops nothing; one line says when it is over."""
     journal, logger, down = Journal(None), Memory(), threading.Event()
     down.set()
     caplog.set_level("INFO", "lt_core")
@@ -123,7 +123,7 @@ def test_failing_logger_is_tried_again(warned: Warned, caplog: pytest.LogCapture
 
 
 def test_dead_server_at_the_end(tmp_path: Path, warned: Warned) -> None:
-    """A run whose server stays away ends soon all the same, and a warning names what is missing and where it is."""
+    """A run whose server stays away ends soon all the same, and reports what is missing and where it is."""
     journal, logger = Journal(tmp_path / "j"), Memory()
 
     def fail(step: int | None) -> None:
@@ -139,7 +139,7 @@ def test_dead_server_at_the_end(tmp_path: Path, warned: Warned) -> None:
 
 
 def test_refused_record_holds_up_no_other(warned: Warned) -> None:
-    """A record that the logger cannot take is tried a few times, warned of by name, and left out."""
+    """A record that the logger cannot take is tried a few times, reported by name, and left out."""
     journal, logger = Journal(None), Memory()
 
     def refuse(step: int | None) -> None:

@@ -26,7 +26,7 @@ from lt_interface import ConfigError
 
 
 class Steps(Logger):
-    """Logger that remembers steps, and is away while `away` is set."""
+    """Logger that keeps steps, and is away while a test sets it so."""
 
     def __init__(self, away: Exception | None = None) -> None:
         self.away, self.steps = away, []  # type: ignore[var-annotated]
@@ -127,7 +127,7 @@ def test_errors_in_the_setup_are_outages(tmp_path: Path) -> None:
 
 
 def test_call_that_fails_holds_up_nobody(warned: Callable[[], list[str]]) -> None:
-    """A call that fails goes behind the others, records come in time, and there is one warning."""
+    """A call that fails goes behind the others, records come in time, and one warning reports it."""
     journal, logger, made = Journal(None), Steps(), []  # type: ignore[var-annotated]
     delivery = Delivery(logger, journal)
     delivery.start()

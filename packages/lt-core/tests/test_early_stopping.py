@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_core.builtin.single_device import LocalCollectives
 from lt_core.callbacks import EarlyStopping
 from lt_core.callbacks.early_stopping import EarlyStoppingReason as Reason
+from lt_interface import PlainCollectives
 from lt_interface.errors import ConfigError, MisconfigurationException
 
 
@@ -26,7 +26,7 @@ def _trainer(**changes):
         "is_global_zero": True,
         "current_epoch": 0,
         "should_stop": False,
-        "collectives": LocalCollectives(),
+        "collectives": PlainCollectives(),
     }
     return SimpleNamespace(**{**values, **changes})
 

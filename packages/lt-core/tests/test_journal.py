@@ -100,7 +100,7 @@ def test_rubbish_at_the_end_is_dropped(tmp_path: Path, tail: bytes) -> None:
 
 
 def test_damage_in_the_middle_costs_one_record(tmp_path: Path) -> None:
-    """One flipped bit costs the record that it is in, is warned of, and no later record is lost."""
+    """One flipped bit costs the record that it is in, is reported, and no later record is lost."""
     place = [r.end for r in filled(tmp_path / "j", 10).read()][4] + 5  # a letter of the sixth: still valid JSON
     data = bytearray((tmp_path / "j").read_bytes())
     data[place] ^= 1
@@ -139,7 +139,7 @@ def test_cut_only_at_a_record(tmp_path: Path, offset: int) -> None:
 
 
 def test_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk is full there is one warning, training goes on, and nothing is missing once there is room."""
+    """While the disk is full one warning reports it, training goes on, and nothing is missing once there is room."""
     journal = filled(tmp_path / "j", 1)
     write, room = os.write, [20]
 

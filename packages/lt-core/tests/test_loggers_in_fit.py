@@ -140,7 +140,7 @@ def test_further_stages_send_only_their_own(tmp_path: Path) -> None:
 def test_a_broken_logger_stops_nothing(
     tmp_path: Path, warned: list[warnings.WarningMessage], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that fails for a while is warned of once, gets all in order when it works again, and the others wait not."""
+    """One that fails for a while is reported once, gets all in order when it works again, and the others wait not."""
 
     class Broken(Bare):
         failures = 2

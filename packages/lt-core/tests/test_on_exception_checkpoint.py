@@ -37,7 +37,7 @@ def _trainer(tmp_path, **flags):
 
 
 def test_a_failed_fit_is_saved_and_gone_on_with(tmp_path):
-    """The file holds the steps that were done; the next fit goes on there unasked, and removes it."""
+    """The file holds the steps that were done; the next fit goes on there without being asked, and removes it."""
     path = tmp_path / "saved" / "on_exception.ckpt"
     with pytest.raises(ValueError, match="mine"):
         _trainer(tmp_path).fit(_Broken())

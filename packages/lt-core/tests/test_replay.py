@@ -49,7 +49,7 @@ class Net(LightningModule):
 
 
 class Down(Logger):
-    """Logger whose tracker is away until `down` is cleared; it takes records in batches."""
+    """Logger whose tracker is away while ``down`` is set; it takes records in batches."""
 
     def __init__(self, down: bool = True) -> None:
         self.down = down
@@ -156,7 +156,7 @@ def test_sync_delivery_is_inline(tmp_path: Path) -> None:
 
 
 def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
-    """log_image on the module reaches each logger that shows pictures, and one that cannot is named once."""
+    """log_image on the module reaches each logger that shows pictures, and one that cannot is reported once."""
     first, second = CSVLogger(tmp_path), Pictures()
     kinds: list[bool] = []
 
@@ -168,7 +168,7 @@ def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path).fit(Net(show), DATA)
     assert second.shown == [("sample", step) for step in range(8)]
-    assert ["CSVLogger can not show images" in str(w.message) for w in warned if "can not show" in str(w.message)] == [
+    assert ["CSVLogger cannot show images" in str(w.message) for w in warned if "cannot show" in str(w.message)] == [
         True
     ]
     assert all(kinds)

@@ -162,7 +162,7 @@ JOBS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*can not be told its place", "ignore:.*callbacks that are not here")
+@pytest.mark.filterwarnings("ignore:.*cannot be set to its place", "ignore:.*callbacks that are not here")
 @pytest.mark.parametrize("job", JOBS)
 def test_resumed_from_any_boundary_a_run_ends_with_the_same_bits(job: str, tmp_path: Path) -> None:
     """Weights, optimizer, scheduler, random state, metrics and history are those of the run that was not stopped."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from lt_interface import CheckpointError, Logger, Plan, StrategyVerbs, World
+from lt_interface import CheckpointError, Logger, PlainCollectives, Plan, Problem, StrategyVerbs, World
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
@@ -127,11 +127,11 @@ class PlainStrategy(StrategyVerbs):
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self.collectives = Alone()
+        self.collectives = PlainCollectives()
         self.mesh = None
 
     def problems(self, plan: Plan, module: Any = None) -> list[Any]:
-        return []
+        return [] if plan.processes == 1 else [Problem("strategy", "it is of one process")]
 
     def setup(self, cluster: Any, accelerator: Any, devices: Any, plan: Plan) -> World:
         return World()
@@ -161,31 +161,6 @@ class PlainStrategy(StrategyVerbs):
 
     def leave(self, error: BaseException | None = None) -> None:
         pass
-
-
-class Alone:
-    """Exchange of a single rank."""
-
-    def reduce(self, tensor: Any, op: str = "mean", group: str = "data") -> Any:
-        return tensor
-
-    def all_gather(self, tensor: Any, group: str = "data", sync_grads: bool = False) -> Any:
-        return tensor
-
-    def broadcast(self, tensor: Any, src: int = 0) -> Any:
-        return tensor
-
-    def broadcast_object(self, obj: Any, src: int = 0) -> Any:
-        return obj
-
-    def barrier(self, name: str = "", timeout: float = 1.0) -> None:
-        pass
-
-    def any(self, flag: bool) -> bool:
-        return flag
-
-    def agree(self, bits: int) -> int:
-        return bits
 
 
 class TestPlainStrategy(StrategyConformance):
@@ -384,7 +359,7 @@ def test_bad_strategies_are_caught() -> None:
     with pytest.raises(AssertionError):
         suite.test_shard_materialises(lazy, False)
     strategy = PlainStrategy()
-    strategy.collectives = _mutant(Alone, reduce=lambda self, tensor, op="mean", group="data": tensor * 2)
+    strategy.collectives = _mutant(PlainCollectives, reduce=lambda self, tensor, op="mean": tensor * 2)
     with pytest.raises(AssertionError):
         suite.test_collectives_of_one_rank(strategy, "sum")
 

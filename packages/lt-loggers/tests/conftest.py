@@ -1,4 +1,4 @@
-"""Let the tests share what reads trackers back."""
+"""Share with the tests what reads trackers back."""
 
 import sys
 from pathlib import Path

@@ -142,14 +142,14 @@ def test_file_store(tmp_path: Path) -> None:
 
 
 def test_parameters_of_any_number_and_length(tmp_path: Path) -> None:
-    """More than a hundred parameters, long values and odd keys are all kept; a changed one is told, not fatal."""
+    """More than a hundred parameters, long values and odd keys are all kept; a changed one is reported, not fatal."""
     logger = MLFlowLogger(save_dir=tmp_path)
     params = {f"p{i}": i for i in range(250)}
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
         logger.log_hyperparams({**params, "long": "x" * 9000, "net": {"act (a)": "relu"}})
         logger.log_hyperparams({"net": {"act (a)": "relu"}})
-    assert [str(w.message).split(": ", 1)[1] for w in told if w.category is UserWarning] == [
+    assert [str(w.message).split(": ", 1)[1] for w in warned if w.category is UserWarning] == [
         "MLflow takes no name 'net/act (a)'; it is logged as 'net/act _u28_a_u29_'.",
         "parameter 'long' has 9000 letters; the first 6000 are kept.",
     ]
@@ -163,7 +163,7 @@ def test_parameters_of_any_number_and_length(tmp_path: Path) -> None:
 
 
 def original(text: str) -> str:
-    """Return the name that an accepted one was made of: that it can be told shows that no two become one."""
+    """Return the name that an accepted one was made of: that there is one shows that no two become the same."""
     return "" if text == "_u_" else re.sub(r"_u([0-9a-f]+)_", lambda match: chr(int(match[1], 16)), text)
 
 
@@ -249,7 +249,7 @@ def test_users_own_mlflow_is_left_alone(tmp_path: Path) -> None:
 
 
 class Saved:
-    """Be a checkpoint callback that saved one file."""
+    """Checkpoint callback that saved one file."""
 
     save_top_k, monitor, mode = 1, "loss", "min"
 
@@ -303,7 +303,7 @@ def test_infinities_stand_as_text(tmp_path: Path) -> None:
 
 
 def test_refused_value_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of values that were logged directly one that the store refuses is told, and the others are there, once."""
+    """Of values that were logged directly one that the store refuses is reported, and the others are there, once."""
     from mlflow.exceptions import MlflowException
 
     logger, calls = MLFlowLogger(save_dir=tmp_path), []  # type: ignore[var-annotated]
@@ -377,7 +377,7 @@ def test_settings_are_the_thread_s(tmp_path: Path) -> None:
 
 
 def test_unwritable_places(tmp_path: Path) -> None:
-    """A database or a folder that can not be made is one clear error."""
+    """A database or a folder that cannot be made is one clear error."""
     (tmp_path / "file").write_text("in the way")
     for options in ({"tracking_uri": f"sqlite:///{tmp_path}/file/x.db"}, {"save_dir": tmp_path / "file" / "x"}):
         with pytest.raises(ConfigError, match=r"MLFlowLogger\(.*must be writable.*Give another"):

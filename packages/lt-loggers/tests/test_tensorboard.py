@@ -188,13 +188,13 @@ def test_refuses_what_is_no_number(tmp_path: Path, value: Any) -> None:
 
 @dataclass
 class Settings:
-    """Be hyper-parameters in a dataclass."""
+    """Hyper-parameters in a dataclass."""
 
     depth: int = 2
 
 
 class Model:
-    """Be a class among hyper-parameters."""
+    """Class among hyper-parameters."""
 
 
 PARAMS = {
@@ -345,7 +345,7 @@ def test_graph_without_input_warns(tmp_path: Path) -> None:
 
 
 def test_untraceable_graph_warns(tmp_path: Path) -> None:
-    """A model that can not be traced costs a warning, and the run logs on."""
+    """A model that cannot be traced costs a warning, and the run logs on."""
     logger = TensorBoardLogger(tmp_path, log_graph=True)
     net = Net()
     with pytest.warns(UserWarning, match="could not be traced"):

@@ -56,7 +56,7 @@ def test_files_of_one_second_stay_apart(tmp_path: Path) -> None:
 
 
 def test_changed_names(tmp_path: Path) -> None:
-    """A name that tensorboardX refuses is changed one-to-one, told once, and known again by a resumed run."""
+    """A name that tensorboardX refuses is changed one-to-one, reported once, and known again by a resumed run."""
     old = TensorBoardLogger(tmp_path)
     with pytest.warns(UserWarning, match="takes no name 'a b'; it is logged as 'a_u20_b'"):
         old.log_metrics({"a b": 0.0}, 0)

@@ -72,7 +72,7 @@ def test_found_through_its_entry_point() -> None:
 
 @pytest.mark.parametrize("ability", [SupportsRecords, SupportsJoin, SupportsReplay, SupportsCheckpoints, SupportsWatch])
 def test_abilities(tmp_path: Path, ability: Any) -> None:
-    """The logger can go on in a run, resend, keep checkpoints and watch; it can not forget."""
+    """The logger can go on in a run, resend, keep checkpoints and watch; it cannot forget."""
     logger = WandbLogger(save_dir=tmp_path)
     assert isinstance(logger, ability)
     assert not isinstance(logger, SupportsRewind)
@@ -196,7 +196,7 @@ def test_given_experiment(tmp_path: Path) -> None:
 
 @pytest.fixture
 def sweep(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Be a process that a sweep's agent started: wandb reads the environment once."""
+    """Act as a process that a sweep's agent started: wandb reads the environment once."""
     wandb.teardown()
     with monkeypatch.context() as patch:
         for key, value in {"SWEEP_ID": "sweep1", "RUN_ID": "agent1", "PROJECT": "swept"}.items():
@@ -275,12 +275,12 @@ def test_prefix_and_own_names(tmp_path: Path) -> None:
     logger.finish("failed")
     assert points(logger) == {"pre-loss": {3: 1.0}, "pre-epoch": {3: 0.0, 4: 1.0}, "pre-acc": {1: 0.5}}
     plain = WandbLogger(save_dir=tmp_path)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         plain.log_metrics({"_step": 7.0, "~_step": 8.0, "_timestamp": 9.0}, 3)
         plain.log_metrics({"_step": 7.0}, 4)
     names = ("_step", "~_step", "_timestamp")
-    assert [m for m in map(str, (w.message for w in told)) if "to itself" in m] == [
+    assert [m for m in map(str, (w.message for w in warned)) if "to itself" in m] == [
         f"WandbLogger: W&B keeps the name {name!r} to itself; it is logged as {'~' + name!r}." for name in names
     ]
     plain.finish("failed")

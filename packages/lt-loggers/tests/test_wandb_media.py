@@ -190,7 +190,7 @@ def test_video(tmp_path: Path) -> None:
 
 
 def test_refuses_media(tmp_path: Path) -> None:
-    """What wandb can not show is refused with the kind's name, and a list is asked for."""
+    """What wandb cannot show is refused with the kind's name, and a list is asked for."""
     logger = WandbLogger(save_dir=tmp_path)
     with pytest.raises(ValueError, match=r"\(T, C, H, W\)"):
         logger.log_video("film", [np.zeros((3, 4))])
@@ -201,7 +201,7 @@ def test_refuses_media(tmp_path: Path) -> None:
 
 
 class ModelCheckpoint(Namespace):
-    """Tell of checkpoints as the callback does."""
+    """Callback that reports its checkpoints as ours does."""
 
 
 def callback(folder: Path, **changes: Any) -> ModelCheckpoint:
@@ -267,9 +267,9 @@ def test_checkpoints_as_they_come(tmp_path: Path, log_model: bool | str, top_k: 
     _ = logger.experiment
     waiting: list[Any] = []
     logger._feed = Namespace(later=lambda call, what: waiting.append(call), drain=lambda: None)
-    told = callback(tmp_path, save_top_k=top_k)
-    logger.after_save_checkpoint(told)
-    logger.after_save_checkpoint(told)
+    saved = callback(tmp_path, save_top_k=top_k)
+    logger.after_save_checkpoint(saved)
+    logger.after_save_checkpoint(saved)
     for path in tmp_path.glob("*.ckpt"):
         path.unlink()
     for call in waiting:
@@ -289,8 +289,8 @@ def test_checkpoint_folder(tmp_path: Path) -> None:
     (folder / "a").write_bytes(b"1")
     (folder / "inner" / "b").write_bytes(b"2")
     logger = WandbLogger(save_dir=tmp_path, log_model="all")
-    told = Namespace(best_model_path=str(folder), last_model_path="", best_k_models={}, save_top_k=1)
-    logger.after_save_checkpoint(told)
+    saved = Namespace(best_model_path=str(folder), last_model_path="", best_k_models={}, save_top_k=1)
+    logger.after_save_checkpoint(saved)
     shutil.rmtree(folder)
     logger.finish("failed")
     (artifact,) = entries(logger, "artifact")

@@ -27,7 +27,7 @@ KEY = "0123456789abcdef" * 2 + "01234567"
 
 
 class Server(ThreadingHTTPServer):
-    """Take runs as W&B's server does: rows by their place, so that a batch that comes twice is one.
+    """Server that takes runs as W&B's does: rows by their place, so that a batch that comes twice is one.
 
     Attributes:
         history: The rows by place.
@@ -54,7 +54,7 @@ class Server(ThreadingHTTPServer):
         """Pass over connections that the client dropped."""
 
     def answer(self, query: str, values: dict[str, Any]) -> Any:
-        """Return what a GraphQL query is told."""
+        """Return the answer to a GraphQL query."""
         match = re.search(r"(?:query|mutation)\s+(\w+)", query)
         name = match[1] if match else ""
         self.asked[name] += 1
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+        """Write no log."""
 
     def do_PUT(self) -> None:
         self.body()

@@ -1,4 +1,4 @@
-"""Define LightningDataModule: data, from download to batches, in one object."""
+"""LightningDataModule: data, from download to batches, in one object."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ else:
             "ranks": "DummyExperiment is_rank_zero rank_zero_only set_world",
             "registry": "Registry",
             "state": "Stateful",
-            "strategy": "Collectives Strategy StrategyVerbs",
+            "strategy": "BARRIER_SECONDS Collectives PlainCollectives Strategy StrategyVerbs",
             "version": "__version__",
             "world": "World",
         },

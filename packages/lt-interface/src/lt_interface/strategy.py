@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lt_interface.precision import Precision
     from lt_interface.state import Stateful
 
-__all__ = ["BARRIER_SECONDS", "Collectives", "Strategy", "StrategyVerbs"]
+__all__ = ["BARRIER_SECONDS", "Collectives", "PlainCollectives", "Strategy", "StrategyVerbs"]
 
 T = TypeVar("T")
 # Seconds after which a barrier is an error: longer than any preparation of data or writing of a file should take.
@@ -37,23 +37,13 @@ class Collectives(Protocol):
     Example:
         The exchange of a single rank:
 
-        >>> class Alone:
-        ...     def reduce(self, tensor, op="mean", group="data"):
-        ...         return tensor
-        ...     def all_gather(self, tensor, group="data", sync_grads=False):
-        ...         return tensor
-        ...     def broadcast(self, tensor, src=0):
-        ...         return tensor
-        ...     def broadcast_object(self, obj, src=0):
-        ...         return obj
-        ...     def barrier(self, name="", timeout=BARRIER_SECONDS):
-        ...         pass
-        ...     def any(self, flag):
-        ...         return flag
-        ...     def agree(self, bits):
-        ...         return bits
-        >>> isinstance(Alone(), Collectives)
+        >>> isinstance(PlainCollectives(), Collectives)
         True
+        >>> alone = PlainCollectives()
+        >>> alone.reduce(0.5), alone.all_gather(0.5), alone.broadcast(0.5), alone.broadcast_object("run-7")
+        (0.5, 0.5, 0.5, 'run-7')
+        >>> alone.any(False), alone.agree(5), alone.barrier("the files")
+        (False, 5, None)
     """
 
     def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
@@ -68,7 +58,8 @@ class Collectives(Protocol):
                 strategy's mesh, or a process group that the user gave.
 
         Returns:
-            A tensor of the same shape, the same on every rank.
+            A tensor of the same shape, the same on every rank. With several ranks the mean of whole numbers is a
+            floating-point tensor, and the sum of flags counts them.
         """
         ...
 
@@ -112,6 +103,9 @@ class Collectives(Protocol):
         Args:
             name: What is waited for, for messages.
             timeout: Seconds until it is an error.
+
+        Raises:
+            TimeoutError: If a rank does not come in time; the message has the name.
         """
         ...
 
@@ -126,14 +120,50 @@ class Collectives(Protocol):
     def agree(self, bits: int) -> int:
         """Return the bits that any rank gave in the call before, and send this rank's without waiting for the others.
 
-        With one rank it returns the bits that it is given. The core calls it once a step, for what may arise on one
-        rank at any step: so it must cost microseconds, as a reduction on a group of its own does that is begun in one
-        call and read in the next one.
+        With one rank it returns the bits that it is given; with several the first call returns 0. The core calls it
+        once a step, for what may arise on one rank at any step: so it must cost microseconds, as a reduction on a
+        group of its own does that is begun in one call and read in the next one.
 
         Args:
             bits: This rank's flags, a number below 2 ** 31.
         """
         ...
+
+
+class PlainCollectives:
+    """Exchange of a single rank: every call returns what it was given.
+
+    Example:
+        >>> PlainCollectives().agree(5)
+        5
+    """
+
+    def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
+        """Return the tensor."""
+        return tensor
+
+    def all_gather(self, tensor: Tensor, group: Any = "data", sync_grads: bool = False) -> Tensor:
+        """Return the tensor, without a new dimension."""
+        return tensor
+
+    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
+        """Return the tensor."""
+        return tensor
+
+    def broadcast_object(self, obj: T, src: int = 0) -> T:
+        """Return the object."""
+        return obj
+
+    def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
+        """Return at once."""
+
+    def any(self, flag: bool) -> bool:
+        """Return the flag."""
+        return flag
+
+    def agree(self, bits: int) -> int:
+        """Return the bits."""
+        return bits
 
 
 @runtime_checkable
@@ -168,7 +198,7 @@ class Strategy(Protocol):
         ...     def setup(self, cluster, accelerator, devices, plan):
         ...         self.accelerator, self.device = accelerator, accelerator.device(devices[0])
         ...         accelerator.setup(self.device)
-        ...         self.collectives = Alone()
+        ...         self.collectives = PlainCollectives()
         ...         return World()
         ...     def init_context(self, empty=None):
         ...         return nullcontext()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lt_interface import (
     Accelerator,
     ClusterEnvironment,
     Engine,
+    PlainCollectives,
     Plan,
     Precision,
     Problem,
@@ -22,40 +23,7 @@ from lt_interface import (
     World,
 )
 
-__all__ = ["LocalCollectives", "SingleDeviceStrategy"]
-
-T = TypeVar("T")
-
-
-class LocalCollectives:
-    """Exchange of a single rank: every call returns what it was given."""
-
-    def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
-        """Return the tensor."""
-        return tensor
-
-    def all_gather(self, tensor: Tensor, group: Any = "data", sync_grads: bool = False) -> Tensor:
-        """Return the tensor, without a new dimension."""
-        return tensor
-
-    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
-        """Return the tensor."""
-        return tensor
-
-    def broadcast_object(self, obj: T, src: int = 0) -> T:
-        """Return the object."""
-        return obj
-
-    def barrier(self, name: str = "", timeout: float = 0.0) -> None:
-        """Return at once."""
-
-    def any(self, flag: bool) -> bool:
-        """Return the flag."""
-        return flag
-
-    def agree(self, bits: int) -> int:
-        """Return the bits."""
-        return bits
+__all__ = ["SingleDeviceStrategy"]
 
 
 class SingleDeviceStrategy(StrategyVerbs):
@@ -74,7 +42,7 @@ class SingleDeviceStrategy(StrategyVerbs):
         self._given = None if device is None else torch.device(device)
         self._accelerator: Accelerator | None = None
         self.device = self._given or torch.device("cpu")
-        self.collectives = LocalCollectives()
+        self.collectives = PlainCollectives()
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         """Refuse a plan of more than one process."""

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from lt_core.callback import Callback
-from lt_core.callbacks.monitored import MonitorError, missing, snapshot
+from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, missing, snapshot
 from lt_core.notices import info, warn
 from lt_core.state.agreement import on_any_rank
-from lt_core.state.progress import TrainerFn
 from lt_interface.errors import Problem, nearest, raise_problems
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
 __all__ = ["EarlyStopping", "EarlyStoppingReason"]
+
+_KEPT = ("wait_count", "stopped_epoch", "best_score", "patience", "stopping_reason", "stopping_reason_message")
 
 
 class EarlyStoppingReason(str, Enum):
@@ -36,7 +37,7 @@ class EarlyStoppingReason(str, Enum):
 
 
 class EarlyStopping(Callback):
-    """Stop training when a metric stopped improving, reached a goal, diverged or is no longer finite.
+    """Callback that stops training when a metric stopped improving, reached a goal, diverged or is no longer finite.
 
     The metric is looked at once after each validation, or at each epoch's end where validation
     runs once an epoch or not at all. Patience counts these looks, not epochs.
@@ -114,14 +115,7 @@ class EarlyStopping(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the count, the best score and the reason."""
-        return {
-            "wait_count": self.wait_count,
-            "stopped_epoch": self.stopped_epoch,
-            "best_score": self.best_score,
-            "patience": self.patience,
-            "stopping_reason": str(self.stopping_reason),
-            "stopping_reason_message": self.stopping_reason_message,
-        }
+        return {name: getattr(self, name) for name in _KEPT} | {"stopping_reason": str(self.stopping_reason)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over count and best score; a stop that has happened does not stop the resumed run."""
@@ -134,24 +128,15 @@ class EarlyStopping(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the metric, where that is the place."""
-        if self._looks_at_epoch_end(trainer) and not self._is_idle(trainer):
-            self._look(trainer)
+        self._look(trainer, is_epoch_end=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the metric, where that is the place."""
-        if not self._is_idle(trainer) and not self._looks_at_epoch_end(trainer):
-            self._look(trainer)
+        self._look(trainer, is_epoch_end=False)
 
-    def _looks_at_epoch_end(self, trainer: Trainer) -> bool:
-        if self._check_on_train_epoch_end is not None:
-            return self._check_on_train_epoch_end
-        once_an_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
-        return once_an_epoch or not trainer.enable_validation
-
-    def _is_idle(self, trainer: Trainer) -> bool:
-        return bool(trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run)
-
-    def _look(self, trainer: Trainer) -> None:
+    def _look(self, trainer: Trainer, is_epoch_end: bool) -> None:
+        if not is_real_fit(trainer) or acts_at_epoch_end(trainer, self._check_on_train_epoch_end) != is_epoch_end:
+            return
         metrics = trainer.callback_metrics
         current = metrics.get(self.monitor)
         if current is None:
@@ -160,40 +145,34 @@ class EarlyStopping(Callback):
                 raise MonitorError(message)
             warn(message)
             return
-        stop, message = self._evaluate(snapshot(current))
-        stop = on_any_rank(trainer, stop)
-        if stop:
+        reason, message = self._evaluate(snapshot(current))
+        self.stopping_reason = reason or self.stopping_reason
+        if on_any_rank(trainer, reason is not None):
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = message or None
         if message and self.verbose and (trainer.is_global_zero or not self.log_rank_zero_only):
             info(message)
 
-    def _evaluate(self, current: Tensor) -> tuple[bool, str]:
-        """Judge one value; return whether to stop, and what to say."""
-        reason = EarlyStoppingReason
+    def _evaluate(self, current: Tensor) -> tuple[EarlyStoppingReason | None, str]:
+        """Judge one value; return why to stop, None to go on, and a message, which may be empty."""
+        reason, best = EarlyStoppingReason, float(self.best_score)
         name, value = self.monitor, float(current)
         sign = "<" if self.mode == "min" else ">"
         if self.check_finite and not math.isfinite(value):
-            self.stopping_reason = reason.NON_FINITE_METRIC
-            return True, f"{name} = {value} is not finite; best was {float(self.best_score):.5f}. Training stops."
+            return reason.NON_FINITE_METRIC, f"{name} = {value} is not finite; best was {best:.5f}. Training stops."
         if self.stopping_threshold is not None and self.monitor_op(current, self.stopping_threshold):
-            self.stopping_reason = reason.STOPPING_THRESHOLD
-            return True, f"{name} = {value:.5f} reached its goal: {sign} {self.stopping_threshold}. Training stops."
+            text = f"{name} = {value:.5f} reached its goal: {sign} {self.stopping_threshold}. Training stops."
+            return reason.STOPPING_THRESHOLD, text
         if self.divergence_threshold is not None and self.monitor_op(-current, -self.divergence_threshold):
-            self.stopping_reason = reason.DIVERGENCE_THRESHOLD
-            return (
-                True,
-                f"{name} = {value:.5f} diverged: it must stay {sign} {self.divergence_threshold}. Training stops.",
-            )
+            text = f"{name} = {value:.5f} diverged: it must stay {sign} {self.divergence_threshold}. Training stops."
+            return reason.DIVERGENCE_THRESHOLD, text
         if self.monitor_op(current - self.min_delta, self.best_score):
-            before = float(self.best_score)
             self.best_score, self.wait_count = current, 0
-            gain = f" by {abs(before - value):.5f}" if math.isfinite(before) else ""
-            return False, f"{name} improved{gain} to {value:.5f}."
+            gain = f" by {abs(best - value):.5f}" if math.isfinite(best) else ""
+            return None, f"{name} improved{gain} to {value:.5f}."
         self.wait_count += 1
         if self.wait_count < self.patience:
-            return False, ""
-        self.stopping_reason = reason.PATIENCE_EXHAUSTED
-        best = float(self.best_score)
-        return True, f"{name} did not improve in the last {self.wait_count} looks; best was {best:.5f}. Training stops."
+            return None, ""
+        text = f"{name} did not improve in the last {self.wait_count} looks; best was {best:.5f}. Training stops."
+        return reason.PATIENCE_EXHAUSTED, text

@@ -18,14 +18,14 @@ _HOOKS = sorted(
 
 
 class LambdaCallback(Callback):
-    """Call functions at named moments; each takes what the callback's hook of that name takes.
+    """Callback that calls functions at named moments; each takes what the callback's hook of that name takes.
 
     Args:
         **functions: A function, or None for nothing, by the hook's name:
             ``LambdaCallback(on_train_start=lambda trainer, pl_module: print("go"))``.
 
     Raises:
-        ConfigError: If no hook has that name or a value can not be called.
+        ConfigError: If no hook has that name or a value cannot be called.
     """
 
     def __init__(self, **functions: Callable[..., Any] | None) -> None:

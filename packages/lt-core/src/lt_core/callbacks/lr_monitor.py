@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,20 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LearningRateMonitor"]
 
-_INTERVALS = (None, "step", "epoch")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Name one optimizer and say when its values are due; ``"any"`` is due at both."""
-
-    name: str
-    optimizer: Optimizer
-    interval: str
-
 
 class LearningRateMonitor(Callback):
-    """Log each optimizer's learning rate while training, by the step or by the epoch.
+    """Callback that logs each optimizer's learning rate in training, by the step or by the epoch.
 
     Keys are ``lr-<optimizer class>``, or the scheduler's ``name``; a second optimizer of the same
     class gets ``-1``, and the groups of one that has several get ``/pg1``, ``/pg2`` or their own name.
@@ -61,7 +49,7 @@ class LearningRateMonitor(Callback):
         log_weight_decay: bool = False,
         log_key_prefix: str | None = None,
     ) -> None:
-        if logging_interval not in _INTERVALS:
+        if logging_interval not in (None, "step", "epoch"):
             where = f"LearningRateMonitor(logging_interval={logging_interval!r})"
             fix = nearest(str(logging_interval), ("step", "epoch"))
             raise ConfigError(Problem(where, 'must be "step", "epoch" or None', fix=fix))
@@ -77,14 +65,8 @@ class LearningRateMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is a logger, and that the names of parameter groups differ."""
         if not trainer.loggers:
-            raise MisconfigurationException(
-                Problem(
-                    "Trainer(callbacks=[LearningRateMonitor()])",
-                    "LearningRateMonitor needs a logger",
-                    "logger=False",
-                    "Drop the callback, or pass a logger.",
-                )
-            )
+            where, fix = "Trainer(callbacks=[LearningRateMonitor()])", "Drop the callback, or pass a logger."
+            raise MisconfigurationException(Problem(where, "LearningRateMonitor needs a logger", "logger=False", fix))
         self._logged_step = -1
         self.lrs = {}
         for key, group in self._groups(trainer, "any"):
@@ -94,8 +76,7 @@ class LearningRateMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log by the step, at the steps that are logged anyway."""
-        every = trainer.log_every_n_steps
-        step = trainer.global_step
+        every, step = trainer.log_every_n_steps, trainer.global_step
         if not every or ((step + 1) % every and not trainer.should_stop) or step == self._logged_step:
             return
         if self.logging_interval != "epoch":
@@ -123,57 +104,42 @@ class LearningRateMonitor(Callback):
 
     def _groups(self, trainer: Trainer, interval: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the key and the group of all that is due."""
-        for source in _sources(trainer):
-            if "any" not in (interval, source.interval) and source.interval != interval:
+        for key, (optimizer, its_interval) in _sources(trainer).items():
+            if "any" not in (interval, its_interval) and its_interval != interval:
                 continue
-            groups = source.optimizer.param_groups
-            names = [group.get("name") for group in groups]
-            given = [name for name in names if name is not None]
+            groups = optimizer.param_groups
+            given = [group["name"] for group in groups if group.get("name") is not None]
             if len(given) != len(set(given)):
-                raise MisconfigurationException(
-                    Problem(
-                        "LearningRateMonitor",
-                        f"the parameter groups of {source.name!r} need different names",
-                        ", ".join(map(str, given)),
-                    )
-                )
-            for index, (name, group) in enumerate(zip(names, groups, strict=True), 1):
+                rule = f"the parameter groups of {key!r} need different names"
+                raise MisconfigurationException(Problem("LearningRateMonitor", rule, ", ".join(map(str, given))))
+            for index, group in enumerate(groups, 1):
+                name = group.get("name")
                 suffix = f"/{name}" if name is not None else f"/pg{index}" if len(groups) > 1 else ""
-                yield f"{self.log_key_prefix or ''}{source.name}{suffix}", group
+                yield f"{self.log_key_prefix or ''}{key}{suffix}", group
 
 
-def _sources(trainer: Trainer) -> list[_Source]:
-    """Return every optimizer once, those with a scheduler first, under a name of its own."""
-    found: list[_Source] = []
-    seen: Counter[type] = Counter()
-    have_scheduler: set[int] = set()
-    used: Counter[str] = Counter()
+def _sources(trainer: Trainer) -> dict[str, tuple[Optimizer, str]]:
+    """Return by name every optimizer once, and when it is due; those with a scheduler first, ``"any"`` is due at both.
 
-    def unique(optimizer: Optimizer, name: str | None) -> str:
-        if name is None:
-            seen[type(optimizer)] += 1
-            count = seen[type(optimizer)]
-            name = f"lr-{type(optimizer).__name__}" + (f"-{count - 1}" if count > 1 else "")
-        used[name] += 1
-        return name if used[name] == 1 else f"{name}-{used[name] - 1}"
-
-    for config in trainer.lr_scheduler_configs:
-        optimizer = getattr(config.scheduler, "optimizer", None)
-        if optimizer is None:
-            continue  # a scheduler of the user's own making that steps something else
-        if id(optimizer) in have_scheduler and config.name is None:
-            continue  # a second scheduler of the same optimizer shows the same rate
-        have_scheduler.add(id(optimizer))
-        found.append(_Source(unique(optimizer, config.name), optimizer, config.interval))
-    for optimizer in trainer.optimizers:
-        if id(optimizer) not in have_scheduler:
-            found.append(_Source(unique(optimizer, None), optimizer, "any"))
+    A second scheduler of the same optimizer shows the same rate, and counts only under a name of its own.
+    """
+    scheduled = [
+        (config.scheduler.optimizer, config.name, config.interval)
+        for config in trainer.lr_scheduler_configs
+        if getattr(config.scheduler, "optimizer", None) is not None  # the user's own may step something else
+    ]
+    found: dict[str, tuple[Optimizer, str]] = {}
+    known: set[int] = set()
+    for optimizer, name, interval in [*scheduled, *((one, None, "any") for one in trainer.optimizers)]:
+        if name is None and id(optimizer) in known:
+            continue
+        known.add(id(optimizer))
+        base = f"lr-{type(optimizer).__name__}" if name is None else name
+        names = chain([base], (f"{base}-{number}" for number in count(1)))
+        found[next(free for free in names if free not in found)] = optimizer, interval
     return found
 
 
 def _momentum(group: dict[str, Any]) -> float | None:
-    if "momentum" in group:
-        return float(group["momentum"])
-    if "betas" in group:
-        return float(group["betas"][0])
-    return None
+    found = group.get("momentum", group.get("betas", (None,))[0])
+    return None if found is None else float(found)

@@ -16,7 +16,7 @@ __all__ = ["ModelSummary", "RichModelSummary"]
 
 
 class ModelSummary(Callback):
-    """Show the layers, their parameters and modes, and with ``example_input_array`` sizes and FLOPs.
+    """Callback that shows layers, parameters and modes, and with ``example_input_array`` sizes and FLOPs.
 
     A terminal gets a table in colour, anything else plain text.
 
@@ -46,7 +46,7 @@ class ModelSummary(Callback):
 
 
 class RichModelSummary(ModelSummary):
-    """Show the summary as a rich table, whatever the screen is."""
+    """Summary as a rich table, whatever the screen is."""
 
     def summarize(self, summary: ModuleSummary, **kwargs: Any) -> None:
         """Write the table."""

@@ -1,4 +1,4 @@
-"""Find the metric that a callback monitors, and say what is there when it is not."""
+"""Find the metric that a callback monitors, the place where it is looked at, and what is there when it is not."""
 
 from __future__ import annotations
 
@@ -8,16 +8,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lt_core.state.progress import TrainerFn
 from lt_interface.errors import MisconfigurationException, Problem, nearest
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = ["MonitorError", "candidates", "missing"]
+__all__ = ["MonitorError", "acts_at_epoch_end", "candidates", "is_real_fit", "missing", "snapshot"]
 
 
 class MonitorError(MisconfigurationException, RuntimeError):
-    """Error: a monitored metric was never logged."""
+    """Error of a monitored metric that was never logged."""
+
+
+def is_real_fit(trainer: Trainer) -> bool:
+    """Return whether the trainer fits, and neither checks its sanity nor only tries each loop."""
+    return bool(trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run)
+
+
+def acts_at_epoch_end(trainer: Trainer, choice: bool | None) -> bool:
+    """Return whether a callback acts at the train epoch's end, and not at the end of validation.
+
+    Args:
+        trainer: The trainer, whose validation decides.
+        choice: What the user chose; None where validation once an epoch, or none, means the epoch's end.
+    """
+    if choice is not None:
+        return choice
+    once_an_epoch = trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0
+    return once_an_epoch or not trainer.enable_validation
 
 
 def candidates(trainer: Trainer) -> dict[str, Tensor]:

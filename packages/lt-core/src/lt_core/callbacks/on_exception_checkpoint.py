@@ -1,4 +1,4 @@
-"""Save a checkpoint when a run fails, and forget it when a later run succeeds."""
+"""Save a checkpoint when a run fails, and remove it when a later run succeeds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from lt_core.callbacks.checkpointing.callback import Checkpoint
 from lt_core.callbacks.checkpointing.files import remove_checkpoint
+from lt_core.callbacks.monitored import is_real_fit
 from lt_core.notices import warn
-from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["OnExceptionCheckpoint"]
 
 
 class OnExceptionCheckpoint(Checkpoint):
-    """Save ``<dirpath>/<filename>.ckpt`` when fit raises anything, and remove it when a fit succeeds.
+    """Callback that saves ``<dirpath>/<filename>.ckpt`` when fit raises, and removes it when a fit succeeds.
 
     With this callback ``fit(ckpt_path=None)`` resumes from the last checkpoint, if there is one.
 
@@ -56,7 +56,7 @@ class OnExceptionCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save, unless nothing was trained that could be lost."""
         self._failed = True
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:
+        if not is_real_fit(trainer):
             return
         try:
             trainer.save_checkpoint(self.ckpt_path)

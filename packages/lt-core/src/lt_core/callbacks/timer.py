@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,33 +20,28 @@ if TYPE_CHECKING:
 
 __all__ = ["Timer"]
 
-_INTERVALS = ("step", "epoch")
-
 
 class Timer(Callback):
-    """Measure the time that training, validation and test take, and stop training when it is used up.
+    """Callback that times training, validation and test, and stops training when its time is used up.
 
     A checkpoint keeps what was used, so that a resumed run goes on with the same budget.
 
     Args:
         duration: The budget: ``"DD:HH:MM:SS"``, a timedelta or a dict of its arguments; None never stops.
         interval: Look at the clock at each ``"step"`` or each ``"epoch"``.
-        verbose: Whether the stop is told.
+        verbose: Whether the stop is reported.
 
     Raises:
-        ConfigError: If an argument can not be read.
+        ConfigError: If an argument cannot be read.
     """
 
     role: ClassVar[str] = "timer"
 
     def __init__(
-        self,
-        duration: str | timedelta | dict[str, int] | None = None,
-        interval: str = "step",
-        verbose: bool = True,
+        self, duration: str | timedelta | dict[str, int] | None = None, interval: str = "step", verbose: bool = True
     ) -> None:
-        if interval not in _INTERVALS:
-            fix = nearest(str(interval), _INTERVALS)
+        if interval not in ("step", "epoch"):
+            fix = nearest(str(interval), ("step", "epoch"))
             raise ConfigError(Problem(f"Timer(interval={interval!r})", 'must be "step" or "epoch"', fix=fix))
         try:
             self._duration = None if duration is None else time_span(duration).total_seconds()
@@ -100,7 +96,7 @@ class Timer(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of training."""
-        self._finish(RunningStage.TRAINING)
+        self._end[RunningStage.TRAINING] = time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of validation."""
@@ -108,7 +104,7 @@ class Timer(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of validation."""
-        self._finish(RunningStage.VALIDATING)
+        self._end[RunningStage.VALIDATING] = time.monotonic()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of test."""
@@ -116,7 +112,7 @@ class Timer(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of test."""
-        self._finish(RunningStage.TESTING)
+        self._end[RunningStage.TESTING] = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -134,12 +130,8 @@ class Timer(Callback):
     def _begin(self, stage: RunningStage) -> None:
         self._start[stage], self._end[stage] = time.monotonic(), None
 
-    def _finish(self, stage: RunningStage) -> None:
-        self._end[stage] = time.monotonic()
-
     def _seconds_left(self) -> float:
-        left = self.time_remaining()
-        return float("inf") if left is None else left
+        return math.inf if self._duration is None else self._duration - self.time_elapsed()
 
     def _look(self, trainer: Trainer) -> None:
         if self._alarm.rings(trainer) and not trainer.should_stop:

@@ -76,17 +76,17 @@ def parts(run: Run) -> list[Part]:
         Part("lt_core_version", _Of(lambda: __version__), in_weights=True),
         Part("progress", _progress(run), "progress", in_weights=True),
         Part("state_dict", _weights(run), "weights", in_weights=True),
-        Part("loops", _loops(run), "progress", in_weights=True),
+        Part("loops", _Of(lambda: _loops(run), loop.evaluation.load_state_dict), "progress", in_weights=True),
         Part("optimizer_states", _optimizers(run), "optimizers"),
         Part("lr_schedulers", _schedulers(run), "optimizers", default=[]),
         Part("callbacks", _callbacks(run), "callbacks", default={}),
-        Part("rng", _Of(rng.capture, rng.restore), "random", per_rank=True),
+        Part("rng", _random(run), "random", per_rank=True),
         Part("seed", _Of(lambda: run.plan.seed)),
         Part("metrics", run.metrics.train, "training", per_rank=True),
         Part("metric_objects", _metric_objects(run), "training", per_rank=True),
         Part("callback_metrics", _Of(lambda: dict(results.callback), results.restore_callback), "training"),
         Part("logged", _logged(run), "training", default={}),
-        Part("schedule", _Of(loop.fit.schedule, loop.fit.load_schedule), "training"),
+        Part("schedule", loop.fit, "training"),
         Part("handlers", _handlers(trainer._handlers), "training"),
         Part("journal", _Of(lambda: _journal_mark(run))),
         Part("data", _data(run), "data", per_rank=True),
@@ -121,7 +121,7 @@ def validation_place(run: Run) -> dict[str, Any]:
     journal = run.tracking.journal
     return {
         "journal": {"offset": journal.offset, "sequence": journal.sequence},
-        "seen_batches": dict(run.loop.evaluation.seen_batches),
+        **run.loop.evaluation.state_dict(),
         "data": {word: feed.state_dict() for word, feed in run.feeds.made.items() if word != TRAIN.word},
     }
 
@@ -141,13 +141,12 @@ def _progress(run: Run) -> Stateful:
     def take() -> dict[str, Any]:
         trainer._save_counter += 1
         run.count_samples()
-        own = {"save_counter": trainer._save_counter, "exact": loop.at_boundary, "pending": loop.fit.pending}
-        return {**progress.state_dict(), **own}
+        return {**progress.state_dict(), "save_counter": trainer._save_counter, **loop.state_dict()}
 
     def give(state: dict[str, Any]) -> None:
         progress.load_state_dict(state)
+        loop.load_state_dict(state)
         trainer._save_counter = state.get("save_counter", 0)
-        loop.fit.pending = state.get("pending")
         if not state.get("exact", True):
             warn(
                 f"{run.resumed.path}: it was saved inside a hook or after an error, not at a boundary of the loop. "
@@ -168,18 +167,12 @@ def _weights(run: Run) -> Stateful:
     return _Of(take, give)
 
 
-def _loops(run: Run) -> Stateful:
-    progress, evaluation = run.progress, run.loop.evaluation
-
-    def take() -> dict[str, Any]:
-        counters = {"epoch": progress.epoch, "batch": progress.batch, "global_step": progress.step}
-        before = run.loop.fit.before_validation or {}
-        return {"fit_loop": counters, "seen_batches": dict(before.get("seen_batches", evaluation.seen_batches))}
-
-    def give(state: dict[str, Any]) -> None:
-        evaluation.seen_batches = dict(state.get("seen_batches", {}))
-
-    return _Of(take, give)
+def _loops(run: Run) -> dict[str, Any]:
+    """Return the counters for readers of the file, and what the evaluation loops count."""
+    progress = run.progress
+    counters = {"epoch": progress.epoch, "batch": progress.batch, "global_step": progress.step}
+    before = run.loop.fit.before_validation or run.loop.evaluation.state_dict()
+    return {"fit_loop": counters, "seen_batches": before["seen_batches"]}
 
 
 def _optimizers(run: Run) -> Stateful:
@@ -217,6 +210,11 @@ def _callbacks(run: Run) -> Stateful:
 
 def _metric_objects(run: Run) -> Stateful:
     return _Of(lambda: objects.collect(run.module), lambda states: objects.restore(run.module, states))
+
+
+def _random(run: Run) -> Stateful:
+    where = run.trainer.accelerator, run.device
+    return _Of(lambda: rng.capture(*where), lambda state: rng.restore(state, *where))
 
 
 def _logged(run: Run) -> Stateful:

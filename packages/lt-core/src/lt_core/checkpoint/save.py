@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.parts import parts
 from lt_core.notices import warn
+from lt_core.state.timing import timed
 from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def write(run: Run, path: str, tree: dict[str, Any]) -> None:
     """Write a tree through the run's checkpoint format, on the ranks that it needs."""
     io = run.saves.io
     if io.collective or run.world.is_global_zero:
-        io.save(tree, os.fspath(path))
+        timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")(tree, os.fspath(path))
 
 
 def flush_saves(run: Run) -> None:

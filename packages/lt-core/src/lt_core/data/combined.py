@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from types import FunctionType, MethodType
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from lt_core.data.leaf import length
+from lt_core.data.nested import rebuilt
 from lt_interface.errors import ConfigError, Problem, nearest
 
-__all__ = ["CombinedLoader", "Mode", "combined_size", "flatten", "is_last", "is_loader", "rounds", "unflatten"]
+__all__ = ["CombinedLoader", "Mode", "combined_size", "flatten", "is_last", "outline", "rounds", "unflatten"]
 
 Mode = Literal["min_size", "max_size_cycle", "max_size", "sequential"]
 _INF = float("inf")
 _BATCHES = (list, tuple, Mapping, torch.Tensor, str, bytes)
 
 
-def is_loader(thing: Any) -> bool:
+def _is_loader(thing: Any) -> bool:
     """Return whether a thing gives batches, where a list of batches does not count."""
     if isinstance(thing, DataLoader | CombinedLoader | IterableDataset | FunctionType | MethodType | partial):
         return True
@@ -29,11 +32,9 @@ def is_loader(thing: Any) -> bool:
 
 
 def _holds_loaders(tree: Any) -> bool:
-    if isinstance(tree, Mapping):
-        return True
-    if isinstance(tree, list | tuple):
-        return any(is_loader(item) or (isinstance(item, list | tuple) and _holds_loaders(item)) for item in tree)
-    return False
+    if not isinstance(tree, list | tuple):
+        return isinstance(tree, Mapping)
+    return any(_is_loader(item) or (isinstance(item, list | tuple) and _holds_loaders(item)) for item in tree)
 
 
 def flatten(tree: Any) -> tuple[list[Any], list[tuple[Any, ...]]]:
@@ -42,43 +43,38 @@ def flatten(tree: Any) -> tuple[list[Any], list[tuple[Any, ...]]]:
     Mappings always are structure; a list or tuple is structure if it holds a loader, and a list of
     batches, itself a loader, if it holds none.
     """
-    leaves: list[Any] = []
-    paths: list[tuple[Any, ...]] = []
+    found = list(_placed(tree, ()))
+    return [loader for loader, _ in found], [path for _, path in found]
 
-    def walk(node: Any, path: tuple[Any, ...]) -> None:
-        if isinstance(node, Mapping):
-            for key, item in node.items():
-                walk_item(item, (*path, key))
-        else:
-            for index, item in enumerate(node):
-                walk_item(item, (*path, index))
 
-    def walk_item(item: Any, path: tuple[Any, ...]) -> None:
-        if _holds_loaders(item):
-            walk(item, path)
-        else:
-            leaves.append(item)
-            paths.append(path)
+def _placed(tree: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    if not _holds_loaders(tree):
+        yield tree, path
+        return
+    for key, item in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        yield from _placed(item, (*path, key))
 
-    walk_item(tree, ())
-    return leaves, paths
+
+def outline(tree: Any) -> Any:
+    """Return a structure like ``tree`` for `unflatten`, in which no list of batches is searched for loaders again."""
+    return unflatten(tree, repeat(_absent))
+
+
+def _absent() -> None:
+    """Stand for a loader in an outline."""
 
 
 def unflatten(tree: Any, leaves: Iterator[Any]) -> Any:
     """Return the structure of ``tree`` with ``leaves``, in order, in place of its loaders."""
     if not _holds_loaders(tree):
         return next(leaves)
-    if isinstance(tree, Mapping):
-        items = {key: unflatten(item, leaves) for key, item in tree.items()}
-        return items if type(tree) is dict else cast(Any, type(tree))(items)
-    built = [unflatten(item, leaves) for item in tree]
-    if hasattr(tree, "_fields"):
-        return cast(Any, type(tree))(*built)
-    return built if isinstance(tree, list) else tuple(built)
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    filled = {key: unflatten(item, leaves) for key, item in items}
+    return filled if type(tree) is dict else rebuilt(tree, filled)
 
 
 class Track(Protocol):
-    """Be one of the loaders that are walked side by side."""
+    """One of the loaders that are walked side by side."""
 
     cycle: int
 
@@ -91,62 +87,34 @@ class Track(Protocol):
         ...
 
 
-def _min_size(tracks: Sequence[Track]) -> Iterator[list[Any]]:
-    while True:
-        try:
-            items = [track.take() for track in tracks]
-        except StopIteration:
-            return
-        yield items
-
-
-def _max_size(tracks: Sequence[Track]) -> Iterator[list[Any]]:
-    open_tracks = set(range(len(tracks)))
-    while True:
-        items: list[Any] = [None] * len(tracks)
-        for number, track in enumerate(tracks):
-            if number in open_tracks:
-                try:
-                    items[number] = track.take()
-                except StopIteration:
-                    open_tracks.discard(number)
-        if not open_tracks:
-            return
-        yield items
-
-
-def _max_size_cycle(tracks: Sequence[Track]) -> Iterator[list[Any]]:
+def rounds(tracks: Sequence[Track], mode: str) -> Iterator[list[Any]]:
+    """Yield lists of one batch of each track, in one of the modes that walk side by side."""
     # A track past its first pass has ended once: so it is after a resume, too.
-    open_tracks = {number for number, track in enumerate(tracks) if not track.cycle}
+    unfinished = {number for number, track in enumerate(tracks) if not track.cycle}
+    pads = mode == "max_size"
     while True:
         items: list[Any] = []
         for number, track in enumerate(tracks):
+            if pads and number not in unfinished:
+                items.append(None)
+                continue
             try:
                 items.append(track.take())
             except StopIteration:
-                open_tracks.discard(number)
-                if not open_tracks:
+                unfinished.discard(number)
+                if mode == "min_size" or not unfinished:
                     return
-                track.restart()
-                try:
-                    items.append(track.take())
-                except StopIteration:
-                    raise ConfigError(
-                        Problem(f"loader {number}", "a loader that starts again must give a batch", "none", "Check it.")
-                    ) from None
+                items.append(_first_again(track, number) if mode == "max_size_cycle" else None)
         yield items
 
 
-_ROUNDS: dict[str, Callable[[Sequence[Track]], Iterator[list[Any]]]] = {
-    "min_size": _min_size,
-    "max_size": _max_size,
-    "max_size_cycle": _max_size_cycle,
-}
-
-
-def rounds(tracks: Sequence[Track], mode: str) -> Iterator[list[Any]]:
-    """Yield lists of one batch of each track, in one of the modes that walk side by side."""
-    return _ROUNDS[mode](tracks)
+def _first_again(track: Track, number: int) -> Any:
+    track.restart()
+    try:
+        return track.take()
+    except StopIteration:
+        rule = "a loader that starts again must give a batch"
+        raise ConfigError(Problem(f"loader {number}", rule, "none", "Check it.")) from None
 
 
 def combined_size(sizes: Sequence[int | float], mode: str) -> int | float:
@@ -166,7 +134,7 @@ def is_last(ended: Sequence[bool], cycled: Sequence[bool], mode: str) -> bool:
 
 
 class _Plain:
-    """Walk one iterable afresh at each pass, up to a limit."""
+    """Track of one iterable, which begins afresh at each pass and ends at a limit."""
 
     def __init__(self, iterable: Iterable[Any], limit: int | float) -> None:
         self.iterable, self.limit = iterable, limit
@@ -191,7 +159,7 @@ class _Plain:
 
 
 class CombinedLoader:
-    """Combine several loaders into one.
+    """Several loaders combined into one.
 
     Iterating yields ``(batch, batch_idx, dataloader_idx)``. In the modes that walk side by side the
     batch has the structure of ``iterables``, with a batch of each loader in it, and ``dataloader_idx``
@@ -237,12 +205,7 @@ class CombinedLoader:
         return _INF if self._limits is None else self._limits[number]
 
     def __len__(self) -> int:
-        sizes: list[int | float] = []
-        for number, leaf in enumerate(self.flattened):
-            try:
-                sizes.append(min(len(leaf), self.limit_of(number)))
-            except (TypeError, NotImplementedError):
-                sizes.append(self.limit_of(number))
+        sizes = [min(length(loader), self.limit_of(number)) for number, loader in enumerate(self.flattened)]
         size = combined_size(sizes, self.mode)
         if size == _INF:
             raise TypeError(f"CombinedLoader(mode={self.mode!r}) has no length: a loader in it has none")
@@ -252,17 +215,12 @@ class CombinedLoader:
         tracks = [_Plain(leaf, self.limit_of(number)) for number, leaf in enumerate(self.flattened)]
         if self.mode == "sequential":
             for number, track in enumerate(tracks):
-                index = 0
-                while True:
-                    try:
-                        batch = track.take()
-                    except StopIteration:
-                        break
+                for index, (batch,) in enumerate(rounds([track], self.mode)):
                     yield batch, index, number
-                    index += 1
             return
+        tree = outline(self.iterables)
         for index, items in enumerate(rounds(tracks, self.mode)):
-            yield unflatten(self.iterables, iter(items)), index, 0
+            yield unflatten(tree, iter(items)), index, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the loaders that have one, by their number."""

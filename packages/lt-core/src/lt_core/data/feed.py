@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
-from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, rounds, unflatten
+from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
 from lt_core.data.leaf import END, Leaf
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.notices import PossibleUserWarning, info, warn
@@ -24,7 +25,7 @@ _INF = float("inf")
 
 
 class Feed:
-    """Deliver the batches of one stage, epoch after epoch, from whatever the user gave.
+    """Batches of one stage, epoch after epoch, from whatever the user gave.
 
     In training, ``last`` says of the batch handed out last whether it ends its epoch: by size where the
     size is known, else by looking ahead, at the moment when it is asked. Loaders with a batch sampler
@@ -55,7 +56,7 @@ class Feed:
         weight: Factor of this rank's mean loss in the mean over data ranks: 1 but in a short global batch.
 
     Raises:
-        ConfigError: If the source or the limit can not be used; all problems at once.
+        ConfigError: If the source or the limit cannot be used; all problems at once.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class Feed:
         self.train = stage == "train"
         combined = source if isinstance(source, CombinedLoader) else None
         self.mode: str = combined.mode if combined else "max_size_cycle" if self.train else "sequential"
-        self._tree = combined.iterables if combined else source
-        self.loaders, paths = flatten(self._tree)
+        tree = combined.iterables if combined else source
+        self.loaders, paths = flatten(tree)
+        self._tree = outline(tree)
         self.names = _names(paths)
         raise_problems(_source_problems(self.loaders, paths, self.where, self.stage, self.mode))
         self.leaves = [
@@ -90,29 +92,20 @@ class Feed:
         self._measure()
         if not sequential:
             _advise(self.leaves, self.stage, self.where)
-        self.batch_indices: list[int] | None = None
-        self.weight = 1.0
-        self._last: bool | None = False  # None: not yet found out
-        self._epoch = self._rounds = 0
+        self._reset(0)
+        self._open = False
         self._total: int | float = self.num_batches
         self._next: Callable[[], Any] = iter(()).__next__
-        self._pending: list[Any] = []
-        self._before: dict[str, Any] | None = None
-        self._open = self._over = False
         self._state: dict[str, Any] | None = None
 
     def _measure(self) -> None:
         """Set the sizes and apply the limit."""
-        problems: list[Problem] = []
         sizes = [min(leaf.size, leaf.limit) for leaf in self.leaves]
-        if self.limit != 0:
-            for size, where in zip(sizes, self._places(), strict=True):
-                if size == 0:
-                    fix = "Check the dataset's length, batch_size and drop_last, or set the limit to 0."
-                    problems.append(
-                        Problem(where, "a loader must have at least one batch", "a loader of length 0", fix)
-                    )
-        raise_problems(problems)
+        empty = [where for where, size in zip(self._places(), sizes, strict=True) if size == 0 and self.limit != 0]
+        rule, got = "a loader must have at least one batch", "a loader of length 0"
+        fix = "Check the dataset's length, batch_size and drop_last, or set the limit to 0."
+        raise_problems([Problem(where, rule, got, fix) for where in empty])
+        problems: list[Problem] = []
         if self.mode == "sequential":
             pairs = zip(sizes, self._places(), strict=True)
             self.sizes = [_limited(size, self.limit, where, problems) for size, where in pairs]
@@ -126,7 +119,7 @@ class Feed:
         """Set another limit, from the next epoch on.
 
         Raises:
-            ConfigError: If the limit can not be used.
+            ConfigError: If the limit cannot be used.
         """
         self.limit = 1.0 if limit is None else limit
         self._measure()
@@ -143,7 +136,7 @@ class Feed:
         each loader's iterator is made when its turn comes.
 
         Args:
-            epoch: The epoch's number, told to samplers and datasets that have ``set_epoch``.
+            epoch: The epoch's number, given to samplers and datasets that have ``set_epoch``.
             limit: In evaluation, the most batches to take of each loader this time.
 
         Returns:
@@ -164,14 +157,22 @@ class Feed:
 
     def _reset(self, epoch: int) -> None:
         self._epoch, self._rounds, self._open, self._over = epoch, 0, True, False
-        self._pending.clear()
-        self._before = None
-        self.batch_indices = None
+        self._pending: list[Any] = []
+        self._before: dict[str, Any] | None = None
+        self._last: bool | None = False  # None: not yet found out
+        self.batch_indices: list[int] | None = None
         self.weight = 1.0
-        self._last = False
 
-    def _agreed(self) -> Any:
-        return _Agreement(self.agree if self.world.data_size > 1 else None)
+    @contextmanager
+    def _agreed(self) -> Iterator[None]:
+        """Let the iterators of all ranks be made under rank 0's random state, and give each its own back."""
+        if self.agree is None or self.world.data_size == 1:
+            yield
+            return
+        with rng.isolate() as own:
+            common = self.agree(own)
+            rng.restore({name: common[name] for name in ("python", "numpy", "torch")})
+            yield
 
     def _training(self) -> Iterator[Any]:
         """Return the generator that fits the sources: for one plain sized loader, the shortest."""
@@ -185,7 +186,7 @@ class Feed:
             walk = rounds(self.leaves, self.mode)
             tree = self._tree
             self._next = lambda: unflatten(tree, iter(next(walk)))
-        return self._sized(int(self._total)) if exact else self._unsized()
+        return self._counted(exact)
 
     def _straight(self, leaf: Leaf, total: int, done: int) -> Iterator[Any]:
         """Yield the batches of one loader of known size; nothing is called between them."""
@@ -213,27 +214,13 @@ class Feed:
             yield batch
         self._exhaust(leaf)
 
-    def _sized(self, total: int) -> Iterator[Any]:
-        """Yield the rounds of several loaders, or of one that is shared, of known size."""
-        take, single = self._next, self.leaves[0] if len(self.leaves) == 1 else None
-        self._last = self._rounds >= total
-        while self._rounds < total:
-            try:
-                batch = take()
-            except StopIteration:
-                self._ended_early(self._rounds, total)
-                return
-            self._rounds += 1
-            self._last = self._rounds == total
-            if single is not None:
-                self.batch_indices, self.weight = single.indices, single.weight
-            yield batch
-        if single is not None:
-            self._exhaust(single)
+    def _counted(self, exact: bool) -> Iterator[Any]:
+        """Yield the rounds of several loaders, or of one that is shared or of unknown size.
 
-    def _unsized(self) -> Iterator[Any]:
-        """Yield until there is nothing more; ``last`` is found out when it is asked."""
+        Where the size is not ``exact``, ``last`` is found out when it is asked.
+        """
         take, single = self._next, self.leaves[0] if len(self.leaves) == 1 else None
+        self._last = exact and self._rounds >= self._total
         while self._rounds < self._total:
             if self._pending:
                 batch = self._pending.pop()
@@ -248,11 +235,14 @@ class Feed:
             self._rounds += 1
             if single is not None:
                 self.batch_indices, self.weight = single.indices, single.weight
-            self._last = None
+            self._last = self._rounds == self._total if exact else None
             yield batch
-        self._last = self._over = True
-        if not self._rounds:
-            self._ended_early(0, _INF)
+        if not exact:
+            self._last = self._over = True
+        if self._rounds < self._total if exact else not self._rounds:
+            self._ended_early(self._rounds, self._total if exact else _INF)
+        elif exact and single is not None:
+            self._exhaust(single)
 
     @property
     def last(self) -> bool:
@@ -358,7 +348,7 @@ class Feed:
         """
         single = self.leaves[0]
         if self._last and len(self.leaves) == 1 and single.keeps_place:
-            self._exhaust(single)  # whether its dataset has begun anew already, its state does not tell
+            self._exhaust(single)  # whether its dataset has begun anew already, its state does not show
         if self._over:
             return {**self._place(), "over": True}
         return self._place() if self._before is None else dict(self._before)
@@ -380,7 +370,7 @@ class Feed:
             if same_world and one["size"] != leaf.size:
                 warn(
                     f"{where}: {leaf.size} batches now, {one['size']} when the checkpoint was made. "
-                    "The resumed run can not be the same as an uninterrupted one."
+                    "The resumed run cannot be the same as an uninterrupted one."
                 )
             leaf.load(one)
         self._state = state
@@ -439,24 +429,6 @@ class Feed:
         for leaf in self.leaves:
             leaf.close()
         self.close_epoch()
-
-
-class _Agreement:
-    """Let the iterators of all ranks be made under rank 0's random state, and give each its own back."""
-
-    def __init__(self, agree: Callable[[Any], Any] | None) -> None:
-        self.agree = agree
-        self.own: dict[str, Any] | None = None
-
-    def __enter__(self) -> None:
-        if self.agree is not None:
-            self.own = rng.capture()
-            common = self.agree(self.own)
-            rng.restore({name: common[name] for name in ("python", "numpy", "torch")})
-
-    def __exit__(self, *exc: object) -> None:
-        if self.own is not None:
-            rng.restore(self.own)
 
 
 def _names(paths: list[tuple[Any, ...]]) -> list[str]:

@@ -29,7 +29,7 @@ def length(thing: Any) -> int | float:
 
 
 class Leaf:
-    """Give the batches of one loader, and know the place in it.
+    """One loader's batches, and the place in them.
 
     Attributes:
         user: The loader as the user gave it.
@@ -44,6 +44,8 @@ class Leaf:
         taken: What yields their index batches, or None.
         indices: Index batch of the batch handed out last, or None.
         weight: Factor of this rank's mean in the mean over ranks: 1 unless a global batch was short.
+        peek_draws: Whether fetching a batch may draw from this process's random generators.
+        keeps_place: Whether the place is kept by the user's own iterable, which nothing is replayed of.
         shards: Data ranks that the loader's batches are shared among.
         generators: Random generators that the loader, its samplers and its dataset own.
         limit: Batches after which a pass ends at the latest.
@@ -53,6 +55,8 @@ class Leaf:
     indexed = False
     exact = True
     snapshots = True
+    peek_draws = True
+    keeps_place = False
     shards = 1
     weight = 1.0
 
@@ -67,16 +71,6 @@ class Leaf:
         self._ahead: list[Any] = []
         self.start: dict[str, Any] | None = None
         self._start_generators: list[Any] = []
-
-    @property
-    def peek_draws(self) -> bool:
-        """Return whether fetching a batch may draw from this process's random generators."""
-        return True
-
-    @property
-    def keeps_place(self) -> bool:
-        """Return whether the place is kept by the user's own iterable, which nothing is replayed of."""
-        return False
 
     def open(self, epoch: int, cycle: int = 0) -> None:
         """Begin a pass: snapshot the random state, then make the iterator and draw the first indices."""
@@ -110,7 +104,7 @@ class Leaf:
         return batch
 
     def ended(self) -> bool | None:
-        """Return whether the pass has no further batch, or None where only data could tell.
+        """Return whether the pass has no further batch, or None where only data could show it.
 
         Where a batch sampler has no length, its next indices are drawn; never data.
         """
@@ -146,8 +140,7 @@ class Leaf:
     def load(self, state: dict[str, Any]) -> None:
         """Take over what outlives an epoch: the state of the loader's own generators."""
         if len(state["now"]) == len(self.generators):
-            for generator, now in zip(self.generators, state["now"], strict=True):
-                rng.set_generator_state(generator, now)
+            self._set_generators(state["now"])
 
     def resume(self, state: dict[str, Any], epoch: int) -> None:
         """Begin the pass that ``state`` names once more and go to its place in it.
@@ -161,16 +154,18 @@ class Leaf:
         if self.start is not None:
             rng.restore(self.start)
         if matched:
-            for generator, start in zip(self.generators, state["start"], strict=True):
-                rng.set_generator_state(generator, start)
+            self._set_generators(state["start"])
         self._begin(state["batches"])
         if matched:
             self._settle(state)
 
     def _settle(self, state: dict[str, Any]) -> None:
         """Give the loader's own generators the state that they had when the place was saved."""
-        for generator, now in zip(self.generators, state["now"], strict=True):
-            rng.set_generator_state(generator, now)
+        self._set_generators(state["now"])
+
+    def _set_generators(self, states: list[Any]) -> None:
+        for generator, state in zip(self.generators, states, strict=True):
+            rng.set_generator_state(generator, state)
 
     def _begin(self, skip: int) -> None:
         """Make the iterator of a pass, ``skip`` of the user's batches in."""
@@ -190,26 +185,18 @@ class Leaf:
         shut_down(iterator)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell samplers and datasets the epoch's number."""
-        loader = self.user
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        told = set[int]()
-        for part in (
-            loader,
-            getattr(loader, "sampler", None),
-            batch_sampler,
-            getattr(batch_sampler, "sampler", None),
-            getattr(loader, "dataset", None),
-        ):
-            tell = getattr(part, "set_epoch", None)
-            if callable(tell) and id(part) not in told:
-                told.add(id(part))
-                tell(epoch)
+        """Give samplers and datasets the epoch's number, each of them once."""
+        sampler, batch_sampler, dataset = (getattr(self.user, n, None) for n in ("sampler", "batch_sampler", "dataset"))
+        parts = [self.user, sampler, batch_sampler, getattr(batch_sampler, "sampler", None), dataset]
+        for part in {id(part): part for part in parts}.values():
+            set_epoch = getattr(part, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(epoch)
 
 
 def count(indices: Any) -> int:
     """Return how many samples an index batch (or one index) names."""
-    return len(indices) if type(indices) is list else len(indices) if hasattr(indices, "__len__") else 1
+    return len(indices) if hasattr(indices, "__len__") else 1
 
 
 def shut_down(iterator: Any) -> None:
@@ -220,17 +207,12 @@ def shut_down(iterator: Any) -> None:
 
 
 class SequenceLeaf(Leaf):
-    """Serve a list or tuple of batches: skipping is free and nothing random happens."""
+    """A list or tuple of batches: skipping is free and nothing random happens."""
 
-    snapshots = False
+    snapshots = peek_draws = False
 
     def __init__(self, user: Any, number: int) -> None:
         super().__init__(user, number, len(user))
-
-    @property
-    def peek_draws(self) -> bool:
-        """Return False: the batches exist already."""
-        return False
 
     def _begin(self, skip: int) -> None:
         self.iterator = islice(self.user, skip, None) if skip else iter(self.user)

@@ -1,4 +1,4 @@
-"""Serve a torch DataLoader, and choose the leaf that fits what the user gave.
+"""Deliver from a torch DataLoader, and choose the leaf that fits what the user gave.
 
 A DataLoader is never made anew: a shallow copy of it, the *view*, gets an ``IndexStream`` in the place
 of its batch sampler. One view serves the whole run, so that persistent workers persist.
@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from lt_core.data.leaf import END, Leaf, SequenceLeaf, is_stateful, length, shut_down
 from lt_core.data.opaque_leaf import OpaqueLeaf, fast_forward
-from lt_core.data.stream import IndexStream, Short, find_generators, share_count
+from lt_core.data.stream import IndexStream, find_generators, share_count
 from lt_core.notices import warn
 from lt_core.state import rng
 from lt_interface import World
@@ -26,18 +26,10 @@ _INF = float("inf")
 
 
 class ViewLeaf(Leaf):
-    """Serve a torch DataLoader through a view of it, over a map-style or an iterable dataset."""
+    """Torch DataLoader that is served through a view of it, over a map-style or an iterable dataset."""
 
     def __init__(
-        self,
-        user: DataLoader[Any],
-        number: int,
-        *,
-        world: World,
-        seed: int,
-        short: Short = "split",
-        spare: bool = True,
-        sequential: bool = False,
+        self, user: DataLoader[Any], number: int, *, world: World, seed: int, train: bool, sequential: bool
     ) -> None:
         self.indexed = not isinstance(user.dataset, IterableDataset)
         sharded = self.indexed and not isinstance(user.sampler, DistributedSampler)
@@ -45,10 +37,9 @@ class ViewLeaf(Leaf):
         self.stream = IndexStream(
             _in_order(user) if sequential and self.indexed else user._index_sampler,
             workers=user.num_workers,
-            rank=world.data_rank if sharded else 0,
-            size=self.shards,
-            short=short,
-            spare=spare,
+            world=world if sharded else None,
+            short="drop" if train and user.drop_last else "split",
+            spare=train,
             seed=seed,
             loader=number,
             generator=user.generator,
@@ -60,14 +51,12 @@ class ViewLeaf(Leaf):
         self.stateful = is_stateful(user.dataset)
         self.persistent = bool(user.persistent_workers and user.num_workers)
         self.prefetch = (user.prefetch_factor or 0) * user.num_workers
-        # Batches that overtake one another can not be told their indices.
+        # Batches that overtake one another cannot be matched with their indices.
         self.ordered = getattr(user, "in_order", True) or user.num_workers < 2
         self.fresh, self._rewarm, self._skip = True, False, 0
-
-    @property
-    def peek_draws(self) -> bool:
-        """Return whether the dataset runs in this process."""
-        return bool(self.view.num_workers == 0)
+        self.peek_draws = not user.num_workers
+        # An iterable dataset keeps its own place; copies of it in workers cannot be asked.
+        self.keeps_place = self.stateful and not self.indexed and not user.num_workers
 
     def _begin(self, skip: int) -> None:
         stream = self.stream
@@ -90,11 +79,6 @@ class ViewLeaf(Leaf):
         if skip and not self.indexed and not self.keeps_place:
             fix = "Give the dataset state_dict() and load_state_dict(), with num_workers=0"
             fast_forward(self.iterator, skip, f"DataLoader({type(self.user.dataset).__name__})", fix)
-
-    @property
-    def keeps_place(self) -> bool:
-        """Return whether an iterable dataset keeps its own place; copies in workers can not be asked."""
-        return self.stateful and not self.indexed and not self.view.num_workers
 
     def consumed(self) -> int:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
@@ -194,7 +178,7 @@ def _is_plain_loader(user: Any) -> bool:
     )
 
 
-def make_leaf(user: Any, number: int, *, world: World, seed: int, train: bool, sequential: bool = False) -> Leaf:
+def make_leaf(user: Any, number: int, *, world: World, seed: int, train: bool, sequential: bool) -> Leaf:
     """Return the leaf that fits what the user gave.
 
     Args:
@@ -208,17 +192,9 @@ def make_leaf(user: Any, number: int, *, world: World, seed: int, train: bool, s
     if type(user) in (list, tuple):
         return SequenceLeaf(user, number)
     if _is_plain_loader(user):
-        short: Short = "drop" if train and user.drop_last else "split"
-        return ViewLeaf(user, number, world=world, seed=seed, short=short, spare=train, sequential=sequential)
+        return ViewLeaf(user, number, world=world, seed=seed, train=train, sequential=sequential)
     if isinstance(user, DataLoader) and not isinstance(user.dataset, IterableDataset) and world.data_size > 1:
-        stream = IndexStream(
-            user._index_sampler,
-            workers=user.num_workers,
-            rank=world.data_rank,
-            size=world.data_size,
-            spare=train,
-            seed=seed,
-            loader=number,
-        )
+        workers = user.num_workers
+        stream = IndexStream(user._index_sampler, workers=workers, world=world, spare=train, seed=seed, loader=number)
         return OpaqueLeaf(user, number, _view(user, stream))
     return OpaqueLeaf(user, number)

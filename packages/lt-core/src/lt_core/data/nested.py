@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["apply_to_collection", "batch_size", "items_of", "leaves", "move_to_device"]
+__all__ = ["apply_to_collection", "batch_size", "items_of", "leaves", "move_to_device", "rebuilt"]
 
 
 def items_of(data: Any) -> Mapping[Any, Any] | None:
@@ -53,10 +53,10 @@ def _map_items(data: Any, function: Callable[[Any], Any]) -> Any:
     if items is None:
         return data
     new = {key: function(item) for key, item in items.items()}
-    return data if all(new[key] is items[key] for key in new) else _rebuilt(data, new)
+    return data if all(new[key] is items[key] for key in new) else rebuilt(data, new)
 
 
-def _rebuilt(old: Any, items: dict[Any, Any]) -> Any:
+def rebuilt(old: Any, items: dict[Any, Any]) -> Any:
     """Return a collection of the kind of ``old`` with other items; a plain one where that kind refuses them."""
     if isinstance(old, list | tuple):
         values = list(items.values())

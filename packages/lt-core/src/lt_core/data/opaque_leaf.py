@@ -1,4 +1,4 @@
-"""Serve an iterable of which nothing is known but how to iterate it."""
+"""Deliver from an iterable of which nothing is known but how to iterate it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["OpaqueLeaf", "fast_forward"]
 
 
 class OpaqueLeaf(Leaf):
-    """Serve an iterable of which nothing is known but how to iterate it.
+    """Iterable of which nothing is known but how to iterate it.
 
     A place in it is found again by its own ``state_dict`` if it has one, else by drawing and dropping
     batches, with a warning that says how many.
@@ -29,11 +29,7 @@ class OpaqueLeaf(Leaf):
         self.one_shot = hasattr(self.source, "__next__")
         self.drawn = 0
         self.generators = find_generators(user) if isinstance(user, DataLoader) else []
-
-    @property
-    def peek_draws(self) -> bool:
-        """Return whether no worker processes stand between the data and this process."""
-        return not getattr(self.user, "num_workers", 0)
+        self.peek_draws = not getattr(user, "num_workers", 0)
 
     def open(self, epoch: int, cycle: int = 0) -> None:
         """Begin a pass; an iterator that can be used once goes on where it stands."""
@@ -69,11 +65,11 @@ class OpaqueLeaf(Leaf):
 
 
 def fast_forward(iterator: Iterator[Any], skip: int, name: str, fix: str) -> None:
-    """Draw and drop batches, and say so."""
+    """Draw and drop batches, and report it."""
     if not skip:
         return
     warn(
-        f"Resuming inside an epoch: {name} can not be told its place, so its first {skip} batches are loaded once "
+        f"Resuming inside an epoch: {name} cannot be set to its place, so its first {skip} batches are loaded once "
         f"more and dropped, which takes as long as loading them took. {fix}, and a resume is immediate."
     )
     for done in range(skip):

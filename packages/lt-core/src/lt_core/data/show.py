@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lt_core.data.nested import leaves
+from lt_core.state.rng import isolate
 from lt_core.state.stage import STAGES
 from lt_interface.errors import ConfigError, Problem, nearest
 
@@ -40,8 +41,7 @@ def check_stage(stage: str) -> str:
     """
     known = {word: s.prefix for s in STAGES for word in (s.prefix, str(s.fn))}
     if stage not in known:
-        listed = ", ".join(s.prefix for s in STAGES)
-        rule = f"stage must be one of {listed}"
+        rule = f"stage must be one of {', '.join(s.prefix for s in STAGES)}"
         raise ConfigError(Problem(f"show_batch(stage={stage!r})", rule, fix=nearest(stage, known)))
     return known[stage]
 
@@ -52,8 +52,6 @@ def first_batch(datamodule: LightningDataModule, stage: str) -> Any:
     Raises:
         ConfigError: If the loader is empty.
     """
-    from lt_core.state.rng import isolate
-
     with isolate():
         if datamodule.trainer is None:
             datamodule.prepare_data()
@@ -63,8 +61,8 @@ def first_batch(datamodule: LightningDataModule, stage: str) -> Any:
         while True:
             if isinstance(loader, Mapping):
                 loader = next(iter(loader.values()), ())
-            elif isinstance(loader, (list, tuple)) and loader and not _is_batch(loader[0]):
-                loader = loader[0]
+            elif isinstance(loader, (list, tuple)) and loader and next(_tensors(loader[0]), None) is None:
+                loader = loader[0]  # a list of loaders; one of batches is a loader
             elif hasattr(loader, "iterables"):
                 loader = loader.iterables
             else:
@@ -72,11 +70,6 @@ def first_batch(datamodule: LightningDataModule, stage: str) -> Any:
         for batch in loader:
             return batch
     raise ConfigError(Problem(f"show_batch(stage={stage!r})", "there must be a batch to show", "an empty loader"))
-
-
-def _is_batch(value: Any) -> bool:
-    """Return whether a list holds batches (it is a loader), not loaders."""
-    return next(_tensors(value), None) is not None
 
 
 def show(batch: Any, *, n: int = 16, path: Any = None, title: str = "") -> Figure | BatchTable:

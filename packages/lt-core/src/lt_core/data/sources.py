@@ -12,7 +12,7 @@ from lt_interface import World
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["Feeds", "feed_of", "has_loader", "limit_of"]
+__all__ = ["Feeds", "feed_of", "has_loader", "limit_of", "owner_of"]
 
 
 def limit_of(run: Run, stage: Stage) -> int | float:
@@ -21,17 +21,15 @@ def limit_of(run: Run, stage: Stage) -> int | float:
     return limit
 
 
-def _owner(run: Run, stage: Stage) -> Any:
-    """Return the object whose loader hook serves the stage, or None."""
-    for owner in (run.datamodule, run.module):
-        if owner is not None and overrides(owner, stage.loader):
-            return owner
-    return None
+def owner_of(run: Run, hook: str) -> Any:
+    """Return the data module, or else the module, if it overrides a hook of both; None if neither does."""
+    owners = (owner for owner in (run.datamodule, run.module) if owner is not None and overrides(owner, hook))
+    return next(owners, None)
 
 
 def has_loader(run: Run, stage: Stage) -> bool:
     """Return whether the stage has data: an argument, or a hook of the data module or module."""
-    return run.feeds.given.get(stage.word) is not None or _owner(run, stage) is not None
+    return run.feeds.given.get(stage.word) is not None or owner_of(run, stage.loader) is not None
 
 
 class Feeds:
@@ -60,7 +58,7 @@ def _make(run: Run, stage: Stage) -> Feed:
     given = run.feeds.given.get(stage.word)
     where = stage.loader
     if given is None:
-        owner = _owner(run, stage)
+        owner = owner_of(run, stage.loader)
         with run.metrics.current.inside(where):
             given = getattr(owner, where)()
         where = f"{type(owner).__name__}.{where}"
@@ -89,12 +87,7 @@ def feed_of(run: Run, stage: Stage) -> Feed:
         made = feeds.made[stage.word] = _make(run, stage)
         feeds.epochs[stage.word] = epoch
     elif stage is not TRAIN or run.progress.epoch_closed:
-        _follow_limit(run, made, stage)
+        limit = limit_of(run, stage)
+        if (type(limit), limit) != (type(made.limit), made.limit):  # the integer 1 is not the fraction 1.0
+            made.relimit(limit)
     return made
-
-
-def _follow_limit(run: Run, feed: Feed, stage: Stage) -> None:
-    """Give a feed the stage's limit if the user changed it; the integer 1 is not the fraction 1.0."""
-    limit = limit_of(run, stage)
-    if (type(limit), limit) != (type(feed.limit), feed.limit):
-        feed.relimit(limit)

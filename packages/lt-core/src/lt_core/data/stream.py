@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from lt_core.state.rng import generator_state, is_generator, reseed_generator, seed_process, set_generator_state
+from lt_interface import World
 
 __all__ = ["IndexStream", "Share", "Short", "batch_seed", "find_generators", "share_count", "shares", "split"]
 
@@ -29,7 +30,7 @@ _OWNERS = ("sampler", "batch_sampler", "dataset", "datasets", "transform", "tran
 
 
 class Share(NamedTuple):
-    """Hold what one rank takes of a global batch.
+    """What one rank takes of a global batch.
 
     Attributes:
         indices: The rank's index batch, as the dataset receives it.
@@ -59,8 +60,8 @@ def _length(indices: Any) -> int:
     return len(indices) if _is_batch(indices) else 1
 
 
-def _remainder(group: list[Any], rank: int, size: int, short: Short, spare: bool, start: int) -> Share | None:
-    """Return the rank's share of a global batch of fewer than ``size`` user batches, or None."""
+def _remainder(group: list[Any], rank: int, size: int, short: Short, spare: bool, start: int) -> Iterator[Share]:
+    """Yield the rank's share, if there is one, of a global batch of fewer than ``size`` user batches."""
     batched = _is_batch(group[0])
     samples = list(chain.from_iterable(group)) if batched else group
     total = len(samples)
@@ -72,11 +73,10 @@ def _remainder(group: list[Any], rank: int, size: int, short: Short, spare: bool
     else:
         mine = list(split(samples, rank, size))
         count = len(mine)
-        if not mine:
-            if not spare:
-                return None
-            mine = [samples[rank % total]]
-    return Share(mine if batched else mine[0], count, total, start + rank)
+        if not mine and not spare:
+            return
+        mine = mine or [samples[rank % total]]
+    yield Share(mine if batched else mine[0], count, total, start + rank)
 
 
 def shares(
@@ -94,19 +94,12 @@ def shares(
             every rank takes equally many steps; False leaves it out.
         start: The number of the stream's first user batch.
     """
-    if size == 1:
-        for position, indices in enumerate(batches, start):
-            count = _length(indices)
-            yield Share(indices, count, count, position)
-        return
     stream = iter(batches)
     while group := list(islice(stream, size)):
         if len(group) == size:
             yield Share(group[rank], _length(group[rank]), sum(map(_length, group)), start + rank)
         elif short != "drop":
-            share = _remainder(group, rank, size, short, spare, start)
-            if share is not None:
-                yield share
+            yield from _remainder(group, rank, size, short, spare, start)
         start += size
 
 
@@ -169,7 +162,7 @@ def _arrive(index: Any, seed: int, epoch: int) -> Any:
 
 
 class _Payload:
-    """Carry an index batch and its seed to a worker; what arrives there is the plain index batch."""
+    """Index batch with its seed, on its way to a worker; what arrives there is the plain index batch."""
 
     __slots__ = ("epoch", "index", "seed")
 
@@ -181,20 +174,19 @@ class _Payload:
 
 
 class IndexStream:
-    """Stand in for a loader's batch sampler: skip, share and seed the index batches that it gives.
+    """Stand-in for a loader's batch sampler that skips, shares and seeds the index batches which that gives.
 
     Without workers and ranks the indices pass through C code alone, so a batch costs nothing more.
 
     Args:
         inner: The user's batch sampler (or sampler, where batching is off).
         workers: Number of worker processes of the loader.
-        rank: This data rank.
-        size: Number of data ranks.
+        world: The data ranks that share the batches, and which of them this is; None for one alone.
         short: See ``shares``.
         spare: See ``shares``.
         seed: The run's seed.
         loader: The number of the loader among those of its stage.
-        generator: The loader's own generator, from which its workers' base seed is drawn.
+        generator: The loader's own generator, from which its workers' base seed is drawn; torch's if None.
     """
 
     def __init__(
@@ -202,16 +194,15 @@ class IndexStream:
         inner: Any,
         *,
         workers: int = 0,
-        rank: int = 0,
-        size: int = 1,
+        world: World | None = None,
         short: Short = "split",
         spare: bool = True,
         seed: int = 0,
         loader: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.inner = inner
-        self.workers, self.rank, self.size, self.short, self.spare = workers, rank, size, short, spare
+        self.inner, self.workers, self.short, self.spare = inner, workers, short, spare
+        self.rank, self.size = (0, 1) if world is None else (world.data_rank, world.data_size)
         self.seed, self.loader, self.generator = seed, loader, generator
         self.epoch = self.cycle = self.skip = 0
         self.rewarm = False
@@ -235,19 +226,20 @@ class IndexStream:
         workers of the run that is resumed were already up, no base seed was drawn: ``rewarm`` undoes it.
         """
         if self.rewarm and self.workers:
+            own = self.generator or torch.default_generator
             if self._base is None:
-                self._base = self._own_state()
+                self._base = generator_state(own)
                 return iter(())
-            self._put_own_state(self._base)
+            set_generator_state(own, self._base)
             self.rewarm, self._base = False, None
         self._raw = iter(self.inner)
         stream: Iterator[Any] = islice(self._raw, self.skip, None) if self.workers and self.skip else self._raw
         if self.size > 1:
-            ours = shares(stream, self.rank, self.size, short=self.short, spare=self.spare, start=self.skip)
-            given, self.taken = tee(ours)
-            return self._payloads(given) if self.workers else (share.indices for share in given)
+            stream = shares(stream, self.rank, self.size, short=self.short, spare=self.spare, start=self.skip)
         given, self.taken = tee(stream)
-        return self._payloads(given) if self.workers else given
+        if self.workers:
+            return self._payloads(given)
+        return given if self.size == 1 else (share.indices for share in given)
 
     def begin(self) -> None:
         """Skip what is to be skipped, where the loader did not yet do so, without drawing one index more."""
@@ -257,17 +249,5 @@ class IndexStream:
     def _payloads(self, given: Iterator[Any]) -> Iterator[_Payload]:
         seed, epoch, loader, cycle = self.seed, self.epoch, self.loader, self.cycle
         for position, one in enumerate(given, self.skip):
-            if isinstance(one, Share):
-                index, position = one.indices, one.position
-            else:
-                index = one
+            index, position = (one.indices, one.position) if isinstance(one, Share) else (one, position)
             yield _Payload(index, batch_seed(seed, epoch, loader, cycle, position), epoch)
-
-    def _own_state(self) -> Any:
-        return torch.get_rng_state() if self.generator is None else generator_state(self.generator)
-
-    def _put_own_state(self, state: Any) -> None:
-        if self.generator is None:
-            torch.set_rng_state(state)
-        else:
-            set_generator_state(self.generator, state)

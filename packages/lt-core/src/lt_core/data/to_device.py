@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lt_core.hooks.table import HOOKS, bind, overrides
+from lt_core.data.sources import owner_of
+from lt_core.hooks.table import HOOKS, bind
 from lt_core.metrics.store import FORBIDDEN
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ __all__ = ["build_place"]
 def build_place(run: Run) -> Callable[[Any, int], Any] | None:
     """Return what takes ``(batch, dataloader_idx)`` and returns the placed batch, or None if nothing is to do.
 
-    A data module's override of a transfer hook wins over the module's.
+    A data module's override of a transfer hook takes precedence over the module's.
     """
     before = _hook(run, "on_before_batch_transfer")
     move = _hook(run, "transfer_batch_to_device")
@@ -49,11 +50,9 @@ def build_place(run: Run) -> Callable[[Any, int], Any] | None:
         store.scope = scope
         return batch
 
-    return bring
+    return run.timed(bring, "batch_to_device")
 
 
 def _hook(run: Run, name: str) -> Callable[..., Any] | None:
-    for owner in (run.datamodule, run.module):
-        if owner is not None and overrides(owner, name):
-            return bind(getattr(owner, name), HOOKS[name].args)
-    return None
+    owner = owner_of(run, name)
+    return None if owner is None else bind(getattr(owner, name), HOOKS[name].args)

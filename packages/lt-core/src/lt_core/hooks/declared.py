@@ -1,4 +1,4 @@
-"""Declare the hooks of modules and data modules: names, arguments and what they mean.
+"""The hooks of modules and data modules: names, arguments and what they mean.
 
 Bodies are empty or hold the documented default. ``lt_core.hooks`` says who is called in which order.
 """
@@ -27,7 +27,7 @@ def missing(owner: object, name: str, call: str = "self") -> MisconfigurationExc
 
 @declares_hooks
 class DataHooks:
-    """Declare what modules and data modules can both do about data.
+    """Hooks about data that modules and data modules both have.
 
     Attributes:
         prepare_data_per_node: Whether ``prepare_data`` runs once on every node (on its local
@@ -104,7 +104,7 @@ class DataHooks:
 
 @declares_hooks
 class DataModuleHooks(DataHooks):
-    """Declare what data modules alone can do."""
+    """Hooks that data modules alone have."""
 
     def on_exception(self, exception: BaseException) -> None:
         """Act when anything raised while the trainer ran.
@@ -127,7 +127,7 @@ class DataModuleHooks(DataHooks):
 
 @declares_hooks
 class CheckpointHooks:
-    """Declare what a module can do about checkpoints."""
+    """Hooks of a module about checkpoints."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add to, or change, a checkpoint that is about to be written.
@@ -146,7 +146,7 @@ class CheckpointHooks:
 
 @declares_hooks
 class ModelHooks:
-    """Declare the moments of a run at which a module can act."""
+    """Hooks of a module at the moments of a run."""
 
     def on_fit_start(self) -> None:
         """Act when all is built and weights, callbacks and counters are restored."""

@@ -1,4 +1,4 @@
-"""Hold the one table of hooks, and compile it for a run into flat tuples of bound methods.
+"""The one table of hooks, compiled for a run into flat tuples of bound methods.
 
 A hook that nobody overrides is an empty tuple: the loop's ``for`` over it costs nothing.
 ``python -m lt_core.hooks`` prints the table for the documentation.
@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback, is_default
 from lt_core.metrics import store as m
+from lt_core.state.timing import timed
 from lt_interface.errors import Problem
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ KEEP = -1  # the hook runs inside a section whose scope the loop has set already
 
 @dataclass(frozen=True)
 class Hook:
-    """Describe one hook.
+    """One hook: its arguments, its place and its order.
 
     Attributes:
         name: The method's name.
@@ -56,118 +58,72 @@ class Hook:
     returns: str = ""
 
 
+_DONE = "all batches are done; epoch metrics are readable"
+
+
+def _transfer(name: str, *args: str) -> Hook:
+    return Hook(name, args, DATA_OR_MODULE, when="every batch, before its batch_start hook", returns="the batch")
+
+
 def _evaluation(stage: str) -> list[Hook]:
-    start, end = m.EVAL_EPOCH_START, m.EVAL_EPOCH_END
-    batch = ("batch", "batch_idx", "dataloader_idx")
+    start, end, before, after = m.EVAL_EPOCH_START, m.EVAL_EPOCH_END, m.EVAL_BATCH_START, m.EVAL_BATCH_END
     if stage == "predict":
         start = end = before = after = m.FORBIDDEN
-    else:
-        before, after = m.EVAL_BATCH_START, m.EVAL_BATCH_END
-    return [
+    batch = ("batch", "batch_idx", "dataloader_idx")
+    hooks = [
         Hook(f"on_{stage}_model_eval", order=MODULE, when="before the loop: put the model in evaluation mode"),
         Hook(f"on_{stage}_start", scope=start, when="the loop begins"),
         Hook(f"on_{stage}_epoch_start", scope=start, when="an epoch of the loop begins"),
         Hook(f"on_{stage}_batch_start", batch, scope=before, when="before a step"),
         Hook(f"on_{stage}_batch_end", ("outputs", *batch), scope=after, when="after a step"),
-        Hook(f"on_{stage}_epoch_end", scope=end, when="all batches are done; epoch metrics are readable"),
+        Hook(f"on_{stage}_epoch_end", scope=end, when=_DONE),
         Hook(f"on_{stage}_end", when="epoch metrics are logged"),
-        *(
-            [
-                Hook(
-                    f"on_{stage}_model_train",
-                    order=MODULE,
-                    when="after the loop; without it each submodule's mode returns",
-                )
-            ]
-            if stage != "predict"
-            else []
-        ),
+        Hook(f"on_{stage}_model_train", order=MODULE, when="after the loop; without it each submodule's mode returns"),
     ]
+    return hooks[:-1] if stage == "predict" else hooks
 
 
-_TRANSFER = "every batch, before its batch_start hook"
-
-HOOKS: dict[str, Hook] = {
-    h.name: h
-    for h in [
-        Hook("configure_callbacks", order=MODULE, when="once, first", returns="a callback or a list of them"),
-        Hook("prepare_data", order="data module, module", when="once a node, before setup"),
-        Hook("setup", ("stage",), DATA_CALLBACKS_MODULE, when="every process, before the model is built"),
-        Hook("configure_model", order=MODULE, when="after setup, on the right device and in the right precision"),
-        Hook("on_load_checkpoint", ("checkpoint",), MODULE_CALLBACKS, when="a checkpoint was read"),
-        Hook(
-            "configure_optimizers",
-            order=MODULE,
-            when="after the parameters are final",
-            returns="optimizers, schedulers",
-        ),
-        Hook("on_fit_start", when="all is built; weights and counters are restored"),
-        Hook("on_sanity_check_start", order=CALLBACKS, when="before the sanity check"),
-        Hook("on_sanity_check_end", order=CALLBACKS, when="after the sanity check"),
-        Hook("on_train_start", scope=m.TRAIN_EPOCH_START, when="training begins"),
-        Hook("on_train_epoch_start", scope=m.TRAIN_EPOCH_START, when="an epoch begins; not when resumed inside it"),
-        Hook(
-            "on_before_batch_transfer", ("batch", "dataloader_idx"), DATA_OR_MODULE, when=_TRANSFER, returns="the batch"
-        ),
-        Hook(
-            "transfer_batch_to_device",
-            ("batch", "device", "dataloader_idx"),
-            DATA_OR_MODULE,
-            when=_TRANSFER,
-            returns="the batch",
-        ),
-        Hook(
-            "on_after_batch_transfer", ("batch", "dataloader_idx"), DATA_OR_MODULE, when=_TRANSFER, returns="the batch"
-        ),
-        Hook(
-            "on_train_batch_start",
-            ("batch", "batch_idx"),
-            scope=m.TRAIN_BATCH_START,
-            when="before a step",
-            returns="-1 from the module ends the epoch",
-        ),
-        Hook(
-            "on_before_zero_grad", ("optimizer",), scope=KEEP, when="after training_step, before gradients are cleared"
-        ),
-        Hook("on_before_backward", ("loss",), scope=KEEP, when="before the backward pass"),
-        Hook("on_after_backward", scope=KEEP, when="after the backward pass"),
-        Hook(
-            "on_before_optimizer_step", ("optimizer",), scope=KEEP, when="gradients are complete, unscaled, not clipped"
-        ),
-        Hook("on_train_batch_end", ("outputs", "batch", "batch_idx"), scope=m.TRAIN_BATCH_END, when="after a step"),
-        Hook(
-            "on_train_epoch_end",
-            (),
-            MONITORS_LAST,
-            m.TRAIN_EPOCH_END,
-            "all batches are done; epoch metrics are readable",
-        ),
-        Hook("on_train_end", when="training is over"),
-        Hook("on_validation_model_zero_grad", order=MODULE, when="before validation inside fit, not in an open window"),
-        *_evaluation("validation"),
-        *_evaluation("test"),
-        *_evaluation("predict"),
-        Hook("on_save_checkpoint", ("checkpoint",), when="a checkpoint is about to be written"),
-        Hook("on_fit_end", when="the model is back on the CPU"),
-        Hook("on_exception", ("exception",), CALLBACKS_DATA, when="anything raised"),
-        Hook("teardown", ("stage",), DATA_CALLBACKS_MODULE, when="last, also after an exception"),
-    ]
-}
+_HOOKS = [
+    Hook("configure_callbacks", order=MODULE, when="once, first", returns="a callback or a list of them"),
+    Hook("prepare_data", order="data module, module", when="once a node, before setup"),
+    Hook("setup", ("stage",), DATA_CALLBACKS_MODULE, when="every process, before the model is built"),
+    Hook("configure_model", order=MODULE, when="after setup, on the right device and in the right precision"),
+    Hook("on_load_checkpoint", ("checkpoint",), MODULE_CALLBACKS, when="a checkpoint was read"),
+    Hook("configure_optimizers", (), MODULE, when="after the parameters are final", returns="optimizers, schedulers"),
+    Hook("on_fit_start", when="all is built; weights and counters are restored"),
+    Hook("on_sanity_check_start", order=CALLBACKS, when="before the sanity check"),
+    Hook("on_sanity_check_end", order=CALLBACKS, when="after the sanity check"),
+    Hook("on_train_start", scope=m.TRAIN_EPOCH_START, when="training begins"),
+    Hook("on_train_epoch_start", scope=m.TRAIN_EPOCH_START, when="an epoch begins; not when resumed inside it"),
+    _transfer("on_before_batch_transfer", "batch", "dataloader_idx"),
+    _transfer("transfer_batch_to_device", "batch", "device", "dataloader_idx"),
+    _transfer("on_after_batch_transfer", "batch", "dataloader_idx"),
+    Hook(
+        *("on_train_batch_start", ("batch", "batch_idx"), CALLBACKS_MODULE, m.TRAIN_BATCH_START, "before a step"),
+        returns="-1 from the module ends the epoch",
+    ),
+    Hook("on_before_zero_grad", ("optimizer",), scope=KEEP, when="after training_step, before gradients are cleared"),
+    Hook("on_before_backward", ("loss",), scope=KEEP, when="before the backward pass"),
+    Hook("on_after_backward", scope=KEEP, when="after the backward pass"),
+    Hook("on_before_optimizer_step", ("optimizer",), scope=KEEP, when="gradients are complete, unscaled, not clipped"),
+    Hook("on_train_batch_end", ("outputs", "batch", "batch_idx"), scope=m.TRAIN_BATCH_END, when="after a step"),
+    Hook("on_train_epoch_end", (), MONITORS_LAST, m.TRAIN_EPOCH_END, _DONE),
+    Hook("on_train_end", when="training is over"),
+    Hook("on_validation_model_zero_grad", order=MODULE, when="before validation inside fit, not in an open window"),
+    *_evaluation("validation"),
+    *_evaluation("test"),
+    *_evaluation("predict"),
+    Hook("on_save_checkpoint", ("checkpoint",), when="a checkpoint is about to be written"),
+    Hook("on_fit_end", when="the model is back on the CPU"),
+    Hook("on_exception", ("exception",), CALLBACKS_DATA, when="anything raised"),
+    Hook("teardown", ("stage",), DATA_CALLBACKS_MODULE, when="last, also after an exception"),
+]
+HOOKS: dict[str, Hook] = {hook.name: hook for hook in _HOOKS}
 
 # Called one by one by the parts that own them, never through the compiled tuples.
-_OWN_CALLERS = {
-    "configure_callbacks",
-    "prepare_data",
-    "configure_model",
-    "configure_optimizers",
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-    "on_load_checkpoint",
-    "on_save_checkpoint",
-    "on_validation_model_train",
-    "on_test_model_train",
-}
+_OWN_CALLERS = {"configure_callbacks", "prepare_data", "configure_model", "configure_optimizers", "on_load_checkpoint"}
+_OWN_CALLERS |= {"on_save_checkpoint", "on_validation_model_train", "on_test_model_train"}
+_OWN_CALLERS |= {hook.name for hook in _HOOKS if hook.order == DATA_OR_MODULE}
 
 
 def overrides(obj: Any, name: str) -> bool:
@@ -184,7 +140,7 @@ def declared(kind: type, name: str) -> bool:
 
 
 def bind(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any] | None:
-    """Return ``function`` so that it takes the arguments ``names`` by position, or None if it can not.
+    """Return ``function`` so that it takes the arguments ``names`` by position, or None if it cannot.
 
     A shorter form is fed by its parameters' names if we know them all, else by position.
     """
@@ -210,31 +166,24 @@ def bind(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., An
 
 
 def hook_problems(module: Any, datamodule: Any, callbacks: Iterable[Any]) -> list[Problem]:
-    """Return one problem for every overridden hook that the loop's call can not bind."""
-    owners: list[tuple[Any, tuple[str, ...]]] = [(module, ())]
-    if datamodule is not None:
-        owners.append((datamodule, ()))
+    """Return one problem for every overridden hook that the loop's call cannot bind."""
+    owners: list[tuple[Any, tuple[str, ...]]] = [(module, ()), (datamodule, ())]
     owners += [(c, ("trainer", "pl_module")) for c in callbacks]
     found = []
-    for owner, prefix in owners:
-        for hook in HOOKS.values():
-            if not declared(type(owner), hook.name) or not overrides(owner, hook.name):
-                continue
-            args = (*prefix, *hook.args)
-            if bind(getattr(owner, hook.name), args) is None:
-                found.append(
-                    Problem(
-                        f"{type(owner).__name__}.{hook.name}",
-                        "the trainer can not call this hook with its arguments",
-                        f"def {hook.name}{inspect.signature(getattr(type(owner), hook.name))}",
-                        f"Write: def {hook.name}({', '.join(('self', *args))})",
-                    )
-                )
+    for (owner, prefix), hook in product(owners, HOOKS.values()):
+        if not declared(type(owner), hook.name) or not overrides(owner, hook.name):
+            continue
+        args = (*prefix, *hook.args)
+        if bind(getattr(owner, hook.name), args) is None:
+            where = f"{type(owner).__name__}.{hook.name}"
+            got = f"def {hook.name}{inspect.signature(getattr(type(owner), hook.name))}"
+            fix = f"Write: def {hook.name}({', '.join(('self', *args))})"
+            found.append(Problem(where, "the trainer cannot call this hook with its arguments", got, fix))
     return found
 
 
 class HookTable:
-    """Hold, for one run, a tuple of ready-to-call hooks under each hook's name.
+    """Tuples of ready-to-call hooks of one run, each under the hook's name.
 
     Attributes:
         module_train_batch_start: The module's own ``on_train_batch_start``, apart from the
@@ -247,12 +196,13 @@ class HookTable:
         module: Any,
         datamodule: Any,
         callbacks: Sequence[Callback],
-        handlers: Sequence[Handler] = (),
-        profiler: Any = None,
-        metrics: Metrics | None = None,
+        handlers: Sequence[Handler],
+        profiler: Any,
+        metrics: Metrics,
     ) -> None:
-        self._owners = (trainer, module, datamodule, tuple(callbacks), tuple(handlers), profiler)
-        self._metrics = metrics
+        self._lead = trainer, module
+        self._datamodule, self._callbacks, self._handlers = datamodule, callbacks, handlers
+        self._profiler, self._metrics = profiler, metrics
         self.module_train_batch_start: Callable[..., Any] | None = None
         for name, hook in HOOKS.items():
             if name not in _OWN_CALLERS:
@@ -260,49 +210,34 @@ class HookTable:
 
     def _compile(self, hook: Hook) -> list[Callable[..., Any]]:
         """Return the bound methods of one hook in the table's order."""
-        _, module, datamodule, callbacks, handlers, _ = self._owners
         groups: dict[str, list[Callable[..., Any]]] = {
-            "callbacks": [
-                f for c in callbacks if not c.monitoring or hook.order != MONITORS_LAST for f in self._of(c, hook)
-            ],
-            "monitoring callbacks": [f for c in callbacks if c.monitoring for f in self._of(c, hook)],
-            "module": self._plain(module, hook, "LightningModule"),
-            "data module": self._plain(datamodule, hook, "LightningDataModule") if datamodule is not None else [],
+            "callbacks": [],
+            "monitoring callbacks": [],
+            "module": self._method(self._lead[1], hook, "LightningModule"),
+            "data module": self._method(self._datamodule, hook, "LightningDataModule"),
         }
-        groups["callbacks"] += [h.bound(self._owners[0], module) for h in handlers if h.hook == hook.name]
+        for callback in self._callbacks:
+            last = callback.monitoring and hook.order == MONITORS_LAST
+            groups["monitoring callbacks" if last else "callbacks"] += self._method(callback, hook, "Callback")
+        groups["callbacks"] += [h.bound(*self._lead) for h in self._handlers if h.hook == hook.name]
         if hook.name == "on_train_batch_start":
             own = groups.pop("module")
             self.module_train_batch_start = own[0] if own else None
         return [f for owner in hook.order.split(", ") for f in groups.get(owner, [])]
 
-    def _of(self, callback: Callback, hook: Hook) -> list[Callable[..., Any]]:
-        if not declared(type(callback), hook.name) or not overrides(callback, hook.name):
-            return []
-        trainer, module = self._owners[:2]
-        bound = bind(getattr(callback, hook.name), ("trainer", "pl_module", *hook.args))
-        if bound is None:
-            return []  # refused with the other problems before the run began
-        return [self._timed(partial(bound, trainer, module), f"[Callback]{callback.state_key}.{hook.name}")]
-
-    def _plain(self, owner: Any, hook: Hook, kind: str) -> list[Callable[..., Any]]:
+    def _method(self, owner: Any, hook: Hook, kind: str) -> list[Callable[..., Any]]:
+        """Return an object's method for a hook, taking the hook's own arguments, if it is to be called at all."""
         # model_eval hooks have a default that must run; all other defaults do nothing.
         default_runs = hook.name.endswith(("_model_eval", "_model_zero_grad"))
         if not declared(type(owner), hook.name) or not (default_runs or overrides(owner, hook.name)):
             return []
-        bound = bind(getattr(owner, hook.name), hook.args)
-        return [] if bound is None else [self._timed(bound, f"[{kind}]{type(owner).__name__}.{hook.name}")]
-
-    def _timed(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:
-        """Wrap a hook for a profiler; without one it stays as it is."""
-        profiler = self._owners[5]
-        if profiler is None:
-            return function
-
-        def timed(*args: Any) -> Any:
-            with profiler.profile(action):
-                return function(*args)
-
-        return timed
+        leads = kind == "Callback"
+        bound = bind(getattr(owner, hook.name), ("trainer", "pl_module", *hook.args) if leads else hook.args)
+        if bound is None:
+            return []  # refused with the other problems before the run began
+        call = partial(bound, *self._lead) if leads else bound
+        action = f"[{kind}]{owner.state_key if leads else type(owner).__name__}.{hook.name}"
+        return [timed(self._profiler, call, action)]
 
     def fire(self, name: str, *args: Any) -> None:
         """Call one hook on everybody who has it, in the table's order."""
@@ -324,8 +259,6 @@ class HookTable:
 
     def _inside(self, name: str) -> AbstractContextManager[None]:
         """Give ``self.log`` the scope of a hook."""
-        if self._metrics is None:
-            return nullcontext()
         return self._metrics.current.inside(name, HOOKS[name].scope)
 
 

@@ -50,7 +50,7 @@ def bound_step(run: Run, name: str, args: tuple[str, ...]) -> Callable[..., Any]
                 fix=f"Write: def {name}(self, {', '.join(args)})",
             )
         )
-    return bound
+    return run.timed(bound, name)
 
 
 def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
@@ -127,20 +127,21 @@ def detached(value: Any) -> Any:
 def backward_of(run: Run) -> Callable[..., Any]:
     """Return what runs the backward pass of a loss: the engine's, or the module's own with the loss scaled."""
     module, engine = run.module, run.engine
+    own: Callable[..., Any] = engine.backward
     if not overrides(module, "backward"):
-        return engine.backward
+        return run.timed(own, "backward")
     if "backward" in engine.owns:
         if run.loop.first_time("backward"):
             warn(
                 f"{type(module).__name__}.backward: the engine of strategy {run.plan.strategy!r} runs the backward "
                 "pass itself, so this override is not called."
             )
-        return engine.backward
-    if not run.precision.scales:
-        own: Callable[..., Any] = module.backward
-        return own
-    scale = run.precision.scale
-    return lambda loss, *args, **kwargs: module.backward(scale(loss), *args, **kwargs)
+    elif run.precision.scales:
+        scale = run.precision.scale
+        own = lambda loss, *args, **kwargs: module.backward(scale(loss), *args, **kwargs)  # noqa: E731
+    else:
+        own = module.backward
+    return run.timed(own, "backward")
 
 
 class Pieces:
@@ -168,6 +169,7 @@ class Pieces:
         self.before_backward: tuple[Callable[..., Any], ...] = hooks.on_before_backward  # type: ignore[attr-defined]
         self.after_backward: tuple[Callable[..., Any], ...] = hooks.on_after_backward  # type: ignore[attr-defined]
         self.before_step: tuple[Callable[..., Any], ...] = hooks.on_before_optimizer_step  # type: ignore[attr-defined]
+        self.update: Callable[..., bool] = run.timed(engine.update, "optimizer_step")
         self.wants_outputs = bool(hooks.on_train_batch_end)  # type: ignore[attr-defined]
         # The optimizer's own method where nothing stands before it, so that the straight step calls it at once.
         own_zero_grad = overrides(module, "optimizer_zero_grad")
@@ -198,7 +200,7 @@ class Pieces:
     def forward_backward(self, batch: Any, i: int, window: tuple[int, bool, bool]) -> tuple[Any, Tensor | None]:
         """Run one batch up to the optimizer: what every form of the step is made of.
 
-        The straight step has the same lines in its own body, to save the frame; a test compares the two.
+        The straight step has the same lines in its own body, to save the frames; a test compares the two.
 
         Args:
             batch: The batch, on the device.
@@ -206,31 +208,43 @@ class Pieces:
             window: The window's length, and whether the batch opens and closes it.
 
         Returns:
-            What training_step returned, and the loss whose gradients were added: the batch's share of the window's.
-            None for a skipped batch.
+            What training_step returned, and what `backward_of` returned for it.
         """
-        length, first, last = window
-        run = self.run
-        with self.inside(last):
+        with self.inside(window[2]):
             output = self.training_step(batch, i)
-            loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
-            if loss is not None and length != 1 and not self.owned:
-                loss = loss / length
-            if first:
-                for f in self.before_zero_grad:
-                    f(self.optimizer)
-                self.zero_grad(i)
-            if loss is not None:
-                for f in self.before_backward:
-                    f(loss)
-                if self.optimizer is not None or loss.requires_grad:
-                    try:
-                        self.backward(loss)
-                    except RuntimeError as error:
-                        raise explain_backward(run, loss, i, error) from error
-                for f in self.after_backward:
-                    f()
-        return output, loss
+            return output, self.backward_of(output, i, window)
+
+    def backward_of(self, output: Any, i: int, window: tuple[int, bool, bool]) -> Tensor | None:
+        """Run what lies between training_step and the optimizer, with its hooks.
+
+        Args:
+            output: What training_step returned.
+            i: The batch's index.
+            window: The window's length, and whether the batch opens and closes it.
+
+        Returns:
+            The loss whose gradients were added: the batch's share of the window's. None for a skipped batch.
+        """
+        length, first, _ = window
+        run = self.run
+        loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
+        if loss is not None and length != 1 and not self.owned:
+            loss = loss / length
+        if first:
+            for f in self.before_zero_grad:
+                f(self.optimizer)
+            self.zero_grad(i)
+        if loss is not None:
+            for f in self.before_backward:
+                f(loss)
+            if self.optimizer is not None or loss.requires_grad:
+                try:
+                    self.backward(loss)
+                except RuntimeError as error:
+                    raise explain_backward(run, loss, i, error) from error
+            for f in self.after_backward:
+                f()
+        return loss
 
     def before_update(self) -> None:
         """Unscale, run the hooks before the step, and clip."""

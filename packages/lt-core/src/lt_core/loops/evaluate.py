@@ -67,7 +67,7 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     if outer_stage is not RunningStage.SANITY_CHECKING:
         trainer.state.stage = stage.running
     try:
-        with run.metrics.evaluation() as store, rng.isolate():
+        with run.metrics.evaluation() as store, rng.isolate(run.trainer.accelerator, run.device):
             feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
             with evaluation_modes(run, stage), _grad_context(run):
                 results = _loop(run, feed, stage, store)
@@ -115,7 +115,7 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
     step, boundary = eval_step(run, stage.step, several), run.engine.boundary
-    for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):
+    for batch, i, loader in run.timed_batches(feed.epoch(run.progress.epoch, _sanity_limit(run)), stage):
         if place is not None:
             batch = place(batch, loader)
         store.batch, store.size, store.suffix = batch, None, names[loader]
@@ -166,8 +166,8 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     if bound is None:
         rule = "the trainer cannot call this step with its arguments"
         raise ConfigError(Problem(where, rule, fix=f"Write: def {name}(self, batch, batch_idx)"))
-    step = bound if takes_three else lambda batch, i, loader: bound(batch, i)
-    return after(run.engine.before_forward, step)
+    bound = after(run.engine.before_forward, run.timed(bound, name))
+    return bound if takes_three else lambda batch, i, loader: bound(batch, i)
 
 
 def _suffixes(feed: Feed) -> list[str]:

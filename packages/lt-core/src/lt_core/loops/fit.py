@@ -102,7 +102,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     skipped = stopped = False
     batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
     loop.fit.samples_seen = sum(leaf.samples for leaf in feed.leaves)
-    for i, batch in enumerate(batches, progress.batch):
+    for i, batch in enumerate(run.timed_batches(batches, TRAIN), progress.batch):
         if place is not None:
             batch = place(batch, 0)
         loop.at_boundary = False

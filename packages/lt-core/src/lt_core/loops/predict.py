@@ -41,7 +41,7 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
         hooks.fire("on_predict_epoch_start")
         step = eval_step(run, PREDICT.step, len(feed.loaders) > 1)
         store = run.metrics.current
-        for batch, i, loader in feed.epoch(run.progress.epoch):
+        for batch, i, loader in run.timed_batches(feed.epoch(run.progress.epoch), PREDICT):
             if place is not None:
                 batch = place(batch, loader)
             store.hook = "on_predict_batch_start"

@@ -58,7 +58,7 @@ def build_step(run: Run) -> Step:
 def _straight_step(p: Pieces) -> Step:
     """Return `Pieces.forward_backward` and the update as one straight line, for windows of one batch."""
     run = p.run
-    progress, update, optimizer = run.progress, run.engine.update, p.optimizer
+    progress, update, optimizer = run.progress, p.update, p.optimizer
     training_step, backward, zero_grad = p.training_step, p.backward, p.zero_grad
     before_zero_grad, before_backward, after_backward = p.before_zero_grad, p.before_backward, p.after_backward
     before_step, unscale, clip, wants_outputs = p.before_step, p.unscale, p.clip, p.wants_outputs
@@ -105,7 +105,7 @@ def _straight_step(p: Pieces) -> Step:
 def _window_step(p: Pieces) -> Step:
     """Return the step of windows of several batches, or of an engine with a context of its own."""
     run = p.run
-    progress, update, owned = run.progress, run.engine.update, p.owned
+    progress, update, owned = run.progress, p.update, p.owned
     held: Tensor | None = None
 
     def step(batch: Any, i: int) -> Any:

@@ -47,13 +47,15 @@ class _Window:
             output, loss = p.forward_backward(batch, i, window)
             self.losses.append(loss)
             if p.owned:
-                run.engine.update(0, False)
+                p.update(0, False)
             return outputs_of(output, loss, p.wants_outputs)
         result: list[Any] = []
 
         def closure() -> Tensor | None:
             if not result:
-                result.extend(p.forward_backward(batch, i, window))
+                with p.inside(True):  # the lines of forward_backward, a frame less
+                    result.append(p.training_step(batch, i))
+                    result.append(p.backward_of(result[0], i, window))
                 parts = [*self.losses, result[1]]
             else:
                 parts = self.evaluate_again(length)
@@ -64,8 +66,8 @@ class _Window:
 
         if self.overridden:
             run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)
-        else:
-            self.wrapped.step(closure)
+        elif p.update(0, True, closure):
+            run.loop.fit.stepped = True
         self.batches.clear()
         return self.settle(result, i)
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lt_core.data.nested import move_to_device
+from lt_core.data.nested import items_of, move_to_device, rebuilt
 from lt_core.metrics.slot import is_metric_object
 
-__all__ = ["collect", "find", "path_of", "restore"]
+__all__ = ["collect", "find", "restore"]
 
 # What an nn.Module itself keeps in its __dict__.
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))
@@ -24,22 +24,15 @@ def find(module: nn.Module) -> dict[str, Any]:
 
     Looked for are submodules, and attributes of any submodule, within lists, tuples and dicts too.
     """
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
+    found: dict[int, tuple[str, Any]] = {}
     for path, each in module.named_modules():
         if is_metric_object(each) and each is not module:
-            _note(path, each, found, seen)
+            found.setdefault(id(each), (path, each))
         for name, value in vars(each).items():
             if name not in _MODULE_INTERNALS and name not in ("_metrics", "_trainer_ref"):
                 for place, item in _plain_objects(value, f"{path}.{name}" if path else name, _DEPTH):
-                    _note(place, item, found, seen)
-    return found
-
-
-def _note(path: str, metric: Any, found: dict[str, Any], seen: set[int]) -> None:
-    if id(metric) not in seen:
-        seen.add(id(metric))
-        found[path] = metric
+                    found.setdefault(id(item), (place, item))
+    return dict(found.values())
 
 
 def _plain_objects(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -49,13 +42,6 @@ def _plain_objects(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any
                 yield from _plain_objects(item, f"{path}[{key!r}]", depth - 1)
     elif not isinstance(value, type) and is_metric_object(value):
         yield path, value
-
-
-def path_of(module: nn.Module | None, metric: Any) -> str | None:
-    """Return where in a module a metric object is, or None if it is not in it."""
-    if module is None:
-        return None
-    return next((path for path, found in find(module).items() if found is metric), None)
 
 
 def collect(module: nn.Module) -> dict[str, Any]:
@@ -102,13 +88,10 @@ def _copied(value: Any) -> Any:
     """Return a copy of a tree of plain values and tensors, which later updates in place do not reach."""
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if type(value) is list:
-        return [_copied(v) for v in value]
-    if type(value) is tuple:
-        return tuple(_copied(v) for v in value)
-    if type(value) in (dict, set):
-        return {k: _copied(v) for k, v in value.items()} if isinstance(value, dict) else set(value)
-    return value
+    if type(value) is set:
+        return set(value)
+    items = items_of(value)
+    return value if items is None else rebuilt(value, {key: _copied(item) for key, item in items.items()})
 
 
 def _load(metric: Any, state: Mapping[str, Any]) -> None:

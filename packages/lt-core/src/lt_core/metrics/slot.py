@@ -34,7 +34,7 @@ _SETTINGS = ("step", "epoch", "op", "bar", "logger", "sync", "group", "rank_zero
 
 
 class NamedValues(Protocol):
-    """Hold values by name: a dict, or a collection of metric objects."""
+    """Values by name: a dict, or a collection of metric objects."""
 
     def items(self) -> Iterable[tuple[str, Any]]:
         """Return the pairs."""
@@ -42,7 +42,7 @@ class NamedValues(Protocol):
 
 
 class Slot:
-    """Hold one name's settings and what was logged under it since the epoch began.
+    """One name's settings and what was logged under it since the epoch began.
 
     Attributes:
         options: The arguments of the last call as they were given, so that the next call with the
@@ -98,7 +98,7 @@ class Slot:
 
     @property
     def key(self) -> tuple[int, str]:
-        """Return what tells this slot from all others of a store."""
+        """Return what distinguishes this slot from all others of a store."""
         return self.scope, self.plain_name
 
     @property
@@ -178,13 +178,13 @@ def open_slot(name: str, scope: int, suffix: str, options: tuple[Any, ...], is_m
     Args:
         name: The metric's name.
         scope: The place that it is logged from.
-        suffix: What tells the running loader from the others.
+        suffix: What distinguishes the running loader from the others.
         options: ``prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
             add_dataloader_idx, metric_attribute, rank_zero_only`` as they were given.
         is_metric: Whether the value is a metric object, which reduces itself.
 
     Raises:
-        MisconfigurationException: If the arguments can not be meant, in this place or anywhere.
+        MisconfigurationException: If the arguments cannot be meant, in this place or anywhere.
     """
     bar, logger, on_step, on_epoch, reduce_fx, _, sync, group, add_idx, _, rank_zero_only = options
     where = f"self.log({name!r})"
@@ -196,7 +196,7 @@ def open_slot(name: str, scope: int, suffix: str, options: tuple[Any, ...], is_m
         rule = "a hook of a whole epoch has no steps to log on"
         raise MisconfigurationException(Problem(where, rule, "on_step=True", "Leave on_step out."))
     if not step and not epoch:
-        rule = "on_step and on_epoch can not both be False: nothing would be kept, so the call is not useful"
+        rule = "on_step and on_epoch cannot both be False: nothing would be kept, so the call is not useful"
         raise MisconfigurationException(Problem(where, rule, fix="Set one of them to True."))
     settings = {
         "step": step, "epoch": epoch, "op": "mean" if is_metric else _reduction(where, reduce_fx), "bar": bool(bar),

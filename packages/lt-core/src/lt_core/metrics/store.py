@@ -36,22 +36,9 @@ from lt_core.metrics.sync import Part, sync_parts
 from lt_core.notices import PossibleUserWarning, warn
 from lt_interface.errors import MisconfigurationException, Problem
 
-__all__ = [
-    "EVAL_BATCH_END",
-    "EVAL_BATCH_START",
-    "EVAL_EPOCH_END",
-    "EVAL_EPOCH_START",
-    "EVAL_STEP",
-    "FORBIDDEN",
-    "TRAIN_BATCH_END",
-    "TRAIN_BATCH_START",
-    "TRAIN_EPOCH_END",
-    "TRAIN_EPOCH_START",
-    "TRAIN_STEP",
-    "MetricStore",
-    "Options",
-    "SilentStore",
-]
+__all__ = ["FORBIDDEN", "MetricStore", "Options", "SilentStore"]
+__all__ += ["EVAL_BATCH_END", "EVAL_BATCH_START", "EVAL_EPOCH_END", "EVAL_EPOCH_START", "EVAL_STEP"]
+__all__ += ["TRAIN_BATCH_END", "TRAIN_BATCH_START", "TRAIN_EPOCH_END", "TRAIN_EPOCH_START", "TRAIN_STEP"]
 
 _FOLD_EVERY = 50
 _AT_DEMAND: Any = object()  # a metric object's step value that is computed when somebody wants it
@@ -63,7 +50,7 @@ _SYNCED: Options = (False, None, None, None, "mean", False, True, None, True, No
 
 
 class MetricStore:
-    """Keep what one training, or one evaluation, logs.
+    """What one training, or one evaluation, logs: last values and running sums.
 
     Args:
         collectives: The exchange between ranks; None for one process.
@@ -77,15 +64,12 @@ class MetricStore:
         batch: The running batch.
         size: Its size, or None if nobody needed it yet.
         muted: Whether values are ignored: a closure looks at the same batch again.
-        suffix: What tells the running loader from the others in a metric's name.
+        suffix: What distinguishes the running loader from the others in a metric's name.
         module: Where restored metric objects are looked up, and the names of those to save.
     """
 
     def __init__(self, *, collectives: Any = None, device: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        self.collectives = collectives
-        self.device = device
-        self.rank = rank
-        self.world_size = world_size
+        self.collectives, self.device, self.rank, self.world_size = collectives, device, rank, world_size
         self.scope: int = FORBIDDEN
         self.hook: str = "__init__"
         self.batch: Any = None
@@ -98,7 +82,7 @@ class MetricStore:
         self._tables: list[dict[str, Slot]] = [{} for _ in range(EVAL_EPOCH_END + 1)]
         self._slots: dict[tuple[int, str], Slot] = {}
         self._closed = False
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     # ------------------------------------------------------------ taking values
 
@@ -115,7 +99,7 @@ class MetricStore:
             batch_size: The weight of the mean; found in the batch if None.
 
         Raises:
-            MisconfigurationException: Where logging has no meaning, or if the arguments can not be
+            MisconfigurationException: Where logging has no meaning, or if the arguments cannot be
                 meant or differ from those that the same name was logged with before.
             ValueError: If the value is not a single number.
             TypeError: If the name is not a string.
@@ -214,7 +198,7 @@ class MetricStore:
     def _advise(self, slot: Slot, metric: bool) -> None:
         several = self.world_size > 1
         if several and slot.evaluating and slot.epoch and not (metric or slot.sync or slot.rank_zero_only):
-            self._tell(
+            self._warn_once(
                 f"sync {slot.name}",
                 f"self.log({slot.name!r}): each process reports the mean of its own samples. "
                 "Set sync_dist=True for the mean of all.",
@@ -247,8 +231,8 @@ class MetricStore:
             slot.accumulate(number, self._weight(slot, batch_size))
 
     def _weight(self, slot: Slot, batch_size: int | None) -> float:
-        if slot.code == HOOK_MEAN or batch_size is not None:
-            return 1 if batch_size is None else batch_size
+        if batch_size is not None:
+            return batch_size
         if slot.code != BATCH_MEAN:
             return 1
         if self.size is None:
@@ -272,16 +256,16 @@ class MetricStore:
             fix = "Pass batch_size=."
             raise MisconfigurationException(Problem(where, rule, f"a batch of {type(self.batch).__name__}", fix))
         if ambiguous:
-            self._tell(
+            self._warn_once(
                 "size",
                 f"{where}: the tensors of the batch differ in their first dimension; the first one's, {size}, "
                 "is taken for the batch's size. Pass batch_size= to say which.",
             )
         return size
 
-    def _tell(self, topic: str, message: str, category: type[Warning] = UserWarning) -> None:
-        if topic not in self._told:
-            self._told.add(topic)
+    def _warn_once(self, topic: str, message: str, category: type[Warning] = UserWarning) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
             warn(message, category)
 
     def add_returned(self, outputs: Mapping[str, Any]) -> None:
@@ -317,29 +301,52 @@ class MetricStore:
     def take_step(self) -> dict[str, float]:
         """Return each step value that was logged for the loggers since the last call."""
         due = [s for s in self._slots.values() if s.fresh and s.step]
-        values = _floats(due)
+        if self.world_size <= 1:
+            values = _floats(due)
+        elif self.scope >= EVAL_BATCH_START:
+            # Ranks may differ in their number of evaluation batches, so each keeps its own values and exchanges none.
+            due = [s for s in due if s.last is not _AT_DEMAND]
+            values = _floats(due)
+        else:
+            values = self._synced_step(due)
         for slot in due:
             slot.fresh = False
-        # Ranks may differ in their number of evaluation batches, so there each keeps its own step values.
-        if self.world_size > 1 and self.scope < EVAL_BATCH_START:
-            synced = [s for s in due if s.sync]
-            parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
-            found = sync_parts(parts, self.collectives, self.world_size, self.device)
-            values.update({s.key: found[f"{s.scope}:{s.step_name}"] for s in synced})
         return {s.step_name: values[s.key] for s in due if s.logger}
 
+    def _synced_step(self, due: list[Slot]) -> dict[tuple[int, str], float]:
+        """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
+        objects = [s for s in due if s.last is _AT_DEMAND]
+        values = _floats([s for s in due if s.last is not _AT_DEMAND])
+        synced = [s for s in due if s.sync]
+        parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
+        found = self._exchange(parts, objects)
+        values.update({s.key: found[f"{s.scope}:{s.step_name}"] for s in synced})
+        for slot in objects:
+            slot.last = values[slot.key] = _computed(slot)
+        return values
+
+    def _exchange(self, parts: list[Part], objects: list[Slot]) -> dict[str, float]:
+        names = [f"{s.scope}:{s.plain_name}" for s in objects]
+        return sync_parts(parts, self.collectives, self.world_size, self.device, names)
+
     def sync(self) -> None:
-        """Let the ranks agree on the epoch's values that were logged with ``sync_dist``; every rank must call it."""
+        """Let the ranks agree on the epoch's values that were logged with ``sync_dist``; every rank must call it.
+
+        Metric objects are computed, since they exchange values by themselves: reading them later never does.
+        """
         if self.world_size <= 1:
             return
         slots = [s for s in self._slots.values() if s.sync and s.code]
         for slot in slots:
             _fold(slot)
         due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
+        objects = [s for s in self._slots.values() if s.epoch and s.metric is not None and s.result is None]
         parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight) for s in due.values()]
-        found = sync_parts(parts, self.collectives, self.world_size, self.device)
+        found = self._exchange(parts, objects)
         for slot in due.values():
             slot.synced = found[f"{slot.scope}:{slot.epoch_name}"], (slot.total, slot.weight)
+        for slot in objects:
+            slot.result = _computed(slot)
 
     def take_epoch(self) -> dict[str, float]:
         """Return the epoch's values for the loggers, and reset the metric objects that they came from."""
@@ -358,9 +365,16 @@ class MetricStore:
 
     def _epoch_value(self, slot: Slot) -> float | None:
         if slot.metric is not None:
-            return _computed(slot) if slot.result is None else slot.result
+            # With several ranks `sync` computed it: here it would wait for ranks that may not read at all.
+            return _computed(slot) if slot.result is None and self.world_size <= 1 else slot.result
         _fold(slot)
         return slot.reduced()
+
+    def _last(self, slot: Slot) -> Any:
+        """Return a slot's newest step value, None if there is none that one rank can find alone."""
+        if slot.last is _AT_DEMAND:
+            return _computed(slot) if self.world_size <= 1 else None
+        return slot.last
 
     def _at_end(self) -> bool:
         return self._closed or self.scope in (TRAIN_EPOCH_END, EVAL_EPOCH_END)
@@ -374,8 +388,7 @@ class MetricStore:
         out: dict[str, Tensor] = {}
         at_end = self._at_end()
         for slot in self._slots.values():
-            if slot.step and slot.last is not None and not slot.evaluating:
-                last = _computed(slot) if slot.last is _AT_DEMAND else slot.last
+            if slot.step and not slot.evaluating and (last := self._last(slot)) is not None:
                 out[slot.plain_name] = out[slot.step_name] = _tensor(last)
             if slot.epoch and at_end and (value := self._epoch_value(slot)) is not None:
                 out[slot.plain_name] = out[slot.epoch_name] = _tensor(value)
@@ -384,7 +397,7 @@ class MetricStore:
     def progress_bar_metrics(self) -> dict[str, float]:
         """Return what was logged with ``prog_bar``: the last step's values, at an epoch's end the epoch's too."""
         bars = [s for s in self._slots.values() if s.bar]
-        steps = [s for s in bars if s.step and s.last is not None]
+        steps = [s for s in bars if s.step and self._last(s) is not None]
         values = _floats(steps)
         out = {s.step_name: values[s.key] for s in steps}
         if self._at_end():
@@ -410,44 +423,35 @@ class MetricStore:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on inside the epoch; the objects' own state is not part of it."""
-        from lt_core.metrics.objects import path_of
-
+        paths = {id(metric): path for path, metric in self._objects().items()}
         slots = []
         for slot in self._slots.values():
             _fold(slot)
             settings = slot.settings()
             settings["group"] = None  # a process group belongs to its process; the next call names it again
-            last = slot.last if slot.last is None else _floats([slot])[slot.key]
-            path = slot.path if slot.metric is None else path_of(self.module, slot.metric)
-            slots.append(
-                {
-                    "name": slot.name,
-                    "scope": slot.scope,
-                    "suffix": slot.suffix,
-                    "settings": settings,
-                    "last": last,
-                    "fresh": slot.fresh,
-                    "total": slot.total,
-                    "weight": slot.weight,
-                    "returned": slot.returned,
-                    "metric": path,
-                }
-            )
+            last = None if self._last(slot) is None else _floats([slot])[slot.key]
+            path = slot.path if slot.metric is None else paths.get(id(slot.metric))
+            place = {"name": slot.name, "scope": slot.scope, "suffix": slot.suffix, "settings": settings}
+            value = {"last": last, "fresh": slot.fresh, "total": slot.total, "weight": slot.weight}
+            slots.append({**place, **value, "returned": slot.returned, "metric": path})
         return {"slots": slots}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned; metric objects are found again in ``module``."""
-        from lt_core.metrics.objects import find
-
         self.reset()
-        objects = {} if self.module is None else find(self.module)
+        objects = self._objects()
         for kept in state.get("slots", ()):
             slot = Slot(kept["name"], kept["scope"], kept["suffix"], kept["settings"])
             slot.total, slot.weight, slot.returned = kept["total"], kept["weight"], kept["returned"]
             slot.last, slot.fresh = kept["last"], kept["fresh"]
-            slot.path = kept["metric"]
-            slot.metric = objects.get(slot.path) if slot.path is not None else None
+            slot.path, slot.metric = kept["metric"], objects.get(kept["metric"])
             self._slots[slot.key] = slot
+
+    def _objects(self) -> dict[str, Any]:
+        """Return the module's metric objects by path."""
+        from lt_core.metrics.objects import find
+
+        return {} if self.module is None else find(self.module)
 
 
 class SilentStore(MetricStore):
@@ -455,7 +459,7 @@ class SilentStore(MetricStore):
 
     def add(self, name: str, value: Any, options: Options, batch_size: int | None = None) -> None:
         """Drop a value."""
-        self._tell("silent", "Trainer(barebones=True): self.log is switched off, and what it is given is dropped.")
+        self._warn_once("silent", "Trainer(barebones=True): self.log is switched off, and what it is given is dropped.")
 
     def add_returned(self, outputs: Mapping[str, Any]) -> None:
         """Drop what a step returned for logging."""
@@ -518,19 +522,12 @@ def _read(tensors: list[Tensor]) -> list[float]:
     return [float(t.item()) for t in tensors]
 
 
-def _floats(slots: Iterable[Slot]) -> dict[tuple[int, str], float]:
+def _floats(slots: list[Slot]) -> dict[tuple[int, str], float]:
     """Return the slots' last values as floats."""
-    values: dict[tuple[int, str], float] = {}
-    waiting = []
-    for slot in slots:
-        if isinstance(slot.last, Tensor):
-            waiting.append(slot)
-        elif slot.last is _AT_DEMAND:
-            values[slot.key] = _computed(slot)
-        else:
-            values[slot.key] = float(slot.last)
-    values.update(zip((s.key for s in waiting), _read([s.last for s in waiting]) if waiting else (), strict=True))
-    return values
+    tensors = {s.key: s.last for s in slots if isinstance(s.last, Tensor)}
+    others = [s for s in slots if s.key not in tensors]
+    values = {s.key: _computed(s) if s.last is _AT_DEMAND else float(s.last) for s in others}
+    return values | dict(zip(tensors, _read(list(tensors.values())), strict=True))
 
 
 def _tensor(value: Any) -> Tensor:

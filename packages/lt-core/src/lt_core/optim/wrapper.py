@@ -99,7 +99,7 @@ class LightningOptimizer:
         if not run.module.automatic_optimization:  # else the trainer's closure runs these hooks and notes its loss
             run.hooks.fire("on_before_optimizer_step", self._optimizer)
             closure = closure and self._noting(closure)
-        if run.engine.update(self._index, True, closure, **kwargs):
+        if run.timed(run.engine.update, "optimizer_step")(self._index, True, closure, **kwargs):
             run.loop.fit.stepped = True
         loss, self._loss = self._loss, None
         return loss

@@ -1,4 +1,4 @@
-"""Let all ranks decide alike: what rank 0 saw, what any rank saw, what rank 0's clock says."""
+"""Let all ranks decide alike: by what rank 0 saw, what any rank saw, or rank 0's clock."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def on_any_rank(trainer: Trainer, flag: bool) -> bool:
 
 
 class SharedAlarm:
-    """Ring on every rank at the same batch, when rank 0's clock says so.
+    """Alarm that rings on every rank at the same batch, by rank 0's clock.
 
     With several ranks an exchange at every batch would cost more than the batch. So rank 0
-    tells with each answer how many batches may pass before the next question: about a
+    sends with each answer how many batches may pass before the next question: about a
     second's worth, and never past the time it rings at.
 
     Args:

@@ -11,7 +11,7 @@ __all__ = ["EvaluationState", "FitState", "LoopState"]
 
 @dataclass
 class FitState:
-    """State of the training loop.
+    """State of the training loop; a checkpoint keeps what of the running epoch is done already.
 
     Attributes:
         step: The step, built for what users may change as it was at the last look.
@@ -39,20 +39,18 @@ class FitState:
     before_validation: dict[str, Any] | None = None
     stepped: bool = False
 
-    def schedule(self) -> dict[str, Any]:
-        """Return what of this epoch is done already, as a checkpoint keeps it."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return what of this epoch is done already."""
         return {"epoch_done": self.schedulers_done, "validated": self.validated_batch}
 
-    def load_schedule(self, state: dict[str, Any]) -> None:
-        """Take over what `schedule` returned."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned; what an older file lacks is not yet done."""
         self.schedulers_done = state.get("epoch_done", False)
         self.validated_batch = state.get("validated", -1)
 
     def begin_epoch(self) -> None:
         """Forget what belongs to the epoch before."""
-        self.validated_batch = -1
-        self.samples_seen = 0
-        self.schedulers_done = False
+        self.validated_batch, self.samples_seen, self.schedulers_done = -1, 0, False
 
 
 @dataclass
@@ -65,10 +63,18 @@ class EvaluationState:
 
     seen_batches: dict[str, int] = field(default_factory=dict)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the counts."""
+        return {"seen_batches": dict(self.seen_batches)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned; other keys are left alone."""
+        self.seen_batches = dict(state.get("seen_batches", {}))
+
 
 @dataclass
 class LoopState:
-    """State of a run's loops.
+    """State of a run's loops; a checkpoint keeps where it was written and what is pending there.
 
     Attributes:
         attention: Set by anything that wants the loop to look up before its next due batch: a stop, a save request,
@@ -82,6 +88,14 @@ class LoopState:
     warned: set[str] = field(default_factory=set)
     fit: FitState = field(default_factory=FitState)
     evaluation: EvaluationState = field(default_factory=EvaluationState)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether a checkpoint written now is exact, and what a run that resumes from it begins with."""
+        return {"exact": self.at_boundary, "pending": self.fit.pending}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what is pending; the loop itself stands at a boundary when a run begins."""
+        self.fit.pending = state.get("pending")
 
     def first_time(self, topic: str) -> bool:
         """Return whether this is the first call for a topic."""

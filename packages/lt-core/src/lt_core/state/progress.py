@@ -1,4 +1,4 @@
-"""Hold what a run counts and what it is doing."""
+"""What a run counts and what it is doing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Progress", "RunningStage", "TrainerFn", "TrainerState", "TrainerStat
 
 
 class TrainerStatus(str, Enum):
-    """Say how far a call of the trainer is."""
+    """How far a call of the trainer is."""
 
     INITIALIZING = "initializing"
     RUNNING = "running"
@@ -21,7 +21,7 @@ class TrainerStatus(str, Enum):
 
 
 class TrainerFn(str, Enum):
-    """Name the public methods that run loops."""
+    """The public methods that run loops."""
 
     FITTING = "fit"
     VALIDATING = "validate"
@@ -32,7 +32,7 @@ class TrainerFn(str, Enum):
 
 
 class RunningStage(str, Enum):
-    """Name what the loop does at this moment."""
+    """What the loop does at this moment."""
 
     TRAINING = "train"
     SANITY_CHECKING = "sanity_check"
@@ -50,7 +50,7 @@ class RunningStage(str, Enum):
 
 @dataclass
 class TrainerState:
-    """Say what the trainer is doing: how far, for which method, in which stage."""
+    """What the trainer is doing: how far, for which method, in which stage."""
 
     status: TrainerStatus = TrainerStatus.INITIALIZING
     fn: TrainerFn | None = None
@@ -59,7 +59,7 @@ class TrainerState:
 
 @dataclass
 class Progress:
-    """Count completed things.
+    """Counts of completed things.
 
     Attributes:
         epoch: Completed epochs.

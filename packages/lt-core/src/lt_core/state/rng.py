@@ -6,12 +6,16 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from lt_core.notices import info
 from lt_interface.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lt_interface import Accelerator
 
 __all__ = [
     "capture",
@@ -30,8 +34,6 @@ _SEED_LIMIT = 2**32
 
 def _pack(value: Any) -> Any:
     """Turn numpy arrays and scalars into tensors and plain numbers, which a checkpoint can keep."""
-    import numpy as np
-
     if isinstance(value, dict):
         return {key: _pack(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -49,8 +51,6 @@ def _unpack(value: Any) -> Any:
 
 
 def _pack_python(state: tuple[Any, ...]) -> dict[str, Any]:
-    import numpy as np
-
     version, words, gauss = state
     return {"version": version, "words": torch.from_numpy(np.array(words, dtype=np.int64)), "gauss": gauss}
 
@@ -59,53 +59,63 @@ def _unpack_python(state: dict[str, Any]) -> tuple[Any, ...]:
     return state["version"], tuple(state["words"].tolist()), state["gauss"]
 
 
-def capture() -> dict[str, Any]:
+def capture(accelerator: Accelerator | None = None, device: torch.device | None = None) -> dict[str, Any]:
     """Return the state of every global generator, as plain values and tensors.
 
-    Python's ``random``, numpy's global generator, torch's CPU generator and, where CUDA is in use,
-    the generator of each CUDA device.
-    """
-    import numpy as np
+    Python's ``random``, numpy's global generator, torch's CPU generator and, where an accelerator is
+    given that has one, the generator of its device.
 
+    Args:
+        accelerator: The kind of device.
+        device: This rank's device.
+    """
     state: dict[str, Any] = {
         "python": _pack_python(random.getstate()),
         "numpy": _pack(np.random.get_state(legacy=False)),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    if accelerator is not None and device is not None:
+        own = accelerator.rng_state(device)
+        if own is not None:
+            state[accelerator.kind] = own
     return state
 
 
-def restore(state: dict[str, Any]) -> None:
-    """Set every global generator that ``state`` names; states of absent CUDA devices are left out."""
-    import numpy as np
+def restore(state: dict[str, Any], accelerator: Accelerator | None = None, device: torch.device | None = None) -> None:
+    """Set every global generator that ``state`` names; a device of another kind keeps its own state.
 
+    Args:
+        state: What `capture` returned.
+        accelerator: The kind of device.
+        device: This rank's device.
+    """
     if "python" in state:
         random.setstate(_unpack_python(state["python"]))
     if "numpy" in state:
         np.random.set_state(_unpack(state["numpy"]))
     if "torch" in state:
         torch.set_rng_state(state["torch"].cpu())
-    if state.get("cuda") and torch.cuda.is_available():
-        for device, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(one.cpu(), device)
+    if accelerator is not None and device is not None and state.get(accelerator.kind) is not None:
+        accelerator.set_rng_state(device, state[accelerator.kind])
 
 
 @contextmanager
-def isolate() -> Iterator[None]:
-    """Leave the global generators, on exit, as they were on entry."""
-    state = capture()
+def isolate(accelerator: Accelerator | None = None, device: torch.device | None = None) -> Iterator[dict[str, Any]]:
+    """Leave the global generators, on exit, as they were on entry; yield their state.
+
+    Args:
+        accelerator: The kind of device.
+        device: This rank's device.
+    """
+    state = capture(accelerator, device)
     try:
-        yield
+        yield state
     finally:
-        restore(state)
+        restore(state, accelerator, device)
 
 
 def seed_process(seed: int) -> None:
     """Seed Python's, numpy's and torch's CPU generator from one 64-bit seed, in some microseconds."""
-    import numpy as np
-
     random.seed(seed)
     np.random.seed((seed >> 32) ^ (seed & 0xFFFFFFFF))
     torch.default_generator.manual_seed(seed)
@@ -113,15 +123,11 @@ def seed_process(seed: int) -> None:
 
 def is_generator(value: Any) -> bool:
     """Return whether ``value`` is a random generator of torch, Python or numpy that an object may own."""
-    import numpy as np
-
     return isinstance(value, torch.Generator | random.Random | np.random.Generator | np.random.RandomState)
 
 
 def generator_state(generator: Any) -> Any:
     """Return the state of a generator that an object owns, as plain values and tensors."""
-    import numpy as np
-
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, random.Random):
@@ -133,8 +139,6 @@ def generator_state(generator: Any) -> Any:
 
 def set_generator_state(generator: Any, state: Any) -> None:
     """Set a generator to what ``generator_state`` returned for one of its kind."""
-    import numpy as np
-
     if isinstance(generator, torch.Generator):
         generator.set_state(state.cpu())
     elif isinstance(generator, random.Random):
@@ -147,8 +151,6 @@ def set_generator_state(generator: Any, state: Any) -> None:
 
 def reseed_generator(generator: Any, seed: int) -> None:
     """Seed a generator that an object owns, in place."""
-    import numpy as np
-
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, random.Random):
@@ -179,8 +181,6 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     Raises:
         ConfigError: If the seed is no integer from 0 to 4294967295.
     """
-    import numpy as np
-
     if seed is None:
         given = os.environ.get("PL_GLOBAL_SEED", "0")
         try:
@@ -194,7 +194,6 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
         info(f"Seed set to {seed}")
     os.environ["PL_GLOBAL_SEED"] = str(seed)
     os.environ["PL_SEED_WORKERS"] = str(int(workers))
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_process(seed)
+    torch.manual_seed(seed)  # every device's generator too
     return seed

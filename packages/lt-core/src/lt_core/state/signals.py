@@ -64,7 +64,7 @@ class SignalWatch:
             self._notify()
             if hasattr(signal, "SIGCHLD"):
                 # A signal to the whole group ends workers too. The loaders' handler would raise that just anywhere,
-                # in the midst of a step or of the teardown; they tell it again where the next batch is awaited.
+                # in the midst of a step or of the teardown; they raise it again where the next batch is awaited.
                 self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         previous = self._previous.get(number)
         if callable(previous) and previous is not signal.default_int_handler:
@@ -122,7 +122,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def lost_to_signal(run: Run, error: BaseException) -> BaseException | None:
-    """Return what a received signal means if it reached the loader's workers too and ``error`` tells of their end."""
+    """Return what a received signal means if it reached the loader's workers too and ``error`` reports their end."""
     if run.signals is None or not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
         return None
     return run.signals.exception()

@@ -57,7 +57,7 @@ class CSVLogger(VersionedLogger):
             fix = "Write a folder, such as 'logs'."
             raise ConfigError(Problem(f"CSVLogger(save_dir={save_dir!r})", "it must be a path", fix=fix))
         super().__init__(os.fspath(save_dir), name, version, prefix, delivery)
-        self._every = flush_logs_every_n_steps
+        self._every = every
         self._rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
         self._opened = False
@@ -172,13 +172,13 @@ class CSVLogger(VersionedLogger):
         _ = self.experiment
         path = Path(self.metrics_file_path) if path is None else path
         if self._columns and not path.exists():
-            self._lose_all(path)
+            self._rows, self._columns, self._taken = [], [], -1
+            raise files_are_gone(path)  # what was in it has to come again
         # In the order of their first row, so that the file does not depend on when it was written.
         names = dict.fromkeys(k for row in self._rows for k in sorted(row))
-        new = [k for k in names if k not in self._columns and k not in ("epoch", "step")]
-        first = [k for k in ("epoch", "step") if k not in self._columns and any(k in row for row in self._rows)]
-        if new or first:
-            self._widen(path, [*first, *new])
+        ordered = dict.fromkeys(["epoch", "step", *names])
+        if new := [k for k in ordered if k in names and k not in self._columns]:
+            self._widen(path, new)
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
         size = path.stat().st_size if path.exists() else 0
@@ -193,11 +193,6 @@ class CSVLogger(VersionedLogger):
                 os.truncate(path, size)  # no half a row
             raise
         self._rows = []
-
-    def _lose_all(self, path: Path) -> None:
-        """Start over where somebody removed the file: what was in it has to come again."""
-        self._rows, self._columns, self._taken = [], [], -1
-        raise files_are_gone(path)
 
     def _widen(self, path: Path, new: list[str]) -> None:
         """Add columns, and write what is there again under the wider header, atomically."""
@@ -219,16 +214,14 @@ class CSVLogger(VersionedLogger):
         """Write rows and hyper-parameters."""
         with self.exclusive():
             self._write_rows()
-            if not self._hparams_written:
-                self._write_hparams()
-                self._hparams_written = True
+            if self._hparams_written:
+                return
+            import yaml
 
-    def _write_hparams(self) -> None:
-        import yaml
-
-        _ = self.experiment
-        text = yaml.safe_dump(plain_dict(self.hparams), sort_keys=False, allow_unicode=True)
-        replace_text(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), text)
+            _ = self.experiment
+            text = yaml.safe_dump(plain_dict(self.hparams), sort_keys=False, allow_unicode=True)
+            replace_text(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), text)
+            self._hparams_written = True
 
     def rewind(self, step: int, version: int | str | None) -> bool:
         """Go on in a version's folder; the history is sent again, so of the file only the user's own rows stay."""
@@ -240,7 +233,7 @@ class CSVLogger(VersionedLogger):
             path = Path(self.metrics_file_path)
             if path.exists():
                 epoch = self._prefixed("epoch")
-                self._rows = [row for row in map(_filled, _read(path)) if _is_own(row, step, epoch)]
+                self._rows = [row for row in _read(path) if _is_own(row, step, epoch)]
                 draft = path.with_suffix(".csv.rewound")
                 draft.unlink(missing_ok=True)
                 if self._rows:  # at no moment are they in no file
@@ -263,10 +256,6 @@ class CSVLogger(VersionedLogger):
         return made
 
 
-def _filled(row: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in row.items() if value}
-
-
 def _is_own(row: Mapping[str, str], step: int, epoch: str) -> bool:
     """Return whether a row is of the user's own ``log_metrics``, up to a step: the history names the epoch."""
     number = row.get("step", "")
@@ -274,5 +263,6 @@ def _is_own(row: Mapping[str, str], step: int, epoch: str) -> bool:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
+    """Return a file's rows without their empty fields."""
     with open(path, newline="", encoding="utf-8", errors="backslashreplace") as file:
-        return list(csv.DictReader(file))
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_interface import registry
+from lt_interface.versions import replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ __all__ = ["Description", "descriptions", "number_of"]
 
 @dataclass
 class Description:
-    """Describe in ``<journal>.<n>.logger`` a logger that can be made again.
+    """Logger that can be made again, as ``<journal>.<n>.logger`` keeps it.
 
     Attributes:
         number: The logger's number among those that read the journal.
@@ -57,13 +57,9 @@ class Description:
         if journal.path is None:
             return
         self.folder = str(journal.path.parent.resolve())
-        path = f"{journal.path}.{self.number}.logger"
         values = {key: value for key, value in vars(self).items() if key != "number"}
         with suppress(OSError, ValueError, TypeError):
-            draft = f"{path}.tmp"
-            with open(draft, "w", encoding="utf-8") as file:
-                json.dump(values, file)
-            os.replace(draft, path)
+            replace_text(f"{journal.path}.{self.number}.logger", json.dumps(values))
 
 
 def _run_of(logger: Any) -> list[str | None]:
@@ -74,7 +70,7 @@ def _run_of(logger: Any) -> list[str | None]:
 def number_of(journal: Journal, logger: Any) -> int:
     """Return the number under which a journal keeps what a logger has: its own if it was fed from it before.
 
-    Of another process that is told by the logger's class, its name and its version.
+    One of another process is found by the logger's class, its name and its version.
     """
     for number, known in journal.readers.items():
         if known() is logger:

@@ -10,7 +10,7 @@ __all__ = ["DummyExperiment", "DummyLogger"]
 
 
 class DummyLogger(Logger):
-    """Accept any call."""
+    """Logger that accepts any call."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from lt_core.notices import warn
+from lt_core.tracking.outbox import report
 from lt_interface.abilities import MEDIA
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def shown_to_all(trainer: Trainer) -> Any:
 
 
 def _to_each(trainer: Trainer, name: str) -> Callable[..., None]:
-    """Return what calls the method of that name on every logger that has it; one without it is named once."""
+    """Return what calls the method of that name on every logger that has it; one without it is reported once."""
 
     def show(*args: Any, **kwargs: Any) -> None:
         if not trainer.is_global_zero:
@@ -72,12 +71,15 @@ def _to_each(trainer: Trainer, name: str) -> Callable[..., None]:
         for logger in trainer.loggers:
             method = getattr(logger, name, None)
             if not callable(method):
-                _warn_once(trainer, type(logger).__name__, name)
+                known, who = trainer.__dict__.setdefault("_warned_media", set()), type(logger).__name__
+                if (who, name) not in known:
+                    known.add((who, name))
+                    report(f"self.logger.{name}: {who} cannot show {MEDIA[name]}; the others get them.")
                 continue
             try:
                 method(*args, **_with_step(method, args, kwargs, trainer))
             except OSError as error:  # a tracker that is away is no reason to end a run
-                _warn(f"self.logger.{name}: {type(logger).__name__} failed with {type(error).__name__}: {error}")
+                report(f"self.logger.{name}: {type(logger).__name__} failed with {type(error).__name__}: {error}")
             except Exception as error:  # the others are to have it all the same
                 trouble = trouble or error
         if trouble is not None:
@@ -91,19 +93,7 @@ def _with_step(method: Any, args: Any, kwargs: dict[str, Any], trainer: Trainer)
     """Return the keyword arguments with the run's step, where the call names none and the method has a place for it."""
     try:
         given = inspect.signature(method).bind_partial(*args, **kwargs)
-    except (TypeError, ValueError):  # the call itself says best what is wrong
+    except (TypeError, ValueError):  # the call itself reports best what is wrong
         return kwargs
     is_open = "step" not in given.arguments or kwargs.get("step", 0) is None
     return {**kwargs, "step": trainer.global_step} if "step" in given.signature.parameters and is_open else kwargs
-
-
-def _warn_once(trainer: Trainer, who: str, name: str) -> None:
-    known = trainer.__dict__.setdefault("_warned_media", set())
-    if (who, name) not in known:
-        known.add((who, name))
-        _warn(f"self.logger.{name}: {who} can not show {MEDIA[name]}; the others get them.")
-
-
-def _warn(message: str) -> None:
-    with suppress(Warning):  # where warnings are errors, the others are to have it all the same
-        warn(message)

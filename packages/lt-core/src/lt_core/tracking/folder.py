@@ -18,16 +18,14 @@ __all__ = ["old_journal", "refuse_twins", "run_folder", "share_versions", "versi
 
 
 def share_versions(loggers: list[Any]) -> None:
-    """Let loggers below one root write into one version's folder, that of the first."""
+    """Make loggers below one root write into one version's folder, that of the first."""
     versions: dict[str, int | str] = {}
     for logger in loggers:
         root = getattr(logger, "root_dir", None) if hasattr(logger, "share_version") else None
-        if not root:
-            continue
-        root = os.path.abspath(root)
-        if root in versions:
-            logger.share_version(versions[root])
-        versions.setdefault(root, logger.version)
+        if root:
+            if (root := os.path.abspath(root)) in versions:
+                logger.share_version(versions[root])
+            versions.setdefault(root, logger.version)
 
 
 def refuse_twins(loggers: list[Any]) -> None:
@@ -56,25 +54,19 @@ def version_of(run: Run, logger: Any, looks_far: bool) -> int | str | None:
     root = getattr(logger, "root_dir", None)
     if not root:
         return None
-    try:
-        first = Path(run.resumed.path or "").resolve().relative_to(Path(root).resolve()).parts[0]
-    except (ValueError, IndexError):
-        return _version_of_journal(run, Path(root)) if looks_far else None
-    return _version_name(first)
+    version = _version_below(root, run.resumed.path or "")
+    if version is None and looks_far:
+        journal = (run.saves.io.load(run.resumed.path).get("journal") or {}).get("file")
+        version = _version_below(root, journal) if journal and Path(journal).exists() else None
+    return version
 
 
-def _version_of_journal(run: Run, root: Path) -> int | str | None:
-    """Return the version that a checkpoint kept elsewhere names by its journal's place."""
-    name = (run.saves.io.load(run.resumed.path).get("journal") or {}).get("file")
-    if not name or not Path(name).exists():
-        return None
+def _version_below(root: str, path: str | os.PathLike[str]) -> int | str | None:
+    """Return the version whose folder below a root holds a path; None if none does."""
     try:
-        return _version_name(Path(name).resolve().relative_to(root.resolve()).parts[0])
+        folder = Path(path).resolve().relative_to(Path(root).resolve()).parts[0]
     except (ValueError, IndexError):
         return None
-
-
-def _version_name(folder: str) -> int | str:
     number = folder.removeprefix("version_")
     return int(number) if folder.startswith("version_") and number.isdigit() else folder
 
@@ -88,7 +80,7 @@ def run_folder(run: Run, mark: dict[str, Any] | None = None) -> Path | None:
         directory = getattr(logger, "directory", None) or getattr(logger, "log_dir", None)
         if directory:
             return Path(directory)
-    if not run.tracking.loggers or all(isinstance(logger, DummyLogger) for logger in run.tracking.loggers):
+    if all(isinstance(logger, DummyLogger) for logger in run.tracking.loggers):
         return None
     old = old_journal(run, mark) if run.tracking.adopts else None
     if old is not None:

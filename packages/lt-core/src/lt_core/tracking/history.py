@@ -1,4 +1,4 @@
-"""Give back each metric's values in the order they were logged."""
+"""Return each metric's values in the order they were logged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["History"]
 
 
 class History(dict[str, list[float]]):
-    """Hold each metric's values in the order they were logged.
+    """Values of each metric in the order they were logged.
 
     Attributes:
         steps: The x-axis value of each of them, by the same names.
@@ -60,13 +60,11 @@ class History(dict[str, list[float]]):
             stem = key.removesuffix("_step").removesuffix("_epoch")
             groups.setdefault(stem.removeprefix("train_").removeprefix("val_").removeprefix("test_"), []).append(key)
         figure = Figure(figsize=(7, 3 * max(len(groups), 1)), layout="constrained")
-        for axes, (stem, members) in zip(
-            figure.subplots(max(len(groups), 1), squeeze=False)[:, 0], groups.items(), strict=False
-        ):
+        panels = figure.subplots(max(len(groups), 1), squeeze=False)[:, 0]
+        for axes, (stem, members) in zip(panels, groups.items(), strict=False):
             for key in members:
-                axes.plot(
-                    self.steps[key], self[key], label=key, marker="o" if len(self[key]) < 40 else None, markersize=3
-                )
+                marker = "o" if len(self[key]) < 40 else None
+                axes.plot(self.steps[key], self[key], label=key, marker=marker, markersize=3)
             axes.set(xlabel="step", ylabel=stem)
             axes.grid(alpha=0.3)
             axes.legend()

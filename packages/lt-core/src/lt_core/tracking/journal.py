@@ -35,7 +35,7 @@ _MOST_WAITING_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Record(LoggedRecord):
-    """Hold what was due at one moment.
+    """Values that were due at one moment.
 
     Attributes:
         end: Byte offset behind the record in its file.
@@ -45,10 +45,10 @@ class Record(LoggedRecord):
 
 
 class Journal:
-    """Append records to a file and read them back.
+    """Append-only file of records.
 
     Args:
-        path: The file; one that exists is gone on with, without its torn last line. None means
+        path: The file; one that exists is continued, without its torn last line. None means
             a nameless file that goes away with the process.
         read_only: Whether nothing is to be changed: another process may be writing.
 
@@ -80,7 +80,7 @@ class Journal:
             os.ftruncate(self._fd, end)
         self._state = end, b""
         if read < self.sequence:
-            warn(f"Journal({str(self.path)!r}): {self.sequence - read} of {self.sequence} records can not be read.")
+            warn(f"Journal({str(self.path)!r}): {self.sequence - read} of {self.sequence} records cannot be read.")
         self._full = False
         self._time = 0.0
         self.former: int | None = None
@@ -101,7 +101,7 @@ class Journal:
         rest = os.pread(self._fd, self._state[0] - end, end)
         if self.path is not None and b"\n" in rest:
             warn(
-                f"Journal({str(self.path)!r}): {len(rest)} bytes can not be read. They are kept in {self.path}.damaged."
+                f"Journal({str(self.path)!r}): {len(rest)} bytes cannot be read. They are kept in {self.path}.damaged."
             )
             with open(f"{self.path}.damaged", "ab") as file:
                 file.write(rest)
@@ -121,7 +121,7 @@ class Journal:
         """Add a record.
 
         One that a resumed run makes anew, with the same values as before, gets its old wall time: it is the same
-        record, and a tracker that has it can tell.
+        record, and a tracker that has it recognises it.
 
         Args:
             stage: The stage it was logged in.
@@ -131,12 +131,10 @@ class Journal:
             wall: Wall time in seconds since 1970; now if None.
         """
         if self._tail:
-            wall = self._former_time(stage, axis, step, values, wall)
-        if wall is None:  # no two records have one time, so that a tracker can tell them apart by it
+            wall = self._former_time(_encode([stage, axis, step, dict(values)]), wall)
+        if wall is None:  # no two records have one time, so that a tracker can distinguish them by it
             wall = self._time = max(time.time(), self._time + 1e-6)
-        record = [self.sequence, stage, axis, step, wall, dict(values)]
-        text = _encode(record).encode("utf-8", "backslashreplace")  # names of files may hold half a character
-        line = b"%b\t%08x\n" % (text, zlib.crc32(text))
+        line = _line(LoggedRecord(self.sequence, stage, axis, step, wall, values))
         written, waiting = self._state
         data = waiting + line if waiting else line
         try:
@@ -181,7 +179,7 @@ class Journal:
         if not waiting:
             atexit.register(_write_waiting, weakref.ref(self))
             warn(
-                f"Journal({str(self.path)!r}): metrics can not be written: {error}. "
+                f"Journal({str(self.path)!r}): metrics cannot be written: {error}. "
                 "Training goes on, and they wait in memory. Make room on the disk."
             )
 
@@ -222,19 +220,14 @@ class Journal:
 
     def _kept_tail(self) -> dict[int, LoggedRecord]:
         """Return what earlier cuts took away and nobody made again."""
-        try:
-            with open(f"{self.path}.tail", "rb") as file:
-                records = list(_records(file.read().split(b"\n"), 0))
-        except OSError:
-            return {}
-        return {record.sequence: record for record in records if record.sequence >= self.sequence}
+        with suppress(OSError), open(f"{self.path}.tail", "rb") as file:
+            records = _records(file.read().split(b"\n"), 0)
+            return {record.sequence: record for record in records if record.sequence >= self.sequence}
+        return {}
 
-    def _former_time(
-        self, stage: str, axis: str, step: int, values: Mapping[str, float], wall: float | None
-    ) -> float | None:
-        """Return the wall time that this record had before the cut, if there was one like it."""
+    def _former_time(self, content: str, wall: float | None) -> float | None:
+        """Return the wall time that the next record had before the cut, if there was one of this content."""
         old = self._tail.get(self.sequence)
-        content = _encode([stage, axis, step, dict(values)])
         if self._by_content is None:
             if old is not None and content == _content(old):
                 self._drop_from_tail(self.sequence)
@@ -263,11 +256,9 @@ class Journal:
                 file.write(f"{self.sequence}\n")
 
     def _kept_changes(self) -> list[int]:
-        try:
-            with open(f"{self.path}.changes", encoding="utf-8") as file:
-                return [int(line) for line in file.read().split()]
-        except (OSError, ValueError):
-            return []
+        with suppress(OSError, ValueError), open(f"{self.path}.changes", encoding="utf-8") as file:
+            return [int(line) for line in file.read().split()]
+        return []
 
     # ------------------------------------------------------------ reading
 
@@ -293,7 +284,7 @@ class Journal:
             yield from waiting[place - written :].split(b"\n")[:-1]
 
     def identity(self) -> int:
-        """Return what tells this journal from others, wherever its file is moved: the CRC32 of its first record."""
+        """Return what only this journal has, wherever its file is moved: the CRC32 of its first record."""
         return zlib.crc32(next(self._lines(), b""))
 
     def contents(self) -> bytes:
@@ -336,7 +327,7 @@ def _content(record: LoggedRecord) -> str:
 
 def _line(record: LoggedRecord) -> bytes:
     fields = [record.sequence, record.stage, record.axis, record.step, record.time, dict(record.values)]
-    text = _encode(fields).encode("utf-8", "backslashreplace")
+    text = _encode(fields).encode("utf-8", "backslashreplace")  # names of files may hold half a character
     return b"%b\t%08x\n" % (text, zlib.crc32(text))
 
 

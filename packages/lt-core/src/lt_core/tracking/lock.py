@@ -19,7 +19,7 @@ _guard = threading.Lock()
 
 
 def _after_fork_in_child() -> None:
-    """Let go of the copies of the descriptors: a worker that outlives its parent must not keep the locks."""
+    """Close the copies of the descriptors: a worker that outlives its parent must not keep the locks."""
     global _guard
     _guard = threading.Lock()
     for fd, _ in _held.values():
@@ -33,7 +33,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class JournalLock:
-    """Hold ``<journal>.lock`` while its records are sent.
+    """Lock ``<journal>.lock``, held while its records are sent.
 
     The lock belongs to the process, whose parts may hold it together: it goes with a kill, and a forked worker does
     not keep it.
@@ -74,7 +74,7 @@ class JournalLock:
             return True
 
     def release(self) -> None:
-        """Let go of it; the last holder of this process frees it."""
+        """Give it up; the last holder of this process frees it."""
         with _guard:
             held = _held.get((os.getpid(), self.path))
             if held is None:

@@ -37,7 +37,7 @@ class Tracking:
         deliveries: One sender a logger, while the run lasts.
         inline: Those that send in the loop's own thread.
         locks: What keeps other processes from the run's folders.
-        rewound: For each logger that was brought back to a checkpoint, whether it wants all records again.
+        rewound: For each logger that was brought back to a checkpoint, whether all records are to be sent again.
         opened: Whether the journal is the one that this run goes on with.
         adopts: Whether the run goes on in the folder of the one that it resumes.
     """
@@ -58,7 +58,7 @@ class Tracking:
         return None if self.journal.path is None else str(self.journal.path)
 
     def append(self, stage: str, of: str, axis: int, values: dict[str, float]) -> None:
-        """Append values to the journal, and send them at once where a logger wants it so."""
+        """Append values to the journal, and send them at once to loggers that are fed in the loop's own thread."""
         self.journal.append(stage, of, axis, values)
         for delivery in self.inline:
             delivery.send()
@@ -91,9 +91,8 @@ def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
     """Bring loggers back to the checkpoint: where its run goes on, or where they write to that run's folder anyway."""
     step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
     for logger in run.tracking.loggers:
-        if not hasattr(logger, "rewind") and not hasattr(logger, "join"):
-            continue
-        version = version_of(run, logger, adopt)
+        can_go_on = hasattr(logger, "rewind") or hasattr(logger, "join")
+        version = version_of(run, logger, adopt) if can_go_on else None
         if version is None or (not adopt and str(logger.version) != str(version)):
             continue
         folder = Path(logger.root_dir) / (f"version_{version}" if isinstance(version, int) else version)
@@ -116,7 +115,7 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     mark = (checkpoint or {}).get("journal")
     folder = run_folder(run, mark) if run.world.is_global_zero else None
     if folder is None:
-        records = ((checkpoint or {}).get("journal") or {}).get("records")
+        records = (mark or {}).get("records")
         if records is not None:
             tracking.journal.fill(bytes(records.tolist()))
     else:
@@ -133,23 +132,19 @@ def _lock(run: Run, path: Path) -> None:
     """Keep other processes from the journal; a replay that is about to end is waited for.
 
     Raises:
-        ConfigError: If another process goes on with it.
+        ConfigError: If another process holds it.
     """
     lock, end = JournalLock(path), time.monotonic() + LOCK_SECONDS
     if any(held.path == lock.path for held in run.tracking.locks):
         return
-    while True:
-        try:
-            if lock.acquire():
-                run.tracking.locks.append(lock)
-                return
-        except OSError:  # no files can be made there, which others tell better, or no locks be had
-            return
-        if time.monotonic() >= end:
-            where = f"Trainer.{run.fn}, run folder {str(path.parent)!r}"
-            rule, fix = "no other process must be writing to it", "Wait until that has ended, or give another version."
-            raise lock.refusal(where, rule, fix)
-        time.sleep(0.1)
+    with suppress(OSError):  # no files can be made there, which is reported later, or no locks be had
+        while not lock.acquire():
+            if time.monotonic() >= end:
+                where = f"Trainer.{run.fn}, run folder {str(path.parent)!r}"
+                fix = "Wait until that has ended, or give another version."
+                raise lock.refusal(where, "no other process must be writing to it", fix)
+            time.sleep(0.1)
+        run.tracking.locks.append(lock)
 
 
 def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:
@@ -158,22 +153,16 @@ def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:
 
     if run.fits:
         check_saving(run)
-    return ConfigError(
-        Problem(
-            f"Trainer.{run.fn}, run folder {str(folder)!r}",
-            "the journal must be writable there",
-            f"{type(error).__name__}: {error}",
-            "Choose another default_root_dir, or another folder for the first logger.",
-        )
-    )
+    where, rule = f"Trainer.{run.fn}, run folder {str(folder)!r}", "the journal must be writable there"
+    fix = "Choose another default_root_dir, or another folder for the first logger."
+    return ConfigError(Problem(where, rule, f"{type(error).__name__}: {error}", fix))
 
 
 def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
     old = old_journal(run, mark)
-    if not run.fits:
-        return Journal(path)
-    if old is None or mark is None:
-        _clear(path)  # a folder used again by a new run
+    if not run.fits or old is None or mark is None:
+        if run.fits:
+            _clear(path)  # a folder used again by a new run
         return Journal(path)
     if old.resolve() != path.resolve():
         with open(old, "rb") as source, open(path, "wb") as target:
@@ -207,23 +196,23 @@ def _clear(path: Path) -> None:
 def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
     """Start one thread a logger; each begins where its logger's records end, after the hyper-parameters.
 
-    A logger that was rewound either wants all again, or lacks what came after the checkpoint. Any other
+    A logger that was rewound gets all again, or lacks what came after the checkpoint. Any other
     gets what it did not acknowledge, and nothing that it has a second time.
     """
     if not run.world.is_global_zero:
         return
-    for logger in run.tracking.loggers:
-        again = run.tracking.rewound.get(id(logger))
-        has_at_most = run.tracking.journal.sequence if again is False else None
-        start = 0 if again else run.tracking.journal.offset if run.tracking.journal.path is None else None
+    tracking, journal = run.tracking, run.tracking.journal
+    clock = partial(getattr, run.trainer, "global_step")
+    for logger in tracking.loggers:
+        again = tracking.rewound.get(id(logger))
+        has_at_most = journal.sequence if again is False else None
+        start = 0 if again else journal.offset if journal.path is None else None
         inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync"
-        clock = partial(getattr, run.trainer, "global_step")
-        delivery = Delivery(
-            logger, run.tracking.journal, start, has_at_most, inline, clock=clock, ended=_shared_lock(run)
-        )
-        run.tracking.deliveries.append(delivery)
+        ended = _shared_lock(run)
+        delivery = Delivery(logger, journal, start, has_at_most, inline, clock=clock, ended=ended)
+        tracking.deliveries.append(delivery)
         if inline:
-            run.tracking.inline.append(delivery)
+            tracking.inline.append(delivery)
         delivery.start(hparams if hasattr(logger, "log_hyperparams") else None)
 
 

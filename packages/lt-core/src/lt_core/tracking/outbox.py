@@ -12,7 +12,10 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Call", "Calls", "exclusive", "fed", "is_refusal"]
+from lt_core.notices import warn
+from lt_interface.errors import LTError
+
+__all__ = ["Call", "Calls", "exclusive", "fed", "is_refusal", "report"]
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
@@ -24,9 +27,7 @@ _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeE
 
 
 def is_refusal(error: Exception) -> bool:
-    """Return whether what was sent is the cause of an error, so that trying again for ever would be in vain."""
-    from lt_interface.errors import LTError
-
+    """Return whether what was sent is the cause of an error, so that it would be refused again."""
     return isinstance(error, _REFUSALS) and not isinstance(error, (OSError, LTError))
 
 
@@ -36,15 +37,21 @@ def exclusive(logger: Any) -> AbstractContextManager[Any]:
     return found
 
 
+def report(message: str) -> None:
+    """Warn, where a warning that is an error must end neither a thread nor what else is to be sent."""
+    with suppress(Warning):
+        warn(message)
+
+
 @dataclass(eq=False)
 class Call:
-    """Be something that waits for the tracker.
+    """Something that waits for the tracker.
 
     Attributes:
         call: What to do.
         what: What it sends, for messages; empty where nobody needs to know.
         mark: Byte offset in the journal that the logger must have reached.
-        keeps: Whether it is never left out for want of room or luck, and stays in front.
+        keeps: Whether it is never left out, and stays in front.
         tries: How often it failed.
     """
 
@@ -56,21 +63,21 @@ class Call:
 
 
 class Calls:
-    """Make calls when their turn comes; one that fails holds up neither records nor the other calls.
+    """Calls that are made when their turn comes; one that fails holds up neither records nor the other calls.
 
     It goes behind them, and all wait for a while, longer each time.
 
     Args:
         calling: Wraps each call.
-        tell: Takes what a user should know.
+        report: Takes what a user should know.
 
     Attributes:
         lost: How many were left out for want of room.
         trouble: The first that failed, and why, while any does; else an empty string.
     """
 
-    def __init__(self, calling: Callable[[], AbstractContextManager[Any]], tell: Callable[[str], None]) -> None:
-        self._calling, self._tell = calling, tell
+    def __init__(self, calling: Callable[[], AbstractContextManager[Any]], report: Callable[[str], None]) -> None:
+        self._calling, self._report = calling, report
         self._waiting: deque[Call] = deque()
         self._active: Call | None = None
         self._retry, self._retry_at = FIRST_RETRY_SECONDS, 0.0
@@ -78,7 +85,7 @@ class Calls:
         self.trouble = ""
 
     def add(self, call: Call) -> None:
-        """Let a call wait; of too many the oldest is left out."""
+        """Add a call that waits; of too many the oldest is left out."""
         if call.keeps:
             self._waiting.appendleft(call)
             return
@@ -88,7 +95,7 @@ class Calls:
                     self._remove(oldest)
                     break
             if not self.lost:
-                self._tell(f"more than {MOST_CALLS} calls wait for it; the oldest are left out: {oldest.what}")
+                self._report(f"more than {MOST_CALLS} calls wait for it; the oldest are left out: {oldest.what}")
             self.lost += 1
         self._waiting.append(call)
 
@@ -123,7 +130,7 @@ class Calls:
             call.tries += 1
             if is_refusal(error) or (call.tries >= MOST_TRIES and not call.keeps):
                 self._remove(call)
-                self._tell(f"{call.what}: left out, {type(error).__name__}: {error}")
+                self._report(f"{call.what}: left out, {type(error).__name__}: {error}")
                 return True
             if not call.keeps and self._remove(call):
                 self._waiting.append(call)

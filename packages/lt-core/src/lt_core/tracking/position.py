@@ -20,7 +20,7 @@ _WIDTH = 120
 
 
 class Acknowledgement:
-    """Hold in ``<journal>.<n>.ack`` how many records a logger has.
+    """Number of records that a logger has, kept in ``<journal>.<n>.ack``.
 
     One line of a fixed width, written in place with one call: a kill leaves the old one or the new
     one, and a full disk takes it, since it needs no more room than before.
@@ -46,14 +46,12 @@ class Acknowledgement:
             text, _, crc = Path(str(self._path)).read_text(encoding="utf-8").strip().rpartition(" ")
         except (OSError, ValueError):
             return 0, False
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             kept = json.loads(text)
-            # An empty journal is any run's: its identity tells nothing.
+            # An empty journal is any run's: its identity says nothing.
             mine = kept["journal"] and kept["journal"] in (self._journal.identity(), self._journal.former)
             if mine and int(crc, 16) == zlib.crc32(text.rstrip().encode()):
                 return min([int(kept["sequence"]), *self._journal.changes[int(kept["changes"]) :]]), True
-        except (ValueError, KeyError, TypeError):
-            pass
         return 0, True
 
     def keep(self, sequence: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ __all__ = ["Replayed", "find_journal", "pending", "replay"]
 
 @dataclass
 class Replayed:
-    """Say what became of one logger.
+    """Result of a replay for one logger.
 
     Attributes:
         who: The logger's class.
@@ -63,13 +64,9 @@ def pending(run_dir: str | os.PathLike[str]) -> list[Replayed]:
     known = list(descriptions(path))
     if not known:
         raise _undescribed(run_dir)
-    journal = Journal(path, read_only=True)
-    found = []
-    for described in known:
-        has = Acknowledgement(journal, described.number).sequence
-        found.append(Replayed(described.kind, 0, max(journal.sequence - has, 0)))
-    journal.close()
-    return found
+    with closing(Journal(path, read_only=True)) as journal:
+        has = [Acknowledgement(journal, described.number).sequence for described in known]
+        return [Replayed(one.kind, 0, max(journal.sequence - n, 0)) for one, n in zip(known, has, strict=True)]
 
 
 def replay(
@@ -79,29 +76,23 @@ def replay(
 
     Args:
         run_dir: The run's folder.
-        loggers: The loggers, in the order that the trainer had them, where they can not be made again by name.
+        loggers: The loggers, in the order that the trainer had them, where they cannot be made again by name.
         timeout: How many seconds to go on trying without any progress.
 
     Raises:
         ConfigError: If there is no journal, or its run still goes on.
     """
     path = find_journal(run_dir)
-    with JournalLock(path):
-        journal = Journal(path)
+    known: list[tuple[Description, Any]]
+    with JournalLock(path), closing(Journal(path)) as journal:
         kept = {described.number: described for described in descriptions(path)}
-        if loggers is not None:
-            made: list[Any] = list(loggers)
-            known = [
-                (kept.get(n) or Description(n, None, type(logger).__name__), logger) for n, logger in enumerate(made)
-            ]
-        else:
+        if loggers is None:
             known = [(described, None) for described in kept.values()]
+        else:
+            known = [(kept.get(n) or Description(n, None, type(one).__name__), one) for n, one in enumerate(loggers)]
         if not known:
             raise _undescribed(run_dir)
-        try:
-            return [_replay_one(journal, described, logger, timeout) for described, logger in known]
-        finally:
-            journal.close()
+        return [_replay_one(journal, described, logger, timeout) for described, logger in known]
 
 
 def _replay_one(journal: Journal, described: Description, logger: Any, timeout: float) -> Replayed:
@@ -131,7 +122,7 @@ def _made_again(described: Description, folder: Path) -> Any:
     Where the run's folder was moved, so is the logger's ``save_dir``.
 
     Raises:
-        ConfigError: If it is of no installed kind, or can not be made again.
+        ConfigError: If it is of no installed kind, or cannot be made again.
     """
     where = f"replay, {described.kind}"
     if described.plugin is None or described.state is None:
@@ -140,7 +131,7 @@ def _made_again(described: Description, folder: Path) -> Any:
     plugin = registry.loggers.get(described.plugin, where)
     make = getattr(plugin, "from_replay_state", None)
     if make is None:
-        raise ConfigError(Problem(where, "this logger can not be made again: it has no from_replay_state"))
+        raise ConfigError(Problem(where, "this logger cannot be made again: it has no from_replay_state"))
     return make({**described.state, **_moved(described, folder.resolve(), where)})
 
 

@@ -9,13 +9,13 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
-from lt_core.notices import info, warn
+from lt_core.notices import info
 from lt_core.tracking.description import Description, number_of
 from lt_core.tracking.journal import Journal, Record
-from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal
+from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal, report
 from lt_core.tracking.position import Acknowledgement, rest
 from lt_interface import Logger
 from lt_interface.hyperparameters import plain
@@ -39,10 +39,10 @@ _left_behind: weakref.WeakSet[Delivery] = weakref.WeakSet()
 
 
 class Delivery:
-    """Send each record of a journal to one logger, once and in order.
+    """Delivery of each record of a journal to one logger, once and in order.
 
     The thread looks at the journal's size a few times a second, so that logging costs the
-    loop nothing more. A logger that raises is told of once an outage and tried again, later and later;
+    loop nothing more. A logger that raises is reported once an outage and tried again, later and later;
     a record that it refuses as such is left out after three tries, unless those before were refused alike. In a
     forked child a delivery does nothing.
 
@@ -54,7 +54,7 @@ class Delivery:
         has_at_most: How many records the logger can have, if it forgot later ones itself.
         inline: Whether records are sent by the one who logs, and no thread is started.
         number: The logger's number among those that read this journal; found by the logger's run if None.
-        clock: Tells the step that the run is at.
+        clock: Returns the step that the run is at.
         ended: Called once when nothing more will be sent, also where that is long after `stop`.
 
     Attributes:
@@ -73,11 +73,11 @@ class Delivery:
         clock: Callable[[], int] = int,
         ended: Callable[[], Any] | None = None,
     ) -> None:
-        self.logger, self.journal, self.inline, self._clock = logger, journal, inline, clock
-        self._ended = ended
+        self.logger, self.journal, self.inline = logger, journal, inline
+        self._clock, self._ended, self._who = clock, ended, type(logger).__name__
         number = number_of(journal, logger) if number is None else number
         self._ack = Acknowledgement(journal, number)
-        self.description = Description(number, None, type(logger).__name__)
+        self.description = Description(number, None, self._who)
         knows_all = self._ack.found and getattr(logger, "knows_all", False)
         self._has = 0 if start is not None or knows_all else self._ack.sequence
         if has_at_most is not None:
@@ -89,12 +89,11 @@ class Delivery:
         # A save that does nothing: what the logger took, it has.
         self._keeps_at_once = getattr(type(logger), "save", Logger.save) is Logger.save
         self._batches = callable(getattr(logger, "log_records", None))
-        self._unsure = self._failing = self._unsaved = False
-        self._calls = Calls(lambda: self._calling(patient=True), lambda text: _tell(f"{self._who}: {text}"))
-        self._calls_failing = False
+        self._unsure = self._failing = self._unsaved = self._calls_failing = False
+        self._calls = Calls(lambda: self._calling(patient=True), lambda text: report(f"{self._who}: {text}"))
         self._changes = len(journal.changes)
-        self._tries = self._attempts = self._waited = self._refused = 0
-        self._last_refusal, self._left_out = "", 0
+        self._tries = self._attempts = self._waited = self._refused = self._left_out = 0
+        self._last_refusal = self.trouble = ""
         self._wake, self._news = threading.Event(), threading.Condition()
         self._retry, self._retry_at, self._outage_at = FIRST_RETRY_SECONDS, 0.0, 0.0
         self._busy: tuple[float, bool] | None = None  # since when a call is out, and whether it may take its time
@@ -102,7 +101,6 @@ class Delivery:
         self._caller: int | None = None  # the thread that is in a call of the logger
         self._progress_at = time.monotonic()
         self._status: str | None = None
-        self.trouble = ""
         self._followed = False  # whether a later delivery feeds the logger: this one hung and was left behind
         self._before: list[Delivery] = []
         self._goes_on = start is None
@@ -115,12 +113,8 @@ class Delivery:
         The offset that was acknowledged may lie inside a record by now: those that were made anew
         after a cut have the same numbers, but not always the same lengths.
         """
-        place = 0
-        for record in self.journal.read():
-            if record.sequence >= self._has:
-                break
-            place = record.end
-        return place
+        has = takewhile(lambda record: record.sequence < self._has, self.journal.read())
+        return max((record.end for record in has), default=0)
 
     # ------------------------------------------------------------ the two ends
 
@@ -145,7 +139,7 @@ class Delivery:
         if self.inline:
             self.send()
             return
-        self._thread = threading.Thread(target=self._work, name=f"lt-{type(self.logger).__name__}", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"lt-{self._who}", daemon=True)
         self._thread.start()
 
     def _send_hparams(self, hparams: Any) -> None:
@@ -157,7 +151,7 @@ class Delivery:
     def stop(self, status: str, timeout: float | None = None) -> None:
         """Send what is due, close the logger and end its thread.
 
-        A logger that hangs or is away is left behind; what it lacks is told, with the command that sends it.
+        A logger that hangs or is away is left behind; what it lacks is reported, with the command that sends it.
 
         Args:
             status: ``"success"``, ``"failed"`` or ``"interrupted"``.
@@ -174,22 +168,21 @@ class Delivery:
         else:
             self._status = status
             self._wake.set()
-            self._wait(lambda: not self._is_running(), self._patience(timeout))
+            self._wait(lambda: not self._is_running(), timeout)
             if self._is_running():
                 _left_behind.add(self)
         fed.discard(self)
         if getattr(self.logger, "_feed", None) is self:
             self.logger._feed = None
         left = sum(1 for _ in self.journal.read(self.acknowledged))
-        for message in rest(
-            self.journal, left, self.journal.write_waiting(), self._left_out, self._calls.left(), self._replay
-        ):
-            _tell(f"{self._who}: {message}")
+        waiting = self.journal.write_waiting()
+        for message in rest(self.journal, left, waiting, self._left_out, self._calls.left(), self._replay):
+            report(f"{self._who}: {message}")
         if not left and self._is_running():
-            _tell(f"{self._who}: did not close in time.")
+            report(f"{self._who}: did not close in time.")
 
     def _end(self) -> None:
-        """Let go of what belongs to this delivery alone."""
+        """Close what belongs to this delivery alone."""
         self._ack.close()
         if self._ended is not None:
             self._ended()
@@ -211,15 +204,14 @@ class Delivery:
         if self._caller == threading.get_ident():  # the logger does what this delivery asked of it
             call()
             return
-        made = Call(call, what, self.journal.offset)
         if not self.inline:
-            self._calls.add(made)
+            self._calls.add(Call(call, what, self.journal.offset))
             return
         try:
             with exclusive(self.logger):
                 call()
         except Exception as error:  # a picture is no reason to end a run
-            _tell(f"{self._who}: {what}: left out, {type(error).__name__}: {error}")
+            report(f"{self._who}: {what}: left out, {type(error).__name__}: {error}")
 
     def progressed(self) -> None:
         """Note that a call that is out goes on: it is waited for anew."""
@@ -247,14 +239,13 @@ class Delivery:
             self._send()
         else:
             before = self._attempts
+
+            def is_over() -> bool:
+                is_taken = self.acknowledged >= target and not any(call in self._calls for call in calls)
+                return is_taken or bool((self._failing or self._calls.trouble) and self._attempts > before)
+
             self._wake.set()
-            self._wait(
-                lambda: bool(
-                    (self.acknowledged >= target and not any(c in self._calls for c in calls))
-                    or ((self._failing or self._calls.trouble) and self._attempts > before)
-                ),
-                self._patience(timeout),
-            )
+            self._wait(is_over, timeout)
         return self.acknowledged >= target
 
     def send(self) -> None:
@@ -263,11 +254,9 @@ class Delivery:
             self._send()
             self._retry_at = time.monotonic() + self._retry
 
-    def _patience(self, timeout: float | None) -> float:
-        return float(getattr(self.logger, "flush_timeout", 30.0)) if timeout is None else timeout
-
-    def _wait(self, done: Callable[[], bool], timeout: float) -> None:
-        """Wait until something is done, or nothing more is to be hoped for."""
+    def _wait(self, done: Callable[[], bool], timeout: float | None) -> None:
+        """Wait until something is done, or the tracker hangs or makes no progress; the logger's own timeout if None."""
+        timeout = float(getattr(self.logger, "flush_timeout", 30.0)) if timeout is None else timeout
         begun = time.monotonic()
         while not done():
             now, busy = time.monotonic(), self._busy
@@ -286,7 +275,7 @@ class Delivery:
             self._end()
 
     def _await_those_before(self) -> None:
-        """Let a call that a delivery before this one left hanging come back: what it brought is not sent again."""
+        """Wait for calls that earlier deliveries left hanging: what they brought is not sent again."""
         for other in self._before:
             self._busy = time.monotonic(), False
             if other._thread is not None:
@@ -309,9 +298,8 @@ class Delivery:
                 if sent or was_away or tries >= LAST_TRIES:
                     self._close(status)
                     return
-            self._wake.wait(
-                POLL_SECONDS if not self._failing else self._retry if status is None else FIRST_RETRY_SECONDS
-            )
+            pause = self._retry if status is None else FIRST_RETRY_SECONDS
+            self._wake.wait(pause if self._failing else POLL_SECONDS)
             self._wake.clear()
 
     def _send(self, at_once: bool = False) -> bool:
@@ -335,20 +323,20 @@ class Delivery:
         else:
             self._works()
             done = self._calls.make(self.acknowledged, at_once)
-            self._tell_of_calls()
+            self._report_calls()
         with self._news:
             self._attempts += 1
             self._news.notify_all()
         return done
 
-    def _tell_of_calls(self) -> None:
-        """Say once an outage that something other than records is not taken."""
+    def _report_calls(self) -> None:
+        """Report once an outage that something other than records is not taken."""
         trouble, was_failing = self._calls.trouble, self._calls_failing
         self._calls_failing = bool(trouble)
         if trouble and not was_failing:
-            _tell(f"{self._who}: {trouble}. It is tried again.")
+            report(f"{self._who}: {trouble}. It is tried again.")
 
-    def _heed_changes(self) -> None:
+    def _note_changes(self) -> None:
         """Where the run made other records than before a cut, the logger has none of those, whatever their numbers."""
         changes = self.journal.changes
         if len(changes) > self._changes:
@@ -357,10 +345,11 @@ class Delivery:
 
     def _take(self, batch: list[Record]) -> None:
         """Give the logger some records, and acknowledge those that it has for good."""
-        self._heed_changes()
+        self._note_changes()
         fresh = [record for record in batch if record.sequence >= self._has]
         if not fresh:
-            self._acknowledge(batch[-1])
+            self._sent = batch[-1].end
+            self._acknowledge()
         elif not self._batches:
             try:
                 for record in batch:
@@ -423,8 +412,8 @@ class Delivery:
         self._left_out += 1
         self._refused = self._refused + 1 if same else 1
         if not same:
-            names = ", ".join(record.values)
-            _tell(f"{self._who}: refused step {record.step} ({names}) with {reason}. More of the kind are not told.")
+            what = f"step {record.step} ({', '.join(record.values)})"
+            report(f"{self._who}: refused {what} with {reason}. More of the kind are not reported.")
 
     def _took(self, record: Record, save: bool = True) -> None:
         """Note that the logger took everything up to a record."""
@@ -432,29 +421,26 @@ class Delivery:
         self._has, self._sent, self._unsaved = max(self._has, record.sequence + 1), record.end, True
         self._progress_at = time.monotonic()
         if self._keeps_at_once:
-            self._acknowledge(record)
+            self._acknowledge()
         elif save:
             self._save()
 
     def _save(self) -> None:
-        """Let the logger write what it holds, and acknowledge all that it took."""
+        """Make the logger write what it holds, and acknowledge all that it took."""
         save = getattr(self.logger, "save", None)
         try:
             if save is not None:
                 with self._calling():
                     save()
         except Exception:
-            if self._batches:  # what was not saved comes again: the logger knows what it has of that
+            if self._batches:  # what was not saved comes again: the logger recognises what it has of that
                 self._sent, self._has, self._unsaved = self.acknowledged, self._has_for_good, False
             raise
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
         self._unsaved = False
         self.acknowledged, self._has_for_good = self._sent, self._has
-        self._ack.keep(self._has)
-
-    def _acknowledge(self, record: Record) -> None:
-        self._unsaved = False
-        self._sent = self.acknowledged = record.end
-        self._has = self._has_for_good = max(self._has, record.sequence + 1)
         self._ack.keep(self._has)
 
     @contextmanager
@@ -479,7 +465,7 @@ class Delivery:
         if not self._failing:
             self._failing, self._outage_at = True, time.monotonic()
             self._waited = self._has
-            _tell(
+            report(
                 f"{self._who}: logging failed at {time.strftime('%H:%M:%S')} with {type(error).__name__}: {error}. "
                 f"Training goes on; the metrics wait in {self.journal.path or 'memory'}."
             )
@@ -496,10 +482,6 @@ class Delivery:
         path = self.journal.path
         return f"python -m lt_core.journal replay {path.parent}" if path and self.description.plugin else ""
 
-    @property
-    def _who(self) -> str:
-        return type(self.logger).__name__
-
     def _close(self, status: str) -> None:
         close = getattr(self.logger, "finish", None) or getattr(self.logger, "finalize", None)
         try:
@@ -509,12 +491,7 @@ class Delivery:
         except Exception as error:
             self.trouble = f"closing failed with {type(error).__name__}: {error}"
             fix = f" Close it with: {self._replay}" if self._replay else ""
-            _tell(f"{self._who}: {self.trouble}.{fix}")
+            report(f"{self._who}: {self.trouble}.{fix}")
 
 
 _chance = random.Random()  # not the process's: training draws from that
-
-
-def _tell(message: str) -> None:
-    with suppress(Warning):  # where warnings are errors, one must not end the thread
-        warn(message)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lt_interface.precision import PlainPrecision
 
-__all__ = ["ReferenceAccelerator", "ReferenceEngine", "ReferencePrecision"]
+__all__ = ["ReferenceAccelerator", "ReferenceEngine", "ReferenceLauncher", "ReferencePrecision"]
 
 
 class ReferenceAccelerator:
@@ -61,6 +61,26 @@ class ReferenceAccelerator:
 
     def teardown(self) -> None:
         """Do nothing."""
+
+
+class ReferenceLauncher:
+    """Launcher for ranks that stand already: it runs the call in this process.
+
+    Example:
+        >>> ReferenceLauncher().launch(lambda request: request + 1, 41)
+        42
+    """
+
+    name = "reference"
+    passes = "live"
+
+    def problems(self, plan: Any) -> Sequence[Any]:
+        """Return none."""
+        return []
+
+    def launch(self, main: Callable[[Any], Any], request: Any, plan: Any = None, cluster: Any = None) -> Any:
+        """Return what the entry point returns for the request."""
+        return main(request)
 
 
 class ReferencePrecision(PlainPrecision):

@@ -16,20 +16,28 @@ from lt_interface.plan import Plan
 from lt_interface.precision import Precision
 from lt_interface.registry import strategies
 from lt_interface.strategy import Collectives, Strategy
+from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceAccelerator, ReferenceEngine, ReferencePrecision
 from lt_interface.testing.suite import Conformance
+from lt_interface.testing.training import Job
 from lt_interface.world import World
 
 __all__ = ["StrategyConformance"]
 
+# Five batches: with two or three a window the epoch's last window is short.
+JOBS = [Job(), Job(clip=0.05), Job(accumulate=2), Job(accumulate=3, clip=0.05)]
 OWNABLE = {"accumulate", "backward", "clip", "zero_grad", "unscale", "schedule"}
 
 
 class StrategyConformance(Conformance, suite=True):
-    """Tests of a strategy in one process, as a run of one rank.
+    """Tests of a strategy in one process, as a run of one rank, and on forked ranks in the core's own loop.
+
+    What needs several ranks is skipped for a strategy that refuses a plan of them, and where lt-core is not installed.
 
     Attributes:
         tolerance: How far weights may lie from those of a hand-written loop; 0 asks for the same bits.
+        size: How many forked ranks train together.
+        timeout: Seconds after which ranks that are not done fail a test.
 
     Example:
         ::
@@ -41,6 +49,8 @@ class StrategyConformance(Conformance, suite=True):
 
     registry = strategies
     tolerance: ClassVar[float] = 0.0
+    size: ClassVar[int] = 2
+    timeout: ClassVar[float] = 120.0
 
     def make_accelerator(self) -> Accelerator:
         """Return the accelerator to run on; the CPU unless overridden."""
@@ -429,3 +439,35 @@ class StrategyConformance(Conformance, suite=True):
         _, engine = self.engine(strategy)
         self.run(engine, self.batches(6))
         self.assert_close(self.weights(engine), self.by_hand(self.batches(6)))
+
+    def on_ranks(self, job: Job) -> list[dict[str, Any]]:
+        """Run a job in forked ranks, through the core's trainer and loop.
+
+        Args:
+            job: What to train.
+
+        Returns:
+            Each rank's weights.
+        """
+        problems = self.make().problems(Plan(devices=tuple(range(self.size))))
+        if problems:
+            pytest.skip(f"this strategy refuses {self.size} ranks: {problems[0]}")
+        job.network()  # so that the core is loaded before the ranks are forked
+        return run_ranks(lambda rank: job.train(rank, self.size, strategy=self.make()), self.size, self.timeout)
+
+    @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"accumulate={job.accumulate}-clip={job.clip}")
+    def test_ranks_train_as_one(self, job: Job) -> None:
+        """Ranks that share each batch come to the weights of one process, short windows and clipping included."""
+        import torch
+
+        found = self.on_ranks(job)
+        expected = job.train()
+        for weights in found:
+            assert list(weights) == list(expected)
+            for name, value in expected.items():
+                torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), rtol=0.0, atol=1e-6)
+
+    def test_ranks_keep_one_module(self) -> None:
+        """After training parameters and buffers are the same on every rank, to the bit."""
+        found = self.on_ranks(Job(buffers=True))
+        assert all(weights == found[0] for weights in found)

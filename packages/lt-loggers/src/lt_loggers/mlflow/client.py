@@ -131,7 +131,7 @@ def make_client(uri: str) -> Any:
     """Return an MlflowClient for a URI, its folder made.
 
     Raises:
-        MisconfigurationException: If MLflow knows no store of that kind.
+        MisconfigurationException: If MLflow has no store of that kind.
     """
     scheme = uri.partition(":")[0] if "://" in uri or uri.startswith("file:") else ""
     if scheme in ("", "file"):

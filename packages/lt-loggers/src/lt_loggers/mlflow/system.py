@@ -16,7 +16,7 @@ SECONDS = 10.0
 
 
 class SystemMetrics:
-    """Log CPU, memory, disk, network and GPUs every ten seconds, under ``system/``, as MLflow's own monitor names them.
+    """Monitor of CPU, memory, disk, network and GPUs every ten seconds, under MLflow's own names, ``system/...``.
 
     MLflow's own monitor ends at the first request that fails; here they wait for the server as all metrics do.
 

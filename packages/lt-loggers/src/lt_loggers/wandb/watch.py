@@ -71,7 +71,7 @@ class Watch:
             self.send(row, self._step)
 
     def end(self) -> None:
-        """Send the rest and let go of the model."""
+        """Send the rest and release the model."""
         self.flush()
         for handle in self._handles:
             handle.remove()

@@ -13,19 +13,10 @@ from torch import Tensor
 
 from lt_core.callback import Callback
 from lt_core.callbacks.checkpointing import files, policy
-from lt_core.callbacks.checkpointing.files import (
-    default_folder,
-    free_path,
-    link,
-    may_remove,
-    remove_checkpoint,
-    warn_of_strangers,
-)
-from lt_core.callbacks.checkpointing.policy import Decision, argument_problems, saves_at_epoch_end
-from lt_core.callbacks.monitored import MonitorError, candidates, missing, snapshot
+from lt_core.callbacks.checkpointing.policy import Decision
+from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, candidates, is_real_fit, missing, snapshot
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
-from lt_core.state.progress import TrainerFn
 from lt_interface.errors import raise_problems
 
 if TYPE_CHECKING:
@@ -52,7 +43,7 @@ class Checkpoint(Callback):
 
 
 class ModelCheckpoint(Checkpoint):
-    """Save checkpoints at epochs, steps or times, and keep the best ``save_top_k`` by a metric.
+    """Callback that saves at epochs, steps or times, and keeps the best ``save_top_k`` checkpoints by a metric.
 
     The callback decides in its hooks: name and metrics are fixed there. The file is written at
     the next boundary, and older ones are removed once it is safe on the disk.
@@ -103,18 +94,10 @@ class ModelCheckpoint(Checkpoint):
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
     ) -> None:
-        raise_problems(
-            argument_problems(
-                monitor=monitor,
-                mode=mode,
-                save_last=save_last,
-                save_top_k=save_top_k,
-                filename=filename,
-                every_n_train_steps=every_n_train_steps,
-                train_time_interval=train_time_interval,
-                every_n_epochs=every_n_epochs,
-            )
+        problems = policy.argument_problems(
+            monitor, mode, save_last, save_top_k, filename, every_n_train_steps, train_time_interval, every_n_epochs
         )
+        raise_problems(problems)
         self.monitor = monitor
         self.verbose = verbose
         self.save_last = save_last
@@ -132,10 +115,7 @@ class ModelCheckpoint(Checkpoint):
         self._train_time_interval = train_time_interval
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
-        self._keep_nothing()
-
-    def _keep_nothing(self) -> None:
-        """Begin without files."""
+        # What is kept: nothing yet.
         self.best_model_path = ""
         self.best_model_score: Tensor | None = None
         self.current_score: Tensor | None = None
@@ -183,11 +163,7 @@ class ModelCheckpoint(Checkpoint):
         return [] if self.dirpath is None else [self.dirpath]
 
     def format_checkpoint_name(
-        self,
-        metrics: Mapping[str, Any],
-        filename: str | None = None,
-        ver: int | None = None,
-        prefix: str | None = None,
+        self, metrics: Mapping[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
     ) -> str:
         """Return the path of a checkpoint with these metrics.
 
@@ -267,10 +243,10 @@ class ModelCheckpoint(Checkpoint):
         self._saved_step = self._durable_step = 0
         folder = self.dirpath or ""
         if not self._folder_is_given:
-            folder = os.path.abspath(os.path.expanduser(default_folder(trainer))) if trainer.is_global_zero else ""
-            self.dirpath = folder = from_rank_zero(trainer, folder)
+            folder = os.path.expanduser(files.default_folder(trainer)) if trainer.is_global_zero else ""
+            self.dirpath = folder = from_rank_zero(trainer, os.path.abspath(folder))
         if trainer.is_global_zero and self.save_top_k != 0 and not trainer.resumed_from:
-            warn_of_strangers(folder, [*self.best_k_models, self.best_model_path, self.last_model_path])
+            files.warn_of_strangers(folder, [*self.best_k_models, self.best_model_path, self.last_model_path])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the time trigger."""
@@ -306,7 +282,7 @@ class ModelCheckpoint(Checkpoint):
         metrics = candidates(trainer) if self._deferred else {}
         if self._deferred and (not trainer.enable_validation or self.monitor is None or self.monitor in metrics):
             self._act(trainer)
-        elif self._epoch_is_due(trainer) and saves_at_epoch_end(trainer, self._save_on_train_epoch_end):
+        elif self._epoch_is_due(trainer) and acts_at_epoch_end(trainer, self._save_on_train_epoch_end):
             self._act(trainer, is_epoch=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -316,7 +292,7 @@ class ModelCheckpoint(Checkpoint):
             return
         if self._deferred:
             self._act(trainer)
-        elif self._epoch_is_due(trainer) and not saves_at_epoch_end(trainer, self._save_on_train_epoch_end):
+        elif self._epoch_is_due(trainer) and not acts_at_epoch_end(trainer, self._save_on_train_epoch_end):
             self._act(trainer, is_epoch=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -358,12 +334,7 @@ class ModelCheckpoint(Checkpoint):
     def _is_idle(self, trainer: Trainer, saved_step: int | None = None) -> bool:
         """Return whether this is no moment to save: not in fit, only a try, or saved already."""
         saved_step = self._saved_step if saved_step is None else saved_step
-        return bool(
-            trainer.global_step == saved_step
-            or trainer.fast_dev_run
-            or trainer.sanity_checking
-            or trainer.state.fn != TrainerFn.FITTING
-        )
+        return trainer.global_step == saved_step or not is_real_fit(trainer)
 
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
@@ -440,7 +411,7 @@ class ModelCheckpoint(Checkpoint):
         """Return rank 0's path; ``own`` may be replaced, anything else that exists gives a version."""
         path = self.format_checkpoint_name(metrics, self.CHECKPOINT_NAME_LAST if last else None)
         if self._enable_version_counter and trainer.is_global_zero:
-            path = free_path(trainer, path, own, self.CHECKPOINT_JOIN_CHAR, self.STARTING_VERSION)
+            path = files.free_path(trainer, path, own, self.CHECKPOINT_JOIN_CHAR, self.STARTING_VERSION)
         return from_rank_zero(trainer, path)
 
     # Files
@@ -466,11 +437,11 @@ class ModelCheckpoint(Checkpoint):
         if not trainer.is_global_zero:
             return
         if decision.link:
-            link(decision.path, decision.link)
+            files.link(decision.path, decision.link)
         wanted = {self.best_model_path, self.last_model_path, *self.best_k_models, *self._pending, *self._superseded}
         for path in old:
-            if path not in wanted and may_remove(path, decision.path, self.dirpath, trainer.resumed_from):
-                remove_checkpoint(trainer, path)
+            if path not in wanted and files.may_remove(path, decision.path, self.dirpath, trainer.resumed_from):
+                files.remove_checkpoint(trainer, path)
 
     def _take_back(self, decision: Decision) -> None:
         """Undo a decision whose file could not be written: the older ones stay."""

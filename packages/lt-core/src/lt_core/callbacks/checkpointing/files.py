@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +16,8 @@ from lt_interface.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = [
-    "DEFAULT_TEMPLATE",
-    "default_folder",
-    "fields",
-    "first_free",
-    "format_name",
-    "free_path",
-    "link",
-    "may_remove",
-    "remove_checkpoint",
-    "template_problem",
-    "warn_of_strangers",
-]
+__all__ = ["DEFAULT_TEMPLATE", "default_folder", "fields", "first_free", "format_name", "free_path", "link"]
+__all__ += ["may_remove", "remove_checkpoint", "template_problem", "warn_of_strangers"]
 
 DEFAULT_TEMPLATE = "{epoch}-{step}"
 _FIELD = re.compile(r"\{(?P<name>[^{}:]+)(?::(?P<spec>[^{}]*))?\}")
@@ -46,18 +36,13 @@ def template_problem(template: str | None, where: str) -> Problem | None:
         return Problem(where, "the file name must be a text with fields in braces", repr(template), is_type=True)
     rest = _FIELD.sub("", template)
     if "{" in rest or "}" in rest:
-        return Problem(
-            where, "a brace in the file name is left open or empty", repr(template), 'Write "{epoch}-{val_loss:.2f}".'
-        )
+        rule = "a brace in the file name is left open or empty"
+        return Problem(where, rule, repr(template), 'Write "{epoch}-{val_loss:.2f}".')
     for match in _FIELD.finditer(template):
         spec = match["spec"] or ""
         if not any(_fits(value, spec) for value in (0, 0.0)):
-            return Problem(
-                where,
-                f"the format of the field {match['name']!r} fits no number",
-                repr(spec),
-                'Write a number\'s format, such as "{val_loss:.2f}" or "{epoch:02d}".',
-            )
+            fix = 'Write a number\'s format, such as "{val_loss:.2f}" or "{epoch:02d}".'
+            return Problem(where, f"the format of the field {match['name']!r} fits no number", repr(spec), fix)
     return None
 
 
@@ -101,9 +86,8 @@ def format_name(
             text = format(value, spec)
         except (TypeError, ValueError):
             if not isinstance(value, float) or not value.is_integer() or not _fits(int(value), spec):
-                raise ConfigError(
-                    Problem(f"ModelCheckpoint(filename={template!r})", f"{name!r} does not fit its format", repr(value))
-                ) from None
+                where = f"ModelCheckpoint(filename={template!r})"
+                raise ConfigError(Problem(where, f"{name!r} does not fit its format", repr(value))) from None
             text = format(int(value), spec)  # a metric that counts, asked for as {name:d}
         return f"{name}{equals}{text}" if auto_insert else text
 
@@ -114,11 +98,8 @@ def format_name(
 def first_free(path: str, taken: Callable[[str], bool], *, join: str = "-", start: int = 1) -> str:
     """Return ``path``, or with ``-v1``, ``-v2`` ... before its extension: the first that is not taken."""
     stem, extension = os.path.splitext(path)
-    candidate, version = path, start
-    while taken(candidate):
-        candidate = f"{stem}{join}v{version}{extension}"
-        version += 1
-    return candidate
+    candidates = chain([path], (f"{stem}{join}v{version}{extension}" for version in count(start)))
+    return next(candidate for candidate in candidates if not taken(candidate))
 
 
 def free_path(trainer: Trainer, path: str, own: str, join: str, start: int) -> str:
@@ -144,9 +125,8 @@ def default_folder(trainer: Trainer) -> str:
     if not trainer.loggers:
         return os.path.join(trainer.default_root_dir, "checkpoints")
     logger = trainer.loggers[0]
-    save_dir = getattr(logger, "save_dir", None)
+    save_dir, version = getattr(logger, "save_dir", None), logger.version
     root = save_dir if save_dir is not None else trainer.default_root_dir
-    version = logger.version
     folder = f"version_{version}" if isinstance(version, int) else version
     own_root = getattr(logger, "root_dir", None)
     if own_root and version is not None and os.path.abspath(own_root) != os.path.abspath(root):
@@ -170,9 +150,8 @@ def may_remove(path: str, current: str, folder: str | None, resumed: str | None)
     It may not where it is the new one itself, where the run was resumed from it, or where it
     lies outside the folder that the callback writes to.
     """
-    if not path or os.path.abspath(path) == os.path.abspath(current):
-        return False
-    if resumed and os.path.realpath(path) == os.path.realpath(resumed):
+    is_current = not path or os.path.abspath(path) == os.path.abspath(current)
+    if is_current or (resumed and os.path.realpath(path) == os.path.realpath(resumed)):
         return False
     return folder is not None and Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
 
@@ -193,10 +172,7 @@ def link(target: str, path: str) -> None:
     try:
         os.symlink(os.path.relpath(target, os.path.dirname(path)), temporary)
     except OSError:
-        if os.path.isdir(target):
-            shutil.copytree(target, temporary)
-        else:
-            shutil.copy(target, temporary)
+        (shutil.copytree if os.path.isdir(target) else shutil.copy)(target, temporary)
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)  # a folder cannot be replaced by renaming
     os.replace(temporary, path)

@@ -6,25 +6,14 @@ import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 from torch import Tensor
 
 from lt_core.callbacks.checkpointing.files import template_problem
 from lt_interface.errors import Problem, nearest
 
-if TYPE_CHECKING:
-    from lt_core.trainer import Trainer
-
-__all__ = [
-    "Decision",
-    "accepts",
-    "argument_problems",
-    "best_of",
-    "insert",
-    "saves_at_epoch_end",
-    "worst_of",
-]
+__all__ = ["Decision", "accepts", "argument_problems", "best_of", "insert", "worst_of"]
 
 S = TypeVar("S", bound=SupportsFloat)
 
@@ -37,7 +26,6 @@ def _count_problem(name: str, value: Any, least: int) -> Problem | None:
 
 
 def argument_problems(
-    *,
     monitor: str | None,
     mode: str,
     save_last: Any,
@@ -63,43 +51,22 @@ def argument_problems(
         where = f"ModelCheckpoint(train_time_interval={train_time_interval!r})"
         found.append(Problem(where, "must be a timedelta", fix="Write timedelta(minutes=30).", is_type=True))
     if found[0] is None and monitor is None and save_top_k not in (-1, 0, 1):
-        found.append(
-            Problem(
-                f"ModelCheckpoint(save_top_k={save_top_k}, monitor=None)",
-                "without a monitor there is no best, only all (-1), none (0) or the newest (1)",
-                fix='Name the metric: ModelCheckpoint(monitor="val_loss", ...).',
-            )
-        )
-    triggers = {
-        "every_n_train_steps": bool(every_n_train_steps),
-        "train_time_interval": train_time_interval is not None,
-        "every_n_epochs": bool(every_n_epochs),
-    }
-    given = [name for name, is_given in triggers.items() if is_given]
+        where = f"ModelCheckpoint(save_top_k={save_top_k}, monitor=None)"
+        rule = "without a monitor there is no best, only all (-1), none (0) or the newest (1)"
+        found.append(Problem(where, rule, fix='Name the metric: ModelCheckpoint(monitor="val_loss", ...).'))
+    names = "every_n_train_steps", "train_time_interval", "every_n_epochs"
+    are_given = every_n_train_steps, train_time_interval is not None, every_n_epochs
+    given = [name for name, is_given in zip(names, are_given, strict=True) if is_given]
     if len(given) > 1:
         where = f"ModelCheckpoint({', '.join(f'{name}=...' for name in given)})"
         found.append(Problem(where, "only one of these can be given", fix="Use one ModelCheckpoint for each."))
     return [problem for problem in found if problem is not None]
 
 
-def saves_at_epoch_end(trainer: Trainer, choice: bool | None) -> bool:
-    """Return whether the epoch trigger belongs to the train epoch's end, and not to the end of validation."""
-    if choice is not None:
-        return choice
-    if not trainer.enable_validation:
-        return True
-    batches = trainer.num_val_batches
-    if batches and sum(batches) == 0:
-        return True
-    return bool(trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0)
-
-
 def _key(score: SupportsFloat, mode: str) -> float:
     """Return the score so that less is better; NaN is as bad as can be."""
-    value = float(score)
-    if math.isnan(value):
-        return math.inf
-    return value if mode == "min" else -value
+    value = float(score) if mode == "min" else -float(score)
+    return math.inf if math.isnan(value) else value
 
 
 def best_of(scores: Mapping[str, S], mode: str) -> str:
@@ -132,7 +99,7 @@ def insert(scores: MutableMapping[str, S], name: str, score: S, k: int, mode: st
 
 @dataclass
 class Decision:
-    """What one decision to save changed, so that a save that fails can take it back.
+    """Changes that one decision to save made, so that a save that fails can take them back.
 
     Attributes:
         path: The file.

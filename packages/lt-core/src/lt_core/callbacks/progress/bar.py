@@ -25,7 +25,7 @@ __all__ = ["RichProgressBar", "RichProgressBarTheme"]
 
 @dataclass(frozen=True)
 class RichProgressBarTheme:
-    """Hold the styles of a bar's columns, in rich's words, and the format of numbers."""
+    """Styles of a bar's columns, in rich's words, and the format of numbers."""
 
     description: str = ""
     progress_bar: str = "#6206E0"
@@ -40,7 +40,7 @@ class RichProgressBarTheme:
 
 
 class RichProgressBar(ProgressBar):
-    """Progress of the run, the time that epoch and run will still take, and the metrics.
+    """Bar of the run's progress, the time that epoch and run will still take, and the metrics.
 
     A terminal gets rich's bars, ten times a second at most; a notebook a block that is replaced in
     place; a file or a pipe one plain line each ten seconds at most and one an epoch. Between
@@ -78,7 +78,7 @@ class RichProgressBar(ProgressBar):
         self._due = math.inf
         self._done = 0
         self._began = 0.0
-        self._forecast: Forecast | None = None
+        self._forecast = Forecast(0.0)
         self._eval_done = 0
         self._eval_began = 0.0
         self._eval_title = ""
@@ -135,7 +135,7 @@ class RichProgressBar(ProgressBar):
             self._display = NotebookDisplay(self.leave, self.theme.metrics_format)
         else:
             self._display = PlainLines(self._line_interval, number=self.theme.metrics_format)
-        self._due = self._clock() + self._display.interval
+        self._rest()
 
     def _close(self) -> None:
         if self._display is not None:
@@ -147,16 +147,14 @@ class RichProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure; a run that is resumed inside an epoch begins there."""
-        now = self._clock()
-        self._done, self._began = trainer.batches_done, now
-        self._forecast = Forecast(now, self._done)
+        self._done, self._began = trainer.batches_done, self._clock()
+        self._forecast = Forecast(self._began, self._done)
         self._open(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin an epoch's bar."""
         self._done, self._began = 0, self._clock()
-        if self._forecast is not None:
-            self._forecast.new_epoch(self._began)
+        self._forecast.new_epoch(self._began)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -168,14 +166,13 @@ class RichProgressBar(ProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the epoch's last view."""
-        if self._forecast is not None:
-            self._forecast.away(self._done, self._clock())
+        self._forecast.away(self._done, self._clock())
         if self._display is not None:
             self._display.finish(self._train_view(trainer, pl_module))
             self._rest()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the last bar stay."""
+        """Leave the last bar on the screen."""
         self._close()
 
     # Evaluation and prediction
@@ -212,8 +209,7 @@ class RichProgressBar(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the bar."""
         if self._is_inside_epoch(trainer):
-            if self._forecast is not None:
-                self._forecast.back(self._clock())
+            self._forecast.back(self._clock())
         elif not trainer.sanity_checking and self._display is not None:
             self._display.finish(self._eval_view(trainer, pl_module))
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
@@ -230,10 +226,9 @@ class RichProgressBar(ProgressBar):
         self._close()
 
     def _begin_evaluation(self, trainer: Trainer, title: str) -> None:
-        now = self._clock()
-        self._eval_done, self._eval_began, self._eval_title = 0, now, title
-        if self._forecast is not None and self._is_inside_epoch(trainer):
-            self._forecast.away(self._done, now)
+        self._eval_done, self._eval_began, self._eval_title = 0, self._clock(), title
+        if self._is_inside_epoch(trainer):
+            self._forecast.away(self._done, self._eval_began)
         self._open(trainer)
 
     # Views
@@ -246,8 +241,7 @@ class RichProgressBar(ProgressBar):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, evaluating: bool = False) -> None:
         """Draw what runs: training, an evaluation, or an evaluation inside a training epoch."""
-        if self._display is None:
-            self._open(trainer)
+        self._open(trainer)
         if self._display is None:
             self._due = math.inf
             return
@@ -258,9 +252,7 @@ class RichProgressBar(ProgressBar):
         self._rest()
 
     def _train_view(self, trainer: Trainer, pl_module: LightningModule, inner: View | None = None) -> View:
-        now = self._clock()
-        forecast = self._forecast or Forecast(now, self._done)
-        total = self.total_train_batches
+        now, forecast, total = self._clock(), self._forecast, self.total_train_batches
         if inner is None and forecast.is_running:
             forecast.batches(self._done, now)
         last = "" if trainer.max_epochs in (None, -1) else f"/{max(trainer.max_epochs - 1, 0)}"
@@ -294,8 +286,7 @@ class RichProgressBar(ProgressBar):
         return self.total_predict_batches if trainer.state.fn == TrainerFn.PREDICTING else self.total_val_batches
 
     def _eval_view(self, trainer: Trainer, pl_module: LightningModule) -> View:
-        total = self._eval_total(trainer)
-        elapsed = self._clock() - self._eval_began
+        total, elapsed = self._eval_total(trainer), self._clock() - self._eval_began
         pace = elapsed / self._eval_done if self._eval_done else None
         is_known = math.isfinite(total)
         inside = self._is_inside_epoch(trainer) or trainer.sanity_checking

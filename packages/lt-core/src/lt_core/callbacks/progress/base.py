@@ -18,9 +18,7 @@ __all__ = ["ProgressBar"]
 
 
 def _sum(batches: float | Iterable[float] | None) -> float:
-    if batches is None:
-        return 0
-    return batches if isinstance(batches, int | float) else sum(batches)
+    return batches if isinstance(batches, int | float) else sum(batches or ())
 
 
 class ProgressBar(Callback):
@@ -36,13 +34,13 @@ class ProgressBar(Callback):
     # On the class, so that a subclass need not call __init__.
     _trainer: weakref.ref[Trainer] | None = None
     _is_enabled: bool = True
-    _overlap_told: bool = False
+    _overlap_reported: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_trainer": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Meet the trainer; be silent on all ranks but the first."""
+        """Note the trainer; hide the bar on all ranks but the first."""
         self._trainer = weakref.ref(trainer)
         if not trainer.is_global_zero:
             self.disable()
@@ -137,7 +135,7 @@ class ProgressBar(Callback):
         if version not in (None, ""):
             shown["v_num"] = version[-4:] if isinstance(version, str) else version
         logged = trainer.progress_bar_metrics
-        if not self._overlap_told and not shown.keys().isdisjoint(logged):
-            self._overlap_told = True
+        if not self._overlap_reported and not shown.keys().isdisjoint(logged):
+            self._overlap_reported = True
             warn("The progress bar shows the run's version as v_num: a logged metric of that name takes its place.")
         return {**shown, **logged}

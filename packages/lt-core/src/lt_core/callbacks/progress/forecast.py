@@ -34,7 +34,7 @@ class Pace:
 
 
 class Forecast:
-    """Follow a training run's clock: batches, and what comes between them.
+    """Clock of a training run: batches, and what comes between them.
 
     Validation, saving and the change of epochs are overhead. The run's estimate spreads the
     overhead so far over the batches after which it came.
@@ -94,14 +94,7 @@ class Forecast:
 
 
 def batches_left(
-    *,
-    done: int,
-    per_epoch: float,
-    epoch: int,
-    max_epochs: int | None,
-    step: int,
-    max_steps: int,
-    accumulate: int,
+    *, done: int, per_epoch: float, epoch: int, max_epochs: int | None, step: int, max_steps: int, accumulate: int
 ) -> float:
     """Return how many batches the run has before it; infinity if it has no end.
 

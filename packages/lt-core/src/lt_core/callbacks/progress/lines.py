@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from lt_core.callbacks.progress.forecast import duration_text
 from lt_core.callbacks.progress.view import View, metrics_text
@@ -24,7 +25,7 @@ def line(view: View, finished: bool = False, number: str = ".3f") -> str:
 
 
 class PlainLines:
-    """Write a line now and then and one at the end of each loop.
+    """Display that writes a line now and then, and one at the end of each loop.
 
     Args:
         interval: The least seconds between two lines of a loop that goes on.
@@ -35,7 +36,7 @@ class PlainLines:
     def __init__(self, interval: float = 10.0, write: Callable[[str], None] | None = None, number: str = ".3f") -> None:
         self.interval = interval
         self._number = number
-        self._write = write or _print
+        self._write = write or partial(print, flush=True)
 
     def show(self, view: View) -> None:
         """Write a line."""
@@ -51,7 +52,3 @@ class PlainLines:
 
     def close(self) -> None:
         """Do nothing: lines need no tidying."""
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)

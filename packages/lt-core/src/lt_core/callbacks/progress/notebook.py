@@ -24,7 +24,7 @@ def _bar(view: View) -> str:
 
 
 class NotebookDisplay:
-    """Show a loop in one block of the cell's output and replace it in place.
+    """Display in one block of the cell's output, which is replaced in place.
 
     Args:
         leave: Whether each finished epoch keeps its block.

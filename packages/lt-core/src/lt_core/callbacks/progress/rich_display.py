@@ -35,7 +35,7 @@ def default_columns(theme: RichProgressBarTheme) -> list[ProgressColumn]:
 
 
 class RichDisplay:
-    """Draw bars that stay at the bottom while text scrolls above.
+    """Display of bars that stay at the bottom while text scrolls above.
 
     Args:
         columns: What a bar consists of; each sees the view's words as ``task.fields``.
@@ -66,19 +66,15 @@ class RichDisplay:
         while len(self._tasks) > len(views):
             progress.remove_task(self._tasks.pop())
         for index, each in enumerate(views):
-            fields: dict[str, Any] = {
-                "counts": each.counts,
-                "times": each.times,
-                "speed": each.speed,
-                "metrics": metrics_text(each.metrics, self._theme.metrics_format, self._theme.metrics_text_delimiter),
-            }
+            fields: dict[str, Any] = {name: getattr(each, name) for name in ("counts", "times", "speed")}
+            number, delimiter = self._theme.metrics_format, self._theme.metrics_text_delimiter
+            fields["metrics"] = metrics_text(each.metrics, number, delimiter)
             if index == len(self._tasks):
                 self._tasks.append(progress.add_task(each.title, total=each.total, completed=each.done, **fields))
             else:
-                task = self._tasks[index]
                 # update() keeps a total for None, so an unknown one is set by hand.
                 progress.tasks[index].total = each.total
-                progress.update(task, description=each.title, completed=each.done, **fields)
+                progress.update(self._tasks[index], description=each.title, completed=each.done, **fields)
         progress.refresh()
 
     def finish(self, view: View) -> None:
@@ -92,7 +88,7 @@ class RichDisplay:
         self._console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Let the bars stay as they are and give the cursor back."""
+        """Leave the bars as they are and show the cursor again."""
         if self._progress is not None:
             self._progress.stop()
         self._progress = None

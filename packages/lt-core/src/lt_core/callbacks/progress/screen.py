@@ -11,7 +11,7 @@ __all__ = ["Screen", "detect"]
 
 
 class Screen(Enum):
-    """What output leads to."""
+    """Places that output leads to."""
 
     TERMINAL = "terminal"
     NOTEBOOK = "notebook"
@@ -20,7 +20,8 @@ class Screen(Enum):
 
 def detect(stream: IO[str] | None = None) -> Screen:
     """Return what a stream (standard output, if None) leads to; imports nothing."""
-    if _in_notebook():
+    ipython = sys.modules.get("IPython")  # a kernel has imported it long before us
+    if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
         return Screen.NOTEBOOK
     out: Any = sys.stdout if stream is None else stream
     try:
@@ -28,11 +29,3 @@ def detect(stream: IO[str] | None = None) -> Screen:
     except (AttributeError, ValueError):  # no stream at all, or a closed one
         is_terminal = False
     return Screen.TERMINAL if is_terminal and os.environ.get("TERM") != "dumb" else Screen.LINES
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")  # a kernel has imported it long before us
-    if ipython is None:
-        return False
-    shell = ipython.get_ipython()
-    return shell is not None and hasattr(shell, "kernel")

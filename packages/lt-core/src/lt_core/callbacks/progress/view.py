@@ -13,7 +13,7 @@ __all__ = ["Display", "View", "metrics_text"]
 
 @dataclass(frozen=True)
 class View:
-    """Show one loop at one moment.
+    """One loop at one moment, as a display shows it.
 
     Attributes:
         title: What runs, such as ``Epoch 2/9``.
@@ -23,7 +23,7 @@ class View:
         pace: Seconds a batch; None if unknown.
         left: Seconds until this loop is over; None if unknown.
         run_left: Seconds until the whole run is over; None if unknown or not a training loop.
-        metrics: What the user wants to see.
+        metrics: What is shown beside the counts.
         inner: The loop that runs inside this one, such as validation.
     """
 
@@ -59,7 +59,7 @@ class View:
 
 
 class Display(Protocol):
-    """Draw views."""
+    """Place that views are drawn at."""
 
     interval: float
 
