@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,3 +152,42 @@ def test_two_launched_ranks_are_one_training(tmp_path: Path, logger: bool) -> No
     torch.testing.assert_close(loaded.state_dict(), found.state_dict())
     measured = pair.validate(found, loader(4), verbose=False)
     assert measured == [pytest.approx(here.validate(expected, loader(8), verbose=False)[0], rel=1e-5)]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from test_launched_ranks import Net, loader, trainer_in
+from lt_accel.strategies.ddp import DDPStrategy
+from lt_interface import ConfigError
+
+trainer = trainer_in(Path(sys.argv[1]), strategy=DDPStrategy(), logger=False, enable_checkpointing=False)
+trainer.fit(Net(), loader(4), loader(4))
+Path(sys.argv[1], f"rank{trainer.global_rank}").write_text(f"{trainer.world_size} {trainer.global_step}")
+try:
+    trainer_in(Path(sys.argv[1]), strategy=DDPStrategy(), devices=3)
+except ConfigError as error:
+    Path(sys.argv[1], f"error{trainer.global_rank}").write_text(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_gives_devices_that_nobody_wrote(tmp_path: Path) -> None:
+    """Under torchrun two processes are one training, and flags for another number are refused on each."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={SIZE}"]
+    places = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in range(SIZE):
+        assert (tmp_path / f"rank{rank}").read_text(encoding="utf-8") == f"{SIZE} 6"
+        error = (tmp_path / f"error{rank}").read_text(encoding="utf-8")
+        assert error.startswith("Trainer(devices=3): torchrun must have started one process for each device. Got 2 ")
