@@ -13,6 +13,7 @@ from lt_interface import Accelerator, Engine, Logger, Precision
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
+    LauncherConformance,
     LoggerConformance,
     PrecisionConformance,
     StrategyConformance,
@@ -40,6 +41,10 @@ class TestSingleDeviceStrategyWithoutCore(StrategyConformance):
     """The suite's own counterparts suffice, as for a plugin whose tests have no core."""
 
     plugin = "single_device"
+
+
+class TestInProcessLauncher(LauncherConformance):
+    plugin = "in_process"
 
 
 class TestFullPrecision(PrecisionConformance):
