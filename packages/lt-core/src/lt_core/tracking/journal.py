@@ -96,6 +96,10 @@ class Journal:
         """Return the journal to append to: one that was read in another process is opened again."""
         return Journal(self.path) if self._read_only else self
 
+    def in_memory(self) -> Journal:
+        """Return a copy without a file, for a process that must not write to this one's."""
+        return _read_again(None, self.contents())
+
     def _keep_damaged(self, end: int) -> None:
         """Keep beside the journal what follows its last record, if that is more than one torn line."""
         rest = os.pread(self._fd, self._state[0] - end, end)
