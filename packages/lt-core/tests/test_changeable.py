@@ -309,6 +309,7 @@ def _takes_less(trainer):
 
 
 def test_a_trainer_with_a_handler_of_a_shorter_form_can_be_pickled():
+    """A trainer whose handler takes fewer arguments travels through pickle as before."""
     import pickle
 
     from lt_core import Trainer

@@ -366,6 +366,7 @@ def test_only_a_dict_is_a_checkpoint(tmp_path: pathlib.Path) -> None:
 
 
 def test_bytes_of_a_subclass_keep_their_content_whatever_it_converts_to():
+    """Bytes of a subclass are saved as they are, not as what the subclass converts to."""
     from lt_core.checkpoint.format.tree import clone
 
     class Told(bytes):

@@ -194,6 +194,7 @@ def test_an_unknown_interval_suggests_the_nearest():
 
 
 def test_momentum_is_read_where_a_group_has_betas_without_values():
+    """A group with momentum and empty betas shows its momentum."""
     from lt_core.callbacks.lr_monitor import _momentum
 
     assert _momentum({"momentum": 0.9, "betas": None}) == 0.9

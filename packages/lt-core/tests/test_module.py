@@ -573,6 +573,7 @@ def test_compiled_module_runs_attached_and_logging() -> None:
 
 
 def test_an_error_in_a_trainers_property_is_not_taken_for_a_missing_trainer():
+    """An error inside a trainer's property is raised, and not taken for a trainer that lacks it."""
     import weakref
 
     import pytest
