@@ -302,3 +302,18 @@ def test_handlers_that_can_not_work_are_refused(
     with pytest.raises(ConfigError) as caught:
         trainer().on(event, **options)(function)
     assert message in str(caught.value)
+
+
+def _takes_less(trainer):
+    """Handler of a shorter form, which is fed by its parameters' names."""
+
+
+def test_a_trainer_with_a_handler_of_a_shorter_form_can_be_pickled():
+    """A trainer whose handler takes fewer arguments travels through pickle as before."""
+    import pickle
+
+    from lt_core import Trainer
+
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.on("train_batch_end")(_takes_less)
+    assert pickle.loads(pickle.dumps(trainer))._handlers[0].function is _takes_less

@@ -363,3 +363,14 @@ def test_only_a_dict_is_a_checkpoint(tmp_path: pathlib.Path) -> None:
     """Another top-level value is refused."""
     with pytest.raises(CheckpointError, match="a checkpoint is a dict"):
         save_checkpoint([1], tmp_path / "x.ckpt")  # type: ignore[arg-type]
+
+
+def test_bytes_of_a_subclass_keep_their_content_whatever_it_converts_to():
+    """Bytes of a subclass are saved as they are, not as what the subclass converts to."""
+    from lt_core.checkpoint.format.tree import clone
+
+    class Told(bytes):
+        def __bytes__(self):
+            return b"other"
+
+    assert clone({"a": Told(b"x")}) == {"a": b"x"}

@@ -191,3 +191,11 @@ def test_an_unknown_interval_suggests_the_nearest():
     """The interval is step, epoch or None."""
     with pytest.raises(ConfigError, match='Did you mean "epoch"'):
         LearningRateMonitor("epochs")
+
+
+def test_momentum_is_read_where_a_group_has_betas_without_values():
+    """A group with momentum and empty betas shows its momentum."""
+    from lt_core.callbacks.lr_monitor import _momentum
+
+    assert _momentum({"momentum": 0.9, "betas": None}) == 0.9
+    assert _momentum({"momentum": 0.9, "betas": ()}) == 0.9

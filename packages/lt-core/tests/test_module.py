@@ -573,3 +573,22 @@ def test_compiled_module_runs_attached_and_logging() -> None:
     twin = copy.deepcopy(model)
     assert not {"log", "log_dict", "print"} & set(vars(twin))
     del trainer
+
+
+def test_an_error_in_a_trainers_property_is_not_taken_for_a_missing_trainer():
+    """An error inside a trainer's property is raised, and not taken for a trainer that lacks it."""
+    import weakref
+
+    import pytest
+
+    from lt_core import LightningModule
+
+    class Broken:
+        @property
+        def global_step(self):
+            raise AttributeError("inside")
+
+    trainer, module = Broken(), LightningModule()
+    module._trainer_ref = weakref.ref(trainer)
+    with pytest.raises(AttributeError):
+        _ = module.global_step

@@ -644,22 +644,26 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     @property
     def current_epoch(self) -> int:
         """The number of completed epochs; 0 without a trainer."""
-        return getattr(self._trainer_or_none(), "current_epoch", 0)
+        trainer = self._trainer_or_none()
+        return 0 if trainer is None else trainer.current_epoch
 
     @property
     def global_step(self) -> int:
         """The number of batches in which an optimizer stepped; 0 without a trainer."""
-        return getattr(self._trainer_or_none(), "global_step", 0)
+        trainer = self._trainer_or_none()
+        return 0 if trainer is None else trainer.global_step
 
     @property
     def global_rank(self) -> int:
         """This process's place among all; 0 without a trainer."""
-        return getattr(self._trainer_or_none(), "global_rank", 0)
+        trainer = self._trainer_or_none()
+        return 0 if trainer is None else trainer.global_rank
 
     @property
     def local_rank(self) -> int:
         """This process's place on its node; 0 without a trainer."""
-        return getattr(self._trainer_or_none(), "local_rank", 0)
+        trainer = self._trainer_or_none()
+        return 0 if trainer is None else trainer.local_rank
 
     @property
     def logger(self) -> Any:
@@ -670,7 +674,8 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     @property
     def loggers(self) -> list[Any]:
         """The trainer's loggers."""
-        return getattr(self._trainer_or_none(), "loggers", [])
+        trainer = self._trainer_or_none()
+        return [] if trainer is None else trainer.loggers
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().items()  # type: ignore[no-untyped-call]

@@ -141,5 +141,6 @@ def _sources(trainer: Trainer) -> dict[str, tuple[Optimizer, str]]:
 
 
 def _momentum(group: dict[str, Any]) -> float | None:
-    found = group.get("momentum", group.get("betas", (None,))[0])
-    return None if found is None else float(found)
+    if "momentum" in group:
+        return float(group["momentum"])
+    return float(group["betas"][0]) if "betas" in group else None

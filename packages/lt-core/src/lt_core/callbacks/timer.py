@@ -131,7 +131,8 @@ class Timer(Callback):
         self._start[stage], self._end[stage] = time.monotonic(), None
 
     def _seconds_left(self) -> float:
-        return math.inf if self._duration is None else self._duration - self.time_elapsed()
+        left = self.time_remaining()
+        return math.inf if left is None else left
 
     def _look(self, trainer: Trainer) -> None:
         if self._alarm.rings(trainer) and not trainer.should_stop:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.parts import parts
 from lt_core.notices import warn
+from lt_core.state.agreement import shared_failure
 from lt_core.state.timing import timed
 from lt_interface.errors import CheckpointError
 
@@ -33,6 +34,11 @@ class Saves:
         self.io = io
         self.queue: list[SaveRequest] = []
         self.in_flight: list[SaveRequest] = []
+
+    def join(self, others: list[tuple[str, bool]]) -> None:
+        """Add what another rank asked for and this one did not, so that all ranks write the same files."""
+        here = {(request.path, request.weights_only) for request in self.queue}
+        self.queue += [SaveRequest(*each) for each in others if each not in here]
 
 
 @dataclass
@@ -80,6 +86,8 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
 def write(run: Run, path: str, tree: dict[str, Any]) -> None:
     """Write a tree through the run's checkpoint format, on the ranks that it needs."""
     io = run.saves.io
+    if io.collective and run.loop.alone:
+        raise CheckpointError(f"{path}: every rank writes its part of it, and after an error the others are not here")
     if io.collective or run.world.is_global_zero:
         timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")(tree, os.fspath(path))
 
@@ -92,14 +100,17 @@ def flush_saves(run: Run) -> None:
     settle_saves(run)  # one save in flight: the last one is confirmed before the next begins
     trees: dict[bool, dict[str, Any]] = {}
     for request in queue:
+        error: Exception | None = None
         try:
             if request.weights_only not in trees:
                 trees[request.weights_only] = build_tree(run, request.weights_only)
             write(run, request.path, trees[request.weights_only])
-        except (OSError, CheckpointError) as error:
+        except (OSError, CheckpointError) as caught:
+            error = caught
+        error = shared_failure(run, error)
+        if error is not None:
             _failed(run, request, error)
-            continue
-        if getattr(run.saves.io, "asynchronous", False):
+        elif getattr(run.saves.io, "asynchronous", False):
             run.saves.in_flight.append(request)
         else:
             _saved(run, request)
@@ -110,14 +121,17 @@ def settle_saves(run: Run) -> None:
     requests, run.saves.in_flight = run.saves.in_flight, []
     if not requests:
         return
+    error: Exception | None = None
     try:
         run.saves.io.wait()
-    except (OSError, CheckpointError) as error:
-        for request in requests:
-            _failed(run, request, error)
-        return
+    except (OSError, CheckpointError) as caught:
+        error = caught
+    error = shared_failure(run, error)
     for request in requests:
-        _saved(run, request)
+        if error is not None:
+            _failed(run, request, error)
+        else:
+            _saved(run, request)
 
 
 def _saved(run: Run, request: SaveRequest) -> None:

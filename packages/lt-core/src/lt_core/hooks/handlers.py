@@ -17,7 +17,6 @@ class Handler:
 
     Attributes:
         function: As the user gave it.
-        call: The function, taking ``(trainer, pl_module, *hook arguments)``.
         hook: The hook's full name.
         every: Call at each multiple of this count.
         once: Call at this count only.
@@ -25,7 +24,6 @@ class Handler:
     """
 
     function: Callable[..., Any]
-    call: Callable[..., Any]
     hook: str
     every: int
     once: int | None
@@ -33,11 +31,15 @@ class Handler:
 
     def bound(self, trainer: Any, module: Any) -> Callable[..., Any]:
         """Return a callable that takes the hook's own arguments."""
+        from lt_core.hooks.table import HOOKS, bind
+
+        # Bound here and not kept: what `bind` returns may be no picklable function, and launchers pickle the trainer.
+        call: Any = bind(self.function, ("trainer", "pl_module", *HOOKS[self.hook].args))
 
         def handle(*args: Any) -> None:
             self.count += 1
             if self.count == self.once if self.once is not None else self.count % self.every == 0:
-                self.call(trainer, module, *args)
+                call(trainer, module, *args)
 
         return handle
 
@@ -68,9 +70,8 @@ def make_handler(event: str, function: Callable[..., Any], every: int, once: int
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ConfigError(Problem(where, f"{name} must be a whole number of at least 1", repr(count)))
     names = ("trainer", "pl_module", *HOOKS[hook].args)
-    call = bind(function, names)
-    if call is None:
+    if bind(function, names) is None:
         where = f"handler {getattr(function, '__name__', function)!r} of {hook}"
         fix = f"Take any leading part of ({', '.join(names)})."
         raise ConfigError(Problem(where, "the trainer cannot call this function", fix=fix))
-    return Handler(function, call, hook, every, once)
+    return Handler(function, hook, every, once)

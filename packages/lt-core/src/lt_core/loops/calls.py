@@ -54,21 +54,17 @@ def bound_step(run: Run, name: str, args: tuple[str, ...]) -> Callable[..., Any]
 
 
 def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
-    """Return the loss in what training_step returned; None skips the backward pass.
+    """Return the loss in what training_step returned; None skips the backward pass in one process.
 
     Raises:
         MisconfigurationException: If there is no loss in it.
     """
     where = f"{type(run.module).__name__}.training_step, batch {index}"
     if output is None:
-        if run.world.size > 1:
-            raise MisconfigurationException(
-                f"{where}: returning None to skip a batch works in one process only. Got {run.world.size} processes. "
-                "Return a loss of zero instead."
-            )
         if run.loop.first_time("none"):
-            warn(f"{where}: returned None, so this batch has no backward pass.")
-        return None
+            what = "has no backward pass" if run.world.size == 1 else "counts as zero in the mean over the ranks"
+            warn(f"{where}: returned None, so this batch {what}.")
+        return None if run.world.size == 1 else _zero_loss(run)
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -87,6 +83,12 @@ def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
             "Return the loss.",
         )
     )
+
+
+def _zero_loss(run: Run) -> Tensor:
+    """Return a loss whose gradients are all zero, for a rank that skips a batch while others exchange gradients."""
+    parameters = [p for p in run.module.parameters() if p.requires_grad]
+    return 0.0 * torch.stack([p.sum().float() for p in parameters]).sum()
 
 
 def explain_backward(run: Run, loss: Tensor, index: int, error: RuntimeError) -> Exception:
@@ -112,7 +114,7 @@ def outputs_of(output: Any, loss: Tensor | None, wanted: bool) -> Any:
     """Return what on_train_batch_end gets: detached, the loss as it was given to backward."""
     if not wanted:
         return None
-    if loss is None:
+    if loss is None or output is None:
         return {}
     if isinstance(output, Tensor):
         return {"loss": loss.detach()}

@@ -137,7 +137,7 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
             counts[keys[loader]] = seen + 1
             if values:
                 run.log(values, stage.word, step=seen, of="batch")
-        if run.loop.attention and run.signals is not None and run.signals.received is not None:
+        if run.loop.attention and run.signals is not None and run.signals.heeded is not None:
             raise_signal(run)
     store.batch = None
 

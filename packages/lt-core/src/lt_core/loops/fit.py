@@ -12,6 +12,7 @@ from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
 from lt_core.metrics.store import FORBIDDEN, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
+from lt_core.state.agreement import listen, settle
 from lt_core.state.limits import fit_is_over, stops_epoch
 from lt_core.state.signals import raise_signal
 from lt_core.state.stage import TRAIN, VALIDATE
@@ -59,9 +60,11 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
         run.resumed.tree = None
     if trainer.validate_at_start and run.progress.step == 0 and trainer.enable_validation:
         evaluate(run, VALIDATE)
+    settle(run)
     while not _is_over(run):
         run_epoch(run, rebuild)
     run.hooks.fire("on_train_end")
+    settle(run)
     flush_saves(run)
     raise_signal(run)
 
@@ -96,7 +99,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run)
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
     module_start = hooks.module_train_batch_start
-    schedule = after_step(run)
+    schedule, hear = after_step(run), listen(run)
     if resumed and ((loop.fit.pending is not None and finish_due(run, progress.batch - 1)) or stops_epoch(trainer)):
         return close_epoch(run)
     skipped = stopped = False
@@ -121,6 +124,8 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
         for f in batch_end:
             f(output, batch, i)
         progress.batch = i + 1
+        if hear is not None:
+            hear()
         if i + 1 >= cadence.next or loop.attention:
             store.scope, store.hook = FORBIDDEN, "the loop"
             stopped = run_due(run, i)
@@ -137,6 +142,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
 def end_of_data(run: Run, skipped: bool) -> bool:
     """Do what the last batch of an epoch would have done, had its loader said that it is the last."""
     step_epoch(run)
+    settle(run)
     log_step(run)  # a short window's step came before its batch was due
     progress, cadence = run.progress, run.cadence
     at_end = cadence.validates and cadence.val_batches == float("inf") and cadence.val_seconds is None

@@ -117,6 +117,7 @@ def _set_up_devices(run: Run) -> None:
     """Join the other ranks, take the device and seed what is not seeded."""
     trainer, plan = run.trainer, run.plan
     run.world = run.strategy.setup(trainer._cluster, trainer.accelerator, plan.devices, plan)
+    run.loop.several = run.world.size > 1
     set_world(run.world)
     if isinstance(run.strategy, StrategyVerbs):
         run.strategy.world, run.strategy.lightning_module, run.strategy.model = run.world, run.module, run.module
@@ -276,10 +277,7 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     from lt_core.checkpoint.preflight import check_saving
     from lt_core.state.signals import SignalWatch
 
-    def look_up() -> None:
-        run.loop.attention = True
-
-    run.signals = SignalWatch(look_up)
+    run.signals = SignalWatch(run.loop.look_up, heeds_at_once=run.world.size == 1)
     run.signals.start()
     run.hooks.fire("on_fit_start")
     if run.trainer.callbacks is not run.callbacks:

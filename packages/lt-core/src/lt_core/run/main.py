@@ -13,6 +13,7 @@ from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
 from lt_core.run.build import build_run, new_run, rebuild
 from lt_core.run.request import Request, restore_process
+from lt_core.state.agreement import leave_ranks
 from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
@@ -101,6 +102,7 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
     trainer.state.status = TrainerStatus.INTERRUPTED
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     run.metrics.current.batch = None
+    leave_ranks(run, error)
     if run.hooks is not None:
         _warn_of("on_exception", run.hooks.fire_each("on_exception", error))
         if run.loop.at_boundary:

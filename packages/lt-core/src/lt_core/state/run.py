@@ -12,7 +12,7 @@ from lt_core.state.loop_state import LoopState
 from lt_core.state.progress import RunningStage, TrainerFn
 from lt_core.state.stage import TRAIN, Stage
 from lt_core.state.timing import timed, timed_items
-from lt_interface import Plan, World
+from lt_interface import PlainCollectives, Plan, World
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -104,7 +104,7 @@ class Run:
     @property
     def collectives(self) -> Collectives:
         """Return the exchange with the other ranks."""
-        return self.strategy.collectives
+        return PlainCollectives() if self.loop.alone else self.strategy.collectives
 
     def timed(self, function: Callable[..., Any], of: str) -> Callable[..., Any]:
         """Return a call of the strategy, ``of`` its name, wrapped for the profiler where there is one."""

@@ -332,7 +332,7 @@ class Trainer(TrainerView):
         if run is None or not run.metrics.live or not run.fits:
             raise MisconfigurationException("trainer.request_checkpoint: the loop writes checkpoints only inside fit.")
         run.saves.queue.append(SaveRequest(os.fspath(path), weights_only, saved, failed))
-        run.loop.attention = True
+        run.loop.look_up()
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint the way its format asks; of a link the link alone, and nothing if there is no file.

@@ -82,7 +82,7 @@ class TrainerView:
     def _call_attention(self) -> None:
         """Make the loop look up what was changed."""
         if self._run is not None:
-            self._run.loop.attention = True
+            self._run.loop.look_up()
 
     # ------------------------------------------------------------ parts
 
@@ -146,7 +146,7 @@ class TrainerView:
         if self._run is None:
             raise AttributeError("trainer.optimizers = ...: there is no run yet. Exchange them inside fit.")
         self._run.optimizers[:] = new
-        self._run.loop.attention = True
+        self._run.loop.look_up()
 
     @property
     def lr_scheduler_configs(self) -> list[SchedulerConfig]:
@@ -253,7 +253,7 @@ class TrainerView:
                 if trainer.collectives.any(self.out_of_memory):  # on one rank, so on all
                     trainer.should_stop = True
         """
-        return self._strategy.collectives
+        return self._strategy.collectives if self._run is None else self._run.collectives
 
     @property
     def resumed_from(self) -> str | None:

@@ -37,7 +37,12 @@ _COLUMNS = ("ccol_indices", "row_indices", "values")
 _SPARSE = {"sparse_coo": ("_indices", "_values"), "sparse_csr": _ROWS, "sparse_bsr": _ROWS}
 _SPARSE |= {"sparse_csc": _COLUMNS, "sparse_bsc": _COLUMNS}
 _SCALARS = {bool, type(None)}
-_BASES: dict[type, Callable[[Any], Any]] = {int: int.__int__, float: float.__float__, str: str.__str__, bytes: bytes}
+_BASES: dict[type, Callable[[Any], Any]] = {
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+    bytes: lambda value: bytes(memoryview(value)),
+}
 _SHORT = {"state_dict": "model", "optimizer_states": "optimizers"}
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
