@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -43,7 +44,7 @@ class Feed:
         sequential: Whether shuffling samplers give way to sequential ones (overfit_batches).
         where: How errors name the source.
         agree: With several ranks, what hands every rank rank 0's value of its argument
-            (``collectives.broadcast_object``), so that all samplers draw the same order.
+            (``collectives.broadcast_object``), so that all samplers draw the same order, each epoch a new one.
 
     Attributes:
         user: What the user gave.
@@ -53,7 +54,8 @@ class Feed:
         sizes: Batches of each loader after the limit.
         last: Whether the batch handed out last ends its epoch (training).
         batch_indices: Dataset indices of the batch handed out last, where it came from a map-style DataLoader.
-        weight: Factor of this rank's mean loss in the mean over data ranks: 1 but in a short global batch.
+        weight: Factor of this rank's mean loss in the mean over data ranks: 1 but in a short global batch, and 0 for
+            a batch that only repeats samples. With several loaders side by side, 1 where theirs differ.
 
     Raises:
         ConfigError: If the source or the limit cannot be used; all problems at once.
@@ -88,6 +90,8 @@ class Feed:
         for number, leaf in enumerate(self.leaves):
             leaf.limit = combined.limit_of(number) if combined else _INF
             leaf.snapshots = leaf.snapshots and self.train
+            if self.agree is not None and self.world.size > 1:
+                leaf.agreed = partial(self._agreed, leaf)
         self.bare = not paths[0]
         self._measure()
         if not sequential:
@@ -149,10 +153,9 @@ class Feed:
         self._total = self.num_batches
         if not self._total:
             return iter(())
-        with self._agreed():
-            for leaf in self.leaves:
-                leaf.set_epoch(epoch)
-                leaf.open(epoch)
+        for leaf in self.leaves:
+            leaf.set_epoch(epoch)
+            leaf.open(epoch)
         return self._training()
 
     def _reset(self, epoch: int) -> None:
@@ -164,15 +167,21 @@ class Feed:
         self.weight = 1.0
 
     @contextmanager
-    def _agreed(self) -> Iterator[None]:
-        """Let the iterators of all ranks be made under rank 0's random state, and give each its own back."""
-        if self.agree is None or self.world.data_size == 1:
+    def _agreed(self, leaf: Leaf) -> Iterator[None]:
+        """Let all ranks begin a pass under rank 0's random state, which advances by it; the others keep their own."""
+        own, sampling = rng.capture(), leaf.sampling
+        states = {name: own[name] for name in ("python", "numpy", "torch")}, list(map(rng.generator_state, sampling))
+        common, generators = self.agree(states)  # type: ignore[misc]
+        if self.world.rank == 0:
             yield
             return
-        with rng.isolate() as own:
-            common = self.agree(own)
-            rng.restore({name: common[name] for name in ("python", "numpy", "torch")})
+        rng.restore(common)
+        for generator, state in zip(sampling, generators, strict=True):
+            rng.set_generator_state(generator, state)
+        try:
             yield
+        finally:
+            rng.restore(own)
 
     def _training(self) -> Iterator[Any]:
         """Return the generator that fits the sources: for one plain sized loader, the shortest."""
@@ -234,7 +243,8 @@ class Feed:
                 break
             self._rounds += 1
             if single is not None:
-                self.batch_indices, self.weight = single.indices, single.weight
+                self.batch_indices = single.indices
+            self.weight = _shared_weight(self.leaves)
             self._last = self._rounds == self._total if exact else None
             yield batch
         if not exact:
@@ -298,9 +308,8 @@ class Feed:
             for number, leaf in enumerate(self.leaves):
                 size = min(self.sizes[number], limit)
                 if size:
-                    with self._agreed():
-                        leaf.set_epoch(epoch)
-                        leaf.open(epoch)
+                    leaf.set_epoch(epoch)
+                    leaf.open(epoch)
                     yield from self._one_by_one(leaf, number, count() if size >= leaf.size else range(int(size)))
                     leaf.release()
         finally:
@@ -429,6 +438,12 @@ class Feed:
         for leaf in self.leaves:
             leaf.close()
         self.close_epoch()
+
+
+def _shared_weight(leaves: list[Leaf]) -> float:
+    """Return the weight of a round of batches: 1 where those of its leaves differ."""
+    weight = leaves[0].weight
+    return weight if all(leaf.weight == weight for leaf in leaves) else 1.0
 
 
 def _names(paths: list[tuple[Any, ...]]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -48,6 +49,8 @@ class Leaf:
         keeps_place: Whether the place is kept by the user's own iterable, which nothing is replayed of.
         shards: Data ranks that the loader's batches are shared among.
         generators: Random generators that the loader, its samplers and its dataset own.
+        sampling: Those of them that the order of samples comes from.
+        agreed: Makes the context in which a pass begins: under rank 0's random state, with several ranks.
         limit: Batches after which a pass ends at the latest.
         start: The process's random state right before the running pass began.
     """
@@ -66,6 +69,8 @@ class Leaf:
         self.iterator: Iterator[Any] = iter(())
         self.taken: Iterator[Any] | None = None
         self.generators: list[Any] = []
+        self.sampling: list[Any] = []
+        self.agreed: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.limit: int | float = _INF
         self.indices: Any = None
         self._ahead: list[Any] = []
@@ -75,10 +80,11 @@ class Leaf:
     def open(self, epoch: int, cycle: int = 0) -> None:
         """Begin a pass: snapshot the random state, then make the iterator and draw the first indices."""
         self.epoch, self.cycle, self.batches, self.samples = epoch, cycle, 0, 0
-        if self.snapshots:
-            self.start = rng.capture()
-            self._start_generators = [rng.generator_state(g) for g in self.generators]
-        self._begin(0)
+        with self.agreed():
+            if self.snapshots:
+                self.start = rng.capture()
+                self._start_generators = [rng.generator_state(g) for g in self.generators]
+            self._begin(0)
 
     def restart(self) -> None:
         """Begin another pass within the epoch."""

@@ -48,6 +48,7 @@ class ViewLeaf(Leaf):
         super().__init__(user, number, length(self.stream) if self.indexed else length(user))
         self.exact = self.indexed or user.num_workers < 2
         self.generators = find_generators(self.view, self.stream.inner)
+        self.sampling = find_generators(self.stream.inner, user.generator) if self.indexed else []
         self.stateful = is_stateful(user.dataset)
         self.persistent = bool(user.persistent_workers and user.num_workers)
         self.prefetch = (user.prefetch_factor or 0) * user.num_workers

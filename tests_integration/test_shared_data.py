@@ -1,0 +1,81 @@
+"""Share data among real ranks: what they train on together is what one process trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lt_accel.strategies.ddp import DDPStrategy
+from lt_core import LightningModule, Trainer, seed_everything
+from lt_interface.testing.ranks import run_ranks
+from lt_interface.testing.reference import ReferenceLauncher
+
+
+class Net(LightningModule):
+    """Regression that remembers the samples it saw."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.layers = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Dropout(dropout), nn.Linear(6, 1))
+        self.seen: list[list[int]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        index, x = batch
+        self.seen.append(index.tolist())
+        loss = nn.functional.mse_loss(self.layers(x), x.sum(1, keepdim=True))
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+def samples(n: int) -> TensorDataset:
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(9))
+    return TensorDataset(torch.arange(n), x)
+
+
+def trainer_of(size: int, root: Any, **flags: Any) -> Trainer:
+    quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    strategy = {"strategy": DDPStrategy()} if size > 1 and "strategy" not in flags else {}
+    given = {"accelerator": "cpu", "devices": size, "launcher": ReferenceLauncher(), "num_sanity_val_steps": 0, **quiet}
+    return Trainer(**{**given, **strategy, "default_root_dir": root, **flags})
+
+
+def weights(module: nn.Module) -> list[float]:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).tolist()
+
+
+def train(size: int, root: Any, n: int, **flags: Any) -> Callable[[int], Any]:
+    """Return the job of a rank: two epochs over shuffled samples, 16 of them in a global batch."""
+
+    def job(rank: int) -> Any:
+        net = Net()
+        seed_everything(3 + rank, verbose=False)
+        trainer = trainer_of(size, root, max_epochs=2, **flags)
+        trainer.fit(net, DataLoader(samples(n), 16 // size, shuffle=True))
+        return weights(net), net.seen, float(trainer.callback_metrics["loss"])
+
+    return job
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("n", [33, 37])
+def test_ranks_train_as_one_process_where_batches_are_uneven(n: int, accumulate: int, tmp_path: Any) -> None:
+    """Each sample counts the same, in a short last batch and a short last window too; each epoch has a new order."""
+    flags = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 1.0}
+    first, second = run_ranks(train(2, tmp_path, n, **flags), timeout=60)
+    (one,) = run_ranks(train(1, tmp_path, n, **flags), size=1)
+    assert first[0] == second[0]
+    assert first[0] == pytest.approx(one[0], abs=1e-6)
+    assert first[2] == pytest.approx(one[2], abs=1e-6)
+    together = [a + [i for i in b if i not in a] for a, b in zip(first[1], second[1], strict=True)]
+    assert together == one[1]
+    steps = len(together) // 2
+    assert together[:steps] != together[steps:]
