@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import LightningModule, Trainer, seed_everything
+from lt_core.callbacks import ModelCheckpoint
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceLauncher
 
@@ -79,3 +80,72 @@ def test_ranks_train_as_one_process_where_batches_are_uneven(n: int, accumulate:
     assert together == one[1]
     steps = len(together) // 2
     assert together[:steps] != together[steps:]
+
+
+class Noisy(Net):
+    """Network whose dropout, and whose partial metrics, differ by rank."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.5)
+        self.mine = Mean()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("own", loss, on_step=False, on_epoch=True)
+        self.mine.update(float(loss.detach()))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("mine", self.mine.compute())
+        self.mine.reset()
+
+
+class Mean:
+    """Metric object of plain Python."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def update(self, value: float) -> None:
+        self.total, self.count = self.total + value, self.count + 1
+
+    def compute(self) -> float:
+        return self.total / max(self.count, 1)
+
+
+def noisy(path: str, size: int, root: Any, resumes: bool = False) -> Callable[[int], Any]:
+    """Return the job of a rank: two epochs, a checkpoint saved in the middle of the second or resumed from."""
+
+    def job(rank: int) -> Any:
+        net = Noisy()
+        seed_everything(3 + rank, verbose=False)
+        saver = ModelCheckpoint(root, "{step}", every_n_train_steps=7, save_top_k=-1)
+        saves: dict[str, Any] = {} if resumes else {"callbacks": [saver], "enable_checkpointing": True}
+        trainer = trainer_of(size, root, max_epochs=2, **saves)
+        trainer.fit(net, DataLoader(samples(77), 16 // size, shuffle=True), ckpt_path=path if resumes else None)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return weights(net), metrics, net.seen, torch.rand(()).item()
+
+    return job
+
+
+def test_ranks_resume_inside_an_epoch_to_the_bit(tmp_path: Any) -> None:
+    """Weights, each rank's partial metrics, batches and random numbers are those of the uninterrupted run."""
+    path = str(tmp_path / "step=7.ckpt")
+    whole = run_ranks(noisy(path, 2, tmp_path), timeout=60)
+    again = run_ranks(noisy(path, 2, tmp_path, resumes=True), timeout=60)
+    for one, other in zip(whole, again, strict=True):
+        assert other[0] == one[0]
+        assert other[1] == one[1]
+        assert other[2] == one[2][7:]
+        assert other[3] == one[3]
+    assert whole[0][1]["own"] != whole[1][1]["own"]
+    assert whole[0][1]["mine"] != whole[1][1]["mine"]
+    assert whole[0][3] != whole[1][3]
+    (one,) = run_ranks(noisy(path, 1, tmp_path, resumes=True), size=1)
+    together = [a + [i for i in b if i not in a] for a, b in zip(whole[0][2][7:], whole[1][2][7:], strict=True)]
+    assert one[2] == together
+    assert again[0][0] != one[0]
