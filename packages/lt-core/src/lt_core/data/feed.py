@@ -14,6 +14,7 @@ from torch.utils.data import RandomSampler
 
 from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
 from lt_core.data.leaf import END, Leaf
+from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_core.state import rng
@@ -208,7 +209,7 @@ class Feed:
         else:
             for number, batch, indices in zip(range(done + 1, total), iterator, taken, strict=False):
                 leaf.batches = number
-                leaf.samples += len(indices) if type(indices) is list else 1
+                leaf.samples += len(indices) if type(indices) is list else samples_in(indices)
                 self.batch_indices = indices
                 yield batch
         if not self._last:
@@ -219,7 +220,7 @@ class Feed:
             leaf.batches, self._last = total, True
             if taken is not None:
                 self.batch_indices = indices = next(taken)
-                leaf.samples += len(indices) if type(indices) is list else 1
+                leaf.samples += samples_in(indices)
             yield batch
         self._exhaust(leaf)
 

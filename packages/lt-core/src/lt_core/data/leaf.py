@@ -39,7 +39,7 @@ class Leaf:
         exact: Whether ``size`` is where a pass really ends.
         indexed: Whether ``taken`` yields the index batch of each batch.
         batches: Batches of the running pass handed out so far, those before a resume included.
-        samples: Samples in them, as far as they are known without looking at data.
+        samples: Samples in them, over all ranks, as far as they are known without looking at data.
         cycle: Passes of the running epoch that were completed.
         iterator: What yields the batches of the running pass.
         taken: What yields their index batches, or None.
@@ -84,7 +84,7 @@ class Leaf:
             if self.snapshots:
                 self.start = rng.capture()
                 self._start_generators = [rng.generator_state(g) for g in self.generators]
-            self._begin(0)
+            self._begin(0, 0)
 
     def restart(self) -> None:
         """Begin another pass within the epoch."""
@@ -104,9 +104,11 @@ class Leaf:
             one = self._ahead.pop() if self._ahead else next(self.taken)
             if isinstance(one, Share):
                 self.weight = one.own * self.shards / one.total
-                one = one.indices
-            self.indices = one
-            self.samples += count(one)
+                self.indices = one.indices
+                self.samples += one.total
+            else:
+                self.indices = one
+                self.samples += count(one)
         return batch
 
     def ended(self) -> bool | None:
@@ -161,7 +163,7 @@ class Leaf:
             rng.restore(self.start)
         if matched:
             self._set_generators(state["start"])
-        self._begin(state["batches"])
+        self._begin(state["batches"], state.get("place_in_samples") or 0)
         if matched:
             self._settle(state)
 
@@ -173,8 +175,8 @@ class Leaf:
         for generator, state in zip(self.generators, states, strict=True):
             rng.set_generator_state(generator, state)
 
-    def _begin(self, skip: int) -> None:
-        """Make the iterator of a pass, ``skip`` of the user's batches in."""
+    def _begin(self, skip: int, samples: int) -> None:
+        """Make the iterator of a pass, ``samples`` in, or ``skip`` of the user's batches where samples are not known."""
         raise NotImplementedError
 
     def release(self) -> None:
@@ -220,5 +222,5 @@ class SequenceLeaf(Leaf):
     def __init__(self, user: Any, number: int) -> None:
         super().__init__(user, number, len(user))
 
-    def _begin(self, skip: int) -> None:
+    def _begin(self, skip: int, samples: int) -> None:
         self.iterator = islice(self.user, skip, None) if skip else iter(self.user)

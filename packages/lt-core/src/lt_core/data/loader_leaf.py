@@ -59,24 +59,24 @@ class ViewLeaf(Leaf):
         # An iterable dataset keeps its own place; copies of it in workers cannot be asked.
         self.keeps_place = self.stateful and not self.indexed and not user.num_workers
 
-    def _begin(self, skip: int) -> None:
+    def _begin(self, skip: int, samples: int) -> None:
         stream = self.stream
-        replays = self.indexed and bool(skip)
-        stream.epoch, stream.cycle, stream.skip = self.epoch, self.cycle, skip if replays else 0
-        self._skip = stream.skip
+        stream.epoch, stream.cycle = self.epoch, self.cycle
+        stream.skip, stream.skip_samples = (0 if samples else skip, samples) if self.indexed else (0, 0)
         warm = self.persistent and (self._rewarm or self.view._iterator is not None)
         stream.rewarm, self._rewarm, self.fresh = self._rewarm, False, not warm
-        self.batches = -(-skip // self.shards)
         self._ahead.clear()
         self.iterator = iter(self.view)
         if self.indexed:
             stream.begin()
+            skip = self._skip = stream.skip
             self.taken = cast("Iterator[Any]", stream.taken) if self.ordered else None
             if self.taken is not None and not skip and not self.view.num_workers:
                 # The sampler draws its seed now, as the workers' index prefetch would make it do.
                 first = next(self.taken, END)
                 self.taken = iter(()) if first is END else chain((first,), self.taken)
         stream.taken = None
+        self.batches = -(-skip // self.shards)
         if skip and not self.indexed and not self.keeps_place:
             fix = "Give the dataset state_dict() and load_state_dict(), with num_workers=0"
             fast_forward(self.iterator, skip, f"DataLoader({type(self.user.dataset).__name__})", fix)
@@ -99,6 +99,7 @@ class ViewLeaf(Leaf):
         """Return the place in the pass, with what the workers and the dataset add to it."""
         return {
             **super().state(),
+            "place_in_samples": self.samples if self.indexed and self.ordered else None,
             "seed": self.stream.seed,
             "world": self.shards,
             "prefetch": self.prefetch,
