@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -149,3 +150,82 @@ def test_ranks_resume_inside_an_epoch_to_the_bit(tmp_path: Any) -> None:
     together = [a + [i for i in b if i not in a] for a, b in zip(again[0][2], again[1][2], strict=True)]
     assert one[2] == together
     assert again[0][0] != one[0]
+
+
+class Gathering:
+    """Metric object that exchanges its values when it is computed."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.values: list[float] = []
+
+    def update(self, values: list[float]) -> None:
+        self.values.extend(values)
+
+    def compute(self) -> float:
+        found: list[Any] = [None] * dist.get_world_size() if dist.is_initialized() else [self.values]
+        if dist.is_initialized():
+            dist.all_gather_object(found, self.values)
+        return sum(sum(part) for part in found) / sum(map(len, found))
+
+
+class Evaluated(Net):
+    """Network with a value, a metric object and a hook in its evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gathering = Gathering()
+        self.forwards = 0
+        self.hooked: list[int] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.forwards += 1
+        index, x = batch
+        self.log("mean", x.sum(1).mean(), sync_dist=True)
+        self.log("most", index.max().float(), sync_dist=True, reduce_fx="max")
+        self.gathering.update(index.tolist())
+        self.log("object", self.gathering)
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, *_: Any) -> None:
+        self.hooked.extend(batch[0].tolist())
+        self.log("hook", float(len(batch[0])), sync_dist=True, reduce_fx="sum")
+
+
+class Meeting(DDPStrategy):
+    """Strategy whose forward is collective: each one meets the other ranks'."""
+
+    collective_forward = True
+
+    def engine(self, *args: Any, **kwargs: Any) -> Any:
+        engine: Any = super().engine(*args, **kwargs)
+        engine.before_forward = lambda: self.collectives.any(False)
+        return engine
+
+
+def evaluation(strategy: Any, size: int, root: Any, n: int) -> Callable[[int], Any]:
+    def job(rank: int) -> Any:
+        net = Evaluated()
+        flags = {} if strategy is None else {"strategy": strategy()}
+        trainer = trainer_of(size, root, max_epochs=1, **flags)
+        (found,) = trainer.validate(net, DataLoader(samples(n), 8 // size), verbose=False)
+        return {name: pytest.approx(value) for name, value in found.items()}, net.hooked, net.forwards
+
+    return job
+
+
+@pytest.mark.parametrize("strategy", [DDPStrategy, Meeting])
+def test_ranks_evaluate_each_sample_once(strategy: Any, tmp_path: Any) -> None:
+    """A rank without a batch of its own ends with the others, and all report what one process reports."""
+
+    def jobs(rank: int) -> Any:
+        return [evaluation(strategy, 2, tmp_path, n)(rank) for n in (1, 9, 12)]
+
+    for n, first, second in zip((1, 9, 12), *run_ranks(jobs, timeout=60), strict=True):
+        wanted = evaluation(None, 1, tmp_path, n)(0)
+        assert first[0] == {**wanted[0], "hook": pytest.approx(n)}
+        # A rank that ran no hook does not know what the others' log.
+        assert second[0] == {name: value for name, value in first[0].items() if name != "hook" or second[1]}
+        assert sorted(first[1] + second[1]) == list(range(n))
+        assert strategy is DDPStrategy or first[2] == second[2]

@@ -46,6 +46,8 @@ class Feed:
         where: How errors name the source.
         agree: With several ranks, what hands every rank rank 0's value of its argument
             (``collectives.broadcast_object``), so that all samplers draw the same order, each epoch a new one.
+        shadows: Whether each rank is handed equally many batches in evaluation, too. A rank that has fewer gets one
+            with samples that are not its own, of weight 0; otherwise only a rank that has none at all gets such a one.
 
     Attributes:
         user: What the user gave.
@@ -57,10 +59,13 @@ class Feed:
         batch_indices: Dataset indices of the batch handed out last, where it came from a map-style DataLoader.
         weight: Factor of this rank's mean loss in the mean over data ranks: 1 but in a short global batch, and 0 for
             a batch that only repeats samples. With several loaders side by side, 1 where theirs differ.
+        moved: Batches of the epoch that were done, where a resume found other batches or ranks; None where it did not.
 
     Raises:
         ConfigError: If the source or the limit cannot be used; all problems at once.
     """
+
+    moved: int | None
 
     def __init__(
         self,
@@ -73,8 +78,10 @@ class Feed:
         sequential: bool = False,
         where: str = "",
         agree: Callable[[Any], Any] | None = None,
+        shadows: bool = False,
     ) -> None:
         self.user, self.stage, self.seed, self.limit = source, stage, seed, 1.0 if limit is None else limit
+        self.shadows = shadows
         self.world, self.agree, self.where = world or World(), agree, where or f"{stage} loader"
         self.train = stage == "train"
         combined = source if isinstance(source, CombinedLoader) else None
@@ -165,7 +172,7 @@ class Feed:
         self._before: dict[str, Any] | None = None
         self._last: bool | None = False  # None: not yet found out
         self.batch_indices: list[int] | None = None
-        self.weight = 1.0
+        self.weight, self.moved = 1.0, None
 
     @contextmanager
     def _agreed(self, leaf: Leaf) -> Iterator[None]:
@@ -325,7 +332,8 @@ class Feed:
             except StopIteration:
                 return
             self.batch_indices, self.weight = leaf.indices, leaf.weight
-            yield batch, index, number
+            if self.weight or self.shadows or not index:
+                yield batch, index, number
 
     def _side_by_side(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
         total = min(self.num_batches, limit)
@@ -336,6 +344,7 @@ class Feed:
             leaf.open(epoch)
         steps = count() if total == _INF else range(int(total))
         for index, items in zip(steps, rounds(self.leaves, self.mode), strict=False):
+            self.weight = _shared_weight(self.leaves)
             yield unflatten(self._tree, iter(items)), index, 0
 
     # -- the place --
@@ -416,6 +425,7 @@ class Feed:
                 self._rounds = leaf.batches
                 rest = leaf.batches + leaf.rest()
                 self._total = rest if self.num_batches >= leaf.size else min(self.num_batches, rest)
+            self.moved = self._rounds if self._rounds != state["rounds"] else None
             batches = self._training()
             if state.get("ahead") is not None:
                 rng.restore(state["ahead"])

@@ -39,7 +39,6 @@ class ViewLeaf(Leaf):
             workers=user.num_workers,
             world=world if sharded else None,
             short="drop" if train and user.drop_last else "split",
-            spare=train,
             seed=seed,
             loader=number,
             generator=user.generator,
@@ -197,6 +196,6 @@ def make_leaf(user: Any, number: int, *, world: World, seed: int, train: bool, s
         return ViewLeaf(user, number, world=world, seed=seed, train=train, sequential=sequential)
     if isinstance(user, DataLoader) and not isinstance(user.dataset, IterableDataset) and world.data_size > 1:
         workers = user.num_workers
-        stream = IndexStream(user._index_sampler, workers=workers, world=world, spare=train, seed=seed, loader=number)
+        stream = IndexStream(user._index_sampler, workers=workers, world=world, seed=seed, loader=number)
         return OpaqueLeaf(user, number, _view(user, stream))
     return OpaqueLeaf(user, number)

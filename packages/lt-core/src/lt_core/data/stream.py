@@ -183,7 +183,6 @@ class IndexStream:
         workers: Number of worker processes of the loader.
         world: The data ranks that share the batches, and which of them this is; None for one alone.
         short: See ``shares``.
-        spare: See ``shares``.
         seed: The run's seed.
         loader: The number of the loader among those of its stage.
         generator: The loader's own generator, from which its workers' base seed is drawn; torch's if None.
@@ -200,12 +199,11 @@ class IndexStream:
         workers: int = 0,
         world: World | None = None,
         short: Short = "split",
-        spare: bool = True,
         seed: int = 0,
         loader: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.inner, self.workers, self.short, self.spare = inner, workers, short, spare
+        self.inner, self.workers, self.short = inner, workers, short
         self.rank, self.size = (0, 1) if world is None else (world.data_rank, world.data_size)
         self.seed, self.loader, self.generator = seed, loader, generator
         self.epoch = self.cycle = self.skip = self.skip_samples = 0
@@ -268,7 +266,7 @@ class IndexStream:
 
     def _shared(self, stream: Iterator[Any]) -> Iterator[Share]:
         self.begin()
-        yield from shares(stream, self.rank, self.size, short=self.short, spare=self.spare, start=self.skip)
+        yield from shares(stream, self.rank, self.size, short=self.short, start=self.skip)
 
     def _payloads(self, given: Iterator[Any]) -> Iterator[_Payload]:
         self.begin()
