@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lt_core.checkpoint.parts import parts
+from lt_core.checkpoint.parts import gather, parts
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
 from lt_core.state.timing import timed
@@ -68,11 +68,13 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     from lt_core.model.hparams import checkpoint_entries
 
     tree: dict[str, Any] = {}
-    for part in parts(run):
-        if part.in_weights or not weights_only:
-            state = part.stateful.state_dict()
-            if state or part.empty:
-                tree[part.key] = state
+    table = [part for part in parts(run) if part.in_weights or not weights_only]
+    for part in table:
+        state = part.stateful.state_dict()
+        if state or part.empty:
+            tree[part.key] = state
+    if run.world.size > 1 and not weights_only and not run.loop.alone:
+        tree["ranks"] = gather(run, {part.key: tree[part.key] for part in table if part.per_rank})
     tree.update(checkpoint_entries(run.module))
     if run.datamodule is not None:
         tree.update(checkpoint_entries(run.datamodule, "datamodule_"))

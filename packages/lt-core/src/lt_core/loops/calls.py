@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lt_core.data.nested import apply_to_collection
 from lt_core.hooks.table import bind, overrides
+from lt_core.metrics.objects import untouched
 from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException, Problem
 
@@ -155,6 +156,7 @@ class Pieces:
         around: Makes the engine's context around forward and backward from whether the batch closes its window.
         training_step: The user's, behind the engine's call before each step and the check for finite losses.
         unsized: Whether the last window may turn out to be short, so that its gradients are rescaled.
+        shared: Whether ranks share each global batch, so that a rank's loss counts by its samples.
     """
 
     def __init__(self, run: Run) -> None:
@@ -163,9 +165,10 @@ class Pieces:
         self.owned = "accumulate" in engine.owns
         self.around = engine.window
         self.optimizer: Any = run.optimizers[0] if run.optimizers and module.automatic_optimization else None
+        self.shared = run.world.data_size > 1
         self.unsized = run.feed.num_batches == float("inf") and not self.owned
         bound = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
-        self.training_step = after(engine.before_forward, bound)
+        self.training_step = after(engine.before_forward, _with_shadows(run, bound) if self.shared else bound)
         hooks = run.hooks
         self.before_zero_grad: tuple[Callable[..., Any], ...] = hooks.on_before_zero_grad  # type: ignore[attr-defined]
         self.before_backward: tuple[Callable[..., Any], ...] = hooks.on_before_backward  # type: ignore[attr-defined]
@@ -232,6 +235,8 @@ class Pieces:
         loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
         if loss is not None and length != 1 and not self.owned:
             loss = loss / length
+        if self.shared and loss is not None and run.feed.weight != 1.0:
+            loss = loss * run.feed.weight
         if first:
             for f in self.before_zero_grad:
                 f(self.optimizer)
@@ -277,6 +282,19 @@ def after(first: Callable[[], Any] | None, step: Callable[..., Any]) -> Callable
         return step(*args)
 
     return both
+
+
+def _with_shadows(run: Run, training_step: Step) -> Step:
+    """Return the step so that a batch that only repeats samples, so that no rank has fewer, leaves no trace."""
+
+    def step(batch: Any, i: int) -> Any:
+        if run.feed.weight:
+            return training_step(batch, i)
+        run.metrics.train.size = 0  # the weight of what is logged in the mean over the epoch
+        with untouched(run.module):
+            return training_step(batch, i)
+
+    return step
 
 
 def guarded(run: Run, training_step: Step) -> Step:

@@ -11,6 +11,7 @@ import torch
 from lt_core.data.sources import feed_of, has_loader, limit_of
 from lt_core.hooks.table import bind, declared, overrides
 from lt_core.loops.calls import after
+from lt_core.metrics.objects import untouched
 from lt_core.metrics.store import (
     EVAL_BATCH_END,
     EVAL_BATCH_START,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lt_core.data.feed import Feed
     from lt_core.state.run import Run
 
-__all__ = ["evaluate", "evaluation_modes", "sanity_check"]
+__all__ = ["evaluate", "evaluation_modes", "sanity_check", "shadow_step"]
 
 
 @contextmanager
@@ -119,6 +120,10 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
         if place is not None:
             batch = place(batch, loader)
         store.batch, store.size, store.suffix = batch, None, names[loader]
+        if not feed.weight:
+            store.scope = EVAL_STEP
+            shadow_step(run, step, batch, i, loader)
+            continue
         store.scope = EVAL_BATCH_START
         for f in batch_start:
             f(batch, i, loader)
@@ -140,6 +145,24 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
         if run.loop.attention and run.signals is not None and run.signals.heeded is not None:
             raise_signal(run)
     store.batch = None
+
+
+def shadow_step(run: Run, step: Callable[..., Any], *batch: Any) -> None:
+    """Run a step whose samples are another rank's: so that ranks run forward equally often, and know the same names.
+
+    No hook runs, what it logs does not count, and metric objects are as before afterwards.
+    """
+    store = run.metrics.current
+    store.muted = True
+    try:
+        with untouched(run.module):
+            output = step(*batch)
+            if isinstance(output, Mapping):
+                store.add_returned(output)
+    finally:
+        store.muted = False
+    if run.engine.boundary is not None:
+        run.engine.boundary()
 
 
 def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], Any]:

@@ -104,6 +104,9 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
         return close_epoch(run)
     skipped = stopped = False
     batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
+    if feed.moved is not None:
+        progress.batch = feed.moved
+        cadence.begin_epoch(run)
     loop.fit.samples_seen = sum(leaf.samples for leaf in feed.leaves)
     for i, batch in enumerate(run.timed_batches(batches, TRAIN), progress.batch):
         if place is not None:

@@ -39,7 +39,7 @@ def build_step(run: Run) -> Step:
         step = _without_optimizer(pieces)
     elif overrides(run.module, "optimizer_step") or needs_closure(run.optimizers[0]):
         step = closure_step(pieces)
-    elif run.plan.accumulate == 1 and pieces.around is None:
+    elif run.plan.accumulate == 1 and pieces.around is None and not pieces.shared:
         step = _straight_step(pieces)
     else:
         step = _window_step(pieces)
@@ -103,7 +103,7 @@ def _straight_step(p: Pieces) -> Step:
 
 
 def _window_step(p: Pieces) -> Step:
-    """Return the step of windows of several batches, or of an engine with a context of its own."""
+    """Return the step of windows of several batches, of ranks, or of an engine with a context of its own."""
     run = p.run
     progress, update, owned = run.progress, p.update, p.owned
     held: Tensor | None = None

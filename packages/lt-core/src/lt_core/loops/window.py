@@ -32,7 +32,7 @@ class _Window:
         run = pieces.run
         self.wrapped = run.lightning_optimizers[0]
         self.overridden = overrides(run.module, "optimizer_step")
-        self.batches: list[tuple[Any, int]] = []
+        self.batches: list[tuple[Any, int, float]] = []
         self.losses: list[Tensor | None] = []
 
     def step(self, batch: Any, i: int) -> Any:
@@ -42,7 +42,7 @@ class _Window:
         if first:
             self.batches.clear()
             self.losses.clear()
-        self.batches.append((batch, i))
+        self.batches.append((batch, i, run.feed.weight))
         if not last:
             output, loss = p.forward_backward(batch, i, window)
             self.losses.append(loss)
@@ -73,13 +73,14 @@ class _Window:
 
     def evaluate_again(self, length: int) -> list[Tensor | None]:
         """Run the whole window once more, its logging muted."""
-        store, p = self.run.metrics.train, self.pieces
+        feed, store, p = self.run.feed, self.run.metrics.train, self.pieces
         store.muted = True
+        losses = []
         try:
-            return [
-                p.forward_backward(b, j, (length, k == 0, k == len(self.batches) - 1))[1]
-                for k, (b, j) in enumerate(self.batches)
-            ]
+            for k, (batch, i, feed.weight) in enumerate(self.batches):
+                window = length, k == 0, k == len(self.batches) - 1
+                losses.append(p.forward_backward(batch, i, window)[1])
+            return losses
         finally:
             store.muted = False
 

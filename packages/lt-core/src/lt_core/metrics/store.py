@@ -115,6 +115,8 @@ class MetricStore:
             if slot is None:
                 return
         if self.muted:
+            if slot.metric is None and is_metric_object(value):
+                slot.metric = value  # which all ranks compute at the epoch's end
             return
         if slot.host and type(value) is Tensor:
             try:
@@ -343,8 +345,9 @@ class MetricStore:
         objects = [s for s in self._slots.values() if s.epoch and s.metric is not None and s.result is None]
         parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight) for s in due.values()]
         found = self._exchange(parts, objects)
-        for slot in due.values():
-            slot.synced = found[f"{slot.scope}:{slot.epoch_name}"], (slot.total, slot.weight)
+        for slot in slots:  # a rank without values takes the others'
+            if (key := f"{slot.scope}:{slot.epoch_name}") in found:
+                slot.synced = found[key], (slot.total, slot.weight)
         for slot in objects:
             slot.result = _computed(slot)
 

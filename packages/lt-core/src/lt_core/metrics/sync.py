@@ -94,8 +94,9 @@ def _others(keys: list[tuple[str, str]], collectives: Any, world_size: int) -> l
         MisconfigurationException: On every rank, if they differ, or a rank lacks a metric object; it names them.
     """
     of_ranks = [set(collectives.broadcast_object(keys, rank)) for rank in range(world_size)]
-    having = [k for k in of_ranks if k]
-    if all(k == having[0] for k in having) and all(op in _NEUTRAL for _, op in having[0]):
+    having = [values for k in of_ranks if (values := {key for key in k if key[1] in _NEUTRAL})]
+    objects = [{key for key in k if key[1] not in _NEUTRAL} for k in of_ranks]
+    if having and all(k == having[0] for k in having) and all(k == objects[0] for k in objects):
         return sorted(having[0])
     everywhere = set.intersection(*of_ranks)
     lines = [
