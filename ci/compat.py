@@ -1,8 +1,8 @@
 """Check that every package works beside each release of lt-interface that its requirement admits.
 
 The installed one is tried first; releases are then built from their tags (`lt-interface-v0.1.0`), oldest first, into a
-folder that shadows the installed one. A version of the changelog that a package does not admit is listed with the reason:
-the first paragraph of the version after it.
+folder that shadows the installed one. A version of the changelog that a package does not admit is listed with the reason,
+which is the first paragraph of the version after it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 from importlib.metadata import requires, version
+from itertools import pairwise
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -103,7 +104,7 @@ def main() -> int:
             if release in accepted("lt-core"):
                 run(TRAIN, path)
     versions = changelog()
-    for (_, change), (older, _) in zip(versions, versions[1:], strict=False):
+    for (_, change), (older, _) in pairwise(versions):
         for package in DEPENDANTS:
             fits = older in accepted(package)
             print(
