@@ -1,8 +1,8 @@
 """Check that every package works beside each release of lt-interface that its requirement admits.
 
 The installed one is tried first; releases are then built from their tags (`lt-interface-v0.1.0`), oldest first, into a
-folder that shadows the installed one. A version of the changelog that a package does not admit is listed with the reason,
-which is the first paragraph of the version after it.
+folder that shadows the installed one. A version of the changelog that a package does not admit is listed with the
+reason, which is the first paragraph of the version after it.
 """
 
 from __future__ import annotations
