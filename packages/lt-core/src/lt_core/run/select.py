@@ -53,7 +53,7 @@ def find_accelerator(config: TrainerConfig) -> Any:
     if given == "auto":
         known = [registry.accelerators.get(name)() for name in registry.accelerators.names()]
         return max((a for a in known if a.is_available()), key=lambda a: a.priority)
-    names = [given] if given != "gpu" else ["mps", "cuda"]
+    names = registry.accelerators.aliases.get(given, (given,))
     for name in names:
         try:
             accelerator = registry.accelerators.get(name, f"Trainer(accelerator={given!r})")()
