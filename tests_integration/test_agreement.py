@@ -88,6 +88,19 @@ def test_a_stop_in_any_hook_of_one_rank_stops_both(tmp_path: Path, hook: str, st
     assert on_two(job) == [steps, steps]
 
 
+def test_a_stop_in_a_validation_inside_an_epoch_is_settled_after_it(tmp_path: Path) -> None:
+    """A stop that one rank asks for in a validation in mid-epoch ends training on both right after it."""
+
+    def job(rank: int) -> int:
+        def stop(self: Any, trainer: Any, *args: Any) -> None:
+            trainer.should_stop = trainer.should_stop or rank == 1
+
+        callback = type("Stopping", (Callback,), {"on_validation_end": stop})()
+        return fit(rank, tmp_path, callback, val_check_interval=3).global_step
+
+    assert on_two(job) == [3, 3]
+
+
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_to_one_rank_ends_both(tmp_path: Path, number: int, error: type[BaseException]) -> None:
     """SIGTERM or SIGINT to one rank ends both after the same step, and the checkpoint of that moment is written."""
