@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lt_core import Trainer
 from lt_core.demos import BoringModel, ManualOptimBoringModel
 from lt_core.profilers import PassThroughProfiler
 from lt_core.state.timing import timed, timed_items
+from lt_interface.testing import ProfilerConformance
 
 
 class Counting(PassThroughProfiler):
@@ -98,3 +99,65 @@ def test_without_a_profiler_nothing_is_wrapped() -> None:
     items = [1, 2]
     assert timed(None, torch.add, "add") is torch.add
     assert timed_items(None, items, "next") is items
+
+
+class TestPassThrough(ProfilerConformance):
+    plugin = "passthrough"
+    measures = False
+
+
+class TestCounting(ProfilerConformance):
+    def make(self) -> Any:
+        return Counting()
+
+
+class Swallows(Counting):
+    """Profiler that lets an exception vanish."""
+
+    @contextmanager
+    def profile(self, action_name: str) -> Iterator[str]:
+        with suppress(KeyError):
+            yield action_name
+
+
+class Draws(Counting):
+    """Profiler that draws from the user's random state."""
+
+    @contextmanager
+    def profile(self, action_name: str) -> Iterator[str]:
+        torch.rand(1)
+        yield action_name
+
+
+class Once(Counting):
+    """Profiler that refuses an action of the same name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    @contextmanager
+    def profile(self, action_name: str) -> Iterator[str]:
+        if action_name in self.seen:
+            raise ValueError(action_name)
+        self.seen.add(action_name)
+        yield action_name
+
+
+@pytest.mark.parametrize(
+    ("kind", "test"),
+    [
+        (Swallows, "test_an_exception_passes"),
+        (Draws, "test_leaves_the_training_alone"),
+        (Once, "test_actions_nest"),
+        (PassThroughProfiler, "test_fills_the_protocol"),
+        (PassThroughProfiler, "test_sees_the_parts_of_a_run"),
+    ],
+)
+def test_bad_profilers_are_caught(kind: Any, test: str, tmp_path: Path) -> None:
+    """Each rule for profilers fails one that breaks it."""
+    suite = type("TestBad", (ProfilerConformance,), {"make": lambda self: kind()})()
+    made = kind()
+    given = [made] if test in ("test_an_exception_passes", "test_actions_nest") else []
+    with pytest.raises((AssertionError, ValueError, RuntimeError, pytest.fail.Exception)):
+        getattr(suite, test)(*given)

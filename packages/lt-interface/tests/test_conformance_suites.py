@@ -18,7 +18,9 @@ from lt_interface import CheckpointError, Logger, PlainCollectives, Plan, Proble
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
+    ClusterConformance,
     Conformance,
+    LauncherConformance,
     LoggerConformance,
     PrecisionConformance,
     StrategyConformance,
@@ -29,6 +31,8 @@ from lt_interface.testing.trees import assert_same, plain_tree, tensor_tree
 SUITES = [
     AcceleratorConformance,
     CheckpointIOConformance,
+    ClusterConformance,
+    LauncherConformance,
     LoggerConformance,
     PrecisionConformance,
     StrategyConformance,

@@ -125,6 +125,10 @@ class ProcessGroupCollectives:
         self._sent = None
         return int(self._away)
 
+    def close(self) -> None:
+        """Let go of all groups but the one for flags, so that their connections can close."""
+        self._groups.clear()
+
 
 class _Gather(torch.autograd.Function):
     """Gathering whose gradient goes back to the rank that each part came from."""

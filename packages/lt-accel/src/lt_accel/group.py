@@ -8,7 +8,7 @@ left without waiting, and the next one gets a name of its own in the same store.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -29,11 +29,13 @@ class _Joined:
         store: Where the ranks find one another; None before the first group of ours.
         groups: How many groups were made in the store.
         flags: The gloo group of `join`; None while there is none.
+        left: Groups for flags that were left; they are kept since to end one waits for flags on their way.
     """
 
     store: Any = None
     groups: int = 0
     flags: Any = None
+    left: list[Any] = field(default_factory=list)
 
 
 _joined = _Joined()
@@ -84,9 +86,13 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -
 
 
 def leave() -> None:
-    """Leave the other ranks without waiting for them, as after an error; a group that the user made stays."""
+    """Leave the other ranks without waiting for them, as after an error; a group that the user made stays.
+
+    Where nobody holds the group any more its connections close, and ranks that wait for this one get an error.
+    """
     if _joined.store is not None and dist.is_initialized():
         dist.destroy_process_group()
+        _joined.left.append(_joined.flags)
     _joined.flags = None
 
 

@@ -25,12 +25,15 @@ class Outcome:
         value: What the entry point returns, such as the metrics of ``validate`` or the predictions.
         weights: The trained weights by name, or None where the module is shared.
         optimizer_states: State of each optimizer, parameters by name.
+        scheduler_states: State of each learning-rate scheduler.
         callback_states: State of each callback by its key.
         datamodule_state: State of the data module.
+        logger_states: For each logger what it pickles as, such as the version that it claimed.
         metrics: The metrics at the end: ``"callback"``, ``"logged"`` and ``"progress_bar"`` values by name.
         progress: Counters of completed things.
         stop_reason: Why training ended, or None.
         journal: Path of the run's journal, or None.
+        records: Records of a journal that has no file.
 
     Example:
         >>> Outcome(metrics={"callback": {"val_loss": 0.25}}).metrics["callback"]
@@ -40,12 +43,15 @@ class Outcome:
     value: Any = None
     weights: dict[str, Any] | None = None
     optimizer_states: list[dict[str, Any]] = field(default_factory=list)
+    scheduler_states: list[dict[str, Any]] = field(default_factory=list)
     callback_states: dict[str, Any] = field(default_factory=dict)
     datamodule_state: dict[str, Any] = field(default_factory=dict)
+    logger_states: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
     stop_reason: str | None = None
     journal: str | None = None
+    records: bytes = b""
 
 
 class Request(Protocol):

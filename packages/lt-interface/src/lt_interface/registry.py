@@ -52,6 +52,7 @@ SIBLINGS: dict[str, dict[str, str]] = {
     },
     "lt.checkpoint_io": {"safetensors": "lt-core", "async": "lt-core"},
     "lt.launchers": {"in_process": "lt-core"},
+    "lt.clusters": {"slurm": "lt-accel", "torchrun": "lt-accel"},
     "lt.profilers": {"passthrough": "lt-core"},
 }
 

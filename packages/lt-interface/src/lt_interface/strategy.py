@@ -380,6 +380,10 @@ class StrategyVerbs:
     lightning_module: Any = None
     model: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the module, which belongs to a call of the trainer."""
+        return {key: value for key, value in vars(self).items() if key not in ("lightning_module", "model")}
+
     @property
     def root_device(self) -> torch.device:
         """Return the device of this rank."""

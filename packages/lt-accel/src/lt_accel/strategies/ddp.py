@@ -163,10 +163,13 @@ class DDPStrategy(StrategyVerbs):
             return
         self._accelerator.teardown()
         self._accelerator = None
-        if error is not None:
-            leave()
-        elif isinstance(self.collectives, ProcessGroupCollectives):
+        if not isinstance(self.collectives, ProcessGroupCollectives):
+            return
+        if error is None:
             self.collectives.settle()
+        else:
+            self.collectives.close()
+            leave()
 
 
 class DDPEngine:
@@ -221,7 +224,7 @@ class DDPEngine:
         """Take the reducer's hooks off the parameters."""
         if self._reducer is not None:
             self._reducer._remove_autograd_hooks()
-            self._reducer = None
+            self._reducer = self._logger = None
         self._inner.close()
 
 

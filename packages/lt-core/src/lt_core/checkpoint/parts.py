@@ -87,7 +87,7 @@ def parts(run: Run) -> list[Part]:
         Part("optimizer_states", _optimizers(run), "optimizers"),
         Part("lr_schedulers", _schedulers(run), "optimizers", default=[]),
         Part("callbacks", _callbacks(run), "callbacks", default={}),
-        Part("rng", _Of(rng.capture, rng.restore), "random", per_rank=True),
+        Part("rng", _random(run), "random", per_rank=True),
         Part("seed", _Of(lambda: run.plan.seed)),
         Part("metrics", run.metrics.train, "training", per_rank=True),
         Part("metric_objects", _metric_objects(run), "training", per_rank=True),
@@ -239,6 +239,11 @@ def _callbacks(run: Run) -> Stateful:
 
 def _metric_objects(run: Run) -> Stateful:
     return _Of(lambda: objects.collect(run.module), lambda states: objects.restore(run.module, states))
+
+
+def _random(run: Run) -> Stateful:
+    where = run.trainer.accelerator, run.device
+    return _Of(lambda: rng.capture(*where), lambda state: rng.restore(state, *where))
 
 
 def _logged(run: Run) -> Stateful:

@@ -205,7 +205,7 @@ class Pieces:
     def forward_backward(self, batch: Any, i: int, window: tuple[int, bool, bool]) -> tuple[Any, Tensor | None]:
         """Run one batch up to the optimizer: what every form of the step is made of.
 
-        The straight step has the same lines in its own body, to save the frame; a test compares the two.
+        The straight step has the same lines in its own body, to save the frames; a test compares the two.
 
         Args:
             batch: The batch, on the device.
@@ -213,33 +213,45 @@ class Pieces:
             window: The window's length, and whether the batch opens and closes it.
 
         Returns:
-            What training_step returned, and the loss whose gradients were added: the batch's share of the window's.
-            None for a skipped batch.
+            What training_step returned, and what `backward_of` returned for it.
         """
-        length, first, last = window
-        run = self.run
-        with self.inside(last):
+        with self.inside(window[2]):
             output = self.training_step(batch, i)
-            loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
-            if loss is not None and length != 1 and not self.owned:
-                loss = loss / length
-            if self.shared and loss is not None and run.feed.weight != 1.0:
-                loss = loss * run.feed.weight
-            if first:
-                for f in self.before_zero_grad:
-                    f(self.optimizer)
-                self.zero_grad(i)
-            if loss is not None:
-                for f in self.before_backward:
-                    f(loss)
-                if self.optimizer is not None or loss.requires_grad:
-                    try:
-                        self.backward(loss)
-                    except RuntimeError as error:
-                        raise explain_backward(run, loss, i, error) from error
-                for f in self.after_backward:
-                    f()
-        return output, loss
+            return output, self.backward_of(output, i, window)
+
+    def backward_of(self, output: Any, i: int, window: tuple[int, bool, bool]) -> Tensor | None:
+        """Run what lies between training_step and the optimizer, with its hooks.
+
+        Args:
+            output: What training_step returned.
+            i: The batch's index.
+            window: The window's length, and whether the batch opens and closes it.
+
+        Returns:
+            The loss whose gradients were added: the batch's share of the window's. None for a skipped batch.
+        """
+        length, first, _ = window
+        run = self.run
+        loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
+        if loss is not None and length != 1 and not self.owned:
+            loss = loss / length
+        if self.shared and loss is not None and run.feed.weight != 1.0:
+            loss = loss * run.feed.weight
+        if first:
+            for f in self.before_zero_grad:
+                f(self.optimizer)
+            self.zero_grad(i)
+        if loss is not None:
+            for f in self.before_backward:
+                f(loss)
+            if self.optimizer is not None or loss.requires_grad:
+                try:
+                    self.backward(loss)
+                except RuntimeError as error:
+                    raise explain_backward(run, loss, i, error) from error
+            for f in self.after_backward:
+                f()
+        return loss
 
     def before_update(self) -> None:
         """Unscale, run the hooks before the step, and clip."""

@@ -68,7 +68,7 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     if outer_stage is not RunningStage.SANITY_CHECKING:
         trainer.state.stage = stage.running
     try:
-        with run.metrics.evaluation() as store, rng.isolate():
+        with run.metrics.evaluation() as store, rng.isolate(run.trainer.accelerator, run.device):
             feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
             with evaluation_modes(run, stage), _grad_context(run):
                 results = _loop(run, feed, stage, store)

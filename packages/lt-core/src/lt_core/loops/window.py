@@ -53,7 +53,9 @@ class _Window:
 
         def closure() -> Tensor | None:
             if not result:
-                result.extend(p.forward_backward(batch, i, window))
+                with p.inside(True):  # the lines of forward_backward, a frame less
+                    result.append(p.training_step(batch, i))
+                    result.append(p.backward_of(result[0], i, window))
                 parts = [*self.losses, result[1]]
             else:
                 parts = self.evaluate_again(length)
@@ -64,8 +66,8 @@ class _Window:
 
         if self.overridden:
             run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)
-        else:
-            self.wrapped.step(closure)
+        elif p.update(0, True, closure):
+            run.loop.fit.stepped = True
         self.batches.clear()
         return self.settle(result, i)
 

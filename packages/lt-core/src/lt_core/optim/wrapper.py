@@ -22,6 +22,10 @@ def _class_of(kind: type[Optimizer]) -> type[LightningOptimizer]:
     return type(f"Lightning{kind.__name__}", (LightningOptimizer, kind), {})
 
 
+def _itself(optimizer: Optimizer) -> Optimizer:
+    return optimizer
+
+
 def _passed_on(name: str, text: str) -> Any:
     """Return a property that is read from the wrapped optimizer and written to it."""
     get = attrgetter(f"_optimizer.{name}")
@@ -55,6 +59,10 @@ class LightningOptimizer:
         if name == "_optimizer":  # while it is copied, before it wraps anything
             raise AttributeError(name)
         return getattr(self._optimizer, name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy, and pickle, as the wrapped optimizer: a copy belongs to no run."""
+        return _itself, (self._optimizer,)
 
     @property
     def optimizer(self) -> Optimizer:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.builtin.engine import PlainEngine
+from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.checkpoint import resume
 from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.save import Saves
@@ -23,40 +24,41 @@ from lt_core.notices import warn
 from lt_core.optim.parse import parse_optimizers, warn_unheld
 from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.select import ordered
+from lt_core.state import rng
 from lt_core.state.run import Run
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
-from lt_interface import StrategyVerbs, set_world
+from lt_interface import StrategyVerbs, World, set_world
 
 if TYPE_CHECKING:
-    from lt_core.run.main import Payload
+    from lt_core.run.request import Request
 
-__all__ = ["build_run", "new_run", "rebuild"]
+__all__ = ["build_run", "new_run", "rebuild", "restore_optimizers", "returned_run"]
 
 
-def new_run(payload: Payload) -> Run:
+def new_run(request: Request) -> Run:
     """Return the run of a call, with the parts that stand before anything is set up.
 
     Args:
-        payload: What the call was given.
+        request: What the call was given.
     """
-    trainer, module, stage = payload.trainer, payload.module, stage_of(payload.fn)
+    trainer, module, stage = request.trainer, request.module, stage_of(request.fn)
     run = Run(
         trainer=trainer,
         stage=stage,
-        plan=payload.plan,
+        plan=request.plan,
         module=module,
-        datamodule=payload.datamodule,
+        datamodule=request.datamodule,
         callbacks=trainer.callbacks,
         progress=trainer._progress,
         strategy=trainer.strategy,
         precision=trainer.precision_plugin,
         metrics=Metrics(module, Results(), trainer.barebones),
-        feeds=Feeds(payload.sources),
+        feeds=Feeds(request.sources),
         tracking=Tracking(trainer.loggers),
         saves=Saves(trainer._checkpoint_io()),
         cadence=Cadence(),
-        compiled=payload.compiled,
+        compiled=request.compiled,
     )
     last = trainer._run
     if last is not None and not run.fits and module is last.module:
@@ -64,16 +66,34 @@ def new_run(payload: Payload) -> Run:
     return run
 
 
-def build_run(run: Run, payload: Payload) -> None:
+def returned_run(request: Request) -> Run:
+    """Return the run of a call whose ranks are gone: of it one process is left, with a plain module on its CPU."""
+    run = new_run(request)
+    run.metrics.release()
+    run.strategy = SingleDeviceStrategy("cpu")
+    run.world = World(size=request.plan.processes, local_size=len(request.plan.devices))
+    return run
+
+
+def restore_optimizers(run: Run, states: list[dict[str, Any]], schedulers: list[dict[str, Any]]) -> None:
+    """Make the optimizers of a returned run again, with the states that they had in the ranks."""
+    with rng.isolate():
+        _configure_optimizers(run)
+    build_engine(run)
+    tree = {"optimizer_states": states, "lr_schedulers": schedulers}
+    restore(run, tree, "optimizers")
+
+
+def build_run(run: Run, request: Request) -> None:
     """Bring a run from its plan to its first batch, in the order that the architecture page lists."""
     trainer, module = run.trainer, run.module
     trainer.state.stage = run.stage.running
     _set_up_devices(run)
     _merge_callbacks(run)
     _prepare_data(run)
-    run.resumed.path = resume.find_checkpoint(run, payload.ckpt_path)
+    run.resumed.path = resume.find_checkpoint(run, request.ckpt_path)
     header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
-    open_loggers(run, header, adopt=payload.ckpt_path in ("last", "auto"))
+    open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
     _set_up_users(run)
     _configure_model(run)
     checkpoint = _load(run)

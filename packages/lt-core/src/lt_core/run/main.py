@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,52 +12,46 @@ from lt_core.loops.fit import run_fit
 from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
 from lt_core.run.build import build_run, new_run, rebuild
+from lt_core.run.request import Request, restore_process
 from lt_core.state.agreement import leave_ranks
 from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
 from lt_core.tracking.opening import stop_deliveries
-from lt_interface import Outcome, Plan, set_world
+from lt_interface import Outcome, set_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lt_core.state.progress import TrainerFn
     from lt_core.state.run import Run
-    from lt_core.trainer import Trainer
 
-__all__ = ["Payload", "main"]
-
-
-@dataclass
-class Payload:
-    """Arguments of a call of the trainer, on their way to the process that runs it."""
-
-    trainer: Trainer
-    fn: TrainerFn
-    module: Any
-    plan: Plan
-    datamodule: Any = None
-    sources: dict[str, Any] = field(default_factory=dict)
-    ckpt_path: Any = None
-    verbose: bool = True
-    keep: bool = True
-    compiled: dict[str, Callable[..., Any]] = field(default_factory=dict)
+__all__ = ["main"]
 
 
-def main(payload: Payload) -> Outcome:
-    """Run a stage from first to last in this rank."""
-    trainer = payload.trainer
-    run = new_run(payload)
+def main(request: Request | bytes) -> Outcome:
+    """Run a stage from first to last in this rank.
+
+    Args:
+        request: What the call was given, or its bytes where this is another process.
+
+    Returns:
+        The value that the call returns, with what the launching process needs if it is another one.
+    """
+    if isinstance(request, bytes):
+        request = Request.from_bytes(request)
+    if request.travels:
+        restore_process(request.process)
+    trainer = request.trainer
+    run = new_run(request)
     trainer._begin(run)
     value: Any = None
     anomaly = torch.autograd.set_detect_anomaly(True) if trainer.detect_anomaly and run.fits else None
     try:
-        build_run(run, payload)
+        build_run(run, request)
         if run.fits:
             run_fit(run, rebuild)
         elif run.stage is PREDICT:
-            value = run_predict(run, payload.keep)
+            value = run_predict(run, request.keep)
         else:
             value = evaluate(run, run.stage)
     except BaseException as error:
@@ -73,6 +66,10 @@ def main(payload: Payload) -> Outcome:
         if anomaly is not None:
             anomaly.__exit__(None, None, None)
         _release(run)
+    if request.travels:
+        from lt_core.run.outcome import make_outcome
+
+        return make_outcome(run, value)
     return Outcome(value=value)
 
 

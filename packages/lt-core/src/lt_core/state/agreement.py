@@ -159,7 +159,8 @@ class SharedAlarm:
         return left <= 0
 
     def _batches_to_skip(self) -> int:
-        now = self._clock()
-        batch_seconds = max((now - self._since) / max(self._asked, 1), 1e-6)
+        """Return how many batches may pass; few at first, since the time before the first batch measures none."""
+        now, asked = self._clock(), max(self._asked, 1)
+        batch_seconds = max((now - self._since) / asked, 1e-6)
         self._since, self._asked = now, 0
-        return max(int(min(1.0, max(self._seconds_left(), 0.0)) / batch_seconds) - 1, 0)
+        return max(min(int(min(1.0, max(self._seconds_left(), 0.0)) / batch_seconds) - 1, 2 * asked), 0)

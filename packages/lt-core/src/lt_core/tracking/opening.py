@@ -109,7 +109,8 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     trainer, tracking = run.trainer, run.tracking
     resumes = run.fits and checkpoint is not None
     if trainer._journal is not None and not resumes:  # a further call of the same trainer goes on in its journal
-        tracking.journal, tracking.opened = trainer._journal, True
+        trainer._journal = tracking.journal = trainer._journal.writable()
+        tracking.opened = True
         return
     mark = (checkpoint or {}).get("journal")
     folder = run_folder(run, mark) if run.world.is_global_zero else None

@@ -118,7 +118,7 @@ def run_ranks(function: Callable[[int], Any], size: int = 2, timeout: float = 60
 def _rank(
     function: Callable[[int], Any], rank: int, environment: dict[str, str], sender: Connection, where: str, limit: float
 ) -> NoReturn:
-    """Run one rank; it ends without the interpreter's shut-down, which costs seconds with torch."""
+    """Run one rank; it is killed in the end, since the interpreter's shut-down costs seconds with torch."""
     os.environ.update(environment)
     # A rank that waits in a collective runs no signal handler of Python: this one is C, and the alarm the kernel's.
     with open(where, "w", encoding="utf-8") as dump:
@@ -135,7 +135,8 @@ def _rank(
         sys.stdout.flush()
         sys.stderr.flush()
         sender.send_bytes(data)
-        os._exit(0)
+        while True:  # until all are done: others may still need what this one holds, such as the store of addresses
+            signal.pause()
 
 
 def _packed(error: BaseException, text: str) -> bytes:
@@ -154,7 +155,7 @@ def _collect(ranks: Sequence[Any], ends: Sequence[Connection], where: Sequence[s
     while waiting:
         ready = wait(list(waiting), timeout=max(until - time.monotonic(), 0.0))
         if not ready:
-            raise RanksTimeoutError(_standing(ranks, where))
+            raise RanksTimeoutError(_standing(ranks, where, set(waiting.values())))
         for end in ready:
             rank = waiting.pop(end)
             try:
@@ -171,16 +172,14 @@ def _collect(ranks: Sequence[Any], ends: Sequence[Connection], where: Sequence[s
     return results
 
 
-def _standing(ranks: Sequence[Any], where: Sequence[str]) -> str:
-    """Return where the ranks stand that still run."""
-    running = [process.is_alive() for process in ranks]
-    for process, runs in zip(ranks, running, strict=True):
-        if runs:
-            os.kill(process.pid, signal.SIGUSR1)
+def _standing(ranks: Sequence[Any], where: Sequence[str], waiting: set[int]) -> str:
+    """Return where the ranks stand whose results are missing."""
+    for rank in waiting:
+        os.kill(ranks[rank].pid, signal.SIGUSR1)
     time.sleep(_MOMENT)
     lines = []
-    for rank, (runs, file) in enumerate(zip(running, where, strict=True)):
+    for rank, file in enumerate(where):
         with open(file, encoding="utf-8") as dump:
             text = dump.read().strip()
-        lines.append(f"rank {rank} stood at:\n{text}" if runs else f"rank {rank} was done.")
+        lines.append(f"rank {rank} stood at:\n{text}" if rank in waiting else f"rank {rank} was done.")
     return "ranks: all must be done in time. " + "\n".join(lines)

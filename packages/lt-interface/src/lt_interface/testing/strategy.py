@@ -452,7 +452,7 @@ class StrategyConformance(Conformance, suite=True):
         problems = self.make().problems(Plan(devices=tuple(range(self.size))))
         if problems:
             pytest.skip(f"this strategy refuses {self.size} ranks: {problems[0]}")
-        job.network()  # so that the core is loaded before the ranks are forked
+        job.network().configure_optimizers()  # what ranks need is imported once, before they are forked
         return run_ranks(lambda rank: job.train(rank, self.size, strategy=self.make()), self.size, self.timeout)
 
     @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"accumulate={job.accumulate}-clip={job.clip}")
