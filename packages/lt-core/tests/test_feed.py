@@ -500,8 +500,12 @@ def test_ranks_draw_their_order_from_rank_zero() -> None:
     draws = []
     for rank in range(2):
         rng.seed_process(rank)
-        epochs = iter(range(2))
-        agree = (lambda state: states.append(state) or state) if rank == 0 else (lambda state: states[next(epochs)])
+        sent = iter(list(states))
+
+        def agree(state: Any, sent: Iterator[Any] = sent) -> Any:
+            states.append(state)
+            return next(sent, state)
+
         data: Any = DataLoader(list(range(8)), 2, shuffle=True)  # type: ignore[arg-type]
         feed = Feed(data, stage="train", world=world(rank, 2), agree=agree)
         for epoch in range(2):

@@ -176,7 +176,7 @@ class Leaf:
             rng.set_generator_state(generator, state)
 
     def _begin(self, skip: int, samples: int) -> None:
-        """Make the iterator of a pass, ``samples`` in, or ``skip`` of the user's batches where samples are not known."""
+        """Make the iterator of a pass, ``samples`` in, or ``skip`` of the user's batches where that is 0."""
         raise NotImplementedError
 
     def release(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lt_core.data.sources import feed_of
 from lt_core.data.to_device import build_place
@@ -18,7 +18,7 @@ from lt_core.state.signals import raise_signal
 from lt_core.state.stage import TRAIN, VALIDATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from lt_core.state.run import Run
 
@@ -83,6 +83,17 @@ def open_epoch(run: Run) -> None:
     run.hooks.fire("on_train_epoch_start")
 
 
+def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
+    """Return the epoch's batches, or the rest of them; the batch is counted anew where batches or ranks are others."""
+    feed, progress = run.feed, run.progress
+    batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
+    if feed.moved is not None:
+        progress.batch = feed.moved
+        run.cadence.begin_epoch(run)
+    run.loop.fit.samples_seen = sum(leaf.samples for leaf in feed.leaves)
+    return batches
+
+
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
     progress, trainer, loop = run.progress, run.trainer, run.loop
@@ -103,11 +114,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if resumed and ((loop.fit.pending is not None and finish_due(run, progress.batch - 1)) or stops_epoch(trainer)):
         return close_epoch(run)
     skipped = stopped = False
-    batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
-    if feed.moved is not None:
-        progress.batch = feed.moved
-        cadence.begin_epoch(run)
-    loop.fit.samples_seen = sum(leaf.samples for leaf in feed.leaves)
+    batches = begin_batches(run, resumed)
     for i, batch in enumerate(run.timed_batches(batches, TRAIN), progress.batch):
         if place is not None:
             batch = place(batch, 0)
