@@ -262,3 +262,16 @@ def test_a_missing_checkpoint_is_an_error_on_every_rank(tmp_path: Path) -> None:
             trainer.fit(JOB.network(), data, data, ckpt_path=tmp_path / "gone.ckpt")
 
     on_two(job)
+
+
+def test_a_checkpoint_of_every_so_many_steps_holds_its_own_step(tmp_path: Path) -> None:
+    """Where the step decides, both ranks save at that step: the file named for step 4 is of step 4."""
+
+    def job(rank: int) -> list[tuple[str, int]]:
+        saver = ModelCheckpoint(tmp_path / "files", filename="{step}", every_n_train_steps=4, save_top_k=-1)
+        trainer = fit(rank, tmp_path, saver)
+        names = sorted(os.listdir(tmp_path / "files"))
+        return [(n, trainer._checkpoint_io().load(str(tmp_path / "files" / n))["global_step"]) for n in names]
+
+    expected = [("step=12.ckpt", 12), ("step=4.ckpt", 4), ("step=8.ckpt", 8)]
+    assert on_two(job) == [expected, expected]

@@ -145,8 +145,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     del batches
     if not stopped and progress.batch < feed.num_batches:
         stopped = end_of_data(run, skipped)
-    close_epoch(run)
-    return None
+    return close_epoch(run)
 
 
 def end_of_data(run: Run, skipped: bool) -> bool:

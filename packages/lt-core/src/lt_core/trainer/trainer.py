@@ -305,6 +305,7 @@ class Trainer(TrainerView):
         weights_only: bool = False,
         saved: Callable[[], Any] | None = None,
         failed: Callable[[BaseException], Any] | None = None,
+        together: bool = False,
     ) -> None:
         """Ask for a checkpoint at the next boundary: after this batch's hooks, logging and validation.
 
@@ -322,6 +323,8 @@ class Trainer(TrainerView):
             weights_only: Whether to leave out all that only a resume needs.
             saved: Called once the file is safe on the disk; the place to remove older ones.
             failed: Called with the error if the file could not be written.
+            together: Whether every rank asks at this same place, as where the step decides; otherwise several ranks
+                hear of it first, and the file is written a batch later.
 
         Raises:
             MisconfigurationException: If fit does not run.
@@ -332,7 +335,10 @@ class Trainer(TrainerView):
         if run is None or not run.metrics.live or not run.fits:
             raise MisconfigurationException("trainer.request_checkpoint: the loop writes checkpoints only inside fit.")
         run.saves.queue.append(SaveRequest(os.fspath(path), weights_only, saved, failed))
-        run.loop.look_up()
+        if together:
+            run.loop.attention = True
+        else:
+            run.loop.look_up()
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint the way its format asks; of a link the link alone, and nothing if there is no file.

@@ -426,6 +426,7 @@ class ModelCheckpoint(Checkpoint):
             weights_only=self.save_weights_only,
             saved=lambda: self._after_save(trainer, decision),
             failed=lambda error: self._take_back(decision),
+            together=True,
         )
 
     def _after_save(self, trainer: Trainer, decision: Decision) -> None:
