@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lt_core import Callback, LightningModule, Trainer
 
 CALLS, CALLS_A_LOG, CALLS_A_HOOK = 3, 2, 0
-FRAMES, FRAMES_CLOSURE = 5, 8
+FRAMES, FRAMES_CLOSURE = 6, 9
 FIRST, LAST = 20, 120
 PACKAGES = {"lt_interface", "lt_core", "lt_loggers", "lt_accel"}
 

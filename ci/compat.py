@@ -1,7 +1,8 @@
 """Check that every package works beside each release of lt-interface that its requirement admits.
 
 The installed one is tried first; releases are then built from their tags (`lt-interface-v0.1.0`), oldest first, into a
-folder that shadows the installed one.
+folder that shadows the installed one. A version of the changelog that a package does not admit is listed with the
+reason, which is the first paragraph of the version after it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 from importlib.metadata import requires, version
+from itertools import pairwise
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -58,6 +60,13 @@ def releases() -> dict[str, str]:
     return {tag.removeprefix("lt-interface-v"): tag for tag in tags}
 
 
+def changelog() -> list[tuple[str, str]]:
+    """Return the versions of the interface's changelog, newest first, each with its section's first paragraph."""
+    text = (ROOT / "packages/lt-interface/CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## +(\S+)\n+", text, flags=re.MULTILINE)[1:]
+    return [(v, " ".join(body.split("\n\n")[0].split())) for v, body in zip(sections[::2], sections[1::2], strict=True)]
+
+
 def unpack(tag: str, folder: Path) -> Path:
     """Lay the interface's source of a tag into a folder."""
     place = "packages/lt-interface/src"
@@ -94,6 +103,13 @@ def main() -> int:
                     run(SMOKE.format(package=package, module=module), path)
             if release in accepted("lt-core"):
                 run(TRAIN, path)
+    versions = changelog()
+    for (_, change), (older, _) in pairwise(versions):
+        for package in DEPENDANTS:
+            fits = older in accepted(package)
+            print(
+                f"lt-interface {older} {'fits' if fits else 'does not fit'} {package}" + ("" if fits else f": {change}")
+            )
     return 0
 
 

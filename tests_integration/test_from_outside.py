@@ -102,7 +102,7 @@ def test_a_strategy_and_an_accelerator_by_name_run_the_fit(kit: ModuleType) -> N
     run = trainer(strategy="loud", accelerator="other")
     run.fit(BoringModel())
     assert run.global_step == 4
-    assert kit.LoudStrategy.calls == ["setup fit on other", "engine", "teardown"]
+    assert kit.LoudStrategy.calls == ["setup fit on other", "engine", "leave"]
     assert kit.OtherAccelerator.used == [torch.device("cpu")]
 
 

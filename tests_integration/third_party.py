@@ -6,20 +6,19 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import ProgressBar
 from lt_core.profilers import PassThroughProfiler
-from lt_interface import Logger, Plan, World
+from lt_interface import Logger, PlainPrecision, Plan, World
 from lt_interface.registry import accelerators, checkpoint_ios, strategies
 
 
@@ -51,36 +50,14 @@ class PaperLogger(Logger):
             file.write(json.dumps([step, metrics]) + "\n")
 
 
-class RoundedPrecision:
+class RoundedPrecision(PlainPrecision):
     """Precision that rounds every input to two decimals."""
 
     name = "32-rounded"
     converts_batch = True
-    forward = None
-    convert_output = None
-
-    def init_context(self) -> Any:
-        return nullcontext()
-
-    def convert(self, module: nn.Module) -> nn.Module:
-        return module
 
     def convert_batch(self, batch: Any) -> Any:
         return tree_map(lambda x: (x * 100).round() / 100 if torch.is_tensor(x) and x.is_floating_point() else x, batch)
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        loss.backward(*args, **kwargs)
-
-    def unscale(self, optimizer: Any) -> None: ...
-
-    def step(self, optimizer: Any, closure: Any = None) -> bool:
-        optimizer.step(closure)
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
 
 
 class LoudStrategy(strategies.get("single_device")):  # type: ignore[misc]
@@ -98,9 +75,9 @@ class LoudStrategy(strategies.get("single_device")):  # type: ignore[misc]
         self.calls.append("engine")
         return super().engine(*args, **kwargs)
 
-    def teardown(self, error: BaseException | None = None) -> None:
-        self.calls.append("teardown")
-        super().teardown(error)
+    def leave(self, error: BaseException | None = None) -> None:
+        self.calls.append("leave")
+        super().leave(error)
 
 
 class OtherAccelerator(accelerators.get("cpu")):  # type: ignore[misc]

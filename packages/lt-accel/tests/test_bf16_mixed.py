@@ -80,7 +80,7 @@ def test_equals_plain_autocast(cache: bool) -> None:
                 loss = functional.mse_loss(net(x), x.sum(1, keepdim=True))
             optimizer.zero_grad()
             if precision is not None:
-                precision.backward(loss)
+                precision.scale(loss).backward()
                 assert precision.step(optimizer)
             else:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -101,7 +101,7 @@ def test_no_gradient_is_lost_after_no_grad(cache: bool, mode: Any) -> None:
         with mode():
             net(x)
         loss = net(x).float().pow(2).mean()
-    precision.backward(loss)
+    precision.scale(loss).backward()
     assert net.weight.grad is not None
     assert float(net.weight.grad.abs().sum()) > 0
 

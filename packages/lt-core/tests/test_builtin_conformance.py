@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lt_core.builtin.cpu import CPUAccelerator
 from lt_core.builtin.engine import PlainEngine
 from lt_core.builtin.precision import FullPrecision
+from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_interface import Accelerator, Engine, Logger, Precision
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
+    CollectivesConformance,
+    LauncherConformance,
     LoggerConformance,
     PrecisionConformance,
     StrategyConformance,
@@ -40,6 +44,19 @@ class TestSingleDeviceStrategyWithoutCore(StrategyConformance):
     """The suite's own counterparts suffice, as for a plugin whose tests have no core."""
 
     plugin = "single_device"
+
+
+class TestInProcessLauncher(LauncherConformance):
+    plugin = "in_process"
+
+
+class TestSingleDeviceCollectives(CollectivesConformance):
+    """The exchange of the built-in strategy, which has one rank."""
+
+    sizes = (1,)
+
+    def make(self) -> Any:
+        return SingleDeviceStrategy().collectives
 
 
 class TestFullPrecision(PrecisionConformance):

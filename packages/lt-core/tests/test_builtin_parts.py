@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lt_core.builtin.cpu import CPUAccelerator
 from lt_core.builtin.empty import NoInit, materialise
@@ -45,7 +45,7 @@ def train(engine: PlainEngine, start: int, stop: int) -> None:
             engine.backward(loss)
             return loss
 
-        engine.step(0, closure)
+        engine.update(0, True, closure)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_in_process_launcher() -> None:
     launcher = launchers.get("in_process")()
     assert isinstance(launcher, InProcessLauncher)
     payload = object()
-    outcome = launcher.launch(lambda given: Outcome(value=given), payload)
+    outcome = launcher.launch(lambda given: Outcome(value=given), payload, Plan(), None)
     assert outcome.value is payload
     assert launcher.problems(Plan()) == []
     (problem,) = launcher.problems(Plan(devices=(0, 1), num_nodes=2))
@@ -104,11 +104,11 @@ def test_single_device_takes_a_given_device() -> None:
 
 
 def test_engine_adds_no_frame() -> None:
-    """With nothing to do around a step, the engine calls the module's own method and the precision's backward."""
-    net, precision = Net(), FullPrecision()
-    engine = plain(net, precision=precision)
+    """With nothing to do around a step, the engine calls the module's own method and the tensor's backward."""
+    net = Net()
+    engine = plain(net)
     assert engine.call == {"training_step": net.training_step}
-    assert engine.backward == precision.backward
+    assert engine.backward is Tensor.backward
     assert engine.place is None
 
 
@@ -195,7 +195,7 @@ def test_foreign_parameter_has_a_name_too() -> None:
     net, extra = Net(), nn.Parameter(torch.zeros(2))
     engine = plain(net, torch.optim.SGD([*net.parameters(), extra], lr=0.1, momentum=0.9))
     extra.grad = torch.ones(2)
-    engine.step(0)
+    engine.update(0, True)
     (saved,) = engine.optimizer_states()
     assert saved["param_groups"][0]["params"][-1] == "<group 0, parameter 4>"
     engine.load_optimizer_states([saved])
@@ -216,7 +216,7 @@ def test_state_keeps_its_own_format() -> None:
     engine = plain(net, WideSGD(net.parameters(), lr=0.1))
     for parameter in net.parameters():
         parameter.grad = torch.full_like(parameter, 1.0)
-    engine.step(0)
+    engine.update(0, True)
     saved = copy.deepcopy(engine.optimizer_states())
     other = plain(net, WideSGD(net.parameters(), lr=0.1))
     other.load_optimizer_states(saved)

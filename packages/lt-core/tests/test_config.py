@@ -48,7 +48,7 @@ class StandIn:
     def _anything(self, *args, **kwargs):
         raise AssertionError("a configuration calls nothing")
 
-    is_available = parse_devices = device = setup = shard = engine = teardown = _anything
+    is_available = parse_devices = device = setup = shard = engine = leave = _anything
     launch = start = stop = profile = log_metrics = _anything
 
 
@@ -59,7 +59,7 @@ class APrecision:
 
     def convert_batch(self, batch): ...
 
-    def backward(self, loss): ...
+    def scale(self, loss): ...
 
     def step(self, optimizer, closure=None): ...
 

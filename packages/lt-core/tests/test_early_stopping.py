@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_core.builtin.single_device import LocalCollectives
 from lt_core.callbacks import EarlyStopping
 from lt_core.callbacks.early_stopping import EarlyStoppingReason as Reason
+from lt_interface import PlainCollectives
 from lt_interface.errors import ConfigError, MisconfigurationException
 
 
@@ -26,7 +26,7 @@ def _trainer(**changes):
         "is_global_zero": True,
         "current_epoch": 0,
         "should_stop": False,
-        "collectives": LocalCollectives(),
+        "collectives": PlainCollectives(),
     }
     return SimpleNamespace(**{**values, **changes})
 
@@ -166,10 +166,10 @@ def test_a_resumed_count_goes_on():
     assert first.state_key == second.state_key != EarlyStopping("loss", mode="max").state_key
 
 
-def test_another_ranks_stop_stops_this_one():
-    """Whatever rank sees the reason, all ranks stop."""
-    ranks = SimpleNamespace(any=lambda flag: True)
-    assert _feed(EarlyStopping("loss", patience=9), [1.0], _trainer(collectives=ranks)) == 0
+def test_every_rank_goes_by_the_first_ones_value():
+    """Rank 0's value decides on every rank, also where a rank's own one still improves."""
+    ranks = SimpleNamespace(broadcast_object=lambda value: torch.tensor(1.0))
+    assert _feed(EarlyStopping("loss", patience=1), [3.0, 2.0, 1.0], _trainer(collectives=ranks)) == 1
 
 
 def test_verbose_tells_improvements_and_the_stop(caplog):

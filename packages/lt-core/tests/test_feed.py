@@ -470,8 +470,18 @@ def test_ranks_see_every_sample_once_in_evaluation() -> None:
         for rank in range(3):
             feed = Feed(DataLoader(Noisy(n), 2), stage="test", world=world(rank, 3))
             for batch, _, _ in feed.epoch(0):
-                seen.extend(batch[0].tolist())
+                seen.extend(batch[0].tolist() if feed.weight else [])
         assert sorted(seen) == list(range(n))
+
+
+@pytest.mark.parametrize("n", [1, 5, 8, 13])
+def test_ranks_evaluate_equally_often_where_they_must(n: int) -> None:
+    """With shadows each rank gets equally many batches; without, a rank that has none of its own gets one."""
+    for shadows in (True, False):
+        feeds = [Feed(DataLoader(Noisy(n), 2), stage="test", world=world(r, 3), shadows=shadows) for r in range(3)]
+        counts = [len([feed.weight for _ in feed.epoch(0)]) for feed in feeds]
+        assert min(counts) >= 1
+        assert len(set(counts)) == 1 or not shadows
 
 
 def test_weights_make_the_mean_over_ranks_that_over_samples() -> None:
@@ -484,20 +494,42 @@ def test_weights_make_the_mean_over_ranks_that_over_samples() -> None:
 
 
 def test_ranks_draw_their_order_from_rank_zero() -> None:
-    """Ranks whose random states differ agree on the order, and each keeps its own state afterwards."""
+    """Ranks whose random states differ agree on each epoch's order; rank 0's state advances, the others' does not."""
     states: list[Any] = []
-
-    def agree(state: Any) -> Any:
-        states.append(state)
-        return states[0]
-
-    orders, draws = [], []
+    orders: list[list[list[int]]] = [[], []]
+    draws = []
     for rank in range(2):
         rng.seed_process(rank)
-        feed = Feed(DataLoader(Noisy(8), 2, shuffle=True), stage="train", world=world(rank, 2), agree=agree)
-        batches = feed.epoch(0)
-        draws.append(torch.rand(()).item())
-        orders.append([feed.batch_indices for _ in batches])
-    assert sorted(i for order in orders for b in order for i in b or []) == list(range(8))
+        sent = iter(list(states))
+
+        def agree(state: Any, sent: Iterator[Any] = sent) -> Any:
+            states.append(state)
+            return next(sent, state)
+
+        data: Any = DataLoader(list(range(8)), 2, shuffle=True)  # type: ignore[arg-type]
+        feed = Feed(data, stage="train", world=world(rank, 2), agree=agree)
+        for epoch in range(2):
+            orders[epoch].extend([feed.batch_indices or [] for _ in feed.epoch(epoch)])
+        draws.append([torch.rand(()).item() for _ in range(17)])
+    orders = [[order[0], order[2], order[1], order[3]] for order in orders]
+    rng.seed_process(0)
+    alone = [[b.tolist() for b in DataLoader(list(range(8)), 2, shuffle=True)] for _ in range(2)]  # type: ignore[arg-type]
+    assert orders == alone
+    assert orders[0] != orders[1]
     rng.seed_process(1)
-    assert draws[1] == torch.rand(()).item()
+    assert draws[1] == [torch.rand(()).item() for _ in range(17)]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_peers_that_share_their_samples_draw_one_order(own: bool) -> None:
+    """Ranks of one data rank, as in tensor parallelism, draw rank 0's order, from a loader's own generator too."""
+    states: list[Any] = []
+    orders = []
+    for rank in range(2):
+        rng.seed_process(rank)
+        agree = (lambda state: states.append(state) or state) if rank == 0 else (lambda state: states[0])
+        generator = torch.Generator().manual_seed(rank) if own else None
+        data = DataLoader(Noisy(8), 2, shuffle=True, generator=generator)
+        feed = Feed(data, stage="train", world=World(rank=rank, size=2), agree=agree)
+        orders.append([feed.batch_indices for _ in feed.epoch(0)])
+    assert orders[0] == orders[1]

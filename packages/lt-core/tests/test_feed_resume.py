@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -260,6 +261,33 @@ def test_resume_works_with_another_number_of_ranks(before: int, after: int) -> N
     assert sorted(seen) == list(range(31))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 8), (1, 5), (1, 3), (2, 3), (2, 5)])
+def test_resume_works_with_another_batch_size(ranks: int, batch: int, workers: int) -> None:
+    """Two ranks of 4 go on at their sample, as any number of ranks with any batch size; no sample is seen twice."""
+    worlds = {size: [World(rank=r, size=size, data_rank=r, data_size=size) for r in range(size)] for size in (1, 2)}
+    seen, state = [], {}
+    for one in worlds[2]:
+        rng.seed_process(7)
+        feed = Feed(loader(4, n=31, shuffle=True)(), stage="train", world=one)
+        batches = feed.epoch(0)
+        for _ in range(2):
+            next(batches)
+            seen.extend(feed.batch_indices or [])
+        state = feed.state_dict() if one.rank == 0 else state
+    assert state["leaves"][0]["place_in_samples"] == 16
+    for one in worlds[ranks]:
+        make = loader(batch, n=31, shuffle=True, num_workers=workers)
+        feed = Feed(make(), stage="train", world=one)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the number of batches is another one
+            feed.load_state_dict(state)
+        for _ in feed.resume(0):
+            seen.extend(feed.batch_indices or [] if feed.weight else [])
+        feed.close()
+    assert sorted(seen) == list(range(31))
+
+
 def test_skipping_an_index_costs_at_most_a_microsecond() -> None:
     """Going far into an epoch is a matter of indices."""
     data = TensorDataset(torch.arange(200_000))
@@ -271,6 +299,7 @@ def test_skipping_an_index_costs_at_most_a_microsecond() -> None:
     feed.epoch(0)
     state = feed.state_dict()
     state["leaves"][0]["batches"] = state["rounds"] = 6000
+    state["leaves"][0]["place_in_samples"] = 192_000
     feed = make()
     feed.load_state_dict(state)
     start = time.process_time()

@@ -84,7 +84,12 @@ class Rank:
         if self.rank == 0:
             self.ranks.calls.append(op)
         stacked = torch.stack(self._exchange(tensor))
-        return {"sum": stacked.sum(0), "mean": stacked.mean(0), "min": stacked.amin(0), "max": stacked.amax(0)}[op]
+        return {"sum": stacked.sum, "min": stacked.amin, "max": stacked.amax}[op](0)
+
+    def all_gather(self, tensor: Tensor, group: str = "data") -> Tensor:
+        if self.rank == 0:
+            self.ranks.calls.append("all_gather")
+        return torch.stack(self._exchange(tensor))
 
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
         return self._exchange(obj)[src]
@@ -114,7 +119,7 @@ def on_ranks(
 
 
 def test_sync_dist_reduces_over_ranks() -> None:
-    """The epoch's mean is that of all ranks' samples, sums and bounds are over all, in one collective each."""
+    """The epoch's mean is that of all ranks' samples, sums and bounds are over all, in two collectives for all."""
 
     def job(store: MetricStore, rank: int) -> Any:
         for name in ("n", "m") if rank else ("m", "n"):  # the order of calls does not matter
@@ -131,7 +136,7 @@ def test_sync_dist_reduces_over_ranks() -> None:
     expected = {"n": 0.75, "m": 0.75, "sum": 3.0, "min": 1.0, "max": 2.0}
     assert first == {**expected, "own": 0.0}
     assert second == {**expected, "own": 1.0}
-    assert sorted(calls) == ["max", "min", "sum"]
+    assert calls == ["max", "all_gather"]
 
 
 def test_step_values_are_synced_together() -> None:
@@ -185,3 +190,76 @@ def test_evaluation_ranks_may_have_unequal_batches() -> None:
 
     found = on_ranks(2, job, evaluation)
     assert found[0] == found[1] == {"x_epoch": pytest.approx(2 / 3)}
+
+
+def test_a_rank_without_values_takes_part() -> None:
+    """A rank that had no evaluation batch changes no value of the others and does not hang."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        if rank == 0:
+            for op in ("mean", "sum", "min", "max"):
+                log(store, op, 3.0, on_epoch=True, sync_dist=True, reduce_fx=op)
+        return epoch_of(store)
+
+    first, second, _ = on_ranks(2, job, evaluation)
+    assert first == dict.fromkeys(("mean", "sum", "min", "max"), 3.0)
+    assert second == {}
+
+
+class SharedSum:
+    """Metric object that adds up over all ranks when it is computed, as those of torchmetrics do."""
+
+    def __init__(self, collectives: Any) -> None:
+        self.collectives, self.total, self.computed = collectives, 0.0, 0
+
+    def update(self, value: float) -> None:
+        self.total += value
+
+    def compute(self) -> Tensor:
+        self.computed += 1
+        return self.collectives.reduce(torch.tensor(self.total), "sum")
+
+    def reset(self) -> None:
+        self.total = 0.0
+
+
+def test_reading_never_communicates() -> None:
+    """One rank alone may read all metrics while a metric object is unread: it gets what was exchanged before."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        metric = SharedSum(store.collectives)
+        metric.update(rank + 1.0)
+        log(store, "sum", metric, on_step=True, on_epoch=True, prog_bar=True)
+        reads = [store.callback_metrics, store.progress_bar_metrics, store.state_dict]
+        if rank == 0:
+            assert "sum_step" not in store.callback_metrics()
+            assert store.progress_bar_metrics() == {}
+            assert store.state_dict()["slots"][0]["last"] is None
+        assert metric.computed == 0
+        store.scope = FORBIDDEN
+        assert store.take_step() == {"sum_step": 3.0}
+        if rank == 0:
+            assert all(read() for read in reads)
+            assert float(store.callback_metrics()["sum_step"]) == 3.0
+        store.scope, store.batch = TRAIN_EPOCH_END, None
+        store.sync()
+        if rank == 0:
+            assert float(store.callback_metrics()["sum_epoch"]) == 3.0
+        found = store.take_epoch()
+        assert metric.computed == 2
+        return found
+
+    assert on_ranks(2, job)[:2] == [{"sum_epoch": 3.0}] * 2
+
+
+def test_a_metric_object_of_one_rank_is_named() -> None:
+    """A metric object that one rank alone logs is an error on every rank, not a hang."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        if rank == 0:
+            log(store, "sum", SharedSum(store.collectives), on_epoch=True)
+        return epoch_of(store)
+
+    for error in on_ranks(2, job, evaluation)[:2]:
+        assert isinstance(error, MisconfigurationException)
+        assert "sum (metric object)" in str(error)

@@ -17,6 +17,7 @@ from torch import nn
 
 from lt_core.demos import BoringModel, ManualOptimBoringModel
 from lt_core.module import LightningModule
+from lt_interface import PlainPrecision
 from lt_interface.errors import MisconfigurationException
 
 
@@ -69,8 +70,12 @@ class FakeRun:
         self.schedulers = [SimpleNamespace(scheduler=s) for s in schedulers or []]
         self.calls: list[Any] = []
         self.hooks = SimpleNamespace(fire=lambda name, *args: self.calls.append(name))
-        self.engine = SimpleNamespace(backward=self.backward)
+        self.engine = SimpleNamespace(backward=self.backward, owns=frozenset())
+        self.precision = PlainPrecision()
         self.collectives = SimpleNamespace(barrier=self.calls.append, all_gather=self.gather)
+
+    def timed(self, function: Any, of: str) -> Any:
+        return function
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
         self.calls.append("engine.backward")
@@ -103,6 +108,8 @@ class FakeTrainer:
 def attached(module: LightningModule, run: Any = None) -> FakeTrainer:
     """Attach a fake trainer and return it; the caller must hold it."""
     trainer = FakeTrainer(run)
+    if run is not None:
+        run.module = module
     module.trainer = trainer  # type: ignore[assignment]
     trainer.lightning_module = module
     return trainer

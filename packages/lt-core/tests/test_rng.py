@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from quiet import QUIET
 
+from lt_core import Trainer
+from lt_core.builtin.cpu import CPUAccelerator
+from lt_core.demos import BoringModel
 from lt_core.state import rng
 from lt_interface.errors import ConfigError
 
@@ -111,3 +117,52 @@ def test_owned_generators_are_saved_restored_and_seeded(make) -> None:  # type: 
     seeded = one(generator)
     rng.reseed_generator(generator, 2**63 + 5)
     assert one(generator) == seeded != first
+
+
+class Diced(CPUAccelerator):
+    """Accelerator whose device has a generator of its own."""
+
+    kind = "tpu"
+
+    def __init__(self) -> None:
+        self.dice = torch.Generator().manual_seed(4)
+
+    def rng_state(self, device: torch.device) -> Any:
+        return self.dice.get_state()
+
+    def set_rng_state(self, device: torch.device, state: Any) -> None:
+        self.dice.set_state(state)
+
+    def throw(self) -> int:
+        """Return a number from the device's generator."""
+        return int(torch.randint(1_000_000, (), generator=self.dice))
+
+
+def test_a_devices_generator_goes_through_its_accelerator(tmp_path: Path) -> None:
+    """The device's random state is in a checkpoint, and validation leaves it alone."""
+
+    class Throws(BoringModel):
+        def __init__(self, dice: Diced) -> None:
+            super().__init__()
+            self.dice, self.thrown = dice, list[int]()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.thrown.append(self.dice.throw())
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            self.dice.throw()
+            return super().validation_step(batch, batch_idx)
+
+    def run(epochs: int, validate: int, path: Any = None) -> list[int]:
+        dice = Diced()
+        model = Throws(dice)
+        flags = {**QUIET, "limit_train_batches": 3, "limit_val_batches": validate, "num_sanity_val_steps": 0}
+        trainer = Trainer(**{**flags, "accelerator": dice, "devices": 1, "max_epochs": epochs})
+        trainer.fit(model, ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        return model.thrown
+
+    whole = run(2, 0)
+    assert run(1, 2) == whole[:3]
+    assert run(2, 2, tmp_path / "end.ckpt") == whole[3:]

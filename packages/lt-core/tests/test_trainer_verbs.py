@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lt_core import Callback, LightningModule, Trainer
-from lt_core.builtin.single_device import LocalCollectives, SingleDeviceStrategy
+from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.checkpoint import load_checkpoint
+from lt_interface import PlainCollectives
 from lt_interface.errors import MisconfigurationException
 
 
@@ -272,7 +273,7 @@ def test_a_callback_knows_where_a_run_begins(tmp_path: Path) -> None:
     assert trainer.resumed_from == path
 
 
-class OtherRankIsFull(LocalCollectives):
+class OtherRankIsFull(PlainCollectives):
     """Two ranks, as this one sees them: the other one's flag is set from the third question on."""
 
     def __init__(self) -> None:

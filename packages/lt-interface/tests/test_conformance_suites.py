@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from lt_interface import CheckpointError, Logger, Plan, World
+from lt_interface import CheckpointError, Logger, PlainCollectives, Plan, Problem, StrategyVerbs, World
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
+    ClusterConformance,
     Conformance,
+    LauncherConformance,
     LoggerConformance,
     PrecisionConformance,
     StrategyConformance,
@@ -29,6 +31,8 @@ from lt_interface.testing.trees import assert_same, plain_tree, tensor_tree
 SUITES = [
     AcceleratorConformance,
     CheckpointIOConformance,
+    ClusterConformance,
+    LauncherConformance,
     LoggerConformance,
     PrecisionConformance,
     StrategyConformance,
@@ -114,7 +118,7 @@ class TestReferencePrecision(PrecisionConformance):
         return ReferencePrecision()
 
 
-class PlainStrategy:
+class PlainStrategy(StrategyVerbs):
     """Run on the CPU."""
 
     name = "plain"
@@ -123,10 +127,11 @@ class PlainStrategy:
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self.collectives = Alone()
+        self.collectives = PlainCollectives()
+        self.mesh = None
 
-    def problems(self, plan: Plan) -> list[Any]:
-        return []
+    def problems(self, plan: Plan, module: Any = None) -> list[Any]:
+        return [] if plan.processes == 1 else [Problem("strategy", "it is of one process")]
 
     def setup(self, cluster: Any, accelerator: Any, devices: Any, plan: Plan) -> World:
         return World()
@@ -145,33 +150,17 @@ class PlainStrategy:
     def engine(self, module: Any, optimizers: Any, schedulers: Any, precision: Any, plan: Plan, default: Any) -> Any:
         return default(module, optimizers, schedulers, precision, plan)
 
+    def weights(self, module: Any) -> Any:
+        return module
+
     def checkpoint_io(self) -> str:
         return "safetensors"
 
-    def teardown(self, error: BaseException | None = None) -> None:
+    def release(self, module: Any, optimizers: Any) -> None:
         pass
 
-
-class Alone:
-    """Exchange of a single rank."""
-
-    def reduce(self, tensor: Any, op: str = "mean", group: str = "data") -> Any:
-        return tensor
-
-    def all_gather(self, tensor: Any, group: str = "data", sync_grads: bool = False) -> Any:
-        return tensor
-
-    def broadcast(self, tensor: Any, src: int = 0) -> Any:
-        return tensor
-
-    def broadcast_object(self, obj: Any, src: int = 0) -> Any:
-        return obj
-
-    def barrier(self, name: str = "", timeout: float | None = None) -> None:
+    def leave(self, error: BaseException | None = None) -> None:
         pass
-
-    def any(self, flag: bool) -> bool:
-        return flag
 
 
 class TestPlainStrategy(StrategyConformance):
@@ -276,18 +265,18 @@ def test_bad_accelerators_are_caught(test: str, arguments: tuple[Any, ...], chan
         getattr(AcceleratorConformance(), test)(_mutant(Parsing, **changes), *arguments)
 
 
-def _scaled_backward(self: Any, loss: Any, *args: Any, **kwargs: Any) -> None:
-    (loss * 1024).backward(*args, **kwargs)
-
-
 @pytest.mark.parametrize(
     ("test", "changes"),
     [
         ("test_converts_parameters", {"convert": lambda self, module: module.double()}),
         ("test_converts_batches", {"convert_batch": lambda self, batch: dict(batch)}),
-        ("test_gradients_have_their_true_size", {"backward": _scaled_backward}),
+        ("test_gradients_have_their_true_size", {"scale": lambda self, loss: loss * 1024}),
+        ("test_scale_is_a_factor", {"scale": lambda self, loss: loss * 1024}),
+        ("test_scale_is_a_factor", {"scale": lambda self, loss: loss.detach()}),
         ("test_learns", {"step": lambda self, optimizer, closure=None: True}),
         ("test_step_takes_a_closure", {"step": lambda self, optimizer, closure=None: optimizer.step() is None}),
+        ("test_step_passes_arguments", {"step": lambda self, optimizer, closure=None, **kwargs: not optimizer.step()}),
+        ("test_problems_are_listed", {"problems": lambda self, plan: ["no such format"]}),
         ("test_a_skipped_step_changes_nothing", {"step": lambda self, optimizer, closure=None: bool(optimizer.step())}),
     ],
 )
@@ -321,11 +310,11 @@ def test_forgotten_state_is_caught() -> None:
         def __init__(self) -> None:
             self.steps = 0
 
-        def step(self, optimizer: Any, closure: Any = None) -> bool:
+        def step(self, optimizer: Any, closure: Any = None, **kwargs: Any) -> bool:
             self.steps += 1
             for group in optimizer.param_groups:
                 group["lr"] = 0.1 / self.steps
-            return super().step(optimizer, closure)
+            return super().step(optimizer, closure, **kwargs)
 
     suite = type("TestCounting", (PrecisionConformance,), {"make": lambda self: Counting()})()
     with pytest.raises(AssertionError):
@@ -370,7 +359,7 @@ def test_bad_strategies_are_caught() -> None:
     with pytest.raises(AssertionError):
         suite.test_shard_materialises(lazy, False)
     strategy = PlainStrategy()
-    strategy.collectives = _mutant(Alone, reduce=lambda self, tensor, op="mean", group="data": tensor * 2)
+    strategy.collectives = _mutant(PlainCollectives, reduce=lambda self, tensor, op="mean": tensor * 2)
     with pytest.raises(AssertionError):
         suite.test_collectives_of_one_rank(strategy, "sum")
 

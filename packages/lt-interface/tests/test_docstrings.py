@@ -70,7 +70,9 @@ def shown_by(owner: ast.ClassDef, node: Function) -> bool:
 
 def described_elsewhere(owner: ast.ClassDef, node: Function) -> bool:
     """Return whether a method is a test, a fixture, or a stand-in's, which the protocol that it fills describes."""
-    return owner.name.startswith("Reference") or node.name.startswith("test_") or "fixture" in decorators(node)
+    return (
+        owner.name.startswith(("Reference", "Plain")) or node.name.startswith("test_") or "fixture" in decorators(node)
+    )
 
 
 def findings(tree: ast.Module) -> Iterator[str]:

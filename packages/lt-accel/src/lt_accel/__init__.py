@@ -1,4 +1,4 @@
-"""Train beyond 32 bits on one CPU: precisions for now, each found by its name."""
+"""Train beyond 32 bits on one CPU: precisions, strategies and clusters, each found by its name."""
 
 from lt_accel.precision.mixed import BFloat16MixedPrecision
 from lt_accel.version import __version__

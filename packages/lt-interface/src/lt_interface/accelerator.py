@@ -21,11 +21,12 @@ class Accelerator(Protocol):
 
     Attributes:
         name: The name users pass, such as ``"cpu"``.
+        kind: ``"cpu"``, ``"gpu"`` or ``"tpu"``: what ``accelerator="gpu"`` and a plan mean by it.
         priority: ``accelerator="auto"`` picks the available one with the highest priority.
 
     Example:
         >>> class Board:
-        ...     name, priority = "board", 5
+        ...     name, kind, priority = "board", "tpu", 5
         ...     def is_available(self):
         ...         return True
         ...     def device_count(self):
@@ -44,6 +45,10 @@ class Accelerator(Protocol):
         ...         pass
         ...     def stats(self, device):
         ...         return {"memory_used_bytes": 0}
+        ...     def rng_state(self, device):
+        ...         return None
+        ...     def set_rng_state(self, device, state):
+        ...         pass
         ...     def teardown(self):
         ...         pass
         >>> board = Board()
@@ -52,6 +57,7 @@ class Accelerator(Protocol):
     """
 
     name: str
+    kind: str
     priority: int
 
     def is_available(self) -> bool:
@@ -109,6 +115,23 @@ class Accelerator(Protocol):
 
         Args:
             device: The device of this rank, after ``setup``.
+        """
+        ...
+
+    def rng_state(self, device: torch.device) -> Any:
+        """Return the random state of a device as a tree of plain values and tensors, or None where it has none.
+
+        Args:
+            device: The device of this rank, after ``setup``.
+        """
+        ...
+
+    def set_rng_state(self, device: torch.device, state: Any) -> None:
+        """Take over a random state of a device.
+
+        Args:
+            device: The device of this rank, after ``setup``.
+            state: What ``rng_state`` returned, perhaps for another device of this kind; not None.
         """
         ...
 

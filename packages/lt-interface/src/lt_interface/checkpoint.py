@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["CheckpointIO"]
+__all__ = ["CheckpointIO", "SavesItself"]
 
 
 @runtime_checkable
@@ -124,5 +124,44 @@ class CheckpointIO(Protocol):
         Raises:
             OSError: If the disk refused one of them; raised once.
             CheckpointError: If a value of one of them cannot be kept; raised once.
+        """
+        ...
+
+
+@runtime_checkable
+class SavesItself(Protocol):
+    """Engine that writes weights and optimizer states itself, into a folder beside the rest of a checkpoint.
+
+    The core then leaves both out of the tree. Every rank calls both methods.
+
+    Example:
+        >>> class Partitioned:
+        ...     def save(self, path):
+        ...         pass
+        ...     def load(self, path):
+        ...         pass
+        >>> isinstance(Partitioned(), SavesItself)
+        True
+    """
+
+    def save(self, path: str) -> None:
+        """Write this rank's part.
+
+        Args:
+            path: A folder that exists.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        ...
+
+    def load(self, path: str) -> None:
+        """Take over what ``save`` wrote.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            CheckpointError: If it is of another model, or of a number of ranks that cannot be converted.
         """
         ...

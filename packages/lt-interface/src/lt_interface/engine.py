@@ -19,39 +19,48 @@ __all__ = ["Engine"]
 class Engine(Protocol):
     """Pieces of a training step over a sharded module and its optimizers.
 
-    `Strategy.engine` builds one once a run, and again when the user exchanges optimizers or ``training_step``.
-    The core reads the attributes once, when it builds the step; a step without a closure is then::
+    `Strategy.engine` builds one once a run, and again when the set of trainable parameters, the user's optimizers or
+    ``training_step`` change. The core reads the attributes once, when it builds the step. A window of batches is
+    then, for an engine that owns nothing and without a closure::
 
-        loss = engine.call["training_step"](engine.place(batch), batch_idx)
-        optimizer.zero_grad()        # unless "zero_grad" in engine.owns
-        engine.backward(loss)
-        engine.unscale(0)            # unless "unscale" in engine.owns
-        engine.clip(0, 1.0, "norm")  # unless "clip" in engine.owns; where clipping is set
-        stepped = engine.step(0)
-        engine.boundary()            # where it is not None
+        for i, batch in enumerate(window):
+            with engine.window(last=i + 1 == len(window)):     # where it is not None
+                engine.before_forward()                        # where it is not None; before the step of every loop
+                loss = engine.call["training_step"](engine.place(batch), i) / len(window)
+                if i == 0:
+                    optimizer.zero_grad()                      # unless "zero_grad" in engine.owns
+                engine.backward(loss)
+            engine.boundary()                                  # where it is not None; after each batch of every loop
+        engine.unscale(0)            # where the precision scales, unless "unscale" in engine.owns
+        engine.clip(0, 1.0, "norm")  # where clipping is set, unless "clip" in engine.owns
+        stepped = engine.update(0, last=True)
+
+    The boundary of the window's last batch comes after the update.
 
     Attributes:
-        optimizers: The optimizers, in the user's order; an ``index`` below counts them from 0.
-        owns: What the engine does itself and the core leaves out of the step: any of
-            ``"accumulate"``, ``"clip"``, ``"zero_grad"``, ``"unscale"``, ``"schedule"``.
+        optimizers: The optimizers, in the user's order, perhaps wrapped; an ``index`` below counts them from 0.
+        owns: What the engine does itself and the core leaves out of the step: any of ``"accumulate"`` (the loss is
+            not divided, and ``update`` is called for each batch), ``"backward"`` (an overridden ``backward`` of the
+            module is not called), ``"clip"``, ``"zero_grad"``, ``"unscale"``, ``"schedule"``.
         call: ``training_step``, ``validation_step``, ``test_step`` and ``predict_step`` as
             callables through whatever wraps the module; only those that the module has.
         place: Moves a batch to the device, or None where nothing needs to move.
-        accumulate: Makes a context for a batch that does not step (no gradient exchange),
-            or None.
-        boundary: Called once a batch after the step, or None.
-        model: The weights, by the user's own names.
+        window: Makes the context around forward and backward of one batch from ``last``, which is False for a batch
+            whose gradients are not exchanged yet; it may return None. None where no batch needs one.
+        before_forward: Called before the step of every loop, or None.
+        boundary: Called after each batch of every loop, or None.
+        model: The module; its weights are saved and loaded through `Strategy.weights`.
 
     Example:
         An engine of one process, as thin as it can be:
 
         >>> class ThinEngine:
-        ...     owns, place, accumulate, boundary = frozenset(), None, None, None
+        ...     owns, place, window, before_forward, boundary = frozenset(), None, None, None, None
         ...     def __init__(self, module, optimizers, schedulers, precision, plan):
         ...         self.model, self.optimizers, self.precision = module, list(optimizers), precision
         ...         self.call = {"training_step": module.training_step}
         ...     def backward(self, loss, *args, **kwargs):
-        ...         self.precision.backward(loss, *args, **kwargs)
+        ...         self.precision.scale(loss).backward(*args, **kwargs)
         ...     def unscale(self, index):
         ...         self.precision.unscale(self.optimizers[index])
         ...     def clip(self, index, value, algorithm):
@@ -59,13 +68,15 @@ class Engine(Protocol):
         ...         if algorithm == "norm":
         ...             return torch.nn.utils.clip_grad_norm_(parameters, value)
         ...         torch.nn.utils.clip_grad_value_(parameters, value)
-        ...     def step(self, index, closure=None):
-        ...         return self.precision.step(self.optimizers[index], closure)
+        ...     def update(self, index, last, closure=None, **kwargs):
+        ...         return self.precision.step(self.optimizers[index], closure, **kwargs)
         ...     def optimizer_states(self):
         ...         return [with_names(optimizer.state_dict(), self.model) for optimizer in self.optimizers]
         ...     def load_optimizer_states(self, states):
         ...         for optimizer, state in zip(self.optimizers, states, strict=True):
         ...             optimizer.load_state_dict(with_numbers(state, self.model))
+        ...     def close(self):
+        ...         pass
         >>> class Net:
         ...     def training_step(self, batch, batch_idx):
         ...         return batch
@@ -77,14 +88,16 @@ class Engine(Protocol):
     owns: frozenset[str]
     call: Mapping[str, Callable[..., Any]]
     place: Callable[[Any], Any] | None
-    accumulate: Callable[[], AbstractContextManager[Any]] | None
+    window: Callable[[bool], AbstractContextManager[Any] | None] | None
+    before_forward: Callable[[], None] | None
     boundary: Callable[[], None] | None
     model: Stateful
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass of a loss, scaled where the precision needs it; gradients add up.
 
-        The core calls it after each ``training_step``; a user calls it through ``manual_backward``.
+        The core calls it after each ``training_step``, unless the module overrides ``backward``: that one then gets
+        ``precision.scale(loss)``. A user calls it through ``manual_backward``.
 
         Args:
             loss: A scalar that requires gradients, already divided by the length of its window.
@@ -106,7 +119,7 @@ class Engine(Protocol):
     def clip(self, index: int, value: float, algorithm: str) -> Tensor | None:
         """Clip the gradients of an optimizer, over all ranks that hold parts of them.
 
-        The core calls it after ``unscale`` and before ``step``, where a value above 0 is set.
+        The core calls it after ``unscale`` and before ``update``, where a value above 0 is set.
 
         Args:
             index: Which optimizer.
@@ -121,17 +134,21 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, index: int, closure: Callable[[], Any] | None = None) -> bool:
+    def update(self, index: int, last: bool, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
         """Step an optimizer.
 
-        The core calls it at the end of each window of accumulated batches; gradients are left as they are.
+        The core calls it at the end of each window of accumulated batches; for an engine that owns ``"accumulate"``
+        after the backward pass of each batch. Gradients are left as they are.
 
         Args:
             index: Which optimizer.
+            last: Whether the batch is the last one of its window.
             closure: Computes loss and gradients anew and returns the loss, for optimizers such as LBFGS.
+            **kwargs: What the user gave to ``optimizer.step``; given on to it.
 
         Returns:
-            False when the step was skipped because a gradient was inf or nan; the core then counts no step.
+            Whether the weights were updated: False inside a window, and for a step that was skipped because a gradient
+            was inf or nan. The core then counts no step.
         """
         ...
 
@@ -150,5 +167,12 @@ class Engine(Protocol):
 
         Raises:
             CheckpointError: If they are of other parameters or of another number of optimizers.
+        """
+        ...
+
+    def close(self) -> None:
+        """Undo what the engine did to the module, such as hooks; called when another one takes its place.
+
+        The core calls it too when the run ends, after `Strategy.release`. A second call does nothing.
         """
         ...

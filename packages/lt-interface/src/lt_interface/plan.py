@@ -16,6 +16,9 @@ class Plan:
 
     Attributes:
         stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        accelerator: Kind of the devices: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+        strategy: Name of the strategy.
+        launcher: Name of what starts the ranks.
         devices: Parsed device indices of one node.
         num_nodes: Number of nodes.
         accumulate: Batches per optimizer step.
@@ -27,15 +30,21 @@ class Plan:
         sync_batchnorm: Whether batch statistics are shared between ranks.
         compile: Whether the user passed a compiled module.
         inference_mode: Whether evaluation entry points run under ``torch.inference_mode``.
+        max_steps: Optimizer steps after which training stops; -1 for no limit.
+        max_epochs: Epochs after which training stops; -1 for no limit.
+        deterministic: Whether torch uses deterministic algorithms.
         root: The default root folder.
 
     Example:
         >>> plan = Plan(devices=(0, 1), accumulate=4, clip_value=1.0)
-        >>> plan.stage, len(plan.devices) * plan.num_nodes
+        >>> plan.stage, plan.processes
         ('fit', 2)
     """
 
     stage: str = "fit"
+    accelerator: str = "cpu"
+    strategy: str = "single_device"
+    launcher: str = "in_process"
     devices: tuple[int, ...] = (0,)
     num_nodes: int = 1
     accumulate: int = 1
@@ -47,4 +56,12 @@ class Plan:
     sync_batchnorm: bool = False
     compile: bool = False
     inference_mode: bool = True
+    max_steps: int = -1
+    max_epochs: int = -1
+    deterministic: bool = False
     root: str = "."
+
+    @property
+    def processes(self) -> int:
+        """Return the number of processes of all nodes: one for each device."""
+        return len(self.devices) * self.num_nodes

@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-__all__ = ["Precision"]
+    from lt_interface.errors import Problem
+    from lt_interface.plan import Plan
+
+__all__ = ["PlainPrecision", "Precision"]
 
 
 @runtime_checkable
 class Precision(Protocol):
     """Number format of parameters and batches, and what the optimizer sees of it.
 
-    ``forward`` and ``convert_output`` are None, and ``converts_batch`` is False, where there
+    ``forward`` and ``convert_output`` are None, and ``converts_batch`` and ``scales`` are False, where there
     is nothing to do, so that the loop leaves them out instead of calling them. A precision must pickle.
+    `PlainPrecision` has the methods that change nothing, to be derived from.
 
     Attributes:
         name: The name users pass, such as ``"32-true"``.
         converts_batch: Whether ``convert_batch`` changes anything.
+        scales: Whether ``scale`` and ``unscale`` change anything.
 
     Example:
-        All in 64 bits, without a loss scale:
+        All in 64 bits, without a loss scale; `PlainPrecision` has these no-ops already:
 
         >>> from contextlib import nullcontext
         >>> class Double:
-        ...     name, converts_batch, forward, convert_output = "double", True, None, None
+        ...     name, converts_batch, scales, forward, convert_output = "double", True, False, None, None
+        ...     def problems(self, plan):
+        ...         return []
         ...     def init_context(self):
         ...         return nullcontext()
         ...     def convert(self, module):
         ...         return module.double()
         ...     def convert_batch(self, batch):
         ...         return [x.double() if x.is_floating_point() else x for x in batch]
-        ...     def backward(self, loss, *args, **kwargs):
-        ...         loss.backward(*args, **kwargs)
+        ...     def scale(self, loss):
+        ...         return loss
         ...     def unscale(self, optimizer):
         ...         pass
-        ...     def step(self, optimizer, closure=None):
-        ...         optimizer.step(closure)
+        ...     def step(self, optimizer, closure=None, **kwargs):
+        ...         optimizer.step(closure, **kwargs)
         ...         return True
         ...     def state_dict(self):
         ...         return {}
@@ -53,6 +60,7 @@ class Precision(Protocol):
 
     name: str
     converts_batch: bool
+    scales: bool
 
     @property
     def forward(self) -> Callable[[], AbstractContextManager[Any]] | None:
@@ -62,6 +70,17 @@ class Precision(Protocol):
     @property
     def convert_output(self) -> Callable[[Any], Any] | None:
         """Return what brings the output of a step into the right format, or None."""
+        ...
+
+    def problems(self, plan: Plan) -> Sequence[Problem]:
+        """Return what of a plan this precision cannot do; it touches no device.
+
+        Args:
+            plan: What was decided.
+
+        Returns:
+            The problems, all at once; empty if there is none.
+        """
         ...
 
     def init_context(self) -> AbstractContextManager[Any]:
@@ -86,13 +105,13 @@ class Precision(Protocol):
         """
         ...
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run the backward pass of a loss, scaled where the format needs it; gradients add up.
+    def scale(self, loss: Tensor) -> Tensor:
+        """Return the loss that the backward pass sees: multiplied by the loss scale, or as it is.
+
+        Engines call it in ``backward``; the core calls it where the module overrides ``backward``.
 
         Args:
             loss: A scalar that requires gradients.
-            *args: Given on to ``Tensor.backward``.
-            **kwargs: Given on to ``Tensor.backward``, such as ``retain_graph``.
         """
         ...
 
@@ -104,12 +123,13 @@ class Precision(Protocol):
         """
         ...
 
-    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> bool:
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
         """Step an optimizer, after unscaling its gradients if that was not done.
 
         Args:
             optimizer: The optimizer.
             closure: Computes loss and gradients anew and returns the loss, for optimizers such as LBFGS.
+            **kwargs: Given on to the optimizer's own ``step``.
 
         Returns:
             False when the step was skipped because a gradient was inf or nan; the weights are then unchanged.
@@ -127,3 +147,57 @@ class Precision(Protocol):
             state: What ``state_dict`` returned, or an empty dict of a run without such a state.
         """
         ...
+
+
+class PlainPrecision:
+    """Precision that leaves everything as it is: the base of those that change a part of it.
+
+    Example:
+        >>> class Quiet(PlainPrecision):
+        ...     name = "quiet"
+        >>> Quiet().convert_batch([1, 2]), Quiet().scale(0.5), Quiet().state_dict()
+        ([1, 2], 0.5, {})
+    """
+
+    name = "32-true"
+    converts_batch = False
+    scales = False
+    forward: Callable[[], AbstractContextManager[Any]] | None = None
+    convert_output: Callable[[Any], Any] | None = None
+
+    def problems(self, plan: Plan) -> Sequence[Problem]:
+        """Return nothing: every plan will do."""
+        return []
+
+    def init_context(self) -> AbstractContextManager[Any]:
+        """Return a context that changes nothing."""
+        return nullcontext()
+
+    def convert(self, module: nn.Module) -> nn.Module:
+        """Return the module as it is."""
+        return module
+
+    def convert_batch(self, batch: Any) -> Any:
+        """Return the batch as it is."""
+        return batch
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """Return the loss as it is."""
+        return loss
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Leave the gradients: they have their true size."""
+
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
+        """Step the optimizer and return True."""
+        if closure is not None:
+            kwargs["closure"] = closure
+        optimizer.step(**kwargs)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return an empty dict: there is no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Accept a state of another precision, which has no meaning here."""

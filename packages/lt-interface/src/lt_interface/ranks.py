@@ -7,14 +7,37 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["DummyExperiment", "is_rank_zero", "rank_zero_only"]
+from lt_interface.world import World
+
+__all__ = ["DummyExperiment", "is_rank_zero", "rank_zero_only", "set_world"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_world: World | None = None
+
+
+def set_world(world: World | None) -> None:
+    """Set the place of this process, which from then on counts in place of the environment variables.
+
+    The core calls it after `Strategy.setup`.
+
+    Args:
+        world: The place; None for that of the environment again.
+
+    Example:
+        >>> set_world(World(rank=1, size=2))
+        >>> is_rank_zero()
+        False
+        >>> set_world(None)
+    """
+    global _world
+    _world = world
+
+
 def is_rank_zero() -> bool:
-    """Return whether this process is the first of its run, by its environment variables.
+    """Return whether this process is the first of its run: by `set_world`, before it by its environment variables.
 
     ``RANK`` takes precedence over ``SLURM_PROCID``; a process that has neither is the first.
 
@@ -24,6 +47,8 @@ def is_rank_zero() -> bool:
         ...     is_rank_zero()
         False
     """
+    if _world is not None:
+        return _world.is_global_zero
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) in {"", "0"}
 
 

@@ -33,10 +33,12 @@ __all__ = [
 
 T = TypeVar("T")
 
+# Words that stand for the first of several names that can be used here.
+ALIASES: dict[str, dict[str, tuple[str, ...]]] = {"lt.accelerators": {"gpu": ("mps", "cuda")}}
 # What the sibling packages provide, so that a missing one is answered with its command.
 SIBLINGS: dict[str, dict[str, str]] = {
     "lt.accelerators": {"cpu": "lt-core"},
-    "lt.strategies": {"single_device": "lt-core"},
+    "lt.strategies": {"single_device": "lt-core", "ddp": "lt-accel"},
     "lt.precisions": {
         "32-true": "lt-core",
         "64-true": "lt-core",
@@ -52,6 +54,7 @@ SIBLINGS: dict[str, dict[str, str]] = {
     },
     "lt.checkpoint_io": {"safetensors": "lt-core", "async": "lt-core"},
     "lt.launchers": {"in_process": "lt-core"},
+    "lt.clusters": {"slurm": "lt-accel", "torchrun": "lt-accel"},
     "lt.profilers": {"passthrough": "lt-core"},
 }
 
@@ -118,6 +121,7 @@ class Registry(Generic[T]):
     def __init__(self, group: str, kind: str) -> None:
         self.group = group
         self.kind = kind
+        self.aliases = ALIASES.get(group, {})
 
     def __repr__(self) -> str:
         return f"Registry({self.group!r}, {self.kind!r})"

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from lt_interface.engine import Engine
     from lt_interface.errors import Problem
     from lt_interface.precision import Precision
+    from lt_interface.state import Stateful
 
-__all__ = ["Collectives", "Strategy"]
+__all__ = ["BARRIER_SECONDS", "Collectives", "PlainCollectives", "Strategy", "StrategyVerbs"]
 
 T = TypeVar("T")
+# Seconds after which a barrier is an error: longer than any preparation of data or writing of a file should take.
+BARRIER_SECONDS = 1800.0
 
 
 @runtime_checkable
@@ -34,24 +37,16 @@ class Collectives(Protocol):
     Example:
         The exchange of a single rank:
 
-        >>> class Alone:
-        ...     def reduce(self, tensor, op="mean", group="data"):
-        ...         return tensor
-        ...     def all_gather(self, tensor, group="data", sync_grads=False):
-        ...         return tensor
-        ...     def broadcast(self, tensor, src=0):
-        ...         return tensor
-        ...     def broadcast_object(self, obj, src=0):
-        ...         return obj
-        ...     def barrier(self, name="", timeout=None):
-        ...         pass
-        ...     def any(self, flag):
-        ...         return flag
-        >>> isinstance(Alone(), Collectives)
+        >>> isinstance(PlainCollectives(), Collectives)
         True
+        >>> alone = PlainCollectives()
+        >>> alone.reduce(0.5), alone.all_gather(0.5), alone.broadcast(0.5), alone.broadcast_object("run-7")
+        (0.5, 0.5, 0.5, 'run-7')
+        >>> alone.any(False), alone.agree(5), alone.barrier("the files")
+        (False, 5, None)
     """
 
-    def reduce(self, tensor: Tensor, op: str = "mean", group: str = "data") -> Tensor:
+    def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
         """Return the reduction of a tensor over all ranks.
 
         The core calls it for logged values with ``sync_dist=True``, one tensor for many values.
@@ -59,21 +54,24 @@ class Collectives(Protocol):
         Args:
             tensor: A tensor of the same shape and format on every rank, on the strategy's device; it stays as it is.
             op: ``"mean"``, ``"sum"``, ``"min"`` or ``"max"``.
-            group: ``"data"`` for the ranks that receive different samples, or a process group that the user gave.
+            group: ``"data"`` for the ranks that receive different samples, the name of another dimension of the
+                strategy's mesh, or a process group that the user gave.
 
         Returns:
-            A tensor of the same shape, the same on every rank.
+            A tensor of the same shape, the same on every rank. With several ranks the mean of whole numbers is a
+            floating-point tensor, and the sum of flags counts them.
         """
         ...
 
-    def all_gather(self, tensor: Tensor, group: str = "data", sync_grads: bool = False) -> Tensor:
+    def all_gather(self, tensor: Tensor, group: Any = "data", sync_grads: bool = False) -> Tensor:
         """Return the ranks' tensors, stacked.
 
         The core calls it for the user's ``self.all_gather``.
 
         Args:
             tensor: A tensor of the same shape and format on every rank, on the strategy's device.
-            group: ``"data"`` for the ranks that receive different samples, or a process group that the user gave.
+            group: ``"data"`` for the ranks that receive different samples, the name of another dimension of the
+                strategy's mesh, or a process group that the user gave.
             sync_grads: Whether gradients flow back to the ranks they came from.
 
         Returns:
@@ -99,12 +97,15 @@ class Collectives(Protocol):
         """
         ...
 
-    def barrier(self, name: str = "", timeout: float | None = None) -> None:
+    def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
         """Wait for every rank.
 
         Args:
             name: What is waited for, for messages.
-            timeout: Seconds until it is an error; None for the default of the backend.
+            timeout: Seconds until it is an error.
+
+        Raises:
+            TimeoutError: If a rank does not come in time; the message has the name.
         """
         ...
 
@@ -116,6 +117,54 @@ class Collectives(Protocol):
         """
         ...
 
+    def agree(self, bits: int) -> int:
+        """Return the bits that any rank gave in the call before, and send this rank's without waiting for the others.
+
+        With one rank it returns the bits that it is given; with several the first call returns 0. The core calls it
+        once a step, for what may arise on one rank at any step: so it must cost microseconds, as a reduction on a
+        group of its own does that is begun in one call and read in the next one.
+
+        Args:
+            bits: This rank's flags, a number below 2 ** 31.
+        """
+        ...
+
+
+class PlainCollectives:
+    """Exchange of a single rank: every call returns what it was given.
+
+    Example:
+        >>> PlainCollectives().agree(5)
+        5
+    """
+
+    def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
+        """Return the tensor."""
+        return tensor
+
+    def all_gather(self, tensor: Tensor, group: Any = "data", sync_grads: bool = False) -> Tensor:
+        """Return the tensor, without a new dimension."""
+        return tensor
+
+    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
+        """Return the tensor."""
+        return tensor
+
+    def broadcast_object(self, obj: T, src: int = 0) -> T:
+        """Return the object."""
+        return obj
+
+    def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
+        """Return at once."""
+
+    def any(self, flag: bool) -> bool:
+        """Return the flag."""
+        return flag
+
+    def agree(self, bits: int) -> int:
+        """Return the bits."""
+        return bits
+
 
 @runtime_checkable
 class Strategy(Protocol):
@@ -123,7 +172,8 @@ class Strategy(Protocol):
 
     The core calls ``problems`` in the parent process, then in each rank, once for each call of the trainer:
     ``setup``, ``init_context`` around the module's ``configure_model``, ``shard``, ``engine`` after the optimizers
-    are configured, ``teardown``. After ``teardown`` the next call sets the same object up again.
+    are configured, ``release`` before ``on_fit_end``, and ``leave`` after ``teardown`` of the user's hooks. After
+    ``leave`` the next call sets the same object up again. `StrategyVerbs` is the base with the verbs that users know.
 
     Attributes:
         name: The name users pass.
@@ -131,23 +181,24 @@ class Strategy(Protocol):
         collective_forward: Whether every rank must run forward equally often.
         device: The device of this rank, after ``setup``.
         collectives: The exchange between ranks, after ``setup``.
+        mesh: The named mesh of devices (``torch.distributed.device_mesh.DeviceMesh``), after ``setup``; None without.
 
     Example:
         All in one process, on the accelerator's first device:
 
         >>> from contextlib import nullcontext
         >>> from lt_interface.errors import Problem
-        >>> class OneDevice:
+        >>> class OneDevice(StrategyVerbs):
         ...     name, default_launcher, collective_forward = "one_device", None, False
-        ...     device, collectives = None, None
-        ...     def problems(self, plan):
-        ...         if len(plan.devices) * plan.num_nodes == 1:
+        ...     device, collectives, mesh = None, None, None
+        ...     def problems(self, plan, module=None):
+        ...         if plan.processes == 1:
         ...             return []
         ...         return [Problem('Trainer(strategy="one_device")', "it uses one device", fix="Write devices=1.")]
         ...     def setup(self, cluster, accelerator, devices, plan):
         ...         self.accelerator, self.device = accelerator, accelerator.device(devices[0])
         ...         accelerator.setup(self.device)
-        ...         self.collectives = Alone()
+        ...         self.collectives = PlainCollectives()
         ...         return World()
         ...     def init_context(self, empty=None):
         ...         return nullcontext()
@@ -155,9 +206,13 @@ class Strategy(Protocol):
         ...         return precision.convert(module).to(self.device)
         ...     def engine(self, module, optimizers, schedulers, precision, plan, default):
         ...         return default(module, optimizers, schedulers, precision, plan)
+        ...     def weights(self, module):
+        ...         return module
         ...     def checkpoint_io(self):
         ...         return "safetensors"
-        ...     def teardown(self, error=None):
+        ...     def release(self, module, optimizers):
+        ...         module.to("cpu")
+        ...     def leave(self, error=None):
         ...         self.accelerator.teardown()
         >>> strategy = OneDevice()
         >>> isinstance(strategy, Strategy)
@@ -171,12 +226,14 @@ class Strategy(Protocol):
     collective_forward: bool
     device: torch.device
     collectives: Collectives
+    mesh: Any
 
-    def problems(self, plan: Plan) -> Sequence[Problem]:
-        """Return what of a plan this strategy cannot do; it touches no device.
+    def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
+        """Return what of a plan, or of a module under it, this strategy cannot do; it touches no device.
 
         Args:
             plan: What was decided.
+            module: The user's module, as it was given.
 
         Returns:
             The problems, all at once: the core raises them together with those of the flags. Empty if there is none.
@@ -236,7 +293,9 @@ class Strategy(Protocol):
     ) -> Engine:
         """Build the engine that steps a module.
 
-        The core calls it after ``shard``, and again when the user exchanges optimizers or ``training_step``.
+        The core calls it after ``shard``, and again when the set of trainable parameters, the optimizers or
+        ``training_step`` change; the engine before is closed first. While it is called, a step of a module that
+        ``torch.compile`` wraps is an attribute of the module's instance, so that the compiled form is what is called.
 
         Args:
             module: What ``shard`` returned.
@@ -251,14 +310,144 @@ class Strategy(Protocol):
         """
         ...
 
+    def weights(self, module: nn.Module) -> Stateful:
+        """Return what saves and loads a module's weights by the user's names, whole on the CPU or as its own shards.
+
+        The core saves and loads through it, before the optimizers exist too. Every rank calls both methods.
+
+        Args:
+            module: What ``shard`` returned.
+        """
+        ...
+
     def checkpoint_io(self) -> str:
         """Return the name of the checkpoint format that fits this strategy."""
         ...
 
-    def teardown(self, error: BaseException | None = None) -> None:
-        """Leave the other ranks and tear the accelerator down; a second call does nothing.
+    def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Make full, plain parameters and optimizer states on the CPU; called before ``on_fit_end``, while ranks meet.
+
+        Where they do not fit into memory, they are left as they are, with a warning.
+
+        Args:
+            module: What ``shard`` returned.
+            optimizers: The user's optimizers.
+        """
+        ...
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Leave the other ranks; called after the user's ``teardown``. A second call does nothing.
+
+        Without an error the process group may stay for the next call of the same world.
 
         Args:
             error: What ended the run, or None; after an error other ranks must not be waited for.
         """
         ...
+
+
+class StrategyVerbs:
+    """Verbs of ``trainer.strategy`` that users know, over a strategy's collectives.
+
+    Attributes:
+        world: The place of this process; the core sets it after ``setup``.
+        lightning_module: The user's module; the core sets it for each call of the trainer.
+        model: The module as the engine runs it.
+
+    Example:
+        >>> class Echo:
+        ...     def broadcast_object(self, obj, src=0):
+        ...         return obj
+        ...     def barrier(self, name="", timeout=BARRIER_SECONDS):
+        ...         print("all are at", name)
+        ...     def reduce(self, tensor, op="mean", group="data"):
+        ...         return op
+        ...     def all_gather(self, tensor, group="data", sync_grads=False):
+        ...         return [tensor]
+        >>> strategy = StrategyVerbs()
+        >>> strategy.collectives = Echo()
+        >>> strategy.is_global_zero, strategy.broadcast("run-7"), strategy.all_gather(0.5)
+        (True, 'run-7', [0.5])
+        >>> strategy.barrier("download")
+        all are at download
+        >>> strategy.reduce(0.5, reduce_op="avg")
+        'mean'
+    """
+
+    device: torch.device
+    collectives: Collectives
+    world: World = World()
+    lightning_module: Any = None
+    model: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the module, which belongs to a call of the trainer."""
+        return {key: value for key, value in vars(self).items() if key not in ("lightning_module", "model")}
+
+    @property
+    def root_device(self) -> torch.device:
+        """Return the device of this rank."""
+        return self.device
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Return whether this is rank 0 of all processes."""
+        return self.world.is_global_zero
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of processes."""
+        return self.world.size
+
+    @property
+    def global_rank(self) -> int:
+        """Return the number of this process among all."""
+        return self.world.rank
+
+    @property
+    def local_rank(self) -> int:
+        """Return the number of this process on its node."""
+        return self.world.local_rank
+
+    @property
+    def node_rank(self) -> int:
+        """Return the number of this node."""
+        return self.world.node_rank
+
+    def broadcast(self, obj: T, src: int = 0) -> T:
+        """Return one rank's object, or tensor, on every rank.
+
+        Args:
+            obj: The object to send, picklable; what the other ranks give is ignored.
+            src: The rank that sends.
+        """
+        return self.collectives.broadcast_object(obj, src)
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for every rank.
+
+        Args:
+            name: What is waited for, for messages.
+        """
+        self.collectives.barrier(name or "")
+
+    def reduce(self, tensor: Tensor, group: Any = None, reduce_op: str | None = "mean") -> Tensor:
+        """Return the reduction of a tensor over the ranks.
+
+        Args:
+            tensor: A tensor of the same shape on every rank.
+            group: A process group, or None for all ranks that receive different samples.
+            reduce_op: ``"mean"`` (or ``"avg"``), ``"sum"``, ``"min"`` or ``"max"``.
+        """
+        op = (reduce_op or "mean").lower()
+        return self.collectives.reduce(tensor, "mean" if op == "avg" else op, "data" if group is None else group)
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        """Return the ranks' tensors, stacked.
+
+        Args:
+            tensor: A tensor of the same shape on every rank.
+            group: A process group, or None for all ranks that receive different samples.
+            sync_grads: Whether gradients flow back to the ranks they came from.
+        """
+        return self.collectives.all_gather(tensor, "data" if group is None else group, sync_grads)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
-from torch.optim import Optimizer
+
+from lt_interface import PlainPrecision
 
 __all__ = ["BFloat16MixedPrecision"]
 
 
-class BFloat16MixedPrecision:
+class BFloat16MixedPrecision(PlainPrecision):
     """Precision that runs each step under autocast to bfloat16; weights, gradients and optimizer stay in 32 bits.
 
     bfloat16 has the range of 32-bit floats, so that no loss is scaled and no step skipped.
@@ -28,25 +28,15 @@ class BFloat16MixedPrecision:
     """
 
     name = "bf16-mixed"
-    converts_batch = False
-    convert_output: Callable[[Any], Any] | None = None
 
     def __init__(self, device: str | torch.device | None = None) -> None:
         self._device_type = None if device is None else torch.device(device).type
         self._module: weakref.ref[nn.Module] | None = None
 
-    def init_context(self) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing: weights are made in 32 bits."""
-        return nullcontext()
-
     def convert(self, module: nn.Module) -> nn.Module:
         """Return the module, untouched."""
         self._module = weakref.ref(module)
         return module
-
-    def convert_batch(self, batch: Any) -> Any:
-        """Return the batch, untouched: each operation casts what it needs."""
-        return batch
 
     def forward(self) -> AbstractContextManager[Any]:
         """Return a new autocast context.
@@ -66,28 +56,6 @@ class BFloat16MixedPrecision:
         if first is None or first.device.type == "meta":
             return "cpu"
         return first.device.type
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Call ``loss.backward``."""
-        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    def unscale(self, optimizer: Optimizer) -> None:
-        """Do nothing: gradients have their true size."""
-
-    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> bool:
-        """Step the optimizer and return True."""
-        if closure is None:
-            optimizer.step()
-        else:
-            optimizer.step(closure)
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty dict: there is no state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Accept a state of another precision, which has no meaning here."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_module": None}

@@ -18,6 +18,7 @@ class CPUAccelerator:
     """The processor as an accelerator: one device is one process, not one core."""
 
     name = "cpu"
+    kind = "cpu"
     priority = 0
 
     def is_available(self) -> bool:
@@ -82,6 +83,13 @@ class CPUAccelerator:
             except OSError:  # only Linux has this file
                 pass
         return found
+
+    def rng_state(self, device: torch.device) -> Any:
+        """Return None: the CPU's generators belong to the process."""
+        return None
+
+    def set_rng_state(self, device: torch.device, state: Any) -> None:
+        """Do nothing: there is no state but the process's."""
 
     def teardown(self) -> None:
         """Do nothing: nothing was taken."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lt_core.builtin.precision import FullPrecision
 from lt_core.optim.states import load_named_states, named_states
 from lt_core.state.stage import STAGES
-from lt_interface import MisconfigurationException, Plan, Precision
+from lt_interface import MisconfigurationException, PlainPrecision, Plan, Precision
 
 __all__ = ["STEPS", "PlainEngine"]
 
@@ -24,7 +24,7 @@ class PlainEngine:
     """Engine of one module with its optimizers in one process.
 
     Where the precision has nothing to do around a step, ``call`` holds the module's own
-    bound methods and ``backward`` is the precision's, so that no frame is added.
+    bound methods and ``backward`` is the tensor's, so that no frame is added.
 
     Args:
         module: The module, its parameters final.
@@ -32,6 +32,7 @@ class PlainEngine:
         schedulers: The schedulers; a plain engine leaves them to the loop.
         precision: The number format.
         plan: What was decided.
+        device: Where the module lies; the CPU if None.
     """
 
     owns: frozenset[str] = frozenset()
@@ -43,17 +44,24 @@ class PlainEngine:
         schedulers: Sequence[Any],
         precision: Precision,
         plan: Plan,
+        device: torch.device | None = None,
     ) -> None:
         self.model = module
         self.optimizers: Sequence[Optimizer] = list(optimizers)
         self.precision = precision
         self.call: Mapping[str, Callable[..., Any]] = _steps(module, precision)
-        self.place: Callable[[Any], Any] | None = _mover(module)
-        self.accumulate: Callable[[], AbstractContextManager[Any]] | None = None
+        self.place: Callable[[Any], Any] | None = _mover(device)
+        self.window: Callable[[bool], AbstractContextManager[Any] | None] | None = None
+        self.before_forward: Callable[[], None] | None = None
         self.boundary: Callable[[], None] | None = None
-        self.backward = precision.backward
-        if type(precision).step is FullPrecision.step:
-            self.step = self._plain_step  # type: ignore[method-assign]
+        if not precision.scales:
+            self.backward = Tensor.backward  # type: ignore[method-assign]
+        if type(precision).step is PlainPrecision.step:
+            self.update = self._plain_update  # type: ignore[method-assign]
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass of the scaled loss."""
+        self.precision.scale(loss).backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def unscale(self, index: int) -> None:
         """Bring the gradients of optimizer ``index`` to their true size."""
@@ -78,16 +86,16 @@ class PlainEngine:
             f'gradient_clip_algorithm: this must be "norm" or "value". Got {algorithm!r}. Write "norm".'
         )
 
-    def step(self, index: int, closure: Callable[[], Any] | None = None) -> bool:
+    def update(self, index: int, last: bool, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
         """Step optimizer ``index``; return False when the precision skipped it."""
-        return self.precision.step(self.optimizers[index], closure)
+        return self.precision.step(self.optimizers[index], closure, **kwargs)
 
-    def _plain_step(self, index: int, closure: Callable[[], Any] | None = None) -> bool:
+    def _plain_update(self, index: int, last: bool, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
         """Step without asking a precision that has nothing to add: one frame less."""
         if closure is None:
-            self.optimizers[index].step()
+            self.optimizers[index].step(**kwargs)
         else:
-            self.optimizers[index].step(closure)
+            self.optimizers[index].step(closure, **kwargs)
         return True
 
     def optimizer_states(self) -> list[dict[str, Any]]:
@@ -101,6 +109,9 @@ class PlainEngine:
             CheckpointError: If they are of other optimizers or parameters.
         """
         load_named_states(self.model, self.optimizers, states)
+
+    def close(self) -> None:
+        """Leave the module as it is: the engine changed nothing of it."""
 
 
 def _steps(module: nn.Module, precision: Precision) -> dict[str, Callable[..., Any]]:
@@ -135,11 +146,10 @@ def _within(
     return inside
 
 
-def _mover(module: nn.Module) -> Callable[[Any], Any] | None:
-    """Return what moves a batch to the module's device, or None on the CPU, where batches already are."""
-    first = next(module.parameters(), None)
-    if first is None or first.device.type == "cpu":
+def _mover(device: torch.device | None) -> Callable[[Any], Any] | None:
+    """Return what moves a batch to the device, or None on the CPU, where batches already are."""
+    if device is None or device.type == "cpu":
         return None
     from lt_core.data.nested import move_to_device
 
-    return functools.partial(move_to_device, device=first.device)
+    return functools.partial(move_to_device, device=device)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+
+from lt_interface import PlainPrecision
 
 __all__ = ["BFloat16Precision", "DoublePrecision", "FullPrecision", "HalfPrecision"]
 
@@ -20,50 +21,13 @@ _CAST: dict[torch.dtype, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-class FullPrecision:
+class FullPrecision(PlainPrecision):
     """Formats as the user made them: 32 bits, unless they chose otherwise."""
 
     name = "32-true"
-    converts_batch = False
-    forward: Callable[[], AbstractContextManager[Any]] | None = None
-    convert_output: Callable[[Any], Any] | None = None
-
-    def init_context(self) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing."""
-        return nullcontext()
-
-    def convert(self, module: nn.Module) -> nn.Module:
-        """Return the module, untouched."""
-        return module
-
-    def convert_batch(self, batch: Any) -> Any:
-        """Return the batch, untouched."""
-        return batch
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Call ``loss.backward``."""
-        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    def unscale(self, optimizer: Optimizer) -> None:
-        """Do nothing: gradients have their true size."""
-
-    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> bool:
-        """Step the optimizer and return True."""
-        if closure is None:
-            optimizer.step()
-        else:
-            optimizer.step(closure)
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty dict: there is no state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Accept a state of another precision, which has no meaning here."""
 
 
-class _OneFormat(FullPrecision):
+class _OneFormat(PlainPrecision):
     """Parameters, inputs and new tensors in one floating-point format."""
 
     converts_batch = True

@@ -4,47 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from lt_interface import Accelerator, ClusterEnvironment, Engine, Plan, Precision, Problem, World
+from lt_interface import (
+    Accelerator,
+    ClusterEnvironment,
+    Engine,
+    PlainCollectives,
+    Plan,
+    Precision,
+    Problem,
+    Stateful,
+    StrategyVerbs,
+    World,
+)
 
-__all__ = ["LocalCollectives", "SingleDeviceStrategy"]
-
-T = TypeVar("T")
-
-
-class LocalCollectives:
-    """Exchange of a single rank: every call returns what it was given."""
-
-    def reduce(self, tensor: Tensor, op: str = "mean", group: str = "data") -> Tensor:
-        """Return the tensor."""
-        return tensor
-
-    def all_gather(self, tensor: Tensor, group: str = "data", sync_grads: bool = False) -> Tensor:
-        """Return the tensor, without a new dimension."""
-        return tensor
-
-    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
-        """Return the tensor."""
-        return tensor
-
-    def broadcast_object(self, obj: T, src: int = 0) -> T:
-        """Return the object."""
-        return obj
-
-    def barrier(self, name: str = "", timeout: float | None = None) -> None:
-        """Return at once."""
-
-    def any(self, flag: bool) -> bool:
-        """Return the flag."""
-        return flag
+__all__ = ["SingleDeviceStrategy"]
 
 
-class SingleDeviceStrategy:
+class SingleDeviceStrategy(StrategyVerbs):
     """Whole model on one device of one process.
 
     Args:
@@ -54,17 +36,17 @@ class SingleDeviceStrategy:
     name = "single_device"
     default_launcher: str | None = None
     collective_forward = False
+    mesh = None
 
     def __init__(self, device: torch.device | str | int | None = None) -> None:
         self._given = None if device is None else torch.device(device)
         self._accelerator: Accelerator | None = None
         self.device = self._given or torch.device("cpu")
-        self.collectives = LocalCollectives()
+        self.collectives = PlainCollectives()
 
-    def problems(self, plan: Plan) -> Sequence[Problem]:
+    def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         """Refuse a plan of more than one process."""
-        processes = len(plan.devices) * plan.num_nodes
-        if processes == 1:
+        if plan.processes == 1:
             return []
         return [
             Problem(
@@ -118,11 +100,27 @@ class SingleDeviceStrategy:
         """Return the plain engine."""
         return default(module, optimizers, schedulers, precision, plan)
 
+    def weights(self, module: nn.Module) -> Stateful:
+        """Return the module itself."""
+        return module
+
     def checkpoint_io(self) -> str:
         """Return ``"safetensors"``."""
         return "safetensors"
 
-    def teardown(self, error: BaseException | None = None) -> None:
+    def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Move the module and the optimizers' states to the CPU."""
+        if self.device.type == "cpu":
+            return
+        from lt_core.data.nested import move_to_device
+
+        cpu = torch.device("cpu")
+        for optimizer in optimizers:
+            for parameter, state in optimizer.state.items():
+                optimizer.state[parameter] = move_to_device(state, cpu)
+        module.to(cpu)
+
+    def leave(self, error: BaseException | None = None) -> None:
         """Give the device back."""
         if self._accelerator is not None:
             self._accelerator.teardown()

@@ -12,7 +12,7 @@ from torch import Tensor
 from lt_core.callback import Callback
 from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, missing, snapshot
 from lt_core.notices import info, warn
-from lt_core.state.agreement import on_any_rank
+from lt_core.state.agreement import from_rank_zero
 from lt_interface.errors import Problem, nearest, raise_problems
 
 if TYPE_CHECKING:
@@ -138,16 +138,17 @@ class EarlyStopping(Callback):
         if not is_real_fit(trainer) or acts_at_epoch_end(trainer, self._check_on_train_epoch_end) != is_epoch_end:
             return
         metrics = trainer.callback_metrics
-        current = metrics.get(self.monitor)
+        found = metrics.get(self.monitor)
+        current = from_rank_zero(trainer, None if found is None else snapshot(found))
         if current is None:
             message = missing(f"EarlyStopping(monitor={self.monitor!r})", self.monitor, metrics)
             if self.strict:
                 raise MonitorError(message)
             warn(message)
             return
-        reason, message = self._evaluate(snapshot(current))
+        reason, message = self._evaluate(current)
         self.stopping_reason = reason or self.stopping_reason
-        if on_any_rank(trainer, reason is not None):
+        if reason is not None:
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = message or None

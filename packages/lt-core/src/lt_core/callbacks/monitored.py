@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lt_core.state.agreement import from_rank_zero
 from lt_core.state.progress import TrainerFn
 from lt_interface.errors import MisconfigurationException, Problem, nearest
 
@@ -40,11 +41,16 @@ def acts_at_epoch_end(trainer: Trainer, choice: bool | None) -> bool:
 
 
 def candidates(trainer: Trainer) -> dict[str, Tensor]:
-    """Return what can be monitored or named in a file: all logged metrics, ``epoch`` and ``step``."""
+    """Return what can be monitored or named in a file: all logged metrics, ``epoch`` and ``step``, as rank 0 has them.
+
+    Every rank must call it at the same place, since what is decided with it must be the same.
+    """
     found = dict(trainer.callback_metrics)
     for name, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
         logged = found.get(name)
         found[name] = torch.tensor(count) if logged is None else logged.int()
+    if trainer.world_size > 1:
+        found = from_rank_zero(trainer, {name: snapshot(value) for name, value in found.items()})
     return found
 
 

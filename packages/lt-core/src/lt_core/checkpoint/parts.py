@@ -3,6 +3,11 @@
 Each part stands under its key of the tree and is restored at one named moment: weights before the optimizers exist,
 counters before ``on_fit_start``, optimizers after it, and data and random states last, so that nothing that a hook
 draws moves them. Hyper-parameters and what the user's hooks add stand beside the parts.
+
+With several ranks, what differs by rank stands a second time under ``ranks``, a list by rank, and each takes its own.
+For another number of ranks than it was saved by there is no such thing as a rank's own: the place in the data is that
+of all ranks together and serves any number, random states are drawn anew, and what an unfinished epoch logged is left
+out of its means.
 """
 
 from __future__ import annotations
@@ -14,9 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from lt_core.checkpoint.weights import load_weights
+from lt_core.data.nested import move_to_device
 from lt_core.data.sources import feed_of, has_loader
+from lt_core.data.stream import batch_seed
 from lt_core.metrics import objects
-from lt_core.notices import warn
+from lt_core.notices import info, warn
 from lt_core.state import rng
 from lt_core.state.stage import TRAIN, stage_of
 from lt_core.version import __version__
@@ -26,7 +33,7 @@ from lt_interface.errors import CheckpointError
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["Part", "parts", "restore", "validation_place"]
+__all__ = ["Part", "gather", "parts", "restore", "validation_place"]
 
 _SKIP: Any = object()
 
@@ -80,7 +87,7 @@ def parts(run: Run) -> list[Part]:
         Part("optimizer_states", _optimizers(run), "optimizers"),
         Part("lr_schedulers", _schedulers(run), "optimizers", default=[]),
         Part("callbacks", _callbacks(run), "callbacks", default={}),
-        Part("rng", _Of(rng.capture, rng.restore), "random", per_rank=True),
+        Part("rng", _random(run), "random", per_rank=True),
         Part("seed", _Of(lambda: run.plan.seed)),
         Part("metrics", run.metrics.train, "training", per_rank=True),
         Part("metric_objects", _metric_objects(run), "training", per_rank=True),
@@ -109,11 +116,33 @@ def restore(run: Run, checkpoint: dict[str, Any], *moments: str) -> None:
         CheckpointError: If a part is of another model, optimizer or scheduler.
     """
     table = parts(run)
+    by_rank = checkpoint.get("ranks") or [checkpoint]
+    same_ranks = len(by_rank) == run.world.size
     for part in (part for moment in moments for part in table if part.when == moment):
-        state = checkpoint.get(part.key)
+        if part.per_rank and not same_ranks and part.when != "data":
+            if part.when == "random" and part.key in checkpoint:
+                _begin_anew(run, len(by_rank))
+            continue
+        state = (by_rank[run.world.rank] if part.per_rank and same_ranks else checkpoint).get(part.key)
         state = part.default if state is None else state
         if state is not _SKIP:
             part.stateful.load_state_dict(state)
+
+
+def gather(run: Run, own: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what every rank gives, by rank, on the CPU; all ranks call it at the same place."""
+    sent = move_to_device(own, "cpu")
+    return [run.collectives.broadcast_object(sent, rank) for rank in range(run.world.size)]
+
+
+def _begin_anew(run: Run, saved_by: int) -> None:
+    """Draw this rank's random state from the seed, its number and the step, and report it."""
+    rng.seed_process(batch_seed(run.plan.seed or 0, run.progress.epoch, run.world.rank, 0, run.progress.step))
+    rest = "" if run.progress.epoch_closed else ", and what its unfinished epoch has logged is left out of its means"
+    info(
+        f"{run.resumed.path}: it was saved by {saved_by} processes and is resumed by {run.world.size}. "
+        f"Random states are drawn anew from the seed{rest}."
+    )
 
 
 def validation_place(run: Run) -> dict[str, Any]:
@@ -158,10 +187,11 @@ def _progress(run: Run) -> Stateful:
 
 def _weights(run: Run) -> Stateful:
     def take() -> Any:
-        return run.engine.model.state_dict()
+        return run.strategy.weights(run.module).state_dict()
 
     def give(state: dict[str, Any]) -> None:  # before there is an engine
-        load_weights(run.module, state, run.module.strict_loading, run.resumed.path or "checkpoint")
+        weights = run.strategy.weights(run.module)
+        load_weights(run.module, state, run.module.strict_loading, run.resumed.path or "checkpoint", weights)
 
     return _Of(take, give)
 
@@ -209,6 +239,11 @@ def _callbacks(run: Run) -> Stateful:
 
 def _metric_objects(run: Run) -> Stateful:
     return _Of(lambda: objects.collect(run.module), lambda states: objects.restore(run.module, states))
+
+
+def _random(run: Run) -> Stateful:
+    where = run.trainer.accelerator, run.device
+    return _Of(lambda: rng.capture(*where), lambda state: rng.restore(state, *where))
 
 
 def _logged(run: Run) -> Stateful:

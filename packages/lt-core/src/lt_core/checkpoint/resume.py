@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.parts import restore
 from lt_core.notices import info, warn
+from lt_core.state.agreement import decided_by_rank_zero
 from lt_interface.errors import CheckpointError, ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ __all__ = ["find_checkpoint", "restore_callbacks", "restore_progress", "restore_
 
 
 def find_checkpoint(run: Run, ckpt_path: str | os.PathLike[str] | None) -> str | None:
-    """Return the file that ``ckpt_path`` means, or None to start without one.
+    """Return the file that ``ckpt_path`` means, or None to start without one; rank 0 looks, for all ranks.
 
     Raises:
         ConfigError: If ``"best"`` is asked for and there is none.
@@ -25,7 +26,10 @@ def find_checkpoint(run: Run, ckpt_path: str | os.PathLike[str] | None) -> str |
     """
     if ckpt_path is None:
         return None
-    path = os.fspath(ckpt_path)
+    return decided_by_rank_zero(run, lambda: _find(run, os.fspath(ckpt_path)))
+
+
+def _find(run: Run, path: str) -> str | None:
     if path == "best":
         return _best(run)
     if path in ("last", "auto"):

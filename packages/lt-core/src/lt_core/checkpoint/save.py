@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lt_core.checkpoint.parts import parts
+from lt_core.checkpoint.parts import gather, parts
 from lt_core.notices import warn
+from lt_core.state.agreement import shared_failure
+from lt_core.state.timing import timed
 from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -32,6 +34,11 @@ class Saves:
         self.io = io
         self.queue: list[SaveRequest] = []
         self.in_flight: list[SaveRequest] = []
+
+    def join(self, others: list[tuple[str, bool]]) -> None:
+        """Add what another rank asked for and this one did not, so that all ranks write the same files."""
+        here = {(request.path, request.weights_only) for request in self.queue}
+        self.queue += [SaveRequest(*each) for each in others if each not in here]
 
 
 @dataclass
@@ -61,11 +68,13 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     from lt_core.model.hparams import checkpoint_entries
 
     tree: dict[str, Any] = {}
-    for part in parts(run):
-        if part.in_weights or not weights_only:
-            state = part.stateful.state_dict()
-            if state or part.empty:
-                tree[part.key] = state
+    table = [part for part in parts(run) if part.in_weights or not weights_only]
+    for part in table:
+        state = part.stateful.state_dict()
+        if state or part.empty:
+            tree[part.key] = state
+    if run.world.size > 1 and not weights_only and not run.loop.alone:
+        tree["ranks"] = gather(run, {part.key: tree[part.key] for part in table if part.per_rank})
     tree.update(checkpoint_entries(run.module))
     if run.datamodule is not None:
         tree.update(checkpoint_entries(run.datamodule, "datamodule_"))
@@ -79,8 +88,10 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
 def write(run: Run, path: str, tree: dict[str, Any]) -> None:
     """Write a tree through the run's checkpoint format, on the ranks that it needs."""
     io = run.saves.io
+    if io.collective and run.loop.alone:
+        raise CheckpointError(f"{path}: every rank writes its part of it, and after an error the others are not here")
     if io.collective or run.world.is_global_zero:
-        io.save(tree, os.fspath(path))
+        timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")(tree, os.fspath(path))
 
 
 def flush_saves(run: Run) -> None:
@@ -91,14 +102,17 @@ def flush_saves(run: Run) -> None:
     settle_saves(run)  # one save in flight: the last one is confirmed before the next begins
     trees: dict[bool, dict[str, Any]] = {}
     for request in queue:
+        error: Exception | None = None
         try:
             if request.weights_only not in trees:
                 trees[request.weights_only] = build_tree(run, request.weights_only)
             write(run, request.path, trees[request.weights_only])
-        except (OSError, CheckpointError) as error:
+        except (OSError, CheckpointError) as caught:
+            error = caught
+        error = shared_failure(run, error)
+        if error is not None:
             _failed(run, request, error)
-            continue
-        if getattr(run.saves.io, "asynchronous", False):
+        elif getattr(run.saves.io, "asynchronous", False):
             run.saves.in_flight.append(request)
         else:
             _saved(run, request)
@@ -109,14 +123,17 @@ def settle_saves(run: Run) -> None:
     requests, run.saves.in_flight = run.saves.in_flight, []
     if not requests:
         return
+    error: Exception | None = None
     try:
         run.saves.io.wait()
-    except (OSError, CheckpointError) as error:
-        for request in requests:
-            _failed(run, request, error)
-        return
+    except (OSError, CheckpointError) as caught:
+        error = caught
+    error = shared_failure(run, error)
     for request in requests:
-        _saved(run, request)
+        if error is not None:
+            _failed(run, request, error)
+        else:
+            _saved(run, request)
 
 
 def _saved(run: Run, request: SaveRequest) -> None:

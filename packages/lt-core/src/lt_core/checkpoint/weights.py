@@ -14,7 +14,9 @@ __all__ = ["load_weights"]
 MOST_LISTED = 20
 
 
-def load_weights(module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, where: str = "") -> None:
+def load_weights(
+    module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, where: str = "", weights: Any = None
+) -> None:
     """Load ``state_dict`` into ``module`` through the module's own ``load_state_dict``.
 
     Parameters on the meta device take the loaded tensors over, since nothing can be copied to them.
@@ -24,13 +26,14 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Any], strict: bool 
         state_dict: The weights by name.
         strict: Whether missing and unexpected names are an error. Wrong shapes always are.
         where: The file's name, for the error.
+        weights: What a strategy's ``weights`` returned, to load through in place of the module.
 
     Raises:
         CheckpointError: If the weights do not fit. It lists at most 20 names.
     """
     options = {"assign": True} if any(p.is_meta for p in module.parameters()) else {}
     try:
-        module.load_state_dict(state_dict, strict=strict, **options)
+        (module if weights is None else weights).load_state_dict(state_dict, strict=strict, **options)
     except RuntimeError as error:
         raise CheckpointError(_explain(module, state_dict, strict, where, str(error))) from error
 

@@ -68,7 +68,7 @@ class TrainerConfig:
 
     accelerator: str | Accelerator = flag(
         "auto",
-        kinds.plugin(registry.accelerators, kinds.ACCELERATOR_METHODS, auto=True, aliases={"gpu": ("mps", "cuda")}),
+        kinds.plugin(registry.accelerators, kinds.ACCELERATOR_METHODS, auto=True),
         'Kind of device; ``"gpu"`` is whichever kind of GPU can be used.',
     )
     strategy: str | Strategy = flag(

@@ -26,8 +26,8 @@ __all__ += ["val_check_interval", "whole"]
 Parser = Callable[[Any], Any]
 
 ACCELERATOR_METHODS = ("is_available", "parse_devices", "device", "setup")
-STRATEGY_METHODS = ("setup", "shard", "engine", "teardown")
-PRECISION_METHODS = ("convert", "convert_batch", "backward", "step")
+STRATEGY_METHODS = ("setup", "shard", "engine", "leave")
+PRECISION_METHODS = ("convert", "convert_batch", "scale", "step")
 LAUNCHER_METHODS = ("launch",)
 PROFILER_METHODS = ("start", "stop", "profile")
 LOGGER_METHODS = ("log_metrics",)
@@ -284,7 +284,6 @@ def plugin(
     methods: tuple[str, ...],
     *,
     auto: bool = False,
-    aliases: Mapping[str, tuple[str, ...]] = {},
 ) -> Parser:
     """Return a parser for an installed name or an instance; names are checked from metadata alone.
 
@@ -292,15 +291,14 @@ def plugin(
         registry: Where the names are.
         methods: What an instance must have.
         auto: Whether the text ``auto`` is taken.
-        aliases: Names that stand for the first of several that can be used.
     """
 
     def parse(value: Any) -> Any:
         if isinstance(value, str):
-            if (auto and value == "auto") or any(name in registry.names() for name in aliases.get(value, ())):
+            if (auto and value == "auto") or any(name in registry.names() for name in registry.aliases.get(value, ())):
                 return value
-            if value in aliases:
-                lacking = registry.problem(aliases[value][-1], "")
+            if value in registry.aliases:
+                lacking = registry.problem(registry.aliases[value][-1], "")
                 raise FlagError(f"no {registry.kind} of this kind is installed", lacking.fix if lacking else "")
             problem = registry.problem(value, "")
             if problem is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import RandomSampler
 
 from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
 from lt_core.data.leaf import END, Leaf
+from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_core.state import rng
@@ -43,7 +45,9 @@ class Feed:
         sequential: Whether shuffling samplers give way to sequential ones (overfit_batches).
         where: How errors name the source.
         agree: With several ranks, what hands every rank rank 0's value of its argument
-            (``collectives.broadcast_object``), so that all samplers draw the same order.
+            (``collectives.broadcast_object``), so that all samplers draw the same order, each epoch a new one.
+        shadows: Whether each rank is handed equally many batches in evaluation, too. A rank that has fewer gets one
+            with samples that are not its own, of weight 0; otherwise only a rank that has none at all gets such a one.
 
     Attributes:
         user: What the user gave.
@@ -53,11 +57,15 @@ class Feed:
         sizes: Batches of each loader after the limit.
         last: Whether the batch handed out last ends its epoch (training).
         batch_indices: Dataset indices of the batch handed out last, where it came from a map-style DataLoader.
-        weight: Factor of this rank's mean loss in the mean over data ranks: 1 but in a short global batch.
+        weight: Factor of this rank's mean loss in the mean over data ranks: 1 but in a short global batch, and 0 for
+            a batch that only repeats samples. With several loaders side by side, 1 where theirs differ.
+        moved: Batches of the epoch that were done, where a resume found other batches or ranks; None where it did not.
 
     Raises:
         ConfigError: If the source or the limit cannot be used; all problems at once.
     """
+
+    moved: int | None
 
     def __init__(
         self,
@@ -70,8 +78,10 @@ class Feed:
         sequential: bool = False,
         where: str = "",
         agree: Callable[[Any], Any] | None = None,
+        shadows: bool = False,
     ) -> None:
         self.user, self.stage, self.seed, self.limit = source, stage, seed, 1.0 if limit is None else limit
+        self.shadows = shadows
         self.world, self.agree, self.where = world or World(), agree, where or f"{stage} loader"
         self.train = stage == "train"
         combined = source if isinstance(source, CombinedLoader) else None
@@ -88,6 +98,8 @@ class Feed:
         for number, leaf in enumerate(self.leaves):
             leaf.limit = combined.limit_of(number) if combined else _INF
             leaf.snapshots = leaf.snapshots and self.train
+            if self.agree is not None and self.world.size > 1:
+                leaf.agreed = partial(self._agreed, leaf)
         self.bare = not paths[0]
         self._measure()
         if not sequential:
@@ -149,10 +161,9 @@ class Feed:
         self._total = self.num_batches
         if not self._total:
             return iter(())
-        with self._agreed():
-            for leaf in self.leaves:
-                leaf.set_epoch(epoch)
-                leaf.open(epoch)
+        for leaf in self.leaves:
+            leaf.set_epoch(epoch)
+            leaf.open(epoch)
         return self._training()
 
     def _reset(self, epoch: int) -> None:
@@ -161,18 +172,24 @@ class Feed:
         self._before: dict[str, Any] | None = None
         self._last: bool | None = False  # None: not yet found out
         self.batch_indices: list[int] | None = None
-        self.weight = 1.0
+        self.weight, self.moved = 1.0, None
 
     @contextmanager
-    def _agreed(self) -> Iterator[None]:
-        """Let the iterators of all ranks be made under rank 0's random state, and give each its own back."""
-        if self.agree is None or self.world.data_size == 1:
+    def _agreed(self, leaf: Leaf) -> Iterator[None]:
+        """Let all ranks begin a pass under rank 0's random state, which advances by it; the others keep their own."""
+        own, sampling = rng.capture(), leaf.sampling
+        states = {name: own[name] for name in ("python", "numpy", "torch")}, list(map(rng.generator_state, sampling))
+        common, generators = self.agree(states)  # type: ignore[misc]
+        if self.world.rank == 0:
             yield
             return
-        with rng.isolate() as own:
-            common = self.agree(own)
-            rng.restore({name: common[name] for name in ("python", "numpy", "torch")})
+        rng.restore(common)
+        for generator, state in zip(sampling, generators, strict=True):
+            rng.set_generator_state(generator, state)
+        try:
             yield
+        finally:
+            rng.restore(own)
 
     def _training(self) -> Iterator[Any]:
         """Return the generator that fits the sources: for one plain sized loader, the shortest."""
@@ -199,7 +216,7 @@ class Feed:
         else:
             for number, batch, indices in zip(range(done + 1, total), iterator, taken, strict=False):
                 leaf.batches = number
-                leaf.samples += len(indices) if type(indices) is list else 1
+                leaf.samples += len(indices) if type(indices) is list else samples_in(indices)
                 self.batch_indices = indices
                 yield batch
         if not self._last:
@@ -210,7 +227,7 @@ class Feed:
             leaf.batches, self._last = total, True
             if taken is not None:
                 self.batch_indices = indices = next(taken)
-                leaf.samples += len(indices) if type(indices) is list else 1
+                leaf.samples += samples_in(indices)
             yield batch
         self._exhaust(leaf)
 
@@ -234,7 +251,8 @@ class Feed:
                 break
             self._rounds += 1
             if single is not None:
-                self.batch_indices, self.weight = single.indices, single.weight
+                self.batch_indices = single.indices
+            self.weight = _shared_weight(self.leaves)
             self._last = self._rounds == self._total if exact else None
             yield batch
         if not exact:
@@ -298,9 +316,8 @@ class Feed:
             for number, leaf in enumerate(self.leaves):
                 size = min(self.sizes[number], limit)
                 if size:
-                    with self._agreed():
-                        leaf.set_epoch(epoch)
-                        leaf.open(epoch)
+                    leaf.set_epoch(epoch)
+                    leaf.open(epoch)
                     yield from self._one_by_one(leaf, number, count() if size >= leaf.size else range(int(size)))
                     leaf.release()
         finally:
@@ -315,7 +332,8 @@ class Feed:
             except StopIteration:
                 return
             self.batch_indices, self.weight = leaf.indices, leaf.weight
-            yield batch, index, number
+            if self.weight or self.shadows or not index:
+                yield batch, index, number
 
     def _side_by_side(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
         total = min(self.num_batches, limit)
@@ -326,6 +344,7 @@ class Feed:
             leaf.open(epoch)
         steps = count() if total == _INF else range(int(total))
         for index, items in zip(steps, rounds(self.leaves, self.mode), strict=False):
+            self.weight = _shared_weight(self.leaves)
             yield unflatten(self._tree, iter(items)), index, 0
 
     # -- the place --
@@ -406,6 +425,7 @@ class Feed:
                 self._rounds = leaf.batches
                 rest = leaf.batches + leaf.rest()
                 self._total = rest if self.num_batches >= leaf.size else min(self.num_batches, rest)
+            self.moved = self._rounds if self._rounds != state["rounds"] else None
             batches = self._training()
             if state.get("ahead") is not None:
                 rng.restore(state["ahead"])
@@ -429,6 +449,12 @@ class Feed:
         for leaf in self.leaves:
             leaf.close()
         self.close_epoch()
+
+
+def _shared_weight(leaves: list[Leaf]) -> float:
+    """Return the weight of a round of batches: 1 where those of its leaves differ."""
+    weight = leaves[0].weight
+    return weight if all(leaf.weight == weight for leaf in leaves) else 1.0
 
 
 def _names(paths: list[tuple[Any, ...]]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -38,7 +39,7 @@ class Leaf:
         exact: Whether ``size`` is where a pass really ends.
         indexed: Whether ``taken`` yields the index batch of each batch.
         batches: Batches of the running pass handed out so far, those before a resume included.
-        samples: Samples in them, as far as they are known without looking at data.
+        samples: Samples in them, over all ranks, as far as they are known without looking at data.
         cycle: Passes of the running epoch that were completed.
         iterator: What yields the batches of the running pass.
         taken: What yields their index batches, or None.
@@ -48,6 +49,8 @@ class Leaf:
         keeps_place: Whether the place is kept by the user's own iterable, which nothing is replayed of.
         shards: Data ranks that the loader's batches are shared among.
         generators: Random generators that the loader, its samplers and its dataset own.
+        sampling: Those of them that the order of samples comes from.
+        agreed: Makes the context in which a pass begins: under rank 0's random state, with several ranks.
         limit: Batches after which a pass ends at the latest.
         start: The process's random state right before the running pass began.
     """
@@ -66,6 +69,8 @@ class Leaf:
         self.iterator: Iterator[Any] = iter(())
         self.taken: Iterator[Any] | None = None
         self.generators: list[Any] = []
+        self.sampling: list[Any] = []
+        self.agreed: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.limit: int | float = _INF
         self.indices: Any = None
         self._ahead: list[Any] = []
@@ -75,10 +80,11 @@ class Leaf:
     def open(self, epoch: int, cycle: int = 0) -> None:
         """Begin a pass: snapshot the random state, then make the iterator and draw the first indices."""
         self.epoch, self.cycle, self.batches, self.samples = epoch, cycle, 0, 0
-        if self.snapshots:
-            self.start = rng.capture()
-            self._start_generators = [rng.generator_state(g) for g in self.generators]
-        self._begin(0)
+        with self.agreed():
+            if self.snapshots:
+                self.start = rng.capture()
+                self._start_generators = [rng.generator_state(g) for g in self.generators]
+            self._begin(0, 0)
 
     def restart(self) -> None:
         """Begin another pass within the epoch."""
@@ -98,9 +104,11 @@ class Leaf:
             one = self._ahead.pop() if self._ahead else next(self.taken)
             if isinstance(one, Share):
                 self.weight = one.own * self.shards / one.total
-                one = one.indices
-            self.indices = one
-            self.samples += count(one)
+                self.indices = one.indices
+                self.samples += one.total
+            else:
+                self.indices = one
+                self.samples += count(one)
         return batch
 
     def ended(self) -> bool | None:
@@ -155,7 +163,7 @@ class Leaf:
             rng.restore(self.start)
         if matched:
             self._set_generators(state["start"])
-        self._begin(state["batches"])
+        self._begin(state["batches"], state.get("place_in_samples") or 0)
         if matched:
             self._settle(state)
 
@@ -167,8 +175,8 @@ class Leaf:
         for generator, state in zip(self.generators, states, strict=True):
             rng.set_generator_state(generator, state)
 
-    def _begin(self, skip: int) -> None:
-        """Make the iterator of a pass, ``skip`` of the user's batches in."""
+    def _begin(self, skip: int, samples: int) -> None:
+        """Make the iterator of a pass, ``samples`` in, or ``skip`` of the user's batches where that is 0."""
         raise NotImplementedError
 
     def release(self) -> None:
@@ -214,5 +222,5 @@ class SequenceLeaf(Leaf):
     def __init__(self, user: Any, number: int) -> None:
         super().__init__(user, number, len(user))
 
-    def _begin(self, skip: int) -> None:
+    def _begin(self, skip: int, samples: int) -> None:
         self.iterator = islice(self.user, skip, None) if skip else iter(self.user)

@@ -39,7 +39,6 @@ class ViewLeaf(Leaf):
             workers=user.num_workers,
             world=world if sharded else None,
             short="drop" if train and user.drop_last else "split",
-            spare=train,
             seed=seed,
             loader=number,
             generator=user.generator,
@@ -48,6 +47,7 @@ class ViewLeaf(Leaf):
         super().__init__(user, number, length(self.stream) if self.indexed else length(user))
         self.exact = self.indexed or user.num_workers < 2
         self.generators = find_generators(self.view, self.stream.inner)
+        self.sampling = find_generators(self.stream.inner, user.generator) if self.indexed else []
         self.stateful = is_stateful(user.dataset)
         self.persistent = bool(user.persistent_workers and user.num_workers)
         self.prefetch = (user.prefetch_factor or 0) * user.num_workers
@@ -58,24 +58,24 @@ class ViewLeaf(Leaf):
         # An iterable dataset keeps its own place; copies of it in workers cannot be asked.
         self.keeps_place = self.stateful and not self.indexed and not user.num_workers
 
-    def _begin(self, skip: int) -> None:
+    def _begin(self, skip: int, samples: int) -> None:
         stream = self.stream
-        replays = self.indexed and bool(skip)
-        stream.epoch, stream.cycle, stream.skip = self.epoch, self.cycle, skip if replays else 0
-        self._skip = stream.skip
+        stream.epoch, stream.cycle = self.epoch, self.cycle
+        stream.skip, stream.skip_samples = (0 if samples else skip, samples) if self.indexed else (0, 0)
         warm = self.persistent and (self._rewarm or self.view._iterator is not None)
         stream.rewarm, self._rewarm, self.fresh = self._rewarm, False, not warm
-        self.batches = -(-skip // self.shards)
         self._ahead.clear()
         self.iterator = iter(self.view)
         if self.indexed:
             stream.begin()
+            skip = self._skip = stream.skip
             self.taken = cast("Iterator[Any]", stream.taken) if self.ordered else None
             if self.taken is not None and not skip and not self.view.num_workers:
                 # The sampler draws its seed now, as the workers' index prefetch would make it do.
                 first = next(self.taken, END)
                 self.taken = iter(()) if first is END else chain((first,), self.taken)
         stream.taken = None
+        self.batches = -(-skip // self.shards)
         if skip and not self.indexed and not self.keeps_place:
             fix = "Give the dataset state_dict() and load_state_dict(), with num_workers=0"
             fast_forward(self.iterator, skip, f"DataLoader({type(self.user.dataset).__name__})", fix)
@@ -98,6 +98,7 @@ class ViewLeaf(Leaf):
         """Return the place in the pass, with what the workers and the dataset add to it."""
         return {
             **super().state(),
+            "place_in_samples": self.samples if self.indexed and self.ordered else None,
             "seed": self.stream.seed,
             "world": self.shards,
             "prefetch": self.prefetch,
@@ -195,6 +196,6 @@ def make_leaf(user: Any, number: int, *, world: World, seed: int, train: bool, s
         return ViewLeaf(user, number, world=world, seed=seed, train=train, sequential=sequential)
     if isinstance(user, DataLoader) and not isinstance(user.dataset, IterableDataset) and world.data_size > 1:
         workers = user.num_workers
-        stream = IndexStream(user._index_sampler, workers=workers, world=world, spare=train, seed=seed, loader=number)
+        stream = IndexStream(user._index_sampler, workers=workers, world=world, seed=seed, loader=number)
         return OpaqueLeaf(user, number, _view(user, stream))
     return OpaqueLeaf(user, number)

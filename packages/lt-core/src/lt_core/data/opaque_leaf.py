@@ -54,7 +54,7 @@ class OpaqueLeaf(Leaf):
         if self.stateful and state.get("user") is not None:
             self.user.load_state_dict(state["user"])
 
-    def _begin(self, skip: int) -> None:
+    def _begin(self, skip: int, samples: int) -> None:
         made = self.source if hasattr(self.source, "__iter__") else self.source()
         self.iterator = iter(made)
         if skip and not self.stateful and not self.one_shot:

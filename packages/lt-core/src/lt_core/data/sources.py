@@ -72,6 +72,7 @@ def _make(run: Run, stage: Stage) -> Feed:
         sequential=overfit,
         where=where,
         agree=run.collectives.broadcast_object,
+        shadows=run.strategy.collective_forward,
     )
 
 

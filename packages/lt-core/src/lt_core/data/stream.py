@@ -183,10 +183,13 @@ class IndexStream:
         workers: Number of worker processes of the loader.
         world: The data ranks that share the batches, and which of them this is; None for one alone.
         short: See ``shares``.
-        spare: See ``shares``.
         seed: The run's seed.
         loader: The number of the loader among those of its stage.
         generator: The loader's own generator, from which its workers' base seed is drawn; torch's if None.
+
+    Attributes:
+        skip: User batches to pass over at the beginning.
+        skip_samples: Samples to pass over; where it is not 0, ``skip`` follows from it.
     """
 
     def __init__(
@@ -196,18 +199,18 @@ class IndexStream:
         workers: int = 0,
         world: World | None = None,
         short: Short = "split",
-        spare: bool = True,
         seed: int = 0,
         loader: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.inner, self.workers, self.short, self.spare = inner, workers, short, spare
+        self.inner, self.workers, self.short = inner, workers, short
         self.rank, self.size = (0, 1) if world is None else (world.data_rank, world.data_size)
         self.seed, self.loader, self.generator = seed, loader, generator
-        self.epoch = self.cycle = self.skip = 0
-        self.rewarm = False
+        self.epoch = self.cycle = self.skip = self.skip_samples = 0
+        self.rewarm, self._begun = False, True
         self.taken: Iterator[Any] | None = None
         self._raw: Iterator[Any] = iter(())
+        self._rest: list[Any] = []
         self._base: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -232,21 +235,41 @@ class IndexStream:
                 return iter(())
             set_generator_state(own, self._base)
             self.rewarm, self._base = False, None
-        self._raw = iter(self.inner)
-        stream: Iterator[Any] = islice(self._raw, self.skip, None) if self.workers and self.skip else self._raw
-        if self.size > 1:
-            stream = shares(stream, self.rank, self.size, short=self.short, spare=self.spare, start=self.skip)
-        given, self.taken = tee(stream)
+        self._raw, self._rest, self._begun = iter(self.inner), [], False
+        stream: Iterator[Any] = chain(self._rest, self._raw) if self.skip_samples else self._raw
+        given, self.taken = tee(self._shared(stream) if self.size > 1 else stream)
         if self.workers:
             return self._payloads(given)
         return given if self.size == 1 else (share.indices for share in given)
 
     def begin(self) -> None:
-        """Skip what is to be skipped, where the loader did not yet do so, without drawing one index more."""
-        if self.workers == 0 and self.skip:
+        """Skip what is to be skipped, unless that is done, without drawing one index more.
+
+        ``skip`` is then the number of whole batches that were skipped. Of a batch in which the place lies, as with
+        another batch size than before, the rest comes first.
+        """
+        if self._begun:
+            return
+        self._begun, left = True, self.skip_samples
+        if not left:
             next(islice(self._raw, self.skip, self.skip), None)
+            return
+        self.skip = 0
+        for batch in self._raw:
+            left -= _length(batch)
+            if left < 0:
+                self._rest.append(batch[left:])
+                return
+            self.skip += 1
+            if not left:
+                return
+
+    def _shared(self, stream: Iterator[Any]) -> Iterator[Share]:
+        self.begin()
+        yield from shares(stream, self.rank, self.size, short=self.short, start=self.skip)
 
     def _payloads(self, given: Iterator[Any]) -> Iterator[_Payload]:
+        self.begin()
         seed, epoch, loader, cycle = self.seed, self.epoch, self.loader, self.cycle
         for position, one in enumerate(given, self.skip):
             index, position = (one.indices, one.position) if isinstance(one, Share) else (one, position)

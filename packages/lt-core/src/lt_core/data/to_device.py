@@ -50,7 +50,7 @@ def build_place(run: Run) -> Callable[[Any, int], Any] | None:
         store.scope = scope
         return batch
 
-    return bring
+    return run.timed(bring, "batch_to_device")
 
 
 def _hook(run: Run, name: str) -> Callable[..., Any] | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback, is_default
 from lt_core.metrics import store as m
+from lt_core.state.timing import timed
 from lt_interface.errors import Problem
 
 if TYPE_CHECKING:
@@ -235,19 +236,8 @@ class HookTable:
         if bound is None:
             return []  # refused with the other problems before the run began
         call = partial(bound, *self._lead) if leads else bound
-        return [self._timed(call, f"[{kind}]{owner.state_key if leads else type(owner).__name__}.{hook.name}")]
-
-    def _timed(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:
-        """Wrap a hook for a profiler; without one it stays as it is."""
-        profiler = self._profiler
-        if profiler is None:
-            return function
-
-        def timed(*args: Any) -> Any:
-            with profiler.profile(action):
-                return function(*args)
-
-        return timed
+        action = f"[{kind}]{owner.state_key if leads else type(owner).__name__}.{hook.name}"
+        return [timed(self._profiler, call, action)]
 
     def fire(self, name: str, *args: Any) -> None:
         """Call one hook on everybody who has it, in the table's order."""

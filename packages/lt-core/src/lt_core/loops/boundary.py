@@ -11,6 +11,7 @@ from lt_core.checkpoint.save import flush_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
 from lt_core.metrics.store import FORBIDDEN, TRAIN_EPOCH_END
+from lt_core.state.agreement import from_rank_zero, settle, stop_is_settled
 from lt_core.state.limits import may_stop, stops_epoch
 from lt_core.state.signals import raise_signal
 from lt_core.state.stage import VALIDATE
@@ -116,11 +117,10 @@ class Cadence:
         if not self.validates:
             return False
         if self.val_seconds is not None:
-            due = time.monotonic() - run.loop.fit.validated_at >= self.val_seconds
-            return run.collectives.broadcast_object(due)
+            return from_rank_zero(run.trainer, time.monotonic() - run.loop.fit.validated_at >= self.val_seconds)
         if self.val_batches == float("inf"):
             return last
-        if run.trainer.should_stop and may_stop(run.trainer) and not self.across:
+        if stop_is_settled(run) and may_stop(run.trainer) and not self.across:
             return True
         before = run.progress.batches if self.across else 0
         return bool((before + index + 1) % self.val_batches == 0)
@@ -129,6 +129,7 @@ class Cadence:
 def run_due(run: Run, index: int) -> bool:
     """Do what is due after batch ``index``; return whether to leave the epoch."""
     run.loop.attention = False
+    settle(run)
     if not run.window_open(index):
         log_step(run)
     run.loop.fit.pending = "validation"
@@ -158,6 +159,7 @@ def finish_due(run: Run, index: int) -> bool:
         run.loop.fit.validated_batch = progress.batch
         run.loop.fit.before_validation = validation_place(run)
         evaluate(run, VALIDATE)
+        settle(run)
     run.loop.fit.pending = run.loop.fit.before_validation = None
     if not opened:
         step_plateau(run, "step", progress.batch)
@@ -173,7 +175,7 @@ def finish_due(run: Run, index: int) -> bool:
 
 
 def _signalled(run: Run) -> bool:
-    return run.signals is not None and run.signals.received is not None
+    return run.signals is not None and run.signals.heeded is not None
 
 
 def close_epoch(run: Run) -> None:
@@ -198,5 +200,6 @@ def close_epoch(run: Run) -> None:
     store.reset()
     run.loop.at_boundary = True
     run.loop.fit.pending = None
+    settle(run)
     flush_saves(run)
     raise_signal(run)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lt_core.builtin.precision import FullPrecision
 from lt_core.data.nested import apply_to_collection
 from lt_core.hooks.table import bind, overrides
+from lt_core.metrics.objects import untouched
 from lt_core.notices import warn
 from lt_interface.errors import MisconfigurationException, Problem
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Pieces",
     "Step",
+    "after",
+    "backward_of",
     "bound_step",
     "detached",
     "explain_backward",
@@ -49,25 +51,21 @@ def bound_step(run: Run, name: str, args: tuple[str, ...]) -> Callable[..., Any]
                 fix=f"Write: def {name}(self, {', '.join(args)})",
             )
         )
-    return bound
+    return run.timed(bound, name)
 
 
 def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
-    """Return the loss in what training_step returned; None skips the backward pass.
+    """Return the loss in what training_step returned; None skips the backward pass in one process.
 
     Raises:
         MisconfigurationException: If there is no loss in it.
     """
     where = f"{type(run.module).__name__}.training_step, batch {index}"
     if output is None:
-        if run.world.size > 1:
-            raise MisconfigurationException(
-                f"{where}: returning None to skip a batch works in one process only. Got {run.world.size} processes. "
-                "Return a loss of zero instead."
-            )
         if run.loop.first_time("none"):
-            warn(f"{where}: returned None, so this batch has no backward pass.")
-        return None
+            what = "has no backward pass" if run.world.size == 1 else "counts as zero in the mean over the ranks"
+            warn(f"{where}: returned None, so this batch {what}.")
+        return None if run.world.size == 1 else _zero_loss(run)
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -86,6 +84,12 @@ def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
             "Return the loss.",
         )
     )
+
+
+def _zero_loss(run: Run) -> Tensor:
+    """Return a loss whose gradients are all zero, for a rank that skips a batch while others exchange gradients."""
+    parameters = [p for p in run.module.parameters() if p.requires_grad]
+    return 0.0 * torch.stack([p.sum().float() for p in parameters]).sum()
 
 
 def explain_backward(run: Run, loss: Tensor, index: int, error: RuntimeError) -> Exception:
@@ -111,7 +115,7 @@ def outputs_of(output: Any, loss: Tensor | None, wanted: bool) -> Any:
     """Return what on_train_batch_end gets: detached, the loss as it was given to backward."""
     if not wanted:
         return None
-    if loss is None:
+    if loss is None or output is None:
         return {}
     if isinstance(output, Tensor):
         return {"loss": loss.detach()}
@@ -123,36 +127,63 @@ def detached(value: Any) -> Any:
     return apply_to_collection(value, Tensor, Tensor.detach)
 
 
+def backward_of(run: Run) -> Callable[..., Any]:
+    """Return what runs the backward pass of a loss: the engine's, or the module's own with the loss scaled."""
+    module, engine = run.module, run.engine
+    own: Callable[..., Any] = engine.backward
+    if not overrides(module, "backward"):
+        return run.timed(own, "backward")
+    if "backward" in engine.owns:
+        if run.loop.first_time("backward"):
+            warn(
+                f"{type(module).__name__}.backward: the engine of strategy {run.plan.strategy!r} runs the backward "
+                "pass itself, so this override is not called."
+            )
+    elif run.precision.scales:
+        scale = run.precision.scale
+        own = lambda loss, *args, **kwargs: module.backward(scale(loss), *args, **kwargs)  # noqa: E731
+    else:
+        own = module.backward
+    return run.timed(own, "backward")
+
+
 class Pieces:
-    """Calls that a step is made of, found once; None where there is nothing to do."""
+    """Calls that a step is made of, found once; None where there is nothing to do.
+
+    Attributes:
+        optimizer: The optimizer of automatic optimization; None without one.
+        owned: Whether the engine accumulates by itself, so that each batch goes to its ``update``.
+        around: Makes the engine's context around forward and backward from whether the batch closes its window.
+        training_step: The user's, behind the engine's call before each step and the check for finite losses.
+        unsized: Whether the last window may turn out to be short, so that its gradients are rescaled.
+        shared: Whether ranks share each global batch, so that a rank's loss counts by its samples.
+    """
 
     def __init__(self, run: Run) -> None:
         module, engine, trainer = run.module, run.engine, run.trainer
         self.run = run
-        self.divides = "accumulate" not in engine.owns
-        self.no_sync = engine.accumulate or nullcontext
-        self.unsized = run.feed.num_batches == float("inf")
-        self.optimizer = run.optimizers[0]
-        self.training_step = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
+        self.owned = "accumulate" in engine.owns
+        self.around = engine.window
+        self.optimizer: Any = run.optimizers[0] if run.optimizers and module.automatic_optimization else None
+        self.shared = run.world.data_size > 1
+        self.unsized = run.feed.num_batches == float("inf") and not self.owned
+        bound = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
+        self.training_step = after(engine.before_forward, _with_shadows(run, bound) if self.shared else bound)
         hooks = run.hooks
         self.before_zero_grad: tuple[Callable[..., Any], ...] = hooks.on_before_zero_grad  # type: ignore[attr-defined]
         self.before_backward: tuple[Callable[..., Any], ...] = hooks.on_before_backward  # type: ignore[attr-defined]
         self.after_backward: tuple[Callable[..., Any], ...] = hooks.on_after_backward  # type: ignore[attr-defined]
         self.before_step: tuple[Callable[..., Any], ...] = hooks.on_before_optimizer_step  # type: ignore[attr-defined]
+        self.update: Callable[..., bool] = run.timed(engine.update, "optimizer_step")
         self.wants_outputs = bool(hooks.on_train_batch_end)  # type: ignore[attr-defined]
         # The optimizer's own method where nothing stands before it, so that the straight step calls it at once.
         own_zero_grad = overrides(module, "optimizer_zero_grad")
-        plain = not own_zero_grad and "zero_grad" not in engine.owns
-        self.plain_zero_grad: Callable[[], Any] | None = self.optimizer.zero_grad if plain else None
+        self.plain_zero_grad: Callable[[], Any] | None = None
+        if self.optimizer is not None and not own_zero_grad and "zero_grad" not in engine.owns:
+            self.plain_zero_grad = self.optimizer.zero_grad
         self.zero_grad: Callable[[int], Any] = _zero_grad(run, self.optimizer, own_zero_grad)
-        own_backward = overrides(module, "backward")
-        self.backward: Callable[[Tensor], Any] = module.backward if own_backward else engine.backward
-        if getattr(self.backward, "__func__", None) is FullPrecision.backward:
-            self.backward = Tensor.backward  # what it would call, a frame less
-        scales = getattr(
-            run.precision, "scales_gradients", type(run.precision).__module__ != "lt_core.builtin.precision"
-        )
-        self.unscale = engine.unscale if scales and "unscale" not in engine.owns else None
+        self.backward = backward_of(run)
+        self.unscale = engine.unscale if run.precision.scales and "unscale" not in engine.owns else None
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
         if overrides(module, "configure_gradient_clipping") or overrides(module, "clip_gradients"):
             self.clip: Callable[[], Any] | None = lambda: module.configure_gradient_clipping(
@@ -163,8 +194,33 @@ class Pieces:
         else:
             self.clip = None
 
+    def inside(self, last: bool) -> AbstractContextManager[Any]:
+        """Return the context around forward and backward of one batch.
+
+        Args:
+            last: Whether the batch closes its window, so that ranks exchange gradients.
+        """
+        return (self.around(last) if self.around is not None else None) or nullcontext()
+
+    def forward_backward(self, batch: Any, i: int, window: tuple[int, bool, bool]) -> tuple[Any, Tensor | None]:
+        """Run one batch up to the optimizer: what every form of the step is made of.
+
+        The straight step has the same lines in its own body, to save the frames; a test compares the two.
+
+        Args:
+            batch: The batch, on the device.
+            i: The batch's index.
+            window: The window's length, and whether the batch opens and closes it.
+
+        Returns:
+            What training_step returned, and what `backward_of` returned for it.
+        """
+        with self.inside(window[2]):
+            output = self.training_step(batch, i)
+            return output, self.backward_of(output, i, window)
+
     def backward_of(self, output: Any, i: int, window: tuple[int, bool, bool]) -> Tensor | None:
-        """Run what lies between training_step and the optimizer for one batch of an accumulation window.
+        """Run what lies between training_step and the optimizer, with its hooks.
 
         Args:
             output: What training_step returned.
@@ -172,12 +228,15 @@ class Pieces:
             window: The window's length, and whether the batch opens and closes it.
 
         Returns:
-            The loss whose gradients were added: the batch's share of the window. None for a skipped batch.
+            The loss whose gradients were added: the batch's share of the window's. None for a skipped batch.
         """
         length, first, _ = window
-        loss = output if isinstance(output, Tensor) else loss_of(self.run, output, i)
-        if loss is not None and self.divides and length != 1:
+        run = self.run
+        loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
+        if loss is not None and length != 1 and not self.owned:
             loss = loss / length
+        if self.shared and loss is not None and run.feed.weight != 1.0:
+            loss = loss * run.feed.weight
         if first:
             for f in self.before_zero_grad:
                 f(self.optimizer)
@@ -185,10 +244,11 @@ class Pieces:
         if loss is not None:
             for f in self.before_backward:
                 f(loss)
-            try:
-                self.backward(loss)
-            except RuntimeError as error:
-                raise explain_backward(self.run, loss, i, error) from error
+            if self.optimizer is not None or loss.requires_grad:
+                try:
+                    self.backward(loss)
+                except RuntimeError as error:
+                    raise explain_backward(run, loss, i, error) from error
             for f in self.after_backward:
                 f()
         return loss
@@ -204,12 +264,37 @@ class Pieces:
 
 
 def _zero_grad(run: Run, optimizer: Any, overridden: bool) -> Callable[[int], Any]:
+    if optimizer is None or "zero_grad" in run.engine.owns:
+        return lambda i: None
     if overridden:
         module, progress = run.module, run.progress
         return lambda i: module.optimizer_zero_grad(progress.epoch, i, optimizer)
-    if "zero_grad" in run.engine.owns:
-        return lambda i: None
     return lambda i: optimizer.zero_grad()
+
+
+def after(first: Callable[[], Any] | None, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the step behind a call without arguments, or the step alone where there is none."""
+    if first is None:
+        return step
+
+    def both(*args: Any) -> Any:
+        first()
+        return step(*args)
+
+    return both
+
+
+def _with_shadows(run: Run, training_step: Step) -> Step:
+    """Return the step so that a batch that only repeats samples, so that no rank has fewer, leaves no trace."""
+
+    def step(batch: Any, i: int) -> Any:
+        if run.feed.weight:
+            return training_step(batch, i)
+        run.metrics.train.size = 0  # the weight of what is logged in the mean over the epoch
+        with untouched(run.module):
+            return training_step(batch, i)
+
+    return step
 
 
 def guarded(run: Run, training_step: Step) -> Step:

@@ -10,6 +10,8 @@ import torch
 
 from lt_core.data.sources import feed_of, has_loader, limit_of
 from lt_core.hooks.table import bind, declared, overrides
+from lt_core.loops.calls import after
+from lt_core.metrics.objects import untouched
 from lt_core.metrics.store import (
     EVAL_BATCH_END,
     EVAL_BATCH_START,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from lt_core.data.feed import Feed
     from lt_core.state.run import Run
 
-__all__ = ["evaluate", "evaluation_modes", "sanity_check"]
+__all__ = ["evaluate", "evaluation_modes", "sanity_check", "shadow_step"]
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     if outer_stage is not RunningStage.SANITY_CHECKING:
         trainer.state.stage = stage.running
     try:
-        with run.metrics.evaluation() as store, rng.isolate():
+        with run.metrics.evaluation() as store, rng.isolate(run.trainer.accelerator, run.device):
             feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
             with evaluation_modes(run, stage), _grad_context(run):
                 results = _loop(run, feed, stage, store)
@@ -113,11 +115,15 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
     several = len(names) > 1
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
-    step = eval_step(run, stage.step, several)
-    for batch, i, loader in feed.epoch(run.progress.epoch, _sanity_limit(run)):
+    step, boundary = eval_step(run, stage.step, several), run.engine.boundary
+    for batch, i, loader in run.timed_batches(feed.epoch(run.progress.epoch, _sanity_limit(run)), stage):
         if place is not None:
             batch = place(batch, loader)
         store.batch, store.size, store.suffix = batch, None, names[loader]
+        if not feed.weight:
+            store.scope = EVAL_STEP
+            shadow_step(run, step, batch, i, loader)
+            continue
         store.scope = EVAL_BATCH_START
         for f in batch_start:
             f(batch, i, loader)
@@ -128,15 +134,35 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
         store.scope = EVAL_BATCH_END
         for f in batch_end:
             f(output, batch, i, loader)
+        if boundary is not None:
+            boundary()
         values = store.take_step()
         if not run.sanity_checking:
             seen = counts.get(keys[loader], 0)
             counts[keys[loader]] = seen + 1
             if values:
                 run.log(values, stage.word, step=seen, of="batch")
-        if run.loop.attention and run.signals is not None and run.signals.received is not None:
+        if run.loop.attention and run.signals is not None and run.signals.heeded is not None:
             raise_signal(run)
     store.batch = None
+
+
+def shadow_step(run: Run, step: Callable[..., Any], *batch: Any) -> None:
+    """Run a step whose samples are another rank's: so that ranks run forward equally often, and know the same names.
+
+    No hook runs, what it logs does not count, and metric objects are as before afterwards.
+    """
+    store = run.metrics.current
+    store.muted = True
+    try:
+        with untouched(run.module):
+            output = step(*batch)
+            if isinstance(output, Mapping):
+                store.add_returned(output)
+    finally:
+        store.muted = False
+    if run.engine.boundary is not None:
+        run.engine.boundary()
 
 
 def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], Any]:
@@ -163,9 +189,8 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     if bound is None:
         rule = "the trainer cannot call this step with its arguments"
         raise ConfigError(Problem(where, rule, fix=f"Write: def {name}(self, batch, batch_idx)"))
-    if takes_three:
-        return bound
-    return lambda batch, i, loader: bound(batch, i)
+    bound = after(run.engine.before_forward, run.timed(bound, name))
+    return bound if takes_three else lambda batch, i, loader: bound(batch, i)
 
 
 def _suffixes(feed: Feed) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lt_core.data.sources import feed_of
 from lt_core.data.to_device import build_place
@@ -12,12 +12,13 @@ from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
 from lt_core.metrics.store import FORBIDDEN, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
+from lt_core.state.agreement import listen, settle
 from lt_core.state.limits import fit_is_over, stops_epoch
 from lt_core.state.signals import raise_signal
 from lt_core.state.stage import TRAIN, VALIDATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from lt_core.state.run import Run
 
@@ -59,9 +60,11 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
         run.resumed.tree = None
     if trainer.validate_at_start and run.progress.step == 0 and trainer.enable_validation:
         evaluate(run, VALIDATE)
+    settle(run)
     while not _is_over(run):
         run_epoch(run, rebuild)
     run.hooks.fire("on_train_end")
+    settle(run)
     flush_saves(run)
     raise_signal(run)
 
@@ -80,6 +83,17 @@ def open_epoch(run: Run) -> None:
     run.hooks.fire("on_train_epoch_start")
 
 
+def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
+    """Return the epoch's batches, or the rest of them; the batch is counted anew where batches or ranks are others."""
+    feed, progress = run.feed, run.progress
+    batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
+    if feed.moved is not None:
+        progress.batch = feed.moved
+        run.cadence.begin_epoch(run)
+    run.loop.fit.samples_seen = sum(leaf.samples for leaf in feed.leaves)
+    return batches
+
+
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
     progress, trainer, loop = run.progress, run.trainer, run.loop
@@ -96,13 +110,12 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run)
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
     module_start = hooks.module_train_batch_start
-    schedule = after_step(run)
+    schedule, hear = after_step(run), listen(run)
     if resumed and ((loop.fit.pending is not None and finish_due(run, progress.batch - 1)) or stops_epoch(trainer)):
         return close_epoch(run)
     skipped = stopped = False
-    batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
-    loop.fit.samples_seen = sum(leaf.samples for leaf in feed.leaves)
-    for i, batch in enumerate(batches, progress.batch):
+    batches = begin_batches(run, resumed)
+    for i, batch in enumerate(run.timed_batches(batches, TRAIN), progress.batch):
         if place is not None:
             batch = place(batch, 0)
         loop.at_boundary = False
@@ -121,6 +134,8 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
         for f in batch_end:
             f(output, batch, i)
         progress.batch = i + 1
+        if hear is not None:
+            hear()
         if i + 1 >= cadence.next or loop.attention:
             store.scope, store.hook = FORBIDDEN, "the loop"
             stopped = run_due(run, i)
@@ -130,13 +145,13 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     del batches
     if not stopped and progress.batch < feed.num_batches:
         stopped = end_of_data(run, skipped)
-    close_epoch(run)
-    return None
+    return close_epoch(run)
 
 
 def end_of_data(run: Run, skipped: bool) -> bool:
     """Do what the last batch of an epoch would have done, had its loader said that it is the last."""
     step_epoch(run)
+    settle(run)
     log_step(run)  # a short window's step came before its batch was due
     progress, cadence = run.progress, run.cadence
     at_end = cadence.validates and cadence.val_batches == float("inf") and cadence.val_seconds is None

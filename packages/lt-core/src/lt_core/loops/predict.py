@@ -8,7 +8,7 @@ import torch
 
 from lt_core.data.sources import feed_of
 from lt_core.data.to_device import build_place
-from lt_core.loops.evaluate import eval_step, evaluation_modes
+from lt_core.loops.evaluate import eval_step, evaluation_modes, shadow_step
 from lt_core.notices import warn
 from lt_core.state.signals import raise_signal
 from lt_core.state.stage import PREDICT
@@ -41,9 +41,12 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
         hooks.fire("on_predict_epoch_start")
         step = eval_step(run, PREDICT.step, len(feed.loaders) > 1)
         store = run.metrics.current
-        for batch, i, loader in feed.epoch(run.progress.epoch):
+        for batch, i, loader in run.timed_batches(feed.epoch(run.progress.epoch), PREDICT):
             if place is not None:
                 batch = place(batch, loader)
+            if not feed.weight:
+                shadow_step(run, step, batch, i, loader)
+                continue
             store.hook = "on_predict_batch_start"
             for f in hooks.on_predict_batch_start:  # type: ignore[attr-defined]
                 f(batch, i, loader)
@@ -55,6 +58,8 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
             store.hook = "on_predict_batch_end"
             for f in hooks.on_predict_batch_end:  # type: ignore[attr-defined]
                 f(output, batch, i, loader)
+            if run.engine.boundary is not None:
+                run.engine.boundary()
             if keep:
                 kept[loader].append(move_to_device(output, torch.device("cpu")))
             if run.loop.attention:

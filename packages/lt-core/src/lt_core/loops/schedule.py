@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.hooks.table import overrides
 from lt_core.notices import warn
+from lt_core.state.agreement import from_rank_zero
 from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def step_plateau(run: Run, interval: str, count: int) -> None:
         if config.interval != interval or not config.reduce_on_plateau or count % config.frequency:
             continue
         metrics = run.trainer.callback_metrics
-        value = metrics.get(config.monitor or "")
+        value = from_rank_zero(run.trainer, metrics.get(config.monitor or ""))
         if value is None:
             _missing(config, list(metrics), interval)
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,10 +11,8 @@ from lt_core.hooks.table import overrides
 from lt_core.loops.calls import (
     Pieces,
     Step,
-    bound_step,
     detached,
     explain_backward,
-    guarded,
     loss_of,
     outputs_of,
     rescale_short_window,
@@ -32,18 +29,20 @@ __all__ = ["build_step"]
 def build_step(run: Run) -> Step:
     """Return ``step(batch, batch_idx) -> outputs`` for the run as it is now.
 
-    The outputs are what ``on_train_batch_end`` gets, or None where nobody asks.
+    The outputs are what ``on_train_batch_end`` gets, or None where nobody asks. ``engine.owns`` is read here and in
+    what is called here, and nowhere in the loop.
     """
+    pieces = Pieces(run)
     if not run.module.automatic_optimization:
-        step = _manual_step(run)
+        step = _manual_step(pieces)
     elif not run.optimizers:
-        step = _without_optimizer(run)
+        step = _without_optimizer(pieces)
     elif overrides(run.module, "optimizer_step") or needs_closure(run.optimizers[0]):
-        step = closure_step(run)
-    elif run.plan.accumulate == 1:
-        step = _straight_step(run)
+        step = closure_step(pieces)
+    elif run.plan.accumulate == 1 and pieces.around is None and not pieces.shared:
+        step = _straight_step(pieces)
     else:
-        step = _accumulating_step(run)
+        step = _window_step(pieces)
     boundary = run.engine.boundary
     if boundary is None:
         return step
@@ -56,9 +55,10 @@ def build_step(run: Run) -> Step:
     return with_boundary
 
 
-def _straight_step(run: Run) -> Step:
-    p = Pieces(run)
-    progress, engine_step, optimizer = run.progress, run.engine.step, p.optimizer
+def _straight_step(p: Pieces) -> Step:
+    """Return `Pieces.forward_backward` and the update as one straight line, for windows of one batch."""
+    run = p.run
+    progress, update, optimizer = run.progress, p.update, p.optimizer
     training_step, backward, zero_grad = p.training_step, p.backward, p.zero_grad
     before_zero_grad, before_backward, after_backward = p.before_zero_grad, p.before_backward, p.after_backward
     before_step, unscale, clip, wants_outputs = p.before_step, p.unscale, p.clip, p.wants_outputs
@@ -92,7 +92,7 @@ def _straight_step(run: Run) -> Step:
             f(optimizer)
         if clip is not None:
             clip()
-        if engine_step(0):
+        if update(0, True):
             progress.step += 1
         held = loss
         if not wants_outputs:
@@ -102,37 +102,35 @@ def _straight_step(run: Run) -> Step:
     return step
 
 
-def _accumulating_step(run: Run) -> Step:
-    p = Pieces(run)
-    progress, engine = run.progress, run.engine
+def _window_step(p: Pieces) -> Step:
+    """Return the step of windows of several batches, of ranks, or of an engine with a context of its own."""
+    run = p.run
+    progress, update, owned = run.progress, p.update, p.owned
     held: Tensor | None = None
 
     def step(batch: Any, i: int) -> Any:
         nonlocal held  # as in the straight step
-        window = run.window(i)
-        last = window[2]
-        with nullcontext() if last else p.no_sync():
-            output = p.training_step(batch, i)
-            held = loss = p.backward_of(output, i, window)
+        window = length, _, last = run.window(i)
+        output, held = p.forward_backward(batch, i, window)
         if last:
             if p.unsized:
-                rescale_short_window(run, i, window[0])
+                rescale_short_window(run, i, length)
             p.before_update()
-            if engine.step(0):
-                progress.step += 1
-        return outputs_of(output, loss, p.wants_outputs)
+        if (last or owned) and update(0, last):
+            progress.step += 1
+        return outputs_of(output, held, p.wants_outputs)
 
     return step
 
 
-def _manual_step(run: Run) -> Step:
-    training_step = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
+def _manual_step(p: Pieces) -> Step:
+    run = p.run
     progress = run.progress
-    wants_outputs = bool(run.hooks.on_train_batch_end)  # type: ignore[attr-defined]
     counts_anyway = not run.optimizers
 
     def step(batch: Any, i: int) -> Any:
-        output = training_step(batch, i)
+        with p.inside(True):
+            output = p.training_step(batch, i)
         if run.loop.fit.stepped or counts_anyway:
             run.loop.fit.stepped = False
             progress.step += 1
@@ -140,27 +138,19 @@ def _manual_step(run: Run) -> Step:
             loss_of(run, output, i)
         if isinstance(output, Mapping):
             run.metrics.train.add_returned(output)
-        if not wants_outputs:
+        if not p.wants_outputs:
             return None
         return {"loss": output.detach()} if isinstance(output, Tensor) else detached(dict(output)) if output else {}
 
     return step
 
 
-def _without_optimizer(run: Run) -> Step:
-    training_step = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
-    progress = run.progress
-    wants_outputs = bool(run.hooks.on_train_batch_end)  # type: ignore[attr-defined]
+def _without_optimizer(p: Pieces) -> Step:
+    """Return the step of a module whose configure_optimizers returns None: each batch counts as a step."""
 
     def step(batch: Any, i: int) -> Any:
-        output = training_step(batch, i)
-        loss = loss_of(run, output, i)
-        if loss is not None:
-            run.hooks.fire("on_before_backward", loss)
-            if loss.requires_grad:
-                run.engine.backward(loss)
-            run.hooks.fire("on_after_backward")
-        progress.step += 1
-        return outputs_of(output, loss, wants_outputs)
+        output, loss = p.forward_backward(batch, i, (1, True, True))
+        p.run.progress.step += 1
+        return outputs_of(output, loss, p.wants_outputs)
 
     return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -11,15 +11,12 @@ from lt_core.hooks.table import overrides
 from lt_core.loops.calls import Pieces, outputs_of, rescale_short_window
 from lt_core.notices import warn
 
-if TYPE_CHECKING:
-    from lt_core.state.run import Run
-
 __all__ = ["closure_step"]
 
 
-def closure_step(run: Run) -> Callable[[Any, int], Any]:
+def closure_step(pieces: Pieces) -> Callable[[Any, int], Any]:
     """Return the step that hands the optimizer a closure over the whole accumulation window."""
-    return _Window(run).step
+    return _Window(pieces).step
 
 
 class _Window:
@@ -30,11 +27,12 @@ class _Window:
     window again, with logging off.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.pieces = run, Pieces(run)
+    def __init__(self, pieces: Pieces) -> None:
+        self.run, self.pieces = pieces.run, pieces
+        run = pieces.run
         self.wrapped = run.lightning_optimizers[0]
         self.overridden = overrides(run.module, "optimizer_step")
-        self.batches: list[tuple[Any, int]] = []
+        self.batches: list[tuple[Any, int, float]] = []
         self.losses: list[Tensor | None] = []
 
     def step(self, batch: Any, i: int) -> Any:
@@ -44,19 +42,21 @@ class _Window:
         if first:
             self.batches.clear()
             self.losses.clear()
-        self.batches.append((batch, i))
+        self.batches.append((batch, i, run.feed.weight))
         if not last:
-            with p.no_sync():
-                output = p.training_step(batch, i)
-                self.losses.append(p.backward_of(output, i, window))
-            return outputs_of(output, self.losses[-1], p.wants_outputs)
+            output, loss = p.forward_backward(batch, i, window)
+            self.losses.append(loss)
+            if p.owned:
+                p.update(0, False)
+            return outputs_of(output, loss, p.wants_outputs)
         result: list[Any] = []
 
         def closure() -> Tensor | None:
             if not result:
-                result.append(p.training_step(batch, i))
-                parts = [*self.losses, p.backward_of(result[0], i, window)]
-                result.append(parts[-1])
+                with p.inside(True):  # the lines of forward_backward, a frame less
+                    result.append(p.training_step(batch, i))
+                    result.append(p.backward_of(result[0], i, window))
+                parts = [*self.losses, result[1]]
             else:
                 parts = self.evaluate_again(length)
             factor = rescale_short_window(run, i, length) if p.unsized else 1.0
@@ -66,20 +66,21 @@ class _Window:
 
         if self.overridden:
             run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)
-        else:
-            self.wrapped.step(closure)
+        elif p.update(0, True, closure):
+            run.loop.fit.stepped = True
         self.batches.clear()
         return self.settle(result, i)
 
     def evaluate_again(self, length: int) -> list[Tensor | None]:
         """Run the whole window once more, its logging muted."""
-        store, p = self.run.metrics.train, self.pieces
+        feed, store, p = self.run.feed, self.run.metrics.train, self.pieces
         store.muted = True
+        losses = []
         try:
-            return [
-                p.backward_of(p.training_step(b, j), j, (length, k == 0, False))
-                for k, (b, j) in enumerate(self.batches)
-            ]
+            for k, (batch, i, feed.weight) in enumerate(self.batches):
+                window = length, k == 0, k == len(self.batches) - 1
+                losses.append(p.forward_backward(batch, i, window)[1])
+            return losses
         finally:
             store.muted = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from lt_core.data.nested import items_of, move_to_device, rebuilt
 from lt_core.metrics.slot import is_metric_object
 
-__all__ = ["collect", "find", "restore"]
+__all__ = ["collect", "find", "restore", "untouched"]
 
 # What an nn.Module itself keeps in its __dict__.
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))
@@ -56,6 +57,16 @@ def restore(module: nn.Module, states: Mapping[str, Any]) -> None:
     for path, state in states.items():
         if path in found:
             _load(found[path], state)
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Give the metric objects of a module, on exit, the state that they had on entry."""
+    states = collect(module)
+    try:
+        yield
+    finally:
+        restore(module, states)
 
 
 def _state(metric: Any) -> dict[str, Any]:

@@ -115,6 +115,8 @@ class MetricStore:
             if slot is None:
                 return
         if self.muted:
+            if slot.metric is None and is_metric_object(value):
+                slot.metric = value  # which all ranks compute at the epoch's end
             return
         if slot.host and type(value) is Tensor:
             try:
@@ -301,29 +303,53 @@ class MetricStore:
     def take_step(self) -> dict[str, float]:
         """Return each step value that was logged for the loggers since the last call."""
         due = [s for s in self._slots.values() if s.fresh and s.step]
-        values = _floats(due)
+        if self.world_size <= 1:
+            values = _floats(due)
+        elif self.scope >= EVAL_BATCH_START:
+            # Ranks may differ in their number of evaluation batches, so each keeps its own values and exchanges none.
+            due = [s for s in due if s.last is not _AT_DEMAND]
+            values = _floats(due)
+        else:
+            values = self._synced_step(due)
         for slot in due:
             slot.fresh = False
-        # Ranks may differ in their number of evaluation batches, so there each keeps its own step values.
-        if self.world_size > 1 and self.scope < EVAL_BATCH_START:
-            synced = [s for s in due if s.sync]
-            parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
-            found = sync_parts(parts, self.collectives, self.world_size, self.device)
-            values.update({s.key: found[f"{s.scope}:{s.step_name}"] for s in synced})
         return {s.step_name: values[s.key] for s in due if s.logger}
 
+    def _synced_step(self, due: list[Slot]) -> dict[tuple[int, str], float]:
+        """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
+        objects = [s for s in due if s.last is _AT_DEMAND]
+        values = _floats([s for s in due if s.last is not _AT_DEMAND])
+        synced = [s for s in due if s.sync]
+        parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
+        found = self._exchange(parts, objects)
+        values.update({s.key: found[f"{s.scope}:{s.step_name}"] for s in synced})
+        for slot in objects:
+            slot.last = values[slot.key] = _computed(slot)
+        return values
+
+    def _exchange(self, parts: list[Part], objects: list[Slot]) -> dict[str, float]:
+        names = [f"{s.scope}:{s.plain_name}" for s in objects]
+        return sync_parts(parts, self.collectives, self.world_size, self.device, names)
+
     def sync(self) -> None:
-        """Let the ranks agree on the epoch's values that were logged with ``sync_dist``; every rank must call it."""
+        """Let the ranks agree on the epoch's values that were logged with ``sync_dist``; every rank must call it.
+
+        Metric objects are computed, since they exchange values by themselves: reading them later never does.
+        """
         if self.world_size <= 1:
             return
         slots = [s for s in self._slots.values() if s.sync and s.code]
         for slot in slots:
             _fold(slot)
         due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
+        objects = [s for s in self._slots.values() if s.epoch and s.metric is not None and s.result is None]
         parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight) for s in due.values()]
-        found = sync_parts(parts, self.collectives, self.world_size, self.device)
-        for slot in due.values():
-            slot.synced = found[f"{slot.scope}:{slot.epoch_name}"], (slot.total, slot.weight)
+        found = self._exchange(parts, objects)
+        for slot in slots:  # a rank without values takes the others'
+            if (key := f"{slot.scope}:{slot.epoch_name}") in found:
+                slot.synced = found[key], (slot.total, slot.weight)
+        for slot in objects:
+            slot.result = _computed(slot)
 
     def take_epoch(self) -> dict[str, float]:
         """Return the epoch's values for the loggers, and reset the metric objects that they came from."""
@@ -342,9 +368,16 @@ class MetricStore:
 
     def _epoch_value(self, slot: Slot) -> float | None:
         if slot.metric is not None:
-            return _computed(slot) if slot.result is None else slot.result
+            # With several ranks `sync` computed it: here it would wait for ranks that may not read at all.
+            return _computed(slot) if slot.result is None and self.world_size <= 1 else slot.result
         _fold(slot)
         return slot.reduced()
+
+    def _last(self, slot: Slot) -> Any:
+        """Return a slot's newest step value, None if there is none that one rank can find alone."""
+        if slot.last is _AT_DEMAND:
+            return _computed(slot) if self.world_size <= 1 else None
+        return slot.last
 
     def _at_end(self) -> bool:
         return self._closed or self.scope in (TRAIN_EPOCH_END, EVAL_EPOCH_END)
@@ -358,8 +391,7 @@ class MetricStore:
         out: dict[str, Tensor] = {}
         at_end = self._at_end()
         for slot in self._slots.values():
-            if slot.step and slot.last is not None and not slot.evaluating:
-                last = _computed(slot) if slot.last is _AT_DEMAND else slot.last
+            if slot.step and not slot.evaluating and (last := self._last(slot)) is not None:
                 out[slot.plain_name] = out[slot.step_name] = _tensor(last)
             if slot.epoch and at_end and (value := self._epoch_value(slot)) is not None:
                 out[slot.plain_name] = out[slot.epoch_name] = _tensor(value)
@@ -368,7 +400,7 @@ class MetricStore:
     def progress_bar_metrics(self) -> dict[str, float]:
         """Return what was logged with ``prog_bar``: the last step's values, at an epoch's end the epoch's too."""
         bars = [s for s in self._slots.values() if s.bar]
-        steps = [s for s in bars if s.step and s.last is not None]
+        steps = [s for s in bars if s.step and self._last(s) is not None]
         values = _floats(steps)
         out = {s.step_name: values[s.key] for s in steps}
         if self._at_end():
@@ -400,7 +432,7 @@ class MetricStore:
             _fold(slot)
             settings = slot.settings()
             settings["group"] = None  # a process group belongs to its process; the next call names it again
-            last = slot.last if slot.last is None else _floats([slot])[slot.key]
+            last = None if self._last(slot) is None else _floats([slot])[slot.key]
             path = slot.path if slot.metric is None else paths.get(id(slot.metric))
             place = {"name": slot.name, "scope": slot.scope, "suffix": slot.suffix, "settings": settings}
             value = {"last": last, "fresh": slot.fresh, "total": slot.total, "weight": slot.weight}

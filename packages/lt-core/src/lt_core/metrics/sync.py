@@ -1,8 +1,13 @@
-"""Reduce logged values over ranks: all at once, in one order, after checking that all ranks have the same ones."""
+"""Reduce logged values over ranks: all at once, in one order, after checking that all ranks have the same ones.
+
+Two collectives a flush: one of fixed size that compares what the ranks have, before anything whose size depends on it,
+and one that carries all values of a group, whatever their operations.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +16,8 @@ import torch
 from lt_interface.errors import MisconfigurationException, Problem
 
 __all__ = ["Part", "sync_parts"]
+
+_NEUTRAL = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
 
 
 class Part(NamedTuple):
@@ -31,46 +38,71 @@ class Part(NamedTuple):
     weight: float
 
 
-def sync_parts(parts: Sequence[Part], collectives: Any, world_size: int, device: Any) -> dict[str, float]:
-    """Return each value over all ranks, with one collective for each operation and group.
+def sync_parts(
+    parts: Sequence[Part], collectives: Any, world_size: int, device: Any, objects: Sequence[str] = ()
+) -> dict[str, float]:
+    """Return each value over all ranks.
 
-    Every rank must call this equally often, with or without parts.
+    Every rank must call this equally often, with or without parts. A rank without any, such as one that had no batch,
+    takes part with nothing.
+
+    Args:
+        parts: This rank's shares.
+        collectives: The exchange.
+        world_size: The number of ranks.
+        device: Where tensors for the exchange are made.
+        objects: Names of metric objects that will exchange values by themselves next: all ranks must have them.
 
     Raises:
         MisconfigurationException: On every rank, if the ranks do not have the same values.
     """
     ordered = sorted(parts, key=lambda part: (part.key, part.op))
-    _check_same_keys([f"{part.key} ({part.op})" for part in ordered], collectives, world_size)
+    keys = [(part.key, part.op) for part in ordered] + [(name, "metric object") for name in sorted(objects)]
+    if not _same_everywhere(keys, collectives, device):
+        others = _others(keys, collectives, world_size)
+        ordered = ordered or [Part(key, op, None, _NEUTRAL[op], 0.0) for key, op in others]
     found: dict[str, float] = {}
     for group in {id(part.group): part.group for part in ordered}.values():
-        for op in ("sum", "min", "max"):
-            chosen = [p for p in ordered if p.group is group and (p.op == op or (op == "sum" and p.op == "mean"))]
-            if chosen:
-                found.update(_reduced(chosen, op, group, collectives, device))
+        found.update(_reduced([p for p in ordered if p.group is group], group, collectives, device))
     return found
 
 
-def _reduced(parts: list[Part], op: str, group: Any, collectives: Any, device: Any) -> dict[str, float]:
-    numbers = [p.total for p in parts] + ([p.weight for p in parts] if op == "sum" else [])
+def _reduced(parts: list[Part], group: Any, collectives: Any, device: Any) -> dict[str, float]:
+    """Return the values of one group: gathered, since one collective then serves all operations."""
     kind = torch.device(device or "cpu").type
-    vector = torch.tensor(numbers, dtype=torch.float32 if kind == "mps" else torch.float64, device=device)
-    total = collectives.reduce(vector, op, "data" if group is None else group).tolist()
-    weights = total[len(parts) :] if op == "sum" else [1.0] * len(parts)
-    return {p.key: t / w if p.op == "mean" else t for p, t, w in zip(parts, total, weights, strict=False)}
+    numbers = [[p.total for p in parts], [p.weight for p in parts]]
+    mine = torch.tensor(numbers, dtype=torch.float32 if kind == "mps" else torch.float64, device=device)
+    every = collectives.all_gather(mine, "data" if group is None else group).reshape(-1, 2, len(parts)).cpu()
+    totals, weights = every[:, 0], every[:, 1].sum(0)
+    by_op = {"sum": totals.sum(0), "mean": totals.sum(0) / weights, "min": totals.amin(0), "max": totals.amax(0)}
+    return {p.key: float(by_op[p.op][i]) for i, p in enumerate(parts)}
 
 
-def _check_same_keys(keys: list[str], collectives: Any, world_size: int) -> None:
-    """Compare a hash of the keys, and only if it differs the keys themselves.
+def _same_everywhere(keys: list[tuple[str, str]], collectives: Any, device: Any) -> bool:
+    """Return on every rank whether all ranks have the same keys: the largest hash is then the smallest too."""
+    digest = hashlib.sha256(repr(keys).encode()).digest()
+    halves = [int.from_bytes(digest[i : i + 3], "big") for i in (0, 3, 6)]
+    mine = torch.tensor([*halves, *(-h for h in halves)], dtype=torch.int64, device=device)
+    largest = collectives.reduce(mine, "max", "data").tolist()
+    return all(high == -low for high, low in zip(largest[:3], largest[3:], strict=True))
+
+
+def _others(keys: list[tuple[str, str]], collectives: Any, world_size: int) -> list[tuple[str, str]]:
+    """Return the keys that all ranks have that have any.
 
     Raises:
-        MisconfigurationException: Naming ranks and keys.
+        MisconfigurationException: On every rank, if they differ, or a rank lacks a metric object; it names them.
     """
-    mine = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    if not collectives.any(collectives.broadcast_object(mine) != mine):
-        return
     of_ranks = [set(collectives.broadcast_object(keys, rank)) for rank in range(world_size)]
+    having = [values for k in of_ranks if (values := {key for key in k if key[1] in _NEUTRAL})]
+    objects = [{key for key in k if key[1] not in _NEUTRAL} for k in of_ranks]
+    if having and all(k == having[0] for k in having) and all(k == objects[0] for k in objects):
+        return sorted(having[0])
     everywhere = set.intersection(*of_ranks)
-    lines = [f"rank {r}: {', '.join(sorted(k - everywhere)) or 'none of these'}" for r, k in enumerate(of_ranks)]
-    rule = "with sync_dist=True every process must log the same names"
+    lines = [
+        f"rank {r}: {', '.join(f'{key} ({op})' for key, op in sorted(k - everywhere)) or 'none of these'}"
+        for r, k in enumerate(of_ranks)
+    ]
+    rule = "with sync_dist=True, and of metric objects, every process must log the same names"
     fix = "Log them on every rank, or leave sync_dist out."
     raise MisconfigurationException(Problem("self.log", rule, "; ".join(lines), fix))

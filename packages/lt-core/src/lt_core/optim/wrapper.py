@@ -22,6 +22,10 @@ def _class_of(kind: type[Optimizer]) -> type[LightningOptimizer]:
     return type(f"Lightning{kind.__name__}", (LightningOptimizer, kind), {})
 
 
+def _itself(optimizer: Optimizer) -> Optimizer:
+    return optimizer
+
+
 def _passed_on(name: str, text: str) -> Any:
     """Return a property that is read from the wrapped optimizer and written to it."""
     get = attrgetter(f"_optimizer.{name}")
@@ -55,6 +59,10 @@ class LightningOptimizer:
         if name == "_optimizer":  # while it is copied, before it wraps anything
             raise AttributeError(name)
         return getattr(self._optimizer, name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy, and pickle, as the wrapped optimizer: a copy belongs to no run."""
+        return _itself, (self._optimizer,)
 
     @property
     def optimizer(self) -> Optimizer:
@@ -91,11 +99,7 @@ class LightningOptimizer:
         if not run.module.automatic_optimization:  # else the trainer's closure runs these hooks and notes its loss
             run.hooks.fire("on_before_optimizer_step", self._optimizer)
             closure = closure and self._noting(closure)
-        if kwargs:
-            result = self._optimizer.step(closure, **kwargs) if closure is not None else self._optimizer.step(**kwargs)
-            run.loop.fit.stepped = True
-            return result
-        if run.engine.step(self._index, closure):
+        if run.timed(run.engine.update, "optimizer_step")(self._index, True, closure, **kwargs):
             run.loop.fit.stepped = True
         loss, self._loss = self._loss, None
         return loss
@@ -114,11 +118,11 @@ class LightningOptimizer:
         Args:
             sync_grad: Whether ranks exchange gradients in the block; False while accumulating.
         """
-        engine = self._run.engine
-        context = engine.accumulate() if engine.accumulate is not None and not sync_grad else nullcontext()
+        window = self._run.engine.window
+        context = window(sync_grad) if window is not None else None
         self._run.module.toggle_optimizer(self)
         try:
-            with context:
+            with context or nullcontext():
                 yield
         finally:
             self._run.module.untoggle_optimizer(self)

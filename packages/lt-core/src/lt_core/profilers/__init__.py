@@ -13,8 +13,10 @@ __all__ = ["PassThroughProfiler", "Profiler"]
 class PassThroughProfiler:
     """Profiler that measures nothing: the loop leaves it out, so that it costs nothing.
 
-    Subclass it and set ``passes_through = False`` to write a profiler of your own; the actions are
-    named ``[Callback]<state key>.<hook>``, ``[LightningModule]<class>.<hook>`` and alike.
+    Subclass it and set ``passes_through = False`` to write a profiler of your own. The actions are
+    ``[Callback]<state key>.<hook>``; ``[LightningModule]<class>.<hook>`` and ``[LightningDataModule]<class>.<hook>``;
+    ``[Strategy]<class>.`` with ``training_step`` and the other steps, ``backward``, ``optimizer_step`` and
+    ``batch_to_device``; ``[Trainer]`` with ``train_dataloader_next`` and alike, ``save_checkpoint`` and ``log``.
     """
 
     passes_through = True

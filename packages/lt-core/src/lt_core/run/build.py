@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lt_core.builtin.engine import PlainEngine
+from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.checkpoint import resume
 from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.save import Saves
@@ -21,39 +24,41 @@ from lt_core.notices import warn
 from lt_core.optim.parse import parse_optimizers, warn_unheld
 from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.select import ordered
+from lt_core.state import rng
 from lt_core.state.run import Run
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
+from lt_interface import StrategyVerbs, World, set_world
 
 if TYPE_CHECKING:
-    from lt_core.run.main import Payload
+    from lt_core.run.request import Request
 
-__all__ = ["build_run", "new_run", "rebuild"]
+__all__ = ["build_run", "new_run", "rebuild", "restore_optimizers", "returned_run"]
 
 
-def new_run(payload: Payload) -> Run:
+def new_run(request: Request) -> Run:
     """Return the run of a call, with the parts that stand before anything is set up.
 
     Args:
-        payload: What the call was given.
+        request: What the call was given.
     """
-    trainer, module, stage = payload.trainer, payload.module, stage_of(payload.fn)
+    trainer, module, stage = request.trainer, request.module, stage_of(request.fn)
     run = Run(
         trainer=trainer,
         stage=stage,
-        plan=payload.plan,
+        plan=request.plan,
         module=module,
-        datamodule=payload.datamodule,
+        datamodule=request.datamodule,
         callbacks=trainer.callbacks,
         progress=trainer._progress,
         strategy=trainer.strategy,
         precision=trainer.precision_plugin,
         metrics=Metrics(module, Results(), trainer.barebones),
-        feeds=Feeds(payload.sources),
+        feeds=Feeds(request.sources),
         tracking=Tracking(trainer.loggers),
         saves=Saves(trainer._checkpoint_io()),
         cadence=Cadence(),
-        compiled=payload.compiled,
+        compiled=request.compiled,
     )
     last = trainer._run
     if last is not None and not run.fits and module is last.module:
@@ -61,16 +66,34 @@ def new_run(payload: Payload) -> Run:
     return run
 
 
-def build_run(run: Run, payload: Payload) -> None:
+def returned_run(request: Request) -> Run:
+    """Return the run of a call whose ranks are gone: of it one process is left, with a plain module on its CPU."""
+    run = new_run(request)
+    run.metrics.release()
+    run.strategy = SingleDeviceStrategy("cpu")
+    run.world = World(size=request.plan.processes, local_size=len(request.plan.devices))
+    return run
+
+
+def restore_optimizers(run: Run, states: list[dict[str, Any]], schedulers: list[dict[str, Any]]) -> None:
+    """Make the optimizers of a returned run again, with the states that they had in the ranks."""
+    with rng.isolate():
+        _configure_optimizers(run)
+    build_engine(run)
+    tree = {"optimizer_states": states, "lr_schedulers": schedulers}
+    restore(run, tree, "optimizers")
+
+
+def build_run(run: Run, request: Request) -> None:
     """Bring a run from its plan to its first batch, in the order that the architecture page lists."""
     trainer, module = run.trainer, run.module
     trainer.state.stage = run.stage.running
     _set_up_devices(run)
     _merge_callbacks(run)
     _prepare_data(run)
-    run.resumed.path = resume.find_checkpoint(run, payload.ckpt_path)
+    run.resumed.path = resume.find_checkpoint(run, request.ckpt_path)
     header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
-    open_loggers(run, header, adopt=payload.ckpt_path in ("last", "auto"))
+    open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
     _set_up_users(run)
     _configure_model(run)
     checkpoint = _load(run)
@@ -94,6 +117,10 @@ def _set_up_devices(run: Run) -> None:
     """Join the other ranks, take the device and seed what is not seeded."""
     trainer, plan = run.trainer, run.plan
     run.world = run.strategy.setup(trainer._cluster, trainer.accelerator, plan.devices, plan)
+    run.loop.several = run.world.size > 1
+    set_world(run.world)
+    if isinstance(run.strategy, StrategyVerbs):
+        run.strategy.world, run.strategy.lightning_module, run.strategy.model = run.world, run.module, run.module
     run.metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)
     if plan.seed is None:
         seed = run.collectives.broadcast_object(torch.initial_seed() & 0x7FFF_FFFF)
@@ -177,15 +204,17 @@ def _configure_optimizers(run: Run) -> None:
 
 
 def build_engine(run: Run) -> None:
-    """Build the engine over the run's optimizers."""
-    default: Any = PlainEngine
-    run.engine = run.strategy.engine(
-        run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
-    )
-    if run.compiled:
-        run.module._keep_logging_out_of_graphs()
-        run.engine.call = {**run.engine.call, **run.compiled}
-    run.loop.fit.own_step = run.module.__dict__.get("training_step")
+    """Build the engine over the run's optimizers; the one before undoes what it did to the module first."""
+    if run.engine is not None:
+        run.engine.close()
+    run.loop.fit.engine_inputs = _engine_inputs(run)
+    default: Any = partial(PlainEngine, device=run.device)
+    with _steps_on_instance(run.module, run.compiled):
+        run.engine = run.strategy.engine(
+            run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
+        )
+    if isinstance(run.strategy, StrategyVerbs):
+        run.strategy.model = run.engine.model
     run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]
 
 
@@ -204,7 +233,7 @@ def rebuild(run: Run) -> bool:
         clip_value=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm or "norm",
     )
-    if list(run.engine.optimizers) != run.optimizers or fit.own_step is not run.module.__dict__.get("training_step"):
+    if _engine_inputs(run) != fit.engine_inputs:
         build_engine(run)
     run.hooks = _hooks(run)
     fit.seen = seen
@@ -215,11 +244,32 @@ def _changeable(run: Run) -> tuple[Any, ...]:
     """Return what users may change between epochs, to be compared with the last look."""
     return (
         *run.trainer._changeable(),
-        tuple(map(id, run.optimizers)),
+        *_engine_inputs(run),
         tuple(map(id, run.schedulers)),
         run.module.automatic_optimization,
-        run.module.__dict__.get("training_step"),
     )
+
+
+def _engine_inputs(run: Run) -> tuple[Any, ...]:
+    """Return what an engine is built for: it is built anew when any of it changes, and kept otherwise."""
+    module = run.module
+    trainable = tuple(id(p) for p in module.parameters() if p.requires_grad)
+    return tuple(map(id, run.optimizers)), trainable, module.__dict__.get("training_step")
+
+
+@contextmanager
+def _steps_on_instance(module: Any, compiled: dict[str, Any]) -> Iterator[None]:
+    """Put compiled steps on the module's instance, so that an engine wraps these, its precision around them."""
+    if compiled:
+        module._keep_logging_out_of_graphs()
+    own = {name: module.__dict__[name] for name in compiled if name in module.__dict__}
+    module.__dict__.update(compiled)
+    try:
+        yield
+    finally:
+        for name in compiled:
+            module.__dict__.pop(name, None)
+        module.__dict__.update(own)
 
 
 def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
@@ -227,10 +277,7 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     from lt_core.checkpoint.preflight import check_saving
     from lt_core.state.signals import SignalWatch
 
-    def look_up() -> None:
-        run.loop.attention = True
-
-    run.signals = SignalWatch(look_up)
+    run.signals = SignalWatch(run.loop.look_up, heeds_at_once=run.world.size == 1)
     run.signals.start()
     run.hooks.fire("on_fit_start")
     if run.trainer.callbacks is not run.callbacks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,51 +12,46 @@ from lt_core.loops.fit import run_fit
 from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
 from lt_core.run.build import build_run, new_run, rebuild
+from lt_core.run.request import Request, restore_process
+from lt_core.state.agreement import leave_ranks
 from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
 from lt_core.tracking.opening import stop_deliveries
-from lt_interface import Outcome, Plan
+from lt_interface import Outcome, set_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lt_core.state.progress import TrainerFn
     from lt_core.state.run import Run
-    from lt_core.trainer import Trainer
 
-__all__ = ["Payload", "main"]
-
-
-@dataclass
-class Payload:
-    """Arguments of a call of the trainer, on their way to the process that runs it."""
-
-    trainer: Trainer
-    fn: TrainerFn
-    module: Any
-    plan: Plan
-    datamodule: Any = None
-    sources: dict[str, Any] = field(default_factory=dict)
-    ckpt_path: Any = None
-    verbose: bool = True
-    keep: bool = True
-    compiled: dict[str, Callable[..., Any]] = field(default_factory=dict)
+__all__ = ["main"]
 
 
-def main(payload: Payload) -> Outcome:
-    """Run a stage from first to last in this rank."""
-    trainer = payload.trainer
-    run = new_run(payload)
+def main(request: Request | bytes) -> Outcome:
+    """Run a stage from first to last in this rank.
+
+    Args:
+        request: What the call was given, or its bytes where this is another process.
+
+    Returns:
+        The value that the call returns, with what the launching process needs if it is another one.
+    """
+    if isinstance(request, bytes):
+        request = Request.from_bytes(request)
+    if request.travels:
+        restore_process(request.process)
+    trainer = request.trainer
+    run = new_run(request)
     trainer._begin(run)
     value: Any = None
     anomaly = torch.autograd.set_detect_anomaly(True) if trainer.detect_anomaly and run.fits else None
     try:
-        build_run(run, payload)
+        build_run(run, request)
         if run.fits:
             run_fit(run, rebuild)
         elif run.stage is PREDICT:
-            value = run_predict(run, payload.keep)
+            value = run_predict(run, request.keep)
         else:
             value = evaluate(run, run.stage)
     except BaseException as error:
@@ -72,6 +66,10 @@ def main(payload: Payload) -> Outcome:
         if anomaly is not None:
             anomaly.__exit__(None, None, None)
         _release(run)
+    if request.travels:
+        from lt_core.run.outcome import make_outcome
+
+        return make_outcome(run, value)
     return Outcome(value=value)
 
 
@@ -80,7 +78,7 @@ def _finish(run: Run) -> None:
     trainer = run.trainer
     try:
         settle_saves(run)
-        _leave_devices(run, None)
+        _give_back(run)
         if run.fits:
             run.hooks.fire("on_fit_end")
     except BaseException as error:
@@ -90,6 +88,7 @@ def _finish(run: Run) -> None:
     if errors:
         _fail(run, errors[0], devices=False, teardown=False)
         raise errors[0]
+    run.strategy.leave(None)
     stop_deliveries(run, "success")
     trainer.state.status = TrainerStatus.FINISHED
     if trainer._active_profiler is not None:
@@ -103,15 +102,17 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
     trainer.state.status = TrainerStatus.INTERRUPTED
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     run.metrics.current.batch = None
+    leave_ranks(run, error)
     if run.hooks is not None:
         _warn_of("on_exception", run.hooks.fire_each("on_exception", error))
         if run.loop.at_boundary:
             _attempt("saving", lambda: flush_saves(run))
         _attempt("saving", lambda: settle_saves(run))
         if devices:
-            _attempt("strategy teardown", lambda: _leave_devices(run, error))
+            _attempt("release", lambda: _give_back(run))
         if teardown:
             _warn_of("teardown", run.hooks.fire_each("teardown", str(run.fn)))
+        _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
 
 
@@ -128,17 +129,11 @@ def _warn_of(what: str, errors: list[Exception]) -> None:
         warn(f"{what}, after an error: it raised {type(error).__name__}: {error}")
 
 
-def _leave_devices(run: Run, error: BaseException | None) -> None:
-    """Bring model and optimizer state back to the CPU and leave the other ranks."""
-    if run.device.type != "cpu":
-        from lt_core.data.nested import move_to_device
-
-        cpu = torch.device("cpu")
-        for optimizer in run.optimizers:
-            for parameter, state in optimizer.state.items():
-                optimizer.state[parameter] = move_to_device(state, cpu)
-        run.module.to(cpu)
-    run.strategy.teardown(error)
+def _give_back(run: Run) -> None:
+    """Make the module and the optimizers' states plain again, on the CPU; the ranks still meet."""
+    run.strategy.release(run.module, run.optimizers)
+    if run.engine is not None:
+        run.engine.close()
 
 
 def _release(run: Run) -> None:
@@ -148,4 +143,5 @@ def _release(run: Run) -> None:
         run.signals.stop()
     run.metrics.release()
     run.loop.fit.step = None
+    set_world(None)
     run.trainer._end(run)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.hooks.table import hook_problems
 from lt_core.notices import warn
-from lt_core.run.checks import compiled_methods, module_problems, module_remarks, read_inputs
-from lt_core.run.main import Payload
-from lt_core.state.progress import TrainerFn
-from lt_core.state.stage import STAGES, VALIDATE, stage_of
+from lt_core.run.checks import module_problems, module_remarks, read_inputs
+from lt_core.run.request import Request, process_state
+from lt_core.state.progress import TrainerFn, TrainerStatus
+from lt_core.state.stage import VALIDATE, stage_of
 from lt_interface import Plan
-from lt_interface.errors import raise_problems
+from lt_interface.errors import Problem, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
@@ -21,7 +21,7 @@ __all__ = ["prepare"]
 
 def prepare(
     trainer: Trainer, fn: TrainerFn, model: Any, loaders: Any, datamodule: Any, ckpt_path: Any, val_loaders: Any = None
-) -> Payload:
+) -> Request:
     """Check module, data and flags together, and return what the ranks need."""
     if model is None and trainer._run is not None:
         model = trainer._run.module
@@ -35,17 +35,39 @@ def prepare(
     if not any(p.is_type for p in problems):
         problems += hook_problems(given.module, given.datamodule, trainer.callbacks)
     plan = _plan(trainer, stage, compiled=given.model is not given.module)
-    problems += trainer._strategy.problems(plan)
+    problems += _plugin_problems(trainer, plan, None if any(p.is_type for p in problems) else given.module)
     raise_problems(problems)
     for remark in module_remarks(model, datamodule, stage, loaders, trainer, val_loaders=val_loaders):
         warn(remark)
-    payload = Payload(trainer, fn, given.module, plan, given.datamodule)
-    payload.sources = {stage_of(fn).word: given.loaders}
+    request = Request(trainer, fn, given.model, plan, given.datamodule, passes=trainer._launcher.passes)
+    request.sources = {stage_of(fn).word: given.loaders}
     if fn is TrainerFn.FITTING:
-        payload.sources[VALIDATE.word] = given.val_loaders
-    payload.ckpt_path = _resolve_path(trainer, fn, ckpt_path)
-    payload.compiled = compiled_methods(given.model, [s.step for s in STAGES])
-    return payload
+        request.sources[VALIDATE.word] = given.val_loaders
+    request.ckpt_path = _resolve_path(trainer, fn, ckpt_path)
+    if request.travels:
+        request.process = process_state()
+        # until an outcome has come back
+        trainer.state.fn, trainer.state.status = fn, TrainerStatus.INTERRUPTED
+    return request
+
+
+def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]:
+    """Return what strategy, precision and launcher cannot do.
+
+    Args:
+        trainer: The trainer.
+        plan: What was decided.
+        module: The user's module; None where it is none.
+    """
+    problems = [*trainer._strategy.problems(plan, module), *trainer._precision.problems(plan)]
+    launcher, cluster, given = trainer._launcher, trainer._cluster, trainer._config.launcher
+    if cluster is None or not cluster.creates_processes:
+        named = given is not None or trainer._strategy.default_launcher is not None
+        return [*problems, *(launcher.problems(plan) if named else [])]
+    if launcher.passes != "live":
+        rule = f"{cluster.name} has started the processes already, so no launcher may start more"
+        problems.append(Problem(f"Trainer(launcher={launcher.name!r})", rule, fix="Leave launcher= out."))
+    return problems
 
 
 def _implied_best(trainer: Trainer, fn: TrainerFn) -> str | None:
@@ -74,8 +96,11 @@ def _plan(trainer: Trainer, stage: str, compiled: bool) -> Plan:
     config = trainer._config
     return Plan(
         stage=stage,
+        accelerator=trainer._accelerator.kind,
+        strategy=trainer._strategy.name,
+        launcher=trainer._launcher.name,
         devices=trainer._devices,
-        num_nodes=config.num_nodes,
+        num_nodes=trainer.num_nodes,
         accumulate=trainer.accumulate_grad_batches,
         clip_value=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm or "norm",
@@ -83,5 +108,8 @@ def _plan(trainer: Trainer, stage: str, compiled: bool) -> Plan:
         sync_batchnorm=config.sync_batchnorm,
         compile=compiled,
         inference_mode=config.inference_mode,
+        max_steps=trainer.max_steps,
+        max_epochs=trainer.max_epochs,
+        deterministic=bool(config.deterministic),
         root=str(trainer.default_root_dir),
     )

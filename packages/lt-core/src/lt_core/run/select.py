@@ -6,14 +6,24 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import info
-from lt_interface import registry
+from lt_interface import Plan, registry
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem, UnknownPluginError
 
 if TYPE_CHECKING:
     from lt_core.callback import Callback
     from lt_core.config.flags import TrainerConfig
 
-__all__ = ["default_callbacks", "find_accelerator", "find_devices", "find_precision", "make_loggers", "ordered"]
+__all__ = [
+    "default_callbacks",
+    "find_accelerator",
+    "find_cluster",
+    "find_devices",
+    "find_launcher",
+    "find_nodes",
+    "find_precision",
+    "make_loggers",
+    "ordered",
+]
 
 
 def ordered(callbacks: Iterable[Callback]) -> list[Callback]:
@@ -43,7 +53,7 @@ def find_accelerator(config: TrainerConfig) -> Any:
     if given == "auto":
         known = [registry.accelerators.get(name)() for name in registry.accelerators.names()]
         return max((a for a in known if a.is_available()), key=lambda a: a.priority)
-    names = [given] if given != "gpu" else ["mps", "cuda"]
+    names = registry.accelerators.aliases.get(given, (given,))
     for name in names:
         try:
             accelerator = registry.accelerators.get(name, f"Trainer(accelerator={given!r})")()
@@ -58,21 +68,68 @@ def find_accelerator(config: TrainerConfig) -> Any:
     )
 
 
-def find_devices(config: TrainerConfig, accelerator: Any) -> list[int]:
-    """Return the device indices that the flag means.
+def find_cluster(config: TrainerConfig) -> Any:
+    """Return the scheduler that started this process: the one given, else the first that recognises itself, or None."""
+    given = config.plugin("cluster")
+    if given is not None:
+        return given
+    kinds = map(registry.clusters.get, registry.clusters.names())
+    return next((kind() for kind in kinds if kind.detect()), None)
+
+
+def find_devices(config: TrainerConfig, accelerator: Any, cluster: Any) -> list[int]:
+    """Return the device indices that the flag means; ``"auto"`` is one for each process that a scheduler started here.
 
     Raises:
         ConfigError: If the flag names a device that is not there.
     """
     spec = config.devices
     if spec == "auto":
-        return list(range(max(accelerator.device_count(), 1)))
+        starts = cluster is not None and cluster.creates_processes
+        return list(range(cluster.world().local_size if starts else max(accelerator.device_count(), 1)))
     try:
         return list(accelerator.parse_devices(list(spec) if isinstance(spec, tuple) else spec))
     except ValueError as error:
         text = str(error).rstrip(".")
         where = f"Trainer(devices={config.devices!r})"
         raise ConfigError(text + "." if text.startswith("Trainer(") else Problem(where, text)) from error
+
+
+def find_nodes(config: TrainerConfig, cluster: Any, devices: int) -> int:
+    """Return the number of nodes that the flag means; without it, as many as the scheduler's processes need.
+
+    Args:
+        config: The flags.
+        cluster: The scheduler, or None.
+        devices: How many devices a node has.
+
+    Raises:
+        ConfigError: If the scheduler started another number of processes than there are devices.
+    """
+    if cluster is None or not cluster.creates_processes:
+        return config.num_nodes
+    world = cluster.world()
+    nodes = config.num_nodes if "num_nodes" in config.explicit else max(world.size // world.local_size, 1)
+    if world.size == devices * nodes:
+        return nodes
+    written = [f"{name}={getattr(config, name)!r}" for name in ("devices", "num_nodes") if name in config.explicit]
+    raise ConfigError(
+        Problem(
+            f"Trainer({', '.join(written)})",
+            f"{cluster.name} must have started one process for each device",
+            f"{world.size} processes, {world.local_size} of them on this node, for {nodes} x {devices} devices",
+            "Leave devices and num_nodes out, or start as many processes.",
+        )
+    )
+
+
+def find_launcher(config: TrainerConfig, strategy: Any, cluster: Any) -> Any:
+    """Return what starts the ranks: as the flag says, else nothing where a scheduler did, else as the strategy says."""
+    name = config.launcher
+    if name is None and (cluster is None or not cluster.creates_processes):
+        name = strategy.default_launcher
+    name = Plan.launcher if name is None else name
+    return registry.launchers.get(name, f"Trainer(launcher={name!r})")() if isinstance(name, str) else name
 
 
 def default_callbacks(config: TrainerConfig) -> list[Callback]:

@@ -1,17 +1,47 @@
-"""Let all ranks decide alike: by what rank 0 saw, what any rank saw, or rank 0's clock."""
+"""Let all ranks decide alike: by what rank 0 saw, what any rank wishes, or rank 0's clock.
+
+A rank that stops, saves or leaves an epoch while its peers go on hangs the job. So nothing that may differ by rank
+changes what the loop does next before all ranks know of it. There are two ways.
+
+What is decided at a boundary (a monitored value, a found file, a failed save, a clock) is agreed there: all ranks stand
+at the same place and wait for one another, by `from_rank_zero`, `decided_by_rank_zero` and `shared_failure`.
+
+What may arise at any step on one rank (a stop or a save asked for in a hook, a signal) is a wish. With one rank the
+loop looks up at once. With several a rank only notes it, and says so with the flags that `listen` exchanges after each
+batch without waiting; one batch later all ranks look up, and `settle` finds out what for. It also runs before whatever
+else depends on wishes: validation, saves, an epoch's end; so no checkpoint is written while one is on its way.
+
+An error of one rank is agreed with nobody, since its peers may wait in any collective: from then on the rank is alone,
+and what it still does, such as saving, exchanges nothing.
+"""
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from lt_core.state.run import Run
     from lt_core.trainer import Trainer
 
-__all__ = ["SharedAlarm", "from_rank_zero", "on_any_rank"]
+__all__ = [
+    "SharedAlarm",
+    "decided_by_rank_zero",
+    "from_rank_zero",
+    "leave_ranks",
+    "listen",
+    "settle",
+    "shared_failure",
+    "stop_is_settled",
+]
 
 T = TypeVar("T")
+_WISH, _STOP, _SAVE, _INTERRUPT, _TERMINATE = 1, 2, 4, 8, 16
+_SIGNALS = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _TERMINATE}
 
 
 def from_rank_zero(trainer: Trainer, value: T) -> T:
@@ -19,9 +49,79 @@ def from_rank_zero(trainer: Trainer, value: T) -> T:
     return trainer.collectives.broadcast_object(value)
 
 
-def on_any_rank(trainer: Trainer, flag: bool) -> bool:
-    """Return on every rank whether the flag is set on any."""
-    return trainer.collectives.any(flag)
+def decided_by_rank_zero(run: Run, decide: Callable[[], T]) -> T:
+    """Return on every rank what rank 0's call returns, or raise what it raises; the others do not call."""
+    if run.world.size == 1:
+        return decide()
+    value: Any = None
+    error: Exception | None = None
+    if run.world.is_global_zero:
+        try:
+            value = decide()
+        except Exception as caught:
+            error = caught
+    value, error = run.collectives.broadcast_object((value, error))
+    if error is not None:
+        raise error
+    decided: T = value
+    return decided
+
+
+def shared_failure(run: Run, error: Exception | None) -> Exception | None:
+    """Return a failure on every rank, if any rank had one; each calls it with its own, or with None."""
+    if run.world.size == 1 or run.loop.alone:
+        return error
+    first = run.collectives.broadcast_object(None if error is None else f"{type(error).__name__}: {error}")
+    if first is None and not run.collectives.any(error is not None):
+        return None
+    return error or CheckpointError(first or "it failed on another rank")
+
+
+def listen(run: Run) -> Callable[[], None] | None:
+    """Return what the loop calls after each batch to hear of the ranks' wishes, or None where there is one rank."""
+    if run.world.size == 1:
+        return None
+    loop, agree = run.loop, run.collectives.agree
+
+    def hear() -> None:
+        if agree(_WISH if loop.wish else 0):
+            loop.attention = True
+
+    return hear
+
+
+def settle(run: Run) -> None:
+    """Make the wishes of each rank those of all; every rank calls it at the same place.
+
+    Afterwards ``trainer.should_stop``, the requested checkpoints and the signal to heed are the same on every rank.
+    """
+    loop, trainer, watch, saves = run.loop, run.trainer, run.signals, run.saves
+    if run.world.size == 1 or loop.alone:
+        return
+    loop.wish = False  # before anything is read: a signal that comes now is a wish for the next time
+    bits = (_STOP if trainer.should_stop else 0) | (_SAVE if saves.queue else 0)
+    bits |= 0 if watch is None else _SIGNALS.get(watch.received or 0, 0)  # type: ignore[call-overload]
+    # Two calls: the first returns what is still on its way, the second what was sent just now.
+    seen = run.collectives.agree(bits) | run.collectives.agree(0)
+    trainer._should_stop = loop.stop = bool(seen & _STOP)
+    if watch is not None:
+        watch.heeded = next((number for number, bit in _SIGNALS.items() if seen & bit), None)
+    if seen & _SAVE:
+        for rank in range(run.world.size):
+            theirs = run.collectives.broadcast_object([(r.path, r.weights_only) for r in saves.queue], rank)
+            saves.join(theirs)
+
+
+def stop_is_settled(run: Run) -> bool:
+    """Return whether a stop was asked for that every rank knows of."""
+    return run.trainer.should_stop if run.world.size == 1 else run.loop.stop
+
+
+def leave_ranks(run: Run, error: BaseException) -> None:
+    """Exchange nothing any more after an error, unless it is the signal that all ranks heed at this place."""
+    heeded = run.signals is not None and run.signals.heeded is not None
+    if run.world.size > 1 and not (heeded and isinstance(error, KeyboardInterrupt | SystemExit)):
+        run.loop.alone = True
 
 
 class SharedAlarm:
@@ -59,7 +159,8 @@ class SharedAlarm:
         return left <= 0
 
     def _batches_to_skip(self) -> int:
-        now = self._clock()
-        batch_seconds = max((now - self._since) / max(self._asked, 1), 1e-6)
+        """Return how many batches may pass; few at first, since the time before the first batch measures none."""
+        now, asked = self._clock(), max(self._asked, 1)
+        batch_seconds = max((now - self._since) / asked, 1e-6)
         self._since, self._asked = now, 0
-        return max(int(min(1.0, max(self._seconds_left(), 0.0)) / batch_seconds) - 1, 0)
+        return max(min(int(min(1.0, max(self._seconds_left(), 0.0)) / batch_seconds) - 1, 2 * asked), 0)

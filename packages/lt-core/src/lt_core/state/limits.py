@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = ["fit_is_over", "may_stop", "stops_epoch"]
+__all__ = ["fit_is_over", "may_stop", "stop_reason", "stops_epoch"]
 
 
 def may_stop(trainer: Trainer) -> bool:
@@ -28,3 +28,12 @@ def fit_is_over(trainer: Trainer) -> bool:
     if not progress.epoch_closed:
         return False
     return (trainer.max_epochs != -1 and progress.epoch >= trainer.max_epochs) or stops_epoch(trainer)
+
+
+def stop_reason(trainer: Trainer) -> str | None:
+    """Return which limit ended training: ``"should_stop"``, ``"max_steps"``, ``"max_epochs"``, or None."""
+    if trainer.should_stop and may_stop(trainer):
+        return "should_stop"
+    if stops_epoch(trainer):
+        return "max_steps"
+    return "max_epochs" if fit_is_over(trainer) else None

@@ -16,7 +16,7 @@ class FitState:
     Attributes:
         step: The step, built for what users may change as it was at the last look.
         seen: What users may change, as it was at the last look.
-        own_step: The ``training_step`` that was put on the module's instance when the engine was built, if any.
+        engine_inputs: What the engine was built for.
         logged_step: The step whose values were logged last.
         schedulers_done: Whether the schedulers of interval ``"epoch"`` stepped in this epoch.
         validated_batch: After how many batches of this epoch was validated last; -1 for not yet.
@@ -29,7 +29,7 @@ class FitState:
 
     step: Callable[[Any, int], Any] | None = None
     seen: tuple[Any, ...] = ()
-    own_step: Callable[..., Any] | None = None
+    engine_inputs: tuple[Any, ...] = ()
     logged_step: int = 0
     schedulers_done: bool = False
     validated_batch: int = -1
@@ -77,13 +77,20 @@ class LoopState:
     """State of a run's loops; a checkpoint keeps where it was written and what is pending there.
 
     Attributes:
-        attention: Set by anything that wants the loop to look up before its next due batch: a stop, a save request,
-            a signal.
+        attention: Whether the loop looks up before its next due batch, for a stop, a save request or a signal.
+        several: Whether there are other ranks, so that `look_up` is a wish that they must hear of first.
+        wish: Whether this rank wants the loop to look up, and the others may not know of it yet.
+        stop: Whether the ranks, where they are several, agreed to stop.
+        alone: Whether the other ranks cannot be reached any more, since this one had an error.
         at_boundary: Whether the loop stands where a checkpoint is exact.
         warned: The topics that were warned of once.
     """
 
     attention: bool = False
+    several: bool = False
+    wish: bool = False
+    stop: bool = False
+    alone: bool = False
     at_boundary: bool = True
     warned: set[str] = field(default_factory=set)
     fit: FitState = field(default_factory=FitState)
@@ -96,6 +103,13 @@ class LoopState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what is pending; the loop itself stands at a boundary when a run begins."""
         self.fit.pending = state.get("pending")
+
+    def look_up(self) -> None:
+        """Make the loop look up before its next due batch; with several ranks as soon as all know of it."""
+        if self.several:
+            self.wish = True
+        else:
+            self.attention = True
 
     def first_time(self, topic: str) -> bool:
         """Return whether this is the first call for a topic."""

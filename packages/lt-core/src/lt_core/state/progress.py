@@ -65,7 +65,7 @@ class Progress:
         epoch: Completed epochs.
         batch: Completed batches of the running epoch.
         step: Batches in which at least one optimizer stepped.
-        samples: Samples handed to training_step.
+        samples: Samples handed to training_step, over all ranks.
         epoch_closed: Whether no epoch is open: the next batch begins one.
         batches: Completed batches of all closed epochs.
     """

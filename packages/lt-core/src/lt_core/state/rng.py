@@ -6,13 +6,16 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from lt_core.notices import info
 from lt_interface.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from lt_interface import Accelerator
 
 __all__ = [
     "capture",
@@ -56,42 +59,59 @@ def _unpack_python(state: dict[str, Any]) -> tuple[Any, ...]:
     return state["version"], tuple(state["words"].tolist()), state["gauss"]
 
 
-def capture() -> dict[str, Any]:
+def capture(accelerator: Accelerator | None = None, device: torch.device | None = None) -> dict[str, Any]:
     """Return the state of every global generator, as plain values and tensors.
 
-    Python's ``random``, numpy's global generator, torch's CPU generator and, where CUDA is in use,
-    the generator of each CUDA device.
+    Python's ``random``, numpy's global generator, torch's CPU generator and, where an accelerator is
+    given that has one, the generator of its device.
+
+    Args:
+        accelerator: The kind of device.
+        device: This rank's device.
     """
     state: dict[str, Any] = {
         "python": _pack_python(random.getstate()),
         "numpy": _pack(np.random.get_state(legacy=False)),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    if accelerator is not None and device is not None:
+        own = accelerator.rng_state(device)
+        if own is not None:
+            state[accelerator.kind] = own
     return state
 
 
-def restore(state: dict[str, Any]) -> None:
-    """Set every global generator that ``state`` names; states of absent CUDA devices are left out."""
+def restore(state: dict[str, Any], accelerator: Accelerator | None = None, device: torch.device | None = None) -> None:
+    """Set every global generator that ``state`` names; a device of another kind keeps its own state.
+
+    Args:
+        state: What `capture` returned.
+        accelerator: The kind of device.
+        device: This rank's device.
+    """
     if "python" in state:
         random.setstate(_unpack_python(state["python"]))
     if "numpy" in state:
         np.random.set_state(_unpack(state["numpy"]))
     if "torch" in state:
         torch.set_rng_state(state["torch"].cpu())
-    if state.get("cuda") and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"][: torch.cuda.device_count()]])
+    if accelerator is not None and device is not None and state.get(accelerator.kind) is not None:
+        accelerator.set_rng_state(device, state[accelerator.kind])
 
 
 @contextmanager
-def isolate() -> Iterator[dict[str, Any]]:
-    """Leave the global generators, on exit, as they were on entry; yield their state."""
-    state = capture()
+def isolate(accelerator: Accelerator | None = None, device: torch.device | None = None) -> Iterator[dict[str, Any]]:
+    """Leave the global generators, on exit, as they were on entry; yield their state.
+
+    Args:
+        accelerator: The kind of device.
+        device: This rank's device.
+    """
+    state = capture(accelerator, device)
     try:
         yield state
     finally:
-        restore(state)
+        restore(state, accelerator, device)
 
 
 def seed_process(seed: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,8 @@ import torch
 from lt_core.state.loop_state import LoopState
 from lt_core.state.progress import RunningStage, TrainerFn
 from lt_core.state.stage import TRAIN, Stage
-from lt_interface import Plan, World
+from lt_core.state.timing import timed, timed_items
+from lt_interface import PlainCollectives, Plan, World
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -103,7 +104,15 @@ class Run:
     @property
     def collectives(self) -> Collectives:
         """Return the exchange with the other ranks."""
-        return self.strategy.collectives
+        return PlainCollectives() if self.loop.alone else self.strategy.collectives
+
+    def timed(self, function: Callable[..., Any], of: str) -> Callable[..., Any]:
+        """Return a call of the strategy, ``of`` its name, wrapped for the profiler where there is one."""
+        return timed(self.trainer._active_profiler, function, f"[Strategy]{type(self.strategy).__name__}.{of}")
+
+    def timed_batches(self, batches: Iterable[Any], stage: Stage) -> Iterable[Any]:
+        """Return batches whose fetching is wrapped for the profiler where there is one."""
+        return timed_items(self.trainer._active_profiler, batches, f"[Trainer]{stage.loader}_next")
 
     @property
     def feed(self) -> Feed:
@@ -165,7 +174,8 @@ class Run:
             axis = int(due.pop("step"))
         due.setdefault("epoch", self.progress.epoch)
         self.metrics.results.note_logged(due)
-        self.tracking.append(stage or str(self.trainer.state.stage or "train"), of, axis, due)
+        append = timed(self.trainer._active_profiler, self.tracking.append, "[Trainer]log")
+        append(stage or str(self.trainer.state.stage or "train"), of, axis, due)
 
     @property
     def sanity_checking(self) -> bool:

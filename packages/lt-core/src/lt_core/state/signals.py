@@ -29,10 +29,17 @@ class SignalWatch:
 
     Args:
         notify: Called in the handler; must only set a flag.
+        heeds_at_once: Whether a signal is to be heeded when it is received; else `settle` says when.
+
+    Attributes:
+        received: The first signal that this process received.
+        heeded: The one that ends the run at its next boundary.
     """
 
-    def __init__(self, notify: Callable[[], None]) -> None:
+    def __init__(self, notify: Callable[[], None], heeds_at_once: bool = True) -> None:
         self.received: int | None = None
+        self.heeded: int | None = None
+        self._heeds_at_once = heeds_at_once
         self._notify = notify
         self._previous: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
@@ -61,6 +68,8 @@ class SignalWatch:
             return
         if self.received is None:
             self.received = number
+            if self._heeds_at_once:
+                self.heeded = number
             self._notify()
             if hasattr(signal, "SIGCHLD"):
                 # A signal to the whole group ends workers too. The loaders' handler would raise that just anywhere,
@@ -100,11 +109,11 @@ class SignalWatch:
         if self._thread is not None:
             self._thread.join(1.0)  # it holds the run
 
-    def exception(self) -> BaseException | None:
-        """Return what the run raises for the signal that was received, or None."""
-        if self.received is None:
+    def exception(self, number: int | None) -> BaseException | None:
+        """Return what the run raises for a signal, None for none."""
+        if number is None:
             return None
-        return KeyboardInterrupt() if self.received == signal.SIGINT else SystemExit(128 + self.received)
+        return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _forget_in_child() -> None:
@@ -125,16 +134,16 @@ def lost_to_signal(run: Run, error: BaseException) -> BaseException | None:
     """Return what a received signal means if it reached the loader's workers too and ``error`` reports their end."""
     if run.signals is None or not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
         return None
-    return run.signals.exception()
+    return run.signals.exception(run.signals.received)
 
 
 def raise_signal(run: Run) -> None:
-    """Raise what a received signal means, if one was received.
+    """Raise what a signal means that is to be heeded, if there is one.
 
     Raises:
         KeyboardInterrupt: For SIGINT.
         SystemExit: With 143, for SIGTERM.
     """
-    error = run.signals.exception() if run.signals is not None else None
+    error = run.signals.exception(run.signals.heeded) if run.signals is not None else None
     if error is not None:
         raise error

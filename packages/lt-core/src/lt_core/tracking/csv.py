@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import weakref
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -61,11 +62,14 @@ class CSVLogger(VersionedLogger):
         self._columns: list[str] = []
         self._opened = False
         self._count = 0
-        self._taken_from: Any = None
+        self._taken_from: weakref.ref[Any] | None = None
         self._saves = False
         self._taken = -1  # the last record in the file or among the rows that wait
         self.hparams: dict[str, Any] = {}
         self._hparams_written = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_taken_from": None, "_taken": -1}
 
     def _claim(self) -> int:
         self._opened = True  # nobody wrote in a folder that was made just now
@@ -116,8 +120,9 @@ class CSVLogger(VersionedLogger):
             unsure: Whether rows of theirs may be there.
         """
         with self.exclusive():
-            if self._taken_from is not self._feed:  # another run's records have the same numbers
-                self._taken, self._taken_from = -1, self._feed
+            last = None if self._taken_from is None else self._taken_from() or self  # weakly: it holds the run
+            if last is not self._feed:  # another run's records have the same numbers
+                self._taken, self._taken_from = -1, None if self._feed is None else weakref.ref(self._feed)
             if unsure:
                 if self._taken < 0 and records and records[0].sequence == 0:
                     self.rewind(2**62, None)

@@ -61,6 +61,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str] | None, read_only: bool = False) -> None:
         self.path = None if path is None else Path(path)
+        self._read_only = read_only
         if self.path is None:
             self._fd, name = tempfile.mkstemp(prefix="lt-journal-")
             os.unlink(name)
@@ -87,6 +88,17 @@ class Journal:
         self._tail = self._kept_tail()
         self._by_content: dict[str, list[float]] | None = None
         self.changes = self._kept_changes()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _read_again, (self.path and os.fspath(self.path.absolute()), b"" if self.path else self.contents())
+
+    def writable(self) -> Journal:
+        """Return the journal to append to: one that was read in another process is opened again."""
+        return Journal(self.path) if self._read_only else self
+
+    def in_memory(self) -> Journal:
+        """Return a copy without a file, for a process that must not write to this one's."""
+        return _read_again(None, self.contents())
 
     def _keep_damaged(self, end: int) -> None:
         """Keep beside the journal what follows its last record, if that is more than one torn line."""
@@ -296,6 +308,15 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._close()
+
+
+def _read_again(path: str | None, contents: bytes) -> Journal:
+    """Return a journal that travelled: its file, or where that is not here, its records."""
+    if path is not None and os.path.exists(path):
+        return Journal(path, read_only=True)
+    journal = Journal(None)
+    journal.fill(contents)
+    return journal
 
 
 def _write_waiting(journal: weakref.ref[Journal]) -> None:

@@ -109,7 +109,9 @@ def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
     trainer, tracking = run.trainer, run.tracking
     resumes = run.fits and checkpoint is not None
     if trainer._journal is not None and not resumes:  # a further call of the same trainer goes on in its journal
-        tracking.journal, tracking.opened = trainer._journal, True
+        last, writes = trainer._journal, run.world.is_global_zero
+        trainer._journal = tracking.journal = last.writable() if writes else last.in_memory()
+        tracking.opened = True
         return
     mark = (checkpoint or {}).get("journal")
     folder = run_folder(run, mark) if run.world.is_global_zero else None

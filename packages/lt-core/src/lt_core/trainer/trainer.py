@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -17,8 +16,18 @@ from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
 from lt_core.notices import info
 from lt_core.run.main import main
+from lt_core.run.outcome import receive
 from lt_core.run.prepare import prepare
-from lt_core.run.select import default_callbacks, find_accelerator, find_devices, find_precision, make_loggers
+from lt_core.run.select import (
+    default_callbacks,
+    find_accelerator,
+    find_cluster,
+    find_devices,
+    find_launcher,
+    find_nodes,
+    find_precision,
+    make_loggers,
+)
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer.view import TrainerView
 from lt_interface import registry
@@ -29,7 +38,6 @@ if TYPE_CHECKING:
 
     from lt_core.datamodule import LightningDataModule
     from lt_core.module import LightningModule
-    from lt_core.run.main import Payload
     from lt_core.state.run import Run
 
 __all__ = ["Trainer"]
@@ -53,7 +61,6 @@ class Trainer(TrainerView):
         self._progress, self.state = Progress(), TrainerState()
         self._handlers: list[Handler] = []
         self._results = Results()
-        self._cluster = config.plugin("cluster")
         self._take_parts(config)
         self._take_flags(config)
         self._apply_torch_flags(config)
@@ -62,13 +69,15 @@ class Trainer(TrainerView):
 
     def _take_parts(self, config: TrainerConfig) -> None:
         """Find accelerator, devices, strategy, precision, launcher and profiler through the registry."""
-        self._accelerator = find_accelerator(config)
-        self._devices = tuple(find_devices(config, self._accelerator))
+        self._accelerator, self._cluster = find_accelerator(config), find_cluster(config)
+        self._devices = tuple(find_devices(config, self._accelerator, self._cluster))
+        self._num_nodes = find_nodes(config, self._cluster, len(self._devices))
         name = config.strategy
         if name == "auto":
-            name = self._accelerator.default_strategy(len(self._devices), config.num_nodes)
+            name = self._accelerator.default_strategy(len(self._devices), self._num_nodes)
         where = f"Trainer(strategy={name!r})"
         self._strategy: Any = registry.strategies.get(name, where)() if isinstance(name, str) else name
+        self._launcher: Any = find_launcher(config, self._strategy, self._cluster)
         self._precision = find_precision(config)
         profiler = config.profiler
         self.profiler: Any = registry.profilers.get(profiler)() if isinstance(profiler, str) else profiler
@@ -139,8 +148,8 @@ class Trainer(TrainerView):
         Raises:
             ConfigError: If module, data and flags do not fit; lists every problem.
         """
-        payload = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
-        self._launch(payload)
+        request = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
+        receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
 
     def validate(
         self,
@@ -200,34 +209,27 @@ class Trainer(TrainerView):
         Returns:
             A list of batches' predictions, a list of such lists for several loaders, or None.
         """
-        payload = prepare(self, TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
-        payload.keep = return_predictions is not False
-        predictions: list[Any] | None = self._launch(payload).value
+        request = prepare(self, TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
+        request.keep = return_predictions is not False
+        outcome = self._launcher.launch(main, request, request.plan, self._cluster)
+        predictions: list[Any] | None = receive(request, outcome)
         return predictions
 
     def _evaluate(
         self, fn: TrainerFn, model: Any, loaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
     ) -> list[dict[str, float]]:
-        payload = prepare(self, fn, model, loaders, datamodule, ckpt_path)
-        results: list[dict[str, float]] = self._launch(payload).value
+        request = prepare(self, fn, model, loaders, datamodule, ckpt_path)
+        outcome = self._launcher.launch(main, request, request.plan, self._cluster)
+        results: list[dict[str, float]] = receive(request, outcome)
         if verbose and self.is_global_zero:
             from lt_core.metrics.table import print_results
 
             print_results(str(fn), results)
         return results
 
-    @property
-    def _launch(self) -> Callable[[Payload], Any]:
-        """Return what runs a call in every rank; without a launcher that is `main`, in this process."""
-        given = self._config.launcher
-        launcher: Any = self._strategy.default_launcher if given is None else given
-        if launcher is None or launcher == "in_process":
-            return main
-        return partial((registry.launchers.get(launcher)() if isinstance(launcher, str) else launcher).launch, main)
-
     def _begin(self, run: Run) -> None:
         """Attach a run that is about to be built."""
-        self._run = run
+        self._run, self._returned = run, None
         self._results = run.metrics.results
         self.state.fn, self.state.status = run.fn, TrainerStatus.RUNNING
         if run.fits:
@@ -283,7 +285,8 @@ class Trainer(TrainerView):
         """
         from lt_core.checkpoint.save import build_tree, settle_saves, write
 
-        if self._run is None or self._run.engine is None:
+        run = self._whole_run()
+        if run is None or run.engine is None:
             raise AttributeError(
                 "trainer.save_checkpoint: no model is attached yet. Call fit, validate, test or predict first."
             )
@@ -291,7 +294,6 @@ class Trainer(TrainerView):
             raise TypeError(
                 "trainer.save_checkpoint(storage_options=...): this checkpoint format takes none. Leave it out."
             )
-        run = self._run
         settle_saves(run)
         write(run, os.fspath(filepath), build_tree(run, bool(weights_only)))
         run.saves.io.wait()
@@ -303,6 +305,7 @@ class Trainer(TrainerView):
         weights_only: bool = False,
         saved: Callable[[], Any] | None = None,
         failed: Callable[[BaseException], Any] | None = None,
+        together: bool = False,
     ) -> None:
         """Ask for a checkpoint at the next boundary: after this batch's hooks, logging and validation.
 
@@ -320,6 +323,8 @@ class Trainer(TrainerView):
             weights_only: Whether to leave out all that only a resume needs.
             saved: Called once the file is safe on the disk; the place to remove older ones.
             failed: Called with the error if the file could not be written.
+            together: Whether every rank asks at this same place, as where the step decides; otherwise several ranks
+                hear of it first, and the file is written a batch later.
 
         Raises:
             MisconfigurationException: If fit does not run.
@@ -330,7 +335,10 @@ class Trainer(TrainerView):
         if run is None or not run.metrics.live or not run.fits:
             raise MisconfigurationException("trainer.request_checkpoint: the loop writes checkpoints only inside fit.")
         run.saves.queue.append(SaveRequest(os.fspath(path), weights_only, saved, failed))
-        run.loop.attention = True
+        if together:
+            run.loop.attention = True
+        else:
+            run.loop.look_up()
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint the way its format asks; of a link the link alone, and nothing if there is no file.
@@ -401,6 +409,10 @@ class Trainer(TrainerView):
         """
         with self._strategy.init_context(empty_init), self._precision.init_context():
             yield
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the run: module, data and optimizers belong to it."""
+        return {key: value for key, value in vars(self).items() if key not in ("_run", "_returned")}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

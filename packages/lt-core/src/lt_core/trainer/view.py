@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lt_core.state.progress import Progress
     from lt_core.state.run import Run
     from lt_core.tracking.history import History
-    from lt_interface import Accelerator, Collectives, Precision, Strategy
+    from lt_interface import Accelerator, Collectives, Outcome, Precision, Strategy
 
 __all__ = ["TrainerView"]
 
@@ -55,6 +55,7 @@ class TrainerView:
     """Properties of `Trainer`: what it consists of, where its run is, and what it knows."""
 
     _run: Run | None = None
+    _returned: Outcome | None = None
     _journal: Any = None
     _own_ckpt_path: str | os.PathLike[str] | None = None
     _own_io: Any = None
@@ -68,6 +69,7 @@ class TrainerView:
     _strategy: Strategy
     _precision: Precision
     _devices: tuple[int, ...]
+    _num_nodes: int
     state: Any
     callbacks: list[Callback]
 
@@ -80,7 +82,7 @@ class TrainerView:
     def _call_attention(self) -> None:
         """Make the loop look up what was changed."""
         if self._run is not None:
-            self._run.loop.attention = True
+            self._run.loop.look_up()
 
     # ------------------------------------------------------------ parts
 
@@ -124,22 +126,33 @@ class TrainerView:
         """Return the data module of this or the last run, or None."""
         return None if self._run is None else self._run.datamodule
 
+    def _whole_run(self) -> Run | None:
+        """Return the run; after a fit in other processes its optimizers are made here, once somebody asks for them."""
+        returned, self._returned = self._returned, None
+        if self._run is not None and returned is not None:
+            from lt_core.run.build import restore_optimizers
+
+            restore_optimizers(self._run, returned.optimizer_states, returned.scheduler_states)
+        return self._run
+
     @property
     def optimizers(self) -> list[Optimizer]:
         """Return the optimizers."""
-        return [] if self._run is None else self._run.optimizers
+        run = self._whole_run()
+        return [] if run is None else run.optimizers
 
     @optimizers.setter
     def optimizers(self, new: list[Optimizer]) -> None:
         if self._run is None:
             raise AttributeError("trainer.optimizers = ...: there is no run yet. Exchange them inside fit.")
         self._run.optimizers[:] = new
-        self._run.loop.attention = True
+        self._run.loop.look_up()
 
     @property
     def lr_scheduler_configs(self) -> list[SchedulerConfig]:
         """Return the schedulers with their intervals."""
-        return [] if self._run is None else self._run.schedulers
+        run = self._whole_run()
+        return [] if run is None else run.schedulers
 
     @property
     def callback_metrics(self) -> dict[str, Tensor]:
@@ -194,7 +207,7 @@ class TrainerView:
     @property
     def num_nodes(self) -> int:
         """Return the number of nodes."""
-        return self._config.num_nodes
+        return self._num_nodes
 
     @property
     def device_ids(self) -> list[int]:
@@ -240,7 +253,7 @@ class TrainerView:
                 if trainer.collectives.any(self.out_of_memory):  # on one rank, so on all
                     trainer.should_stop = True
         """
-        return self._strategy.collectives
+        return self._strategy.collectives if self._run is None else self._run.collectives
 
     @property
     def resumed_from(self) -> str | None:

@@ -105,7 +105,7 @@ class PrecisionConformance(Conformance, suite=True):
         for _ in range(steps):
             loss = self.loss(precision, net)
             optimizer.zero_grad()
-            precision.backward(loss)
+            precision.scale(loss).backward()  # type: ignore[no-untyped-call]
             precision.unscale(optimizer)
             precision.step(optimizer)
             losses.append(float(loss.detach()))
@@ -125,6 +125,7 @@ class PrecisionConformance(Conformance, suite=True):
         assert precision.forward is None or callable(precision.forward)
         assert precision.convert_output is None or callable(precision.convert_output)
         assert isinstance(precision.converts_batch, bool)
+        assert isinstance(precision.scales, bool)
         assert isinstance(precision.name, str)
         if self.plugin:
             assert precision.name == self.plugin
@@ -202,7 +203,7 @@ class PrecisionConformance(Conformance, suite=True):
 
         net = precision.convert(self.network())
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        precision.backward(self.loss(precision, net))
+        precision.scale(self.loss(precision, net)).backward()  # type: ignore[no-untyped-call]
         precision.unscale(optimizer)
         precision.unscale(optimizer)
         for name, expected in self.reference_gradients().items():
@@ -232,7 +233,7 @@ class PrecisionConformance(Conformance, suite=True):
         def closure() -> Any:
             optimizer.zero_grad()
             loss = self.loss(precision, net)
-            precision.backward(loss)
+            precision.scale(loss).backward()  # type: ignore[no-untyped-call]
             calls.append(1)
             return loss
 
@@ -247,22 +248,46 @@ class PrecisionConformance(Conformance, suite=True):
         net = precision.convert(self.network())
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
-        precision.backward(self.loss(precision, net) * torch.inf)
+        precision.scale(self.loss(precision, net) * torch.inf).backward()  # type: ignore[no-untyped-call]
         precision.unscale(optimizer)
         if not precision.step(optimizer):
             assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
 
-    def test_backward_passes_arguments(self, precision: Precision) -> None:
-        """``retain_graph`` reaches torch, so that a second backward pass works and adds up."""
+    def test_scale_is_a_factor(self, precision: Precision) -> None:
+        """Scaling multiplies the loss by one positive number, and is the identity where ``scales`` is False."""
         import torch
 
         net = precision.convert(self.network())
         loss = self.loss(precision, net)
-        precision.backward(loss, retain_graph=True)
-        weight: Any = net.get_parameter("first.weight")
-        once = weight.grad.detach().clone()
-        precision.backward(loss)
-        assert torch.equal(weight.grad, once + once)
+        scaled = precision.scale(loss)
+        assert scaled.requires_grad
+        assert float(scaled.detach()) / float(loss.detach()) > 0
+        if not precision.scales:
+            assert torch.equal(scaled.detach(), loss.detach())
+
+    def test_step_passes_arguments(self, precision: Precision) -> None:
+        """What the user gives to the optimizer's step reaches it."""
+        import torch
+
+        given: list[Any] = []
+
+        class Asking(torch.optim.SGD):
+            def step(self, closure: Any = None, *, speed: float = 1.0) -> Any:
+                given.append(speed)
+                return super().step(closure)
+
+        net = precision.convert(self.network())
+        optimizer = Asking(net.parameters(), lr=0.1)
+        precision.scale(self.loss(precision, net)).backward()  # type: ignore[no-untyped-call]
+        assert precision.step(optimizer, speed=2.0) is True
+        assert given == [2.0]
+
+    def test_problems_are_listed(self, precision: Precision) -> None:
+        """A plan is asked about without touching a device; a precision of this device has no problem with it."""
+        from lt_interface.plan import Plan
+
+        kind = "cpu" if self.device == "cpu" else "gpu"
+        assert list(precision.problems(Plan(precision=precision.name, accelerator=kind))) == []
 
     def test_resumes_to_the_bit(self, precision: Precision) -> None:
         """A new instance that takes over the state continues exactly as the old one."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
-__all__ = ["ReferenceAccelerator", "ReferenceEngine", "ReferencePrecision"]
+from lt_interface.precision import PlainPrecision
+
+__all__ = ["ReferenceAccelerator", "ReferenceEngine", "ReferenceLauncher", "ReferencePrecision"]
 
 
 class ReferenceAccelerator:
@@ -18,6 +20,7 @@ class ReferenceAccelerator:
     """
 
     name = "reference"
+    kind = "cpu"
     priority = 0
 
     def is_available(self) -> bool:
@@ -49,53 +52,44 @@ class ReferenceAccelerator:
         """Return no figures."""
         return {}
 
+    def rng_state(self, device: Any) -> Any:
+        """Return None: the CPU's state is the process's."""
+        return None
+
+    def set_rng_state(self, device: Any, state: Any) -> None:
+        """Do nothing."""
+
     def teardown(self) -> None:
         """Do nothing."""
 
 
-class ReferencePrecision:
+class ReferenceLauncher:
+    """Launcher for ranks that stand already: it runs the call in this process.
+
+    Example:
+        >>> ReferenceLauncher().launch(lambda request: request + 1, 41)
+        42
+    """
+
+    name = "reference"
+    passes = "live"
+
+    def problems(self, plan: Any) -> Sequence[Any]:
+        """Return none."""
+        return []
+
+    def launch(self, main: Callable[[Any], Any], request: Any, plan: Any = None, cluster: Any = None) -> Any:
+        """Return what the entry point returns for the request."""
+        return main(request)
+
+
+class ReferencePrecision(PlainPrecision):
     """Precision of 32 bits.
 
     Example:
         >>> ReferencePrecision().convert("module"), ReferencePrecision().convert_batch([1, 2])
         ('module', [1, 2])
     """
-
-    name = "32-true"
-    converts_batch = False
-    forward: Callable[[], AbstractContextManager[Any]] | None = None
-    convert_output: Callable[[Any], Any] | None = None
-
-    def init_context(self) -> AbstractContextManager[Any]:
-        """Change nothing."""
-        return nullcontext()
-
-    def convert(self, module: Any) -> Any:
-        """Return the module."""
-        return module
-
-    def convert_batch(self, batch: Any) -> Any:
-        """Return the batch."""
-        return batch
-
-    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
-        """Call ``loss.backward``."""
-        loss.backward(*args, **kwargs)
-
-    def unscale(self, optimizer: Any) -> None:
-        """Do nothing."""
-
-    def step(self, optimizer: Any, closure: Callable[[], Any] | None = None) -> bool:
-        """Step the optimizer."""
-        optimizer.step(closure)
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return no state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Take no state."""
 
 
 class ReferenceEngine:
@@ -119,7 +113,8 @@ class ReferenceEngine:
 
     owns: frozenset[str] = frozenset()
     place: Callable[[Any], Any] | None = None
-    accumulate: Callable[[], AbstractContextManager[Any]] | None = None
+    window: Callable[[bool], AbstractContextManager[Any] | None] | None = None
+    before_forward: Callable[[], None] | None = None
     boundary: Callable[[], None] | None = None
 
     def __init__(
@@ -136,7 +131,7 @@ class ReferenceEngine:
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass."""
-        self.precision.backward(loss, *args, **kwargs)
+        self.precision.scale(loss).backward(*args, **kwargs)
 
     def unscale(self, index: int) -> None:
         """Unscale the gradients."""
@@ -149,9 +144,9 @@ class ReferenceEngine:
         parameters = [p for group in self.optimizers[index].param_groups for p in group["params"]]
         return clip_grad_norm_(parameters, value) if algorithm == "norm" else clip_grad_value_(parameters, value)
 
-    def step(self, index: int, closure: Callable[[], Any] | None = None) -> bool:
+    def update(self, index: int, last: bool, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
         """Step an optimizer."""
-        stepped: bool = self.precision.step(self.optimizers[index], closure)
+        stepped: bool = self.precision.step(self.optimizers[index], closure, **kwargs)
         return stepped
 
     def optimizer_states(self) -> list[dict[str, Any]]:
@@ -177,6 +172,9 @@ class ReferenceEngine:
             optimizer.load_state_dict(
                 {"state": {numbers[n]: v for n, v in state["state"].items()}, "param_groups": groups}
             )
+
+    def close(self) -> None:
+        """Leave the module as it is."""
 
     def _names(self, optimizer: Any) -> list[str]:
         """Return the parameters' names in the order in which torch numbers them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import pytest
@@ -15,20 +16,28 @@ from lt_interface.plan import Plan
 from lt_interface.precision import Precision
 from lt_interface.registry import strategies
 from lt_interface.strategy import Collectives, Strategy
+from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceAccelerator, ReferenceEngine, ReferencePrecision
 from lt_interface.testing.suite import Conformance
+from lt_interface.testing.training import Job
 from lt_interface.world import World
 
 __all__ = ["StrategyConformance"]
 
-OWNABLE = {"accumulate", "clip", "zero_grad", "unscale", "schedule"}
+# Five batches: with two or three a window the epoch's last window is short.
+JOBS = [Job(), Job(clip=0.05), Job(accumulate=2), Job(accumulate=3, clip=0.05)]
+OWNABLE = {"accumulate", "backward", "clip", "zero_grad", "unscale", "schedule"}
 
 
 class StrategyConformance(Conformance, suite=True):
-    """Tests of a strategy in one process, as a run of one rank.
+    """Tests of a strategy in one process, as a run of one rank, and on forked ranks in the core's own loop.
+
+    What needs several ranks is skipped for a strategy that refuses a plan of them, and where lt-core is not installed.
 
     Attributes:
         tolerance: How far weights may lie from those of a hand-written loop; 0 asks for the same bits.
+        size: How many forked ranks train together.
+        timeout: Seconds after which ranks that are not done fail a test.
 
     Example:
         ::
@@ -40,6 +49,8 @@ class StrategyConformance(Conformance, suite=True):
 
     registry = strategies
     tolerance: ClassVar[float] = 0.0
+    size: ClassVar[int] = 2
+    timeout: ClassVar[float] = 120.0
 
     def make_accelerator(self) -> Accelerator:
         """Return the accelerator to run on; the CPU unless overridden."""
@@ -99,7 +110,7 @@ class StrategyConformance(Conformance, suite=True):
         accelerator = self.make_accelerator()
         made.setup(None, accelerator, accelerator.parse_devices(1), self.plan())
         yield made
-        made.teardown()
+        made.leave()
 
     def engine(self, strategy: Strategy, optimizer: str = "Adam", **options: Any) -> tuple[Any, Engine]:
         """Return a sharded module and the engine of one optimizer over it.
@@ -129,19 +140,35 @@ class StrategyConformance(Conformance, suite=True):
         """
         losses = []
         for index, batch in enumerate(batches):
-            placed = engine.place(batch) if engine.place is not None else batch
-            loss = engine.call["training_step"](placed, index)
-            if "zero_grad" not in engine.owns:
-                engine.optimizers[0].zero_grad()
-            engine.backward(loss)
+            loss = self.forward_backward(engine, batch, index)
             if clip is not None and "clip" not in engine.owns:
                 engine.unscale(0)
                 engine.clip(0, clip, "norm")
-            assert engine.step(0) is True
+            assert engine.update(0, True) is True
             if engine.boundary is not None:
                 engine.boundary()
             losses.append(float(loss.detach()))
         return losses
+
+    def forward_backward(self, engine: Engine, batch: Any, index: int, first: bool = True, last: bool = True) -> Any:
+        """Return the loss of one batch, run up to the optimizer as the core does.
+
+        Args:
+            engine: The engine under test.
+            batch: One of `batches`.
+            index: Its index.
+            first: Whether it opens a window.
+            last: Whether it closes one.
+        """
+        context = engine.window(last) if engine.window is not None else None
+        with nullcontext() if context is None else context:
+            if engine.before_forward is not None:
+                engine.before_forward()
+            loss = engine.call["training_step"](engine.place(batch) if engine.place is not None else batch, index)
+            if first and "zero_grad" not in engine.owns:
+                engine.optimizers[0].zero_grad()
+            engine.backward(loss)
+        return loss
 
     def weights(self, engine: Engine) -> dict[str, Any]:
         """Return a copy of an engine's weights on the CPU, by name.
@@ -217,7 +244,7 @@ class StrategyConformance(Conformance, suite=True):
         assert 0 <= world.local_rank < world.local_size <= world.size
         assert 0 <= world.data_rank < world.data_size <= world.size
         assert isinstance(made.device, torch.device)
-        made.teardown()
+        made.leave()
 
     @pytest.mark.parametrize("op", ["mean", "sum", "min", "max"])
     def test_collectives_of_one_rank(self, strategy: Strategy, op: str) -> None:
@@ -233,6 +260,7 @@ class StrategyConformance(Conformance, suite=True):
         assert exchange.broadcast_object({"a": (1, None)}) == {"a": (1, None)}
         assert exchange.any(True) is True
         assert exchange.any(False) is False
+        assert exchange.agree(5) == 5
         exchange.barrier("here")
 
     def test_gathered_gradients_flow(self, strategy: Strategy) -> None:
@@ -303,15 +331,11 @@ class StrategyConformance(Conformance, suite=True):
         import torch
 
         _, engine = self.engine(strategy, "SGD")
-        first, second = (engine.place(b) if engine.place is not None else b for b in self.batches(2))
         before = self.weights(engine)
-        if engine.accumulate is not None:
-            with engine.accumulate():
-                engine.backward(engine.call["training_step"](first, 0))
-        else:
-            engine.backward(engine.call["training_step"](first, 0))
-        engine.backward(engine.call["training_step"](second, 1))
-        engine.step(0)
+        first, second = self.batches(2)
+        self.forward_backward(engine, first, 0, last=False)
+        self.forward_backward(engine, second, 1, first=False)
+        engine.update(0, True)
         net = self.network()
         sum(net.training_step(b, 0) for b in self.batches(2)).backward()
         for name, parameter in net.named_parameters():
@@ -323,8 +347,7 @@ class StrategyConformance(Conformance, suite=True):
         module, engine = self.engine(strategy)
         if "clip" in engine.owns:
             pytest.skip("this engine clips by itself")
-        batch = self.batches(1)[0]
-        engine.backward(engine.call["training_step"](engine.place(batch) if engine.place is not None else batch, 0))
+        self.forward_backward(engine, self.batches(1)[0], 0)
         norm = engine.clip(0, 0.01, "norm")
         assert norm is not None
         again = engine.clip(0, 1e9, "norm")
@@ -348,9 +371,34 @@ class StrategyConformance(Conformance, suite=True):
             losses.append(float(loss.detach()))
             return loss
 
-        assert engine.step(0, closure) is True
+        assert engine.update(0, True, closure) is True
         assert len(losses) > 1
         assert losses[-1] < losses[0]
+
+    def test_weights_go_by_name(self, strategy: Strategy) -> None:
+        """Weights are saved and loaded under the user's names, before an optimizer exists too."""
+        precision = self.make_precision()
+        module = strategy.shard(self.network(), precision, False)
+        saved = copy.deepcopy(strategy.weights(module).state_dict())
+        self.assert_close({k: v.detach().cpu() for k, v in saved.items()}, self.network().state_dict())
+        doubled = {name: value * 2 for name, value in saved.items()}
+        strategy.weights(module).load_state_dict(doubled)
+        self.assert_close(strategy.weights(module).state_dict(), doubled)
+
+    def test_release_leaves_plain_tensors(self, strategy: Strategy) -> None:
+        """After release parameters and optimizer states are plain tensors on the CPU, with the trained values."""
+        import torch
+
+        module, engine = self.engine(strategy)
+        self.run(engine, self.batches(3))
+        strategy.release(module, engine.optimizers)
+        engine.close()
+        engine.close()
+        tensors = [*module.parameters(), *(v for s in engine.optimizers[0].state.values() for v in s.values())]
+        assert {type(t) for t in tensors} <= {torch.nn.Parameter, torch.Tensor, float, int}
+        assert {t.device.type for t in tensors if isinstance(t, torch.Tensor)} == {"cpu"}
+        found = {name: value.detach() for name, value in module.state_dict().items()}
+        self.assert_close(found, self.by_hand(self.batches(3)))
 
     def test_optimizer_state_goes_by_name(self, strategy: Strategy) -> None:
         """Saved state names its parameters as the model does, and resumes to the same weights."""
@@ -383,11 +431,43 @@ class StrategyConformance(Conformance, suite=True):
 
     @pytest.mark.parametrize("error", [None, RuntimeError("the run failed")], ids=["success", "failure"])
     def test_can_be_set_up_again(self, strategy: Strategy, error: BaseException | None) -> None:
-        """After teardown, once or twice, the next call of the trainer sets it up and trains again."""
-        strategy.teardown(error)
-        strategy.teardown(error)
+        """After leave, once or twice, the next call of the trainer sets it up and trains again."""
+        strategy.leave(error)
+        strategy.leave(error)
         accelerator = self.make_accelerator()
         strategy.setup(None, accelerator, accelerator.parse_devices(1), self.plan())
         _, engine = self.engine(strategy)
         self.run(engine, self.batches(6))
         self.assert_close(self.weights(engine), self.by_hand(self.batches(6)))
+
+    def on_ranks(self, job: Job) -> list[dict[str, Any]]:
+        """Run a job in forked ranks, through the core's trainer and loop.
+
+        Args:
+            job: What to train.
+
+        Returns:
+            Each rank's weights.
+        """
+        problems = self.make().problems(Plan(devices=tuple(range(self.size))))
+        if problems:
+            pytest.skip(f"this strategy refuses {self.size} ranks: {problems[0]}")
+        job.network().configure_optimizers()  # what ranks need is imported once, before they are forked
+        return run_ranks(lambda rank: job.train(rank, self.size, strategy=self.make()), self.size, self.timeout)
+
+    @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"accumulate={job.accumulate}-clip={job.clip}")
+    def test_ranks_train_as_one(self, job: Job) -> None:
+        """Ranks that share each batch come to the weights of one process, short windows and clipping included."""
+        import torch
+
+        found = self.on_ranks(job)
+        expected = job.train()
+        for weights in found:
+            assert list(weights) == list(expected)
+            for name, value in expected.items():
+                torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), rtol=0.0, atol=1e-6)
+
+    def test_ranks_keep_one_module(self) -> None:
+        """After training parameters and buffers are the same on every rank, to the bit."""
+        found = self.on_ranks(Job(buffers=True))
+        assert all(weights == found[0] for weights in found)

@@ -217,7 +217,9 @@ class ModelCheckpoint(Checkpoint):
         """Take over the kept paths; only the best one where the folder is another now."""
         self.best_model_path = state_dict["best_model_path"]
         before = state_dict.get("dirpath", self.dirpath)
-        if self.dirpath is not None and before != self.dirpath:
+        if self.dirpath is None:
+            self.dirpath = before
+        elif before != self.dirpath:
             warn(
                 f"ModelCheckpoint(dirpath={self.dirpath!r}): the checkpoint was written with {before!r}. "
                 "Only best_model_path is taken over; scores and older paths begin anew."
@@ -424,6 +426,7 @@ class ModelCheckpoint(Checkpoint):
             weights_only=self.save_weights_only,
             saved=lambda: self._after_save(trainer, decision),
             failed=lambda error: self._take_back(decision),
+            together=True,
         )
 
     def _after_save(self, trainer: Trainer, decision: Decision) -> None:

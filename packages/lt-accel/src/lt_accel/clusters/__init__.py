@@ -1,0 +1,1 @@
+"""Schedulers that start the processes of a run: torchrun and Slurm."""

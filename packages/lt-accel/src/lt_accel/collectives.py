@@ -1,0 +1,179 @@
+"""Exchange between ranks over torch.distributed.
+
+Tensors travel as bytes wherever nothing is computed (gather, broadcast), so that every format works on every backend.
+Where something is computed they travel in a format that all backends can reduce: whole numbers, or 32 bits and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lt_interface import BARRIER_SECONDS, MisconfigurationException
+
+__all__ = ["ProcessGroupCollectives"]
+
+T = TypeVar("T")
+_OPS = {"mean": dist.ReduceOp.SUM, "sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+_WIRE = {torch.float32, torch.float64, torch.int32, torch.int64}
+
+
+class ProcessGroupCollectives:
+    """Exchange over the default process group, and over others by name.
+
+    Args:
+        flags: A gloo group of all ranks, for the flags of `agree` and for barriers alone: they must not queue behind
+            other traffic.
+        groups: Process groups by name. ``"data"``, the ranks that receive different samples, is the default group
+            unless given here.
+    """
+
+    def __init__(self, flags: Any, groups: Mapping[str, Any] | None = None) -> None:
+        self._groups: dict[str, Any] = {"data": dist.group.WORLD, **(groups or {})}
+        self._flags = flags
+        self._options: Any = dist.AllreduceOptions()
+        self._options.reduceOp = dist.ReduceOp.BOR  # type: ignore[assignment]
+        # Two vectors by turns: one is on its way while the other is written.
+        self._here, self._away = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        self._sent: Any = None
+
+    def _group(self, group: Any) -> Any:
+        if not isinstance(group, str):
+            return group
+        if group not in self._groups:
+            known = ", ".join(map(repr, self._groups))
+            raise MisconfigurationException(
+                f"collectives: a group is a process group or one of {known}. Got {group!r}. Give one of these."
+            )
+        return self._groups[group]
+
+    def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
+        """Return the reduction of a tensor over all ranks; the mean of whole numbers is a floating-point tensor.
+
+        Raises:
+            MisconfigurationException: If operation or group is unknown, or complex numbers are compared.
+        """
+        members = self._group(group)
+        if op not in _OPS or (tensor.is_complex() and op in ("min", "max")):
+            raise MisconfigurationException(
+                f'collectives.reduce: op is "mean", "sum", "min" or "max", for complex numbers one of the first two. '
+                f'Got {op!r} of {tensor.dtype}. Write op="mean".'
+            )
+        size = dist.get_world_size(members)
+        wire = tensor.detach().to(_wire_format(tensor.dtype, op), copy=True, memory_format=torch.contiguous_format)
+        dist.all_reduce(wire, _OPS[op], group=members)
+        if op == "mean":
+            wire /= size
+        return wire.to(_result_format(tensor.dtype, op))
+
+    def all_gather(self, tensor: Tensor, group: Any = "data", sync_grads: bool = False) -> Tensor:
+        """Return the ranks' tensors, stacked ``(ranks, *tensor.shape)``."""
+        members = self._group(group)
+        if sync_grads and torch.is_grad_enabled() and tensor.requires_grad:
+            gathered: Tensor = _Gather.apply(tensor, members)  # type: ignore[no-untyped-call]
+            return gathered
+        return _gather(tensor, members)
+
+    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
+        """Return one rank's tensor on every rank."""
+        sent = _bytes_of(tensor).clone()
+        dist.broadcast(sent, src)
+        return _of_bytes(sent, tensor.dtype, tensor.shape)
+
+    def broadcast_object(self, obj: T, src: int = 0) -> T:
+        """Return one rank's object on every rank."""
+        box = [obj if dist.get_rank() == src else None]
+        dist.broadcast_object_list(box, src)
+        return box[0]  # type: ignore[return-value]
+
+    def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
+        """Wait for every rank.
+
+        Raises:
+            TimeoutError: If a rank does not come in time; rank 0 names those that are missing.
+        """
+        try:
+            dist.monitored_barrier(self._flags, timedelta(seconds=timeout), wait_all_ranks=True)
+        except RuntimeError as error:
+            raise TimeoutError(
+                f"barrier {name!r}: every rank must come within {timeout:g} s. Rank {dist.get_rank()} waited: {error}. "
+                "Look for what the missing ranks did in its place."
+            ) from error
+
+    def any(self, flag: bool) -> bool:
+        """Return whether a flag is set on any rank."""
+        return bool(self.reduce(torch.tensor(int(flag), dtype=torch.int32), "max", dist.group.WORLD))
+
+    def agree(self, bits: int) -> int:
+        """Return the bits that any rank gave in the call before, 0 in the first one; send this rank's."""
+        before = self.settle()
+        self._here, self._away = self._away, self._here
+        self._away.fill_(bits)
+        self._sent = self._flags.allreduce([self._away], self._options)
+        return before
+
+    def settle(self) -> int:
+        """Wait for the flags that are on their way, and return them; no flags are on their way afterwards."""
+        if self._sent is None:
+            return 0
+        self._sent.wait()
+        self._sent = None
+        return int(self._away)
+
+    def close(self) -> None:
+        """Let go of all groups but the one for flags, so that their connections can close."""
+        self._groups.clear()
+
+
+class _Gather(torch.autograd.Function):
+    """Gathering whose gradient goes back to the rank that each part came from."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return _gather(tensor, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        summed = gradients[0].contiguous()
+        dist.all_reduce(summed, group=ctx.group)
+        return summed[dist.get_rank(ctx.group)], None
+
+
+def _gather(tensor: Tensor, group: Any) -> Tensor:
+    sent = _bytes_of(tensor)
+    found = sent.new_empty(dist.get_world_size(group), sent.numel())
+    if sent.numel():
+        dist.all_gather(list(found.unbind()), sent, group=group)
+    return _of_bytes(found.reshape(-1), tensor.dtype, (len(found), *tensor.shape))
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _of_bytes(data: Tensor, dtype: torch.dtype, shape: Any) -> Tensor:
+    return data.view(dtype).reshape(shape)
+
+
+def _wire_format(dtype: torch.dtype, op: str) -> torch.dtype:
+    """Return the format in which a backend reduces."""
+    if dtype in _WIRE and (op != "mean" or dtype.is_floating_point):
+        return dtype
+    if dtype.is_complex:
+        return torch.complex128 if dtype == torch.complex128 else torch.complex64
+    if dtype.is_floating_point:
+        return torch.float32
+    return torch.float64 if op == "mean" else torch.int64
+
+
+def _result_format(dtype: torch.dtype, op: str) -> torch.dtype:
+    """Return the format of a result: the tensor's own, where it can hold one."""
+    if op == "mean" and not (dtype.is_floating_point or dtype.is_complex):
+        return torch.get_default_dtype()
+    return torch.int64 if op == "sum" and dtype == torch.bool else dtype

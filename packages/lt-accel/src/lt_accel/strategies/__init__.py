@@ -1,0 +1,1 @@
+"""Strategies beyond one device."""

@@ -1,0 +1,166 @@
+"""What comes back from the processes of a call: made by rank 0, applied in the process that launched them.
+
+It holds the states that users read after a call: weights, optimizers, callbacks, the data module, loggers, metrics and
+counters. Attributes that were set in the ranks beside these do not come back. Optimizers cannot travel, since they hold
+the parameters of another process: where users ask for them, the module makes them again, and they get their states.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lt_core.checkpoint.weights import load_weights
+from lt_core.data.nested import apply_to_collection, leaves
+from lt_core.hooks.table import overrides
+from lt_core.optim.states import named_states
+from lt_core.run.build import returned_run
+from lt_core.state import rng
+from lt_core.state.limits import stop_reason
+from lt_core.state.progress import TrainerStatus
+from lt_core.tracking.journal import Journal
+from lt_interface import Logger, Outcome
+
+if TYPE_CHECKING:
+    from lt_core.run.request import Request
+    from lt_core.state.run import Run
+
+__all__ = ["make_outcome", "receive"]
+
+LARGE_BYTES = 64 << 20
+
+
+@dataclass
+class _InFile:
+    """Value too large to travel, left in a file."""
+
+    path: str
+
+
+def make_outcome(run: Run, value: Any) -> Outcome:
+    """Return what goes back to the launching process, from a run that is over; only rank 0 has something.
+
+    Args:
+        run: The run; its module and optimizers are plain again.
+        value: What the call returns.
+    """
+    if not run.world.is_global_zero:
+        return Outcome()
+    trainer, results, journal = run.trainer, run.metrics.results, run.tracking.journal
+    changed = run.fits or run.resumed.path is not None
+    metrics = {"callback": results.callback, "logged": results.logged, "progress_bar": results.bar}
+    return Outcome(
+        value=_large_in_file(_plain(value), run.plan.root),
+        weights=_plain(run.module.state_dict()) if changed else None,
+        optimizer_states=_plain(named_states(run.module, run.optimizers)) if run.fits else [],
+        scheduler_states=[
+            s.scheduler.state_dict() for s in run.schedulers if run.fits and hasattr(s.scheduler, "state_dict")
+        ],
+        callback_states=_plain({c.state_key: state for c in run.callbacks if (state := c.state_dict())}),
+        datamodule_state={} if run.datamodule is None else _plain(run.datamodule.state_dict()),
+        logger_states=[logger.__getstate__() if isinstance(logger, Logger) else {} for logger in trainer.loggers],
+        metrics=_plain({name: dict(values) for name, values in metrics.items()}),
+        progress={
+            **run.progress.state_dict(),
+            "save_counter": trainer._save_counter,
+            "resumed_from": run.resumed.path,
+        },
+        stop_reason=stop_reason(trainer) if run.fits else None,
+        journal=run.tracking.journal_file,
+        records=journal.contents() if journal.path is None else b"",
+    )
+
+
+def receive(request: Request, outcome: Outcome) -> Any:
+    """Bring the launching process to where the ranks ended, and return what the call returns.
+
+    Args:
+        request: What the ranks were given.
+        outcome: What the launcher returned; where the run took place in this process there is nothing to do.
+    """
+    if not request.travels:
+        return outcome.value
+    trainer = request.trainer
+    trainer._begin(run := returned_run(request))
+    run.resumed.path = outcome.progress.get("resumed_from")
+    trainer._save_counter = outcome.progress.get("save_counter", trainer._save_counter)
+    run.progress.load_state_dict(outcome.progress)
+    trainer._should_stop = outcome.stop_reason == "should_stop"
+    if outcome.weights is not None:
+        _load_weights(run, outcome.weights)
+    for callback in run.callbacks:
+        if callback.state_key in outcome.callback_states:
+            callback.load_state_dict(outcome.callback_states[callback.state_key])
+    if outcome.datamodule_state:
+        run.datamodule.load_state_dict(outcome.datamodule_state)
+    for logger, state in zip(trainer.loggers, outcome.logger_states, strict=False):
+        vars(logger).update(state)
+    results, shown = run.metrics.results, outcome.metrics
+    results.restore_callback(shown.get("callback", {}))
+    results.note_logged(shown.get("logged", {}))
+    results.bar.update(shown.get("progress_bar", {}))
+    _take_journal(run, outcome)
+    trainer._returned = outcome if run.fits else None
+    trainer.state.status = TrainerStatus.FINISHED
+    trainer._end(run)
+    return _from_file(outcome.value)
+
+
+def _load_weights(run: Run, weights: dict[str, Any]) -> None:
+    """Load weights into the module, which gets the layers and the formats that it got in the ranks."""
+    module = run.module
+    if set(weights) - set(module.state_dict()) and overrides(module, "configure_model"):
+        with rng.isolate():
+            module.configure_model()
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if name in weights and tensor.dtype != weights[name].dtype:
+            tensor.data = tensor.data.to(weights[name].dtype)
+    load_weights(module, weights, strict=module.strict_loading, where=f"Trainer.{run.fn}, from the ranks")
+
+
+def _take_journal(run: Run, outcome: Outcome) -> None:
+    if outcome.journal is not None:
+        journal = Journal(outcome.journal, read_only=True)
+    else:
+        journal = Journal(None)
+        journal.fill(outcome.records)
+    run.trainer._journal = run.tracking.journal = journal
+
+
+def _plain(value: Any) -> Any:
+    """Return a value whose tensors are on the CPU and hold no more than themselves."""
+
+    def alone(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().cpu()
+        if tensor.layout is torch.strided and tensor.untyped_storage().nbytes() > tensor.nbytes:
+            return tensor.clone()  # a view would take along all that it is a view of
+        return tensor
+
+    return apply_to_collection(value, Tensor, alone)
+
+
+def _large_in_file(value: Any, root: str) -> Any:
+    """Return a value as it is, or where its tensors are large, the file below the root folder that holds it."""
+    if sum(leaf.nbytes for _, leaf in leaves(value) if isinstance(leaf, Tensor)) <= LARGE_BYTES:
+        return value
+    os.makedirs(root, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".predictions-", dir=root, delete=False) as file:
+        pickle.dump(value, file, protocol=pickle.HIGHEST_PROTOCOL)
+    return _InFile(file.name)
+
+
+def _from_file(value: Any) -> Any:
+    """Return a value, out of its file if it was left in one; the file is removed."""
+    if not isinstance(value, _InFile):
+        return value
+    with open(value.path, "rb") as file:
+        value_read = pickle.load(file)
+    os.unlink(value.path)
+    return value_read

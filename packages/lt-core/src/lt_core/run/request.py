@@ -1,0 +1,178 @@
+"""Arguments of a call of the trainer, on their way to the processes that run it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lt_core.run.checks import compiled_methods, unwrap
+from lt_core.state import rng
+from lt_core.state.stage import STAGES
+from lt_interface import Plan
+from lt_interface.errors import MisconfigurationException, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lt_core.state.progress import TrainerFn
+    from lt_core.trainer import Trainer
+
+__all__ = ["Request", "process_state", "restore_process"]
+
+_DEEPEST = 8  # steps that an error's path goes into an object
+
+
+@dataclass
+class Request:
+    """Arguments of a call of the trainer: trainer, model and data.
+
+    A rank that is another process gets it by a fork, or as the bytes that `to_bytes` returns. These are plain pickle:
+    multiprocessing would put tensors into shared memory, and all ranks would train the same parameters.
+
+    Attributes:
+        model: The module as the user gave it: in its ``torch.compile`` wrapper, if there is one.
+        sources: The loaders that the call was given, by the stage's word.
+        keep: Whether predictions are returned.
+        passes: How the request reaches the ranks, as of `lt_interface.Launcher`.
+        process: What of the launching process other ones go on with: its random state, and how torch computes.
+    """
+
+    trainer: Trainer
+    fn: TrainerFn
+    model: Any
+    plan: Plan
+    datamodule: Any = None
+    sources: dict[str, Any] = field(default_factory=dict)
+    ckpt_path: Any = None
+    keep: bool = True
+    passes: str = "live"
+    process: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def module(self) -> Any:
+        """Return the user's module, out of its ``torch.compile`` wrapper."""
+        return unwrap(self.model)
+
+    @property
+    def compiled(self) -> dict[str, Callable[..., Any]]:
+        """Return the compiled steps by name; made in the process that runs them."""
+        return compiled_methods(self.model, [stage.step for stage in STAGES])
+
+    @property
+    def travels(self) -> bool:
+        """Return whether the ranks are other processes, so that an outcome has to come back."""
+        return self.passes not in ("live", "script")
+
+    def to_bytes(self) -> bytes:
+        """Return the request as pickle bytes.
+
+        Raises:
+            MisconfigurationException: If something in it cannot be pickled; the message names it.
+        """
+        try:
+            return pickle.dumps(self)
+        except Exception as error:
+            raise self._refusal(error) from error
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Request:
+        """Return the request of another process."""
+        request: Request = pickle.loads(data)
+        return request
+
+    def _refusal(self, error: Exception) -> MisconfigurationException:
+        """Return the error that names what cannot be pickled."""
+        launcher = self.trainer._launcher.name
+        found = next(((_path(part, name), cause) for name, part in self._parts() if (cause := _error_of(part))), None)
+        path, cause = found or ("its arguments", error)
+        return MisconfigurationException(
+            Problem(
+                f"Trainer.{self.fn}, launcher {launcher!r}: {path}",
+                "what goes to other processes must be picklable",
+                f"{type(cause).__name__}: {str(cause).rstrip('.')}",
+                "Define functions and classes at the top level of a module, and open files and connections in setup.",
+            )
+        )
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        """Yield what is pickled, by the name that users know, the trainer's own parts before the trainer."""
+        trainer = self.trainer
+        plugins = trainer.strategy, trainer.accelerator, trainer.precision_plugin, trainer.profiler, trainer._launcher
+        for part in (
+            self.model,
+            self.datamodule,
+            *trainer.callbacks,
+            *trainer.loggers,
+            *plugins,
+            *trainer._config.plugins,
+        ):
+            yield type(unwrap(part)).__name__, part
+        for word, source in self.sources.items():
+            yield f"{word}_dataloaders" if len(self.sources) > 1 else "dataloaders", source
+        for handler in trainer._handlers:
+            yield f"trainer.on({handler.hook!r})", handler
+        yield "trainer", trainer
+
+
+def _error_of(value: Any) -> Exception | None:
+    """Return what pickle says against a value, or None."""
+    try:
+        pickle.dumps(value)
+    except Exception as error:
+        return error
+    return None
+
+
+def _path(value: Any, name: str) -> str:
+    """Return the path to the innermost part of a value that cannot be pickled."""
+    path = name
+    for _ in range(_DEEPEST):
+        step = next((step for step, part in _members(value) if _error_of(part) is not None), None)
+        if step is None:
+            break
+        path += step
+        value = dict(_members(value))[step]
+    return re.sub(r"\._(?:modules|parameters|buffers)\['([^']+)'\]", r".\1", path)
+
+
+def _members(value: Any) -> list[tuple[str, Any]]:
+    """Return what pickle finds in a value, each with its step as Python spells it."""
+    if isinstance(value, Mapping):
+        return [(f"[{key!r}]", item) for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [(f"[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, type) or hasattr(value, "__qualname__") or not hasattr(value, "__dict__"):
+        return []  # classes and functions are pickled by name
+    state = value.__getstate__() if hasattr(value, "__getstate__") else vars(value)
+    return [(f".{key}", item) for key, item in state.items()] if isinstance(state, dict) else []
+
+
+def process_state() -> dict[str, Any]:
+    """Return the random state of this process, and how torch computes in it."""
+    return {
+        "random": rng.capture(),
+        "deterministic": _determinism(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "matmul": torch.get_float32_matmul_precision(),
+        "dtype": torch.get_default_dtype(),
+    }
+
+
+def restore_process(state: dict[str, Any]) -> None:
+    """Take over what `process_state` returned in another process; even a fork draws other numbers without it."""
+    if state["deterministic"] != _determinism():  # to set it imports the compiler, which takes seconds
+        enabled, warn_only = state["deterministic"]
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+    torch.backends.cudnn.benchmark = state["benchmark"]
+    torch.set_float32_matmul_precision(state["matmul"])
+    torch.set_default_dtype(state["dtype"])
+    rng.restore(state["random"])
+
+
+def _determinism() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

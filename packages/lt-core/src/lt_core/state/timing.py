@@ -1,0 +1,50 @@
+"""Calls and items wrapped for a profiler; without one they stay as they are, and cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+__all__ = ["timed", "timed_items"]
+
+T = TypeVar("T")
+
+
+def timed(profiler: Any, function: Callable[..., T], action: str) -> Callable[..., T]:
+    """Return a function whose calls are actions of a profiler.
+
+    Args:
+        profiler: The profiler, or None to get the function itself.
+        function: The function.
+        action: The action's name.
+    """
+    if profiler is None:
+        return function
+
+    def wrapped(*args: Any, **kwargs: Any) -> T:
+        with profiler.profile(action):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def timed_items(profiler: Any, items: Iterable[T], action: str) -> Iterable[T]:
+    """Return an iterable whose waits for the next item are actions of a profiler.
+
+    Args:
+        profiler: The profiler, or None to get the iterable itself.
+        items: The items.
+        action: The action's name.
+    """
+    return items if profiler is None else _each(profiler, items, action)
+
+
+def _each(profiler: Any, items: Iterable[T], action: str) -> Iterator[T]:
+    iterator = iter(items)
+    while True:
+        with profiler.profile(action):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item

@@ -1,0 +1,163 @@
+"""A profiler sees each part of a run under its name, and a run without one pays nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from quiet import SILENT
+from torch import Tensor
+
+from lt_core import Trainer
+from lt_core.demos import BoringModel, ManualOptimBoringModel
+from lt_core.profilers import PassThroughProfiler
+from lt_core.state.timing import timed, timed_items
+from lt_interface.testing import ProfilerConformance
+
+
+class Counting(PassThroughProfiler):
+    """Profiler that counts its actions, and those that were open when each began."""
+
+    passes_through = False
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.open: list[str] = []
+        self.inside: set[tuple[str, str]] = set()
+
+    @contextmanager
+    def profile(self, action_name: str) -> Iterator[str]:
+        self.counts[action_name] += 1
+        self.inside.update((outer, action_name) for outer in self.open)
+        self.open.append(action_name)
+        try:
+            yield action_name
+        finally:
+            self.open.pop()
+
+
+class Moves(BoringModel):
+    """Module with a transfer hook, which logs."""
+
+    def on_before_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
+        return batch
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss["loss"])
+        return loss
+
+
+def counts_of(module: Any, folder: Path, **flags: Any) -> Counting:
+    profiler = Counting()
+    Trainer(
+        **{**SILENT, "max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 2, "num_sanity_val_steps": 0},
+        **{"profiler": profiler, "default_root_dir": folder, "log_every_n_steps": 2, **flags},
+    ).fit(module)
+    return profiler
+
+
+def test_every_part_of_a_fit_is_an_action(tmp_path: Path) -> None:
+    """Fetching, moving, steps, backward, optimizer steps, logging and saving are counted under their names."""
+    counts = counts_of(Moves(), tmp_path).counts
+    strategy = "[Strategy]SingleDeviceStrategy."
+    assert counts["[Trainer]train_dataloader_next"] == 5  # the last one finds the end
+    assert counts["[Trainer]val_dataloader_next"] == 3
+    assert counts[strategy + "batch_to_device"] == 6
+    assert counts[strategy + "training_step"] == 4
+    assert counts[strategy + "validation_step"] == 2
+    assert counts[strategy + "backward"] == 4
+    assert counts[strategy + "optimizer_step"] == 4
+    assert counts["[Trainer]save_checkpoint"] == 1
+    assert counts["[Trainer]log"] >= 2
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_windows_step_once(tmp_path: Path, accumulate: int) -> None:
+    """An accumulated window has one optimizer step and a backward for each of its batches."""
+    counts = counts_of(Moves(), tmp_path, accumulate_grad_batches=accumulate).counts
+    assert counts["[Strategy]SingleDeviceStrategy.optimizer_step"] == 4 // accumulate
+    assert counts["[Strategy]SingleDeviceStrategy.backward"] == 4
+
+
+def test_manual_parts_lie_inside_the_step(tmp_path: Path) -> None:
+    """Under manual optimization backward and the optimizer's step are actions inside training_step."""
+    profiler = counts_of(ManualOptimBoringModel(), tmp_path)
+    strategy = "[Strategy]SingleDeviceStrategy."
+    for part in ("backward", "optimizer_step"):
+        assert profiler.counts[strategy + part] == 4
+        assert (strategy + "training_step", strategy + part) in profiler.inside
+
+
+def test_without_a_profiler_nothing_is_wrapped() -> None:
+    """Function and iterable come back themselves where there is no profiler."""
+    items = [1, 2]
+    assert timed(None, torch.add, "add") is torch.add
+    assert timed_items(None, items, "next") is items
+
+
+class TestPassThrough(ProfilerConformance):
+    plugin = "passthrough"
+    measures = False
+
+
+class TestCounting(ProfilerConformance):
+    def make(self) -> Any:
+        return Counting()
+
+
+class Swallows(Counting):
+    """Profiler that lets an exception vanish."""
+
+    @contextmanager
+    def profile(self, action_name: str) -> Iterator[str]:
+        with suppress(KeyError):
+            yield action_name
+
+
+class Draws(Counting):
+    """Profiler that draws from the user's random state."""
+
+    @contextmanager
+    def profile(self, action_name: str) -> Iterator[str]:
+        torch.rand(1)
+        yield action_name
+
+
+class Once(Counting):
+    """Profiler that refuses an action of the same name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    @contextmanager
+    def profile(self, action_name: str) -> Iterator[str]:
+        if action_name in self.seen:
+            raise ValueError(action_name)
+        self.seen.add(action_name)
+        yield action_name
+
+
+@pytest.mark.parametrize(
+    ("kind", "test"),
+    [
+        (Swallows, "test_an_exception_passes"),
+        (Draws, "test_leaves_the_training_alone"),
+        (Once, "test_actions_nest"),
+        (PassThroughProfiler, "test_fills_the_protocol"),
+        (PassThroughProfiler, "test_sees_the_parts_of_a_run"),
+    ],
+)
+def test_bad_profilers_are_caught(kind: Any, test: str, tmp_path: Path) -> None:
+    """Each rule for profilers fails one that breaks it."""
+    suite = type("TestBad", (ProfilerConformance,), {"make": lambda self: kind()})()
+    made = kind()
+    given = [made] if test in ("test_an_exception_passes", "test_actions_nest") else []
+    with pytest.raises((AssertionError, ValueError, RuntimeError, pytest.fail.Exception)):
+        getattr(suite, test)(*given)

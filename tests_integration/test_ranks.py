@@ -1,0 +1,87 @@
+"""Train on real ranks through the core's own loop, and catch strategies that do it wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lt_accel.strategies.ddp import DDPEngine, DDPStrategy
+from lt_interface.testing import StrategyConformance
+from lt_interface.testing.training import Job
+
+
+class TestDDPOnRanks(StrategyConformance):
+    def make(self) -> Any:
+        return DDPStrategy()
+
+
+class _Engine(DDPEngine):
+    """Let a test break the engine in one place."""
+
+    changes: dict[str, Any] = {}
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        for name, value in self.changes.items():
+            setattr(self, name, value(self))
+
+
+class _Strategy(DDPStrategy):
+    changes: dict[str, Any] = {}
+
+    def engine(self, module: Any, optimizers: Any, schedulers: Any, precision: Any, plan: Any, default: Any) -> Any:
+        engine = type("Broken", (_Engine,), {"changes": self.changes})
+        return engine(default(module, optimizers, schedulers, precision, plan), module, self)
+
+
+def _never_exchanges(engine: Any) -> Any:
+    return engine._inner.backward
+
+
+def _exchanges_only_inside_a_window(engine: Any) -> Any:
+    return lambda last: engine._alone if last else None
+
+
+def _steps_twice(engine: Any) -> Any:
+    return lambda index, last, closure=None: engine._inner.update(index, last) and engine._inner.update(index, last)
+
+
+def _clips_by_half(engine: Any) -> Any:
+    return lambda index, value, algorithm: engine._inner.clip(index, value / 2, algorithm)
+
+
+def _claims_to_accumulate(engine: Any) -> Any:
+    return frozenset({"accumulate"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "job"),
+    [
+        ({"backward": _never_exchanges}, Job()),
+        ({"window": _exchanges_only_inside_a_window}, Job(accumulate=2)),
+        ({"update": _steps_twice}, Job()),
+        ({"clip": _clips_by_half}, Job(clip=0.05)),
+        ({"owns": _claims_to_accumulate}, Job(accumulate=2)),
+    ],
+)
+def test_wrong_training_is_caught(changes: dict[str, Any], job: Job) -> None:
+    """A strategy that exchanges, steps or clips wrongly fails the suite's comparison with one process."""
+    suite: Any = type("TestBroken", (StrategyConformance,), {"make": lambda self: _Strategy(), "timeout": 30.0})()
+    _Strategy.changes = changes
+    try:
+        with pytest.raises(AssertionError):
+            suite.test_ranks_train_as_one(job)
+    finally:
+        _Strategy.changes = {}
+
+
+def test_forgotten_buffers_are_caught() -> None:
+    """A strategy that leaves each rank its own running means fails the suite's comparison of ranks."""
+    suite: Any = type("TestBroken", (StrategyConformance,), {"make": lambda self: _Strategy()})()
+    _Strategy.changes = {"boundary": lambda engine: None}
+    try:
+        with pytest.raises(AssertionError):
+            suite.test_ranks_keep_one_module()
+    finally:
+        _Strategy.changes = {}
