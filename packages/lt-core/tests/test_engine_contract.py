@@ -202,9 +202,16 @@ class AutocastPrecision(PlainPrecision):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_compiled_steps_run_inside_a_forward_context(compiled: bool) -> None:
     """The precision's context lies around a compiled step too, so that it does not fall back to 32 bits."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
     net = Net()
-    fit(torch.compile(net, backend="eager") if compiled else net, precision=AutocastPrecision())  # type: ignore[arg-type]
+    fit(torch.compile(net, backend=backend) if compiled else net, precision=AutocastPrecision())  # type: ignore[arg-type]
     assert net.formats == {torch.bfloat16}
+    assert bool(graphs) is compiled
 
 
 @pytest.mark.parametrize(
