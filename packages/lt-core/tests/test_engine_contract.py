@@ -419,3 +419,19 @@ def test_the_straight_step_is_the_window_step() -> None:
     fit(general, gradient_clip_val=0.1, strategy=Recorded())
     assert straight.calls == general.calls
     assert_same(straight, dict(general.state_dict()))
+
+
+def test_the_module_sees_the_strategys_mesh() -> None:
+    """self.device_mesh is the strategy's from configure_model on, and None under a strategy without one."""
+
+    class Meshed(SingleDeviceStrategy):
+        mesh = "a mesh of devices"  # type: ignore[assignment]
+
+    class Looks(Net):
+        def configure_model(self) -> None:
+            self.seen = self.device_mesh
+
+    meshed, plain = Looks(), Looks()
+    fit(meshed, strategy=Meshed())
+    fit(plain)
+    assert (meshed.seen, plain.seen) == ("a mesh of devices", None)
