@@ -202,9 +202,16 @@ class AutocastPrecision(PlainPrecision):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_compiled_steps_run_inside_a_forward_context(compiled: bool) -> None:
     """The precision's context lies around a compiled step too, so that it does not fall back to 32 bits."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
     net = Net()
-    fit(torch.compile(net, backend="eager") if compiled else net, precision=AutocastPrecision())  # type: ignore[arg-type]
+    fit(torch.compile(net, backend=backend) if compiled else net, precision=AutocastPrecision())  # type: ignore[arg-type]
     assert net.formats == {torch.bfloat16}
+    assert bool(graphs) is compiled
 
 
 @pytest.mark.parametrize(
@@ -412,3 +419,19 @@ def test_the_straight_step_is_the_window_step() -> None:
     fit(general, gradient_clip_val=0.1, strategy=Recorded())
     assert straight.calls == general.calls
     assert_same(straight, dict(general.state_dict()))
+
+
+def test_the_module_sees_the_strategys_mesh() -> None:
+    """self.device_mesh is the strategy's from configure_model on, and None under a strategy without one."""
+
+    class Meshed(SingleDeviceStrategy):
+        mesh = "a mesh of devices"  # type: ignore[assignment]
+
+    class Looks(Net):
+        def configure_model(self) -> None:
+            self.seen = self.device_mesh
+
+    meshed, plain = Looks(), Looks()
+    fit(meshed, strategy=Meshed())
+    fit(plain)
+    assert (meshed.seen, plain.seen) == ("a mesh of devices", None)

@@ -119,6 +119,7 @@ def _set_up_devices(run: Run) -> None:
     run.world = run.strategy.setup(trainer._cluster, trainer.accelerator, plan.devices, plan)
     run.loop.several = run.world.size > 1
     set_world(run.world)
+    run.module._device_mesh = run.strategy.mesh
     if isinstance(run.strategy, StrategyVerbs):
         run.strategy.world, run.strategy.lightning_module, run.strategy.model = run.world, run.module, run.module
     run.metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)
