@@ -15,6 +15,7 @@ import torch
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import Callback
 from lt_core.callbacks import EarlyStopping, ModelCheckpoint
+from lt_interface import CheckpointError
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.training import Job
 
@@ -44,9 +45,9 @@ def fit(rank: int, folder: Path, *callbacks: Any, module: Any = None, **flags: A
     return trainer
 
 
-def on_two(job: Any) -> list[Any]:
+def on_two(job: Any, timeout: float = 60.0) -> list[Any]:
     JOB.network().configure_optimizers()  # what ranks need is imported once, before they are forked
-    return run_ranks(job, timeout=60.0)
+    return run_ranks(job, timeout=timeout)
 
 
 @pytest.mark.parametrize("who", [0, 1])
@@ -275,3 +276,41 @@ def test_a_checkpoint_of_every_so_many_steps_holds_its_own_step(tmp_path: Path) 
 
     expected = [("step=12.ckpt", 12), ("step=4.ckpt", 4), ("step=8.ckpt", 8)]
     assert on_two(job) == [expected, expected]
+
+
+def test_a_checkpoint_that_cannot_be_written_now_is_an_error_on_both(tmp_path: Path) -> None:
+    """save_checkpoint on a disk that refuses rank 0's file raises on every rank, and no rank waits for the other."""
+    (tmp_path / "file").write_text("not a folder")
+    path = tmp_path / "file" / "inside.ckpt"
+
+    def job(rank: int) -> tuple[int, bool]:
+        caught: list[BaseException] = []
+
+        def save(trainer: Any) -> None:
+            with pytest.raises((OSError, CheckpointError)) as error:
+                trainer.save_checkpoint(path)
+            caught.append(error.value)
+
+        trainer = fit(rank, tmp_path, At(0, 2, save), At(1, 2, save))
+        return trainer.global_step, isinstance(caught[0], OSError)
+
+    assert on_two(job, timeout=20.0) == [(12, True), (12, False)]
+
+
+@pytest.mark.parametrize("hook", ["on_sanity_check_start", "on_fit_start", "on_train_start"])
+def test_a_signal_before_training_ends_both_at_the_first_batch(tmp_path: Path, hook: str) -> None:
+    """A signal to one rank before the first batch does not wait for the next batch at which something is due."""
+
+    def job(rank: int) -> int:
+        steps: list[int] = []
+
+        def signalled(self: Any, *args: Any) -> None:
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        callback = type("Signalled", (Callback,), {hook: signalled})()
+        with pytest.raises(SystemExit):
+            fit(rank, tmp_path, callback, Counting(steps), num_sanity_val_steps=1)
+        return len(steps)
+
+    assert on_two(job) == [1, 1]

@@ -106,6 +106,7 @@ def settle(run: Run) -> None:
     trainer._should_stop = loop.stop = bool(seen & _STOP)
     if watch is not None:
         watch.heeded = next((number for number, bit in _SIGNALS.items() if seen & bit), None)
+        loop.attention = loop.attention or watch.heeded is not None
     if seen & _SAVE:
         for rank in range(run.world.size):
             theirs = run.collectives.broadcast_object([(r.path, r.weights_only) for r in saves.queue], rank)

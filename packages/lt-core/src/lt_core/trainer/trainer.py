@@ -28,10 +28,11 @@ from lt_core.run.select import (
     find_precision,
     make_loggers,
 )
+from lt_core.state.agreement import shared_failure
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer.view import TrainerView
 from lt_interface import registry
-from lt_interface.errors import MisconfigurationException
+from lt_interface.errors import CheckpointError, MisconfigurationException
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -282,6 +283,7 @@ class Trainer(TrainerView):
         Raises:
             AttributeError: If no model was attached by a run.
             OSError: If the disk refuses; an older file of that name stays.
+            CheckpointError: If a value cannot be kept, or on a rank whose file another one could not write.
         """
         from lt_core.checkpoint.save import build_tree, settle_saves, write
 
@@ -295,9 +297,16 @@ class Trainer(TrainerView):
                 "trainer.save_checkpoint(storage_options=...): this checkpoint format takes none. Leave it out."
             )
         settle_saves(run)
-        write(run, os.fspath(filepath), build_tree(run, bool(weights_only)))
-        run.saves.io.wait()
-        run.collectives.barrier("save_checkpoint")
+        tree = build_tree(run, bool(weights_only))
+        error: Exception | None = None
+        try:
+            write(run, os.fspath(filepath), tree)
+            run.saves.io.wait()
+        except (OSError, CheckpointError) as caught:
+            error = caught
+        error = shared_failure(run, error)
+        if error is not None:
+            raise error
 
     def request_checkpoint(
         self,
