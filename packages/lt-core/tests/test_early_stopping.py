@@ -166,6 +166,12 @@ def test_a_resumed_count_goes_on():
     assert first.state_key == second.state_key != EarlyStopping("loss", mode="max").state_key
 
 
+def test_another_ranks_stop_stops_this_one():
+    """A value of rank 0 that is a reason to stop ends this rank too, whose own value is none."""
+    ranks = SimpleNamespace(broadcast_object=lambda value: torch.tensor(float("nan")))
+    assert _feed(EarlyStopping("loss", patience=9), [1.0], _trainer(collectives=ranks)) == 0
+
+
 def test_every_rank_goes_by_the_first_ones_value():
     """Rank 0's value decides on every rank, also where a rank's own one still improves."""
     ranks = SimpleNamespace(broadcast_object=lambda value: torch.tensor(1.0))
