@@ -66,8 +66,8 @@ class _Window:
 
         if self.overridden:
             run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)
-        elif p.update(0, True, closure):
-            run.loop.fit.stepped = True
+        else:
+            self.wrapped.step(closure)
         self.batches.clear()
         return self.settle(result, i)
 
