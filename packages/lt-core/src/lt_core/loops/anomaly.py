@@ -44,12 +44,10 @@ def raise_for_loss(run: Run, training_step: Callable[..., Any], batch: Any, inde
 
     parameters = [n for n, p in run.module.named_parameters() if not _finite(p)]
     handles = [m.register_forward_hook(watch(n)) for n, m in run.module.named_modules() if n]
-    run.metrics.train.muted = True
     try:
-        with torch.no_grad():
+        with run.metrics.train.mute(), torch.no_grad():
             training_step(batch, index)
     finally:
-        run.metrics.train.muted = False
         for handle in handles:
             handle.remove()
     source = f"module {bad[0]}" if bad else "the loss function itself: no submodule's output is at fault"

@@ -153,14 +153,10 @@ def shadow_step(run: Run, step: Callable[..., Any], *batch: Any) -> None:
     No hook runs, what it logs does not count, and metric objects are as before afterwards.
     """
     store = run.metrics.current
-    store.muted = True
-    try:
-        with untouched(run.module):
-            output = step(*batch)
-            if isinstance(output, Mapping):
-                store.add_returned(output)
-    finally:
-        store.muted = False
+    with store.mute(), untouched(run.module):
+        output = step(*batch)
+        if isinstance(output, Mapping):
+            store.add_returned(output)
     if run.engine.boundary is not None:
         run.engine.boundary()
 

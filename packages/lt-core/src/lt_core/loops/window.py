@@ -73,16 +73,12 @@ class _Window:
 
     def evaluate_again(self, length: int) -> list[Tensor | None]:
         """Run the whole window once more, its logging muted."""
-        feed, store, p = self.run.feed, self.run.metrics.train, self.pieces
-        store.muted = True
-        losses = []
-        try:
+        feed, losses = self.run.feed, []
+        with self.run.metrics.train.mute():
             for k, (batch, i, feed.weight) in enumerate(self.batches):
                 window = length, k == 0, k == len(self.batches) - 1
-                losses.append(p.forward_backward(batch, i, window)[1])
-            return losses
-        finally:
-            store.muted = False
+                losses.append(self.pieces.forward_backward(batch, i, window)[1])
+        return losses
 
     def settle(self, result: list[Any], i: int) -> Any:
         """Count the step and return the outputs; an override may have left out the closure or the step."""

@@ -164,6 +164,15 @@ class MetricStore:
         finally:
             self.scope, self.hook = before
 
+    @contextmanager
+    def mute(self) -> Iterator[None]:
+        """Ignore what is logged in the block, which looks at a batch that counts elsewhere."""
+        before, self.muted = self.muted, True
+        try:
+            yield
+        finally:
+            self.muted = before
+
     def _slot(self, name: Any, value: Any, options: Options, batch_size: Any) -> Slot | None:
         """Return the slot for a first call, or for one whose arguments look unlike the last; None drops the value.
 
