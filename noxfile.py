@@ -225,4 +225,5 @@ def bench(session: nox.Session) -> None:
     install(session, PACKAGES, *rivals, extras=False)
     for name in ("overhead", "memory", "resume_skip"):
         session.run("python", f"ci/benchmarks/{name}.py")
+    session.run("python", "ci/benchmarks/agree.py")
     session.run("python", "ci/benchmarks/hanging_tracker.py", "--check")

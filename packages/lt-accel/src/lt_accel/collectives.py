@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lt_accel.flags import Flags, GroupFlags
 from lt_interface import BARRIER_SECONDS, MisconfigurationException
 
 __all__ = ["ProcessGroupCollectives"]
@@ -27,20 +28,17 @@ class ProcessGroupCollectives:
     """Exchange over the default process group, and over others by name.
 
     Args:
-        flags: A gloo group of all ranks, for the flags of `agree` and for barriers alone: they must not queue behind
-            other traffic.
+        group: A gloo group of all ranks, for barriers and flags alone: they must not queue behind other traffic.
+        flags: What `agree` sends its bits by; that group where none are given.
         groups: Process groups by name. ``"data"``, the ranks that receive different samples, is the default group
             unless given here.
     """
 
-    def __init__(self, flags: Any, groups: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, group: Any, flags: Flags | None = None, groups: Mapping[str, Any] | None = None) -> None:
         self._groups: dict[str, Any] = {"data": dist.group.WORLD, **(groups or {})}
-        self._flags = flags
-        self._options: Any = dist.AllreduceOptions()
-        self._options.reduceOp = dist.ReduceOp.BOR  # type: ignore[assignment]
-        # Two vectors by turns: one is on its way while the other is written.
-        self._here, self._away = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-        self._sent: Any = None
+        self._barrier = group
+        self._flags = flags or GroupFlags(group)
+        self._sent = False
 
     def _group(self, group: Any) -> Any:
         if not isinstance(group, str):
@@ -98,7 +96,7 @@ class ProcessGroupCollectives:
             TimeoutError: If a rank does not come in time; rank 0 names those that are missing.
         """
         try:
-            dist.monitored_barrier(self._flags, timedelta(seconds=timeout), wait_all_ranks=True)
+            dist.monitored_barrier(self._barrier, timedelta(seconds=timeout), wait_all_ranks=True)
         except RuntimeError as error:
             raise TimeoutError(
                 f"barrier {name!r}: every rank must come within {timeout:g} s. Rank {dist.get_rank()} waited: {error}. "
@@ -112,18 +110,16 @@ class ProcessGroupCollectives:
     def agree(self, bits: int) -> int:
         """Return the bits that any rank gave in the call before, 0 in the first one; send this rank's."""
         before = self.settle()
-        self._here, self._away = self._away, self._here
-        self._away.fill_(bits)
-        self._sent = self._flags.allreduce([self._away], self._options)
+        self._flags.send(bits)
+        self._sent = True
         return before
 
     def settle(self) -> int:
         """Wait for the flags that are on their way, and return them; no flags are on their way afterwards."""
-        if self._sent is None:
+        if not self._sent:
             return 0
-        self._sent.wait()
-        self._sent = None
-        return int(self._away)
+        self._sent = False
+        return self._flags.receive()
 
     def close(self) -> None:
         """Let go of all groups but the one for flags, so that their connections can close."""

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from lt_accel.flags import Flags, flags_between
 from lt_interface import ClusterEnvironment, MisconfigurationException, World
 
 __all__ = ["join", "leave", "world_of"]
@@ -28,13 +29,15 @@ class _Joined:
     Attributes:
         store: Where the ranks find one another; None before the first group of ours.
         groups: How many groups were made in the store.
-        flags: The gloo group of `join`; None while there is none.
+        group: The gloo group of `join`; None while there is none.
+        flags: The flags of `join`.
         left: Groups for flags that were left; they are kept since to end one waits for flags on their way.
     """
 
     store: Any = None
     groups: int = 0
-    flags: Any = None
+    group: Any = None
+    flags: Flags | None = None
     left: list[Any] = field(default_factory=list)
 
 
@@ -55,8 +58,8 @@ def world_of(cluster: ClusterEnvironment | None) -> World:
     return World(rank, size, local_rank, local_size, rank // local_size, data_rank=rank, data_size=size)
 
 
-def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -> Any:
-    """Join the other ranks, unless this process has; return the gloo group for flags.
+def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -> tuple[Any, Flags]:
+    """Join the other ranks, unless this process has; return a gloo group for barriers and flags, and the flags.
 
     A process group that the user made before is taken as it is.
 
@@ -81,8 +84,9 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -
         store = PrefixStore(str(_joined.groups), _joined.store)
         dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     if _joined.flags is None:
-        _joined.flags = dist.new_group(backend="gloo", timeout=timeout)
-    return _joined.flags
+        _joined.group = dist.new_group(backend="gloo", timeout=timeout)
+        _joined.flags = flags_between(world, _joined.group, timeout.total_seconds())
+    return _joined.group, _joined.flags
 
 
 def leave() -> None:
@@ -92,8 +96,10 @@ def leave() -> None:
     """
     if _joined.store is not None and dist.is_initialized():
         dist.destroy_process_group()
-        _joined.left.append(_joined.flags)
-    _joined.flags = None
+        _joined.left.append(_joined.group)
+    if _joined.flags is not None:
+        _joined.flags.close()
+    _joined.group = _joined.flags = None
 
 
 def _address(cluster: ClusterEnvironment | None) -> str:

@@ -104,7 +104,7 @@ class DDPStrategy(StrategyVerbs):
         if world.size == 1:
             self.collectives = PlainCollectives()
         else:
-            self.collectives = ProcessGroupCollectives(join(world, cluster, self.timeout))
+            self.collectives = ProcessGroupCollectives(*join(world, cluster, self.timeout))
         return world
 
     def init_context(self, empty: bool | None = None) -> AbstractContextManager[Any]:

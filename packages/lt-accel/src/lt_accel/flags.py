@@ -1,0 +1,184 @@
+"""Flags that the ranks exchange after every batch, at a cost that a small step does not feel.
+
+A reduction over gloo wakes a thread on every rank, which costs 0.1 ms where ranks fill all cores. Ranks of one machine
+need none: each writes a word of shared memory that the others read. The word holds the number of the exchange beside
+the flags, so that one store publishes both. Two words by turns suffice: whoever sends exchange n + 2 has read n + 1 of
+all ranks, and a rank sends n + 1 only after it has read n.
+
+A rank that dies is noticed by the lock on its byte of the file, which the system lets go of with the process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import time
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from lt_interface import World
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Flags", "GroupFlags", "SharedFlags", "flags_between"]
+
+_BITS = 32  # below the number of the exchange
+_LINE = 8  # words of a cache line: ranks do not write into one another's
+_LEFT = (1 << 64) - 1
+
+
+class Flags(Protocol):
+    """Exchange of a few bits with all ranks, one at a time."""
+
+    def send(self, bits: int) -> None:
+        """Send this rank's bits."""
+
+    def receive(self) -> int:
+        """Wait for what every rank sent, and return the bits that any of them set."""
+
+    def close(self) -> None:
+        """Take part no more; ranks that wait for this one get an error."""
+
+
+class GroupFlags:
+    """Flags over a process group of all ranks.
+
+    Args:
+        group: A gloo group that carries nothing else: flags must not queue behind other traffic.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self._options: Any = dist.AllreduceOptions()
+        self._options.reduceOp = dist.ReduceOp.BOR  # type: ignore[assignment]
+        self._bits = torch.zeros(1, dtype=torch.int32)
+        self._sent: Any = None
+
+    def send(self, bits: int) -> None:
+        """Send this rank's bits."""
+        self._bits.fill_(bits)
+        self._sent = self._group.allreduce([self._bits], self._options)
+
+    def receive(self) -> int:
+        """Wait for what every rank sent, and return the bits that any of them set."""
+        self._sent.wait()
+        return int(self._bits)
+
+    def close(self) -> None:
+        """Do nothing: the group belongs to whoever made it."""
+
+
+class SharedFlags:
+    """Flags in shared memory, between the ranks of one machine.
+
+    Args:
+        path: A file that all of them can write; it is made longer where needed.
+        rank: This rank.
+        size: Number of ranks.
+        timeout: Seconds that a rank waits for the others.
+    """
+
+    def __init__(self, path: str, rank: int, size: int, timeout: float) -> None:
+        self._rank, self._ranks, self._timeout = rank, range(size), timeout
+        self._file = os.open(path, os.O_RDWR)
+        os.ftruncate(self._file, size * 2 * _LINE * 8)
+        self._words = memoryview(mmap.mmap(self._file, 0)).cast("Q")
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, rank)
+        self._count = 0
+
+    def send(self, bits: int) -> None:
+        """Send this rank's bits."""
+        self._count = self._count + 1 & 0xFFFFFFFF
+        self._words[self._at(self._rank)] = self._count << _BITS | bits
+
+    def receive(self) -> int:
+        """Wait for what every rank sent, and return the bits that any of them set.
+
+        Raises:
+            RuntimeError: If a rank died, left, or does not come in time.
+        """
+        words, seen = self._words, 0
+        for rank in self._ranks:
+            word = words[self._at(rank)]
+            if word >> _BITS != self._count:
+                word = self._await(rank)
+            seen |= word
+        return seen & (1 << _BITS) - 1
+
+    def close(self) -> None:
+        """Take part no more; ranks that wait for this one get an error."""
+        # The word of the next exchange alone: what was sent in this one may have to be read yet.
+        self._words[self._at(self._rank, 1)] = _LEFT
+        os.close(self._file)
+
+    def _at(self, rank: int, ahead: int = 0) -> int:
+        return (2 * rank + ((self._count + ahead) & 1)) * _LINE
+
+    def _await(self, rank: int) -> int:
+        """Return the word of a rank that is late."""
+        at, begun, pause = self._at(rank), time.monotonic(), 0.0
+        while (word := self._words[at]) >> _BITS != self._count:
+            waited = time.monotonic() - begun
+            # A rank that died may have sent before it did: the word is read once more after its lock is gone.
+            if word == _LEFT or (waited > 0.1 and self._is_gone(rank) and self._words[at] >> _BITS != self._count):
+                raise RuntimeError(f"rank {rank} ended while rank {self._rank} waited for its flags")
+            if waited > self._timeout:
+                raise RuntimeError(f"rank {self._rank} waited {waited:.0f} s for the flags of rank {rank}")
+            # At first the core is only offered to others: ranks are rarely apart by more than moments.
+            time.sleep(pause)
+            pause = 0.0 if waited < 0.001 else min(pause + 0.0001, 0.005)
+        return word
+
+    def _is_gone(self, rank: int) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
+        except OSError:
+            return False
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, rank)
+        return True
+
+
+def flags_between(world: World, group: Any, timeout: float) -> Flags:
+    """Return the flags of a world: in shared memory where its ranks are on one machine, else over a group.
+
+    Args:
+        world: The place of this process.
+        group: A gloo group of all ranks, for nothing else.
+        timeout: Seconds that a rank waits for the others.
+    """
+    shared: SharedFlags | None = None
+    box = [_new_file(world) if world.rank == 0 else None]
+    dist.broadcast_object_list(box, 0, group)
+    path = box[0]
+    if path is not None:
+        try:
+            shared = SharedFlags(path, world.rank, world.size, timeout)
+        except OSError:  # ranks that see different disks
+            shared = None
+    plain = GroupFlags(group)
+    plain.send(int(shared is None))
+    # Every rank has opened the file by now, or knows that one could not.
+    refused = plain.receive()
+    if world.rank == 0 and path is not None:
+        os.unlink(path)
+    if shared is None or refused:
+        return plain
+    return shared
+
+
+def _new_file(world: World) -> str | None:
+    if world.local_size != world.size or fcntl is None:
+        return None
+    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="lt-flags-", dir=folder)
+    except OSError:
+        return None
+    os.close(descriptor)
+    return path
