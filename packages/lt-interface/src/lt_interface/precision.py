@@ -167,10 +167,13 @@ class PreparesOptimizers(Protocol):
     """
 
     def prepare(self, optimizers: Sequence[Optimizer]) -> Callable[[], None] | None:
-        """Take the optimizers of an engine that is being built, and return what is called after each batch, or None.
+        """Take the optimizers of an engine that is being built.
 
         Args:
             optimizers: Those that the precision will be given to ``unscale`` and ``step``; none in evaluation.
+
+        Returns:
+            What the engine calls after each batch, or None.
 
         Raises:
             MisconfigurationException: If an optimizer cannot work in this precision.
