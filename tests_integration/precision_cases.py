@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lt_accel import MixedPrecision
 from lt_core import LightningModule, Trainer
+from lt_core.checkpoint import load_checkpoint
 
 TRUE = {"32-true": torch.float32, "64-true": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
 MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
@@ -202,6 +202,7 @@ def by_trainer(
     planted: tuple[int, ...] = (),
     fused: bool = False,
     module: Callable[..., Net] = Net,
+    ckpt_path: Any = None,
     **flags: Any,
 ) -> tuple[Trainer, Net]:
     """Train by the trainer; the arguments are those of `ByHand`."""
@@ -215,7 +216,7 @@ def by_trainer(
     flags = {**FLAGS, "precision": precision_of(name, device), "accelerator": accelerator, "devices": 1, **flags}
     trainer = Trainer(**flags)
     model = torch.compile(net, backend="eager") if form == "compiled" else net
-    trainer.fit(model, loader(planted))  # type: ignore[arg-type]
+    trainer.fit(model, loader(planted), ckpt_path=ckpt_path)  # type: ignore[arg-type]
     return trainer, net
 
 
@@ -248,22 +249,20 @@ def skips_as_torch(form: str, device: str, planted: tuple[int, ...], fused: bool
     assert trainer.optimizers[0].param_groups[0]["lr"] == hand.optimizer.param_groups[0]["lr"]
 
 
-def resumes_to_the_bit(device: str, folder: Any, planted: tuple[int, ...] = (2,)) -> None:
+def resumes_to_the_bit(device: str, folder: Any, planted: tuple[int, ...] = (2,), fused: bool = False) -> None:
     """Save in mid-epoch, go on from the file in a new trainer, and compare with the run that went on."""
-    flags = {"default_root_dir": folder, "max_epochs": 1}
-    whole, net = by_trainer("16-mixed", "plain", device, planted, **flags)
-    part, half = by_trainer("16-mixed", "plain", device, planted, **flags, max_steps=2)
     path = folder / "half.ckpt"
-    part.save_checkpoint(path)
-    saved = copy.deepcopy(part.scaler.state_dict())
-    assert saved["_growth_tracker"] > 0
-    again = Net()
-    accelerator = "cpu" if device == "cpu" else "gpu"
-    trainer = Trainer(
-        **{**FLAGS, **flags}, accelerator=accelerator, devices=1, precision=precision_of("16-mixed", device)
-    )
-    trainer.fit(again, loader(planted), ckpt_path=path)
-    assert trainer.scaler.state_dict() == whole.scaler.state_dict() != saved
-    assert trainer.global_step == whole.global_step
-    same_weights(again.net, net.net)
-    assert half is not again
+
+    class Saving(Net):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                self.trainer.request_checkpoint(path)
+
+    flags = {"default_root_dir": folder, "max_epochs": 1}
+    whole, net = by_trainer("16-mixed", "plain", device, planted, fused, Saving, **flags)
+    again, resumed = by_trainer("16-mixed", "plain", device, planted, fused, Net, **flags, ckpt_path=path)
+    saved = load_checkpoint(path)["precision"]["16-mixed"]
+    assert saved["_growth_tracker"] == 2
+    assert again.scaler.state_dict() == whole.scaler.state_dict() != saved  # type: ignore[union-attr]
+    assert again.global_step == whole.global_step == BATCHES - len(planted)
+    same_weights(resumed.net, net.net)
