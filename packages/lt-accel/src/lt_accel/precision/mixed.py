@@ -48,8 +48,8 @@ class MixedPrecision(PlainPrecision):
             rule, fix = 'this must be "16-mixed" or "bf16-mixed"', 'Write "bf16-mixed".'
             raise MisconfigurationException(Problem("MixedPrecision", rule, repr(precision), fix))
         self.name, self.dtype = precision, _FORMATS[precision]
-        self.scales = precision == "16-mixed"
-        if scaler is not None and not self.scales:
+        self.scales = precision == "16-mixed" and (scaler is None or scaler.is_enabled())
+        if scaler is not None and precision != "16-mixed":
             rule, fix = "bfloat16 needs no scaler, since it has the range of 32-bit floats", "Leave scaler= out."
             raise MisconfigurationException(Problem('MixedPrecision("bf16-mixed")', rule, type(scaler).__name__, fix))
         self._device_type = None if device is None else torch.device(device).type
@@ -74,7 +74,7 @@ class MixedPrecision(PlainPrecision):
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Refuse float16 on a processor, which computes it slowly, unless a scaler was given for it."""
-        if self.scales and self._scaling is None and plan.device_type == "cpu":
+        if self.name == "16-mixed" and self._scaling is None and plan.device_type == "cpu":
             rule, fix = "a CPU has no fast float16", 'Write precision="bf16-mixed".'
             return [Problem('Trainer(precision="16-mixed")', rule, 'accelerator="cpu"', fix)]
         if self._device_type not in (None, plan.device_type):

@@ -28,7 +28,7 @@ class LossScaling:
     """Loss scale of a run, with what was unscaled and stepped in the running batch.
 
     Args:
-        scaler: Torch's scaler, which holds the scale.
+        scaler: Torch's scaler, enabled, which holds the scale.
 
     Attributes:
         scaler: The same.
@@ -76,7 +76,7 @@ class LossScaling:
         key = id(optimizer)
         if key in self._unscaled or not _has_gradients(optimizer):
             return
-        if not self._scaled and self.scaler.is_enabled():
+        if not self._scaled:
             rule = "gradients must come from a loss that was scaled"
             fix = "Call self.manual_backward(loss) in place of loss.backward()."
             raise MisconfigurationException(Problem(_WHERE, rule, fix=fix))
