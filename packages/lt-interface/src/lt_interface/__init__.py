@@ -47,7 +47,7 @@ else:
             "launcher": "Launcher Outcome Request",
             "logger": "Logger SupportsLogging",
             "plan": "Plan",
-            "precision": "PlainPrecision Precision",
+            "precision": "PlainPrecision Precision PreparesOptimizers",
             "profiler": "Profiler",
             "ranks": "DummyExperiment is_rank_zero rank_zero_only set_world",
             "registry": "Registry",

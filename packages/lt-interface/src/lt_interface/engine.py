@@ -31,7 +31,7 @@ class Engine(Protocol):
                     optimizer.zero_grad()                      # unless "zero_grad" in engine.owns
                 engine.backward(loss)
             engine.boundary()                                  # where it is not None; after each batch of every loop
-        engine.unscale(0)            # where the precision scales, unless "unscale" in engine.owns
+        engine.unscale(0)            # where the precision scales and clipping or a hook follows, unless it is owned
         engine.clip(0, 1.0, "norm")  # where clipping is set, unless "clip" in engine.owns
         stepped = engine.update(0, last=True)
 

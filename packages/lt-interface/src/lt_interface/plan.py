@@ -17,6 +17,7 @@ class Plan:
     Attributes:
         stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
         accelerator: Kind of the devices: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+        device_type: What torch calls them: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"xla"``.
         strategy: Name of the strategy.
         launcher: Name of what starts the ranks.
         devices: Parsed device indices of one node.
@@ -43,6 +44,7 @@ class Plan:
 
     stage: str = "fit"
     accelerator: str = "cpu"
+    device_type: str = "cpu"
     strategy: str = "single_device"
     launcher: str = "in_process"
     devices: tuple[int, ...] = (0,)

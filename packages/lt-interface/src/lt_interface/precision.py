@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lt_interface.errors import Problem
     from lt_interface.plan import Plan
 
-__all__ = ["PlainPrecision", "Precision"]
+__all__ = ["PlainPrecision", "Precision", "PreparesOptimizers"]
 
 
 @runtime_checkable
@@ -145,6 +145,38 @@ class Precision(Protocol):
 
         Args:
             state: What ``state_dict`` returned, or an empty dict of a run without such a state.
+        """
+        ...
+
+
+@runtime_checkable
+class PreparesOptimizers(Protocol):
+    """Precision that looks at the optimizers before the first step, and acts after each batch.
+
+    A loss scale that changes once a batch, whatever the number of optimizers, is made so.
+
+    Example:
+        >>> class Counting(PlainPrecision):
+        ...     batches = 0
+        ...     def prepare(self, optimizers):
+        ...         return self.count if len(optimizers) > 1 else None
+        ...     def count(self):
+        ...         self.batches += 1
+        >>> isinstance(Counting(), PreparesOptimizers), isinstance(PlainPrecision(), PreparesOptimizers)
+        (True, False)
+    """
+
+    def prepare(self, optimizers: Sequence[Optimizer]) -> Callable[[], None] | None:
+        """Take the optimizers of an engine that is being built.
+
+        Args:
+            optimizers: Those that the precision will be given to ``unscale`` and ``step``; none in evaluation.
+
+        Returns:
+            What the engine calls after each batch, or None.
+
+        Raises:
+            MisconfigurationException: If an optimizer cannot work in this precision.
         """
         ...
 

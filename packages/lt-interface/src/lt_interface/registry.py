@@ -44,7 +44,11 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "64-true": "lt-core",
         "16-true": "lt-core",
         "bf16-true": "lt-core",
+        "16-mixed": "lt-accel",
         "bf16-mixed": "lt-accel",
+        "transformer-engine": "lt-accel",
+        "transformer-engine-float16": "lt-accel",
+        "float8": "lt-accel",
     },
     "lt.loggers": {
         "csv": "lt-core",

@@ -193,7 +193,7 @@ class DDPEngine:
         self.optimizer_states, self.load_optimizer_states = inner.optimizer_states, inner.load_optimizer_states
         self._inner, self._find_unused = inner, strategy.find_unused_parameters
         self._buffers = [b for b in module.buffers() if b.numel()]
-        self.boundary: Callable[[], None] | None = self._end_of_batch if self._buffers else None
+        self.boundary: Callable[[], None] | None = self._end_of_batch if self._buffers else inner.boundary
         self._trains, self._exchanges = False, True
         self._alone = _WithoutExchange(self)
         self._reducer, self._logger = _reducer(module, strategy)
@@ -212,13 +212,15 @@ class DDPEngine:
         self._inner.backward(loss, *args, **kwargs)
 
     def _end_of_batch(self) -> None:
-        """Give rank 0's buffers, such as running means, to every rank after a batch of training.
+        """Give rank 0's buffers, such as running means, to every rank after a batch of training; end the inner batch.
 
         Evaluation changes none, and ranks may have other numbers of batches there.
         """
         if self._trains:
             self._trains = False
             copy_from_first(self._buffers)
+        if self._inner.boundary is not None:
+            self._inner.boundary()
 
     def close(self) -> None:
         """Take the reducer's hooks off the parameters."""

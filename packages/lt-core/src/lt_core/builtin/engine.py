@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lt_core.optim.states import load_named_states, named_states
 from lt_core.state.stage import STAGES
-from lt_interface import MisconfigurationException, PlainPrecision, Plan, Precision
+from lt_interface import MisconfigurationException, PlainPrecision, Plan, Precision, PreparesOptimizers
 
 __all__ = ["STEPS", "PlainEngine"]
 
@@ -53,7 +53,8 @@ class PlainEngine:
         self.place: Callable[[Any], Any] | None = _mover(device)
         self.window: Callable[[bool], AbstractContextManager[Any] | None] | None = None
         self.before_forward: Callable[[], None] | None = None
-        self.boundary: Callable[[], None] | None = None
+        prepares = isinstance(precision, PreparesOptimizers)
+        self.boundary: Callable[[], None] | None = precision.prepare(self.optimizers) if prepares else None
         if not precision.scales:
             self.backward = Tensor.backward  # type: ignore[method-assign]
         if type(precision).step is PlainPrecision.step:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lt_interface import PlainPrecision
+from lt_interface import MisconfigurationException, PlainPrecision, Plan, Problem
 
 __all__ = ["BFloat16Precision", "DoublePrecision", "FullPrecision", "HalfPrecision"]
 
 
+FORMATS = {"64-true": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
 _CAST: dict[torch.dtype, Callable[[nn.Module], nn.Module]] = {
     torch.float64: nn.Module.double,
     torch.float16: nn.Module.half,
@@ -32,8 +33,8 @@ class _OneFormat(PlainPrecision):
 
     converts_batch = True
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, name: str) -> None:
+        self.name, self.dtype = name, FORMATS[name]
         self.forward = self._as_default
 
     def init_context(self) -> AbstractContextManager[Any]:
@@ -64,25 +65,36 @@ class _OneFormat(PlainPrecision):
 class DoublePrecision(_OneFormat):
     """64 bits throughout."""
 
-    name = "64-true"
-
     def __init__(self) -> None:
-        super().__init__(torch.float64)
+        super().__init__("64-true")
+
+    def problems(self, plan: Plan) -> Sequence[Problem]:
+        """Refuse a device without 64-bit floats."""
+        if plan.device_type != "mps":
+            return []
+        rule = "Apple's GPU has no 64-bit floats"
+        return [Problem('Trainer(precision="64-true")', rule, fix='Write accelerator="cpu" or precision="32-true".')]
 
 
 class HalfPrecision(_OneFormat):
-    """16 bits with 5 of exponent, without a loss scale."""
+    """16 bits throughout, without a loss scale.
 
-    name = "16-true"
+    Args:
+        precision: ``"16-true"``, 5 bits of exponent, or ``"bf16-true"``, 8.
 
-    def __init__(self) -> None:
-        super().__init__(torch.float16)
+    Raises:
+        MisconfigurationException: If it is neither.
+    """
+
+    def __init__(self, precision: str = "16-true") -> None:
+        if precision not in ("16-true", "bf16-true"):
+            rule, fix = 'this must be "16-true" or "bf16-true"', 'Write "bf16-true".'
+            raise MisconfigurationException(Problem("HalfPrecision", rule, repr(precision), fix))
+        super().__init__(precision)
 
 
-class BFloat16Precision(_OneFormat):
+class BFloat16Precision(HalfPrecision):
     """16 bits with 8 of exponent."""
 
-    name = "bf16-true"
-
     def __init__(self) -> None:
-        super().__init__(torch.bfloat16)
+        super().__init__("bf16-true")

@@ -93,26 +93,16 @@ def _plugins(draft: Draft) -> None:
 
 
 def _precision(draft: Draft) -> None:
-    """Find the precision that fits the accelerator and check that it is installed."""
+    """Check that the precision is installed."""
     name, written = draft.values["precision"], draft.written.get("precision")
     if not isinstance(name, str):
         return
     where = draft.where("precision")
     if str(written) in {"16", "bf16"}:
         draft.warnings.append(f'{where}: this is taken as "{name}". Write precision="{name}".')
-    if name == "16-mixed" and _is_cpu(draft.values["accelerator"]):
-        name = draft.values["precision"] = "bf16-mixed"
-        draft.warnings.append(f'{where}: a CPU has no 16-mixed, so "{name}" is used. Write precision="{name}".')
     problem = registry.precisions.problem(name, where)
     if problem is not None:
         draft.problems.append(problem)
-
-
-def _is_cpu(accelerator: Any) -> bool:
-    """Return whether an accelerator flag can only mean the CPU, from names alone."""
-    if accelerator == "auto":
-        return registry.accelerators.names() == ["cpu"]
-    return bool(getattr(accelerator, "name", accelerator) == "cpu")
 
 
 def _spread(draft: Draft) -> None:

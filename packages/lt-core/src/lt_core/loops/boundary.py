@@ -162,7 +162,8 @@ def finish_due(run: Run, index: int) -> bool:
         settle(run)
     run.loop.fit.pending = run.loop.fit.before_validation = None
     if not opened:
-        step_plateau(run, "step", progress.batch)
+        if not run.loop.fit.skipped:
+            step_plateau(run, "step", progress.batch)
         flush_saves(run)
         raise_signal(run)
     cadence.next = cadence.after(progress.batch)

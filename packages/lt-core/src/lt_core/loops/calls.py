@@ -183,7 +183,6 @@ class Pieces:
             self.plain_zero_grad = self.optimizer.zero_grad
         self.zero_grad: Callable[[int], Any] = _zero_grad(run, self.optimizer, own_zero_grad)
         self.backward = backward_of(run)
-        self.unscale = engine.unscale if run.precision.scales and "unscale" not in engine.owns else None
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
         if overrides(module, "configure_gradient_clipping") or overrides(module, "clip_gradients"):
             self.clip: Callable[[], Any] | None = lambda: module.configure_gradient_clipping(
@@ -193,6 +192,10 @@ class Pieces:
             self.clip = lambda: engine.clip(0, float(value), algorithm)
         else:
             self.clip = None
+        # Where nobody looks at gradients the precision unscales by itself, a fused optimizer in its own kernel.
+        looks = bool(self.before_step) or self.clip is not None
+        scaled = looks and run.precision.scales and "unscale" not in engine.owns
+        self.unscale: Callable[[int], None] | None = engine.unscale if scaled else None
 
     def inside(self, last: bool) -> AbstractContextManager[Any]:
         """Return the context around forward and backward of one batch.

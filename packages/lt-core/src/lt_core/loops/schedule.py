@@ -40,7 +40,7 @@ def _own_step(run: Run, config: SchedulerConfig, metric: Any) -> None:
 def after_step(run: Run) -> Callable[[int], None] | None:
     """Return what the loop calls after each step for schedulers that need no metric, or None.
 
-    Those of interval ``"step"`` step after a batch in which the optimizer stepped; those of
+    Those of interval ``"step"`` step after a batch that closed a window, unless its step was skipped; those of
     interval ``"epoch"`` after the epoch's last batch.
     """
     configs = [s for s in _active(run) if not s.reduce_on_plateau]
@@ -48,9 +48,10 @@ def after_step(run: Run) -> Callable[[int], None] | None:
     by_epoch = any(s.interval == "epoch" for s in configs)
     if not configs:
         return None
+    fit = run.loop.fit
 
     def step(index: int) -> None:
-        if by_step and not run.window_open(index):
+        if by_step and not fit.skipped and not run.window_open(index):
             for f, frequency in by_step:
                 if (index + 1) % frequency == 0:
                     f(None)

@@ -43,6 +43,8 @@ def build_step(run: Run) -> Step:
         step = _straight_step(pieces)
     else:
         step = _window_step(pieces)
+    if run.precision.scales:
+        step = _noting_skips(run, step)
     boundary = run.engine.boundary
     if boundary is None:
         return step
@@ -53,6 +55,19 @@ def build_step(run: Run) -> Step:
         return output
 
     return with_boundary
+
+
+def _noting_skips(run: Run, step: Step) -> Step:
+    """Return the step of a precision that may skip one, with a note for the schedulers."""
+    progress, fit = run.progress, run.loop.fit
+
+    def noting(batch: Any, i: int) -> Any:
+        before = progress.step
+        output = step(batch, i)
+        fit.skipped = progress.step == before
+        return output
+
+    return noting
 
 
 def _straight_step(p: Pieces) -> Step:

@@ -97,16 +97,27 @@ class LightningOptimizer:
         """
         run = self._run
         if not run.module.automatic_optimization:  # else the trainer's closure runs these hooks and notes its loss
-            run.hooks.fire("on_before_optimizer_step", self._optimizer)
-            closure = closure and self._noting(closure)
+            if closure is None:
+                self._before_step()
+            else:
+                closure = self._noting(closure)
         if run.timed(run.engine.update, "optimizer_step")(self._index, True, closure, **kwargs):
             run.loop.fit.stepped = True
         loss, self._loss = self._loss, None
         return loss
 
+    def _before_step(self) -> None:
+        """Run the hooks that look at gradients, on their true size."""
+        run = self._run
+        if run.hooks.on_before_optimizer_step:  # type: ignore[attr-defined]
+            if run.precision.scales and "unscale" not in run.engine.owns:
+                run.engine.unscale(self._index)
+            run.hooks.fire("on_before_optimizer_step", self._optimizer)
+
     def _noting(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def noting() -> Any:
             self._loss = closure()
+            self._before_step()  # the gradients are those of this call
             return self._loss
 
         return noting

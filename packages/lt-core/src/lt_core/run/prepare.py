@@ -97,6 +97,7 @@ def _plan(trainer: Trainer, stage: str, compiled: bool) -> Plan:
     return Plan(
         stage=stage,
         accelerator=trainer._accelerator.kind,
+        device_type=trainer._accelerator.device(trainer._devices[0]).type,
         strategy=trainer._strategy.name,
         launcher=trainer._launcher.name,
         devices=trainer._devices,

@@ -25,6 +25,7 @@ class FitState:
         pending: What a run that is stopped now begins with when it is resumed: ``"validation"``, or None.
         before_validation: What the running validation began with; a run that is stopped inside it repeats it.
         stepped: Whether an optimizer stepped since the loop last looked, under manual optimization.
+        skipped: Whether the precision skipped the last step, since a gradient was inf or nan.
     """
 
     step: Callable[[Any, int], Any] | None = None
@@ -38,6 +39,7 @@ class FitState:
     pending: str | None = None
     before_validation: dict[str, Any] | None = None
     stepped: bool = False
+    skipped: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return what of this epoch is done already."""

@@ -153,6 +153,8 @@ class Run:
             return
         raw = getattr(optimizer, "optimizer", optimizer)
         index = next(i for i, o in enumerate(self.optimizers) if o is raw)
+        if self.precision.scales and "unscale" not in self.engine.owns:  # a second time it does nothing
+            self.engine.unscale(index)
         self.engine.clip(index, float(value), algorithm or "norm")
 
     def log(

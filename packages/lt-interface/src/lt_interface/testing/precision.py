@@ -253,6 +253,62 @@ class PrecisionConformance(Conformance, suite=True):
         if not precision.step(optimizer):
             assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
 
+    def test_training_goes_on_after_a_skipped_step(self, precision: Precision) -> None:
+        """Steps that were skipped leave no trace but a smaller scale: the next ones are made, and the loss falls."""
+        import torch
+
+        net = precision.convert(self.network())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        before = self.train(precision, net, optimizer, 1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            precision.scale(self.loss(precision, net) * torch.inf).backward()  # type: ignore[no-untyped-call]
+            if precision.step(optimizer):
+                pytest.skip("this precision skips no step")
+        assert self.train(precision, net, optimizer, 30)[-1] < before[0]
+
+    def test_a_step_without_gradients_is_made(self, precision: Precision) -> None:
+        """A batch without a loss leaves no gradient; unscale and step then do nothing, and report no skip."""
+        import torch
+
+        net = precision.convert(self.network())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        before = {name: p.detach().clone() for name, p in net.named_parameters()}
+        precision.unscale(optimizer)
+        assert precision.step(optimizer) is True
+        assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+        assert len(self.train(precision, net, optimizer, 1)) == 1
+
+    def test_an_optimizer_may_step_twice(self, precision: Precision) -> None:
+        """A second step on the same gradients takes them in their true size, as the first did."""
+        import torch
+
+        net = precision.convert(self.network())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        precision.scale(self.loss(precision, net)).backward()  # type: ignore[no-untyped-call]
+        weights = [net.get_parameter("first.weight").detach().clone()]
+        for _ in range(2):
+            assert precision.step(optimizer) is True
+            weights.append(net.get_parameter("first.weight").detach().clone())
+        first, second = ((b - a).double() for a, b in zip(weights, weights[1:], strict=False))
+        assert (first - second).norm() <= max(self.tolerance, 1e-3) * first.norm()
+
+    def test_state_is_plain(self, precision: Precision) -> None:
+        """A state holds numbers, text, tensors, and dicts and lists of them: what a checkpoint can hold."""
+        import torch
+
+        net = precision.convert(self.network())
+        self.train(precision, net, torch.optim.SGD(net.parameters(), lr=0.1), 1)
+
+        def plain(value: Any) -> bool:
+            if isinstance(value, dict):
+                return all(isinstance(key, str) and plain(item) for key, item in value.items())
+            if isinstance(value, (list, tuple)):
+                return all(map(plain, value))
+            return value is None or isinstance(value, (bool, int, float, str, torch.Tensor))
+
+        assert plain(precision.state_dict())
+
     def test_scale_is_a_factor(self, precision: Precision) -> None:
         """Scaling multiplies the loss by one positive number, and is the identity where ``scales`` is False."""
         import torch
@@ -286,8 +342,11 @@ class PrecisionConformance(Conformance, suite=True):
         """A plan is asked about without touching a device; a precision of this device has no problem with it."""
         from lt_interface.plan import Plan
 
-        kind = "cpu" if self.device == "cpu" else "gpu"
-        assert list(precision.problems(Plan(precision=precision.name, accelerator=kind))) == []
+        import torch
+
+        kind = torch.device(self.device).type
+        plan = Plan(precision=precision.name, accelerator="cpu" if kind == "cpu" else "gpu", device_type=kind)
+        assert list(precision.problems(plan)) == []
 
     def test_resumes_to_the_bit(self, precision: Precision) -> None:
         """A new instance that takes over the state continues exactly as the old one."""

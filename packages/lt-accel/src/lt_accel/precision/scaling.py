@@ -1,0 +1,192 @@
+"""Scale the loss, so that gradients in 16 bits do not vanish, and skip the steps in which they overflow.
+
+The arithmetic is torch's own `torch.amp.GradScaler`. What is added is its bookkeeping: gradients are unscaled once,
+whoever asks first; a step says whether it was made; the scale changes once a batch however many optimizers there are,
+since the others still hold gradients of the old scale; and an optimizer that is fused on a GPU, which looks for
+overflow in its own kernel, is not waited for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
+
+from lt_interface import MisconfigurationException, Problem
+
+__all__ = ["LossScaling"]
+
+_WHERE = 'Trainer(precision="16-mixed")'
+
+
+class LossScaling:
+    """Loss scale of a run, with what was unscaled and stepped in the running batch.
+
+    Args:
+        scaler: Torch's scaler, enabled, which holds the scale.
+
+    Attributes:
+        scaler: The same.
+    """
+
+    def __init__(self, scaler: torch.amp.GradScaler) -> None:
+        self.scaler = scaler
+        self._several = False
+        self._scaled = 0  # how many losses were scaled so far
+        self._unscaled: set[int] = set()  # optimizers whose gradients have their true size and wait for their step
+        self._stepped: dict[int, int] = {}  # optimizer -> `_scaled` at its last step
+        self._finished = False  # whether an optimizer of several stepped in this batch
+        self._late: tuple[Any, Tensor] | None = None  # a fused step's finding, on its way here
+        self._uncounted = False  # whether a step that was counted turned out to be skipped
+
+    def prepare(self, optimizers: Sequence[Optimizer]) -> Callable[[], None]:
+        """Take the optimizers of a run, and return what ends a batch.
+
+        Args:
+            optimizers: All of them.
+
+        Raises:
+            MisconfigurationException: If one computes its gradients several times a step.
+        """
+        for optimizer in optimizers:
+            if _needs_closure(optimizer):
+                rule = "a loss scale needs an optimizer that steps once for each backward pass, and skips where it overflows"
+                got = f"{type(optimizer).__name__}, which calls its closure itself"
+                raise MisconfigurationException(Problem(_WHERE, rule, got, 'Write precision="bf16-mixed".'))
+        self._several = len(optimizers) > 1
+        return self.end_batch
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """Return the loss times the scale."""
+        self._scaled += 1
+        scaled: Tensor = self.scaler.scale(loss)
+        return scaled
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Bring gradients to their true size, unless they have it.
+
+        Raises:
+            MisconfigurationException: If they come from a loss that was not scaled.
+        """
+        key = id(optimizer)
+        if key in self._unscaled or not _has_gradients(optimizer):
+            return
+        if not self._scaled:
+            rule = "gradients must come from a loss that was scaled"
+            fix = "Call self.manual_backward(loss) in place of loss.backward()."
+            raise MisconfigurationException(Problem(_WHERE, rule, fix=fix))
+        if self._stepped.get(key) == self._scaled:  # they were unscaled for the step before
+            self.scaler._check_inf_per_device(optimizer)  # type: ignore[no-untyped-call]
+            self._state(key)["stage"] = OptState.UNSCALED
+        else:
+            self.scaler.unscale_(optimizer)
+        self._unscaled.add(key)
+
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None, **kwargs: Any) -> bool:
+        """Step an optimizer unless its gradients overflowed; return whether a step is to be counted.
+
+        Raises:
+            MisconfigurationException: If its gradients come from a loss that was not scaled.
+        """
+        if closure is not None:
+            closure()
+        if not _has_gradients(optimizer):  # a batch without a loss
+            optimizer.step(**kwargs)
+            return True
+        key = id(optimizer)
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            if self._stepped.get(key) == self._scaled or not self._scaled:
+                self.unscale(optimizer)
+            self.scaler.step(optimizer, **kwargs)
+            counts = self._count_late(key)
+        else:
+            self.unscale(optimizer)
+            counts = not any(found.item() for found in self._found(key))
+            if counts:
+                optimizer.step(**kwargs)
+        self._unscaled.discard(key)
+        self._stepped[key] = self._scaled
+        if self._several:
+            states: Any = self.scaler._per_optimizer_states
+            states[key, self._scaled, len(states)] = states.pop(key)  # it may step again, and the finding stays
+            self._finished = True
+        else:
+            self.scaler.update()
+        return counts
+
+    def end_batch(self) -> None:
+        """Change the scale by what was found in the batch, where a step did not do so already."""
+        if self._finished or self._unscaled:
+            self._finished = False
+            self._unscaled.clear()
+            self.scaler.update()
+
+    def _state(self, key: int) -> dict[str, Any]:
+        state: dict[str, Any] = self.scaler._per_optimizer_states[key]
+        return state
+
+    def _found(self, key: int) -> list[Tensor]:
+        """Return a number for each device, above 0 where a gradient of the optimizer is inf or nan."""
+        return list(self._state(key)["found_inf_per_device"].values())
+
+    def _count_late(self, key: int) -> bool:
+        """Return whether a fused step counts: on a GPU, whether the one before it was made.
+
+        Waiting for this one would hold up the GPU. So a step that was skipped is counted, and the next one is not.
+        """
+        found = self._found(key)
+        if self._several or not all(f.is_cuda for f in found):
+            return not any(f.item() for f in found)
+        counts = not self._skipped_late()
+        if found:
+            total = found[0] if len(found) == 1 else torch.stack([f.to(found[0].device) for f in found]).sum()
+            here = torch.empty((), dtype=total.dtype, pin_memory=True)
+            here.copy_(total, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(total.device))
+            self._late = event, here
+        return counts
+
+    def _skipped_late(self) -> bool:
+        """Return whether a step that was counted was skipped, and forget it."""
+        skipped, self._uncounted = self._uncounted, False
+        if self._late is not None:
+            (event, here), self._late = self._late, None
+            event.synchronize()
+            skipped = skipped or bool(here.item())
+        return skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scale, its growth, and whether the next step is not counted."""
+        self._uncounted = self._skipped_late()
+        return {**self.scaler.state_dict(), **({"uncounted": True} if self._uncounted else {})}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned, or torch's own state of a scaler; an empty one changes nothing."""
+        state = dict(state)
+        self._uncounted = bool(state.pop("uncounted", False))
+        if state:
+            self.scaler.load_state_dict(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**LossScaling(self.scaler).__dict__, "_uncounted": self._skipped_late()}
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    """Return whether ``optimizer.step`` cannot do without a closure, as LBFGS."""
+    try:
+        parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    except (TypeError, ValueError):
+        return False
+    return isinstance(optimizer, torch.optim.LBFGS) or (
+        parameter is not None and parameter.default is inspect.Parameter.empty
+    )
