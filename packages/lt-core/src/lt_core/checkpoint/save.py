@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lt_core.checkpoint.engine_folder import refuse_alone, remove_folders, write_folder
 from lt_core.checkpoint.parts import gather, parts
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
 from lt_core.state.timing import timed
+from lt_interface import SavesItself
 from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["SaveRequest", "Saves", "build_tree", "flush_saves", "settle_saves", "write"]
+__all__ = ["SaveRequest", "Saves", "build_tree", "flush_saves", "settle_saves", "write_now"]
 
 
 class Saves:
@@ -50,12 +52,14 @@ class SaveRequest:
         weights_only: Whether to leave out all that only a resume needs.
         saved: Called once the file is durable; the place to remove older ones.
         failed: Called with the error if it could not be written.
+        folder: What the engine wrote beside it, or an empty string.
     """
 
     path: str
     weights_only: bool = False
     saved: Callable[[], Any] | None = None
     failed: Callable[[BaseException], Any] | None = None
+    folder: str = ""
 
 
 def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
@@ -69,6 +73,8 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
 
     tree: dict[str, Any] = {}
     table = [part for part in parts(run) if part.in_weights or not weights_only]
+    if isinstance(run.engine, SavesItself) and not weights_only:
+        table = [part for part in table if not part.in_engine]
     for part in table:
         state = part.stateful.state_dict()
         if state or part.empty:
@@ -85,13 +91,46 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     return tree
 
 
-def write(run: Run, path: str, tree: dict[str, Any]) -> None:
-    """Write a tree through the run's checkpoint format, on the ranks that it needs."""
+def write_now(run: Run, path: str, weights_only: bool) -> None:
+    """Write a checkpoint and return when it is durable.
+
+    Raises:
+        OSError: If the disk refuses.
+        CheckpointError: If a value cannot be kept, or on a rank whose file another one could not write.
+    """
+    settle_saves(run)
+    request, tree = SaveRequest(path, weights_only), build_tree(run, weights_only)
+    error: Exception | None = None
+    try:
+        _write(run, request, tree)
+        run.saves.io.wait()
+    except (OSError, CheckpointError) as caught:
+        error = caught
+    error = shared_failure(run, error)
+    _sweep(run, request, error)
+    if error is not None:
+        raise error
+
+
+def _write(run: Run, request: SaveRequest, tree: dict[str, Any]) -> None:
+    """Write a tree through the run's checkpoint format, on the ranks that it needs, behind what the engine writes."""
     io = run.saves.io
-    if io.collective and run.loop.alone:
-        raise CheckpointError(f"{path}: every rank writes its part of it, and after an error the others are not here")
+    writes_folder = "state_dict" not in tree and isinstance(run.engine, SavesItself)
+    if io.collective or writes_folder:
+        refuse_alone(run, request.path)
+    if writes_folder:
+        request.folder = write_folder(run, request.path, tree)
     if io.collective or run.world.is_global_zero:
-        timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")(tree, os.fspath(path))
+        timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")(tree, request.path)
+
+
+def _sweep(run: Run, request: SaveRequest, error: BaseException | None) -> None:
+    """Remove the engine's folder of a failed save, or those of the files that a save has replaced."""
+    if run.world.is_global_zero:
+        if error is None:
+            remove_folders(request.path, keep=request.folder)
+        elif request.folder:
+            shutil.rmtree(request.folder, ignore_errors=True)
 
 
 def flush_saves(run: Run) -> None:
@@ -106,7 +145,7 @@ def flush_saves(run: Run) -> None:
         try:
             if request.weights_only not in trees:
                 trees[request.weights_only] = build_tree(run, request.weights_only)
-            write(run, request.path, trees[request.weights_only])
+            _write(run, request, trees[request.weights_only])
         except (OSError, CheckpointError) as caught:
             error = caught
         error = shared_failure(run, error)
@@ -137,6 +176,7 @@ def settle_saves(run: Run) -> None:
 
 
 def _saved(run: Run, request: SaveRequest) -> None:
+    _sweep(run, request, None)
     if request.saved is not None:
         request.saved()
     for logger in run.tracking.loggers:
@@ -150,6 +190,7 @@ def _saved(run: Run, request: SaveRequest) -> None:
 
 
 def _failed(run: Run, request: SaveRequest, error: BaseException) -> None:
+    _sweep(run, request, error)
     warn(
         f"checkpoint {request.path}: not written, training goes on. {type(error).__name__}: {error}. "
         "Older checkpoints stay."

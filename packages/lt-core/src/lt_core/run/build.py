@@ -14,6 +14,7 @@ import torch
 from lt_core.builtin.engine import PlainEngine
 from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.checkpoint import resume
+from lt_core.checkpoint.engine_folder import load_folder
 from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.save import Saves
 from lt_core.data.sources import Feeds
@@ -105,6 +106,7 @@ def build_run(run: Run, request: Request) -> None:
         resume.restore_callbacks(run, checkpoint)
     _configure_optimizers(run)
     build_engine(run)
+    load_folder(run, checkpoint or {})
     run.hooks = _hooks(run)
     open_journal(run, checkpoint)
     if run.fits:
@@ -304,7 +306,7 @@ def _show_graph(run: Run) -> None:
     if not run.fits or not run.world.is_global_zero:
         return
     for logger in run.tracking.loggers:
-        if not hasattr(logger, "log_graph"):
+        if id(logger) in run.tracking.late or not hasattr(logger, "log_graph"):
             continue
         try:
             with logger.exclusive() if hasattr(logger, "exclusive") else nullcontext():
