@@ -53,7 +53,7 @@ class SingleDeviceStrategy(StrategyVerbs):
                 'Trainer(strategy="single_device")',
                 "this strategy uses one device of one node",
                 f"devices={len(plan.devices)}, num_nodes={plan.num_nodes}",
-                'Set devices=1 and num_nodes=1, or strategy="ddp".',
+                'Write strategy="ddp", or leave it out.',
             )
         ]
 

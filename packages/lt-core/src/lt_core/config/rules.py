@@ -60,7 +60,7 @@ class Draft:
 
 def apply(draft: Draft) -> None:
     """Run every rule over the draft, in the order in which they build on one another."""
-    checks = (_plugins, _precision, _spread, _order_of_limits, _validation, _callbacks, _one_or_all)
+    checks = (_plugins, _precision, _order_of_limits, _validation, _callbacks, _one_or_all)
     for rule in (*checks, _determinism, _overfit, _barebones, _fast_dev_run):
         rule(draft)
 
@@ -93,38 +93,16 @@ def _plugins(draft: Draft) -> None:
 
 
 def _precision(draft: Draft) -> None:
-    """Find the precision that fits the accelerator and check that it is installed."""
+    """Check that the precision is installed."""
     name, written = draft.values["precision"], draft.written.get("precision")
     if not isinstance(name, str):
         return
     where = draft.where("precision")
     if str(written) in {"16", "bf16"}:
         draft.warnings.append(f'{where}: this is taken as "{name}". Write precision="{name}".')
-    if name == "16-mixed" and _is_cpu(draft.values["accelerator"]):
-        name = draft.values["precision"] = "bf16-mixed"
-        draft.warnings.append(f'{where}: a CPU has no 16-mixed, so "{name}" is used. Write precision="{name}".')
     problem = registry.precisions.problem(name, where)
     if problem is not None:
         draft.problems.append(problem)
-
-
-def _is_cpu(accelerator: Any) -> bool:
-    """Return whether an accelerator flag can only mean the CPU, from names alone."""
-    if accelerator == "auto":
-        return registry.accelerators.names() == ["cpu"]
-    return bool(getattr(accelerator, "name", accelerator) == "cpu")
-
-
-def _spread(draft: Draft) -> None:
-    """Refuse several processes for the strategy that is one."""
-    if getattr(draft.values["strategy"], "name", draft.values["strategy"]) != "single_device":
-        return
-    devices = draft.values["devices"]
-    count = devices if is_whole(devices) else len(devices) if isinstance(devices, tuple) else 1
-    for name, number in (("devices", count), ("num_nodes", draft.values["num_nodes"])):
-        if number > 1:
-            rule = f"the strategy single_device uses one device of one machine, not {number}"
-            draft.refuse(draft.where("strategy", name), rule, 'Leave strategy out, or write "auto".')
 
 
 def _order_of_limits(draft: Draft) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.builtin.engine import PlainEngine
-from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.checkpoint import resume
 from lt_core.checkpoint.engine_folder import load_folder
 from lt_core.checkpoint.parts import restore
@@ -29,7 +28,7 @@ from lt_core.state import rng
 from lt_core.state.run import Run
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
-from lt_interface import StrategyVerbs, World, set_world
+from lt_interface import Plan, StrategyVerbs, World, registry, set_world
 
 if TYPE_CHECKING:
     from lt_core.run.request import Request
@@ -71,7 +70,7 @@ def returned_run(request: Request) -> Run:
     """Return the run of a call whose ranks are gone: of it one process is left, with a plain module on its CPU."""
     run = new_run(request)
     run.metrics.release()
-    run.strategy = SingleDeviceStrategy("cpu")
+    run.strategy = registry.strategies.get(Plan.strategy)()
     run.world = World(size=request.plan.processes, local_size=len(request.plan.devices))
     return run
 
