@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from processes import ForkLauncher
-from quiet import QUIET, SILENT, Noting
+from quiet import QUIET, Noting
 
 from lt_core import Trainer
 from lt_core.builtin.precision import FullPrecision
@@ -119,7 +119,7 @@ def test_nothing_is_launched_where_a_scheduler_did(tmp_path: Path) -> None:
 
 def test_a_strategy_of_one_device_refuses_more() -> None:
     """Several devices or machines under it are one line of its own; the launcher that nobody named is not blamed."""
-    made = Trainer(**{**SILENT, "strategy": "single_device", "devices": 2, "num_nodes": 2})
+    made = Trainer(**{**QUIET, "strategy": "single_device", "devices": 2, "num_nodes": 2, "max_epochs": 1})
     with pytest.raises(ConfigError) as caught:
         made.fit(Noting(), BATCHES, BATCHES)
     assert str(caught.value) == (

@@ -251,7 +251,12 @@ class EngineConformance(Conformance, suite=True):
         """An engine that saves itself fills the folder that it is given; a new one takes it over, or refuses it."""
         strategy, engines = self.make(), list[Engine]()
         build = strategy.engine
-        strategy.engine = lambda *args, **kwargs: engines.append(build(*args, **kwargs)) or engines[-1]
+
+        def engine(*args: Any, **kwargs: Any) -> Engine:
+            engines.append(build(*args, **kwargs))
+            return engines[-1]
+
+        strategy.engine = engine
         job, path = Job(), str(tmp_path / "one.ckpt")
         net = job.network()
         trainer = _fit(job, net, strategy)
