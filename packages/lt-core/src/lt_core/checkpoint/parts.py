@@ -33,7 +33,12 @@ from lt_interface.errors import CheckpointError
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["Part", "gather", "parts", "restore", "validation_place"]
+__all__ = ["ONLY_IN_RANKS", "Part", "gather", "parts", "restore", "validation_place"]
+
+# What a process that launched the ranks of a fit has in no other way.
+ONLY_IN_RANKS = frozenset(
+    ("loops", "rng", "seed", "metrics", "metric_objects", "logged", "schedule", "handlers", "data", "precision")
+)
 
 _SKIP: Any = object()
 

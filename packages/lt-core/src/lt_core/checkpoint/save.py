@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import refuse_alone, remove_folders, write_folder
-from lt_core.checkpoint.parts import gather, parts
+from lt_core.checkpoint.parts import ONLY_IN_RANKS, gather, parts
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
 from lt_core.state.timing import timed
@@ -18,7 +18,7 @@ from lt_interface.errors import CheckpointError
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["SaveRequest", "Saves", "build_tree", "flush_saves", "settle_saves", "write_now"]
+__all__ = ["SaveRequest", "Saves", "build_tree", "flush_saves", "parts_of_ranks", "settle_saves", "write_now"]
 
 
 class Saves:
@@ -30,12 +30,14 @@ class Saves:
     Attributes:
         queue: Requests that wait for the next boundary.
         in_flight: Requests whose files are being written.
+        kept: Parts that came back from ranks that are gone; they stand for this process's own.
     """
 
     def __init__(self, io: Any) -> None:
         self.io = io
         self.queue: list[SaveRequest] = []
         self.in_flight: list[SaveRequest] = []
+        self.kept: dict[str, Any] = {}
 
     def join(self, others: list[tuple[str, bool]]) -> None:
         """Add what another rank asked for and this one did not, so that all ranks write the same files."""
@@ -75,12 +77,14 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     table = [part for part in parts(run) if part.in_weights or not weights_only]
     if isinstance(run.engine, SavesItself) and not weights_only:
         table = [part for part in table if not part.in_engine]
+    kept = run.saves.kept
     for part in table:
-        state = part.stateful.state_dict()
+        state = kept[part.key] if part.key in kept else part.stateful.state_dict()
         if state or part.empty:
             tree[part.key] = state
     if run.world.size > 1 and not weights_only and not run.loop.alone:
-        tree["ranks"] = gather(run, {part.key: tree[part.key] for part in table if part.per_rank})
+        own = {part.key: tree[part.key] for part in table if part.per_rank}
+        tree["ranks"] = kept["ranks"] if "ranks" in kept else gather(run, own)
     tree.update(checkpoint_entries(run.module))
     if run.datamodule is not None:
         tree.update(checkpoint_entries(run.datamodule, "datamodule_"))
@@ -89,6 +93,15 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
             callback.on_save_checkpoint(run.trainer, run.module, tree)
         run.module.on_save_checkpoint(tree)
     return tree
+
+
+def parts_of_ranks(run: Run) -> dict[str, Any]:
+    """Return the parts of a checkpoint that end with the ranks; every rank calls it, at the end of a fit."""
+    table = [part for part in parts(run) if part.key in ONLY_IN_RANKS]
+    found = {part.key: part.stateful.state_dict() for part in table}
+    if run.world.size > 1:
+        found["ranks"] = gather(run, {part.key: found[part.key] for part in table if part.per_rank})
+    return found
 
 
 def write_now(run: Run, path: str, weights_only: bool) -> None:

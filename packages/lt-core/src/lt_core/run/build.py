@@ -33,7 +33,7 @@ from lt_interface import Plan, StrategyVerbs, World, registry, set_world
 if TYPE_CHECKING:
     from lt_core.run.request import Request
 
-__all__ = ["build_run", "new_run", "rebuild", "restore_optimizers", "returned_run"]
+__all__ = ["build_run", "merge_callbacks", "new_run", "rebuild", "restore_optimizers", "returned_run"]
 
 
 def new_run(request: Request) -> Run:
@@ -89,7 +89,9 @@ def build_run(run: Run, request: Request) -> None:
     trainer, module = run.trainer, run.module
     trainer.state.stage = run.stage.running
     _set_up_devices(run)
-    _merge_callbacks(run)
+    merge_callbacks(run)
+    if trainer._active_profiler is not None:
+        trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
     _prepare_data(run)
     run.resumed.path = resume.find_checkpoint(run, request.ckpt_path)
     header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
@@ -129,7 +131,7 @@ def _set_up_devices(run: Run) -> None:
         run.plan = replace(plan, seed=seed)
 
 
-def _merge_callbacks(run: Run) -> None:
+def merge_callbacks(run: Run) -> None:
     """Add the module's own callbacks; one of the same type replaces the trainer's."""
     trainer, module = run.trainer, run.module
     with run.metrics.current.inside("configure_callbacks"):
@@ -139,8 +141,6 @@ def _merge_callbacks(run: Run) -> None:
     kept = [c for c in trainer.callbacks if type(c) not in types]
     trainer.callbacks = run.callbacks = ordered([*kept, *own])
     run.hooks = _hooks(run)
-    if trainer._active_profiler is not None:
-        trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
 
 
 def _hooks(run: Run) -> HookTable:
@@ -148,7 +148,12 @@ def _hooks(run: Run) -> HookTable:
     trainer = run.trainer
     run.callbacks = trainer.callbacks
     return HookTable(
-        *(trainer, run.module, run.datamodule, run.callbacks, trainer._handlers, trainer._active_profiler),
+        trainer,
+        run.module,
+        run.datamodule,
+        run.callbacks,
+        trainer._handlers,
+        trainer._active_profiler,
         metrics=run.metrics,
     )
 
