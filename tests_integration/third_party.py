@@ -157,5 +157,7 @@ class SecondsProfiler(PassThroughProfiler):
     @contextmanager
     def profile(self, action_name: str) -> Iterator[str]:
         began = time.perf_counter()
-        yield action_name
-        self.seconds[action_name] += time.perf_counter() - began
+        try:
+            yield action_name
+        finally:
+            self.seconds[action_name] += time.perf_counter() - began

@@ -117,6 +117,29 @@ def test_nothing_is_launched_where_a_scheduler_did(tmp_path: Path) -> None:
     )
 
 
+def test_a_strategy_of_one_device_refuses_more() -> None:
+    """Several devices or machines under it are one line of its own; the launcher that nobody named is not blamed."""
+    made = Trainer(**{**QUIET, "strategy": "single_device", "devices": 2, "num_nodes": 2, "max_epochs": 1})
+    with pytest.raises(ConfigError) as caught:
+        made.fit(Noting(), BATCHES, BATCHES)
+    assert str(caught.value) == (
+        'Trainer(strategy="single_device"): this strategy uses one device of one node. Got devices=2, num_nodes=2. '
+        'Write strategy="ddp", or leave it out.'
+    )
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_launcher_that_nobody_named_is_asked(named: bool) -> None:
+    """A plan of two processes that nothing starts is an error before anything starts, as with the launcher written."""
+    made = trainer(devices=2, **({"launcher": "in_process"} if named else {}))
+    with pytest.raises(ConfigError) as caught:
+        made.fit(Noting(), BATCHES, BATCHES)
+    assert str(caught.value) == (
+        "Trainer, launcher in_process: it starts one process only. Got 2 processes. Set devices=1 and num_nodes=1, "
+        "name a launcher that starts them, or start the script with torchrun."
+    )
+
+
 def test_the_plan_holds_every_decision(tmp_path: Path) -> None:
     """The plan that strategy, precision and launcher see is filled completely, and the strategy sees the module."""
     made = trainer(

@@ -341,3 +341,22 @@ def test_omegaconf(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cfg == {"a": 1, "b": 2}
     entries = checkpoint_entries(model)
     assert entries == {"hparams_name": "cfg", "hyper_parameters": {"a": 1}, "hparams_type": "DictConfig"}
+
+
+class ByHand(LightningModule):
+    """Module that sets a hyper-parameter by hand before it saves the rest."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.hparams["depth"] = 2
+        self.save_hyperparameters()
+
+
+def test_what_is_set_by_hand_before_the_first_save_is_kept() -> None:
+    """Loggers and checkpoints get the values of save_hyperparameters and those that were set before it."""
+    module = ByHand()
+    assert dict(module.hparams) == dict(module.hparams_initial) == merged_hparams(module) == {"depth": 2, "width": 3}
+    entries = checkpoint_entries(module)
+    assert (entries["hparams_name"], entries["hyper_parameters"]) == ("kwargs", {"depth": 2, "width": 3})
+    module.hparams["depth"] = 5
+    assert module.hparams_initial["depth"] == 2

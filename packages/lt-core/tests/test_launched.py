@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lt_core import LightningDataModule, LightningModule, Trainer
 from lt_core.callbacks import EarlyStopping, ModelCheckpoint
+from lt_core.checkpoint import load_checkpoint
 from lt_core.run import outcome as outcomes
 from lt_interface.errors import CheckpointError
 
@@ -306,3 +307,46 @@ def test_history_without_a_file_comes_back(tmp_path: Path, kind: Any) -> None:
     trainer.max_epochs = 3
     trainer.fit(trainer.lightning_module, loader(True), loader())
     assert len(trainer.history["loss"]) == 15
+
+
+class Watched(Net):
+    """Module that brings a callback of its own, which knows its trainer."""
+
+    def configure_callbacks(self) -> Any:
+        assert self.trainer is not None
+        return [EarlyStopping("val_loss", patience=1, mode="max")]
+
+
+@pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
+def test_the_modules_own_callbacks_come_back(tmp_path: Path, kind: Any) -> None:
+    """Callbacks of configure_callbacks stand among the trainer's afterwards, with their states, once for each fit."""
+    torch.manual_seed(1)
+    trainer, module = trainer_in(tmp_path, kind(), max_epochs=20), Watched()
+    before = torch.get_rng_state()
+    trainer.fit(module, loader(True), loader())
+    assert torch.equal(torch.get_rng_state(), before)
+    (stopping,) = (c for c in trainer.callbacks if isinstance(c, EarlyStopping))
+    assert 0 < stopping.stopped_epoch < 19
+    assert stopping.wait_count == 1
+    assert isinstance(trainer.callbacks[-1], ModelCheckpoint)
+    trainer.validate(module, loader(), verbose=False)
+    assert sum(isinstance(c, EarlyStopping) for c in trainer.callbacks) == 1
+
+
+@pytest.mark.filterwarnings("ignore:ModelCheckpoint:UserWarning")
+@pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
+@pytest.mark.parametrize("steps", [5, 7])
+def test_a_checkpoint_saved_afterwards_resumes_exactly(tmp_path: Path, kind: Any, steps: int) -> None:
+    """What this process saves after a fit elsewhere resumes as what the rank saved: same place in the data, same draws."""
+    first = trainer_in(tmp_path / "first", kind(), max_steps=steps)
+    first.fit(net(), loader(True), loader())
+    paths = tmp_path / "a.ckpt", first.checkpoint_callback.best_model_path
+    first.save_checkpoint(paths[0])
+    ours, theirs = map(load_checkpoint, paths)
+    assert str(ours["data"]) == str(theirs["data"])
+    assert ours.keys() == theirs.keys()
+    resumed = []
+    for number, path in enumerate(paths):
+        resumed.append(net())
+        trainer_in(tmp_path / str(number)).fit(resumed[-1], loader(True), loader(), ckpt_path=path)
+    assert_equal_weights(*resumed)

@@ -30,15 +30,16 @@ class Counting(PassThroughProfiler):
         self.open: list[str] = []
         self.inside: set[tuple[str, str]] = set()
 
-    @contextmanager
-    def profile(self, action_name: str) -> Iterator[str]:
+    def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
+        self.counts.clear()
+
+    def start(self, action_name: str) -> None:
         self.counts[action_name] += 1
         self.inside.update((outer, action_name) for outer in self.open)
         self.open.append(action_name)
-        try:
-            yield action_name
-        finally:
-            self.open.pop()
+
+    def stop(self, action_name: str) -> None:
+        assert self.open.pop() == action_name
 
 
 class Moves(BoringModel):
@@ -110,6 +111,9 @@ class TestCounting(ProfilerConformance):
     def make(self) -> Any:
         return Counting()
 
+    def read(self, profiler: Any) -> dict[str, int]:
+        return dict(profiler.counts)
+
 
 class Swallows(Counting):
     """Profiler that lets an exception vanish."""
@@ -144,9 +148,51 @@ class Once(Counting):
         yield action_name
 
 
+class Outermost(Counting):
+    """Profiler that measures no action inside another one."""
+
+    def start(self, action_name: str) -> None:
+        self.counts[action_name] += not self.open
+        self.open.append(action_name)
+
+
+class Whole(Counting):
+    """Profiler that measures only what went well."""
+
+    @contextmanager
+    def profile(self, action_name: str) -> Iterator[str]:
+        yield action_name
+        self.counts[action_name] += 1
+
+
+class Contexts(Counting):
+    """Profiler that ignores a start and a stop."""
+
+    def start(self, action_name: str) -> None:
+        pass
+
+    stop = start
+
+    @contextmanager
+    def profile(self, action_name: str) -> Iterator[str]:
+        self.counts[action_name] += 1
+        yield action_name
+
+
+class Hoards(Counting):
+    """Profiler that mixes one stage with the next."""
+
+    def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("kind", "test"),
     [
+        (Outermost, "test_actions_nest"),
+        (Whole, "test_an_exception_passes"),
+        (Contexts, "test_starts_and_stops"),
+        (Hoards, "test_can_be_set_up_again"),
         (Swallows, "test_an_exception_passes"),
         (Draws, "test_leaves_the_training_alone"),
         (Once, "test_actions_nest"),
@@ -156,8 +202,10 @@ class Once(Counting):
 )
 def test_bad_profilers_are_caught(kind: Any, test: str, tmp_path: Path) -> None:
     """Each rule for profilers fails one that breaks it."""
-    suite = type("TestBad", (ProfilerConformance,), {"make": lambda self: kind()})()
-    made = kind()
-    given = [made] if test in ("test_an_exception_passes", "test_actions_nest") else []
+    ways = {"make": lambda self: kind(), "read": lambda self, profiler: dict(profiler.counts)}
+    suite = type("TestBad", (ProfilerConformance,), ways)()
+    alone = ("test_fills_the_protocol", "test_leaves_the_training_alone", "test_sees_the_parts_of_a_run")
+    given = [] if test in alone else [kind()]
+    given += [tmp_path] if test == "test_can_be_set_up_again" else []
     with pytest.raises((AssertionError, ValueError, RuntimeError, pytest.fail.Exception)):
         getattr(suite, test)(*given)

@@ -77,6 +77,14 @@ class TestMLFlowLogger(LoggerConformance):
     def read(self, logger: Logger) -> dict[str, dict[int, float]]:
         return points(logger)
 
+    @pytest.fixture(autouse=True)
+    def _silent(self, silent_port: int) -> None:
+        self.silent_port = silent_port
+
+    def make_unreachable(self, tmp_path: Path) -> Logger:
+        uri = f"http://127.0.0.1:{self.silent_port}"
+        return MLFlowLogger(tracking_uri=uri, save_dir=tmp_path, on_unreachable="spool")
+
 
 def records(first: int, last: int, names: int = 2, start: float = 1_700_000_000.0) -> list[Record]:
     return [

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lt_interface.state import *
     from lt_interface.strategy import *
     from lt_interface.version import *
+    from lt_interface.whole import *
     from lt_interface.world import *
 else:
     __all__, __getattr__, __dir__ = lazy(
@@ -54,6 +55,7 @@ else:
             "state": "Stateful",
             "strategy": "BARRIER_SECONDS Collectives PlainCollectives Strategy StrategyVerbs",
             "version": "__version__",
+            "whole": "WholeModuleStrategy",
             "world": "World",
         },
     )

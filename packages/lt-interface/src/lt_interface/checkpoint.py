@@ -132,7 +132,9 @@ class CheckpointIO(Protocol):
 class SavesItself(Protocol):
     """Engine that writes weights and optimizer states itself, into a folder beside the rest of a checkpoint.
 
-    The core then leaves both out of the tree. Every rank calls both methods.
+    The core then leaves both out of the tree, which names the folder; a file of weights alone still holds those of
+    `Strategy.weights`. Every rank calls both methods. ``load`` is called once the engine is built, in evaluation too,
+    where it has no optimizers. A failure of one rank is a failed save on all, and the folder is removed.
 
     Example:
         >>> class Partitioned:
@@ -145,10 +147,10 @@ class SavesItself(Protocol):
     """
 
     def save(self, path: str) -> None:
-        """Write this rank's part.
+        """Write this rank's part; it is durable when this returns.
 
         Args:
-            path: A folder that exists.
+            path: A folder that exists and is empty.
 
         Raises:
             OSError: If the disk refuses.

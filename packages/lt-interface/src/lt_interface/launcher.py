@@ -34,6 +34,8 @@ class Outcome:
         stop_reason: Why training ended, or None.
         journal: Path of the run's journal, or None.
         records: Records of a journal that has no file.
+        checkpoint_parts: What of a checkpoint only the ranks know, such as the place in the data, for those that the
+            launching process saves afterwards.
 
     Example:
         >>> Outcome(metrics={"callback": {"val_loss": 0.25}}).metrics["callback"]
@@ -52,6 +54,7 @@ class Outcome:
     stop_reason: str | None = None
     journal: str | None = None
     records: bytes = b""
+    checkpoint_parts: dict[str, Any] = field(default_factory=dict)
 
 
 class Request(Protocol):

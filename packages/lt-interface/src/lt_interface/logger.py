@@ -143,6 +143,11 @@ class Logger:
         delivery: ``"async"`` for that thread, ``"sync"`` to be called by the loop itself, None for
             what the trainer's ``logger_delivery`` says.
         flush_timeout: How many seconds the end of a run, or `flush`, waits for a tracker that makes no progress.
+        open_seconds: How many seconds the start of a run waits for ``experiment``. After that, or where it raises an
+            OSError without a file's name, training begins: what is logged waits and is delivered when ``experiment``
+            comes. Any other error ends the run. None for one that limits itself and must be opened by the thread that
+            trains. Folders are named after ``name``, ``version`` and ``directory``: these must not need the tracker,
+            nor the lock once they were read.
 
     Example:
         >>> class LineLogger(Logger):
@@ -165,6 +170,7 @@ class Logger:
 
     delivery: str | None = None
     flush_timeout: float = 30.0
+    open_seconds: float | None = 10.0
     _feed: Feed | None = None
 
     @property

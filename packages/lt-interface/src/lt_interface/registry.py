@@ -34,7 +34,10 @@ __all__ = [
 T = TypeVar("T")
 
 # Words that stand for the first of several names that can be used here.
-ALIASES: dict[str, dict[str, tuple[str, ...]]] = {"lt.accelerators": {"gpu": ("mps", "cuda")}}
+ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "lt.accelerators": {"gpu": ("mps", "cuda")},
+    "lt.precisions": {"64": ("64-true",), "32": ("32-true",), "16": ("16-mixed",), "bf16": ("bf16-mixed",)},
+}
 # What the sibling packages provide, so that a missing one is answered with its command.
 SIBLINGS: dict[str, dict[str, str]] = {
     "lt.accelerators": {"cpu": "lt-core"},

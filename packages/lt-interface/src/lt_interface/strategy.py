@@ -173,7 +173,8 @@ class Strategy(Protocol):
     The core calls ``problems`` in the parent process, then in each rank, once for each call of the trainer:
     ``setup``, ``init_context`` around the module's ``configure_model``, ``shard``, ``engine`` after the optimizers
     are configured, ``release`` before ``on_fit_end``, and ``leave`` after ``teardown`` of the user's hooks. After
-    ``leave`` the next call sets the same object up again. `StrategyVerbs` is the base with the verbs that users know.
+    ``leave`` the next call sets the same object up again. `StrategyVerbs` is the base with the verbs that users know,
+    and `WholeModuleStrategy` the one of strategies that leave the module whole.
 
     Attributes:
         name: The name users pass.

@@ -31,7 +31,7 @@ from lt_interface import (
     Precision,
     Problem,
     Stateful,
-    StrategyVerbs,
+    WholeModuleStrategy,
     World,
 )
 
@@ -41,7 +41,7 @@ _MB = 1 << 20
 _torch: Any = dist  # whose stubs leave the reducer out
 
 
-class DDPStrategy(StrategyVerbs):
+class DDPStrategy(WholeModuleStrategy):
     """Whole model on every rank, gradients averaged once a window.
 
     Args:
@@ -53,9 +53,6 @@ class DDPStrategy(StrategyVerbs):
     """
 
     name = "ddp"
-    default_launcher: str | None = None
-    collective_forward = False
-    mesh = None
 
     def __init__(
         self,
@@ -139,23 +136,6 @@ class DDPStrategy(StrategyVerbs):
         if self.world.size == 1 or not optimizers:
             return inner
         return DDPEngine(inner, module, self)
-
-    def weights(self, module: nn.Module) -> Stateful:
-        """Return the module itself: every rank holds all of it."""
-        return module
-
-    def checkpoint_io(self) -> str:
-        """Return ``"safetensors"``."""
-        return "safetensors"
-
-    def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        """Move the module and the optimizers' states to the CPU."""
-        if self.device.type == "cpu":
-            return
-        module.to("cpu")
-        for optimizer in optimizers:
-            for state in optimizer.state.values():
-                state.update({key: v.cpu() for key, v in state.items() if isinstance(v, Tensor)})
 
     def leave(self, error: BaseException | None = None) -> None:
         """Keep the process group for the next call; after an error leave it, without waiting for anybody."""

@@ -22,10 +22,10 @@ class InProcessLauncher:
             return []
         return [
             Problem(
-                'Trainer(launcher="in_process")',
-                "this launcher starts one process only",
+                f"Trainer, launcher {self.name}",
+                "it starts one process only",
                 f"{plan.processes} processes",
-                "Set devices=1 and num_nodes=1, or leave launcher= out.",
+                "Set devices=1 and num_nodes=1, name a launcher that starts them, or start the script with torchrun.",
             )
         ]
 

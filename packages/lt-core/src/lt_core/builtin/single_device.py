@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from lt_interface import (
     Accelerator,
     ClusterEnvironment,
-    Engine,
     PlainCollectives,
     Plan,
     Precision,
     Problem,
-    Stateful,
-    StrategyVerbs,
+    WholeModuleStrategy,
     World,
 )
 
 __all__ = ["SingleDeviceStrategy"]
 
 
-class SingleDeviceStrategy(StrategyVerbs):
+class SingleDeviceStrategy(WholeModuleStrategy):
     """Whole model on one device of one process.
 
     Args:
@@ -34,9 +31,6 @@ class SingleDeviceStrategy(StrategyVerbs):
     """
 
     name = "single_device"
-    default_launcher: str | None = None
-    collective_forward = False
-    mesh = None
 
     def __init__(self, device: torch.device | str | int | None = None) -> None:
         self._given = None if device is None else torch.device(device)
@@ -53,7 +47,7 @@ class SingleDeviceStrategy(StrategyVerbs):
                 'Trainer(strategy="single_device")',
                 "this strategy uses one device of one node",
                 f"devices={len(plan.devices)}, num_nodes={plan.num_nodes}",
-                'Set devices=1 and num_nodes=1, or strategy="ddp".',
+                'Write strategy="ddp", or leave it out.',
             )
         ]
 
@@ -87,38 +81,6 @@ class SingleDeviceStrategy(StrategyVerbs):
 
         materialise(module, self.device, loads_weights)
         return precision.convert(module).to(self.device)
-
-    def engine(
-        self,
-        module: nn.Module,
-        optimizers: Sequence[Optimizer],
-        schedulers: Sequence[Any],
-        precision: Precision,
-        plan: Plan,
-        default: Callable[..., Engine],
-    ) -> Engine:
-        """Return the plain engine."""
-        return default(module, optimizers, schedulers, precision, plan)
-
-    def weights(self, module: nn.Module) -> Stateful:
-        """Return the module itself."""
-        return module
-
-    def checkpoint_io(self) -> str:
-        """Return ``"safetensors"``."""
-        return "safetensors"
-
-    def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        """Move the module and the optimizers' states to the CPU."""
-        if self.device.type == "cpu":
-            return
-        from lt_core.data.nested import move_to_device
-
-        cpu = torch.device("cpu")
-        for optimizer in optimizers:
-            for parameter, state in optimizer.state.items():
-                optimizer.state[parameter] = move_to_device(state, cpu)
-        module.to(cpu)
 
     def leave(self, error: BaseException | None = None) -> None:
         """Give the device back."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lt_core.checkpoint.engine_folder import KEY
 from lt_core.checkpoint.format.safetensors_io import peek, verify
 from lt_interface import CheckpointError
 
@@ -24,6 +25,7 @@ def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None 
     Args:
         folders: Where to look; folders below them are not searched.
         parameters: Only files of a model with this `parameter_signature` count; any if None.
+            So do files whose weights an engine wrote beside them.
     """
     bad: list[str] = []
     found: dict[Path, tuple[Any, ...]] = {}
@@ -33,7 +35,7 @@ def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None 
         except CheckpointError as error:
             bad.append(str(error))
             continue
-        if parameters is None or header["parameters"] == parameters:
+        if parameters is None or header["parameters"] == parameters or KEY in header["keys"]:
             found[path] = _age(header["progress"], path)
     best = None
     for path in sorted(found, key=found.__getitem__, reverse=True):

@@ -33,7 +33,12 @@ from lt_interface.errors import CheckpointError
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["Part", "gather", "parts", "restore", "validation_place"]
+__all__ = ["ONLY_IN_RANKS", "Part", "gather", "parts", "restore", "validation_place"]
+
+# What a process that launched the ranks of a fit has in no other way.
+ONLY_IN_RANKS = frozenset(
+    ("loops", "rng", "seed", "metrics", "metric_objects", "logged", "schedule", "handlers", "data", "precision")
+)
 
 _SKIP: Any = object()
 
@@ -61,6 +66,7 @@ class Part:
             or random; empty for what only a reader wants to know.
         per_rank: Whether each rank has its own.
         in_weights: Whether a file of weights alone has it too.
+        in_engine: Whether an engine that saves itself writes it, in place of the tree.
         default: What is restored where the tree lacks the key; nothing by default.
         empty: Whether it is kept where it is empty.
     """
@@ -70,6 +76,7 @@ class Part:
     when: str = ""
     per_rank: bool = False
     in_weights: bool = False
+    in_engine: bool = False
     default: Any = _SKIP
     empty: bool = True
 
@@ -82,9 +89,9 @@ def parts(run: Run) -> list[Part]:
         Part("global_step", _Of(lambda: run.progress.step), in_weights=True),
         Part("lt_core_version", _Of(lambda: __version__), in_weights=True),
         Part("progress", _progress(run), "progress", in_weights=True),
-        Part("state_dict", _weights(run), "weights", in_weights=True),
+        Part("state_dict", _weights(run), "weights", in_weights=True, in_engine=True),
         Part("loops", _Of(lambda: _loops(run), loop.evaluation.load_state_dict), "progress", in_weights=True),
-        Part("optimizer_states", _optimizers(run), "optimizers"),
+        Part("optimizer_states", _optimizers(run), "optimizers", in_engine=True),
         Part("lr_schedulers", _schedulers(run), "optimizers", default=[]),
         Part("callbacks", _callbacks(run), "callbacks", default={}),
         Part("rng", _random(run), "random", per_rank=True),

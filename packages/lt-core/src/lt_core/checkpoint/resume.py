@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lt_core.checkpoint.engine_folder import KEY
 from lt_core.checkpoint.parts import restore
 from lt_core.notices import info, warn
 from lt_core.state.agreement import decided_by_rank_zero
@@ -134,7 +135,7 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
     Raises:
         CheckpointError: If the file holds weights only, or the states are of other optimizers or schedulers.
     """
-    if "optimizer_states" not in checkpoint:
+    if "optimizer_states" not in checkpoint and KEY not in checkpoint:
         raise CheckpointError(
             f"{run.resumed.path or 'checkpoint'}: a file saved with weights only cannot be resumed. Load it with "
             f"{type(run.module).__name__}.load_from_checkpoint and call fit without ckpt_path."

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lt_core.checkpoint.parts import gather, parts
+from lt_core.checkpoint.engine_folder import refuse_alone, remove_folders, write_folder
+from lt_core.checkpoint.parts import ONLY_IN_RANKS, gather, parts
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
 from lt_core.state.timing import timed
+from lt_interface import SavesItself
 from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["SaveRequest", "Saves", "build_tree", "flush_saves", "settle_saves", "write"]
+__all__ = ["SaveRequest", "Saves", "build_tree", "flush_saves", "parts_of_ranks", "settle_saves", "write_now"]
 
 
 class Saves:
@@ -28,12 +30,14 @@ class Saves:
     Attributes:
         queue: Requests that wait for the next boundary.
         in_flight: Requests whose files are being written.
+        kept: Parts that came back from ranks that are gone; they stand for this process's own.
     """
 
     def __init__(self, io: Any) -> None:
         self.io = io
         self.queue: list[SaveRequest] = []
         self.in_flight: list[SaveRequest] = []
+        self.kept: dict[str, Any] = {}
 
     def join(self, others: list[tuple[str, bool]]) -> None:
         """Add what another rank asked for and this one did not, so that all ranks write the same files."""
@@ -50,12 +54,14 @@ class SaveRequest:
         weights_only: Whether to leave out all that only a resume needs.
         saved: Called once the file is durable; the place to remove older ones.
         failed: Called with the error if it could not be written.
+        folder: What the engine wrote beside it, or an empty string.
     """
 
     path: str
     weights_only: bool = False
     saved: Callable[[], Any] | None = None
     failed: Callable[[BaseException], Any] | None = None
+    folder: str = ""
 
 
 def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
@@ -69,12 +75,16 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
 
     tree: dict[str, Any] = {}
     table = [part for part in parts(run) if part.in_weights or not weights_only]
+    if isinstance(run.engine, SavesItself) and not weights_only:
+        table = [part for part in table if not part.in_engine]
+    kept = run.saves.kept
     for part in table:
-        state = part.stateful.state_dict()
+        state = kept[part.key] if part.key in kept else part.stateful.state_dict()
         if state or part.empty:
             tree[part.key] = state
     if run.world.size > 1 and not weights_only and not run.loop.alone:
-        tree["ranks"] = gather(run, {part.key: tree[part.key] for part in table if part.per_rank})
+        own = {part.key: tree[part.key] for part in table if part.per_rank}
+        tree["ranks"] = kept["ranks"] if "ranks" in kept else gather(run, own)
     tree.update(checkpoint_entries(run.module))
     if run.datamodule is not None:
         tree.update(checkpoint_entries(run.datamodule, "datamodule_"))
@@ -85,13 +95,55 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     return tree
 
 
-def write(run: Run, path: str, tree: dict[str, Any]) -> None:
-    """Write a tree through the run's checkpoint format, on the ranks that it needs."""
+def parts_of_ranks(run: Run) -> dict[str, Any]:
+    """Return the parts of a checkpoint that end with the ranks; every rank calls it, at the end of a fit."""
+    table = [part for part in parts(run) if part.key in ONLY_IN_RANKS]
+    found = {part.key: part.stateful.state_dict() for part in table}
+    if run.world.size > 1:
+        found["ranks"] = gather(run, {part.key: found[part.key] for part in table if part.per_rank})
+    return found
+
+
+def write_now(run: Run, path: str, weights_only: bool) -> None:
+    """Write a checkpoint and return when it is durable.
+
+    Raises:
+        OSError: If the disk refuses.
+        CheckpointError: If a value cannot be kept, or on a rank whose file another one could not write.
+    """
+    settle_saves(run)
+    request, tree = SaveRequest(path, weights_only), build_tree(run, weights_only)
+    error: Exception | None = None
+    try:
+        _write(run, request, tree)
+        run.saves.io.wait()
+    except (OSError, CheckpointError) as caught:
+        error = caught
+    error = shared_failure(run, error)
+    _sweep(run, request, error)
+    if error is not None:
+        raise error
+
+
+def _write(run: Run, request: SaveRequest, tree: dict[str, Any]) -> None:
+    """Write a tree through the run's checkpoint format, on the ranks that it needs, behind what the engine writes."""
     io = run.saves.io
-    if io.collective and run.loop.alone:
-        raise CheckpointError(f"{path}: every rank writes its part of it, and after an error the others are not here")
+    writes_folder = "state_dict" not in tree and isinstance(run.engine, SavesItself)
+    if io.collective or writes_folder:
+        refuse_alone(run, request.path)
+    if writes_folder:
+        request.folder = write_folder(run, request.path, tree)
     if io.collective or run.world.is_global_zero:
-        timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")(tree, os.fspath(path))
+        timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")(tree, request.path)
+
+
+def _sweep(run: Run, request: SaveRequest, error: BaseException | None) -> None:
+    """Remove the engine's folder of a failed save, or those of the files that a save has replaced."""
+    if run.world.is_global_zero:
+        if error is None:
+            remove_folders(request.path, keep=request.folder)
+        elif request.folder:
+            shutil.rmtree(request.folder, ignore_errors=True)
 
 
 def flush_saves(run: Run) -> None:
@@ -106,7 +158,7 @@ def flush_saves(run: Run) -> None:
         try:
             if request.weights_only not in trees:
                 trees[request.weights_only] = build_tree(run, request.weights_only)
-            write(run, request.path, trees[request.weights_only])
+            _write(run, request, trees[request.weights_only])
         except (OSError, CheckpointError) as caught:
             error = caught
         error = shared_failure(run, error)
@@ -137,6 +189,7 @@ def settle_saves(run: Run) -> None:
 
 
 def _saved(run: Run, request: SaveRequest) -> None:
+    _sweep(run, request, None)
     if request.saved is not None:
         request.saved()
     for logger in run.tracking.loggers:
@@ -150,6 +203,7 @@ def _saved(run: Run, request: SaveRequest) -> None:
 
 
 def _failed(run: Run, request: SaveRequest, error: BaseException) -> None:
+    _sweep(run, request, error)
     warn(
         f"checkpoint {request.path}: not written, training goes on. {type(error).__name__}: {error}. "
         "Older checkpoints stay."

@@ -14,6 +14,7 @@ from datetime import timedelta
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
+from lt_interface import registry as plugins
 from lt_interface.errors import Problem, nearest
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ LAUNCHER_METHODS = ("launch",)
 PROFILER_METHODS = ("start", "stop", "profile")
 LOGGER_METHODS = ("log_metrics",)
 
-PRECISIONS = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _TIME_PARTS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 _CLOCK = re.compile(r"(?P<days>\d+):(?P<hours>\d{1,2}):(?P<minutes>\d{1,2}):(?P<seconds>\d{1,2})", re.ASCII)
 
@@ -329,7 +329,7 @@ def precision_name(value: Any) -> Any:
     Returns its full name; whether it is installed is checked later.
     """
     if isinstance(value, str) or is_whole(value):
-        return PRECISIONS.get(str(value), str(value))
+        return plugins.precisions.aliases.get(str(value), (str(value),))[0]
     if provides(value, PRECISION_METHODS):
         return value
     raise FlagError(

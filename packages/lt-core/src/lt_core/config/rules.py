@@ -60,7 +60,7 @@ class Draft:
 
 def apply(draft: Draft) -> None:
     """Run every rule over the draft, in the order in which they build on one another."""
-    checks = (_plugins, _precision, _spread, _order_of_limits, _validation, _callbacks, _one_or_all)
+    checks = (_plugins, _precision, _order_of_limits, _validation, _callbacks, _one_or_all)
     for rule in (*checks, _determinism, _overfit, _barebones, _fast_dev_run):
         rule(draft)
 
@@ -103,18 +103,6 @@ def _precision(draft: Draft) -> None:
     problem = registry.precisions.problem(name, where)
     if problem is not None:
         draft.problems.append(problem)
-
-
-def _spread(draft: Draft) -> None:
-    """Refuse several processes for the strategy that is one."""
-    if getattr(draft.values["strategy"], "name", draft.values["strategy"]) != "single_device":
-        return
-    devices = draft.values["devices"]
-    count = devices if is_whole(devices) else len(devices) if isinstance(devices, tuple) else 1
-    for name, number in (("devices", count), ("num_nodes", draft.values["num_nodes"])):
-        if number > 1:
-            rule = f"the strategy single_device uses one device of one machine, not {number}"
-            draft.refuse(draft.where("strategy", name), rule, 'Leave strategy out, or write "auto".')
 
 
 def _order_of_limits(draft: Draft) -> None:

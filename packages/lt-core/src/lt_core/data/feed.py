@@ -203,7 +203,7 @@ class Feed:
             walk = rounds(self.leaves, self.mode)
             tree = self._tree
             self._next = lambda: unflatten(tree, iter(next(walk)))
-        return self._counted(exact)
+        return self._by_rounds(exact)
 
     def _straight(self, leaf: Leaf, total: int, done: int) -> Iterator[Any]:
         """Yield the batches of one loader of known size; nothing is called between them."""
@@ -231,17 +231,18 @@ class Feed:
             yield batch
         self._exhaust(leaf)
 
-    def _counted(self, exact: bool) -> Iterator[Any]:
+    def _by_rounds(self, exact: bool) -> Iterator[Any]:
         """Yield the rounds of several loaders, or of one that is shared or of unknown size.
 
-        Where the size is not ``exact``, ``last`` is found out when it is asked.
+        Args:
+            exact: Whether the number of rounds is known. Else ``last`` is found out when it is asked, by taking the
+                next round ahead, which is then pending.
         """
         take, single = self._next, self.leaves[0] if len(self.leaves) == 1 else None
         self._last = exact and self._rounds >= self._total
         while self._rounds < self._total:
-            if self._pending:
-                batch = self._pending.pop()
-                self._before = None
+            if self._pending:  # taken ahead, when `last` was asked
+                batch, self._before = self._pending.pop(), None
             else:
                 try:
                     batch = take()
@@ -257,9 +258,11 @@ class Feed:
             yield batch
         if not exact:
             self._last = self._over = True
-        if self._rounds < self._total if exact else not self._rounds:
-            self._ended_early(self._rounds, self._total if exact else _INF)
-        elif exact and single is not None:
+            if not self._rounds:
+                self._ended_early(0, _INF)
+        elif self._rounds < self._total:
+            self._ended_early(self._rounds, self._total)
+        elif single is not None:
             self._exhaust(single)
 
     @property

@@ -99,7 +99,10 @@ _HOOKS = [
     _transfer("transfer_batch_to_device", "batch", "device", "dataloader_idx"),
     _transfer("on_after_batch_transfer", "batch", "dataloader_idx"),
     Hook(
-        *("on_train_batch_start", ("batch", "batch_idx"), CALLBACKS_MODULE, m.TRAIN_BATCH_START, "before a step"),
+        "on_train_batch_start",
+        ("batch", "batch_idx"),
+        scope=m.TRAIN_BATCH_START,
+        when="before a step",
         returns="-1 from the module ends the epoch",
     ),
     Hook("on_before_zero_grad", ("optimizer",), scope=KEEP, when="after training_step, before gradients are cleared"),

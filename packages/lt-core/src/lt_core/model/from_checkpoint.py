@@ -75,6 +75,7 @@ def load_module(
         CheckpointError: If the file, the arguments or the weights do not fit.
         ConfigError: If ``strict`` contradicts the module.
     """
+    from lt_core.checkpoint.engine_folder import KEY
     from lt_core.checkpoint.weights import load_weights
 
     where = f"{cls.__name__}.load_from_checkpoint({str(path)!r})"
@@ -89,6 +90,11 @@ def load_module(
     module.configure_sharded_model()
     module.on_load_checkpoint(checkpoint)
     weights = checkpoint.get("state_dict") or {}
+    if not weights and KEY in checkpoint:
+        raise CheckpointError(
+            f"{where}: the file must hold weights. Got those of an engine's own form in {checkpoint[KEY]}. Save with "
+            "weights_only=True, or give the file to validate, test or predict of a trainer with that strategy."
+        )
     if not weights and not strict and module.state_dict():
         warn(f"{where}: the checkpoint holds no weights, so the module keeps those it was built with.")
     load_weights(module, weights, strict, where)

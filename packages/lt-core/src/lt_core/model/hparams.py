@@ -103,12 +103,13 @@ class HyperparametersMixin:
         _warn_of_modules(values, type(self).__name__)
         if not self._hparams:
             self._hparams, self._hparams_name = values, name
-            self._hparams_initial = _frozen(values)
-            return
-        if self._hparams_name == "kwargs":
-            self._hparams_name = name
-        self._hparams.update(values)
-        if self._hparams_initial is not None:
+        else:
+            self._hparams.update(values)
+            if self._hparams_name in (None, "kwargs"):
+                self._hparams_name = name
+        if self._hparams_initial is None:
+            self._hparams_initial = _frozen(self._hparams)  # what was set by hand before is saved with the first
+        else:
             self._hparams_initial.update(_frozen(values))
 
     @property

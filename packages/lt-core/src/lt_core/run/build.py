@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.builtin.engine import PlainEngine
-from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.checkpoint import resume
+from lt_core.checkpoint.engine_folder import load_folder
 from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.save import Saves
 from lt_core.data.sources import Feeds
@@ -28,12 +28,12 @@ from lt_core.state import rng
 from lt_core.state.run import Run
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
-from lt_interface import StrategyVerbs, World, set_world
+from lt_interface import Plan, StrategyVerbs, World, registry, set_world
 
 if TYPE_CHECKING:
     from lt_core.run.request import Request
 
-__all__ = ["build_run", "new_run", "rebuild", "restore_optimizers", "returned_run"]
+__all__ = ["build_run", "merge_callbacks", "new_run", "rebuild", "restore_optimizers", "returned_run"]
 
 
 def new_run(request: Request) -> Run:
@@ -70,7 +70,7 @@ def returned_run(request: Request) -> Run:
     """Return the run of a call whose ranks are gone: of it one process is left, with a plain module on its CPU."""
     run = new_run(request)
     run.metrics.release()
-    run.strategy = SingleDeviceStrategy("cpu")
+    run.strategy = registry.strategies.get(Plan.strategy)()
     run.world = World(size=request.plan.processes, local_size=len(request.plan.devices))
     return run
 
@@ -89,7 +89,9 @@ def build_run(run: Run, request: Request) -> None:
     trainer, module = run.trainer, run.module
     trainer.state.stage = run.stage.running
     _set_up_devices(run)
-    _merge_callbacks(run)
+    merge_callbacks(run)
+    if trainer._active_profiler is not None:
+        trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
     _prepare_data(run)
     run.resumed.path = resume.find_checkpoint(run, request.ckpt_path)
     header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
@@ -105,6 +107,7 @@ def build_run(run: Run, request: Request) -> None:
         resume.restore_callbacks(run, checkpoint)
     _configure_optimizers(run)
     build_engine(run)
+    load_folder(run, checkpoint or {})
     run.hooks = _hooks(run)
     open_journal(run, checkpoint)
     if run.fits:
@@ -128,7 +131,7 @@ def _set_up_devices(run: Run) -> None:
         run.plan = replace(plan, seed=seed)
 
 
-def _merge_callbacks(run: Run) -> None:
+def merge_callbacks(run: Run) -> None:
     """Add the module's own callbacks; one of the same type replaces the trainer's."""
     trainer, module = run.trainer, run.module
     with run.metrics.current.inside("configure_callbacks"):
@@ -138,8 +141,6 @@ def _merge_callbacks(run: Run) -> None:
     kept = [c for c in trainer.callbacks if type(c) not in types]
     trainer.callbacks = run.callbacks = ordered([*kept, *own])
     run.hooks = _hooks(run)
-    if trainer._active_profiler is not None:
-        trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
 
 
 def _hooks(run: Run) -> HookTable:
@@ -147,7 +148,12 @@ def _hooks(run: Run) -> HookTable:
     trainer = run.trainer
     run.callbacks = trainer.callbacks
     return HookTable(
-        *(trainer, run.module, run.datamodule, run.callbacks, trainer._handlers, trainer._active_profiler),
+        trainer,
+        run.module,
+        run.datamodule,
+        run.callbacks,
+        trainer._handlers,
+        trainer._active_profiler,
         metrics=run.metrics,
     )
 
@@ -304,7 +310,7 @@ def _show_graph(run: Run) -> None:
     if not run.fits or not run.world.is_global_zero:
         return
     for logger in run.tracking.loggers:
-        if not hasattr(logger, "log_graph"):
+        if id(logger) in run.tracking.late or not hasattr(logger, "log_graph"):
             continue
         try:
             with logger.exclusive() if hasattr(logger, "exclusive") else nullcontext():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.checkpoint.save import flush_saves, settle_saves
+from lt_core.checkpoint.save import flush_saves, parts_of_ranks, settle_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.fit import run_fit
 from lt_core.loops.predict import run_predict
@@ -61,7 +61,7 @@ def main(request: Request | bytes) -> Outcome:
             raise signalled from error
         raise
     else:
-        _finish(run)
+        _finish(run, request.travels)
     finally:
         if anomaly is not None:
             anomaly.__exit__(None, None, None)
@@ -73,14 +73,20 @@ def main(request: Request | bytes) -> Outcome:
     return Outcome(value=value)
 
 
-def _finish(run: Run) -> None:
-    """End a run that went well: last saves, devices, hooks, loggers."""
+def _finish(run: Run, travels: bool) -> None:
+    """End a run that went well: last saves, devices, hooks, loggers.
+
+    Args:
+        run: The run.
+        travels: Whether another process goes on with what it leaves.
+    """
     trainer = run.trainer
     try:
         settle_saves(run)
         _give_back(run)
         if run.fits:
             run.hooks.fire("on_fit_end")
+            run.saves.kept = parts_of_ranks(run) if travels else {}
     except BaseException as error:
         _fail(run, error, devices=False)
         raise

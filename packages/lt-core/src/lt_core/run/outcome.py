@@ -21,7 +21,7 @@ from lt_core.checkpoint.weights import load_weights
 from lt_core.data.nested import apply_to_collection, leaves
 from lt_core.hooks.table import overrides
 from lt_core.optim.states import named_states
-from lt_core.run.build import returned_run
+from lt_core.run.build import merge_callbacks, returned_run
 from lt_core.state import rng
 from lt_core.state.limits import stop_reason
 from lt_core.state.progress import TrainerStatus
@@ -75,6 +75,7 @@ def make_outcome(run: Run, value: Any) -> Outcome:
         stop_reason=stop_reason(trainer) if run.fits else None,
         journal=run.tracking.journal_file,
         records=journal.contents() if journal.path is None else b"",
+        checkpoint_parts=_plain(run.saves.kept),
     )
 
 
@@ -89,7 +90,10 @@ def receive(request: Request, outcome: Outcome) -> Any:
         return outcome.value
     trainer = request.trainer
     trainer._begin(run := returned_run(request))
+    with rng.isolate():
+        merge_callbacks(run)
     run.resumed.path = outcome.progress.get("resumed_from")
+    run.saves.kept = outcome.checkpoint_parts
     trainer._save_counter = outcome.progress.get("save_counter", trainer._save_counter)
     run.progress.load_state_dict(outcome.progress)
     trainer._should_stop = outcome.stop_reason == "should_stop"

@@ -63,7 +63,8 @@ def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]
     launcher, cluster, given = trainer._launcher, trainer._cluster, trainer._config.launcher
     if cluster is None or not cluster.creates_processes:
         named = given is not None or trainer._strategy.default_launcher is not None
-        return [*problems, *(launcher.problems(plan) if named else [])]
+        # what nobody named is not to be blamed for what the strategy refuses already
+        return [*problems, *(launcher.problems(plan) if named or not problems else [])]
     if launcher.passes != "live":
         rule = f"{cluster.name} has started the processes already, so no launcher may start more"
         problems.append(Problem(f"Trainer(launcher={launcher.name!r})", rule, fix="Leave launcher= out."))

@@ -71,10 +71,11 @@ def shared_failure(run: Run, error: Exception | None) -> Exception | None:
     """Return a failure on every rank, if any rank had one; each calls it with its own, or with None."""
     if run.world.size == 1 or run.loop.alone:
         return error
-    first = run.collectives.broadcast_object(None if error is None else f"{type(error).__name__}: {error}")
-    if first is None and not run.collectives.any(error is not None):
+    if not run.collectives.any(error is not None):
         return None
-    return error or CheckpointError(first or "it failed on another rank")
+    own = None if error is None else f"{type(error).__name__}: {error}"
+    texts = [run.collectives.broadcast_object(own, rank) for rank in range(run.world.size)]
+    return error or CheckpointError(next(filter(None, texts)))
 
 
 def listen(run: Run) -> Callable[[], None] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import warn
+from lt_core.tracking.attempt import Attempt
 from lt_core.tracking.description import descriptions
 from lt_core.tracking.folder import old_journal, refuse_twins, run_folder, share_versions, version_of
 from lt_core.tracking.journal import NAME, Journal
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Tracking", "open_journal", "open_loggers", "start_deliveries", "stop_deliveries"]
 
 LOCK_SECONDS = 5.0
+OPEN_SECONDS = 10.0  # for a logger that declares nothing
+IDENTITY_SECONDS = 60.0
 
 
 class Tracking:
@@ -37,6 +40,7 @@ class Tracking:
         deliveries: One sender a logger, while the run lasts.
         inline: Those that send in the loop's own thread.
         locks: What keeps other processes from the run's folders.
+        late: For each logger that could not be opened in time, the attempt that may still go on.
         rewound: For each logger that was brought back to a checkpoint, whether all records are to be sent again.
         opened: Whether the journal is the one that this run goes on with.
         adopts: Whether the run goes on in the folder of the one that it resumes.
@@ -48,6 +52,7 @@ class Tracking:
         self.deliveries: list[Delivery] = []
         self.inline: list[Delivery] = []
         self.locks: list[JournalLock] = []
+        self.late: dict[int, Attempt] = {}
         self.rewound: dict[int, bool] = {}
         self.opened = False
         self.adopts = False
@@ -65,7 +70,7 @@ class Tracking:
 
 
 def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
-    """Start the trackers on the main thread, in the resumed run's version folder if there is one.
+    """Start the trackers, in the resumed run's version folder if there is one, and wait no longer than each may need.
 
     Args:
         run: The run.
@@ -77,6 +82,8 @@ def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
         return
     if header is not None and run.fits:
         _go_on(run, header, adopt)
+    for logger in run.tracking.loggers:
+        _identify(run, logger)
     share_versions(run.tracking.loggers)
     refuse_twins(run.tracking.loggers)
     for logger in run.tracking.loggers:  # before anybody touches what may be another's
@@ -84,7 +91,51 @@ def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
         if folder and os.path.isdir(folder):
             _lock(run, Path(folder) / NAME)
     for logger in run.tracking.loggers:
+        _open(run, logger)
+
+
+def _identify(run: Run, logger: Any) -> None:
+    """Settle what folders are named after; a tracker that never answers must not hang the run.
+
+    Raises:
+        ConfigError: If it takes a minute.
+    """
+
+    def ask() -> None:
+        for name in ("name", "version", "directory"):
+            getattr(logger, name, None)
+
+    who = type(logger).__name__
+    if not Attempt(ask, f"lt-identify-{who}").within(IDENTITY_SECONDS):
+        rule = f"name, version and directory must be known within {IDENTITY_SECONDS:g} s, since folders are named so"
+        fix = "Make them known without the tracker, or see why it does not answer."
+        raise ConfigError(Problem(f"Trainer.{run.fn}, {who}", rule, "no answer", fix))
+
+
+def _open(run: Run, logger: Any) -> None:
+    """Open a logger; one that hangs or whose tracker is away is left to its delivery, which opens it later."""
+
+    def start() -> None:
         getattr(logger, "experiment", None)
+
+    limit = getattr(logger, "open_seconds", OPEN_SECONDS)
+    if limit is None:  # it has a limit of its own, and asks for this thread
+        start()
+        return
+    who = type(logger).__name__
+    attempt, why = Attempt(start, f"lt-open-{who}"), ""
+    try:
+        if attempt.within(limit):
+            return
+    except OSError as error:
+        if error.filename is not None:  # a file on this machine, not a tracker that is away
+            raise
+        why = f" ({type(error).__name__}: {error})"
+    run.tracking.late[id(logger)] = attempt
+    warn(
+        f"{who} could not be opened{why or f' within {limit:g} s'}. Training goes on; what is logged waits in the "
+        "journal, and is delivered when the logger opens."
+    )
 
 
 def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
@@ -208,9 +259,10 @@ def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
         again = tracking.rewound.get(id(logger))
         has_at_most = journal.sequence if again is False else None
         start = 0 if again else journal.offset if journal.path is None else None
-        inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync"
+        late = tracking.late.get(id(logger))
+        inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync" and late is None
         ended = _shared_lock(run)
-        delivery = Delivery(logger, journal, start, has_at_most, inline, clock=clock, ended=ended)
+        delivery = Delivery(logger, journal, start, has_at_most, inline, clock=clock, ended=ended, late=late)
         tracking.deliveries.append(delivery)
         if inline:
             tracking.inline.append(delivery)

@@ -22,6 +22,7 @@ from lt_interface.hyperparameters import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from threading import Thread
 
 __all__ = ["Delivery"]
 
@@ -56,6 +57,7 @@ class Delivery:
         number: The logger's number among those that read this journal; found by the logger's run if None.
         clock: Returns the step that the run is at.
         ended: Called once when nothing more will be sent, also where that is long after `stop`.
+        late: What opens a logger that was not open in time; it is waited for and, if it failed, made up for.
 
     Attributes:
         acknowledged: Byte offset behind the last record that the logger has for good.
@@ -72,6 +74,7 @@ class Delivery:
         number: int | None = None,
         clock: Callable[[], int] = int,
         ended: Callable[[], Any] | None = None,
+        late: Thread | None = None,
     ) -> None:
         self.logger, self.journal, self.inline = logger, journal, inline
         self._clock, self._ended, self._who = clock, ended, type(logger).__name__
@@ -89,13 +92,14 @@ class Delivery:
         # A save that does nothing: what the logger took, it has.
         self._keeps_at_once = getattr(type(logger), "save", Logger.save) is Logger.save
         self._batches = callable(getattr(logger, "log_records", None))
-        self._unsure = self._failing = self._unsaved = self._calls_failing = False
+        self._unsure = self._unsaved = self._calls_failing = False
+        self._late, self._failing = late, late is not None  # reported by whoever could not open it
         self._calls = Calls(lambda: self._calling(patient=True), lambda text: report(f"{self._who}: {text}"))
         self._changes = len(journal.changes)
         self._tries = self._attempts = self._waited = self._refused = self._left_out = 0
         self._last_refusal = self.trouble = ""
         self._wake, self._news = threading.Event(), threading.Condition()
-        self._retry, self._retry_at, self._outage_at = FIRST_RETRY_SECONDS, 0.0, 0.0
+        self._retry, self._retry_at, self._outage_at = FIRST_RETRY_SECONDS, 0.0, time.monotonic()
         self._busy: tuple[float, bool] | None = None  # since when a call is out, and whether it may take its time
         self._slowest = 0.0
         self._caller: int | None = None  # the thread that is in a call of the logger
@@ -285,6 +289,16 @@ class Delivery:
                 self._has = self._has_for_good = other._has_for_good
                 self._sent = self.acknowledged = self._place()
 
+    def _open(self) -> None:
+        """Open the logger, where that has failed or is still tried."""
+        if self._late is None:
+            return
+        self._busy = time.monotonic(), False
+        self._late.join()
+        with self._calling():
+            getattr(self.logger, "experiment", None)
+        self._late = None
+
     def _deliver(self) -> None:
         self._await_those_before()
         tries = 0
@@ -307,6 +321,7 @@ class Delivery:
         error = None
         done = self._failing or self._calls.make(0, at_once)  # hyper-parameters first
         try:
+            self._open()
             while self._sent < self.journal.offset and not self._followed:
                 batch = list(islice(self.journal.read(self._sent), BATCH))
                 if not batch:

@@ -28,11 +28,10 @@ from lt_core.run.select import (
     find_precision,
     make_loggers,
 )
-from lt_core.state.agreement import shared_failure
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer.view import TrainerView
 from lt_interface import registry
-from lt_interface.errors import CheckpointError, MisconfigurationException
+from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -285,7 +284,7 @@ class Trainer(TrainerView):
             OSError: If the disk refuses; an older file of that name stays.
             CheckpointError: If a value cannot be kept, or on a rank whose file another one could not write.
         """
-        from lt_core.checkpoint.save import build_tree, settle_saves, write
+        from lt_core.checkpoint.save import write_now
 
         run = self._whole_run()
         if run is None or run.engine is None:
@@ -296,17 +295,7 @@ class Trainer(TrainerView):
             raise TypeError(
                 "trainer.save_checkpoint(storage_options=...): this checkpoint format takes none. Leave it out."
             )
-        settle_saves(run)
-        tree = build_tree(run, bool(weights_only))
-        error: Exception | None = None
-        try:
-            write(run, os.fspath(filepath), tree)
-            run.saves.io.wait()
-        except (OSError, CheckpointError) as caught:
-            error = caught
-        error = shared_failure(run, error)
-        if error is not None:
-            raise error
+        write_now(run, os.fspath(filepath), bool(weights_only))
 
     def request_checkpoint(
         self,
@@ -362,7 +351,10 @@ class Trainer(TrainerView):
         if os.path.islink(name):
             os.unlink(name)
         elif os.path.exists(name):
+            from lt_core.checkpoint.engine_folder import remove_folders
+
             self._checkpoint_io().remove(name)
+            remove_folders(name)
 
     def log_metrics(self, values: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Log values outside of ``self.log``, for callbacks that measure the run itself; call it on every rank.

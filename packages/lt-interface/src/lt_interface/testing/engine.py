@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import pytest
 
+from lt_interface.checkpoint import SavesItself
 from lt_interface.engine import Engine
+from lt_interface.errors import CheckpointError
 from lt_interface.registry import strategies
 from lt_interface.testing.suite import Conformance
 from lt_interface.testing.training import Job
@@ -244,6 +247,33 @@ class EngineConformance(Conformance, suite=True):
         for name, value in net.state_dict().items():
             torch.testing.assert_close(value, torch.tensor(expected[name]), rtol=0.0, atol=self.tolerance)
 
+    def test_what_it_saves_itself_comes_back(self, tmp_path: Any) -> None:
+        """An engine that saves itself fills the folder that it is given; a new one takes it over, or refuses it."""
+        strategy, engines = self.make(), list[Engine]()
+        build = strategy.engine
+
+        def engine(*args: Any, **kwargs: Any) -> Engine:
+            engines.append(build(*args, **kwargs))
+            return engines[-1]
+
+        strategy.engine = engine
+        job, path = Job(), str(tmp_path / "one.ckpt")
+        net = job.network()
+        trainer = _fit(job, net, strategy)
+        if not isinstance(engines[-1], SavesItself):
+            pytest.skip("this engine leaves saving to the core")
+        trainer.save_checkpoint(path)
+        (folder,) = tmp_path.glob("one.ckpt.*")
+        assert list(folder.iterdir()), "save must write into the folder"
+        other = job.network()
+        job.trainer(strategy=self.make()).validate(other, job.data(0, 1), ckpt_path=path, verbose=False)
+        trained = {name: value.tolist() for name, value in net.state_dict().items()}
+        self.assert_close({name: value.tolist() for name, value in other.state_dict().items()}, trained)
+        for part in folder.iterdir():
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        with pytest.raises(CheckpointError):
+            _fit(job, job.network(), self.make(), ckpt_path=path)
+
     def test_fits_again(self) -> None:
         """A second fit of the same trainer and module goes on with plain parameters and a new engine."""
         strategy, _, engines = self.recorded()
@@ -259,8 +289,9 @@ class EngineConformance(Conformance, suite=True):
 
 def _fit(job: Job, net: Any, strategy: Any, **flags: Any) -> Any:
     """Train a module on a job's data, and return the trainer."""
+    path = flags.pop("ckpt_path", None)
     trainer = job.trainer(strategy=strategy, **flags)
-    trainer.fit(net, job.data(0, 1), job.data(0, 1)[:2])
+    trainer.fit(net, job.data(0, 1), job.data(0, 1)[:2], ckpt_path=path)
     return trainer
 
 

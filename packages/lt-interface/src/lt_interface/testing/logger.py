@@ -55,6 +55,14 @@ class LoggerConformance(LoggerAbilities, suite=True):
         """
         return name
 
+    def make_unreachable(self, tmp_path: Path) -> Logger | None:
+        """Return a logger whose tracker never answers; None where there is no such thing, as for local files.
+
+        Args:
+            tmp_path: A folder to write to.
+        """
+        return None
+
     @pytest.fixture
     def logger(self, tmp_path: Path) -> Iterator[Logger]:
         """Return a new logger and finish it after the test."""
@@ -86,6 +94,33 @@ class LoggerConformance(LoggerAbilities, suite=True):
         assert (logger.name, logger.version, logger.directory) == before
         logger.finish("success")
         assert (logger.name, logger.version, logger.directory) == before
+
+    def test_opening_is_limited(self, logger: Logger) -> None:
+        """It declares how long a run's start may wait for it, or that it limits itself."""
+        assert logger.open_seconds is None or logger.open_seconds > 0
+
+    def test_a_silent_tracker_holds_nothing_up(self, tmp_path: Path) -> None:
+        """While the tracker does not answer, folders have their names: they need neither it nor the lock."""
+        made = self.make_unreachable(tmp_path)
+        if made is None:
+            pytest.skip("this logger has no tracker that can be away")
+        seen: list[Any] = []
+
+        def identify() -> None:
+            seen.append((made.name, made.version, made.directory))
+
+        def start(call: Any, seconds: float) -> None:
+            thread = threading.Thread(target=call, daemon=True)
+            thread.start()
+            thread.join(seconds)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            start(identify, 60.0)
+            start(lambda: made.experiment, 0.5)
+            start(identify, 10.0)
+        assert len(seen) == 2, "name, version and directory must be known while experiment is being opened"
+        assert seen[0] == seen[1]
 
     def test_runs_do_not_mix(self, tmp_path: Path) -> None:
         """Two loggers of the same arguments are two runs."""

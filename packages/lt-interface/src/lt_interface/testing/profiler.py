@@ -27,10 +27,35 @@ class ProfilerConformance(Conformance, suite=True):
 
             class TestMyProfiler(ProfilerConformance):
                 plugin = "mine"
+
+                def read(self, profiler):
+                    return {name: len(seconds) for name, seconds in profiler.durations.items()}
     """
 
     registry = profilers
     measures: ClassVar[bool] = True
+
+    def read(self, profiler: Any) -> dict[str, int]:
+        """Return how often the profiler measured each action since it was set up; one that measures overrides this.
+
+        Args:
+            profiler: The profiler under test.
+        """
+        return {}
+
+    def assert_measured(self, profiler: Any, **expected: int) -> None:
+        """Compare what was measured, nothing for a profiler that measures nothing, and end the stage.
+
+        Args:
+            profiler: The profiler under test.
+            **expected: How often each action took place.
+
+        Raises:
+            AssertionError: If another number of any action was measured.
+        """
+        assert dict(self.read(profiler)) == (expected if self.measures else {})
+        profiler.describe()
+        profiler.teardown("fit")
 
     @pytest.fixture
     def profiler(self, tmp_path: Any) -> Any:
@@ -46,38 +71,44 @@ class ProfilerConformance(Conformance, suite=True):
         assert bool(getattr(made, "passes_through", False)) is not self.measures
 
     def test_actions_nest(self, profiler: Any) -> None:
-        """An action inside another one, one of the same name and one after it are covered."""
+        """An action inside another one, one of the same name and one after it are measured, each time."""
         with profiler.profile("outer"), profiler.profile("inner"):
             pass
         for _ in range(2):
             with profiler.profile("inner"):
                 pass
-        profiler.teardown("fit")
+        self.assert_measured(profiler, outer=1, inner=3)
 
     def test_an_exception_passes(self, profiler: Any) -> None:
-        """An exception inside an action comes out unchanged, and the same action can begin again."""
+        """An exception inside an action comes out unchanged; this action is measured, and the next of its name."""
         error = KeyError("user's")
         with pytest.raises(KeyError) as caught, profiler.profile("step"):
             raise error
         assert caught.value is error
         with profiler.profile("step"):
             pass
-        profiler.teardown("fit")
+        self.assert_measured(profiler, step=2)
 
     def test_starts_and_stops(self, profiler: Any) -> None:
-        """An action may also be given as a start and a stop."""
+        """An action that is given as a start and a stop is measured like one that is given as a context."""
         profiler.start("fetch")
         profiler.stop("fetch")
-        profiler.describe()
-        profiler.teardown("fit")
+        with profiler.profile("fetch"):
+            pass
+        self.assert_measured(profiler, fetch=2)
 
     def test_can_be_set_up_again(self, profiler: Any, tmp_path: Any) -> None:
-        """After teardown, once or twice, the next stage is profiled; a report of nothing is no error."""
+        """After teardown, once or twice, the next stage is measured by itself; a report of nothing is no error."""
+        with profiler.profile("step"):
+            pass
         profiler.teardown("fit")
         profiler.teardown("fit")
         profiler.setup("validate", 0, str(tmp_path))
         profiler.describe()
-        profiler.teardown("validate")
+        assert dict(self.read(profiler)) == {}
+        with profiler.profile("step"):
+            pass
+        self.assert_measured(profiler, step=1)
 
     def test_leaves_the_training_alone(self) -> None:
         """A profiled run ends at the weights of one that is not, to the bit, the random state included."""

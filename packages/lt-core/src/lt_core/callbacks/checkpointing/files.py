@@ -10,6 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lt_core.checkpoint.engine_folder import owner_of
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, Problem
 
@@ -140,7 +141,7 @@ def warn_of_strangers(folder: str, own: Iterable[str]) -> None:
     if not os.path.isdir(folder):
         return
     ours = {os.path.basename(path) for path in own}
-    if any(name not in ours and not name.startswith("metrics.journal") for name in os.listdir(folder)):
+    if any(owner_of(name) not in ours and not name.startswith("metrics.journal") for name in os.listdir(folder)):
         warn(f"The checkpoint folder {folder} exists and is not empty.")
 
 
