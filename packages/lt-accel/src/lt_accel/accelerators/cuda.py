@@ -76,8 +76,9 @@ class CUDAAccelerator:
         return "single_device" if devices * nodes == 1 else "ddp"
 
     def device(self, index: int) -> torch.device:
-        """Return the card of an index."""
-        return torch.device("cuda", index)
+        """Return the card of an index; the first where a scheduler lets each of its processes see one of its own."""
+        own = "CUDA_VISIBLE_DEVICES" in os.environ and self.device_count() == 1
+        return torch.device("cuda", 0 if own else index)
 
     def setup(self, device: torch.device) -> None:
         """Make a card the one that this process allocates on, and see that it can be used.

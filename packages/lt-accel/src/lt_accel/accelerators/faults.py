@@ -64,8 +64,8 @@ def not_usable(device: torch.device, error: BaseException) -> Problem:
         fix = 'End the processes that nvidia-smi lists, or choose another card: devices="auto-idle".'
         return Problem(where, "other processes have left this card no memory to start in", got, fix)
     if "invalid device ordinal" in text:
-        got = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}"
-        return Problem(where, "CUDA does not know a card of this index", got, "Indices count from 0.")
+        got = f"{torch.cuda.device_count()} cards, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}"
+        return Problem(where, "this process sees no card of this index", got, "Start one process for each card.")
     got = f"{type(error).__name__}: {text.splitlines()[0].rstrip('.') if text else ''}"
     return Problem(where, "CUDA refuses this card", got, "Run nvidia-smi, and look at dmesg.")
 

@@ -11,7 +11,7 @@ from lt_core.config.parsers import PRECISION_METHODS, is_whole, provides
 from lt_interface import registry
 from lt_interface.errors import Problem
 
-__all__ = ["Draft", "apply", "plugin_kind"]
+__all__ = ["Draft", "apply", "best_accelerator", "plugin_kind"]
 
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 PLUGIN_METHODS = {
@@ -70,6 +70,12 @@ def plugin_kind(plugin: object) -> str | None:
     return next((kind for kind, methods in PLUGIN_METHODS.items() if provides(plugin, methods)), None)
 
 
+def best_accelerator() -> Any:
+    """Return the accelerator that ``"auto"`` means: the usable one of the highest priority."""
+    known = [registry.accelerators.get(name)() for name in registry.accelerators.names()]
+    return max((a for a in known if a.is_available()), key=lambda a: a.priority)
+
+
 def _plugins(draft: Draft) -> None:
     """Take at most one instance of each kind, and let a precision among them be the precision."""
     seen: dict[str, Any] = {}
@@ -109,9 +115,9 @@ def _precision(draft: Draft) -> None:
 
 
 def _is_cpu(accelerator: Any) -> bool:
-    """Return whether an accelerator flag can only mean the CPU, from names alone."""
+    """Return whether an accelerator flag can only mean the CPU."""
     if accelerator == "auto":
-        return registry.accelerators.names() == ["cpu"]
+        accelerator = best_accelerator()
     return bool(getattr(accelerator, "name", accelerator) == "cpu")
 
 
@@ -124,7 +130,7 @@ def _spread(draft: Draft) -> None:
     for name, number in (("devices", count), ("num_nodes", draft.values["num_nodes"])):
         if number > 1:
             rule = f"the strategy single_device uses one device of one machine, not {number}"
-            draft.refuse(draft.where("strategy", name), rule, 'Leave strategy out, or write "auto".')
+            draft.refuse(draft.where("strategy", name), rule, 'Write strategy="ddp", or leave it out.')
 
 
 def _order_of_limits(draft: Draft) -> None:
