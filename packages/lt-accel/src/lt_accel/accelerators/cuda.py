@@ -133,13 +133,13 @@ class CUDAAccelerator:
 
     def teardown(self) -> None:
         """Give the memory that no tensor holds back to the card, so that others, and the next fit, find it."""
-        if torch.cuda.is_initialized():
+        if _in_use():
             gc.collect()  # the last step's graph may lie in a circle
             torch.cuda.empty_cache()
 
     def problems(self, plan: Plan, forks: bool) -> Sequence[Problem]:
         """Refuse to fork a process that uses CUDA already."""
-        if not forks or not torch.cuda.is_initialized():
+        if not forks or not _in_use():
             return []
         rule = "a forked process cannot use CUDA once the launching one does, and this one does"
         fix = "Move nothing to a card before the trainer is called, or choose a launcher that does not fork."
@@ -148,7 +148,7 @@ class CUDAAccelerator:
     def describe(self, index: int) -> str:
         """Return a card's name, with product and memory once CUDA is in use."""
         name = f"cuda:{index}"
-        if not torch.cuda.is_initialized():
+        if not _in_use():
             return name
         card = torch.cuda.get_device_properties(index)
         return f"{name} ({card.name}, {size(card.total_memory)})"
@@ -182,6 +182,11 @@ class CUDAAccelerator:
         if pieces > total // 10:
             text += f"\n{size(pieces)} are reserved in pieces: set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."
         return text
+
+
+def _in_use() -> bool:
+    """Return whether this process has a CUDA context."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def _instance() -> bool:

@@ -1,4 +1,4 @@
-"""Say why a card cannot be used, from what CUDA and ``nvidia-smi`` say, and what to do about it."""
+"""Report why a card cannot be used, from what CUDA and ``nvidia-smi`` say, and what to do about it."""
 
 from __future__ import annotations
 

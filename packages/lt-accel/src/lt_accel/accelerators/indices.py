@@ -47,7 +47,8 @@ def read(spec: int | str | Sequence[int]) -> int | str | list[int]:
     several = isinstance(asked, Sequence) and not isinstance(asked, (str, bytes))
     if several and asked and all(_is_whole(i) and i >= 0 for i in asked) and len(set(asked)) == len(asked):
         return [int(i) for i in asked]
-    raise refusal(spec, 'this must be a number of devices, -1 for all, distinct indices or "auto"', fix="Write devices=1.")
+    rule = 'this must be a number of devices, -1 for all, distinct indices or "auto"'
+    raise refusal(spec, rule, fix="Write devices=1.")
 
 
 def chosen(spec: int | str | Sequence[int], asked: int | str | list[int], names: Sequence[str]) -> list[int]:

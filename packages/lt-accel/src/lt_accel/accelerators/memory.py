@@ -1,4 +1,4 @@
-"""Say what fills a device's memory, and three ways out."""
+"""Report what fills a device's memory, and three ways out."""
 
 from __future__ import annotations
 

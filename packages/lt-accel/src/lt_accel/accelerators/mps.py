@@ -124,5 +124,5 @@ class MPSAccelerator:
         if not isinstance(error, RuntimeError) or "MPS backend out of memory" not in str(error):
             return ""
         used, total = torch.mps.current_allocated_memory(), torch.mps.recommended_max_memory()
-        held = torch.mps.driver_allocated_memory() - used
-        return explain_memory(device, owners, used, total) + (f" The driver keeps {size(held)} more." if held > 0 else "")
+        text = explain_memory(device, owners, used, total)
+        return f"{text}\nThe driver keeps {size(torch.mps.driver_allocated_memory() - used)} beside it."

@@ -1,4 +1,4 @@
-"""Say which devices a run uses, and what is known of an error that ends it."""
+"""Report which devices a run uses, and what is known of an error that ends it."""
 
 from __future__ import annotations
 
