@@ -166,7 +166,7 @@ class CUDAAccelerator:
             return []
         return [
             f"{device} has tensor cores that multiply float32 matrices several times faster at less precision (TF32). "
-            f'To use them call {_MATMUL} first; with "highest" this line is gone.'
+            f"To use them call {_MATMUL} before training."
         ]
 
     def explain(self, error: BaseException, device: torch.device, owners: Mapping[str, Mapping[str, Tensor]]) -> str:
