@@ -116,9 +116,9 @@ def test_no_card(machine: FakeMachine) -> None:
     cuda = CUDAAccelerator()
     assert not cuda.is_available()
     for spec in (1, "auto", [0], -1):
-        with pytest.raises(ValueError, match="no such device can be used. Got none here"):
+        with pytest.raises(ValueError, match="no such device can be used"):
             cuda.parse_devices(spec)
-    with pytest.raises(ValueError, match="nvidia-smi must list the cards. Got 0 cards of nvidia-smi, 0 of PyTorch"):
+    with pytest.raises(ValueError, match="nvidia-smi must list the cards"):
         cuda.parse_devices("auto-idle")
 
 

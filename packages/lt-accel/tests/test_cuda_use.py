@@ -36,7 +36,7 @@ def test_the_device_is_chosen_first(machine: FakeMachine) -> None:
     accelerator = CUDAAccelerator()
     accelerator.setup(torch.device("cuda", 1))
     assert machine.calls == ["set_device cuda:1", "reset_peak"]
-    with pytest.raises(ValueError, match='the device must be "cuda". Got "cpu"'):
+    with pytest.raises(ValueError, match=r'the device must be "cuda"\. Got "cpu"'):
         accelerator.setup(torch.device("cpu"))
 
 

@@ -93,7 +93,7 @@ def test_what_is_missing(apple: list[str], monkeypatch: pytest.MonkeyPatch) -> N
 def test_in_use(apple: list[str]) -> None:
     """It is taken, named, measured and given back; a device of another kind is refused."""
     accelerator = MPSAccelerator()
-    with pytest.raises(ValueError, match='the device must be "mps". Got "cuda:0"'):
+    with pytest.raises(ValueError, match=r'the device must be "mps"\. Got "cuda:0"'):
         accelerator.setup(torch.device("cuda", 0))
     accelerator.setup(accelerator.device(0))
     assert accelerator.describe(0) == "mps:0"

@@ -64,7 +64,7 @@ class TestTheLine:
         assert said(caplog) == ["Device: cpu."]
 
     def test_what_is_missing(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        """Where the trainer chose the CPU because a device cannot be used, the line says why; with "cpu" it does not."""
+        """Where a device cannot be used and so the trainer chose the CPU, the line says why; with "cpu" it does not."""
         boards.install(monkeypatch, count=0, lacking=LACKING)
         assert said(caplog) == [f"Device: cpu. {LACKING}"]
         assert said(caplog, accelerator="cpu") == ["Device: cpu."]
@@ -155,7 +155,7 @@ class TestErrors:
     def test_from_another_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The explanation reaches the process that launched the ranks."""
         boards.install(monkeypatch)
-        with pytest.raises(MemoryError, match="gradients: layer.bias, layer.weight"):
+        with pytest.raises(MemoryError, match=r"gradients: layer\.bias, layer\.weight"):
             Trainer(**FLAGS, devices=1, launcher=ForkLauncher()).fit(Full(), [torch.ones(2, 1)] * 4)
 
     def test_other_errors_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
