@@ -95,7 +95,7 @@ class CUDAAccelerator:
             torch.cuda.set_device(device)
             torch.cuda.mem_get_info(device)  # the first call that needs a context: a card in use by others refuses it
             torch.cuda.reset_peak_memory_stats(device)
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, AttributeError) as error:  # the last from a build without CUDA
             raise MisconfigurationException(not_usable(device, error)) from error
 
     def stats(self, device: torch.device) -> dict[str, Any]:

@@ -14,6 +14,8 @@ __all__ = ["no_cards", "not_usable"]
 # The oldest driver for Linux that each major version of CUDA works with; newer minor versions work with it too.
 DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 _WHERE = 'Trainer(accelerator="cuda")'
+_BUILD = "Install a CUDA build of torch: the selector at pytorch.org/get-started has the command."
+_NEWER = "Update the driver, or install a build of torch for an older CUDA: pytorch.org/get-started has the command."
 
 
 def no_cards() -> Problem | None:
@@ -22,10 +24,9 @@ def no_cards() -> Problem | None:
     if not cards:
         return None
     there = ", ".join(card.name for card in cards)
-    if torch.version.cuda is None:
+    if _lacks_cuda():
         rule = "this PyTorch was built without CUDA, and there is a card"
-        fix = "Install a CUDA build of torch: the selector at pytorch.org/get-started has the command."
-        return Problem(_WHERE, rule, f"torch {torch.__version__}, {there}", fix)
+        return Problem(_WHERE, rule, f"torch {torch.__version__}, {there}", _BUILD)
     if not visible(cards):
         got = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}, {there}"
         return Problem(_WHERE, "CUDA_VISIBLE_DEVICES hides every card", got, "Unset it, or name a card.")
@@ -40,6 +41,8 @@ def not_usable(device: torch.device, error: BaseException) -> Problem:
         error: What CUDA raised.
     """
     where, text = f"Trainer(devices=[{device.index or 0}])", str(error)
+    if _lacks_cuda():
+        return Problem(_WHERE, "this PyTorch was built without CUDA", f"torch {torch.__version__}", _BUILD)
     cards = installed()
     seen = visible(cards)
     card = seen[device.index or 0] if len(seen) > (device.index or 0) else None
@@ -70,7 +73,8 @@ def not_usable(device: torch.device, error: BaseException) -> Problem:
     return Problem(where, "CUDA refuses this card", got, "Run nvidia-smi, and look at dmesg.")
 
 
-_NEWER = "Update the driver, or install a build of torch for an older CUDA: pytorch.org/get-started has the command."
+def _lacks_cuda() -> bool:
+    return torch.version.cuda is None and torch.version.hip is None
 
 
 def _driver_problem(cards: list[Card]) -> Problem | None:
