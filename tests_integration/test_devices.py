@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import Trainer
 from lt_core.demos import BoringModel
 from lt_interface import ConfigError, MisconfigurationException
+from lt_interface.testing.ranks import run_ranks
+from lt_interface.testing.training import Job
 
 QUIET: dict[str, Any] = {
     "max_steps": 1,
@@ -70,6 +75,34 @@ class TestWithCards:
         """A card that cannot be taken ends the call before any hook, in the words of the trainer."""
         with pytest.raises(MisconfigurationException, match="this PyTorch was built without CUDA"):
             Trainer(**QUIET).fit(BoringModel())
+
+
+class Heard(logging.Handler):
+    """Handler that keeps the lines of one process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def test_one_rank_of_two_says_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With several ranks rank 0 alone writes the line, and names each device once."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    job = Job(batches=2, epochs=1)
+    job.network().configure_optimizers()
+
+    def rank(index: int) -> list[str]:
+        heard, log = Heard(), logging.getLogger("lt_core")
+        log.addHandler(heard)
+        log.setLevel("INFO")
+        trainer = job.trainer(2, strategy=DDPStrategy(), default_root_dir=tmp_path, enable_checkpointing=False)
+        trainer.fit(job.network(), job.data(index, 2))
+        return [line for line in heard.lines if line.startswith("Device")]
+
+    assert run_ranks(rank, timeout=60.0) == [["Device: cpu. Not used: cuda:0."], []]
 
 
 def test_64_bits_on_an_apple_computer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,9 +170,14 @@ class TestAdvice:
     def _undecided(self, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> Any:
         """Begin as a new process does, and leave torch as it was."""
         CUDAAccelerator().setup(CARD)
-        before = torch.get_float32_matmul_precision()
+        self.forget()
         yield
-        torch.set_float32_matmul_precision(before)
+        self.forget()
+
+    @staticmethod
+    def forget() -> None:
+        """Let torch be as if nobody had decided."""
+        torch.set_float32_matmul_precision("highest")
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
             torch.backends.cuda.matmul.fp32_precision = "none"
 

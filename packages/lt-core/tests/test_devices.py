@@ -193,6 +193,13 @@ class TestLettingGo:
         Trainer(**FLAGS).fit(Watched(), BATCHES)
         assert (len(losses), alive) == (2, [0])
 
+    @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch knows it from 2.9 on")
+    def test_ranks_know_that_nobody_decided(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A process that a launcher started sets how torch multiplies matrices only where it differs there."""
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "none")
+        restore_process(process_state())
+        assert torch.backends.cuda.matmul.fp32_precision == "none"
+
     def test_ranks_seed_their_devices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A process that a launcher started seeds its devices' generators as those of the launching one were."""
         seeds: list[int] = []

@@ -252,9 +252,9 @@ def val_check_interval(value: Any) -> int | float | timedelta:
 
 
 def devices(value: Any) -> str | int | tuple[int, ...]:
-    """Parse ``"auto"``, a count, -1 (all), or indices as a list or as ``"0,1"``.
+    """Parse ``"auto"``, a count, -1 (all), indices as a list or as ``"0,1"``, or a word such as a UUID.
 
-    A word with a hyphen, or several, such as UUIDs, is kept for the accelerator to answer.
+    A word has a hyphen; what it means the accelerator knows.
     """
     rule = 'must be "auto", a count, -1 for all, or indices such as [0, 1] or "0,1"'
     if isinstance(value, str):

@@ -170,7 +170,8 @@ def restore_process(state: dict[str, Any]) -> None:
         enabled, warn_only = state["deterministic"]
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     torch.backends.cudnn.benchmark = state["benchmark"]
-    torch.set_float32_matmul_precision(state["matmul"])
+    if state["matmul"] != torch.get_float32_matmul_precision():  # to set it counts as the user's decision
+        torch.set_float32_matmul_precision(state["matmul"])
     torch.set_default_dtype(state["dtype"])
     torch.manual_seed(state["seed"])  # the generators of devices, which are not captured before a device is taken
     rng.restore(state["random"])
