@@ -99,7 +99,7 @@ def test_one_rank_of_two_says_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         log.addHandler(heard)
         log.setLevel("INFO")
         trainer = job.trainer(2, strategy=DDPStrategy(), default_root_dir=tmp_path, enable_checkpointing=False)
-        trainer.fit(job.network(), job.data(index, 2))
+        trainer.fit(job.network(), job.data(index, 2), job.data(index, 2)[:1])
         return [line for line in heard.lines if line.startswith("Device")]
 
     assert run_ranks(rank, timeout=60.0) == [["Device: cpu. Not used: cuda:0."], []]

@@ -194,9 +194,9 @@ class TestLettingGo:
         assert (len(losses), alive) == (2, [0])
 
     @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch knows it from 2.9 on")
-    def test_ranks_know_that_nobody_decided(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ranks_know_that_nobody_decided(self) -> None:
         """A process that a launcher started sets how torch multiplies matrices only where it differs there."""
-        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "none")
+        torch.backends.cuda.matmul.fp32_precision = "none"
         restore_process(process_state())
         assert torch.backends.cuda.matmul.fp32_precision == "none"
 
