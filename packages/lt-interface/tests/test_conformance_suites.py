@@ -113,6 +113,14 @@ class Parsing(ReferenceAccelerator):
         raise ValueError(f"no such devices: {spec}")
 
 
+# Abilities of an accelerator whose advice is no sentence.
+DESCRIBED: dict[str, Any] = {
+    "describe": lambda self, index: f"board:{index}",
+    "missing": lambda self: None,
+    "advice": lambda self, device, plan: ["no sentence"],
+}
+
+
 class TestReferencePrecision(PrecisionConformance):
     def make(self) -> Any:
         return ReferencePrecision()
@@ -257,6 +265,16 @@ def _mutant(base: type, **changes: Any) -> Any:
         ("test_one_device_in_any_spelling", ("1",), {"parse_devices": lambda self, spec: [True]}),
         ("test_stats_are_figures", (torch.device("cpu"),), {"stats": lambda self, device: {"a": "b"}}),
         ("test_fills_the_protocol", (), {"priority": "high"}),
+        ("test_questions_create_no_context", (), {"problems": lambda self, plan, forks: [Problem("a", "b")]}),
+        ("test_questions_create_no_context", (), {**DESCRIBED, "missing": lambda self: Problem("a", "b")}),
+        ("test_questions_create_no_context", (), {**DESCRIBED, "describe": lambda self, index: ""}),
+        ("test_random_state_comes_back", (torch.device("cpu"),), {"rng_state": lambda self, device: "lost"}),
+        (
+            "test_explains_only_what_it_knows",
+            (torch.device("cpu"),),
+            {"explain": lambda self, error, device, owners: "help"},
+        ),
+        ("test_explains_only_what_it_knows", (torch.device("cpu"),), DESCRIBED),
     ],
 )
 def test_bad_accelerators_are_caught(test: str, arguments: tuple[Any, ...], changes: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ else:
             "abilities": "Record SupportsAudio SupportsCheckpoints SupportsFigures SupportsGraph SupportsHistograms "
             "SupportsImages SupportsJoin SupportsRecords SupportsReplay SupportsRewind SupportsSharedVersion "
             "SupportsTables SupportsText SupportsVideo SupportsWatch",
-            "accelerator": "Accelerator",
+            "accelerator": "Accelerator ChecksPlan DescribesDevices ExplainsErrors",
             "checkpoint": "CheckpointIO SavesItself",
             "cluster": "ClusterEnvironment",
             "engine": "Engine",

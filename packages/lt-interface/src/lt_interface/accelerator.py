@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Accelerator"]
+    from lt_interface.errors import Problem
+    from lt_interface.plan import Plan
+
+__all__ = ["Accelerator", "ChecksPlan", "DescribesDevices", "ExplainsErrors"]
 
 
 @runtime_checkable
@@ -72,7 +75,8 @@ class Accelerator(Protocol):
         """Return the indices of the devices that a ``devices=`` flag means.
 
         Args:
-            spec: A number of devices, such a number as text, ``"auto"``, or a sequence of indices.
+            spec: A number of devices, such a number as text, -1 for all, ``"auto"``, a sequence of indices, or a text
+                with a hyphen whose meaning is the accelerator's own, such as a UUID.
 
         Returns:
             Distinct indices from 0, at least one.
@@ -137,4 +141,92 @@ class Accelerator(Protocol):
 
     def teardown(self) -> None:
         """Free what ``setup`` took; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class ChecksPlan(Protocol):
+    """Accelerator that cannot do every plan; the core asks it with the strategy and the precision.
+
+    Example:
+        >>> from lt_interface import Plan, Problem
+        >>> class Board:
+        ...     def problems(self, plan, forks):
+        ...         wide = plan.precision == "64-true"
+        ...         return [Problem("Trainer(precision='64-true')", "this board has 32 bits")] if wide else []
+        >>> isinstance(Board(), ChecksPlan), [str(p) for p in Board().problems(Plan(precision="64-true"), False)]
+        (True, ["Trainer(precision='64-true'): this board has 32 bits."])
+    """
+
+    def problems(self, plan: Plan, forks: bool) -> Sequence[Problem]:
+        """Return what devices of this kind cannot do; called in the parent, it creates no device context.
+
+        Args:
+            plan: What was decided.
+            forks: Whether the launcher forks this process.
+        """
+        ...
+
+
+@runtime_checkable
+class DescribesDevices(Protocol):
+    """Accelerator whose devices have names, for the line at the start of a run.
+
+    Example:
+        >>> class Board:
+        ...     def describe(self, index):
+        ...         return f"board:{index} (8 GB)"
+        ...     def missing(self):
+        ...         return None
+        ...     def advice(self, device, plan):
+        ...         return []
+        >>> isinstance(Board(), DescribesDevices), Board().describe(1)
+        (True, 'board:1 (8 GB)')
+    """
+
+    def describe(self, index: int) -> str:
+        """Return the name of a device; it creates no device context, but may use one that is there.
+
+        Args:
+            index: Of a device that is there.
+        """
+        ...
+
+    def missing(self) -> Problem | None:
+        """Return why no device can be used though the machine has one; None where it has none, or all is well."""
+        ...
+
+    def advice(self, device: torch.device, plan: Plan) -> Sequence[str]:
+        """Return whole sentences on what would serve this run better; each is shown once.
+
+        Args:
+            device: The device of this rank, after ``setup``.
+            plan: What was decided.
+        """
+        ...
+
+
+@runtime_checkable
+class ExplainsErrors(Protocol):
+    """Accelerator that knows more of an error than its message says, such as what fills the memory.
+
+    Example:
+        >>> class Board:
+        ...     def explain(self, error, device, owners):
+        ...         return ", ".join(owners) if isinstance(error, MemoryError) else ""
+        >>> isinstance(Board(), ExplainsErrors), Board().explain(MemoryError(), None, {"parameters": {}})
+        (True, 'parameters')
+    """
+
+    def explain(
+        self, error: BaseException, device: torch.device, owners: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> str:
+        """Return what the core adds to the message of an error that ends a run; empty where there is nothing to add.
+
+        Args:
+            error: What ended the run, before anything of it is released.
+            device: The device of this rank.
+            owners: Tensors that the run keeps, by name, under ``"parameters"``, ``"buffers"``, ``"gradients"`` and
+                ``"optimizer states"``, on whatever device they are.
+        """
         ...

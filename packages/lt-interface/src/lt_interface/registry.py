@@ -40,7 +40,7 @@ ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # What the sibling packages provide, so that a missing one is answered with its command.
 SIBLINGS: dict[str, dict[str, str]] = {
-    "lt.accelerators": {"cpu": "lt-core"},
+    "lt.accelerators": {"cpu": "lt-core", "cuda": "lt-accel[cuda]", "mps": "lt-accel"},
     "lt.strategies": {"single_device": "lt-core", "ddp": "lt-accel"},
     "lt.precisions": {
         "32-true": "lt-core",

@@ -43,7 +43,7 @@ class CPUAccelerator:
             parsed = devices(spec)
         except FlagError:
             raise ValueError(_wrong(spec)) from None
-        if parsed == -1:
+        if parsed == -1 or (isinstance(parsed, str) and parsed != "auto"):
             raise ValueError(_wrong(spec))
         if isinstance(parsed, tuple):
             return list(parsed)

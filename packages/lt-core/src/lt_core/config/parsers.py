@@ -34,6 +34,7 @@ PROFILER_METHODS = ("start", "stop", "profile")
 LOGGER_METHODS = ("log_metrics",)
 
 _TIME_PARTS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
+_OWN_WORD = re.compile(r"\s*[A-Za-z]+-[\w:/.-]+\s*", re.ASCII)
 _CLOCK = re.compile(r"(?P<days>\d+):(?P<hours>\d{1,2}):(?P<minutes>\d{1,2}):(?P<seconds>\d{1,2})", re.ASCII)
 
 
@@ -251,11 +252,14 @@ def val_check_interval(value: Any) -> int | float | timedelta:
 
 
 def devices(value: Any) -> str | int | tuple[int, ...]:
-    """Parse ``"auto"``, a count, -1 (all), or indices as a list or as ``"0,1"``."""
+    """Parse ``"auto"``, a count, -1 (all), indices as a list or as ``"0,1"``, or a word such as a UUID.
+
+    A word has a hyphen; what it means the accelerator knows.
+    """
     rule = 'must be "auto", a count, -1 for all, or indices such as [0, 1] or "0,1"'
     if isinstance(value, str):
         text = value.strip()
-        if text == "auto":
+        if text == "auto" or all(_OWN_WORD.fullmatch(part) for part in text.split(",")):
             return text
         if re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
             return devices(int(text))
@@ -270,6 +274,8 @@ def devices(value: Any) -> str | int | tuple[int, ...]:
     if isinstance(value, (str, bytes, bool, Mapping)) or not isinstance(value, Iterable):
         raise FlagError(rule, _number_fix(value), is_type=True)
     indices = list(value)
+    if indices and all(isinstance(i, str) and _OWN_WORD.fullmatch(i) for i in indices):
+        return ",".join(indices)
     if not all(is_whole(i) for i in indices):
         raise FlagError(rule, "Every index must be an integer.", is_type=True)
     if not indices or min(indices) < 0:

@@ -23,6 +23,7 @@ from lt_core.metrics.results import Metrics, Results
 from lt_core.notices import warn
 from lt_core.optim.parse import parse_optimizers, warn_unheld
 from lt_core.optim.wrapper import LightningOptimizer
+from lt_core.run.announce import announce
 from lt_core.run.select import ordered
 from lt_core.state import rng
 from lt_core.state.run import Run
@@ -122,6 +123,7 @@ def _set_up_devices(run: Run) -> None:
     run.world = run.strategy.setup(trainer._cluster, trainer.accelerator, plan.devices, plan)
     run.loop.several = run.world.size > 1
     set_world(run.world)
+    announce(run)
     run.module._device_mesh = run.strategy.mesh
     if isinstance(run.strategy, StrategyVerbs):
         run.strategy.world, run.strategy.lightning_module, run.strategy.model = run.world, run.module, run.module

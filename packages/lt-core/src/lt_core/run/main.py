@@ -11,6 +11,7 @@ from lt_core.loops.evaluate import evaluate
 from lt_core.loops.fit import run_fit
 from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
+from lt_core.run.announce import explain
 from lt_core.run.build import build_run, new_run, rebuild
 from lt_core.run.request import Request, restore_process
 from lt_core.state.agreement import leave_ranks
@@ -109,6 +110,7 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     run.metrics.current.batch = None
     leave_ranks(run, error)
+    _attempt("explaining", lambda: explain(run, error))
     if run.hooks is not None:
         _warn_of("on_exception", run.hooks.fire_each("on_exception", error))
         if run.loop.at_boundary:
@@ -137,6 +139,7 @@ def _warn_of(what: str, errors: list[Exception]) -> None:
 
 def _give_back(run: Run) -> None:
     """Make the module and the optimizers' states plain again, on the CPU; the ranks still meet."""
+    run.loop.fit.step = None  # with the last step's graph, so that leaving the device frees its memory
     run.strategy.release(run.module, run.optimizers)
     if run.engine is not None:
         run.engine.close()

@@ -11,6 +11,7 @@ from lt_core.run.request import Request, process_state
 from lt_core.state.progress import TrainerFn, TrainerStatus
 from lt_core.state.stage import VALIDATE, stage_of
 from lt_interface import Plan
+from lt_interface.accelerator import ChecksPlan
 from lt_interface.errors import Problem, raise_problems
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def prepare(
 
 
 def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]:
-    """Return what strategy, precision and launcher cannot do.
+    """Return what strategy, precision, accelerator and launcher cannot do.
 
     Args:
         trainer: The trainer.
@@ -61,6 +62,8 @@ def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]
     """
     problems = [*trainer._strategy.problems(plan, module), *trainer._precision.problems(plan)]
     launcher, cluster, given = trainer._launcher, trainer._cluster, trainer._config.launcher
+    if isinstance(trainer.accelerator, ChecksPlan):
+        problems += trainer.accelerator.problems(plan, launcher.passes == "inherited")
     if cluster is None or not cluster.creates_processes:
         named = given is not None or trainer._strategy.default_launcher is not None
         # what nobody named is not to be blamed for what the strategy refuses already

@@ -156,6 +156,7 @@ def process_state() -> dict[str, Any]:
     """Return the random state of this process, and how torch computes in it."""
     return {
         "random": rng.capture(),
+        "seed": torch.initial_seed(),
         "deterministic": _determinism(),
         "benchmark": torch.backends.cudnn.benchmark,
         "matmul": torch.get_float32_matmul_precision(),
@@ -169,8 +170,10 @@ def restore_process(state: dict[str, Any]) -> None:
         enabled, warn_only = state["deterministic"]
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     torch.backends.cudnn.benchmark = state["benchmark"]
-    torch.set_float32_matmul_precision(state["matmul"])
+    if state["matmul"] != torch.get_float32_matmul_precision():  # to set it counts as the user's decision
+        torch.set_float32_matmul_precision(state["matmul"])
     torch.set_default_dtype(state["dtype"])
+    torch.manual_seed(state["seed"])  # the generators of devices, which are not captured before a device is taken
     rng.restore(state["random"])
 
 

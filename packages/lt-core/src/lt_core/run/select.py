@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import info
 from lt_interface import Plan, registry
-from lt_interface.errors import ConfigError, MisconfigurationException, Problem, UnknownPluginError
+from lt_interface.accelerator import DescribesDevices
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 
 if TYPE_CHECKING:
     from lt_core.callback import Callback
@@ -21,6 +23,7 @@ __all__ = [
     "find_launcher",
     "find_nodes",
     "find_precision",
+    "find_spread",
     "make_loggers",
     "ordered",
 ]
@@ -50,22 +53,23 @@ def find_accelerator(config: TrainerConfig) -> Any:
     given = config.accelerator
     if not isinstance(given, str):
         return given
-    if given == "auto":
-        known = [registry.accelerators.get(name)() for name in registry.accelerators.names()]
-        return max((a for a in known if a.is_available()), key=lambda a: a.priority)
-    names = registry.accelerators.aliases.get(given, (given,))
-    for name in names:
-        try:
-            accelerator = registry.accelerators.get(name, f"Trainer(accelerator={given!r})")()
-        except UnknownPluginError:
-            if name == names[-1]:
-                raise
-            continue
-        if accelerator.is_available():
-            return accelerator
-    raise MisconfigurationException(
-        Problem(f"Trainer(accelerator={given!r})", "no such device can be used here", fix='Write accelerator="auto".')
-    )
+    where = f"Trainer(accelerator={given!r})"
+    aliases = registry.accelerators.aliases.get(given)
+    if given == "auto" or aliases is not None:
+        installed = [registry.accelerators.get(name)() for name in registry.accelerators.names()]
+        meant = [a for a in installed if given in ("auto", a.kind)]
+        if not meant and aliases is not None:
+            registry.accelerators.get(aliases[-1], where)  # raises: says what to install
+    else:
+        meant = [registry.accelerators.get(given, where)()]
+    usable = [a for a in meant if a.is_available()]
+    if usable:
+        return max(usable, key=lambda a: a.priority)
+    for accelerator in meant:
+        problem = accelerator.missing() if isinstance(accelerator, DescribesDevices) else None
+        if problem is not None:
+            raise MisconfigurationException(replace(problem, where=where))
+    raise MisconfigurationException(Problem(where, "no such device can be used here", fix='Write accelerator="auto".'))
 
 
 def find_cluster(config: TrainerConfig) -> Any:
@@ -121,6 +125,37 @@ def find_nodes(config: TrainerConfig, cluster: Any, devices: int) -> int:
             "Leave devices and num_nodes out, or start as many processes.",
         )
     )
+
+
+def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[tuple[int, ...], int, Any, Any]:
+    """Return devices, number of nodes, strategy and launcher, which depend on one another.
+
+    ``devices="auto"`` is all devices where something starts a process for each, and the first one where nothing does,
+    unless the user named a strategy for several.
+
+    Args:
+        config: The flags.
+        accelerator: The kind of device.
+        cluster: The scheduler, or None.
+    """
+    devices = tuple(find_devices(config, accelerator, cluster))
+    nodes = find_nodes(config, cluster, len(devices))
+    strategy = _find_strategy(config, accelerator, len(devices), nodes)
+    launcher = find_launcher(config, strategy, cluster)
+    started = cluster is not None and cluster.creates_processes
+    alone = config.strategy == "auto" or strategy.name == Plan.strategy
+    if config.devices == "auto" and alone and not started and launcher.passes == "live" and len(devices) > 1:
+        devices = devices[:1]
+        strategy = _find_strategy(config, accelerator, 1, nodes)
+    return devices, nodes, strategy, launcher
+
+
+def _find_strategy(config: TrainerConfig, accelerator: Any, devices: int, nodes: int) -> Any:
+    name = config.strategy
+    if name == "auto":
+        name = accelerator.default_strategy(devices, nodes)
+    where = f"Trainer(strategy={name!r})"
+    return registry.strategies.get(name, where)() if isinstance(name, str) else name
 
 
 def find_launcher(config: TrainerConfig, strategy: Any, cluster: Any) -> Any:

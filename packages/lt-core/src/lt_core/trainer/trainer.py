@@ -22,10 +22,8 @@ from lt_core.run.select import (
     default_callbacks,
     find_accelerator,
     find_cluster,
-    find_devices,
-    find_launcher,
-    find_nodes,
     find_precision,
+    find_spread,
     make_loggers,
 )
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
@@ -70,14 +68,8 @@ class Trainer(TrainerView):
     def _take_parts(self, config: TrainerConfig) -> None:
         """Find accelerator, devices, strategy, precision, launcher and profiler through the registry."""
         self._accelerator, self._cluster = find_accelerator(config), find_cluster(config)
-        self._devices = tuple(find_devices(config, self._accelerator, self._cluster))
-        self._num_nodes = find_nodes(config, self._cluster, len(self._devices))
-        name = config.strategy
-        if name == "auto":
-            name = self._accelerator.default_strategy(len(self._devices), self._num_nodes)
-        where = f"Trainer(strategy={name!r})"
-        self._strategy: Any = registry.strategies.get(name, where)() if isinstance(name, str) else name
-        self._launcher: Any = find_launcher(config, self._strategy, self._cluster)
+        spread = find_spread(config, self._accelerator, self._cluster)
+        self._devices, self._num_nodes, self._strategy, self._launcher = spread
         self._precision = find_precision(config)
         profiler = config.profiler
         self.profiler: Any = registry.profilers.get(profiler)() if isinstance(profiler, str) else profiler

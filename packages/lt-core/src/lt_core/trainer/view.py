@@ -59,6 +59,7 @@ class TrainerView:
     _journal: Any = None
     _own_ckpt_path: str | os.PathLike[str] | None = None
     _own_io: Any = None
+    _announced: bool = False
     _save_counter: int = 0
     _should_stop: bool = False
     _max_epochs: int

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lt_interface.accelerator import Accelerator
+from lt_interface.accelerator import Accelerator, ChecksPlan, DescribesDevices, ExplainsErrors
+from lt_interface.plan import Plan
 from lt_interface.registry import accelerators
 from lt_interface.testing.suite import Conformance
 
@@ -58,7 +59,17 @@ class AcceleratorConformance(Conformance, suite=True):
         if accelerator.is_available():
             accelerator.parse_devices("auto")
             accelerator.parse_devices(1)
+            self._ask_abilities(accelerator)
         assert bool(torch.cuda.is_initialized()) == before  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _ask_abilities(accelerator: Accelerator) -> None:
+        """Ask what an accelerator may be able to do of what the parent process asks."""
+        if isinstance(accelerator, ChecksPlan):
+            assert not accelerator.problems(Plan(accelerator=accelerator.kind), False)
+        if isinstance(accelerator, DescribesDevices):
+            assert accelerator.missing() is None
+            assert accelerator.describe(accelerator.parse_devices("auto")[0])
 
     def test_auto_means_all_counted_devices(self, accelerator: Accelerator) -> None:
         """``devices="auto"`` gives as many indices as device_count says."""
@@ -74,7 +85,7 @@ class AcceleratorConformance(Conformance, suite=True):
             assert len(indices) == 1
             assert all(type(i) is int and i >= 0 for i in indices)
 
-    @pytest.mark.parametrize("spec", [0, -7, "", "0", "some", [], [-1], [0, 0], True], ids=repr)
+    @pytest.mark.parametrize("spec", [0, -7, "", "0", "some", "no-such", [], [-1], [0, 0], True], ids=repr)
     def test_refuses_no_device(self, accelerator: Accelerator, spec: Any) -> None:
         """A flag that names no device, or one twice, is a ValueError that shows it."""
         with pytest.raises(ValueError) as caught:
@@ -108,6 +119,28 @@ class AcceleratorConformance(Conformance, suite=True):
         for name, value in stats.items():
             assert isinstance(name, str)
             assert isinstance(value, (int, float)), name
+
+    def test_random_state_comes_back(self, accelerator: Accelerator, device: Any) -> None:
+        """A device that has a random state draws the same numbers again once it is put back; None has none."""
+        import torch
+
+        accelerator.setup(device)
+        state = accelerator.rng_state(device)
+        if state is not None:
+            first = torch.rand(8, device=device)
+            accelerator.set_rng_state(device, state)
+            assert torch.rand(8, device=device).tolist() == first.tolist()
+        accelerator.teardown()
+
+    def test_explains_only_what_it_knows(self, accelerator: Accelerator, device: Any) -> None:
+        """To an error of the user's own code it adds nothing; its advice is whole sentences."""
+        accelerator.setup(device)
+        if isinstance(accelerator, ExplainsErrors):
+            assert accelerator.explain(ValueError("a step of the user"), device, {}) == ""
+        if isinstance(accelerator, DescribesDevices):
+            advice = accelerator.advice(device, Plan(accelerator=accelerator.kind))
+            assert all(sentence.endswith(".") for sentence in advice)
+        accelerator.teardown()
 
     def test_pickles(self, accelerator: Accelerator) -> None:
         """It reaches a spawned process."""
