@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lt_core.data.sources import feed_of
+from lt_core.data.stager import Stager
 from lt_core.data.to_device import build_place
 from lt_core.loops.boundary import close_epoch, finish_due, log_step, run_due
 from lt_core.loops.evaluate import evaluate, sanity_check
@@ -90,7 +91,7 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
     if feed.moved is not None:
         progress.batch = feed.moved
         run.cadence.begin_epoch(run)
-    run.loop.fit.samples_seen = sum(leaf.samples for leaf in feed.leaves)
+    run.loop.fit.samples_seen = feed.samples
     return batches
 
 
@@ -108,6 +109,9 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if changed or loop.fit.step is None:
         loop.fit.step = build_step(run)
     hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run)
+    feed.stager = place if isinstance(place, Stager) else None
+    if feed.stager is not None:
+        place = None
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
     module_start = hooks.module_train_batch_start
     schedule, hear = after_step(run), listen(run)

@@ -1,0 +1,1 @@
+"""Accelerators: one kind of device each."""
