@@ -50,5 +50,5 @@ class LateAccelerator(CPUAccelerator):
     def __init__(self) -> None:
         self.events: list[Any] = []
 
-    def side_stream(self, device: torch.device) -> LateStream:
-        return LateStream(self.events)
+    def side_stream(self, device: torch.device) -> LateStream | None:
+        return LateStream(self.events) if device.type == "cpu" else None

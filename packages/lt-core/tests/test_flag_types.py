@@ -29,6 +29,7 @@ SWITCHES = [
     "sync_batchnorm",
     "enable_autolog_hparams",
     "validate_at_start",
+    "data_on_device",
 ]
 COUNTS = {
     "num_nodes": 1,

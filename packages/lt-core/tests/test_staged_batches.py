@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lt_core import LightningDataModule, LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.checkpoint import load_checkpoint
+from lt_interface.testing import AcceleratorConformance
 
 
 class Noisy(Dataset[Any]):
@@ -256,3 +257,10 @@ def test_formats_are_changed_before_the_copy() -> None:
         Doubled(accelerator.events), numbered(2)
     )
     assert [what for what, _ in accelerator.events] == ["copy", "copy", "join", "step", "join", "step"]
+
+
+class TestLateAccelerator(AcceleratorConformance):
+    """The device of these tests keeps the interface's rules."""
+
+    def make(self) -> Any:
+        return LateAccelerator()

@@ -180,6 +180,11 @@ class TrainerConfig:
         True, kinds.switch, "Evaluate under ``torch.inference_mode`` instead of ``torch.no_grad``."
     )
     use_distributed_sampler: bool = flag(True, kinds.switch, "Give each rank its share of the samples.")
+    data_on_device: bool = flag(
+        False,
+        kinds.switch,
+        "Keep the training set on the device, copied once; for sets of tensors (``TensorDataset``) that fit there.",
+    )
     profiler: str | Profiler | None = flag(
         None, kinds.plugin(registry.profilers, kinds.PROFILER_METHODS), "What measures a run's parts.", barebones=None
     )

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
@@ -16,6 +17,7 @@ from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_las
 from lt_core.data.leaf import END, Leaf
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
+from lt_core.data.resident import resident, resident_problem
 from lt_core.data.stager import Stager
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_core.state import rng
@@ -49,6 +51,7 @@ class Feed:
             (``collectives.broadcast_object``), so that all samplers draw the same order, each epoch a new one.
         shadows: Whether each rank is handed equally many batches in evaluation, too. A rank that has fewer gets one
             with samples that are not its own, of weight 0; otherwise only a rank that has none at all gets such a one.
+        device: Where the loaders' sets are kept from now on; None leaves them as they are.
 
     Attributes:
         user: What the user gave.
@@ -82,6 +85,7 @@ class Feed:
         where: str = "",
         agree: Callable[[Any], Any] | None = None,
         shadows: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.user, self.stage, self.seed, self.limit = source, stage, seed, 1.0 if limit is None else limit
         self.shadows = shadows
@@ -93,10 +97,16 @@ class Feed:
         self.loaders, paths = flatten(tree)
         self._tree = outline(tree)
         self.names = _names(paths)
-        raise_problems(_source_problems(self.loaders, paths, self.where, self.stage, self.mode))
+        problems = _source_problems(self.loaders, paths, self.where, self.stage, self.mode)
+        if device is not None and not problems:
+            named = zip(self.loaders, self._places(), strict=True)
+            problems = [p for p in (resident_problem(user, where) for user, where in named) if p is not None]
+        raise_problems(problems)
         self.leaves = [
             make_leaf(user, number, world=self.world, seed=seed, train=self.train, sequential=sequential)
-            for number, user in enumerate(self.loaders)
+            for number, user in enumerate(
+                self.loaders if device is None else (resident(u, device) for u in self.loaders)
+            )
         ]
         for number, leaf in enumerate(self.leaves):
             leaf.limit = combined.limit_of(number) if combined else _INF
@@ -105,7 +115,7 @@ class Feed:
                 leaf.agreed = partial(self._agreed, leaf)
         self.bare = not paths[0]
         self._measure()
-        if not sequential:
+        if not sequential and device is None:
             _advise(self.leaves, self.stage, self.where)
         self._reset(0)
         self.stager: Stager | None = None
