@@ -1,8 +1,8 @@
 """Copies to a CUDA device on a stream of their own.
 
 A copy takes memory that belongs to the side stream, so that it waits for nothing that the device computes. When it is
-joined, the allocator learns that the computing stream uses that memory too (``record_stream``): it is used anew only when the
-device is past everything that was issued before the last reference was dropped, whoever kept it.
+joined, the allocator learns that the computing stream uses that memory too (``record_stream``): it is used anew only
+when the device is past everything that was issued before the last reference was dropped, whoever kept it.
 
 What the user's loader did not pin is pinned here: from memory that is not, a copy of more than 64 KB holds the host
 until it is done, while filling pinned memory costs the host one copy of its own and the rest runs beside it. The pinned

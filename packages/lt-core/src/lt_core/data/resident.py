@@ -71,8 +71,8 @@ def resident_problem(loader: Any, where: str) -> Problem | None:
         else:
             return None
     rule = (
-        "with Trainer(data_on_device=True) the set is copied once, so the loader must be a DataLoader of batches over a "
-        "TensorDataset, or a Subset of one: whatever computes or draws for each sample would be frozen"
+        "with Trainer(data_on_device=True) the set is copied once, so the loader must be a DataLoader of batches over "
+        "a TensorDataset, or a Subset of one: whatever computes or draws for each sample would be frozen"
     )
     return Problem(where, rule, got, "Give TensorDataset(*tensors), or leave data_on_device out.")
 
