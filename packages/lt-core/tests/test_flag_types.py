@@ -41,6 +41,7 @@ COUNTS = {
     "num_sanity_val_steps": -1,
     "log_every_n_steps": 0,
     "accumulate_grad_batches": 1,
+    "gc_every_n_steps": 1,
     "reload_dataloaders_every_n_epochs": 0,
 }
 

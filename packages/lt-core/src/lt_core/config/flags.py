@@ -199,6 +199,13 @@ class TrainerConfig:
     reload_dataloaders_every_n_epochs: int = flag(
         0, kinds.whole(0, off="never"), "Call the loader hooks again after so many epochs.", attribute=True
     )
+    gc_every_n_steps: int | None = flag(
+        None,
+        kinds.whole(1),
+        "Freeze what stands after the first step, and collect Python's garbage only at every so many optimizer steps, "
+        "on all ranks at once; None leaves the collector alone.",
+        attribute=True,
+    )
     default_root_dir: Parsed[str | os.PathLike[str] | None, str] = flag(
         os.getcwd, kinds.folder, "Folder for what has no other place; None is the working folder.", attribute=True
     )

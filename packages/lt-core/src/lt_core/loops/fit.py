@@ -14,6 +14,7 @@ from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
 from lt_core.metrics.store import FORBIDDEN, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
 from lt_core.state.agreement import listen, settle
+from lt_core.state.collecting import Collecting
 from lt_core.state.limits import fit_is_over, stops_epoch
 from lt_core.state.signals import raise_signal
 from lt_core.state.stage import TRAIN, VALIDATE
@@ -54,6 +55,8 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     sanity_check(run)
     if not fit_is_over(trainer):
         feed_of(run, TRAIN)  # so that on_train_start finds the loader and its length
+    if trainer.gc_every_n_steps is not None:
+        run.loop.collecting = Collecting(trainer.gc_every_n_steps)
     run.hooks.fire("on_train_start")
     run.loop.fit.validated_at = time.monotonic()
     if run.resumed.tree is not None:
