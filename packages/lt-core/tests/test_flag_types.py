@@ -29,6 +29,7 @@ SWITCHES = [
     "sync_batchnorm",
     "enable_autolog_hparams",
     "validate_at_start",
+    "data_on_device",
 ]
 COUNTS = {
     "num_nodes": 1,
@@ -40,6 +41,7 @@ COUNTS = {
     "num_sanity_val_steps": -1,
     "log_every_n_steps": 0,
     "accumulate_grad_batches": 1,
+    "gc_every_n_steps": 1,
     "reload_dataloaders_every_n_epochs": 0,
 }
 

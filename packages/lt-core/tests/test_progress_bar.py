@@ -55,6 +55,9 @@ def _trainer(**changes):
 class _Trainer(SimpleNamespace):
     __hash__ = object.__hash__
 
+    def shown_metrics(self):
+        return self.progress_bar_metrics
+
 
 def _bar(trainer, clock, **arguments):
     bar = RichProgressBar(**arguments)

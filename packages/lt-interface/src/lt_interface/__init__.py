@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lt_interface.registry import *
     from lt_interface.state import *
     from lt_interface.strategy import *
+    from lt_interface.streams import *
     from lt_interface.version import *
     from lt_interface.whole import *
     from lt_interface.world import *
@@ -54,6 +55,7 @@ else:
             "registry": "Registry",
             "state": "Stateful",
             "strategy": "BARRIER_SECONDS Collectives PlainCollectives Strategy StrategyVerbs",
+            "streams": "SideStream SupportsSideStream",
             "version": "__version__",
             "whole": "WholeModuleStrategy",
             "world": "World",

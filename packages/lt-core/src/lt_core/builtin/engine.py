@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lt_core.optim.states import load_named_states, named_states
 from lt_core.state.stage import STAGES
-from lt_interface import MisconfigurationException, PlainPrecision, Plan, Precision, PreparesOptimizers
+from lt_interface import MisconfigurationException, PlainPrecision, Plan, Precision, PreparesOptimizers, SideStream
 
 __all__ = ["STEPS", "PlainEngine"]
 
@@ -33,6 +33,7 @@ class PlainEngine:
         precision: The number format.
         plan: What was decided.
         device: Where the module lies; the CPU if None.
+        stream: The device's side stream, where it has one.
     """
 
     owns: frozenset[str] = frozenset()
@@ -45,12 +46,13 @@ class PlainEngine:
         precision: Precision,
         plan: Plan,
         device: torch.device | None = None,
+        stream: SideStream | None = None,
     ) -> None:
         self.model = module
         self.optimizers: Sequence[Optimizer] = list(optimizers)
         self.precision = precision
         self.call: Mapping[str, Callable[..., Any]] = _steps(module, precision)
-        self.place: Callable[[Any], Any] | None = _mover(device)
+        self.place: Callable[[Any], Any] | None = _mover(device, stream)
         self.window: Callable[[bool], AbstractContextManager[Any] | None] | None = None
         self.before_forward: Callable[[], None] | None = None
         prepares = isinstance(precision, PreparesOptimizers)
@@ -147,8 +149,12 @@ def _within(
     return inside
 
 
-def _mover(device: torch.device | None) -> Callable[[Any], Any] | None:
+def _mover(device: torch.device | None, stream: SideStream | None) -> Callable[[Any], Any] | None:
     """Return what moves a batch to the device, or None on the CPU, where batches already are."""
+    if stream is not None and device is not None:
+        from lt_core.data.stager import Stager
+
+        return Stager(stream, device)
     if device is None or device.type == "cpu":
         return None
     from lt_core.data.nested import move_to_device

@@ -180,6 +180,11 @@ class TrainerConfig:
         True, kinds.switch, "Evaluate under ``torch.inference_mode`` instead of ``torch.no_grad``."
     )
     use_distributed_sampler: bool = flag(True, kinds.switch, "Give each rank its share of the samples.")
+    data_on_device: bool = flag(
+        False,
+        kinds.switch,
+        "Keep the training set on the device, copied once; for sets of tensors (``TensorDataset``) that fit there.",
+    )
     profiler: str | Profiler | None = flag(
         None, kinds.plugin(registry.profilers, kinds.PROFILER_METHODS), "What measures a run's parts.", barebones=None
     )
@@ -193,6 +198,13 @@ class TrainerConfig:
     sync_batchnorm: bool = flag(False, kinds.switch, "Take batch norm over all ranks.")
     reload_dataloaders_every_n_epochs: int = flag(
         0, kinds.whole(0, off="never"), "Call the loader hooks again after so many epochs.", attribute=True
+    )
+    gc_every_n_steps: int | None = flag(
+        None,
+        kinds.whole(1),
+        "Freeze what stands after the first step, and collect Python's garbage only at every so many optimizer steps, "
+        "on all ranks at once; None leaves the collector alone.",
+        attribute=True,
     )
     default_root_dir: Parsed[str | os.PathLike[str] | None, str] = flag(
         os.getcwd, kinds.folder, "Folder for what has no other place; None is the working folder.", attribute=True

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
@@ -16,6 +17,8 @@ from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_las
 from lt_core.data.leaf import END, Leaf
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
+from lt_core.data.resident import resident, resident_problem
+from lt_core.data.stager import Stager
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_core.state import rng
 from lt_interface import World
@@ -48,6 +51,7 @@ class Feed:
             (``collectives.broadcast_object``), so that all samplers draw the same order, each epoch a new one.
         shadows: Whether each rank is handed equally many batches in evaluation, too. A rank that has fewer gets one
             with samples that are not its own, of weight 0; otherwise only a rank that has none at all gets such a one.
+        device: Where the loaders' sets are kept from now on; None leaves them as they are.
 
     Attributes:
         user: What the user gave.
@@ -59,6 +63,8 @@ class Feed:
         batch_indices: Dataset indices of the batch handed out last, where it came from a map-style DataLoader.
         weight: Factor of this rank's mean loss in the mean over data ranks: 1 but in a short global batch, and 0 for
             a batch that only repeats samples. With several loaders side by side, 1 where theirs differ.
+        stager: What batches of training take to the device, one batch ahead where that leaves no trace; they come from
+            the feed on the device then. None leaves them as they are. To be set before an epoch begins.
         moved: Batches of the epoch that were done, where a resume found other batches or ranks; None where it did not.
 
     Raises:
@@ -79,6 +85,7 @@ class Feed:
         where: str = "",
         agree: Callable[[Any], Any] | None = None,
         shadows: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.user, self.stage, self.seed, self.limit = source, stage, seed, 1.0 if limit is None else limit
         self.shadows = shadows
@@ -90,10 +97,16 @@ class Feed:
         self.loaders, paths = flatten(tree)
         self._tree = outline(tree)
         self.names = _names(paths)
-        raise_problems(_source_problems(self.loaders, paths, self.where, self.stage, self.mode))
+        problems = _source_problems(self.loaders, paths, self.where, self.stage, self.mode)
+        if device is not None and not problems:
+            named = zip(self.loaders, self._places(), strict=True)
+            problems = [p for p in (resident_problem(user, where) for user, where in named) if p is not None]
+        raise_problems(problems)
         self.leaves = [
             make_leaf(user, number, world=self.world, seed=seed, train=self.train, sequential=sequential)
-            for number, user in enumerate(self.loaders)
+            for number, user in enumerate(
+                self.loaders if device is None else (resident(u, device) for u in self.loaders)
+            )
         ]
         for number, leaf in enumerate(self.leaves):
             leaf.limit = combined.limit_of(number) if combined else _INF
@@ -102,9 +115,10 @@ class Feed:
                 leaf.agreed = partial(self._agreed, leaf)
         self.bare = not paths[0]
         self._measure()
-        if not sequential:
+        if not sequential and device is None:
             _advise(self.leaves, self.stage, self.where)
         self._reset(0)
+        self.stager: Stager | None = None
         self._open = False
         self._total: int | float = self.num_batches
         self._next: Callable[[], Any] = iter(()).__next__
@@ -197,12 +211,15 @@ class Feed:
         exact = self._total != _INF and all(leaf.exact and leaf.size != _INF for leaf in self.leaves)
         if len(self.leaves) == 1 and self.bare:
             self._next = leaf.take
-            if exact and leaf.shards == 1:
+            if exact and leaf.shards == 1 and self.stager is None:
                 return self._straight(leaf, int(self._total), leaf.batches)
         else:
             walk = rounds(self.leaves, self.mode)
             tree = self._tree
             self._next = lambda: unflatten(tree, iter(next(walk)))
+        if self.stager is not None:
+            fetch, put = self._next, self.stager.put
+            self._next = lambda: put(fetch())
         return self._by_rounds(exact)
 
     def _straight(self, leaf: Leaf, total: int, done: int) -> Iterator[Any]:
@@ -232,13 +249,15 @@ class Feed:
         self._exhaust(leaf)
 
     def _by_rounds(self, exact: bool) -> Iterator[Any]:
-        """Yield the rounds of several loaders, or of one that is shared or of unknown size.
+        """Yield the rounds of several loaders, or of one that is shared, staged or of unknown size.
 
         Args:
             exact: Whether the number of rounds is known. Else ``last`` is found out when it is asked, by taking the
                 next round ahead, which is then pending.
         """
         take, single = self._next, self.leaves[0] if len(self.leaves) == 1 else None
+        stager = self.stager
+        early = stager is not None and single is not None and single.early
         self._last = exact and self._rounds >= self._total
         while self._rounds < self._total:
             if self._pending:  # taken ahead, when `last` was asked
@@ -255,7 +274,11 @@ class Feed:
                 self.batch_indices = single.indices
             self.weight = _shared_weight(self.leaves)
             self._last = self._rounds == self._total if exact else None
-            yield batch
+            if early and self._rounds < self._total:
+                self._before = self._place()
+                ended = self._look_ahead()
+                self._last = False if exact else ended
+            yield batch if stager is None else stager.take(batch)
         if not exact:
             self._last = self._over = True
             if not self._rounds:
@@ -284,6 +307,7 @@ class Feed:
         return self._look_ahead()
 
     def _look_ahead(self) -> bool:
+        """Fetch the next batch, to be handed out later; return whether there is none."""
         try:
             self._pending.append(self._next())
         except StopIteration:
@@ -351,6 +375,13 @@ class Feed:
             yield unflatten(self._tree, iter(items)), index, 0
 
     # -- the place --
+
+    @property
+    def samples(self) -> int:
+        """Samples handed out in the running passes, over all ranks: not those that were looked ahead at."""
+        if self._before is not None:
+            return sum(leaf["samples"] for leaf in self._before["leaves"])
+        return sum(leaf.samples for leaf in self.leaves)
 
     def _place(self) -> dict[str, Any]:
         single = self.leaves[0].batches if len(self.leaves) == 1 and self.leaves[0].shards == 1 else self._rounds

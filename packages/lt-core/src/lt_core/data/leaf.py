@@ -46,6 +46,8 @@ class Leaf:
         indices: Index batch of the batch handed out last, or None.
         weight: Factor of this rank's mean in the mean over ranks: 1 unless a global batch was short.
         peek_draws: Whether fetching a batch may draw from this process's random generators.
+        early: Whether a batch may be fetched in front of the step before its own and nobody can see it: this process
+            draws nothing for it, and the place before it is cheap to note.
         keeps_place: Whether the place is kept by the user's own iterable, which nothing is replayed of.
         shards: Data ranks that the loader's batches are shared among.
         generators: Random generators that the loader, its samplers and its dataset own.
@@ -59,7 +61,7 @@ class Leaf:
     exact = True
     snapshots = True
     peek_draws = True
-    keeps_place = False
+    early = keeps_place = False
     shards = 1
     weight = 1.0
 
@@ -218,6 +220,7 @@ class SequenceLeaf(Leaf):
     """A list or tuple of batches: skipping is free and nothing random happens."""
 
     snapshots = peek_draws = False
+    early = True
 
     def __init__(self, user: Any, number: int) -> None:
         super().__init__(user, number, len(user))

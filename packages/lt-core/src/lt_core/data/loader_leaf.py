@@ -55,6 +55,11 @@ class ViewLeaf(Leaf):
         self.ordered = getattr(user, "in_order", True) or user.num_workers < 2
         self.fresh, self._rewarm, self._skip = True, False, 0
         self.peek_draws = not user.num_workers
+        # Torch's own samplers draw when a pass begins, those of others perhaps with each index.
+        samplers = (
+            type(s).__module__.startswith("torch.") for s in (user.sampler, user.batch_sampler) if s is not None
+        )
+        self.early = bool(user.num_workers) and not self.stateful and all(samplers)
         # An iterable dataset keeps its own place; copies of it in workers cannot be asked.
         self.keeps_place = self.stateful and not self.indexed and not user.num_workers
 

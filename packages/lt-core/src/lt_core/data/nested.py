@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["apply_to_collection", "batch_size", "items_of", "leaves", "move_to_device", "rebuilt"]
+__all__ = ["apply_to_collection", "batch_size", "items_of", "leaves", "map_items", "move_to_device", "rebuilt"]
 
 
 def items_of(data: Any) -> Mapping[Any, Any] | None:
@@ -47,7 +47,7 @@ def leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(item, path + step)
 
 
-def _map_items(data: Any, function: Callable[[Any], Any]) -> Any:
+def map_items(data: Any, function: Callable[[Any], Any]) -> Any:
     """Apply ``function`` to the items of a collection; the collection itself comes back if none changed."""
     items = items_of(data)
     if items is None:
@@ -110,7 +110,7 @@ def apply_to_collection(
     """
     if isinstance(data, dtype):
         return function(data, *args, **kwargs)
-    return _map_items(data, lambda item: apply_to_collection(item, dtype, function, *args, **kwargs))
+    return map_items(data, lambda item: apply_to_collection(item, dtype, function, *args, **kwargs))
 
 
 def move_to_device(batch: Any, device: torch.device | str | int) -> Any:
@@ -151,7 +151,7 @@ def move_to_device(batch: Any, device: torch.device | str | int) -> Any:
             return to(target, non_blocking=target.type != "mps")
         except TypeError:
             return to(target)
-    return _map_items(batch, lambda item: move_to_device(item, target))
+    return map_items(batch, lambda item: move_to_device(item, target))
 
 
 def _sizes(batch: Any) -> Iterator[int]:

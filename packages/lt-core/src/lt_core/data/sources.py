@@ -62,6 +62,7 @@ def _make(run: Run, stage: Stage) -> Feed:
         with run.metrics.current.inside(where):
             given = getattr(owner, where)()
         where = f"{type(owner).__name__}.{where}"
+    resident = stage is TRAIN and run.trainer._config.data_on_device
     overfit = bool(run.trainer.overfit_batches) and stage in (TRAIN, VALIDATE)
     return Feed(
         given,
@@ -73,6 +74,7 @@ def _make(run: Run, stage: Stage) -> Feed:
         where=where,
         agree=run.collectives.broadcast_object,
         shadows=run.strategy.collective_forward,
+        device=run.device if resident else None,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lt_core.data.sources import owner_of
+from lt_core.data.stager import Stager
 from lt_core.hooks.table import HOOKS, bind
 from lt_core.metrics.store import FORBIDDEN
 
@@ -18,15 +19,21 @@ __all__ = ["build_place"]
 def build_place(run: Run) -> Callable[[Any, int], Any] | None:
     """Return what takes ``(batch, dataloader_idx)`` and returns the placed batch, or None if nothing is to do.
 
-    A data module's override of a transfer hook takes precedence over the module's.
+    It is a `Stager` where the engine moves batches by one and nobody overrides a transfer hook. A data module's
+    override takes precedence over the module's.
     """
     before = _hook(run, "on_before_batch_transfer")
     move = _hook(run, "transfer_batch_to_device")
     after = _hook(run, "on_after_batch_transfer")
     convert = run.precision.convert_batch if getattr(run.precision, "converts_batch", True) else None
     place, device = run.engine.place, run.device
-    if before is move is after is convert is place is None:
-        return None
+    if before is move is after is None:
+        if convert is place is None:
+            return None
+        if isinstance(place, Stager):
+            staged = Stager(place.stream, place.device, convert)
+            staged.put = run.timed(staged.put, "batch_to_device")  # type: ignore[method-assign]
+            return staged
 
     module = run.module
 

@@ -101,6 +101,8 @@ class Cadence:
             due = min(due, self._after_steps(done, self.log_every - step % self.log_every))
         if run.trainer.max_steps > 0:
             due = min(due, self._after_steps(done, max(run.trainer.max_steps - step, 1)))
+        if run.loop.collecting is not None:
+            due = min(due, self._after_steps(done, run.loop.collecting.steps_left(step)))
         if self.validates and self.val_batches != float("inf"):
             before = run.progress.batches if self.across else 0
             every = int(self.val_batches)
@@ -165,6 +167,8 @@ def finish_due(run: Run, index: int) -> bool:
         if not run.loop.fit.skipped:
             step_plateau(run, "step", progress.batch)
         flush_saves(run)
+        if run.loop.collecting is not None:
+            run.loop.collecting.collect(progress.step)
         raise_signal(run)
     cadence.next = cadence.after(progress.batch)
     if opened:  # whatever asked for attention waits for the window's end

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lt_core.data.sources import feed_of
+from lt_core.data.stager import Stager
 from lt_core.data.to_device import build_place
 from lt_core.loops.boundary import close_epoch, finish_due, log_step, run_due
 from lt_core.loops.evaluate import evaluate, sanity_check
@@ -13,6 +14,7 @@ from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
 from lt_core.metrics.store import FORBIDDEN, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
 from lt_core.state.agreement import listen, settle
+from lt_core.state.collecting import Collecting
 from lt_core.state.limits import fit_is_over, stops_epoch
 from lt_core.state.signals import raise_signal
 from lt_core.state.stage import TRAIN, VALIDATE
@@ -53,6 +55,8 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     sanity_check(run)
     if not fit_is_over(trainer):
         feed_of(run, TRAIN)  # so that on_train_start finds the loader and its length
+    if trainer.gc_every_n_steps is not None:
+        run.loop.collecting = Collecting(trainer.gc_every_n_steps)
     run.hooks.fire("on_train_start")
     run.loop.fit.validated_at = time.monotonic()
     if run.resumed.tree is not None:
@@ -90,7 +94,7 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
     if feed.moved is not None:
         progress.batch = feed.moved
         run.cadence.begin_epoch(run)
-    run.loop.fit.samples_seen = sum(leaf.samples for leaf in feed.leaves)
+    run.loop.fit.samples_seen = feed.samples
     return batches
 
 
@@ -108,6 +112,9 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if changed or loop.fit.step is None:
         loop.fit.step = build_step(run)
     hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run)
+    feed.stager = place if isinstance(place, Stager) else None
+    if feed.stager is not None:
+        place = None
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
     module_start = hooks.module_train_batch_start
     schedule, hear = after_step(run), listen(run)

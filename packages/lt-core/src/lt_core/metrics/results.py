@@ -30,9 +30,9 @@ class Results:
         self.callback.update(store.callback_metrics())
         return self.callback
 
-    def read_bar(self, store: MetricStore) -> dict[str, float]:
+    def read_bar(self, store: MetricStore, wait: bool = True) -> dict[str, float]:
         """Take over what a store holds for the progress bar, and return all values for the bar."""
-        self.bar.update(store.progress_bar_metrics())
+        self.bar.update(store.progress_bar_metrics(wait))
         return self.bar
 
     def note_logged(self, values: Mapping[str, float]) -> None:

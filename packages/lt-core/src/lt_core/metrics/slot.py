@@ -106,6 +106,11 @@ class Slot:
         """Return whether the slot belongs to an evaluation."""
         return EVAL_BATCH_START <= self.scope <= EVAL_EPOCH_END
 
+    @property
+    def waits(self) -> bool:
+        """Return whether the newest value lies on a device, so that reading it waits."""
+        return isinstance(self.last, Tensor) and self.last.device.type != "cpu"
+
     def settings(self) -> dict[str, Any]:
         """Return the settings, apart from name and place."""
         return {key: getattr(self, key) for key in _SETTINGS}

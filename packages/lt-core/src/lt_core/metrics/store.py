@@ -40,7 +40,7 @@ __all__ = ["FORBIDDEN", "MetricStore", "Options", "SilentStore"]
 __all__ += ["EVAL_BATCH_END", "EVAL_BATCH_START", "EVAL_EPOCH_END", "EVAL_EPOCH_START", "EVAL_STEP"]
 __all__ += ["TRAIN_BATCH_END", "TRAIN_BATCH_START", "TRAIN_EPOCH_END", "TRAIN_EPOCH_START", "TRAIN_STEP"]
 
-_FOLD_EVERY = 50
+_FOLD_EVERY = 1000  # values of a name on a device; where steps are logged all are read with these
 _AT_DEMAND: Any = object()  # a metric object's step value that is computed when somebody wants it
 # prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
 # add_dataloader_idx, metric_attribute, rank_zero_only
@@ -81,6 +81,7 @@ class MetricStore:
         # more than one key: with add_dataloader_idx=False, under one for each loader.
         self._tables: list[dict[str, Slot]] = [{} for _ in range(EVAL_EPOCH_END + 1)]
         self._slots: dict[tuple[int, str], Slot] = {}
+        self._shown: dict[tuple[int, str], float] = {}  # step values as they were last read
         self._closed = False
         self._warned: set[str] = set()
 
@@ -228,7 +229,7 @@ class MetricStore:
                     slot.chunk = []
                 slot.chunk.append((value, self._weight(slot, batch_size)))
                 if len(slot.chunk) >= _FOLD_EVERY:
-                    _fold(slot)
+                    _floats([], self._slots.values())
             return
         if is_metric_object(value) and not hasattr(value, "items"):
             slot.metric, slot.result, slot.fresh = value, None, True
@@ -313,7 +314,7 @@ class MetricStore:
         """Return each step value that was logged for the loggers since the last call."""
         due = [s for s in self._slots.values() if s.fresh and s.step]
         if self.world_size <= 1:
-            values = _floats(due)
+            values = _floats(due, self._slots.values())
         elif self.scope >= EVAL_BATCH_START:
             # Ranks may differ in their number of evaluation batches, so each keeps its own values and exchanges none.
             due = [s for s in due if s.last is not _AT_DEMAND]
@@ -322,12 +323,13 @@ class MetricStore:
             values = self._synced_step(due)
         for slot in due:
             slot.fresh = False
+        self._shown.update(values)
         return {s.step_name: values[s.key] for s in due if s.logger}
 
     def _synced_step(self, due: list[Slot]) -> dict[tuple[int, str], float]:
         """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
         objects = [s for s in due if s.last is _AT_DEMAND]
-        values = _floats([s for s in due if s.last is not _AT_DEMAND])
+        values = _floats([s for s in due if s.last is not _AT_DEMAND], self._slots.values())
         synced = [s for s in due if s.sync]
         parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
         found = self._exchange(parts, objects)
@@ -406,11 +408,18 @@ class MetricStore:
                 out[slot.plain_name] = out[slot.epoch_name] = _tensor(value)
         return out
 
-    def progress_bar_metrics(self) -> dict[str, float]:
-        """Return what was logged with ``prog_bar``: the last step's values, at an epoch's end the epoch's too."""
+    def progress_bar_metrics(self, wait: bool = True) -> dict[str, float]:
+        """Return what was logged with ``prog_bar``: the last step's values, at an epoch's end the epoch's too.
+
+        Args:
+            wait: Whether to wait for values on a device. Else each is waited for once, and then is the one that
+                was read last.
+        """
         bars = [s for s in self._slots.values() if s.bar]
         steps = [s for s in bars if s.step and self._last(s) is not None]
-        values = _floats(steps)
+        known = {} if wait else {s.key: self._shown[s.key] for s in steps if s.waits and s.key in self._shown}
+        values = known | _floats([s for s in steps if s.key not in known])
+        self._shown.update(values)
         out = {s.step_name: values[s.key] for s in steps}
         if self._at_end():
             out.update({s.epoch_name: v for s in bars if s.epoch and (v := self._epoch_value(s)) is not None})
@@ -437,14 +446,13 @@ class MetricStore:
         """Return all that is needed to go on inside the epoch; the objects' own state is not part of it."""
         paths = {id(metric): path for path, metric in self._objects().items()}
         slots = []
+        lasts = _floats([s for s in self._slots.values() if self._last(s) is not None], self._slots.values())
         for slot in self._slots.values():
-            _fold(slot)
             settings = slot.settings()
             settings["group"] = None  # a process group belongs to its process; the next call names it again
-            last = None if self._last(slot) is None else _floats([slot])[slot.key]
             path = slot.path if slot.metric is None else paths.get(id(slot.metric))
             place = {"name": slot.name, "scope": slot.scope, "suffix": slot.suffix, "settings": settings}
-            value = {"last": last, "fresh": slot.fresh, "total": slot.total, "weight": slot.weight}
+            value = {"last": lasts.get(slot.key), "fresh": slot.fresh, "total": slot.total, "weight": slot.weight}
             slots.append({**place, **value, "returned": slot.returned, "metric": path})
         return {"slots": slots}
 
@@ -518,28 +526,41 @@ def _reset(metrics: Iterable[Any]) -> None:
 
 def _fold(slot: Slot) -> None:
     """Add up the values that lie on a device, with one wait for all of them."""
-    chunk = slot.chunk
-    if chunk:
-        slot.chunk = []
-        for number, (_, weight) in zip(_read([v for v, _ in chunk]), chunk, strict=True):
-            slot.accumulate(number, weight)
+    if slot.chunk:
+        _floats([], [slot])
     if slot.host:
         slot.chunk = None
 
 
 def _read(tensors: list[Tensor]) -> list[float]:
-    """Return the numbers in 0-dim tensors, with one wait where they are of one kind."""
-    if len({(t.device, t.dtype) for t in tensors}) == 1:
-        return [float(v) for v in torch.stack(tensors).tolist()]
-    return [float(t.item()) for t in tensors]
+    """Return the numbers in 0-dim tensors, with one wait for all that lie on one device."""
+    found = [0.0] * len(tensors)
+    kinds: dict[Any, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        # float64 holds each of the others' numbers; what lacks it is read format by format.
+        kinds.setdefault((tensor.device, tensor.dtype if tensor.device.type == "mps" else None), []).append(index)
+    for places in kinds.values():
+        group = [tensors[index] for index in places]
+        if len({tensor.dtype for tensor in group}) > 1:
+            group = [tensor.double() for tensor in group]
+        for index, number in zip(places, torch.stack(group).tolist(), strict=True):
+            found[index] = float(number)
+    return found
 
 
-def _floats(slots: list[Slot]) -> dict[tuple[int, str], float]:
-    """Return the slots' last values as floats."""
+def _floats(slots: Iterable[Slot], folded: Iterable[Slot] = ()) -> dict[tuple[int, str], float]:
+    """Return the slots' last values as floats, and add up what of others lies on a device; one wait for all."""
     tensors = {s.key: s.last for s in slots if isinstance(s.last, Tensor)}
     others = [s for s in slots if s.key not in tensors]
     values = {s.key: _computed(s) if s.last is _AT_DEMAND else float(s.last) for s in others}
-    return values | dict(zip(tensors, _read(list(tensors.values())), strict=True))
+    chunks = [(s, s.chunk) for s in folded if s.chunk]
+    numbers = iter(_read([*tensors.values(), *(value for _, chunk in chunks for value, _ in chunk)]))
+    values |= {key: next(numbers) for key in tensors}
+    for slot, chunk in chunks:
+        slot.chunk = []
+        for _, weight in chunk:
+            slot.accumulate(next(numbers), weight)
+    return values
 
 
 def _tensor(value: Any) -> Tensor:

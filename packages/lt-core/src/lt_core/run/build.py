@@ -29,7 +29,7 @@ from lt_core.state import rng
 from lt_core.state.run import Run
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
-from lt_interface import Plan, StrategyVerbs, World, registry, set_world
+from lt_interface import Plan, StrategyVerbs, SupportsSideStream, World, registry, set_world
 
 if TYPE_CHECKING:
     from lt_core.run.request import Request
@@ -217,7 +217,9 @@ def build_engine(run: Run) -> None:
     if run.engine is not None:
         run.engine.close()
     run.loop.fit.engine_inputs = _engine_inputs(run)
-    default: Any = partial(PlainEngine, device=run.device)
+    accelerator = run.trainer.accelerator
+    stream = accelerator.side_stream(run.device) if isinstance(accelerator, SupportsSideStream) else None
+    default: Any = partial(PlainEngine, device=run.device, stream=stream)
     with _steps_on_instance(run.module, run.compiled):
         run.engine = run.strategy.engine(
             run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default

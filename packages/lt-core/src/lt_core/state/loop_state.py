@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lt_core.state.collecting import Collecting
+
 __all__ = ["EvaluationState", "FitState", "LoopState"]
 
 
@@ -85,6 +87,7 @@ class LoopState:
         stop: Whether the ranks, where they are several, agreed to stop.
         alone: Whether the other ranks cannot be reached any more, since this one had an error.
         at_boundary: Whether the loop stands where a checkpoint is exact.
+        collecting: Python's garbage collector, where the run controls it.
         warned: The topics that were warned of once.
     """
 
@@ -94,6 +97,7 @@ class LoopState:
     stop: bool = False
     alone: bool = False
     at_boundary: bool = True
+    collecting: Collecting | None = None
     warned: set[str] = field(default_factory=set)
     fit: FitState = field(default_factory=FitState)
     evaluation: EvaluationState = field(default_factory=EvaluationState)

@@ -176,6 +176,12 @@ class TrainerView:
             return self._results.bar
         return self._results.read_bar(self._run.metrics.current)
 
+    def shown_metrics(self) -> dict[str, float]:
+        """Return `progress_bar_metrics` without waiting for a device: a value there is that of the last logged step."""
+        if self._run is None:
+            return self._results.bar
+        return self._results.read_bar(self._run.metrics.current, wait=not self.log_every_n_steps)
+
     @property
     def history(self) -> History:
         """Return every value of this run that was due to the loggers, read from its journal."""

@@ -10,6 +10,7 @@ import pytest
 from lt_interface.accelerator import Accelerator, ChecksPlan, DescribesDevices, ExplainsErrors
 from lt_interface.plan import Plan
 from lt_interface.registry import accelerators
+from lt_interface.streams import SideStream, SupportsSideStream
 from lt_interface.testing.suite import Conformance
 
 __all__ = ["AcceleratorConformance"]
@@ -140,6 +141,26 @@ class AcceleratorConformance(Conformance, suite=True):
         if isinstance(accelerator, DescribesDevices):
             advice = accelerator.advice(device, Plan(accelerator=accelerator.kind))
             assert all(sentence.endswith(".") for sentence in advice)
+        accelerator.teardown()
+
+    def test_a_side_stream_copies(self, accelerator: Accelerator, device: Any) -> None:
+        """What was joined holds what the host's tensor held, whatever its size; other devices have no such stream."""
+        import torch
+
+        if not isinstance(accelerator, SupportsSideStream):
+            pytest.skip(f"{accelerator.name} has no side stream")
+        accelerator.setup(device)
+        stream = accelerator.side_stream(device)
+        assert isinstance(stream, SideStream)
+        given = [torch.arange(size) for size in (1, 1000, 100_000)] + [torch.arange(6).view(2, 3).t()]
+        for _ in range(2):
+            copies = [stream.copy(tensor) for tensor in given]
+            mark = stream.mark()
+            stream.copy(given[0])  # behind the mark, and never joined
+            stream.join(mark, copies)
+            assert all(copy.device == device for copy in copies)
+            assert all(torch.equal(copy.cpu(), tensor) for copy, tensor in zip(copies, given, strict=True))
+        assert accelerator.side_stream(torch.device("meta")) is None
         accelerator.teardown()
 
     def test_pickles(self, accelerator: Accelerator) -> None:

@@ -134,7 +134,7 @@ class ProgressBar(Callback):
         version = trainer.loggers[0].version if trainer.loggers else None
         if version not in (None, ""):
             shown["v_num"] = version[-4:] if isinstance(version, str) else version
-        logged = trainer.progress_bar_metrics
+        logged = trainer.shown_metrics()
         if not self._overlap_reported and not shown.keys().isdisjoint(logged):
             self._overlap_reported = True
             warn("The progress bar shows the run's version as v_num: a logged metric of that name takes its place.")

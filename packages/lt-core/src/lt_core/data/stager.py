@@ -1,0 +1,64 @@
+"""Put batches on the device beside the computing, where the accelerator has a side stream.
+
+A batch is *put* when it is fetched, which begins its copy, and *taken* when its step begins, from which on the
+device's computing waits for that copy. Neither waits on the host. The feed puts a batch in front of the step before
+its own where nobody can see that it was fetched early (`Leaf.early`); in all other places it is put and taken at once,
+and its copy still runs beside the steps that the device has not done yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_core.data.nested import map_items, move_to_device
+from lt_interface import SideStream
+
+__all__ = ["Stager"]
+
+
+class Stager:
+    """Way of batches to a device through a side stream.
+
+    Tensors in the host's memory take the side stream; whatever moves itself by a ``to`` of its own, sparse tensors and
+    what lies elsewhere are moved when the batch is taken.
+
+    Args:
+        stream: The side stream.
+        device: The device.
+        convert: Changes a batch's number formats first, or None.
+    """
+
+    def __init__(self, stream: SideStream, device: torch.device, convert: Callable[[Any], Any] | None = None) -> None:
+        self.stream, self.device, self.convert = stream, device, convert
+
+    def put(self, batch: Any) -> Any:
+        """Begin to copy a batch; return what `take` needs."""
+        if self.convert is not None:
+            batch = self.convert(batch)
+        copied: list[Tensor] = []
+        copy = self.stream.copy
+
+        def staged(item: Any) -> Any:
+            if type(item) is Tensor:
+                if item.device.type != "cpu" or item.layout is not torch.strided or item.is_nested:
+                    return item
+                copied.append(copy(item))
+                return copied[-1]
+            return item if callable(getattr(item, "to", None)) else map_items(item, staged)
+
+        placed = staged(batch)
+        return placed, self.stream.mark(), copied
+
+    def take(self, handle: Any) -> Any:
+        """Return a batch that was put, to be computed with from now on."""
+        placed, mark, copied = handle
+        self.stream.join(mark, copied)
+        return move_to_device(placed, self.device)
+
+    def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Put a batch and take it."""
+        return self.take(self.put(batch))

@@ -1,0 +1,266 @@
+"""Test that batches reach a device beside its computing, and that nobody can see it but in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from late_device import WRONG, LateAccelerator
+from quiet import QUIET
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lt_core import LightningDataModule, LightningModule, Trainer
+from lt_core.callbacks import ModelCheckpoint
+from lt_core.checkpoint import load_checkpoint
+from lt_interface.testing import AcceleratorConformance
+
+
+class Noisy(Dataset[Any]):
+    """Samples with fresh noise at every look."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((3,), float(index)) + 0.1 * torch.rand(3)
+
+
+class Stream(IterableDataset[Any]):
+    """As many samples as there are, without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (torch.full((3,), float(index)) for index in range(10))
+
+
+class Draws:
+    """Sampler of the user's own, which draws with each index."""
+
+    def __iter__(self) -> Iterator[int]:
+        return (int(torch.randint(10, ())) for _ in range(10))
+
+    def __len__(self) -> int:
+        return 10
+
+
+class Net(LightningModule):
+    """Module that draws from the CPU's generator in each step, and notes each batch where it is computed with."""
+
+    def __init__(self, events: list[Any] | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = nn.Linear(3, 1)
+        self.events = [] if events is None else events
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        first = batch["a"] if isinstance(batch, dict) else batch
+        assert not (first == WRONG).any()
+        self.events.append(("step", first.flatten()[0].item()))
+        loss: Tensor = (self.layer(first) - torch.rand(())).square().mean()
+        self.log("loss", loss, on_epoch=True, batch_size=2)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+class Validating(Net):
+    """Module that validates, too."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        assert not (batch == WRONG).any()
+        self.events.append(("step", batch.flatten()[0].item()))
+
+
+def numbered(n: int) -> list[Tensor]:
+    return [torch.full((2, 3), float(i)) for i in range(n)]
+
+
+def shuffled(workers: int, **given: Any) -> Any:
+    return DataLoader(Noisy(), batch_size=2, num_workers=workers, **({"shuffle": True} | given))
+
+
+def with_generator() -> Any:
+    return shuffled(1, generator=torch.Generator().manual_seed(4))
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "list": lambda: numbered(5),
+    "workers": lambda: shuffled(2),
+    "persistent": lambda: shuffled(1, persistent_workers=True),
+    "generator": with_generator,
+    "here": lambda: shuffled(0),
+    "sampler": lambda: shuffled(1, shuffle=False, sampler=Draws()),
+    "stream": lambda: DataLoader(Stream(), batch_size=2, num_workers=1),
+    "stream here": lambda: DataLoader(Stream(), batch_size=2),
+    "two": lambda: {"a": shuffled(1), "b": DataLoader(Noisy(), batch_size=3, num_workers=1)},
+}
+EARLY = {"list", "workers", "persistent", "generator", "stream"}
+
+
+def fit(loader: Any, folder: Path, accelerator: Any, ckpt: Path | None = None, **flags: Any) -> Trainer:
+    """Train two epochs, and keep a file of every step and epoch."""
+    torch.manual_seed(3)
+    saves = [
+        ModelCheckpoint(folder, filename="s{step}", every_n_train_steps=1, save_top_k=-1),
+        ModelCheckpoint(folder, filename="e{epoch}", every_n_epochs=1, save_top_k=-1),
+    ]
+    usual = {**QUIET, "max_epochs": 2, "enable_checkpointing": True, "callbacks": saves, "default_root_dir": folder}
+    trainer = Trainer(**{**usual, "accelerator": accelerator, **flags})
+    trainer.fit(Net(), loader, ckpt_path=ckpt)
+    return trainer
+
+
+def bits(value: Any) -> Any:
+    """Return values to compare, without wall times and paths."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), repr(value.tolist())
+    if isinstance(value, dict):
+        return {str(k): bits(v) for k, v in value.items() if k not in ("journal", "callbacks")}
+    return [bits(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def files(folder: Path) -> dict[str, Any]:
+    return {path.name: bits(load_checkpoint(path)) for path in sorted(folder.glob("*.ckpt"))}
+
+
+@pytest.mark.filterwarnings("ignore:ModelCheckpoint.*written with:UserWarning", "ignore:Resuming inside an epoch")
+@pytest.mark.parametrize("kind", LOADERS)
+def test_files_are_those_of_a_run_without_a_side_stream(kind: str, tmp_path: Path) -> None:
+    """Whatever was fetched early, the file of each step and epoch is the same to the bit, and a resume from it too."""
+    fit(LOADERS[kind](), tmp_path / "plain", "cpu")
+    fit(LOADERS[kind](), tmp_path / "late", LateAccelerator())
+    plain, late = files(tmp_path / "plain"), files(tmp_path / "late")
+    assert len(plain) == 12
+    assert late == plain
+    middle = tmp_path / "late" / "sstep=3.ckpt"
+    fit(LOADERS[kind](), tmp_path / "again", LateAccelerator(), ckpt=middle)
+    again = files(tmp_path / "again")
+    assert len(again) >= 9
+    if kind == "sampler":  # it draws beside the module, so that no resume of it is exact
+        fit(LOADERS[kind](), tmp_path / "other", "cpu", ckpt=middle)
+        plain = files(tmp_path / "other")
+    assert again == {name: plain[name] for name in again}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_batch_is_fetched_early_where_nobody_can_see_it(kind: str, tmp_path: Path) -> None:
+    """The copy of the next batch begins before the step of this one, unless fetching it would draw or keeps a place."""
+    accelerator = LateAccelerator()
+    module = Net(accelerator.events)
+    Trainer(**{**QUIET, "max_epochs": 1, "accelerator": accelerator}).fit(module, LOADERS[kind]())
+    kinds = [what for what, _ in accelerator.events if what != "join"]
+    if kind == "two":
+        assert kinds == ["copy", "copy", "step"] * 5
+    elif kind in EARLY:
+        assert kinds == ["copy", *["copy", "step"] * 4, "step"]
+    else:
+        assert kinds == ["copy", "step"] * 5
+    joins = [value for what, value in accelerator.events if what == "join"]
+    steps = [value for what, value in accelerator.events if what == "step"]
+    assert [j for j in joins if j in steps] == steps
+
+
+def test_events_of_a_run_in_order() -> None:
+    """A batch is joined when its own step begins, not before; validation goes through the same stream."""
+    accelerator = LateAccelerator()
+    module = Validating(accelerator.events)
+    trainer = Trainer(**{**QUIET, "max_epochs": 1, "num_sanity_val_steps": 0, "accelerator": accelerator})
+    trainer.fit(module, numbered(3), [torch.full((2, 3), 9.0)])
+    expected = [("copy", 0), ("copy", 1), ("join", 0), ("step", 0), ("copy", 2), ("join", 1), ("step", 1)]
+    assert accelerator.events == [*expected, ("join", 2), ("step", 2), ("copy", 9), ("join", 9), ("step", 9)]
+
+
+@pytest.mark.filterwarnings("ignore:.*saved inside a hook:UserWarning")
+def test_a_stop_loses_no_batch(tmp_path: Path) -> None:
+    """Training that stopped with the next batch in flight goes on with it."""
+    accelerator = LateAccelerator()
+    flags = {**QUIET, "max_epochs": 1, "accelerator": accelerator}
+
+    class Stops(Net):
+        def on_train_batch_end(self, *args: Any) -> None:
+            if self.trainer.global_step == 2:
+                self.trainer.save_checkpoint(tmp_path / "stop.ckpt")
+                self.trainer.should_stop = True
+
+    Trainer(**flags).fit(Stops(), numbered(5))
+    accelerator.events.clear()
+    Trainer(**flags).fit(Net(accelerator.events), numbered(5), ckpt_path=tmp_path / "stop.ckpt")
+    assert [value for what, value in accelerator.events if what == "step"] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("owner", ["module", "data module"])
+@pytest.mark.parametrize("hook", ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"])
+def test_transfer_hooks_see_each_batch_in_its_turn(owner: str, hook: str) -> None:
+    """Where a transfer hook is overridden, no batch is fetched before the step before it is done."""
+    accelerator = LateAccelerator()
+    module, data = Net(accelerator.events), LightningDataModule()
+    data.train_dataloader = lambda: numbered(3)  # type: ignore[method-assign]
+
+    def noting(batch: Any, *rest: Any) -> Any:
+        accelerator.events.append(("hook", batch.flatten()[0].item()))
+        return batch
+
+    setattr(module if owner == "module" else data, hook, noting)
+    Trainer(**{**QUIET, "max_epochs": 1, "accelerator": accelerator}).fit(module, datamodule=data)
+    seen = [event for event in accelerator.events if event[0] in ("hook", "step")]
+    assert seen == [(what, i) for i in range(3) for what in ("hook", "step")]
+
+
+class Graph:
+    """Batch that moves itself, as those of graph libraries do."""
+
+    def __init__(self) -> None:
+        self.moved = 0
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Graph:
+        self.moved += 1
+        return self
+
+
+def test_what_moves_itself_is_moved_in_its_turn() -> None:
+    """Of a nested batch plain tensors take the side stream, and objects with a ``to`` of their own do not."""
+    seen: list[Any] = []
+    accelerator = LateAccelerator()
+
+    class Keeps(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            seen.append(batch)
+            return super().training_step(batch["a"], batch_idx)
+
+    packed = pack_sequence([torch.ones(2)])
+    graph = Graph()
+    batches = [
+        {"a": torch.full((2, 3), float(i)), "more": ("text", packed, [torch.ones(1)]), "g": graph} for i in (0, 1)
+    ]
+    Trainer(**{**QUIET, "max_epochs": 1, "accelerator": accelerator}).fit(Keeps(), batches)
+    assert [what for what, _ in accelerator.events] == ["copy"] * 4 + ["join"] * 4
+    assert graph.moved == 2
+    assert isinstance(seen[0]["more"][1], PackedSequence)
+    assert (seen[0]["more"][0], seen[0]["more"][2][0].item()) == ("text", 1.0)
+
+
+def test_formats_are_changed_before_the_copy() -> None:
+    """A precision that converts batches does so on the host, once a batch."""
+    accelerator = LateAccelerator()
+
+    class Doubled(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            assert batch.dtype == torch.float64
+            return super().training_step(batch, batch_idx)
+
+    Trainer(**{**QUIET, "max_epochs": 1, "accelerator": accelerator, "precision": "64-true"}).fit(
+        Doubled(accelerator.events), numbered(2)
+    )
+    assert [what for what, _ in accelerator.events] == ["copy", "copy", "join", "step", "join", "step"]
+
+
+class TestLateAccelerator(AcceleratorConformance):
+    """The device of these tests keeps the interface's rules."""
+
+    def make(self) -> Any:
+        return LateAccelerator()
