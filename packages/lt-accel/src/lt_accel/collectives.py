@@ -6,14 +6,15 @@ Where something is computed they travel in a format that all backends can reduce
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lt_accel.peers import Peers
 from lt_interface import BARRIER_SECONDS, MisconfigurationException
 
 __all__ = ["ProcessGroupCollectives"]
@@ -27,19 +28,17 @@ class ProcessGroupCollectives:
     """Exchange over the default process group, and over others by name.
 
     Args:
-        flags: A gloo group of all ranks, for the flags of `agree` and for barriers alone: they must not queue behind
-            other traffic.
+        peers: What exchanges the flags of `agree` and of barriers, in a group of its own: they must not queue behind
+            other traffic. It also waits for all other exchanges, since a rank may fail meanwhile.
         groups: Process groups by name. ``"data"``, the ranks that receive different samples, is the default group
             unless given here.
     """
 
-    def __init__(self, flags: Any, groups: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, peers: Peers, groups: Mapping[str, Any] | None = None) -> None:
         self._groups: dict[str, Any] = {"data": dist.group.WORLD, **(groups or {})}
-        self._flags = flags
-        self._options: Any = dist.AllreduceOptions()
-        self._options.reduceOp = dist.ReduceOp.BOR  # type: ignore[assignment]
+        self._peers = peers
         # Two vectors by turns: one is on its way while the other is written.
-        self._here, self._away = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        self._here, self._away = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         self._sent: Any = None
 
     def _group(self, group: Any) -> Any:
@@ -66,7 +65,7 @@ class ProcessGroupCollectives:
             )
         size = dist.get_world_size(members)
         wire = tensor.detach().to(_wire_format(tensor.dtype, op), copy=True, memory_format=torch.contiguous_format)
-        dist.all_reduce(wire, _OPS[op], group=members)
+        self._peers.wait(dist.all_reduce(wire, _OPS[op], group=members, async_op=True))
         if op == "mean":
             wire /= size
         return wire.to(_result_format(tensor.dtype, op))
@@ -75,35 +74,39 @@ class ProcessGroupCollectives:
         """Return the ranks' tensors, stacked ``(ranks, *tensor.shape)``."""
         members = self._group(group)
         if sync_grads and torch.is_grad_enabled() and tensor.requires_grad:
-            gathered: Tensor = _Gather.apply(tensor, members)  # type: ignore[no-untyped-call]
+            gathered: Tensor = _Gather.apply(tensor, members, self._peers)  # type: ignore[no-untyped-call]
             return gathered
-        return _gather(tensor, members)
+        return _gather(tensor, members, self._peers)
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
         """Return one rank's tensor on every rank."""
-        sent = _bytes_of(tensor).clone()
-        dist.broadcast(sent, src)
+        sent = self._from(src, _bytes_of(tensor).clone())
         return _of_bytes(sent, tensor.dtype, tensor.shape)
 
     def broadcast_object(self, obj: T, src: int = 0) -> T:
         """Return one rank's object on every rank."""
-        box = [obj if dist.get_rank() == src else None]
-        dist.broadcast_object_list(box, src)
-        return box[0]  # type: ignore[return-value]
+        sends = dist.get_rank() == src
+        data = torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8) if sends else None
+        device = _device_of(dist.group.WORLD)
+        size = int(self._from(src, torch.tensor([0 if data is None else len(data)], device=device)))
+        data = self._from(src, torch.empty(size, dtype=torch.uint8, device=device) if data is None else data.to(device))
+        return obj if sends else pickle.loads(data.cpu().numpy().tobytes())  # type: ignore[no-any-return]
+
+    def _from(self, src: int, tensor: Tensor) -> Tensor:
+        """Fill a tensor with one rank's values."""
+        self._peers.wait(dist.broadcast(tensor, src, async_op=True))
+        return tensor
 
     def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
         """Wait for every rank.
 
         Raises:
-            TimeoutError: If a rank does not come in time; rank 0 names those that are missing.
+            TimeoutError: If a rank does not come in time; it names those that are missing.
         """
-        try:
-            dist.monitored_barrier(self._flags, timedelta(seconds=timeout), wait_all_ranks=True)
-        except RuntimeError as error:
-            raise TimeoutError(
-                f"barrier {name!r}: every rank must come within {timeout:g} s. Rank {dist.get_rank()} waited: {error}. "
-                "Look for what the missing ranks did in its place."
-            ) from error
+        flags = torch.zeros(1, dtype=torch.int64)
+        work = self._peers.send(flags)
+        self._peers.wait(work, name, timeout)
+        self._peers.receive(work, flags)
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set on any rank."""
@@ -114,16 +117,15 @@ class ProcessGroupCollectives:
         before = self.settle()
         self._here, self._away = self._away, self._here
         self._away.fill_(bits)
-        self._sent = self._flags.allreduce([self._away], self._options)
+        self._sent = self._peers.send(self._away)
         return before
 
     def settle(self) -> int:
         """Wait for the flags that are on their way, and return them; no flags are on their way afterwards."""
         if self._sent is None:
             return 0
-        self._sent.wait()
-        self._sent = None
-        return int(self._away)
+        sent, self._sent = self._sent, None
+        return self._peers.receive(sent, self._away)
 
     def close(self) -> None:
         """Let go of all groups but the one for flags, so that their connections can close."""
@@ -134,23 +136,29 @@ class _Gather(torch.autograd.Function):
     """Gathering whose gradient goes back to the rank that each part came from."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _gather(tensor, group)
+    def forward(ctx: Any, tensor: Tensor, group: Any, peers: Peers) -> Tensor:
+        ctx.group, ctx.peers = group, peers
+        return _gather(tensor, group, peers)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         summed = gradients[0].contiguous()
-        dist.all_reduce(summed, group=ctx.group)
-        return summed[dist.get_rank(ctx.group)], None
+        ctx.peers.wait(dist.all_reduce(summed, group=ctx.group, async_op=True))
+        return summed[dist.get_rank(ctx.group)], None, None
 
 
-def _gather(tensor: Tensor, group: Any) -> Tensor:
+def _gather(tensor: Tensor, group: Any, peers: Peers) -> Tensor:
     sent = _bytes_of(tensor)
     found = sent.new_empty(dist.get_world_size(group), sent.numel())
     if sent.numel():
-        dist.all_gather(list(found.unbind()), sent, group=group)
+        peers.wait(dist.all_gather(list(found.unbind()), sent, group=group, async_op=True))
     return _of_bytes(found.reshape(-1), tensor.dtype, (len(found), *tensor.shape))
+
+
+def _device_of(group: Any) -> torch.device:
+    """Return where a group exchanges plain bytes: on the CPU, where one of its backends does."""
+    kinds = dist.get_backend_config(group)
+    return torch.device("cpu" if "cpu:" in kinds else torch.accelerator.current_accelerator() or "cpu")
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ else:
             "cluster": "ClusterEnvironment",
             "engine": "Engine",
             "errors": "CheckpointError ConfigError ConfigTypeError InterfaceVersionError LTError "
-            "MisconfigurationException MissingPackageError PluginError Problem UnknownPluginError",
+            "MisconfigurationException MissingPackageError PluginError Problem RankFailedError UnknownPluginError",
             "launcher": "Launcher Outcome Request",
             "logger": "Logger SupportsLogging",
             "plan": "Plan",
@@ -52,7 +52,7 @@ else:
             "ranks": "DummyExperiment is_rank_zero rank_zero_only set_world",
             "registry": "Registry",
             "state": "Stateful",
-            "strategy": "BARRIER_SECONDS Collectives PlainCollectives Strategy StrategyVerbs",
+            "strategy": "BARRIER_SECONDS Collectives PlainCollectives ReportsFailures Strategy StrategyVerbs",
             "version": "__version__",
             "world": "World",
         },

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from lt_accel.collectives import ProcessGroupCollectives
 from lt_accel.group import join, leave, world_of
 from lt_accel.meta import materialise
+from lt_accel.peers import Peers
 from lt_interface import (
     Accelerator,
     ClusterEnvironment,
@@ -72,6 +73,7 @@ class DDPStrategy(StrategyVerbs):
         self.collectives: Collectives = PlainCollectives()
         self.world = World()
         self._accelerator: Accelerator | None = None
+        self._peers: Peers | None = None
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         """Refuse shared batch statistics on a processor."""
@@ -104,7 +106,8 @@ class DDPStrategy(StrategyVerbs):
         if world.size == 1:
             self.collectives = PlainCollectives()
         else:
-            self.collectives = ProcessGroupCollectives(join(world, cluster, self.timeout))
+            self._peers = join(world, cluster, self.timeout)
+            self.collectives = ProcessGroupCollectives(self._peers)
         return world
 
     def init_context(self, empty: bool | None = None) -> AbstractContextManager[Any]:
@@ -157,12 +160,16 @@ class DDPStrategy(StrategyVerbs):
             for state in optimizer.state.values():
                 state.update({key: v.cpu() for key, v in state.items() if isinstance(v, Tensor)})
 
+    def report(self, where: str, error: BaseException) -> BaseException:
+        """Report this rank's error to the others; return it, or one that names the rank from whose error it follows."""
+        return error if self._peers is None else self._peers.fail(where, error)
+
     def leave(self, error: BaseException | None = None) -> None:
         """Keep the process group for the next call; after an error leave it, without waiting for anybody."""
         if self._accelerator is None:
             return
         self._accelerator.teardown()
-        self._accelerator = None
+        self._accelerator = self._peers = None
         if not isinstance(self.collectives, ProcessGroupCollectives):
             return
         if error is None:
