@@ -50,6 +50,7 @@ __all__ = [
 T = TypeVar("T")
 _WISH, _STOP, _SAVE, _INTERRUPT, _TERMINATE, _BATCH = 1, 2, 4, 8, 16, 32
 _END: Any = object()
+_OURS = ("lt_core.", "lt_interface.")
 _SIGNALS = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _TERMINATE}
 
 
@@ -142,10 +143,10 @@ def report(run: Run, error: BaseException) -> BaseException:
 def _place(run: Run, error: BaseException) -> str:
     """Return the name of the first function that this package called and that is not its own, for messages."""
     names = [(f.f_globals.get("__name__", ""), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)]
-    ours = [name.startswith("lt_core.") for name, _ in names]
+    ours = [name.startswith(_OURS) for name, _ in names]
     if True in ours:
         names = names[ours.index(True) :]
-    theirs = (name for module, name in names if not module.startswith("lt_core.") and not name.startswith("<"))
+    theirs = (name for module, name in names if not module.startswith(_OURS) and not name.startswith("<"))
     return next(theirs, str(run.fn))
 
 
