@@ -35,7 +35,8 @@ class ProcessGroupCollectives:
     """
 
     def __init__(self, peers: Peers, groups: Mapping[str, Any] | None = None) -> None:
-        self._groups: dict[str, Any] = {"data": dist.group.WORLD, **(groups or {})}
+        # The default group is not held: its connections close where it is left, whoever keeps a used trainer.
+        self._groups: dict[str, Any] = {"data": None, **(groups or {})}
         self._peers = peers
         # Two vectors by turns: one is on its way while the other is written.
         self._here, self._away = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
@@ -49,7 +50,7 @@ class ProcessGroupCollectives:
             raise MisconfigurationException(
                 f"collectives: a group is a process group or one of {known}. Got {group!r}. Give one of these."
             )
-        return self._groups[group]
+        return self._groups[group] or dist.group.WORLD
 
     def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
         """Return the reduction of a tensor over all ranks; the mean of whole numbers is a floating-point tensor.
@@ -65,7 +66,7 @@ class ProcessGroupCollectives:
             )
         size = dist.get_world_size(members)
         wire = tensor.detach().to(_wire_format(tensor.dtype, op), copy=True, memory_format=torch.contiguous_format)
-        self._peers.wait(dist.all_reduce(wire, _OPS[op], group=members, async_op=True))
+        self._peers.exchange(dist.all_reduce, wire, _OPS[op], group=members)
         if op == "mean":
             wire /= size
         return wire.to(_result_format(tensor.dtype, op))
@@ -94,7 +95,7 @@ class ProcessGroupCollectives:
 
     def _from(self, src: int, tensor: Tensor) -> Tensor:
         """Fill a tensor with one rank's values."""
-        self._peers.wait(dist.broadcast(tensor, src, async_op=True))
+        self._peers.exchange(dist.broadcast, tensor, src)
         return tensor
 
     def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
@@ -143,7 +144,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         summed = gradients[0].contiguous()
-        ctx.peers.wait(dist.all_reduce(summed, group=ctx.group, async_op=True))
+        ctx.peers.exchange(dist.all_reduce, summed, group=ctx.group)
         return summed[dist.get_rank(ctx.group)], None, None
 
 
@@ -151,7 +152,7 @@ def _gather(tensor: Tensor, group: Any, peers: Peers) -> Tensor:
     sent = _bytes_of(tensor)
     found = sent.new_empty(dist.get_world_size(group), sent.numel())
     if sent.numel():
-        peers.wait(dist.all_gather(list(found.unbind()), sent, group=group, async_op=True))
+        peers.exchange(dist.all_gather, list(found.unbind()), sent, group=group)
     return _of_bytes(found.reshape(-1), tensor.dtype, (len(found), *tensor.shape))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -47,10 +48,36 @@ class Peers:
         self._last: list[Any] = []
         self._failure: RankFailedError | None = None
 
+    def exchange(self, begin: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Call a collective of torch.distributed, and wait for it.
+
+        Args:
+            begin: The collective.
+            args: Its arguments.
+            options: Its keywords; ``async_op`` is given here.
+
+        Raises:
+            RankFailedError: If a rank failed, before or meanwhile.
+        """
+        self._check()
+        self.wait(begin(*args, async_op=True, **options))
+
     def send(self, flags: torch.Tensor) -> Any:
-        """Send flags, a tensor of one int64 that all ranks' flags replace; return what `receive` waits for."""
+        """Send flags, a tensor of one int64 that all ranks' flags replace; return what `receive` waits for.
+
+        Raises:
+            RankFailedError: If a rank failed before.
+        """
+        self._check()
+        return self._send(flags)
+
+    def _send(self, flags: torch.Tensor) -> Any:
         self._sent += 1
         return self._group.allreduce([flags], self._options)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def receive(self, work: Any, flags: torch.Tensor) -> int:
         """Return the flags that any rank sent.
@@ -68,7 +95,7 @@ class Peers:
         """Wait for an exchange, and meanwhile look whether a rank failed.
 
         Args:
-            work: What torch returned for an exchange of any group, begun without waiting.
+            work: What torch returned for an exchange that was begun without waiting.
             name: What is waited for; with a timeout.
             timeout: Seconds until it is an error; None for the group's own.
 
@@ -76,8 +103,6 @@ class Peers:
             RankFailedError: If a rank failed.
             TimeoutError: If a rank does not come in time; it names those that are missing.
         """
-        if self._failure is not None:
-            raise self._failure
         self._waits = work
         until = None if timeout is None else time.monotonic() + timeout
         look = timedelta(seconds=_LOOK if timeout is None else min(_LOOK, timeout / 2))
@@ -119,7 +144,7 @@ class Peers:
         except RuntimeError:  # the rank that holds the store is gone
             first = own
         while self._sent < first["until"]:
-            self._last.append(self.send(torch.tensor([_FAILED])))
+            self._last.append(self._send(torch.tensor([_FAILED])))
         self._failure = self._failure or self._described(first)
         return self._failure if first["rank"] != self._rank and _follows(error) else error
 
