@@ -80,9 +80,7 @@ class ByHand:
         fused: Whether the optimizer is a fused one.
     """
 
-    def __init__(
-        self, name: str, form: str, device: str, planted: tuple[int, ...] = (), fused: bool = False
-    ) -> None:
+    def __init__(self, name: str, form: str, device: str, planted: tuple[int, ...] = (), fused: bool = False) -> None:
         self.dtype = TRUE.get(name, torch.float32)
         self.net = network().to(device, self.dtype)
         self.optimizer = optimizer_of(form, self.net.parameters(), fused)

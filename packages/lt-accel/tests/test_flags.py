@@ -11,28 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
-from lt_accel.flags import GroupFlags, SharedFlags, flags_between
+from lt_accel.flags import shared_flags
 from lt_accel.group import join, world_of
-from lt_interface import World
+from lt_interface import RankFailedError, World
 from lt_interface.testing.ranks import run_ranks
 
-AWAY = {"one machine": lambda rank, size: World(rank, size, rank, size), "two": World}
+AWAY: dict[str, Callable[[int, int], World]] = {
+    "one machine": lambda rank, size: World(rank, size, rank, size),
+    "two": World,
+}
 SECONDS = 20.0
 
 
 def made(rank: int, machines: str = "one machine") -> Any:
     """Return new flags of two ranks that are on one machine, or say that they are not."""
-    group, _ = join(world_of(None), None, timedelta(seconds=SECONDS))
-    return flags_between(AWAY[machines](rank, 2), group, SECONDS)
+    join(world_of(None), None, timedelta(seconds=SECONDS))
+    return shared_flags(AWAY[machines](rank, 2), dist.new_group(backend="gloo"), SECONDS)
 
 
-def job(do: Callable[[int, Any], Any], machines: str = "one machine") -> Callable[[int], Any]:
-    return lambda rank: do(rank, made(rank, machines))
+def job(do: Callable[[int, Any], Any]) -> Callable[[int], Any]:
+    return lambda rank: do(rank, made(rank))
 
 
-@pytest.mark.parametrize("machines", AWAY)
-def test_every_exchange_has_the_bits_of_that_exchange(machines: str) -> None:
+def test_every_exchange_has_the_bits_of_that_exchange() -> None:
     """Bits of all ranks are joined, exchange by exchange, whichever rank comes first."""
 
     def do(rank: int, flags: Any) -> list[int]:
@@ -44,28 +47,25 @@ def test_every_exchange_has_the_bits_of_that_exchange(machines: str) -> None:
             seen.append(flags.receive())
         return seen
 
-    assert run_ranks(job(do, machines)) == [[i << 3 | 3 for i in range(200)]] * 2
+    assert run_ranks(job(do)) == [[i << 3 | 3 for i in range(200)]] * 2
 
 
 def test_ranks_of_one_machine_share_memory_and_leave_no_file() -> None:
-    """Shared memory is used where all ranks are on one machine, a group elsewhere; the file is gone at once."""
+    """Memory is shared where all ranks are on one machine, and nowhere else; the file is gone at once."""
     before = set(Path("/dev/shm").glob("lt-flags-*"))
-    kinds = run_ranks(lambda rank: [type(made(rank, machines)) for machines in AWAY])
-    assert kinds == [[SharedFlags, GroupFlags]] * 2
+    assert run_ranks(lambda rank: [made(rank, machines) is not None for machines in AWAY]) == [[True, False]] * 2
     assert set(Path("/dev/shm").glob("lt-flags-*")) <= before
 
 
-def test_ranks_that_cannot_open_the_file_use_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one rank does not see the file of the others, all of them exchange over the group."""
+def test_ranks_that_cannot_open_the_file_share_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one rank does not see the file of the others, none of them shares memory."""
 
-    def do(rank: int) -> tuple[type, int]:
+    def do(rank: int) -> Any:
         if rank == 1:
             monkeypatch.setattr("lt_accel.flags.os.open", _fail)
-        flags = made(rank)
-        flags.send(1 << rank)
-        return type(flags), flags.receive()
+        return made(rank)
 
-    assert run_ranks(do) == [(GroupFlags, 3)] * 2
+    assert run_ranks(do) == [None, None]
 
 
 def _fail(*_: Any) -> int:
@@ -81,7 +81,7 @@ def ends(rank: int, flags: Any, end: Callable[[], None]) -> str:
         return ""
     flags.send(0)
     begun = time.monotonic()
-    with pytest.raises(RuntimeError, match="rank 1 ended while rank 0 waited"):
+    with pytest.raises(RankFailedError, match="rank 1: it ended while rank 0 waited"):
         flags.receive()
     return "soon" if time.monotonic() - begun < SECONDS / 2 else "late"
 

@@ -6,15 +6,15 @@ Where something is computed they travel in a format that all backends can reduce
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lt_accel.flags import Flags, GroupFlags
+from lt_accel.peers import Peers
 from lt_interface import BARRIER_SECONDS, MisconfigurationException
 
 __all__ = ["ProcessGroupCollectives"]
@@ -28,16 +28,16 @@ class ProcessGroupCollectives:
     """Exchange over the default process group, and over others by name.
 
     Args:
-        group: A gloo group of all ranks, for barriers and flags alone: they must not queue behind other traffic.
-        flags: What `agree` sends its bits by; that group where none are given.
+        peers: What exchanges the flags of `agree` and of barriers, in a group of its own: they must not queue behind
+            other traffic. It also waits for all other exchanges, since a rank may fail meanwhile.
         groups: Process groups by name. ``"data"``, the ranks that receive different samples, is the default group
             unless given here.
     """
 
-    def __init__(self, group: Any, flags: Flags | None = None, groups: Mapping[str, Any] | None = None) -> None:
-        self._groups: dict[str, Any] = {"data": dist.group.WORLD, **(groups or {})}
-        self._barrier = group
-        self._flags = flags or GroupFlags(group)
+    def __init__(self, peers: Peers, groups: Mapping[str, Any] | None = None) -> None:
+        # The default group is not held: its connections close where it is left, whoever keeps a used trainer.
+        self._groups: dict[str, Any] = {"data": None, **(groups or {})}
+        self._peers = peers
         self._sent = False
 
     def _group(self, group: Any) -> Any:
@@ -48,7 +48,7 @@ class ProcessGroupCollectives:
             raise MisconfigurationException(
                 f"collectives: a group is a process group or one of {known}. Got {group!r}. Give one of these."
             )
-        return self._groups[group]
+        return self._groups[group] or dist.group.WORLD
 
     def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
         """Return the reduction of a tensor over all ranks; the mean of whole numbers is a floating-point tensor.
@@ -64,7 +64,7 @@ class ProcessGroupCollectives:
             )
         size = dist.get_world_size(members)
         wire = tensor.detach().to(_wire_format(tensor.dtype, op), copy=True, memory_format=torch.contiguous_format)
-        dist.all_reduce(wire, _OPS[op], group=members)
+        self._peers.exchange(dist.all_reduce, wire, _OPS[op], group=members)
         if op == "mean":
             wire /= size
         return wire.to(_result_format(tensor.dtype, op))
@@ -73,35 +73,39 @@ class ProcessGroupCollectives:
         """Return the ranks' tensors, stacked ``(ranks, *tensor.shape)``."""
         members = self._group(group)
         if sync_grads and torch.is_grad_enabled() and tensor.requires_grad:
-            gathered: Tensor = _Gather.apply(tensor, members)  # type: ignore[no-untyped-call]
+            gathered: Tensor = _Gather.apply(tensor, members, self._peers)  # type: ignore[no-untyped-call]
             return gathered
-        return _gather(tensor, members)
+        return _gather(tensor, members, self._peers)
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
         """Return one rank's tensor on every rank."""
-        sent = _bytes_of(tensor).clone()
-        dist.broadcast(sent, src)
+        sent = self._from(src, _bytes_of(tensor).clone())
         return _of_bytes(sent, tensor.dtype, tensor.shape)
 
     def broadcast_object(self, obj: T, src: int = 0) -> T:
         """Return one rank's object on every rank."""
-        box = [obj if dist.get_rank() == src else None]
-        dist.broadcast_object_list(box, src)
-        return box[0]  # type: ignore[return-value]
+        sends = dist.get_rank() == src
+        data = torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8) if sends else None
+        device = _device_of(dist.group.WORLD)
+        size = int(self._from(src, torch.tensor([0 if data is None else len(data)], device=device)))
+        data = self._from(src, torch.empty(size, dtype=torch.uint8, device=device) if data is None else data.to(device))
+        return obj if sends else pickle.loads(data.cpu().numpy().tobytes())  # type: ignore[no-any-return]
+
+    def _from(self, src: int, tensor: Tensor) -> Tensor:
+        """Fill a tensor with one rank's values."""
+        self._peers.exchange(dist.broadcast, tensor, src)
+        return tensor
 
     def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
         """Wait for every rank.
 
         Raises:
-            TimeoutError: If a rank does not come in time; rank 0 names those that are missing.
+            TimeoutError: If a rank does not come in time; it names those that are missing.
         """
-        try:
-            dist.monitored_barrier(self._barrier, timedelta(seconds=timeout), wait_all_ranks=True)
-        except RuntimeError as error:
-            raise TimeoutError(
-                f"barrier {name!r}: every rank must come within {timeout:g} s. Rank {dist.get_rank()} waited: {error}. "
-                "Look for what the missing ranks did in its place."
-            ) from error
+        flags = torch.zeros(1, dtype=torch.int64)
+        work = self._peers.send(flags)
+        self._peers.wait(work, name, timeout)
+        self._peers.receive(work, flags)
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set on any rank."""
@@ -110,7 +114,7 @@ class ProcessGroupCollectives:
     def agree(self, bits: int) -> int:
         """Return the bits that any rank gave in the call before, 0 in the first one; send this rank's."""
         before = self.settle()
-        self._flags.send(bits)
+        self._peers.send_flags(bits)
         self._sent = True
         return before
 
@@ -119,7 +123,7 @@ class ProcessGroupCollectives:
         if not self._sent:
             return 0
         self._sent = False
-        return self._flags.receive()
+        return self._peers.receive_flags()
 
     def close(self) -> None:
         """Let go of all groups but the one for flags, so that their connections can close."""
@@ -130,23 +134,29 @@ class _Gather(torch.autograd.Function):
     """Gathering whose gradient goes back to the rank that each part came from."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _gather(tensor, group)
+    def forward(ctx: Any, tensor: Tensor, group: Any, peers: Peers) -> Tensor:
+        ctx.group, ctx.peers = group, peers
+        return _gather(tensor, group, peers)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         summed = gradients[0].contiguous()
-        dist.all_reduce(summed, group=ctx.group)
-        return summed[dist.get_rank(ctx.group)], None
+        ctx.peers.exchange(dist.all_reduce, summed, group=ctx.group)
+        return summed[dist.get_rank(ctx.group)], None, None
 
 
-def _gather(tensor: Tensor, group: Any) -> Tensor:
+def _gather(tensor: Tensor, group: Any, peers: Peers) -> Tensor:
     sent = _bytes_of(tensor)
     found = sent.new_empty(dist.get_world_size(group), sent.numel())
     if sent.numel():
-        dist.all_gather(list(found.unbind()), sent, group=group)
+        peers.exchange(dist.all_gather, list(found.unbind()), sent, group=group)
     return _of_bytes(found.reshape(-1), tensor.dtype, (len(found), *tensor.shape))
+
+
+def _device_of(group: Any) -> torch.device:
+    """Return where a group exchanges plain bytes: on the CPU, where one of its backends does."""
+    kinds = dist.get_backend_config(group)
+    return torch.device("cpu" if "cpu:" in kinds else torch.accelerator.current_accelerator() or "cpu")
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

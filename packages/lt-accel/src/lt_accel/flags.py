@@ -14,64 +14,23 @@ import mmap
 import os
 import tempfile
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from lt_interface import World
+from lt_interface import RankFailedError, World
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Flags", "GroupFlags", "SharedFlags", "flags_between"]
+__all__ = ["SharedFlags", "shared_flags"]
 
 _BITS = 32  # below the number of the exchange
 _LINE = 8  # words of a cache line: ranks do not write into one another's
 _LEFT = (1 << 64) - 1
-
-
-class Flags(Protocol):
-    """Exchange of a few bits with all ranks, one at a time."""
-
-    def send(self, bits: int) -> None:
-        """Send this rank's bits."""
-
-    def receive(self) -> int:
-        """Wait for what every rank sent, and return the bits that any of them set."""
-
-    def close(self) -> None:
-        """Take part no more; ranks that wait for this one get an error."""
-
-
-class GroupFlags:
-    """Flags over a process group of all ranks.
-
-    Args:
-        group: A gloo group that carries nothing else: flags must not queue behind other traffic.
-    """
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-        self._options: Any = dist.AllreduceOptions()
-        self._options.reduceOp = dist.ReduceOp.BOR  # type: ignore[assignment]
-        self._bits = torch.zeros(1, dtype=torch.int32)
-        self._sent: Any = None
-
-    def send(self, bits: int) -> None:
-        """Send this rank's bits."""
-        self._bits.fill_(bits)
-        self._sent = self._group.allreduce([self._bits], self._options)
-
-    def receive(self) -> int:
-        """Wait for what every rank sent, and return the bits that any of them set."""
-        self._sent.wait()
-        return int(self._bits)
-
-    def close(self) -> None:
-        """Do nothing: the group belongs to whoever made it."""
 
 
 class SharedFlags:
@@ -101,7 +60,7 @@ class SharedFlags:
         """Wait for what every rank sent, and return the bits that any of them set.
 
         Raises:
-            RuntimeError: If a rank died, left, or does not come in time.
+            RankFailedError: If a rank died, left, or does not come in time.
         """
         words, seen = self._words, 0
         for rank in self._ranks:
@@ -115,7 +74,9 @@ class SharedFlags:
         """Take part no more; ranks that wait for this one get an error."""
         # The word of the next exchange alone: what was sent in this one may have to be read yet.
         self._words[self._at(self._rank, 1)] = _LEFT
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _at(self, rank: int, ahead: int = 0) -> int:
         return (2 * rank + ((self._count + ahead) & 1)) * _LINE
@@ -127,9 +88,9 @@ class SharedFlags:
             waited = time.monotonic() - begun
             # A rank that died may have sent before it did: the word is read once more after its lock is gone.
             if word == _LEFT or (waited > 0.1 and self._is_gone(rank) and self._words[at] >> _BITS != self._count):
-                raise RuntimeError(f"rank {rank} ended while rank {self._rank} waited for its flags")
+                raise RankFailedError(f"rank {rank}: it ended while rank {self._rank} waited for its flags.")
             if waited > self._timeout:
-                raise RuntimeError(f"rank {self._rank} waited {waited:.0f} s for the flags of rank {rank}")
+                raise RankFailedError(f"rank {rank}: rank {self._rank} waited {waited:.0f} s for its flags.")
             # At first the core is only offered to others: ranks are rarely apart by more than moments.
             time.sleep(pause)
             pause = 0.0 if waited < 0.001 else min(pause + 0.0001, 0.005)
@@ -144,32 +105,29 @@ class SharedFlags:
         return True
 
 
-def flags_between(world: World, group: Any, timeout: float) -> Flags:
-    """Return the flags of a world: in shared memory where its ranks are on one machine, else over a group.
+def shared_flags(world: World, group: Any, timeout: float) -> SharedFlags | None:
+    """Return flags in shared memory, or None on every rank where one of them is on another machine.
 
     Args:
         world: The place of this process.
-        group: A gloo group of all ranks, for nothing else.
+        group: A gloo group of all ranks.
         timeout: Seconds that a rank waits for the others.
     """
-    shared: SharedFlags | None = None
     box = [_new_file(world) if world.rank == 0 else None]
     dist.broadcast_object_list(box, 0, group)
     path = box[0]
-    if path is not None:
-        try:
-            shared = SharedFlags(path, world.rank, world.size, timeout)
-        except OSError:  # ranks that see different disks
-            shared = None
-    plain = GroupFlags(group)
-    plain.send(int(shared is None))
+    if path is None:
+        return None
+    try:
+        shared = SharedFlags(path, world.rank, world.size, timeout)
+    except OSError:  # ranks that see different disks
+        shared = None
+    opened = torch.tensor(int(shared is not None))
+    dist.all_reduce(opened, dist.ReduceOp.MIN, group)
     # Every rank has opened the file by now, or knows that one could not.
-    refused = plain.receive()
-    if world.rank == 0 and path is not None:
+    if world.rank == 0:
         os.unlink(path)
-    if shared is None or refused:
-        return plain
-    return shared
+    return shared if opened else None
 
 
 def _new_file(world: World) -> str | None:

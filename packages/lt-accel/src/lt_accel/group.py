@@ -2,7 +2,8 @@
 
 A group costs seconds to make, and one that is made again on the same port races with the store of the one before. So
 the store stays for the life of the process, and the group for as long as no run fails. After an error the group is
-left without waiting, and the next one gets a name of its own in the same store.
+left without waiting, and the next one gets a name of its own in the same store: it is made once every rank has left the
+one before and comes to it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
-from lt_accel.flags import Flags, flags_between
+from lt_accel.flags import shared_flags
+from lt_accel.peers import Peers
 from lt_interface import ClusterEnvironment, MisconfigurationException, World
 
 __all__ = ["join", "leave", "world_of"]
+
+_SECONDS = 5.0
 
 
 @dataclass
@@ -29,16 +33,14 @@ class _Joined:
     Attributes:
         store: Where the ranks find one another; None before the first group of ours.
         groups: How many groups were made in the store.
-        group: The gloo group of `join`; None while there is none.
-        flags: The flags of `join`.
-        left: Groups for flags that were left; they are kept since to end one waits for flags on their way.
+        peers: What `join` returned; None while there is none.
+        left: Groups that were left, with their peers: to end one waits for what is on its way in it.
     """
 
     store: Any = None
     groups: int = 0
-    group: Any = None
-    flags: Flags | None = None
-    left: list[Any] = field(default_factory=list)
+    peers: Peers | None = None
+    left: list[tuple[Peers, Any]] = field(default_factory=list)
 
 
 _joined = _Joined()
@@ -58,8 +60,8 @@ def world_of(cluster: ClusterEnvironment | None) -> World:
     return World(rank, size, local_rank, local_size, rank // local_size, data_rank=rank, data_size=size)
 
 
-def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -> tuple[Any, Flags]:
-    """Join the other ranks, unless this process has; return a gloo group for barriers and flags, and the flags.
+def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -> Peers:
+    """Join the other ranks, unless this process has; return what exchanges their flags and failures.
 
     A process group that the user made before is taken as it is.
 
@@ -77,29 +79,34 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -
             f"{world.size}. Got rank {dist.get_rank()} of {dist.get_world_size()}. Destroy that group first."
         )
     if not dist.is_initialized():
-        _joined.flags = None
+        _joined.peers = None
         if _joined.store is None:
             _joined.store = next(rendezvous(_address(cluster), world.rank, world.size, timeout=timeout))[0]
         _joined.groups += 1
         store = PrefixStore(str(_joined.groups), _joined.store)
         dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=timeout)
-    if _joined.flags is None:
-        _joined.group = dist.new_group(backend="gloo", timeout=timeout)
-        _joined.flags = flags_between(world, _joined.group, timeout.total_seconds())
-    return _joined.group, _joined.flags
+    if _joined.peers is None:
+        _joined.left = [each for each in _joined.left if not each[0].done()]
+        group: Any = dist.new_group(backend="gloo", timeout=timeout)
+        # A name of its own: of a group that the user made, several may be made peers one after another.
+        store = PrefixStore(group.group_name, _get_default_store())
+        _joined.peers = Peers(group, store, shared_flags(world, group, timeout.total_seconds()))
+    return _joined.peers
 
 
 def leave() -> None:
-    """Leave the other ranks without waiting for them, as after an error; a group that the user made stays.
+    """Leave the other ranks after an error, without waiting for those that have not; a group of the user's stays.
 
     Where nobody holds the group any more its connections close, and ranks that wait for this one get an error.
     """
+    peers, _joined.peers = _joined.peers, None
+    if peers is None:
+        return
     if _joined.store is not None and dist.is_initialized():
+        # What this rank waits for ends as the failed one leaves. If it does not, the group is kept, since its end waits.
+        kept = None if peers.settled(_SECONDS) else dist.group.WORLD
         dist.destroy_process_group()
-        _joined.left.append(_joined.group)
-    if _joined.flags is not None:
-        _joined.flags.close()
-    _joined.group = _joined.flags = None
+        _joined.left.append((peers, kept))
 
 
 def _address(cluster: ClusterEnvironment | None) -> str:

@@ -45,7 +45,7 @@ else:
             "cluster": "ClusterEnvironment",
             "engine": "Engine",
             "errors": "CheckpointError ConfigError ConfigTypeError InterfaceVersionError LTError "
-            "MisconfigurationException MissingPackageError PluginError Problem UnknownPluginError",
+            "MisconfigurationException MissingPackageError PluginError Problem RankFailedError UnknownPluginError",
             "launcher": "Launcher Outcome Request",
             "logger": "Logger SupportsLogging",
             "plan": "Plan",
@@ -54,7 +54,7 @@ else:
             "ranks": "DummyExperiment is_rank_zero rank_zero_only set_world",
             "registry": "Registry",
             "state": "Stateful",
-            "strategy": "BARRIER_SECONDS Collectives PlainCollectives Strategy StrategyVerbs",
+            "strategy": "BARRIER_SECONDS Collectives PlainCollectives ReportsFailures Strategy StrategyVerbs",
             "streams": "SideStream SupportsSideStream",
             "version": "__version__",
             "whole": "WholeModuleStrategy",

@@ -21,6 +21,7 @@ __all__ = [
     "MissingPackageError",
     "PluginError",
     "Problem",
+    "RankFailedError",
     "UnknownPluginError",
     "nearest",
     "nearest_name",
@@ -168,6 +169,15 @@ class CheckpointError(LTError):
     Example:
         >>> str(CheckpointError(Problem("a.ckpt", "the file is damaged", fix="Take an older one.")))
         'a.ckpt: the file is damaged. Take an older one.'
+    """
+
+
+class RankFailedError(LTError, RuntimeError):
+    """Failure of another rank, which ends this one too; the message names the rank and what it did.
+
+    Example:
+        >>> str(RankFailedError(Problem("rank 1", "it failed in setup", "ValueError: no data", "Look at its output.")))
+        'rank 1: it failed in setup. Got ValueError: no data. Look at its output.'
     """
 
 

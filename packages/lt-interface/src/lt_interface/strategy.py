@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lt_interface.precision import Precision
     from lt_interface.state import Stateful
 
-__all__ = ["BARRIER_SECONDS", "Collectives", "PlainCollectives", "Strategy", "StrategyVerbs"]
+__all__ = ["BARRIER_SECONDS", "Collectives", "PlainCollectives", "ReportsFailures", "Strategy", "StrategyVerbs"]
 
 T = TypeVar("T")
 # Seconds after which a barrier is an error: longer than any preparation of data or writing of a file should take.
@@ -343,6 +343,38 @@ class Strategy(Protocol):
 
         Args:
             error: What ended the run, or None; after an error other ranks must not be waited for.
+        """
+        ...
+
+
+@runtime_checkable
+class ReportsFailures(Protocol):
+    """Ability of a strategy to let the other ranks know that this one failed, so that none waits for it.
+
+    Without it a rank that fails is noticed when it leaves, by those that wait for it in an exchange that ends then.
+
+    Example:
+        >>> class Notes:
+        ...     def report(self, where, error):
+        ...         print(where, repr(error))
+        ...         return error
+        >>> isinstance(Notes(), ReportsFailures)
+        True
+    """
+
+    def report(self, where: str, error: BaseException) -> BaseException:
+        """Report this rank's error to the others; it waits for nobody, and nothing is exchanged afterwards.
+
+        From then on each exchange, on every rank, must raise a `RankFailedError`. The core calls it once, before
+        ``on_exception``; on the ranks that end by such an error too.
+
+        Args:
+            where: What this rank was doing: the name of a hook or a step.
+            error: The error.
+
+        Returns:
+            The error that this rank raises: the given one, or a `RankFailedError` that names the rank which failed
+            first, where the given one only follows from that.
         """
         ...
 

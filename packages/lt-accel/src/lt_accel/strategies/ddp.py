@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from lt_accel.collectives import ProcessGroupCollectives
 from lt_accel.group import join, leave, world_of
 from lt_accel.meta import materialise
+from lt_accel.peers import Peers
 from lt_interface import (
     Accelerator,
     ClusterEnvironment,
@@ -69,6 +70,7 @@ class DDPStrategy(WholeModuleStrategy):
         self.collectives: Collectives = PlainCollectives()
         self.world = World()
         self._accelerator: Accelerator | None = None
+        self._peers: Peers | None = None
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         """Refuse shared batch statistics on a processor."""
@@ -101,7 +103,8 @@ class DDPStrategy(WholeModuleStrategy):
         if world.size == 1:
             self.collectives = PlainCollectives()
         else:
-            self.collectives = ProcessGroupCollectives(*join(world, cluster, self.timeout))
+            self._peers = join(world, cluster, self.timeout)
+            self.collectives = ProcessGroupCollectives(self._peers)
         return world
 
     def init_context(self, empty: bool | None = None) -> AbstractContextManager[Any]:
@@ -137,12 +140,16 @@ class DDPStrategy(WholeModuleStrategy):
             return inner
         return DDPEngine(inner, module, self)
 
+    def report(self, where: str, error: BaseException) -> BaseException:
+        """Report this rank's error to the others; return it, or one that names the rank from whose error it follows."""
+        return error if self._peers is None else self._peers.fail(where, error)
+
     def leave(self, error: BaseException | None = None) -> None:
         """Keep the process group for the next call; after an error leave it, without waiting for anybody."""
         if self._accelerator is None:
             return
         self._accelerator.teardown()
-        self._accelerator = None
+        self._accelerator = self._peers = None
         if not isinstance(self.collectives, ProcessGroupCollectives):
             return
         if error is None:

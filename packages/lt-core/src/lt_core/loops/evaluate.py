@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of, has_loader, limit_of
 from lt_core.hooks.table import bind, declared, overrides
 from lt_core.loops.calls import after
@@ -20,8 +21,8 @@ from lt_core.metrics.store import (
     FORBIDDEN,
     MetricStore,
 )
+from lt_core.state.agreement import heard
 from lt_core.state.progress import RunningStage
-from lt_core.state.signals import raise_signal
 from lt_core.state.stage import VALIDATE, Stage
 from lt_interface.errors import ConfigError, Problem
 
@@ -70,6 +71,7 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     try:
         with run.metrics.evaluation() as store, rng.isolate(run.trainer.accelerator, run.device):
             feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
+            check_alike(run, stage.loader, "loaders", len(feed.loaders))
             with evaluation_modes(run, stage), _grad_context(run):
                 results = _loop(run, feed, stage, store)
     finally:
@@ -116,7 +118,8 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
     step, boundary = eval_step(run, stage.step, several), run.engine.boundary
-    for batch, i, loader in run.timed_batches(feed.epoch(run.progress.epoch, _sanity_limit(run)), stage):
+    batches = run.timed_batches(feed.epoch(run.progress.epoch, _sanity_limit(run)), stage)
+    for batch, i, loader in heard(run, batches):
         if place is not None:
             batch = place(batch, loader)
         store.batch, store.size, store.suffix = batch, None, names[loader]
@@ -142,8 +145,6 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
             counts[keys[loader]] = seen + 1
             if values:
                 run.log(values, stage.word, step=seen, of="batch")
-        if run.loop.attention and run.signals is not None and run.signals.heeded is not None:
-            raise_signal(run)
     store.batch = None
 
 

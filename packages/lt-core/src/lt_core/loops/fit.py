@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of
 from lt_core.data.stager import Stager
 from lt_core.data.to_device import build_place
@@ -13,7 +14,7 @@ from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
 from lt_core.metrics.store import FORBIDDEN, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
-from lt_core.state.agreement import listen, settle
+from lt_core.state.agreement import listen, refusal, settle
 from lt_core.state.collecting import Collecting
 from lt_core.state.limits import fit_is_over, stops_epoch
 from lt_core.state.signals import raise_signal
@@ -52,6 +53,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     from lt_core.checkpoint.save import flush_saves
 
     trainer = run.trainer
+    check_alike(run, VALIDATE.loader, "validations", int(trainer.enable_validation))
     sanity_check(run)
     if not fit_is_over(trainer):
         feed_of(run, TRAIN)  # so that on_train_start finds the loader and its length
@@ -102,6 +104,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
     progress, trainer, loop = run.progress, run.trainer, run.loop
     feed = feed_of(run, TRAIN)
+    check_alike(run, TRAIN.loader, "batches", feed.num_batches)
     resumed = not progress.epoch_closed
     changed = rebuild(run)
     if not resumed:  # on_train_epoch_start sees callbacks added since the last epoch, and may add some
@@ -116,7 +119,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if feed.stager is not None:
         place = None
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
-    module_start = hooks.module_train_batch_start
+    module_start = refusal(run, hooks.module_train_batch_start)
     schedule, hear = after_step(run), listen(run)
     if resumed and ((loop.fit.pending is not None and finish_due(run, progress.batch - 1)) or stops_epoch(trainer)):
         return close_epoch(run)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of
 from lt_core.data.to_device import build_place
 from lt_core.loops.evaluate import eval_step, evaluation_modes, shadow_step
 from lt_core.notices import warn
-from lt_core.state.signals import raise_signal
+from lt_core.state.agreement import heard
 from lt_core.state.stage import PREDICT
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
     from lt_core.data.nested import move_to_device
 
     feed = feed_of(run, PREDICT)
+    check_alike(run, PREDICT.loader, "loaders", len(feed.loaders))
     hooks = run.hooks
     place = build_place(run)
     kept: list[list[Any]] = [[] for _ in feed.loaders]
@@ -41,7 +43,7 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
         hooks.fire("on_predict_epoch_start")
         step = eval_step(run, PREDICT.step, len(feed.loaders) > 1)
         store = run.metrics.current
-        for batch, i, loader in run.timed_batches(feed.epoch(run.progress.epoch), PREDICT):
+        for batch, i, loader in heard(run, run.timed_batches(feed.epoch(run.progress.epoch), PREDICT)):
             if place is not None:
                 batch = place(batch, loader)
             if not feed.weight:
@@ -62,8 +64,6 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
                 run.engine.boundary()
             if keep:
                 kept[loader].append(move_to_device(output, torch.device("cpu")))
-            if run.loop.attention:
-                raise_signal(run)
         hooks.fire("on_predict_epoch_end")
         hooks.fire("on_predict_end")
     if not keep or not run.trainer.limit_predict_batches:

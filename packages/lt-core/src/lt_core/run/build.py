@@ -26,7 +26,9 @@ from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.announce import announce
 from lt_core.run.select import ordered
 from lt_core.state import rng
+from lt_core.state.agreement import heed
 from lt_core.state.run import Run
+from lt_core.state.signals import SignalWatch
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
 from lt_interface import Plan, StrategyVerbs, SupportsSideStream, World, registry, set_world
@@ -90,6 +92,7 @@ def build_run(run: Run, request: Request) -> None:
     trainer, module = run.trainer, run.module
     trainer.state.stage = run.stage.running
     _set_up_devices(run)
+    watch = _watch_signals(run)
     merge_callbacks(run)
     if trainer._active_profiler is not None:
         trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
@@ -111,6 +114,8 @@ def build_run(run: Run, request: Request) -> None:
     load_folder(run, checkpoint or {})
     run.hooks = _hooks(run)
     open_journal(run, checkpoint)
+    heed(run)
+    watch.raises = False
     if run.fits:
         _begin_fit(run, checkpoint)
     _show_graph(run)
@@ -131,6 +136,15 @@ def _set_up_devices(run: Run) -> None:
     if plan.seed is None:
         seed = run.collectives.broadcast_object(torch.initial_seed() & 0x7FFF_FFFF)
         run.plan = replace(plan, seed=seed)
+
+
+def _watch_signals(run: Run) -> SignalWatch:
+    """Watch for signals: one process ends at once while it builds, several ranks after the phase they are in."""
+    alone = run.world.size == 1
+    run.signals = watch = SignalWatch(run.loop.look_up, heeds_at_once=alone)
+    watch.raises = alone
+    watch.start()
+    return watch
 
 
 def merge_callbacks(run: Run) -> None:
@@ -170,12 +184,14 @@ def _prepare_data(run: Run) -> None:
             with run.metrics.current.inside("prepare_data"):
                 owner.prepare_data()
     run.collectives.barrier("prepare_data")
+    heed(run)
 
 
 def _set_up_users(run: Run) -> None:
     run.collectives.barrier("pre_setup")
     run.hooks.fire("setup", str(run.fn))
     run.collectives.barrier("post_setup")
+    heed(run)
 
 
 def _configure_model(run: Run) -> None:
@@ -286,10 +302,7 @@ def _steps_on_instance(module: Any, compiled: dict[str, Any]) -> Iterator[None]:
 def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Run on_fit_start between the restored weights and the restored optimizers, and try what saving needs."""
     from lt_core.checkpoint.preflight import check_saving
-    from lt_core.state.signals import SignalWatch
 
-    run.signals = SignalWatch(run.loop.look_up, heeds_at_once=run.world.size == 1)
-    run.signals.start()
     run.hooks.fire("on_fit_start")
     if run.trainer.callbacks is not run.callbacks:
         run.hooks = _hooks(run)

@@ -14,7 +14,7 @@ from lt_core.notices import warn
 from lt_core.run.announce import explain
 from lt_core.run.build import build_run, new_run, rebuild
 from lt_core.run.request import Request, restore_process
-from lt_core.state.agreement import leave_ranks
+from lt_core.state.agreement import heed, report
 from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
@@ -55,11 +55,11 @@ def main(request: Request | bytes) -> Outcome:
             value = run_predict(run, request.keep)
         else:
             value = evaluate(run, run.stage)
+        heed(run)
     except BaseException as error:
-        signalled = lost_to_signal(run, error)
-        _fail(run, signalled or error)
-        if signalled is not None:
-            raise signalled from error
+        cause = _fail(run, lost_to_signal(run, error) or error)
+        if cause is not error:
+            raise cause from error
         raise
     else:
         _finish(run, request.travels)
@@ -89,12 +89,18 @@ def _finish(run: Run, travels: bool) -> None:
             run.hooks.fire("on_fit_end")
             run.saves.kept = parts_of_ranks(run) if travels else {}
     except BaseException as error:
-        _fail(run, error, devices=False)
+        cause = _fail(run, error, devices=False)
+        if cause is not error:
+            raise cause from error
         raise
-    errors = run.hooks.fire_each("teardown", str(run.fn))
+    errors: list[BaseException] = [*run.hooks.fire_each("teardown", str(run.fn))]
+    if not errors:
+        try:
+            run.collectives.barrier("the end of the run")
+        except Exception as error:
+            errors.append(error)
     if errors:
-        _fail(run, errors[0], devices=False, teardown=False)
-        raise errors[0]
+        raise _fail(run, errors[0], devices=False, teardown=False) from errors[0].__cause__
     run.strategy.leave(None)
     stop_deliveries(run, "success")
     trainer.state.status = TrainerStatus.FINISHED
@@ -103,13 +109,16 @@ def _finish(run: Run, travels: bool) -> None:
         trainer._active_profiler.teardown(str(run.fn))
 
 
-def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool = True) -> None:
-    """Tear down after an error: every part is given its chance, and the error stays the one that is raised."""
+def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool = True) -> BaseException:
+    """Tear down after an error: every part is given its chance; return the error to raise.
+
+    It is the given one, unless that only follows from the failure of another rank.
+    """
     trainer = run.trainer
     trainer.state.status = TrainerStatus.INTERRUPTED
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     run.metrics.current.batch = None
-    leave_ranks(run, error)
+    error = report(run, error)
     _attempt("explaining", lambda: explain(run, error))
     if run.hooks is not None:
         _warn_of("on_exception", run.hooks.fire_each("on_exception", error))
@@ -120,8 +129,9 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
             _attempt("release", lambda: _give_back(run))
         if teardown:
             _warn_of("teardown", run.hooks.fire_each("teardown", str(run.fn)))
-        _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
+    _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
+    return error
 
 
 def _attempt(what: str, call: Callable[[], Any]) -> None:

@@ -11,17 +11,22 @@ loop looks up at once. With several a rank only notes it, and says so with the f
 batch without waiting; one batch later all ranks look up, and `settle` finds out what for. It also runs before whatever
 else depends on wishes: validation, saves, an epoch's end; so no checkpoint is written while one is on its way.
 
-An error of one rank is agreed with nobody, since its peers may wait in any collective: from then on the rank is alone,
-and what it still does, such as saving, exchanges nothing.
+An error of one rank is agreed with nobody, since its peers may wait in any collective. It is reported through the
+strategy, which ends their waits by an error that names this rank. From then on each of them is alone, and what it still
+does, such as saving, exchanges nothing. A run that went well ends with a barrier, so that an error in the last hooks of
+one rank is one of all.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lt_core.state.signals import raise_signal
+from lt_interface import ReportsFailures
 from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -32,15 +37,20 @@ __all__ = [
     "SharedAlarm",
     "decided_by_rank_zero",
     "from_rank_zero",
-    "leave_ranks",
+    "heard",
+    "heed",
     "listen",
+    "refusal",
+    "report",
     "settle",
     "shared_failure",
     "stop_is_settled",
 ]
 
 T = TypeVar("T")
-_WISH, _STOP, _SAVE, _INTERRUPT, _TERMINATE = 1, 2, 4, 8, 16
+_WISH, _STOP, _SAVE, _INTERRUPT, _TERMINATE, _BATCH = 1, 2, 4, 8, 16, 32
+_END: Any = object()
+_OURS = ("lt_core.", "lt_interface.")
 _SIGNALS = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _TERMINATE}
 
 
@@ -119,11 +129,75 @@ def stop_is_settled(run: Run) -> bool:
     return run.trainer.should_stop if run.world.size == 1 else run.loop.stop
 
 
-def leave_ranks(run: Run, error: BaseException) -> None:
-    """Exchange nothing any more after an error, unless it is the signal that all ranks heed at this place."""
+def report(run: Run, error: BaseException) -> BaseException:
+    """Report an error to the other ranks and exchange nothing any more; return the error that ends this rank.
+
+    Nothing is reported of a signal that all ranks heed at this place.
+    """
     heeded = run.signals is not None and run.signals.heeded is not None
-    if run.world.size > 1 and not (heeded and isinstance(error, KeyboardInterrupt | SystemExit)):
-        run.loop.alone = True
+    if run.world.size == 1 or (heeded and isinstance(error, KeyboardInterrupt | SystemExit)):
+        return error
+    run.loop.alone = True
+    return run.strategy.report(_place(run, error), error) if isinstance(run.strategy, ReportsFailures) else error
+
+
+def _place(run: Run, error: BaseException) -> str:
+    """Return the name of the first function that this package called and that is not its own, for messages."""
+    names = [(f.f_globals.get("__name__", ""), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name.startswith(_OURS) for name, _ in names]
+    if True in ours:
+        names = names[ours.index(True) :]
+    theirs = (name for module, name in names if not module.startswith(_OURS) and not name.startswith("<"))
+    return next(theirs, str(run.fn))
+
+
+def refusal(run: Run, hook: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Return the module's ``on_train_batch_start`` so that its -1 on any rank is one on all, before the batch's step.
+
+    The ranks wait for one another here: one batch later the batch that one of them refused would be trained.
+    """
+    if run.world.size == 1 or hook is None:
+        return hook
+    collectives = run.collectives
+    return lambda batch, index: -1 if collectives.any(hook(batch, index) == -1) else None
+
+
+def heard(run: Run, batches: Iterable[T]) -> Iterator[T]:
+    """Yield the batches of an evaluation; after one of them raise a signal, on all ranks in the same round.
+
+    Ranks may have other numbers of batches: those that are done listen for as long as any has one.
+    """
+    loop, agree = run.loop, run.collectives.agree
+    if run.world.size == 1:
+        for batch in batches:
+            yield batch
+            if loop.attention:
+                raise_signal(run)
+        return
+    rest, known = iter(batches), False  # whether the answer is about a round of this loop
+    while True:
+        batch: Any = next(rest, _END)
+        if batch is not _END:
+            yield batch
+        seen = agree((0 if batch is _END else _BATCH) | (_WISH if loop.wish else 0))
+        if seen & _WISH:
+            heed(run)
+            known = False
+        elif known and not seen & _BATCH:
+            return
+        else:
+            known = True
+
+
+def heed(run: Run) -> None:
+    """Make the wishes of each rank those of all, and raise what a signal to any of them means.
+
+    Raises:
+        KeyboardInterrupt: For SIGINT.
+        SystemExit: With 143, for SIGTERM.
+    """
+    settle(run)
+    raise_signal(run)
 
 
 class SharedAlarm:

@@ -34,11 +34,13 @@ class SignalWatch:
     Attributes:
         received: The first signal that this process received.
         heeded: The one that ends the run at its next boundary.
+        raises: Whether the handler raises what the signal means, as long as no loop runs that has boundaries.
     """
 
     def __init__(self, notify: Callable[[], None], heeds_at_once: bool = True) -> None:
         self.received: int | None = None
         self.heeded: int | None = None
+        self.raises = False
         self._heeds_at_once = heeds_at_once
         self._notify = notify
         self._previous: dict[int, Any] = {}
@@ -78,6 +80,8 @@ class SignalWatch:
         previous = self._previous.get(number)
         if callable(previous) and previous is not signal.default_int_handler:
             previous(number, frame)
+        if self.raises and (error := self.exception(self.heeded)) is not None:
+            raise error
 
     def _watch(self, read: int) -> None:
         seen = 0

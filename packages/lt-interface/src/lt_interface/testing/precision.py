@@ -340,9 +340,9 @@ class PrecisionConformance(Conformance, suite=True):
 
     def test_problems_are_listed(self, precision: Precision) -> None:
         """A plan is asked about without touching a device; a precision of this device has no problem with it."""
-        from lt_interface.plan import Plan
-
         import torch
+
+        from lt_interface.plan import Plan
 
         kind = torch.device(self.device).type
         plan = Plan(precision=precision.name, accelerator="cpu" if kind == "cpu" else "gpu", device_type=kind)
