@@ -118,7 +118,7 @@ class ProcessGroupCollectives:
         return before
 
     def settle(self) -> int:
-        """Wait for the flags that are on their way, and return them; no flags are on their way afterwards."""
+        """Wait for the flags that are on their way, and return them; none are on their way afterwards."""
         if self._sent is None:
             return 0
         self._sent.wait()
