@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import RandomSampler
-
 from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
-from lt_core.data.leaf import END, Leaf
+from lt_core.data.dealing import END, Dealer
+from lt_core.data.given import advise, limited, names_of, source_problems
+from lt_core.data.leaf import Leaf, SequenceLeaf
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
-from lt_core.notices import PossibleUserWarning, info, warn
+from lt_core.data.stream import batch_seed
+from lt_core.notices import info, warn
 from lt_core.state import rng
-from lt_interface import World
+from lt_core.state.agreement import SharedEnd
+from lt_interface import Collectives, World
 from lt_interface.errors import CheckpointError, ConfigError, Problem, raise_problems
 
 __all__ = ["Feed"]
@@ -38,14 +38,16 @@ class Feed:
         source: A DataLoader, a list of batches, any iterable, a function that makes one, a
             CombinedLoader, or a nested list or dict of those.
         stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
-        world: Who this rank is; map-style DataLoaders are shared among data ranks.
+        world: Who this rank is; loaders are shared among data ranks.
         seed: The run's seed: batches that workers load are seeded from it.
         limit: A number of batches or a fraction (a float up to 1.0) of them: of the epoch's batches in
             training, of each loader's in evaluation.
         sequential: Whether shuffling samplers give way to sequential ones (overfit_batches).
         where: How errors name the source.
-        agree: With several ranks, what hands every rank rank 0's value of its argument
-            (``collectives.broadcast_object``), so that all samplers draw the same order, each epoch a new one.
+        collectives: With several ranks, the exchange with them: all samplers draw rank 0's order, each epoch a new one,
+            and what is no map-style DataLoader is compared (see `lt_core.data.dealing`).
+        share: Whether loaders are shared among data ranks; else each rank takes all that its loader gives.
+        ends: With several ranks, in training, what they agree by on the last batch where nobody knows it beforehand.
         shadows: Whether each rank is handed equally many batches in evaluation, too. A rank that has fewer gets one
             with samples that are not its own, of weight 0; otherwise only a rank that has none at all gets such a one.
 
@@ -60,6 +62,7 @@ class Feed:
         weight: Factor of this rank's mean loss in the mean over data ranks: 1 but in a short global batch, and 0 for
             a batch that only repeats samples. With several loaders side by side, 1 where theirs differ.
         moved: Batches of the epoch that were done, where a resume found other batches or ranks; None where it did not.
+        ends: As above, where the ranks look ahead; else None.
 
     Raises:
         ConfigError: If the source or the limit cannot be used; all problems at once.
@@ -77,20 +80,24 @@ class Feed:
         limit: int | float | None = 1.0,
         sequential: bool = False,
         where: str = "",
-        agree: Callable[[Any], Any] | None = None,
+        collectives: Collectives | None = None,
+        share: bool = True,
+        ends: SharedEnd | None = None,
         shadows: bool = False,
     ) -> None:
         self.user, self.stage, self.seed, self.limit = source, stage, seed, 1.0 if limit is None else limit
         self.shadows = shadows
-        self.world, self.agree, self.where = world or World(), agree, where or f"{stage} loader"
-        self.train = stage == "train"
+        everyone = world or World()
+        self.world, self.where = everyone if share else World(), where or f"{stage} loader"
+        self.train, self.ranks = stage == "train", everyone.size
+        self.several = None if self.ranks == 1 else collectives
         combined = source if isinstance(source, CombinedLoader) else None
         self.mode: str = combined.mode if combined else "max_size_cycle" if self.train else "sequential"
         tree = combined.iterables if combined else source
         self.loaders, paths = flatten(tree)
         self._tree = outline(tree)
-        self.names = _names(paths)
-        raise_problems(_source_problems(self.loaders, paths, self.where, self.stage, self.mode))
+        self.names = names_of(paths)
+        raise_problems(source_problems(self.loaders, paths, self.where, self.stage, self.mode))
         self.leaves = [
             make_leaf(user, number, world=self.world, seed=seed, train=self.train, sequential=sequential)
             for number, user in enumerate(self.loaders)
@@ -98,17 +105,33 @@ class Feed:
         for number, leaf in enumerate(self.leaves):
             leaf.limit = combined.limit_of(number) if combined else _INF
             leaf.snapshots = leaf.snapshots and self.train
-            if self.agree is not None and self.world.size > 1:
-                leaf.agreed = partial(self._agreed, leaf)
+            if self.several is not None:
+                self._join(leaf, self.several)
+        self.ends = None if all(leaf.exact and leaf.whole != _INF for leaf in self.leaves) else ends
         self.bare = not paths[0]
         self._measure()
         if not sequential:
-            _advise(self.leaves, self.stage, self.where)
+            advise(self.leaves, self.stage, self.where)
         self._reset(0)
-        self._open = False
+        self._open = self._reported = False
         self._total: int | float = self.num_batches
         self._next: Callable[[], Any] = iter(()).__next__
         self._state: dict[str, Any] | None = None
+
+    def _join(self, leaf: Leaf, collectives: Collectives) -> None:
+        """Let a loader be drawn from, dealt and ended by all ranks together."""
+        if self.world.size > 1:
+            leaf.agreed = partial(self._agreed, leaf)
+        if not leaf.even and not leaf.indexed:
+            leaf.dealer = Dealer(
+                leaf.user,
+                self.where + self.names[leaf.number],
+                world=self.world,
+                ranks=self.ranks,
+                collectives=collectives,
+                train=self.train,
+            )
+            leaf.exact = isinstance(leaf, SequenceLeaf)  # one rank's wrong length must not hang the others
 
     def _measure(self) -> None:
         """Set the sizes and apply the limit."""
@@ -120,10 +143,10 @@ class Feed:
         problems: list[Problem] = []
         if self.mode == "sequential":
             pairs = zip(sizes, self._places(), strict=True)
-            self.sizes = [_limited(size, self.limit, where, problems) for size, where in pairs]
+            self.sizes = [limited(size, self.limit, where, problems) for size, where in pairs]
             self.num_batches: int | float = sum(self.sizes)
         else:
-            self.num_batches = _limited(combined_size(sizes, self.mode), self.limit, self.where, problems)
+            self.num_batches = limited(combined_size(sizes, self.mode), self.limit, self.where, problems)
             self.sizes = [min(size, self.num_batches) for size in sizes] if self.train else [self.num_batches]
         raise_problems(problems)
 
@@ -164,7 +187,19 @@ class Feed:
         for leaf in self.leaves:
             leaf.set_epoch(epoch)
             leaf.open(epoch)
+        self._settle_size()
         return self._training()
+
+    def _settle_size(self) -> None:
+        """Measure anew what was found to be dealt, and end the epoch where the rank with the fewest batches ends."""
+        exchange = self.several
+        if exchange is None or all(leaf.even for leaf in self.leaves):
+            return
+        self._measure()
+        own = self.num_batches
+        if exchange.any(own != exchange.broadcast_object(own)):
+            self.num_batches = min(exchange.broadcast_object(own, rank) for rank in range(self.ranks))
+        self._total = self.num_batches
 
     def _reset(self, epoch: int) -> None:
         self._epoch, self._rounds, self._open, self._over = epoch, 0, True, False
@@ -176,10 +211,23 @@ class Feed:
 
     @contextmanager
     def _agreed(self, leaf: Leaf) -> Iterator[None]:
-        """Let all ranks begin a pass under rank 0's random state, which advances by it; the others keep their own."""
+        """Let all ranks begin a pass under rank 0's random state, which advances by it; the others keep their own.
+
+        A pass that begins anew within an epoch may begin on one rank alone: then all take a state drawn from the seed.
+        """
+        if leaf.dealer is not None and leaf.dealer.dealt is False:
+            yield
+            return
         own, sampling = rng.capture(), leaf.sampling
+        if leaf.cycle and not all(one.even for one in self.leaves):
+            rng.seed_process(batch_seed(self.seed, leaf.epoch, leaf.number, leaf.cycle, 0))
+            try:
+                yield
+            finally:
+                rng.restore(own)
+            return
         states = {name: own[name] for name in ("python", "numpy", "torch")}, list(map(rng.generator_state, sampling))
-        common, generators = self.agree(states)  # type: ignore[misc]
+        common, generators = self.several.broadcast_object(states)  # type: ignore[union-attr]
         if self.world.rank == 0:
             yield
             return
@@ -236,8 +284,10 @@ class Feed:
 
         Where the size is not ``exact``, ``last`` is found out when it is asked.
         """
-        take, single = self._next, self.leaves[0] if len(self.leaves) == 1 else None
+        take, single, ends = self._next, self.leaves[0] if len(self.leaves) == 1 else None, self.ends
         self._last = exact and self._rounds >= self._total
+        if ends is not None and self._rounds < self._total:
+            self._begin_together()
         while self._rounds < self._total:
             if self._pending:
                 batch = self._pending.pop()
@@ -254,7 +304,14 @@ class Feed:
                 self.batch_indices = single.indices
             self.weight = _shared_weight(self.leaves)
             self._last = self._rounds == self._total if exact else None
+            if ends is None:
+                yield batch
+                continue
+            ends.send(self._is_last())
             yield batch
+            if ends.heard():
+                self._report_rest()
+                break
         if not exact:
             self._last = self._over = True
         if self._rounds < self._total if exact else not self._rounds:
@@ -266,8 +323,30 @@ class Feed:
     def last(self) -> bool:
         """Whether the batch handed out last ends its epoch; found out when it is asked, by looking ahead if need be."""
         if self._last is None:
-            self._last = self._is_last()
+            self._last = self._is_last() if self.ends is None else self.ends.heard()
         return self._last
+
+    def _begin_together(self) -> None:
+        """Fetch the first batch of those to come; a rank that has none ends the epoch for all."""
+        if not self._pending:
+            self._look_ahead()
+        if self.several is not None and self.several.any(self._pending[0] is END):
+            self._pending, self._over = [END], True
+
+    def _report_rest(self) -> None:
+        """Report, in the first epoch that leaves some out, at least how many batches it left out."""
+        if self._reported or self._rounds >= self._total or self.several is None:
+            return
+        rest = sum(0 if leaf.dealer is None else leaf.dealer.left_out for leaf in self.leaves)
+        own = int(bool(self._pending) and self._pending[0] is not END)
+        if self.several.any(bool(own)):
+            rest += sum(self.several.broadcast_object(own, rank) for rank in range(self.ranks))
+        if rest:
+            self._reported = True
+            info(
+                f"{self.where}: the epoch ends for all {self.ranks} ranks with the first that has no further batch; at "
+                f"least {rest} batches of the others were left out. Give each rank equally many, or as many as fit."
+            )
 
     def _is_last(self) -> bool:
         if self._rounds >= self._total:
@@ -314,10 +393,11 @@ class Feed:
                 yield from self._side_by_side(epoch, limit)
                 return
             for number, leaf in enumerate(self.leaves):
-                size = min(self.sizes[number], limit)
-                if size:
+                if min(self.sizes[number], limit):
                     leaf.set_epoch(epoch)
                     leaf.open(epoch)
+                    self._measure()
+                    size = min(self.sizes[number], limit)
                     yield from self._one_by_one(leaf, number, count() if size >= leaf.size else range(int(size)))
                     leaf.release()
         finally:
@@ -349,6 +429,13 @@ class Feed:
 
     # -- the place --
 
+    @property
+    def samples(self) -> int:
+        """Return the samples of the batches handed out in this epoch, as far as they are known."""
+        if self._before is not None:
+            return sum(one["samples"] for one in self._before["leaves"])
+        return sum(leaf.samples for leaf in self.leaves)
+
     def _place(self) -> dict[str, Any]:
         single = self.leaves[0].batches if len(self.leaves) == 1 and self.leaves[0].shards == 1 else self._rounds
         return {
@@ -368,7 +455,7 @@ class Feed:
         single = self.leaves[0]
         if self._last and len(self.leaves) == 1 and single.keeps_place:
             self._exhaust(single)  # whether its dataset has begun anew already, its state does not show
-        if self._over:
+        if self._over if self.ends is None or not self._rounds else self.last:
             return {**self._place(), "over": True}
         return self._place() if self._before is None else dict(self._before)
 
@@ -385,13 +472,13 @@ class Feed:
                 f"Got {len(self.leaves)} where there were {len(saved)}. Give the same loaders."
             )
         for leaf, one, where in zip(self.leaves, saved, self._places(), strict=True):
+            leaf.load(one)
             same_world = one.get("world", leaf.shards) == leaf.shards
             if same_world and one["size"] != leaf.size:
                 warn(
                     f"{where}: {leaf.size} batches now, {one['size']} when the checkpoint was made. "
                     "The resumed run cannot be the same as an uninterrupted one."
                 )
-            leaf.load(one)
         self._state = state
 
     def resume(self, epoch: int) -> Iterator[Any]:
@@ -420,6 +507,7 @@ class Feed:
                 leaf.resume(one, epoch)
             self._rounds = -(-state["rounds"] * state["world"] // self.world.data_size)
             self._total = self.num_batches
+            self._settle_size()
             leaf = self.leaves[0]
             if len(self.leaves) == 1 and isinstance(leaf, ViewLeaf):
                 self._rounds = leaf.batches
@@ -455,61 +543,3 @@ def _shared_weight(leaves: list[Leaf]) -> float:
     """Return the weight of a round of batches: 1 where those of its leaves differ."""
     weight = leaves[0].weight
     return weight if all(leaf.weight == weight for leaf in leaves) else 1.0
-
-
-def _names(paths: list[tuple[Any, ...]]) -> list[str]:
-    if len(paths) < 2:
-        return ["" for _ in paths]
-    if all(isinstance(key, str) for path in paths for key in path):
-        return ["/" + "/".join(path) for path in paths]
-    return [f"/dataloader_idx_{number}" for number in range(len(paths))]
-
-
-def _source_problems(
-    loaders: list[Any], paths: list[tuple[Any, ...]], where: str, stage: str, mode: str
-) -> list[Problem]:
-    problems: list[Problem] = []
-    if not loaders:
-        problems.append(Problem(where, "at least one loader is needed", "an empty collection", "Give a DataLoader."))
-    if stage == "train" and mode == "sequential":
-        fix = 'Use mode="max_size_cycle", "max_size" or "min_size".'
-        problems.append(Problem(where, "training takes its loaders side by side", 'mode="sequential"', fix))
-    if stage == "predict" and mode != "sequential":
-        fix = 'Use CombinedLoader(..., mode="sequential").'
-        problems.append(Problem(where, "prediction takes one loader after another", f"mode={mode!r}", fix))
-    for loader, name in zip(loaders, _names(paths), strict=True):
-        iterable = hasattr(type(loader), "__iter__") or (callable(loader) and not isinstance(loader, type))
-        if not iterable or isinstance(loader, Tensor | str | bytes | Mapping):
-            fix = "Give a DataLoader, a list of batches, or another iterable of batches."
-            if hasattr(type(loader), "__getitem__") and not isinstance(loader, Tensor | str | bytes):
-                fix = "A dataset gives samples, not batches: wrap it, DataLoader(dataset, batch_size=...)."
-            problems.append(Problem(where + name, "a loader must be iterable", type(loader).__name__, fix))
-    return problems
-
-
-def _limited(size: int | float, limit: int | float, where: str, problems: list[Problem]) -> int | float:
-    """Return a size under a limit: a whole number is one of batches, a float a fraction."""
-    if isinstance(limit, int) or limit in (0.0, _INF):
-        return min(size, int(limit) if limit != _INF else _INF)
-    if limit == 1.0:
-        return size
-    if size == _INF:
-        fix = "Give a number of batches (an int), or 1.0 for all."
-        problems.append(Problem(where, "a fraction needs a loader of known length", f"limit {limit}", fix))
-        return 0
-    part = int(size * limit)
-    if part == 0 and size:
-        fix = f"Use at least {1 / size:.4g}, or a number of batches (an int)."
-        problems.append(Problem(where, f"a fraction of {size} batches must be at least one", f"limit {limit}", fix))
-    return part
-
-
-def _advise(leaves: list[Leaf], stage: str, where: str) -> None:
-    """Warn of what is allowed but seldom meant."""
-    for leaf in leaves:
-        if not isinstance(leaf, ViewLeaf):
-            continue
-        if stage != "train" and isinstance(leaf.user.sampler, RandomSampler):
-            warn(f"{where}: the loader shuffles. Evaluation seldom wants that: use shuffle=False.", PossibleUserWarning)
-        if not leaf.user.num_workers and (os.cpu_count() or 1) > 2:
-            info(f"{where}: num_workers=0 loads data in the training process; more workers may be faster.")

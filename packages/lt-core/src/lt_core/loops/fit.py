@@ -89,8 +89,9 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
     batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
     if feed.moved is not None:
         progress.batch = feed.moved
+    if feed.moved is not None or feed.num_batches != run.cadence.total:  # found when the ranks met
         run.cadence.begin_epoch(run)
-    run.loop.fit.samples_seen = sum(leaf.samples for leaf in feed.leaves)
+    run.loop.fit.samples_seen = feed.samples
     return batches
 
 

@@ -122,7 +122,7 @@ class Run:
     def count_samples(self) -> None:
         """Add the samples that the feed handed out since the last count."""
         if TRAIN.word in self.feeds.made:
-            seen = sum(leaf.samples for leaf in self.feed.leaves)
+            seen = self.feed.samples
             self.progress.samples += max(seen - self.loop.fit.samples_seen, 0)
             self.loop.fit.samples_seen = seen
 
