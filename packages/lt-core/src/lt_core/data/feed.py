@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from itertools import count
 from typing import Any
 
 from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
-from lt_core.data.dealing import END, Dealer
+from lt_core.data.dealing import END
 from lt_core.data.given import advise, limited, names_of, source_problems
-from lt_core.data.leaf import Leaf, SequenceLeaf
+from lt_core.data.leaf import Leaf
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
-from lt_core.data.stream import batch_seed
-from lt_core.notices import info, warn
+from lt_core.data.peers import Peers
+from lt_core.notices import warn
 from lt_core.state import rng
 from lt_core.state.agreement import SharedEnd
 from lt_interface import Collectives, World
@@ -89,8 +87,7 @@ class Feed:
         self.shadows = shadows
         everyone = world or World()
         self.world, self.where = everyone if share else World(), where or f"{stage} loader"
-        self.train, self.ranks = stage == "train", everyone.size
-        self.several = None if self.ranks == 1 else collectives
+        self.train = stage == "train"
         combined = source if isinstance(source, CombinedLoader) else None
         self.mode: str = combined.mode if combined else "max_size_cycle" if self.train else "sequential"
         tree = combined.iterables if combined else source
@@ -105,9 +102,11 @@ class Feed:
         for number, leaf in enumerate(self.leaves):
             leaf.limit = combined.limit_of(number) if combined else _INF
             leaf.snapshots = leaf.snapshots and self.train
-            if self.several is not None:
-                self._join(leaf, self.several)
-        self.ends = None if all(leaf.exact and leaf.whole != _INF for leaf in self.leaves) else ends
+        self._peers: Peers | None = None
+        if collectives is not None and everyone.size > 1:
+            self._peers = Peers(collectives, everyone.size, self.world, seed, ends)
+            self._peers.join(self.leaves, self._places(), self.train)
+        self.ends = None if self._peers is None else self._peers.end
         self.bare = not paths[0]
         self._measure()
         if not sequential:
@@ -118,29 +117,15 @@ class Feed:
         self._next: Callable[[], Any] = iter(()).__next__
         self._state: dict[str, Any] | None = None
 
-    def _join(self, leaf: Leaf, collectives: Collectives) -> None:
-        """Let a loader be drawn from, dealt and ended by all ranks together."""
-        if self.world.size > 1:
-            leaf.agreed = partial(self._agreed, leaf)
-        if not leaf.even and not leaf.indexed:
-            leaf.dealer = Dealer(
-                leaf.user,
-                self.where + self.names[leaf.number],
-                world=self.world,
-                ranks=self.ranks,
-                collectives=collectives,
-                train=self.train,
-            )
-            leaf.exact = isinstance(leaf, SequenceLeaf)  # one rank's wrong length must not hang the others
-
     def _measure(self) -> None:
         """Set the sizes and apply the limit."""
         sizes = [min(leaf.size, leaf.limit) for leaf in self.leaves]
-        empty = [where for where, size in zip(self._places(), sizes, strict=True) if size == 0 and self.limit != 0]
-        rule, got = "a loader must have at least one batch", "a loader of length 0"
+        rule, problems = "a loader must have at least one batch for each rank", list[Problem]()
         fix = "Check the dataset's length, batch_size and drop_last, or set the limit to 0."
-        raise_problems([Problem(where, rule, got, fix) for where in empty])
-        problems: list[Problem] = []
+        for leaf, size, where in zip(self.leaves, sizes, self._places(), strict=True):
+            if size == 0 and self.limit != 0:
+                problems.append(Problem(where, rule, f"a loader of length {min(leaf.whole, leaf.limit)}", fix))
+        raise_problems(problems)
         if self.mode == "sequential":
             pairs = zip(sizes, self._places(), strict=True)
             self.sizes = [limited(size, self.limit, where, problems) for size, where in pairs]
@@ -192,14 +177,9 @@ class Feed:
 
     def _settle_size(self) -> None:
         """Measure anew what was found to be dealt, and end the epoch where the rank with the fewest batches ends."""
-        exchange = self.several
-        if exchange is None or all(leaf.even for leaf in self.leaves):
-            return
-        self._measure()
-        own = self.num_batches
-        if exchange.any(own != exchange.broadcast_object(own)):
-            self.num_batches = min(exchange.broadcast_object(own, rank) for rank in range(self.ranks))
-        self._total = self.num_batches
+        if self._peers is not None and not self._peers.even:
+            self._measure()
+            self._total = self.num_batches = self._peers.fewest(self.num_batches)
 
     def _reset(self, epoch: int) -> None:
         self._epoch, self._rounds, self._open, self._over = epoch, 0, True, False
@@ -208,36 +188,6 @@ class Feed:
         self._last: bool | None = False  # None: not yet found out
         self.batch_indices: list[int] | None = None
         self.weight, self.moved = 1.0, None
-
-    @contextmanager
-    def _agreed(self, leaf: Leaf) -> Iterator[None]:
-        """Let all ranks begin a pass under rank 0's random state, which advances by it; the others keep their own.
-
-        A pass that begins anew within an epoch may begin on one rank alone: then all take a state drawn from the seed.
-        """
-        if leaf.dealer is not None and leaf.dealer.dealt is False:
-            yield
-            return
-        own, sampling = rng.capture(), leaf.sampling
-        if leaf.cycle and not all(one.even for one in self.leaves):
-            rng.seed_process(batch_seed(self.seed, leaf.epoch, leaf.number, leaf.cycle, 0))
-            try:
-                yield
-            finally:
-                rng.restore(own)
-            return
-        states = {name: own[name] for name in ("python", "numpy", "torch")}, list(map(rng.generator_state, sampling))
-        common, generators = self.several.broadcast_object(states)  # type: ignore[union-attr]
-        if self.world.rank == 0:
-            yield
-            return
-        rng.restore(common)
-        for generator, state in zip(sampling, generators, strict=True):
-            rng.set_generator_state(generator, state)
-        try:
-            yield
-        finally:
-            rng.restore(own)
 
     def _training(self) -> Iterator[Any]:
         """Return the generator that fits the sources: for one plain sized loader, the shortest."""
@@ -310,7 +260,8 @@ class Feed:
             ends.send(self._is_last())
             yield batch
             if ends.heard():
-                self._report_rest()
+                if self._rounds < self._total:
+                    self._peers.report_rest(self.leaves, self._pending[0] is not END, self.where)  # type: ignore[union-attr]
                 break
         if not exact:
             self._last = self._over = True
@@ -330,23 +281,8 @@ class Feed:
         """Fetch the first batch of those to come; a rank that has none ends the epoch for all."""
         if not self._pending:
             self._look_ahead()
-        if self.several is not None and self.several.any(self._pending[0] is END):
+        if self._peers is not None and self._peers.any(self._pending[0] is END):
             self._pending, self._over = [END], True
-
-    def _report_rest(self) -> None:
-        """Report, in the first epoch that leaves some out, at least how many batches it left out."""
-        if self._reported or self._rounds >= self._total or self.several is None:
-            return
-        rest = sum(0 if leaf.dealer is None else leaf.dealer.left_out for leaf in self.leaves)
-        own = int(bool(self._pending) and self._pending[0] is not END)
-        if self.several.any(bool(own)):
-            rest += sum(self.several.broadcast_object(own, rank) for rank in range(self.ranks))
-        if rest:
-            self._reported = True
-            info(
-                f"{self.where}: the epoch ends for all {self.ranks} ranks with the first that has no further batch; at "
-                f"least {rest} batches of the others were left out. Give each rank equally many, or as many as fit."
-            )
 
     def _is_last(self) -> bool:
         if self._rounds >= self._total:
@@ -394,34 +330,44 @@ class Feed:
                 return
             for number, leaf in enumerate(self.leaves):
                 if min(self.sizes[number], limit):
-                    leaf.set_epoch(epoch)
-                    leaf.open(epoch)
-                    self._measure()
+                    self._open_evaluation(leaf, epoch)
                     size = min(self.sizes[number], limit)
-                    yield from self._one_by_one(leaf, number, count() if size >= leaf.size else range(int(size)))
+                    yield from self._one_by_one(leaf, number, _INF if size >= leaf.size else size)
                     leaf.release()
         finally:
             for leaf in self.leaves:
                 leaf.release()
 
-    def _one_by_one(self, leaf: Leaf, number: int, steps: Any) -> Iterator[tuple[Any, int, int]]:
-        self.batch_indices = None
-        for index in steps:
+    def _open_evaluation(self, leaf: Leaf, epoch: int) -> None:
+        leaf.set_epoch(epoch)
+        leaf.open(epoch)
+        if leaf.dealer is not None:
+            self._measure()
+
+    def _one_by_one(self, leaf: Leaf, number: int, size: int | float) -> Iterator[tuple[Any, int, int]]:
+        self.batch_indices, batch = None, END
+        meets = self._peers if self.shadows and not leaf.even else None
+        for index in count():
+            before = batch
             try:
-                batch = leaf.take()
+                batch = leaf.take() if index < size else END
             except StopIteration:
+                batch = END
+            ended = batch is END
+            if meets is not None and meets.any(not ended):  # as many rounds as the longest rank has
+                batch = before if ended else batch
+            if batch is END:
                 return
-            self.batch_indices, self.weight = leaf.indices, leaf.weight
+            self.batch_indices, self.weight = leaf.indices, 0.0 if ended else leaf.weight
             if self.weight or self.shadows or not index:
                 yield batch, index, number
 
     def _side_by_side(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
-        total = min(self.num_batches, limit)
-        if not total:
+        if not min(self.num_batches, limit):
             return
         for leaf in self.leaves:
-            leaf.set_epoch(epoch)
-            leaf.open(epoch)
+            self._open_evaluation(leaf, epoch)
+        total = min(self.num_batches, limit)
         steps = count() if total == _INF else range(int(total))
         for index, items in zip(steps, rounds(self.leaves, self.mode), strict=False):
             self.weight = _shared_weight(self.leaves)

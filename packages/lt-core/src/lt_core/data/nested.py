@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
 from typing import Any
@@ -206,14 +207,10 @@ def _contents(data: Any, seen: set[int]) -> Iterator[bytes]:
     if isinstance(data, torch.Tensor):
         plain = data.detach().cpu()
         yield f"{plain.dtype}{tuple(plain.shape)}".encode()
-        dense = (
-            plain.to_dense()
-            if plain.layout is not torch.strided
-            else plain.dequantize()
-            if plain.is_quantized
-            else plain
-        )
-        yield dense.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+        if plain.layout is not torch.strided:
+            plain = plain.to_dense()
+        plain = plain.dequantize() if plain.is_quantized else plain.resolve_conj().resolve_neg()
+        yield plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return
     if data is None or isinstance(data, str | bytes | int | float | complex):
         yield repr(data).encode()
@@ -221,18 +218,12 @@ def _contents(data: Any, seen: set[int]) -> Iterator[bytes]:
     if id(data) in seen:
         return
     seen.add(id(data))
-    items = items_of(data)
+    items = items_of(sorted(data, key=repr) if isinstance(data, set | frozenset) else data)
     if items is None and not hasattr(data, "__array__"):
         items = getattr(data, "__dict__", None)
     if items is None:
-        yield _packed(data)
+        with suppress(Exception):  # whatever an object of the user's raises: only its type counts then
+            yield pickle.dumps(data)
     for key, value in (items or {}).items():
         yield repr(key).encode()
         yield from _contents(value, seen)
-
-
-def _packed(data: Any) -> bytes:
-    try:
-        return pickle.dumps(data)
-    except Exception:  # whatever an object of the user's raises: only its type counts then
-        return b""

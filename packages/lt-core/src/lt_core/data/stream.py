@@ -26,15 +26,14 @@ from lt_interface import World
 __all__ = [
     "IndexStream",
     "Share",
-    "Short",
     "batch_seed",
     "find_generators",
     "is_sharded",
     "samplers_in",
     "share_count",
     "shares",
-    "split",
 ]
+__all__ += ["Short", "split"]
 
 Short = Literal["split", "drop", "pad"]
 
