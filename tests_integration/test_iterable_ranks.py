@@ -1,0 +1,182 @@
+"""Train and evaluate on two real ranks over data of which only the order is known: no sample twice, and nobody hangs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from lt_accel.strategies.ddp import DDPStrategy
+from lt_core import LightningModule, Trainer, seed_everything
+from lt_core.callbacks import ModelCheckpoint
+from lt_core.data import CombinedLoader
+from lt_interface.testing.ranks import run_ranks
+from lt_interface.testing.reference import ReferenceLauncher
+
+
+class Net(LightningModule):
+    """Regression that remembers the samples it saw, and which batches were the last of their epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.layers = nn.Linear(1, 1)
+        self.seen: list[list[int]] = []
+        self.validated: list[int] = []
+        self.evaluated: list[int] = []
+        self.lasts: list[int] = []
+        self.stepped: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        ids = batch[0] if isinstance(batch, list | tuple) else batch
+        self.seen.append(ids.tolist())
+        if self.trainer.is_last_batch:
+            self.lasts.append(batch_idx)
+        return self.loss(ids)
+
+    def loss(self, ids: Any) -> Any:
+        x = ids.float().reshape(-1, 1) / 50
+        return nn.functional.mse_loss(self.layers(x), 2 * x)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.stepped.append(len(self.seen))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Validated(Net):
+    """The same, with validation."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluated.extend(batch.tolist())
+        self.log("val", self.loss(batch), sync_dist=True)
+
+    def on_validation_start(self) -> None:
+        self.validated.append(len(self.seen))
+
+
+class Numbers(IterableDataset[int]):
+    """The numbers of a range, shared among workers."""
+
+    def __init__(self, start: int, stop: int, shuffles: bool = False) -> None:
+        self.start, self.stop, self.shuffles = start, stop, shuffles
+
+    def __iter__(self) -> Iterator[int]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        order = range(self.start, self.stop)
+        if self.shuffles:
+            order = (torch.randperm(self.stop - self.start) + self.start).tolist()
+        yield from list(order)[worker::workers]
+
+
+def stream(start: int, stop: int, batch: int = 2, **options: Any) -> DataLoader[Any]:
+    return DataLoader(Numbers(start, stop, options.pop("shuffles", False)), batch, **options)
+
+
+def trainer_of(size: int, root: Any, **flags: Any) -> Trainer:
+    quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    strategy = {"strategy": DDPStrategy()} if size > 1 else {}
+    given = {"accelerator": "cpu", "devices": size, "launcher": ReferenceLauncher(), "num_sanity_val_steps": 0, **quiet}
+    return Trainer(**{**given, **strategy, "default_root_dir": root, "max_epochs": 1, **flags})
+
+
+def weights(module: nn.Module) -> list[float]:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).tolist()
+
+
+def on_two(job: Callable[[int], Any], timeout: float = 60.0) -> list[Any]:
+    Net().configure_optimizers()  # what ranks need is imported once, before they are forked
+    return run_ranks(job, timeout=timeout)
+
+
+def fit(rank: int, root: Any, data: Any, val: Any = None, seed: int = 3, **flags: Any) -> Net:
+    net = Net() if val is None else Validated()
+    seed_everything(seed, verbose=False)
+    trainer_of(2, root, **flags).fit(net, data, val)
+    return net
+
+
+SAME: dict[str, Callable[[], Any]] = {
+    "iterable": lambda: stream(0, 24),
+    "two workers": lambda: stream(0, 24, num_workers=2),
+    "list": lambda: list(torch.arange(24).reshape(12, 2)),
+    "function": lambda: lambda: iter(torch.arange(24).reshape(12, 2)),
+}
+
+
+def test_what_all_ranks_give_alike_is_dealt_batch_by_batch(tmp_path: Any) -> None:
+    """Where the ranks' first batches are equal, each takes every second one, in each epoch."""
+    found = on_two(lambda rank: {kind: fit(rank, tmp_path, SAME[kind](), max_epochs=2).seen for kind in SAME})
+    for kind in SAME:
+        loader = stream(0, 24, num_workers=2) if kind == "two workers" else SAME["list"]()
+        everything = [batch.tolist() for batch in loader]
+        assert [found[0][kind], found[1][kind]] == [everything[::2] * 2, everything[1::2] * 2], kind
+
+
+UNEVEN: dict[str, Callable[[int], Any]] = {
+    "iterable": lambda rank: stream(100 * rank, 100 * rank + [10, 15][rank]),
+    "two workers": lambda rank: stream(100 * rank, 100 * rank + [10, 14][rank], num_workers=2),
+    "lists": lambda rank: [torch.tensor([100 * rank + i]) for i in range([5, 7][rank])],
+    "function": lambda rank: lambda: (torch.tensor([100 * rank + i]) for i in range([7, 5][rank])),
+}
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_ranks_end_with_the_shortest(kind: str, tmp_path: Any) -> None:
+    """Data that differs by rank is not cut; the epoch ends at one step for all, with the last window closed."""
+
+    def job(rank: int) -> Any:
+        nets = [
+            fit(rank, tmp_path, UNEVEN[kind](rank), max_epochs=2, accumulate_grad_batches=accumulate)
+            for accumulate in (1, 2, 3)
+        ]
+        return [(len(net.seen), net.lasts, net.stepped, weights(net), net.seen[0][0] // 100) for net in nets]
+
+    steps = 6 if kind == "two workers" else 5
+    for accumulate, first, second in zip((1, 2, 3), *on_two(job), strict=True):
+        assert first[:4] == second[:4]
+        assert first[0] == 2 * steps
+        assert first[1] == [steps - 1] * 2
+        ends = [*range(accumulate, steps, accumulate), steps]
+        assert first[2] == ends + [steps + end for end in ends]
+        assert (first[4], second[4]) == (0, 1)
+
+
+FLAGS: dict[str, dict[str, Any]] = {
+    "limit": {"limit_train_batches": 3},
+    "limit beyond": {"limit_train_batches": 6, "accumulate_grad_batches": 2},
+    "validation inside": {"val_check_interval": 2},
+    "validation by fraction of lists": {"val_check_interval": 2, "accumulate_grad_batches": 3},
+    "max_steps": {"max_steps": 7, "max_epochs": -1},
+    "across epochs": {"val_check_interval": 3, "check_val_every_n_epoch": None, "max_epochs": 2},
+}
+
+
+def test_flags_hold_where_ranks_end_with_the_shortest(tmp_path: Any) -> None:
+    """Limits, validation inside an epoch and max_steps count the steps that all ranks take together."""
+
+    def job(rank: int) -> Any:
+        found = {}
+        for kind in ("iterable", "function"):
+            for name, flags in FLAGS.items():
+                net = fit(rank, tmp_path, UNEVEN[kind](rank), stream(0, 6), **flags)
+                found[kind, name] = len(net.seen), net.lasts, net.validated, net.stepped, weights(net)
+        return found
+
+    first, second = on_two(job, timeout=120)
+    assert first == second
+    for kind in ("iterable", "function"):
+        found = {name: first[kind, name] for name in FLAGS}
+        assert found["limit"][:3] == (3, [2], [3])
+        assert found["limit beyond"][:4] == (5, [4], [5], [2, 4, 5])
+        assert found["validation inside"][:3] == (5, [4], [2, 4])
+        assert found["validation by fraction of lists"][2] == [3, 5]
+        assert found["max_steps"][0] == 7
+        assert found["across epochs"][2] == [3, 6, 9]
