@@ -153,7 +153,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "limit": {"limit_train_batches": 3},
     "limit beyond": {"limit_train_batches": 6, "accumulate_grad_batches": 2},
     "validation inside": {"val_check_interval": 2},
-    "validation by fraction of lists": {"val_check_interval": 2, "accumulate_grad_batches": 3},
+    "validation inside a window": {"val_check_interval": 2, "accumulate_grad_batches": 3},
     "max_steps": {"max_steps": 7, "max_epochs": -1},
     "across epochs": {"val_check_interval": 3, "check_val_every_n_epoch": None, "max_epochs": 2},
 }
@@ -177,6 +177,69 @@ def test_flags_hold_where_ranks_end_with_the_shortest(tmp_path: Any) -> None:
         assert found["limit"][:3] == (3, [2], [3])
         assert found["limit beyond"][:4] == (5, [4], [5], [2, 4, 5])
         assert found["validation inside"][:3] == (5, [4], [2, 4])
-        assert found["validation by fraction of lists"][2] == [3, 5]
         assert found["max_steps"][0] == 7
         assert found["across epochs"][2] == [3, 6, 9]
+
+
+def resumed(rank: int, root: Any, data: Any, path: str | None) -> Net:
+    """Return the network after two epochs, saved after the third step, or resumed from there."""
+    net = Net()
+    seed_everything(3 + rank, verbose=False)
+    saver = ModelCheckpoint(root, "{step}", every_n_train_steps=3, save_top_k=-1)
+    trainer = trainer_of(2, root, max_epochs=2, callbacks=[saver], enable_checkpointing=True)
+    trainer.fit(net, data, ckpt_path=path)
+    return net
+
+
+class Kept(Numbers):
+    """Numbers whose place is kept."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        super().__init__(start, stop)
+        self.at, self.given = 0, 0
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.start + self.at, self.stop):
+            self.at += 1
+            self.given += 1
+            yield number
+        self.at = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at = state["at"]
+
+
+RESUMED: dict[str, Callable[[int], Any]] = {
+    "dealt": lambda rank: stream(0, 22),
+    "dealt and shuffled": lambda rank: stream(0, 22, shuffles=True),
+    "dealt by two workers": lambda rank: stream(0, 24, num_workers=2),
+    "dealt and kept": lambda rank: DataLoader(Kept(0, 22), 2),
+    "sharded": UNEVEN["iterable"],
+    "sharded lists": UNEVEN["lists"],
+    "sharded and kept": lambda rank: DataLoader(Kept(100 * rank, 100 * rank + [10, 15][rank]), 2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Resuming inside an epoch")
+def test_ranks_resume_inside_an_epoch_of_unknown_length(tmp_path: Any) -> None:
+    """Each rank goes on with the batches and weights of the uninterrupted run, whatever keeps its place."""
+
+    def job(rank: int) -> Any:
+        found = {}
+        for name, make in RESUMED.items():
+            root = tmp_path / name.replace(" ", "_")
+            whole = resumed(rank, root, make(rank), None)
+            again = resumed(rank, root, make(rank), str(root / "step=3.ckpt"))
+            found[name] = whole.seen, again.seen, weights(whole), weights(again), whole.lasts, again.lasts
+        return found
+
+    for found in on_two(job, timeout=120):
+        for name, (whole, again, weight, other, lasts, lasts_again) in found.items():
+            assert again == whole[3:], name
+            assert other == weight, name
+            assert lasts_again == lasts, name
+            if name == "dealt and shuffled":
+                assert whole[:5] != whole[5:]
