@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -15,6 +16,7 @@ from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import LightningModule, Trainer, seed_everything
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.data import CombinedLoader
+from lt_interface import ConfigError
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceLauncher
 
@@ -243,3 +245,163 @@ def test_ranks_resume_inside_an_epoch_of_unknown_length(tmp_path: Any) -> None:
             assert lasts_again == lasts, name
             if name == "dealt and shuffled":
                 assert whole[:5] != whole[5:]
+
+
+class Gathered:
+    """Metric object that exchanges its values when it is computed."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.values: list[int] = []
+
+    def update(self, values: list[int]) -> None:
+        self.values.extend(values)
+
+    def compute(self) -> float:
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, self.values)
+        return float(sum(sum(part) for part in found))
+
+
+class Evaluated(Validated):
+    """The same, with a metric object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gathered, self.forwards = Gathered(), 0
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.forwards += 1
+        self.log("mean", batch.float().mean(), sync_dist=True)
+        self.gathered.update(batch.tolist())
+        self.log("object", self.gathered)
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, *_: Any) -> None:
+        self.evaluated.extend(batch.tolist())
+
+
+class Meeting(DDPStrategy):
+    """Strategy whose forward is collective: each one meets the other ranks'."""
+
+    collective_forward = True
+
+    def engine(self, *args: Any, **kwargs: Any) -> Any:
+        engine: Any = super().engine(*args, **kwargs)
+        engine.before_forward = lambda: self.collectives.any(False)
+        return engine
+
+
+EVALUATED: dict[str, Callable[[int], Any]] = {
+    "dealt": lambda rank: stream(0, 13),
+    "dealt, fewer than ranks": lambda rank: stream(0, 2),
+    "dealt list": lambda rank: [torch.tensor([i]) for i in range(5)],
+    "sharded": lambda rank: stream(100 * rank, 100 * rank + [5, 13][rank]),
+    "sharded lists": lambda rank: [torch.tensor([100 * rank + i]) for i in range([5, 2][rank])],
+    "sharded, none on a rank": lambda rank: lambda: (torch.tensor([i]) for i in range([0, 3][rank])),
+}
+SEEN = {
+    "dealt": range(13),
+    "dealt, fewer than ranks": range(2),
+    "dealt list": range(5),
+    "sharded": [*range(5), *range(100, 113)],
+    "sharded lists": [*range(5), 100, 101],
+    "sharded, none on a rank": range(3),
+}
+
+
+@pytest.mark.parametrize("strategy", [DDPStrategy, Meeting])
+def test_ranks_evaluate_each_sample_once(strategy: Any, tmp_path: Any) -> None:
+    """Whatever the ranks' lengths, each sample is evaluated once and no rank waits for another one's batch."""
+
+    def job(rank: int) -> Any:
+        found = {}
+        for name, make in EVALUATED.items():
+            net = Evaluated()
+            trainer = trainer_of(2, tmp_path, strategy=strategy())
+            (metrics,) = trainer.validate(net, make(rank), verbose=False)
+            found[name] = net.evaluated, net.forwards, metrics
+        return found
+
+    first, second = on_two(job)
+    for name, wanted in SEEN.items():
+        assert sorted(first[name][0] + second[name][0]) == sorted(wanted), name
+        assert first[name][2] == second[name][2] == {
+            "mean": pytest.approx(sum(wanted) / len(wanted)),
+            "object": sum(wanted),
+        }, name
+        assert strategy is DDPStrategy or first[name][1] == second[name][1]
+
+
+def test_a_rank_takes_all_that_it_gives_where_nothing_is_shared(tmp_path: Any) -> None:
+    """With use_distributed_sampler=False equal batches are not dealt, in training and in evaluation."""
+
+    def job(rank: int) -> Any:
+        net = fit(rank, tmp_path, stream(0, 8), stream(0, 6), use_distributed_sampler=False)
+        return [i for batch in net.seen for i in batch], net.evaluated
+
+    assert on_two(job) == [(list(range(8)), list(range(6)))] * 2
+
+
+def test_the_log_says_once_what_was_chosen(tmp_path: Any) -> None:
+    """Rank 0 reports how data of unknown kind is taken, how to change it, and what was left out."""
+
+    def job(rank: int) -> Any:
+        found = {}
+        for name, data in {"dealt": stream(0, 14), "sharded": UNEVEN["function"](rank)}.items():
+            lines: list[str] = []
+            handler = logging.Handler()
+            handler.emit = lambda record, lines=lines: lines.append(record.getMessage())  # type: ignore[method-assign, misc]
+            logger = logging.getLogger("lt_core")
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+            fit(rank, tmp_path, data, max_epochs=2)
+            logger.removeHandler(handler)
+            found[name] = [line for line in lines if "train_dataloaders" in line or "train_dataloader" in line]
+        return found
+
+    first, second = on_two(job)
+    assert second == {"dealt": [], "sharded": []}
+    assert len(first["dealt"]) == len(first["sharded"]) == 2
+    assert "use_distributed_sampler=False" in first["dealt"][0]
+    assert "already" in first["sharded"][0]
+    assert all("at least 1 batches" in found[1] for found in first.values())
+
+
+def test_a_rank_without_a_batch_ends_the_fit_on_all(tmp_path: Any) -> None:
+    """A training epoch that is empty on one rank is one error on every rank."""
+
+    def job(rank: int) -> Any:
+        with pytest.raises(ConfigError, match="must have a batch"):
+            fit(rank, tmp_path, lambda: (torch.tensor([i]) for i in range([3, 0][rank])))
+        return True
+
+    assert on_two(job) == [True, True]
+
+
+@pytest.mark.parametrize("mode", ["min_size", "max_size_cycle", "max_size"])
+def test_loaders_of_known_and_unknown_length_walk_together(mode: Any, tmp_path: Any) -> None:
+    """A sized loader beside a stream ends each epoch at one step for all ranks, also where ranks begin it anew."""
+
+    class Both(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            first, other = batch
+            self.seen.append([int(x[0]) if x is not None else -1 for x in batch])
+            return self.loss(other if first is None else first)
+
+    def job(rank: int) -> Any:
+        found = []
+        for length in ([10, 14], [5, 5], [16, 10]):
+            net = Both()
+            seed_everything(3 + rank, verbose=False)
+            sized = DataLoader(torch.arange(12), 2, shuffle=True)  # type: ignore[arg-type]
+            data = CombinedLoader([sized, stream(100 * rank, 100 * rank + length[rank], 1)], mode)
+            trainer_of(2, tmp_path, max_epochs=2).fit(net, data)
+            found.append((len(net.seen), weights(net)))
+        return found
+
+    first, second = on_two(job, timeout=120)
+    assert first == second
+    shortest = {"min_size": [3, 3, 3], "max_size_cycle": [10, 5, 10], "max_size": [10, 5, 10]}[mode]
+    assert [steps for steps, _ in first] == [2 * steps for steps in shortest]

@@ -89,8 +89,8 @@ class Feed:
         self.world, self.where = everyone if share else World(), where or f"{stage} loader"
         self.train = stage == "train"
         combined = source if isinstance(source, CombinedLoader) else None
-        self.mode: str = combined.mode if combined else "max_size_cycle" if self.train else "sequential"
-        tree = combined.iterables if combined else source
+        self.mode: str = combined.mode if combined is not None else "max_size_cycle" if self.train else "sequential"
+        tree = combined.iterables if combined is not None else source
         self.loaders, paths = flatten(tree)
         self._tree = outline(tree)
         self.names = names_of(paths)
@@ -100,7 +100,7 @@ class Feed:
             for number, user in enumerate(self.loaders)
         ]
         for number, leaf in enumerate(self.leaves):
-            leaf.limit = combined.limit_of(number) if combined else _INF
+            leaf.limit = combined.limit_of(number) if combined is not None else _INF
             leaf.snapshots = leaf.snapshots and self.train
         self._peers: Peers | None = None
         if collectives is not None and everyone.size > 1:
