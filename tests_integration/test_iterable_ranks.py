@@ -1,4 +1,4 @@
-"""Train and evaluate on two real ranks over data of which only the order is known: no sample twice, and nobody hangs."""
+"""Train and evaluate on two real ranks over data of which only the order is known: no sample twice, no hang."""
 
 from __future__ import annotations
 
@@ -327,10 +327,14 @@ def test_ranks_evaluate_each_sample_once(strategy: Any, tmp_path: Any) -> None:
     first, second = on_two(job)
     for name, wanted in SEEN.items():
         assert sorted(first[name][0] + second[name][0]) == sorted(wanted), name
-        assert first[name][2] == second[name][2] == {
-            "mean": pytest.approx(sum(wanted) / len(wanted)),
-            "object": sum(wanted),
-        }, name
+        assert (
+            first[name][2]
+            == second[name][2]
+            == {
+                "mean": pytest.approx(sum(wanted) / len(wanted)),
+                "object": sum(wanted),
+            }
+        ), name
         assert strategy is DDPStrategy or first[name][1] == second[name][1]
 
 

@@ -257,11 +257,12 @@ class Feed:
             if ends is None:
                 yield batch
                 continue
-            ends.send(self._is_last())
+            mine = self._is_last()
+            ends.send(mine)
             yield batch
             if ends.heard():
-                if self._rounds < self._total:
-                    self._peers.report_rest(self.leaves, self._pending[0] is not END, self.where)  # type: ignore[union-attr]
+                if self._peers is not None and self._rounds < self._total:
+                    self._peers.report_rest(self.leaves, not mine, self.where)
                 break
         if not exact:
             self._last = self._over = True

@@ -86,7 +86,9 @@ class Cadence:
         self.val_batches = validation_batches(trainer.val_check_interval, self.total, every)
         interval = trainer.val_check_interval
         self.val_seconds = interval.total_seconds() if isinstance(interval, timedelta) else None
-        whole = self.val_batches == float("inf") or (isinstance(interval, float) and interval == 1.0 and not self.across)
+        whole = self.val_batches == float("inf") or (
+            isinstance(interval, float) and interval == 1.0 and not self.across
+        )
         self.at_end = self.validates and whole and self.val_seconds is None
         plateau = any(s.reduce_on_plateau and s.interval == "step" for s in run.schedulers)
         self.every_batch = (self.validates and self.val_seconds is not None) or (
