@@ -258,3 +258,26 @@ def test_a_sized_and_an_unsized_loader_make_one(mode: Any, steps: int) -> None:
             Feed(CombinedLoader(loaders, mode), stage="train", limit=0.5, where="val_dataloaders")
     with pytest.raises(ConfigError, match=f"/dataloader_idx_1.*{problem}"):
         Feed(loaders, stage="test", limit=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:Resuming inside an epoch")
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 2), (2, 2), (3, 2), (2, 4), (1, 4)])
+def test_a_dealt_place_serves_other_ranks_and_batch_sizes(ranks: int, batch: int) -> None:
+    """What two ranks left over of a stream is what any number of ranks takes, in batches of another size too."""
+    alike: Any = PlainCollectives()  # ranks that all give the same
+
+    def feed(rank: int, size: int, batch: int) -> Feed:
+        return Feed(DataLoader(Stream(60), batch), stage="train", world=world(rank, size), collectives=alike)
+
+    before = feed(0, 2, 2)
+    batches = before.epoch(0)
+    for _ in range(3):
+        next(batches)
+    state = before.state_dict()
+    order: list[tuple[int, list[int]]] = []
+    for rank in range(ranks):
+        after = feed(rank, ranks, batch)
+        after.load_state_dict(state)
+        order += [(step * ranks + rank, taken.tolist()) for step, taken in enumerate(after.resume(0))]
+        assert after.samples == 60 or ranks == 1
+    assert [i for _, taken in sorted(order) for i in taken] == list(range(12, 60))

@@ -123,7 +123,7 @@ class ViewLeaf(Leaf):
         """Begin the saved pass once more, skip its indices, load no data."""
         self._rewarm = self.persistent and not state.get("fresh", True)
         size, before = self.user.batch_size, state.get("batch_size")
-        if self.shards > self.cut and size and before and size != before:
+        if not self.indexed and state["samples"] and size and before and size != before:
             state = {**state, "batches": state["samples"] // size}
         super().resume(state, epoch)
 
