@@ -64,6 +64,10 @@ class Collectives(PlainCollectives):
             self.before |= each
         return found
 
+    def settle(self) -> int:
+        found, self.before = self.before, 0
+        return found
+
 
 class Trainer:
     """What agreement asks of a trainer."""
@@ -84,6 +88,7 @@ def run_of(rank: int, collectives: Any, size: int = SIZE) -> Any:
         signals=SimpleNamespace(received=None, heeded=None),
         saves=Saves(None),
         collectives=collectives,
+        feed=SimpleNamespace(ends=None),
     )
 
 

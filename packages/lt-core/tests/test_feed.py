@@ -24,7 +24,7 @@ from torch.utils.data import (
 from lt_core.data import CombinedLoader, Feed
 from lt_core.notices import PossibleUserWarning
 from lt_core.state import rng
-from lt_interface import World
+from lt_interface import PlainCollectives, World
 from lt_interface.errors import ConfigError
 
 
@@ -502,12 +502,13 @@ def test_ranks_draw_their_order_from_rank_zero() -> None:
         rng.seed_process(rank)
         sent = iter(list(states))
 
-        def agree(state: Any, sent: Iterator[Any] = sent) -> Any:
-            states.append(state)
-            return next(sent, state)
+        class Sent(PlainCollectives):
+            def broadcast_object(self, obj: Any, src: int = 0, sent: Iterator[Any] = sent) -> Any:
+                states.append(obj)
+                return next(sent, obj)
 
         data: Any = DataLoader(list(range(8)), 2, shuffle=True)  # type: ignore[arg-type]
-        feed = Feed(data, stage="train", world=world(rank, 2), agree=agree)
+        feed = Feed(data, stage="train", world=world(rank, 2), collectives=Sent())
         for epoch in range(2):
             orders[epoch].extend([feed.batch_indices or [] for _ in feed.epoch(epoch)])
         draws.append([torch.rand(()).item() for _ in range(17)])
@@ -527,9 +528,14 @@ def test_peers_that_share_their_samples_draw_one_order(own: bool) -> None:
     orders = []
     for rank in range(2):
         rng.seed_process(rank)
-        agree = (lambda state: states.append(state) or state) if rank == 0 else (lambda state: states[0])
+
+        class Sent(PlainCollectives):
+            def broadcast_object(self, obj: Any, src: int = 0) -> Any:
+                states.append(obj)
+                return states[0]
+
         generator = torch.Generator().manual_seed(rank) if own else None
         data = DataLoader(Noisy(8), 2, shuffle=True, generator=generator)
-        feed = Feed(data, stage="train", world=World(rank=rank, size=2), agree=agree)
+        feed = Feed(data, stage="train", world=World(rank=rank, size=2), collectives=Sent())
         orders.append([feed.batch_indices for _ in feed.epoch(0)])
     assert orders[0] == orders[1]

@@ -61,13 +61,17 @@ class Gloo:
     def agree(self, bits: int) -> int:
         if self.size == 1:
             return bits
-        before = 0
-        if self.sent is not None:
-            self.sent.wait()
-            before = int(self.word)
+        before = Gloo.settle(self)
         self.word = torch.tensor([bits], dtype=torch.int32)
         self.sent = dist.all_reduce(self.word, dist.ReduceOp.BOR, group=self.flags, async_op=True)
         return before
+
+    def settle(self) -> int:
+        if self.sent is None:
+            return 0
+        self.sent.wait()
+        self.sent = None
+        return int(self.word)
 
 
 class TestPlainCollectives(CollectivesConformance):
@@ -161,6 +165,9 @@ def _own_gradient(self: Any, tensor: Any, group: Any = "data", sync_grads: bool 
         ("test_agrees_one_call_late", {"agree": _keeps_old}),
         ("test_agrees_one_call_late", {"agree": _largest}),
         ("test_agreeing_waits_for_nobody", {"agree": _waiting}),
+        ("test_settles_what_was_sent", {"settle": lambda self: 0}),
+        ("test_settles_what_was_sent", {"settle": lambda self: Gloo.agree(self, 0)}),
+        ("test_settles_what_was_sent", {"settle": lambda self: int(self.word) if self.sent else 0}),
     ],
 )
 def test_broken_collectives_are_caught(test: str, changes: dict[str, Any]) -> None:

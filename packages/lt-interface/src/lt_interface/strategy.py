@@ -42,8 +42,8 @@ class Collectives(Protocol):
         >>> alone = PlainCollectives()
         >>> alone.reduce(0.5), alone.all_gather(0.5), alone.broadcast(0.5), alone.broadcast_object("run-7")
         (0.5, 0.5, 0.5, 'run-7')
-        >>> alone.any(False), alone.agree(5), alone.barrier("the files")
-        (False, 5, None)
+        >>> alone.any(False), alone.agree(5), alone.settle(), alone.barrier("the files")
+        (False, 5, 0, None)
     """
 
     def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
@@ -129,6 +129,14 @@ class Collectives(Protocol):
         """
         ...
 
+    def settle(self) -> int:
+        """Return the bits that any rank gave in the last `agree`, as the next one would; that one then returns 0.
+
+        It waits for the ranks that have yet to send theirs, and sends nothing, so that one rank alone may call it. With
+        nothing on its way, and with one rank, it returns 0.
+        """
+        ...
+
 
 class PlainCollectives:
     """Exchange of a single rank: every call returns what it was given.
@@ -164,6 +172,10 @@ class PlainCollectives:
     def agree(self, bits: int) -> int:
         """Return the bits."""
         return bits
+
+    def settle(self) -> int:
+        """Return 0: nothing is ever on its way."""
+        return 0
 
 
 @runtime_checkable

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import RandomSampler
 
 from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
-from lt_core.data.leaf import END, Leaf
+from lt_core.data.dealing import END
+from lt_core.data.given import advise, limited, names_of, source_problems
+from lt_core.data.leaf import Leaf
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
+from lt_core.data.peers import Peers
 from lt_core.data.resident import resident, resident_problem
 from lt_core.data.stager import Stager
-from lt_core.notices import PossibleUserWarning, info, warn
+from lt_core.notices import warn
 from lt_core.state import rng
-from lt_interface import World
+from lt_core.state.agreement import SharedEnd
+from lt_interface import Collectives, World
 from lt_interface.errors import CheckpointError, ConfigError, Problem, raise_problems
 
 __all__ = ["Feed"]
@@ -41,14 +40,16 @@ class Feed:
         source: A DataLoader, a list of batches, any iterable, a function that makes one, a
             CombinedLoader, or a nested list or dict of those.
         stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
-        world: Who this rank is; map-style DataLoaders are shared among data ranks.
+        world: Who this rank is; loaders are shared among data ranks.
         seed: The run's seed: batches that workers load are seeded from it.
         limit: A number of batches or a fraction (a float up to 1.0) of them: of the epoch's batches in
             training, of each loader's in evaluation.
         sequential: Whether shuffling samplers give way to sequential ones (overfit_batches).
         where: How errors name the source.
-        agree: With several ranks, what hands every rank rank 0's value of its argument
-            (``collectives.broadcast_object``), so that all samplers draw the same order, each epoch a new one.
+        collectives: With several ranks, the exchange with them: all samplers draw rank 0's order, each epoch a new one,
+            and what is no map-style DataLoader is compared (see `lt_core.data.dealing`).
+        share: Whether loaders are shared among data ranks; else each rank takes all that its loader gives.
+        ends: With several ranks, in training, what they agree by on the last batch where nobody knows it beforehand.
         shadows: Whether each rank is handed equally many batches in evaluation, too. A rank that has fewer gets one
             with samples that are not its own, of weight 0; otherwise only a rank that has none at all gets such a one.
         device: Where the loaders' sets are kept from now on; None leaves them as they are.
@@ -66,6 +67,7 @@ class Feed:
         stager: What batches of training take to the device, one batch ahead where that leaves no trace; they come from
             the feed on the device then. None leaves them as they are. To be set before an epoch begins.
         moved: Batches of the epoch that were done, where a resume found other batches or ranks; None where it did not.
+        ends: As above, where the ranks look ahead; else None.
 
     Raises:
         ConfigError: If the source or the limit cannot be used; all problems at once.
@@ -83,21 +85,24 @@ class Feed:
         limit: int | float | None = 1.0,
         sequential: bool = False,
         where: str = "",
-        agree: Callable[[Any], Any] | None = None,
+        collectives: Collectives | None = None,
+        share: bool = True,
+        ends: SharedEnd | None = None,
         shadows: bool = False,
         device: torch.device | None = None,
     ) -> None:
         self.user, self.stage, self.seed, self.limit = source, stage, seed, 1.0 if limit is None else limit
         self.shadows = shadows
-        self.world, self.agree, self.where = world or World(), agree, where or f"{stage} loader"
+        everyone = world or World()
+        self.world, self.where = everyone if share else World(), where or f"{stage} loader"
         self.train = stage == "train"
         combined = source if isinstance(source, CombinedLoader) else None
-        self.mode: str = combined.mode if combined else "max_size_cycle" if self.train else "sequential"
-        tree = combined.iterables if combined else source
+        self.mode: str = combined.mode if combined is not None else "max_size_cycle" if self.train else "sequential"
+        tree = combined.iterables if combined is not None else source
         self.loaders, paths = flatten(tree)
         self._tree = outline(tree)
-        self.names = _names(paths)
-        problems = _source_problems(self.loaders, paths, self.where, self.stage, self.mode)
+        self.names = names_of(paths)
+        problems = source_problems(self.loaders, paths, self.where, self.stage, self.mode)
         if device is not None and not problems:
             named = zip(self.loaders, self._places(), strict=True)
             problems = [p for p in (resident_problem(user, where) for user, where in named) if p is not None]
@@ -109,17 +114,20 @@ class Feed:
             )
         ]
         for number, leaf in enumerate(self.leaves):
-            leaf.limit = combined.limit_of(number) if combined else _INF
+            leaf.limit = combined.limit_of(number) if combined is not None else _INF
             leaf.snapshots = leaf.snapshots and self.train
-            if self.agree is not None and self.world.size > 1:
-                leaf.agreed = partial(self._agreed, leaf)
+        self._peers: Peers | None = None
+        if collectives is not None and everyone.size > 1:
+            self._peers = Peers(collectives, everyone.size, self.world, seed, ends)
+            self._peers.join(self.leaves, self._places(), self.train)
+        self.ends = None if self._peers is None else self._peers.end
         self.bare = not paths[0]
         self._measure()
         if not sequential and device is None:
-            _advise(self.leaves, self.stage, self.where)
+            advise(self.leaves, self.stage, self.where)
         self._reset(0)
         self.stager: Stager | None = None
-        self._open = False
+        self._open = self._reported = False
         self._total: int | float = self.num_batches
         self._next: Callable[[], Any] = iter(()).__next__
         self._state: dict[str, Any] | None = None
@@ -127,17 +135,18 @@ class Feed:
     def _measure(self) -> None:
         """Set the sizes and apply the limit."""
         sizes = [min(leaf.size, leaf.limit) for leaf in self.leaves]
-        empty = [where for where, size in zip(self._places(), sizes, strict=True) if size == 0 and self.limit != 0]
-        rule, got = "a loader must have at least one batch", "a loader of length 0"
+        rule, problems = "a loader must have at least one batch for each rank", list[Problem]()
         fix = "Check the dataset's length, batch_size and drop_last, or set the limit to 0."
-        raise_problems([Problem(where, rule, got, fix) for where in empty])
-        problems: list[Problem] = []
+        for leaf, size, where in zip(self.leaves, sizes, self._places(), strict=True):
+            if size == 0 and self.limit != 0:
+                problems.append(Problem(where, rule, f"a loader of length {min(leaf.whole, leaf.limit)}", fix))
+        raise_problems(problems)
         if self.mode == "sequential":
             pairs = zip(sizes, self._places(), strict=True)
-            self.sizes = [_limited(size, self.limit, where, problems) for size, where in pairs]
+            self.sizes = [limited(size, self.limit, where, problems) for size, where in pairs]
             self.num_batches: int | float = sum(self.sizes)
         else:
-            self.num_batches = _limited(combined_size(sizes, self.mode), self.limit, self.where, problems)
+            self.num_batches = limited(combined_size(sizes, self.mode), self.limit, self.where, problems)
             self.sizes = [min(size, self.num_batches) for size in sizes] if self.train else [self.num_batches]
         raise_problems(problems)
 
@@ -178,7 +187,14 @@ class Feed:
         for leaf in self.leaves:
             leaf.set_epoch(epoch)
             leaf.open(epoch)
+        self._settle_size()
         return self._training()
+
+    def _settle_size(self) -> None:
+        """Measure anew what was found to be dealt, and end the epoch where the rank with the fewest batches ends."""
+        if self._peers is not None and not self._peers.even:
+            self._measure()
+            self._total = self.num_batches = self._peers.fewest(self.num_batches)
 
     def _reset(self, epoch: int) -> None:
         self._epoch, self._rounds, self._open, self._over = epoch, 0, True, False
@@ -187,23 +203,6 @@ class Feed:
         self._last: bool | None = False  # None: not yet found out
         self.batch_indices: list[int] | None = None
         self.weight, self.moved = 1.0, None
-
-    @contextmanager
-    def _agreed(self, leaf: Leaf) -> Iterator[None]:
-        """Let all ranks begin a pass under rank 0's random state, which advances by it; the others keep their own."""
-        own, sampling = rng.capture(), leaf.sampling
-        states = {name: own[name] for name in ("python", "numpy", "torch")}, list(map(rng.generator_state, sampling))
-        common, generators = self.agree(states)  # type: ignore[misc]
-        if self.world.rank == 0:
-            yield
-            return
-        rng.restore(common)
-        for generator, state in zip(sampling, generators, strict=True):
-            rng.set_generator_state(generator, state)
-        try:
-            yield
-        finally:
-            rng.restore(own)
 
     def _training(self) -> Iterator[Any]:
         """Return the generator that fits the sources: for one plain sized loader, the shortest."""
@@ -255,10 +254,12 @@ class Feed:
             exact: Whether the number of rounds is known. Else ``last`` is found out when it is asked, by taking the
                 next round ahead, which is then pending.
         """
-        take, single = self._next, self.leaves[0] if len(self.leaves) == 1 else None
+        take, single, ends = self._next, self.leaves[0] if len(self.leaves) == 1 else None, self.ends
         stager = self.stager
         early = stager is not None and single is not None and single.early
         self._last = exact and self._rounds >= self._total
+        if ends is not None and self._rounds < self._total:
+            self._begin_together()
         while self._rounds < self._total:
             if self._pending:  # taken ahead, when `last` was asked
                 batch, self._before = self._pending.pop(), None
@@ -274,11 +275,19 @@ class Feed:
                 self.batch_indices = single.indices
             self.weight = _shared_weight(self.leaves)
             self._last = self._rounds == self._total if exact else None
-            if early and self._rounds < self._total:
+            mine = False
+            if ends is not None:
+                mine = self._is_last()
+                ends.send(mine)
+            elif early and self._rounds < self._total:
                 self._before = self._place()
                 ended = self._look_ahead()
                 self._last = False if exact else ended
             yield batch if stager is None else stager.take(batch)
+            if ends is not None and ends.heard():
+                if self._peers is not None and self._rounds < self._total:
+                    self._peers.report_rest(self.leaves, not mine, self.where)
+                break
         if not exact:
             self._last = self._over = True
             if not self._rounds:
@@ -292,8 +301,15 @@ class Feed:
     def last(self) -> bool:
         """Whether the batch handed out last ends its epoch; found out when it is asked, by looking ahead if need be."""
         if self._last is None:
-            self._last = self._is_last()
+            self._last = self._is_last() if self.ends is None else self.ends.heard()
         return self._last
+
+    def _begin_together(self) -> None:
+        """Fetch the first batch of those to come; a rank that has none ends the epoch for all."""
+        if not self._pending:
+            self._look_ahead()
+        if self._peers is not None and self._peers.any(self._pending[0] is END):
+            self._pending, self._over = [END], True
 
     def _is_last(self) -> bool:
         if self._rounds >= self._total:
@@ -341,34 +357,45 @@ class Feed:
                 yield from self._side_by_side(epoch, limit)
                 return
             for number, leaf in enumerate(self.leaves):
-                size = min(self.sizes[number], limit)
-                if size:
-                    leaf.set_epoch(epoch)
-                    leaf.open(epoch)
-                    yield from self._one_by_one(leaf, number, count() if size >= leaf.size else range(int(size)))
+                if min(self.sizes[number], limit):
+                    self._open_evaluation(leaf, epoch)
+                    size = min(self.sizes[number], limit)
+                    yield from self._one_by_one(leaf, number, _INF if size >= leaf.size else size)
                     leaf.release()
         finally:
             for leaf in self.leaves:
                 leaf.release()
 
-    def _one_by_one(self, leaf: Leaf, number: int, steps: Any) -> Iterator[tuple[Any, int, int]]:
-        self.batch_indices = None
-        for index in steps:
+    def _open_evaluation(self, leaf: Leaf, epoch: int) -> None:
+        leaf.set_epoch(epoch)
+        leaf.open(epoch)
+        if leaf.dealer is not None:
+            self._measure()
+
+    def _one_by_one(self, leaf: Leaf, number: int, size: int | float) -> Iterator[tuple[Any, int, int]]:
+        self.batch_indices, batch = None, END
+        meets = self._peers if self.shadows and not leaf.even else None
+        for index in count():
+            before = batch
             try:
-                batch = leaf.take()
+                batch = leaf.take() if index < size else END
             except StopIteration:
+                batch = END
+            ended = batch is END
+            if meets is not None and meets.any(not ended):  # as many rounds as the longest rank has
+                batch = before if ended else batch
+            if batch is END:
                 return
-            self.batch_indices, self.weight = leaf.indices, leaf.weight
+            self.batch_indices, self.weight = leaf.indices, 0.0 if ended else leaf.weight
             if self.weight or self.shadows or not index:
                 yield batch, index, number
 
     def _side_by_side(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
-        total = min(self.num_batches, limit)
-        if not total:
+        if not min(self.num_batches, limit):
             return
         for leaf in self.leaves:
-            leaf.set_epoch(epoch)
-            leaf.open(epoch)
+            self._open_evaluation(leaf, epoch)
+        total = min(self.num_batches, limit)
         steps = count() if total == _INF else range(int(total))
         for index, items in zip(steps, rounds(self.leaves, self.mode), strict=False):
             self.weight = _shared_weight(self.leaves)
@@ -402,7 +429,7 @@ class Feed:
         single = self.leaves[0]
         if self._last and len(self.leaves) == 1 and single.keeps_place:
             self._exhaust(single)  # whether its dataset has begun anew already, its state does not show
-        if self._over:
+        if self._over if self.ends is None or not self._rounds else self.last:
             return {**self._place(), "over": True}
         return self._place() if self._before is None else dict(self._before)
 
@@ -419,13 +446,13 @@ class Feed:
                 f"Got {len(self.leaves)} where there were {len(saved)}. Give the same loaders."
             )
         for leaf, one, where in zip(self.leaves, saved, self._places(), strict=True):
+            leaf.load(one)
             same_world = one.get("world", leaf.shards) == leaf.shards
             if same_world and one["size"] != leaf.size:
                 warn(
                     f"{where}: {leaf.size} batches now, {one['size']} when the checkpoint was made. "
                     "The resumed run cannot be the same as an uninterrupted one."
                 )
-            leaf.load(one)
         self._state = state
 
     def resume(self, epoch: int) -> Iterator[Any]:
@@ -454,6 +481,7 @@ class Feed:
                 leaf.resume(one, epoch)
             self._rounds = -(-state["rounds"] * state["world"] // self.world.data_size)
             self._total = self.num_batches
+            self._settle_size()
             leaf = self.leaves[0]
             if len(self.leaves) == 1 and isinstance(leaf, ViewLeaf):
                 self._rounds = leaf.batches
@@ -489,61 +517,3 @@ def _shared_weight(leaves: list[Leaf]) -> float:
     """Return the weight of a round of batches: 1 where those of its leaves differ."""
     weight = leaves[0].weight
     return weight if all(leaf.weight == weight for leaf in leaves) else 1.0
-
-
-def _names(paths: list[tuple[Any, ...]]) -> list[str]:
-    if len(paths) < 2:
-        return ["" for _ in paths]
-    if all(isinstance(key, str) for path in paths for key in path):
-        return ["/" + "/".join(path) for path in paths]
-    return [f"/dataloader_idx_{number}" for number in range(len(paths))]
-
-
-def _source_problems(
-    loaders: list[Any], paths: list[tuple[Any, ...]], where: str, stage: str, mode: str
-) -> list[Problem]:
-    problems: list[Problem] = []
-    if not loaders:
-        problems.append(Problem(where, "at least one loader is needed", "an empty collection", "Give a DataLoader."))
-    if stage == "train" and mode == "sequential":
-        fix = 'Use mode="max_size_cycle", "max_size" or "min_size".'
-        problems.append(Problem(where, "training takes its loaders side by side", 'mode="sequential"', fix))
-    if stage == "predict" and mode != "sequential":
-        fix = 'Use CombinedLoader(..., mode="sequential").'
-        problems.append(Problem(where, "prediction takes one loader after another", f"mode={mode!r}", fix))
-    for loader, name in zip(loaders, _names(paths), strict=True):
-        iterable = hasattr(type(loader), "__iter__") or (callable(loader) and not isinstance(loader, type))
-        if not iterable or isinstance(loader, Tensor | str | bytes | Mapping):
-            fix = "Give a DataLoader, a list of batches, or another iterable of batches."
-            if hasattr(type(loader), "__getitem__") and not isinstance(loader, Tensor | str | bytes):
-                fix = "A dataset gives samples, not batches: wrap it, DataLoader(dataset, batch_size=...)."
-            problems.append(Problem(where + name, "a loader must be iterable", type(loader).__name__, fix))
-    return problems
-
-
-def _limited(size: int | float, limit: int | float, where: str, problems: list[Problem]) -> int | float:
-    """Return a size under a limit: a whole number is one of batches, a float a fraction."""
-    if isinstance(limit, int) or limit in (0.0, _INF):
-        return min(size, int(limit) if limit != _INF else _INF)
-    if limit == 1.0:
-        return size
-    if size == _INF:
-        fix = "Give a number of batches (an int), or 1.0 for all."
-        problems.append(Problem(where, "a fraction needs a loader of known length", f"limit {limit}", fix))
-        return 0
-    part = int(size * limit)
-    if part == 0 and size:
-        fix = f"Use at least {1 / size:.4g}, or a number of batches (an int)."
-        problems.append(Problem(where, f"a fraction of {size} batches must be at least one", f"limit {limit}", fix))
-    return part
-
-
-def _advise(leaves: list[Leaf], stage: str, where: str) -> None:
-    """Warn of what is allowed but seldom meant."""
-    for leaf in leaves:
-        if not isinstance(leaf, ViewLeaf):
-            continue
-        if stage != "train" and isinstance(leaf.user.sampler, RandomSampler):
-            warn(f"{where}: the loader shuffles. Evaluation seldom wants that: use shuffle=False.", PossibleUserWarning)
-        if not leaf.user.num_workers and (os.cpu_count() or 1) > 2:
-            info(f"{where}: num_workers=0 loads data in the training process; more workers may be faster.")

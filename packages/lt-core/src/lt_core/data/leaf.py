@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-from lt_core.data.stream import Share
+from lt_core.data.dealing import END, Dealer
+from lt_core.data.stream import Share, samplers_in
 from lt_core.state import rng
 
 __all__ = ["END", "Leaf", "SequenceLeaf", "count", "is_stateful", "length", "shut_down"]
 
-END: Any = object()
 _INF = float("inf")
 
 
@@ -35,7 +35,7 @@ class Leaf:
     Attributes:
         user: The loader as the user gave it.
         number: Its number among the loaders of its stage.
-        size: Batches that this rank takes in a whole pass; infinity where unknown.
+        whole: Batches that the loader gives this rank in a whole pass; infinity where unknown.
         exact: Whether ``size`` is where a pass really ends.
         indexed: Whether ``taken`` yields the index batch of each batch.
         batches: Batches of the running pass handed out so far, those before a resume included.
@@ -49,7 +49,9 @@ class Leaf:
         early: Whether a batch may be fetched in front of the step before its own and nobody can see it: this process
             draws nothing for it, and the place before it is cheap to note.
         keeps_place: Whether the place is kept by the user's own iterable, which nothing is replayed of.
-        shards: Data ranks that the loader's batches are shared among.
+        even: Whether all ranks take equally many batches, since they share one stream of indices.
+        cut: Data ranks that the loader's index batches are shared among.
+        dealer: Deals batches without indices among several ranks; None for one rank, and where there are indices.
         generators: Random generators that the loader, its samplers and its dataset own.
         sampling: Those of them that the order of samples comes from.
         agreed: Makes the context in which a pass begins: under rank 0's random state, with several ranks.
@@ -61,14 +63,17 @@ class Leaf:
     exact = True
     snapshots = True
     peek_draws = True
-    early = keeps_place = False
-    shards = 1
+    early = keeps_place = even = False
+    cut = 1
     weight = 1.0
+    dealer: Dealer | None = None
 
     def __init__(self, user: Any, number: int, size: int | float) -> None:
-        self.user, self.number, self.size = user, number, size
+        self.user, self.number, self.whole = user, number, size
         self.batches = self.samples = self.cycle = self.epoch = 0
         self.iterator: Iterator[Any] = iter(())
+        self._raw: Iterator[Any] = self.iterator
+        self._begins, self._skip = False, 0
         self.taken: Iterator[Any] | None = None
         self.generators: list[Any] = []
         self.sampling: list[Any] = []
@@ -79,14 +84,37 @@ class Leaf:
         self.start: dict[str, Any] | None = None
         self._start_generators: list[Any] = []
 
+    @property
+    def size(self) -> int | float:
+        """Return how many batches this rank takes in a whole pass; infinity where unknown."""
+        return self.whole if self.dealer is None else self.dealer.share(self.whole)
+
+    @property
+    def shards(self) -> int:
+        """Return how many data ranks the loader's batches are shared among."""
+        return self.cut if self.dealer is None else self.dealer.shards
+
     def open(self, epoch: int, cycle: int = 0) -> None:
-        """Begin a pass: snapshot the random state, then make the iterator and draw the first indices."""
-        self.epoch, self.cycle, self.batches, self.samples = epoch, cycle, 0, 0
+        """Begin a pass: snapshot the random state, then make the iterator and draw the first indices.
+
+        Of what is dealt among ranks, the first batch is drawn too: an order that a generator draws when it begins is
+        drawn from the state that the ranks agreed on.
+        """
+        self.epoch, self.cycle, self.batches, self.samples, self.weight = epoch, cycle, 0, 0, 1.0
+        self._begins, self._skip = not cycle, 0
         with self.agreed():
             if self.snapshots:
                 self.start = rng.capture()
                 self._start_generators = [rng.generator_state(g) for g in self.generators]
             self._begin(0, 0)
+            if self.dealer is not None:
+                first = next(self.iterator, END)
+                self.iterator = iter(()) if first is END else chain((first,), self.iterator)
+
+    def _give(self, raw: Iterator[Any]) -> None:
+        """Set the pass's iterator: the one given, or this rank's share of its batches."""
+        self._raw = raw
+        self.iterator = raw if self.dealer is None else self.dealer.deal(raw, self._begins)
 
     def restart(self) -> None:
         """Begin another pass within the epoch."""
@@ -111,6 +139,9 @@ class Leaf:
             else:
                 self.indices = one
                 self.samples += count(one)
+        elif self.dealer is not None and self.dealer.weights:
+            self.weight, samples = self.dealer.weights.popleft()
+            self.samples += samples
         return batch
 
     def ended(self) -> bool | None:
@@ -133,11 +164,13 @@ class Leaf:
 
     def consumed(self) -> int:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
-        return self.batches
+        return self._skip + (self.batches - -(-self._skip // self.shards)) * self.shards
 
     def state(self) -> dict[str, Any]:
         """Return the place in the running pass and all that a resume needs to find it again."""
+        dealt = {} if self.dealer is None else {"dealt": self.dealer.dealt}
         return {
+            **dealt,
             "cycle": self.cycle,
             "batches": self.consumed(),
             "samples": self.samples,
@@ -148,7 +181,9 @@ class Leaf:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what outlives an epoch: the state of the loader's own generators."""
+        """Take over what outlives an epoch: the state of the loader's own generators, and how it is dealt."""
+        if self.dealer is not None:
+            self.dealer.resume(state.get("dealt"))
         if len(state["now"]) == len(self.generators):
             self._set_generators(state["now"])
 
@@ -157,8 +192,8 @@ class Leaf:
 
         The process's random state is left where beginning and skipping took it.
         """
-        self.epoch, self.cycle, self.samples = epoch, state["cycle"], state["samples"]
-        self.batches = state["batches"]
+        self.epoch, self.cycle, self.samples, self._begins = epoch, state["cycle"], state["samples"], True
+        self._skip, self.batches = state["batches"], -(-state["batches"] // self.shards)
         self.start, self._start_generators = state["rng"], state["start"]
         matched = len(self.generators) == len(state["start"])
         if self.start is not None:
@@ -183,21 +218,22 @@ class Leaf:
 
     def release(self) -> None:
         """Let go of the pass's iterator, with the workers that serve this pass alone."""
-        if not getattr(self.iterator, "_persistent_workers", True):
-            shut_down(self.iterator)  # here and now: an error's traceback may hold the iterator for long
+        if not getattr(self._raw, "_persistent_workers", True):
+            shut_down(self._raw)  # here and now: an error's traceback may hold the iterator for long
         self.iterator, self.taken = iter(()), None
+        self._raw = self.iterator
         self._ahead.clear()
 
     def close(self) -> None:
         """Shut down every worker."""
-        iterator = self.iterator
+        raw = self._raw
         self.release()
-        shut_down(iterator)
+        shut_down(raw)
 
     def set_epoch(self, epoch: int) -> None:
         """Give samplers and datasets the epoch's number, each of them once."""
         sampler, batch_sampler, dataset = (getattr(self.user, n, None) for n in ("sampler", "batch_sampler", "dataset"))
-        parts = [self.user, sampler, batch_sampler, getattr(batch_sampler, "sampler", None), dataset]
+        parts = [self.user, sampler, batch_sampler, *samplers_in(sampler, batch_sampler), dataset]
         for part in {id(part): part for part in parts}.values():
             set_epoch = getattr(part, "set_epoch", None)
             if callable(set_epoch):
@@ -226,4 +262,4 @@ class SequenceLeaf(Leaf):
         super().__init__(user, number, len(user))
 
     def _begin(self, skip: int, samples: int) -> None:
-        self.iterator = islice(self.user, skip, None) if skip else iter(self.user)
+        self._give(islice(self.user, skip, None) if skip else iter(self.user))

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, cast
 
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from lt_core.data.leaf import END, Leaf, SequenceLeaf, is_stateful, length, shut_down
 from lt_core.data.opaque_leaf import OpaqueLeaf, fast_forward
-from lt_core.data.stream import IndexStream, find_generators, share_count
+from lt_core.data.stream import IndexStream, find_generators, is_sharded, share_count
 from lt_core.notices import warn
 from lt_core.state import rng
 from lt_interface import World
@@ -32,12 +32,14 @@ class ViewLeaf(Leaf):
         self, user: DataLoader[Any], number: int, *, world: World, seed: int, train: bool, sequential: bool
     ) -> None:
         self.indexed = not isinstance(user.dataset, IterableDataset)
-        sharded = self.indexed and not isinstance(user.sampler, DistributedSampler)
-        self.shards = world.data_size if sharded else 1
+        inner = _in_order(user) if sequential and self.indexed else user._index_sampler
+        shared = self.indexed and not is_sharded(inner)
+        self.cut = world.data_size if shared else 1
+        self.even = shared
         self.stream = IndexStream(
-            _in_order(user) if sequential and self.indexed else user._index_sampler,
+            inner,
             workers=user.num_workers,
-            world=world if sharded else None,
+            world=world if shared else None,
             short="drop" if train and user.drop_last else "split",
             seed=seed,
             loader=number,
@@ -53,7 +55,7 @@ class ViewLeaf(Leaf):
         self.prefetch = (user.prefetch_factor or 0) * user.num_workers
         # Batches that overtake one another cannot be matched with their indices.
         self.ordered = getattr(user, "in_order", True) or user.num_workers < 2
-        self.fresh, self._rewarm, self._skip = True, False, 0
+        self.fresh, self._rewarm = True, False
         self.peek_draws = not user.num_workers
         # Torch's own samplers draw when a pass begins, those of others perhaps with each index.
         samplers = (
@@ -70,27 +72,25 @@ class ViewLeaf(Leaf):
         warm = self.persistent and (self._rewarm or self.view._iterator is not None)
         stream.rewarm, self._rewarm, self.fresh = self._rewarm, False, not warm
         self._ahead.clear()
-        self.iterator = iter(self.view)
+        raw = iter(self.view)
         if self.indexed:
             stream.begin()
-            skip = self._skip = stream.skip
+            skip = stream.skip
             self.taken = cast("Iterator[Any]", stream.taken) if self.ordered else None
             if self.taken is not None and not skip and not self.view.num_workers:
                 # The sampler draws its seed now, as the workers' index prefetch would make it do.
                 first = next(self.taken, END)
                 self.taken = iter(()) if first is END else chain((first,), self.taken)
         stream.taken = None
-        self.batches = -(-skip // self.shards)
+        self._skip, self.batches = skip, -(-skip // self.shards)
         if skip and not self.indexed and not self.keeps_place:
             fix = "Give the dataset state_dict() and load_state_dict(), with num_workers=0"
-            fast_forward(self.iterator, skip, f"DataLoader({type(self.user.dataset).__name__})", fix)
+            fast_forward(raw, skip, f"DataLoader({type(self.user.dataset).__name__})", fix)
+        self._give(raw)
 
     def consumed(self) -> int:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
-        if self.shards == 1:
-            return self.batches
-        used = self._skip + (self.batches - -(-self._skip // self.shards)) * self.shards
-        return int(min(used, length(self.stream.inner)))
+        return int(min(super().consumed(), length(self.stream.inner))) if self.cut > 1 else super().consumed()
 
     def rest(self) -> int | float:
         """Return how many batches of the pass are left for this rank, from where it began."""
@@ -111,6 +111,7 @@ class ViewLeaf(Leaf):
             "warm": self.persistent and self.view._iterator is not None,
             "dataset": copy.deepcopy(self.user.dataset.state_dict()) if self.indexed and self.stateful else None,
             "place": copy.deepcopy(self.user.dataset.state_dict()) if self.keeps_place else None,
+            "batch_size": self.user.batch_size,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -126,6 +127,9 @@ class ViewLeaf(Leaf):
     def resume(self, state: dict[str, Any], epoch: int) -> None:
         """Begin the saved pass once more, skip its indices, load no data."""
         self._rewarm = self.persistent and not state.get("fresh", True)
+        size, before = self.user.batch_size, state.get("batch_size")
+        if not self.indexed and state["samples"] and size and before and size != before:
+            state = {**state, "batches": state["samples"] // size}
         super().resume(state, epoch)
 
     def _settle(self, state: dict[str, Any]) -> None:
@@ -199,8 +203,11 @@ def make_leaf(user: Any, number: int, *, world: World, seed: int, train: bool, s
         return SequenceLeaf(user, number)
     if _is_plain_loader(user):
         return ViewLeaf(user, number, world=world, seed=seed, train=train, sequential=sequential)
-    if isinstance(user, DataLoader) and not isinstance(user.dataset, IterableDataset) and world.data_size > 1:
+    mapped = isinstance(user, DataLoader) and not isinstance(user.dataset, IterableDataset)
+    if mapped and world.data_size > 1 and not is_sharded(user.sampler, user.batch_sampler):
         workers = user.num_workers
         stream = IndexStream(user._index_sampler, workers=workers, world=world, seed=seed, loader=number)
-        return OpaqueLeaf(user, number, _view(user, stream))
+        leaf = OpaqueLeaf(user, number, _view(user, stream))
+        leaf.even = True
+        return leaf
     return OpaqueLeaf(user, number)

@@ -7,13 +7,25 @@ All else is a leaf, whatever it holds.
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
 
-__all__ = ["apply_to_collection", "batch_size", "items_of", "leaves", "map_items", "move_to_device", "rebuilt"]
+__all__ = [
+    "apply_to_collection",
+    "batch_size",
+    "digest",
+    "items_of",
+    "leaves",
+    "map_items",
+    "move_to_device",
+    "rebuilt",
+]
 
 
 def items_of(data: Any) -> Mapping[Any, Any] | None:
@@ -185,3 +197,42 @@ def batch_size(batch: Any) -> tuple[int | None, bool]:
         elif size != first:
             return first, True
     return first, False
+
+
+def digest(batch: Any) -> bytes:
+    """Return 16 bytes that are the same for equal batches, in other processes too.
+
+    Tensors, arrays and plain values count by their contents, other objects by their attributes.
+    """
+    found = blake2b(digest_size=16)
+    for part in _contents(batch, set()):
+        found.update(part)
+    return found.digest()
+
+
+def _contents(data: Any, seen: set[int]) -> Iterator[bytes]:
+    """Yield what two equal pieces of data have in common, as bytes."""
+    yield f"{type(data).__module__}.{type(data).__qualname__}".encode()
+    if isinstance(data, torch.Tensor):
+        plain = data.detach().cpu()
+        yield f"{plain.dtype}{tuple(plain.shape)}".encode()
+        if plain.layout is not torch.strided:
+            plain = plain.to_dense()
+        plain = plain.dequantize() if plain.is_quantized else plain.resolve_conj().resolve_neg()
+        yield plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return
+    if data is None or isinstance(data, str | bytes | int | float | complex):
+        yield repr(data).encode()
+        return
+    if id(data) in seen:
+        return
+    seen.add(id(data))
+    items = items_of(sorted(data, key=repr) if isinstance(data, set | frozenset) else data)
+    if items is None and not hasattr(data, "__array__"):
+        items = getattr(data, "__dict__", None)
+    if items is None:
+        with suppress(Exception):  # whatever an object of the user's raises: only its type counts then
+            yield pickle.dumps(data)
+    for key, value in (items or {}).items():
+        yield repr(key).encode()
+        yield from _contents(value, seen)

@@ -33,7 +33,7 @@ class OpaqueLeaf(Leaf):
 
     def open(self, epoch: int, cycle: int = 0) -> None:
         """Begin a pass; an iterator that can be used once goes on where it stands."""
-        self.drawn += self.batches if self.one_shot else 0
+        self.drawn += self.consumed() if self.one_shot else 0
         super().open(epoch, cycle)
 
     def state(self) -> dict[str, Any]:
@@ -50,15 +50,16 @@ class OpaqueLeaf(Leaf):
         if self.one_shot and not self.stateful:
             self._forward(iter(self.source), state.get("drawn", 0) + state["batches"])
             self.drawn = state.get("drawn", 0)
-            self.batches = state["batches"]
+            self.batches = state["batches"] // self.shards
         if self.stateful and state.get("user") is not None:
             self.user.load_state_dict(state["user"])
 
     def _begin(self, skip: int, samples: int) -> None:
         made = self.source if hasattr(self.source, "__iter__") else self.source()
-        self.iterator = iter(made)
+        raw = iter(made)
         if skip and not self.stateful and not self.one_shot:
-            self._forward(self.iterator, skip)
+            self._forward(raw, skip)
+        self._give(raw)
 
     def _forward(self, iterator: Iterator[Any], skip: int) -> None:
         fast_forward(iterator, skip, type(self.user).__name__, "Give it state_dict() and load_state_dict()")

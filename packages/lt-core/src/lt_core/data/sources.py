@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.data.feed import Feed
 from lt_core.hooks.table import overrides
+from lt_core.state.agreement import SharedEnd
 from lt_core.state.stage import TRAIN, VALIDATE, Stage
-from lt_interface import World
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -67,12 +67,14 @@ def _make(run: Run, stage: Stage) -> Feed:
     return Feed(
         given,
         stage=stage.word,
-        world=run.world if run.trainer._config.use_distributed_sampler else World(),
+        world=run.world,
+        share=run.trainer._config.use_distributed_sampler,
         seed=run.plan.seed or 0,
         limit=limit_of(run, stage),
         sequential=overfit,
         where=where,
-        agree=run.collectives.broadcast_object,
+        collectives=run.collectives,
+        ends=SharedEnd(run) if stage is TRAIN and run.world.size > 1 else None,
         shadows=run.strategy.collective_forward,
         device=run.device if resident else None,
     )

@@ -18,11 +18,22 @@ from itertools import chain, islice, tee
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lt_core.state.rng import generator_state, is_generator, reseed_generator, seed_process, set_generator_state
 from lt_interface import World
 
-__all__ = ["IndexStream", "Share", "Short", "batch_seed", "find_generators", "share_count", "shares", "split"]
+__all__ = [
+    "IndexStream",
+    "Share",
+    "batch_seed",
+    "find_generators",
+    "is_sharded",
+    "samplers_in",
+    "share_count",
+    "shares",
+]
+__all__ += ["Short", "split"]
 
 Short = Literal["split", "drop", "pad"]
 
@@ -132,6 +143,34 @@ def find_generators(*roots: Any) -> list[Any]:
                 if name in _OWNERS or is_generator(value):
                     queue.append(value)
     return found
+
+
+def samplers_in(*roots: Any) -> list[Any]:
+    """Return these samplers, and whatever they iterate in turn, under any attribute's name."""
+    found: list[Any] = []
+    queue = list(roots)
+    while queue:
+        one = queue.pop(0)
+        if type(one) in (list, tuple):
+            queue.extend(one[:64])
+        elif _gives_indices(one) and not any(one is other for other in found):
+            found.append(one)
+            queue.extend(vars(one).values())
+    return found
+
+
+def _gives_indices(thing: Any) -> bool:
+    data = isinstance(thing, type | torch.Tensor | Dataset | DataLoader) or hasattr(thing, "__getitem__")
+    return not data and hasattr(thing, "__iter__") and hasattr(thing, "__dict__")
+
+
+def is_sharded(*samplers: Any) -> bool:
+    """Return whether samplers, or others in them, give each rank its own share of the samples."""
+    for one in samplers_in(*samplers):
+        distributed = isinstance(one, DistributedSampler) or (hasattr(one, "num_replicas") and hasattr(one, "rank"))
+        if distributed and getattr(one, "num_replicas", None) != 1:
+            return True
+    return False
 
 
 _worker: dict[str, Any] = {}

@@ -65,6 +65,7 @@ class Cadence:
         next: The count of completed batches at which the loop must next look up.
         validates: Whether this epoch validates.
         val_seconds: After how many seconds validation is due, where it goes by a clock.
+        at_end: Whether validation is due at the epoch's end, wherever its data ends.
     """
 
     def __init__(self) -> None:
@@ -85,6 +86,10 @@ class Cadence:
         self.val_batches = validation_batches(trainer.val_check_interval, self.total, every)
         interval = trainer.val_check_interval
         self.val_seconds = interval.total_seconds() if isinstance(interval, timedelta) else None
+        whole = self.val_batches == float("inf") or (
+            isinstance(interval, float) and interval == 1.0 and not self.across
+        )
+        self.at_end = self.validates and whole and self.val_seconds is None
         plateau = any(s.reduce_on_plateau and s.interval == "step" for s in run.schedulers)
         self.every_batch = (self.validates and self.val_seconds is not None) or (
             plateau and run.module.automatic_optimization
@@ -125,7 +130,7 @@ class Cadence:
         if stop_is_settled(run) and may_stop(run.trainer) and not self.across:
             return True
         before = run.progress.batches if self.across else 0
-        return bool((before + index + 1) % self.val_batches == 0)
+        return bool((before + index + 1) % self.val_batches == 0) or (last and self.at_end)
 
 
 def run_due(run: Run, index: int) -> bool:

@@ -95,6 +95,7 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
     batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
     if feed.moved is not None:
         progress.batch = feed.moved
+    if feed.moved is not None or feed.num_batches != run.cadence.total:  # found when the ranks met
         run.cadence.begin_epoch(run)
     run.loop.fit.samples_seen = feed.samples
     return batches
@@ -164,7 +165,6 @@ def end_of_data(run: Run, skipped: bool) -> bool:
     settle(run)
     log_step(run)  # a short window's step came before its batch was due
     progress, cadence = run.progress, run.cadence
-    at_end = cadence.validates and cadence.val_batches == float("inf") and cadence.val_seconds is None
-    if skipped or not at_end or not progress.batch or run.loop.fit.validated_batch == progress.batch:
+    if skipped or not cadence.at_end or not progress.batch or run.loop.fit.validated_batch == progress.batch:
         return False
     return finish_due(run, progress.batch - 1)

@@ -11,6 +11,9 @@ loop looks up at once. With several a rank only notes it, and says so with the f
 batch without waiting; one batch later all ranks look up, and `settle` finds out what for. It also runs before whatever
 else depends on wishes: validation, saves, an epoch's end; so no checkpoint is written while one is on its way.
 
+Where nobody knows an epoch's length, the ranks' data may end at different batches. Then each looks one batch ahead, and
+the flags go out before each batch, with one more: whether it is this rank's last. It is all ranks' last if one says so.
+
 An error of one rank is agreed with nobody, since its peers may wait in any collective. It is reported through the
 strategy, which ends their waits by an error that names this rank. From then on each of them is alone, and what it still
 does, such as saving, exchanges nothing. A run that went well ends with a barrier, so that an error in the last hooks of
@@ -30,11 +33,13 @@ from lt_interface import ReportsFailures
 from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from lt_core.state.loop_state import LoopState
     from lt_core.state.run import Run
     from lt_core.trainer import Trainer
 
 __all__ = [
     "SharedAlarm",
+    "SharedEnd",
     "decided_by_rank_zero",
     "from_rank_zero",
     "heard",
@@ -48,8 +53,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_WISH, _STOP, _SAVE, _INTERRUPT, _TERMINATE, _BATCH = 1, 2, 4, 8, 16, 32
-_END: Any = object()
+_WISH, _STOP, _SAVE, _INTERRUPT, _TERMINATE, _BATCH, _END = 1, 2, 4, 8, 16, 32, 64
+_DONE: Any = object()
 _OURS = ("lt_core.", "lt_interface.")
 _SIGNALS = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _TERMINATE}
 
@@ -92,13 +97,42 @@ def listen(run: Run) -> Callable[[], None] | None:
     """Return what the loop calls after each batch to hear of the ranks' wishes, or None where there is one rank."""
     if run.world.size == 1:
         return None
-    loop, agree = run.loop, run.collectives.agree
+    loop, exchange = run.loop, run.collectives
+    if run.feed.ends is not None:
+        return lambda: _note(loop, exchange.settle())
+    return lambda: _note(loop, exchange.agree(_WISH if loop.wish else 0))
 
-    def hear() -> None:
-        if agree(_WISH if loop.wish else 0):
-            loop.attention = True
 
-    return hear
+def _note(loop: LoopState, seen: int) -> None:
+    """Note what was heard between two batches."""
+    loop.attention = loop.attention or bool(seen & _WISH)
+    loop.ends = loop.ends or bool(seen & _END)
+
+
+class SharedEnd:
+    """Agreement on the last batch of an epoch whose length nobody knows.
+
+    Before each batch a rank sends, without waiting, whether it is its last. Whoever asks waits for the answers, and
+    exchanges nothing: so one rank alone may ask.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def send(self, last: bool) -> None:
+        """Send whether the batch that comes next is this rank's last, and whether it has a wish."""
+        loop = self.run.loop
+        seen = self.run.collectives.agree((_END if last else 0) | (_WISH if loop.wish else 0))
+        loop.ends = False
+        _note(loop, seen)
+
+    def heard(self) -> bool:
+        """Return whether the batch that was sent about last is the last one of any rank."""
+        _note(self.run.loop, self.run.collectives.settle())
+        return self.run.loop.ends
 
 
 def settle(run: Run) -> None:
@@ -113,7 +147,9 @@ def settle(run: Run) -> None:
     bits = (_STOP if trainer.should_stop else 0) | (_SAVE if saves.queue else 0)
     bits |= 0 if watch is None else _SIGNALS.get(watch.received or 0, 0)  # type: ignore[call-overload]
     # Two calls: the first returns what is still on its way, the second what was sent just now.
-    seen = run.collectives.agree(bits) | run.collectives.agree(0)
+    before = run.collectives.agree(bits)
+    loop.ends = loop.ends or bool(before & _END)
+    seen = before | run.collectives.settle()
     trainer._should_stop = loop.stop = bool(seen & _STOP)
     if watch is not None:
         watch.heeded = next((number for number, bit in _SIGNALS.items() if seen & bit), None)
@@ -176,10 +212,10 @@ def heard(run: Run, batches: Iterable[T]) -> Iterator[T]:
         return
     rest, known = iter(batches), False  # whether the answer is about a round of this loop
     while True:
-        batch: Any = next(rest, _END)
-        if batch is not _END:
+        batch: Any = next(rest, _DONE)
+        if batch is not _DONE:
             yield batch
-        seen = agree((0 if batch is _END else _BATCH) | (_WISH if loop.wish else 0))
+        seen = agree((0 if batch is _DONE else _BATCH) | (_WISH if loop.wish else 0))
         if seen & _WISH:
             heed(run)
             known = False

@@ -85,6 +85,7 @@ class LoopState:
         several: Whether there are other ranks, so that `look_up` is a wish that they must hear of first.
         wish: Whether this rank wants the loop to look up, and the others may not know of it yet.
         stop: Whether the ranks, where they are several, agreed to stop.
+        ends: Whether any rank, where they are several and sizes are unknown, has no batch after the running one.
         alone: Whether the other ranks cannot be reached any more, since this one had an error.
         at_boundary: Whether the loop stands where a checkpoint is exact.
         collecting: Python's garbage collector, where the run controls it.
@@ -95,6 +96,7 @@ class LoopState:
     several: bool = False
     wish: bool = False
     stop: bool = False
+    ends: bool = False
     alone: bool = False
     at_boundary: bool = True
     collecting: Collecting | None = None

@@ -200,6 +200,23 @@ class CollectivesConformance(Conformance, suite=True):
 
         self.on_ranks(check)
 
+    def test_settles_what_was_sent(self) -> None:
+        """The flags sent last can be read on one rank or on all, once, and nothing is sent by it."""
+
+        def check(exchange: Any, rank: int, size: int) -> list[int]:
+            every = (1 << size) - 1 if size > 1 else 0
+            assert exchange.settle() == 0, "settle gave flags that nobody sent"
+            exchange.agree(1 << rank)
+            found = [exchange.settle(), exchange.settle(), exchange.agree(1 << rank) if size > 1 else 0]
+            found.append(exchange.settle() if rank == 0 else exchange.agree(0) if size > 1 else 0)
+            assert found == [every, 0, 0, every], f"settle gave {found}"
+            if rank == 0:
+                exchange.agree(0)
+            exchange.barrier("the end", 30.0)
+            return found
+
+        self.on_ranks(check)
+
     def test_agreeing_waits_for_nobody(self) -> None:
         """A rank sends its flags and goes on, though the others have not come yet."""
         went_on = multiprocessing.get_context("fork").Event()
