@@ -295,7 +295,9 @@ def test_a_checkpoint_that_cannot_be_written_now_is_an_error_on_both(tmp_path: P
     assert on_two(job, timeout=20.0) == [(12, True), (12, False)]
 
 
-@pytest.mark.parametrize(("hook", "batches"), [("on_sanity_check_start", 0), ("on_fit_start", 0), ("on_train_start", 1)])
+@pytest.mark.parametrize(
+    ("hook", "batches"), [("on_sanity_check_start", 0), ("on_fit_start", 0), ("on_train_start", 1)]
+)
 def test_a_signal_before_training_ends_both_at_the_next_batch(tmp_path: Path, hook: str, batches: int) -> None:
     """A signal to one rank before the first batch ends both after one batch, of the sanity check or of training."""
 

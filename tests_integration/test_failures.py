@@ -174,13 +174,12 @@ def test_ranks_train_again_after_a_failure(tmp_path: Path) -> None:
     """Once both ranks have ended by an error, the next fit of the same processes runs, twice in a row."""
 
     def job(rank: int) -> Any:
-        found = []
-        for hook in ("setup", "training_step"):
-            module = failing(Net, hook, lambda: rank == 1)()
-            found.append(outcome(lambda: trainer_in(tmp_path).fit(module, loader(), loader()))[0])
+        def fit(kind: type[Any]) -> Any:
             trainer = trainer_in(tmp_path)
-            found.append(outcome(lambda: trainer.fit(Net(), loader(), loader()))[0] or trainer.global_step)
-        return found
+            return outcome(lambda: trainer.fit(kind(), loader(), loader()))[0] or trainer.global_step
+
+        early, late = (failing(Net, hook, lambda: rank == 1) for hook in ("setup", "training_step"))
+        return [fit(kind) for kind in (early, Net, late, Net)]
 
     assert on_two(job) == [["RankFailedError", 6] * 2, ["ValueError", 6] * 2]
 
