@@ -289,7 +289,7 @@ def test_a_signal_to_workers_too_is_one_signal_and_ends_the_run_cleanly() -> Non
 def test_a_signal_while_the_run_is_built_ends_it_at_once(
     tmp_path: Path, hook: str, number: int, error: type[BaseException]
 ) -> None:
-    """SIGTERM and SIGINT in a hook before training interrupt it there; the run is torn down, and handlers are put back."""
+    """SIGTERM and SIGINT in a hook before training interrupt it there; the run is torn down, handlers are put back."""
     reached: list[str] = []
 
     def signalled(self: Any, *args: Any) -> None:
