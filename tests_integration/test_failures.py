@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -16,7 +19,7 @@ from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import Callback, LightningModule
 from lt_core.callbacks import ModelCheckpoint
 from lt_interface import RankFailedError
-from lt_interface.testing.ranks import run_ranks
+from lt_interface.testing.ranks import free_port, run_ranks
 from lt_interface.testing.training import Job
 
 JOB = Job(batches=6, epochs=2)
@@ -55,15 +58,19 @@ def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.arange(96.0).reshape(24, 4) / 96), batch_size=4)
 
 
-def trainer_in(folder: Path, *callbacks: Any, **flags: Any) -> Any:
-    """Return a quiet trainer of two ranks."""
+def trainer_in(folder: Path, *callbacks: Any, size: int = 2, **flags: Any) -> Any:
+    """Return a quiet trainer of several ranks."""
     flags = {"enable_checkpointing": True, "num_sanity_val_steps": 1, "use_distributed_sampler": True, **flags}
-    return JOB.trainer(2, strategy=DDPStrategy(), default_root_dir=folder, callbacks=list(callbacks), **flags)
+    return JOB.trainer(size, strategy=DDPStrategy(), default_root_dir=folder, callbacks=list(callbacks), **flags)
+
+
+def on_ranks(job: Any, size: int) -> list[Any]:
+    JOB.network().configure_optimizers()  # what ranks need is imported once, before they are forked
+    return run_ranks(job, size, timeout=30.0)
 
 
 def on_two(job: Any) -> list[Any]:
-    JOB.network().configure_optimizers()  # what ranks need is imported once, before they are forked
-    return run_ranks(job, timeout=12.0)
+    return on_ranks(job, 2)
 
 
 def outcome(call: Any) -> tuple[str, str, float]:
@@ -84,11 +91,11 @@ def failing(kind: type, hook: str, when: Any) -> type:
     def raising(self: Any, *args: Any) -> Any:
         if when():
             raise ValueError(f"no {hook} here")
-        return getattr(super(Failing, self), hook)(*args)
+        return getattr(super(made, self), hook)(*args)
 
     raising.__code__ = raising.__code__.replace(co_name=hook)  # as if it were written in the class
-    Failing = type("Failing", (kind,), {hook: raising})
-    return Failing
+    made = type("Failing", (kind,), {hook: raising})
+    return made
 
 
 def check(outcomes: list[tuple[str, str, float]], who: int, hook: str) -> None:
@@ -147,8 +154,10 @@ def test_an_error_in_a_callbacks_state_ends_both(tmp_path: Path, who: int, late:
 @pytest.mark.parametrize("who", [0, 1])
 @pytest.mark.parametrize(
     ("stage", "hook"),
-    [("validate", "validation_step"), ("test", "on_test_start"), ("test", "on_test_epoch_end"), ("test", "setup")]
-    + [("predict", "predict_step"), ("predict", "on_predict_end"), ("predict", "teardown")],
+    [
+        *(("validate", "validation_step"), ("test", "on_test_start"), ("test", "on_test_epoch_end"), ("test", "setup")),
+        *(("predict", "predict_step"), ("predict", "on_predict_end"), ("predict", "teardown")),
+    ],
 )
 def test_an_error_of_one_rank_outside_of_a_fit_ends_both(tmp_path: Path, stage: str, hook: str, who: int) -> None:
     """Validation, test and prediction end on both ranks where a hook or a step raises on one."""
@@ -158,6 +167,19 @@ def test_an_error_of_one_rank_outside_of_a_fit_ends_both(tmp_path: Path, stage: 
         return outcome(lambda: getattr(trainer_in(tmp_path), stage)(module, loader()))
 
     check(on_two(job), who, hook)
+
+
+@pytest.mark.parametrize("hook", ["setup", "training_step", "on_validation_epoch_end"])
+def test_one_of_three_ranks_ends_all(tmp_path: Path, hook: str) -> None:
+    """Of three ranks the one that fails ends both others, by an error that names it."""
+
+    def job(rank: int) -> Any:
+        module = failing(Net, hook, lambda: rank == 1)()
+        return outcome(lambda: trainer_in(tmp_path, size=3).fit(module, loader(), loader()))
+
+    first, second, third = on_ranks(job, 3)
+    check([first, second], 1, hook)
+    check([third, second], 1, hook)
 
 
 def test_each_rank_raises_its_own_error(tmp_path: Path) -> None:
@@ -174,13 +196,12 @@ def test_ranks_train_again_after_a_failure(tmp_path: Path) -> None:
     """Once both ranks have ended by an error, the next fit of the same processes runs, twice in a row."""
 
     def job(rank: int) -> Any:
-        found = []
-        for hook in ("setup", "training_step"):
-            module = failing(Net, hook, lambda: rank == 1)()
-            found.append(outcome(lambda: trainer_in(tmp_path).fit(module, loader(), loader()))[0])
+        def fit(kind: type[Any]) -> Any:
             trainer = trainer_in(tmp_path)
-            found.append(outcome(lambda: trainer.fit(Net(), loader(), loader()))[0] or trainer.global_step)
-        return found
+            return outcome(lambda: trainer.fit(kind(), loader(), loader()))[0] or trainer.global_step
+
+        early, late = (failing(Net, hook, lambda: rank == 1) for hook in ("setup", "training_step"))
+        return [fit(kind) for kind in (early, Net, late, Net)]
 
     assert on_two(job) == [["RankFailedError", 6] * 2, ["ValueError", 6] * 2]
 
@@ -323,3 +344,41 @@ def test_a_refused_batch_ends_the_epoch_on_both(tmp_path: Path, who: int) -> Non
         return outcome(lambda: trainer.fit(Refusing(), loader(), loader()))[0] or trainer.global_step
 
     assert on_two(job) == [4, 4]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from test_failures import Net, failing, loader, trainer_in
+
+trainer = trainer_in(Path(sys.argv[1]))
+rank = int(sys.argv[2])
+module = failing(Net, sys.argv[3], lambda: rank == 1)()
+try:
+    trainer.fit(module, loader(), loader())
+except Exception as error:
+    Path(sys.argv[1], f"rank{rank}").write_text(type(error).__name__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", ["setup", "training_step", "on_train_batch_end"])
+def test_processes_end_in_order_after_a_failure(tmp_path: Path, hook: str) -> None:
+    """Scripts that catch the error of a failed run end by themselves: no exchange is left that an exit waits for."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    places = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path), str(rank), hook],
+            env={**os.environ, **common, "PYTHONPATH": places, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.wait(60.0) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [(tmp_path / f"rank{n}").read_text(encoding="utf-8") for n in range(2)] == ["RankFailedError", "ValueError"]

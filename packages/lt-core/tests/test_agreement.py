@@ -14,8 +14,8 @@ from lt_core.checkpoint.save import SaveRequest, Saves
 from lt_core.state.agreement import (
     SharedAlarm,
     decided_by_rank_zero,
-    leave_ranks,
     listen,
+    report,
     settle,
     shared_failure,
     stop_is_settled,
@@ -242,20 +242,24 @@ def test_a_failure_is_every_ranks(who: int | None) -> None:
 
 
 def test_a_rank_with_an_error_is_alone() -> None:
-    """After an error nothing is exchanged; a signal that all ranks heed leaves them together."""
+    """An error is reported once and nothing is exchanged after; a signal that all ranks heed leaves them together."""
+    reported: list[str] = []
+    reports = SimpleNamespace(report=lambda where, error: reported.append(f"{where}: {error}") or error)
     run = run_of(0, None)
-    leave_ranks(run, ValueError("broken"))
+    run.strategy, run.fn = reports, "fit"
+    report(run, ValueError("broken"))
     assert run.loop.alone
+    assert reported == ["fit: broken"]
     settle(run)  # would need the others
     assert isinstance(shared_failure(run, OSError()), OSError)
     run = run_of(0, None)
-    run.signals.heeded = signal.SIGTERM
-    leave_ranks(run, SystemExit(143))
+    run.signals.heeded, run.strategy = signal.SIGTERM, object()
+    report(run, SystemExit(143))
     assert not run.loop.alone
-    leave_ranks(run, ValueError("in a hook"))
+    report(run, ValueError("in a hook"))
     assert run.loop.alone
     single = run_of(0, None, size=1)
-    leave_ranks(single, ValueError("broken"))
+    report(single, ValueError("broken"))
     assert not single.loop.alone
 
 

@@ -282,3 +282,51 @@ def test_a_signal_to_workers_too_is_one_signal_and_ends_the_run_cleanly() -> Non
         for process in processes.values():
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("hook", ["prepare_data", "setup", "configure_model", "configure_optimizers"])
+def test_a_signal_while_the_run_is_built_ends_it_at_once(
+    tmp_path: Path, hook: str, number: int, error: type[BaseException]
+) -> None:
+    """SIGTERM and SIGINT in a hook before training interrupt it there; the run is torn down, handlers are put back."""
+    reached: list[str] = []
+
+    def signalled(self: Any, *args: Any) -> None:
+        os.kill(os.getpid(), number)
+        reached.append("the line after")
+
+    net = type("Signalled", (Net,), {hook: signalled})()
+    before = signal.getsignal(number)
+    caught = stop(net, trainer(default_root_dir=tmp_path))
+    assert type(caught) is error
+    assert not reached
+    assert net.events == ["teardown fit"]
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+@pytest.mark.parametrize("place", ["step", "on_{}_start", "on_{}_end"])
+def test_a_signal_outside_of_a_fit_ends_after_the_batch(
+    tmp_path: Path, stage: str, place: str, number: int, error: type[BaseException]
+) -> None:
+    """A signal in validation, test or prediction ends it after the running batch, the next one, or at the end."""
+    done: list[int] = []
+    name = "validation" if stage == "validate" else stage
+
+    def step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if place == "step" and batch_idx == 1:
+            os.kill(os.getpid(), number)
+        done.append(batch_idx)
+        return batch
+
+    def signalled(self: Any) -> None:
+        os.kill(os.getpid(), number)
+
+    hooks = {f"{name}_step": step} | ({} if place == "step" else {place.format(name): signalled})
+    net = type("Signalled", (Net,), hooks)()
+    with pytest.raises(error):
+        getattr(trainer(default_root_dir=tmp_path), stage)(net, BATCHES)
+    assert done == {"step": [0, 1], "on_{}_start": [0], "on_{}_end": list(range(6))}[place]
+    assert net.events[-1] == f"teardown {stage}"

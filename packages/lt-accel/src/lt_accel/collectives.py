@@ -89,7 +89,7 @@ class ProcessGroupCollectives:
         device = _device_of(dist.group.WORLD)
         size = int(self._from(src, torch.tensor([0 if data is None else len(data)], device=device)))
         data = self._from(src, torch.empty(size, dtype=torch.uint8, device=device) if data is None else data.to(device))
-        return obj if sends else pickle.loads(data.cpu().numpy().tobytes())  # type: ignore[no-any-return]
+        return obj if sends else pickle.loads(data.cpu().numpy().tobytes())
 
     def _from(self, src: int, tensor: Tensor) -> Tensor:
         """Fill a tensor with one rank's values."""

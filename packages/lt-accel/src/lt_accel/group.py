@@ -103,7 +103,7 @@ def leave() -> None:
     if peers is None:
         return
     if _joined.store is not None and dist.is_initialized():
-        # What this rank waits for ends as the failed one leaves. If it does not, the group is kept, since its end waits.
+        # What this rank waits for ends as the failed one leaves. If not, the group is kept, since its end would wait.
         kept = None if peers.settled(_SECONDS) else dist.group.WORLD
         dist.destroy_process_group()
         _joined.left.append((peers, kept))

@@ -212,10 +212,10 @@ def heard(run: Run, batches: Iterable[T]) -> Iterator[T]:
         return
     rest, known = iter(batches), False  # whether the answer is about a round of this loop
     while True:
-        batch: Any = next(rest, _DONE)
-        if batch is not _DONE:
-            yield batch
-        seen = agree((0 if batch is _DONE else _BATCH) | (_WISH if loop.wish else 0))
+        mine: Any = next(rest, _DONE)
+        if mine is not _DONE:
+            yield mine
+        seen = agree((0 if mine is _DONE else _BATCH) | (_WISH if loop.wish else 0))
         if seen & _WISH:
             heed(run)
             known = False
