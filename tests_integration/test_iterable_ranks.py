@@ -409,3 +409,40 @@ def test_loaders_of_known_and_unknown_length_walk_together(mode: Any, tmp_path: 
     assert first == second
     shortest = {"min_size": [3, 3, 3], "max_size_cycle": [10, 5, 10], "max_size": [10, 5, 10]}[mode]
     assert [steps for steps, _ in first] == [2 * steps for steps in shortest]
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_ranks_train_on_a_dealt_stream_as_one_process_does(limit: int | None, tmp_path: Any) -> None:
+    """Weights are those of one process with larger batches; a short last window, known or not, has its own mean."""
+
+    def job(rank: int) -> Any:
+        flags = {"max_epochs": 2, "limit_train_batches": limit, "gradient_clip_val": 0.5}
+        return [
+            weights(fit(rank, tmp_path, stream(0, 20), accumulate_grad_batches=accumulate, **flags))
+            for accumulate in (1, 2, 3)
+        ]
+
+    def alone(accumulate: int) -> list[float]:
+        net = Net()
+        data = list(torch.arange(20).reshape(5, 4))
+        flags = {"max_epochs": 2, "gradient_clip_val": 0.5, "accumulate_grad_batches": accumulate}
+        trainer_of(1, tmp_path, **flags).fit(net, data)
+        return weights(net)
+
+    found = on_two(job)
+    assert found[0] == found[1]
+    for accumulate, parameters in zip((1, 2, 3), found[0], strict=True):
+        assert parameters == pytest.approx(alone(accumulate), abs=1e-6)
+
+
+def test_a_short_window_before_the_limit_has_its_own_mean(tmp_path: Any) -> None:
+    """Data that ends before limit_train_batches trains as a list of these batches does, with a short last window."""
+    found = []
+    batches = list(torch.arange(20).reshape(5, 4))
+    for data, limit in ((batches, None), (lambda: iter(batches), 6), (lambda: iter(batches), None)):
+        net = Net()
+        flags = {"accumulate_grad_batches": 2, "limit_train_batches": limit, "max_epochs": 2}
+        trainer_of(1, tmp_path, **flags).fit(net, data)
+        found.append(weights(net))
+    assert found[1] == pytest.approx(found[0], abs=1e-7)
+    assert found[2] == pytest.approx(found[0], abs=1e-7)

@@ -13,6 +13,7 @@ import pytest
 from lt_core.checkpoint.save import SaveRequest, Saves
 from lt_core.state.agreement import (
     SharedAlarm,
+    SharedEnd,
     decided_by_rank_zero,
     listen,
     report,
@@ -132,6 +133,43 @@ def test_a_wish_is_heard_one_batch_later_by_all() -> None:
         return heard
 
     assert on_ranks(job) == [[False, False, False, True, False]] * SIZE
+
+
+def test_the_last_batch_of_one_rank_is_that_of_all() -> None:
+    """Whether a batch is any rank's last is known on all before it is over; a wish travels along, one batch late."""
+
+    def job(run: Any, rank: int) -> list[Any]:
+        run.feed.ends = ends = SharedEnd(run)
+        hear, found = listen(run), []
+        assert hear is not None
+        for batch in range(4):
+            ends.send(rank == 2 and batch == 3)
+            if rank == 1:
+                assert ends.heard() is (batch == 3)  # one rank alone may ask
+            if rank == 0 and batch == 1:
+                run.loop.look_up()
+            hear()
+            found.append((run.loop.attention, ends.heard()))
+            if run.loop.attention:
+                run.loop.attention = False
+                settle(run)
+        ends.send(False)
+        return [*found, ends.heard()]
+
+    assert on_ranks(job) == [[(False, False), (False, False), (True, False), (False, True), False]] * SIZE
+
+
+def test_what_is_on_its_way_is_not_lost_where_wishes_are_settled() -> None:
+    """An end that a rank sent and nobody read yet is known after settling; wishes of the same time are too."""
+
+    def job(run: Any, rank: int) -> list[bool]:
+        run.feed.ends = ends = SharedEnd(run)
+        run.trainer._should_stop = rank == 1
+        ends.send(rank == 0)
+        settle(run)
+        return [ends.heard(), run.loop.stop]
+
+    assert on_ranks(job) == [[True, True]] * SIZE
 
 
 def test_one_rank_looks_up_at_once() -> None:

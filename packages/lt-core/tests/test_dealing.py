@@ -281,3 +281,11 @@ def test_a_dealt_place_serves_other_ranks_and_batch_sizes(ranks: int, batch: int
         order += [(step * ranks + rank, taken.tolist()) for step, taken in enumerate(after.resume(0))]
         assert after.samples == 60 or ranks == 1
     assert [i for _, taken in sorted(order) for i in taken] == list(range(12, 60))
+
+
+def test_samples_are_those_of_batches_that_were_handed_out() -> None:
+    """What was looked ahead at is not counted before its turn comes."""
+    loaders = [DataLoader(list(range(6)), 2), lambda: iter(range(3))]  # type: ignore[arg-type]
+    feed = Feed(loaders, stage="train")
+    counted = [(feed.last, feed.samples) for _ in feed.epoch(0)]
+    assert counted == [(False, 2), (False, 4), (True, 6)]

@@ -66,6 +66,7 @@ class Feed:
             a batch that only repeats samples. With several loaders side by side, 1 where theirs differ.
         stager: What batches of training take to the device, one batch ahead where that leaves no trace; they come from
             the feed on the device then. None leaves them as they are. To be set before an epoch begins.
+        exact: Whether the number of batches, where no limit comes first, is known and not just what a loader says.
         moved: Batches of the epoch that were done, where a resume found other batches or ranks; None where it did not.
         ends: As above, where the ranks look ahead; else None.
 
@@ -118,9 +119,10 @@ class Feed:
             leaf.snapshots = leaf.snapshots and self.train
         self._peers: Peers | None = None
         if collectives is not None and everyone.size > 1:
-            self._peers = Peers(collectives, everyone.size, self.world, seed, ends)
+            self._peers = Peers(collectives, everyone.size, self.world, seed)
             self._peers.join(self.leaves, self._places(), self.train)
-        self.ends = None if self._peers is None else self._peers.end
+        self.exact = all(leaf.exact and leaf.whole != _INF for leaf in self.leaves)
+        self.ends = None if self._peers is None or self.exact else ends
         self.bare = not paths[0]
         self._measure()
         if not sequential and device is None:
@@ -207,10 +209,9 @@ class Feed:
     def _training(self) -> Iterator[Any]:
         """Return the generator that fits the sources: for one plain sized loader, the shortest."""
         leaf = self.leaves[0]
-        exact = self._total != _INF and all(leaf.exact and leaf.size != _INF for leaf in self.leaves)
         if len(self.leaves) == 1 and self.bare:
             self._next = leaf.take
-            if exact and leaf.shards == 1 and self.stager is None:
+            if self.exact and leaf.shards == 1 and self.stager is None:
                 return self._straight(leaf, int(self._total), leaf.batches)
         else:
             walk = rounds(self.leaves, self.mode)
@@ -219,7 +220,7 @@ class Feed:
         if self.stager is not None:
             fetch, put = self._next, self.stager.put
             self._next = lambda: put(fetch())
-        return self._by_rounds(exact)
+        return self._by_rounds(self.exact)
 
     def _straight(self, leaf: Leaf, total: int, done: int) -> Iterator[Any]:
         """Yield the batches of one loader of known size; nothing is called between them."""

@@ -11,7 +11,6 @@ from lt_core.data.leaf import Leaf, SequenceLeaf
 from lt_core.data.stream import batch_seed
 from lt_core.notices import info
 from lt_core.state import rng
-from lt_core.state.agreement import SharedEnd
 from lt_interface import Collectives, World
 
 __all__ = ["Peers"]
@@ -25,15 +24,14 @@ class Peers:
         size: Their number.
         world: The data ranks that loaders are shared among; a world of one where nothing is shared.
         seed: The run's seed.
-        end: In training, what they agree by on the last batch where nobody knows it beforehand.
 
     Attributes:
         even: Whether all loaders give every rank equally many batches.
     """
 
-    def __init__(self, collectives: Collectives, size: int, world: World, seed: int, end: SharedEnd | None) -> None:
+    def __init__(self, collectives: Collectives, size: int, world: World, seed: int) -> None:
         self.any, self.broadcast = collectives.any, collectives.broadcast_object
-        self.collectives, self.size, self.world, self.seed, self.end = collectives, size, world, seed, end
+        self.collectives, self.size, self.world, self.seed = collectives, size, world, seed
         self.even = self._reported = False
 
     def join(self, leaves: list[Leaf], places: list[str], train: bool) -> None:
@@ -49,8 +47,6 @@ class Peers:
                 )
                 leaf.exact = isinstance(leaf, SequenceLeaf)  # one rank's wrong length must not hang the others
         self.even = all(leaf.even for leaf in leaves)
-        if all(leaf.exact and leaf.whole != float("inf") for leaf in leaves):
-            self.end = None
 
     @contextmanager
     def _agreed(self, leaf: Leaf) -> Iterator[None]:

@@ -166,7 +166,7 @@ class Pieces:
         self.around = engine.window
         self.optimizer: Any = run.optimizers[0] if run.optimizers and module.automatic_optimization else None
         self.shared = run.world.data_size > 1
-        self.unsized = run.feed.num_batches == float("inf") and not self.owned
+        self.unsized = not run.feed.exact and not self.owned
         bound = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
         self.training_step = after(engine.before_forward, _with_shadows(run, bound) if self.shared else bound)
         hooks = run.hooks
@@ -318,7 +318,7 @@ def guarded(run: Run, training_step: Step) -> Step:
 
 def rescale_short_window(run: Run, index: int, length: int) -> float:
     """Multiply the gradients of a window that ended early, so that it counts by its true length; return the factor."""
-    factor = length / (index % length + 1)
+    factor = length / (index % run.plan.accumulate + 1)
     if factor != 1.0:
         for group in run.optimizers[0].param_groups:
             for parameter in group["params"]:
