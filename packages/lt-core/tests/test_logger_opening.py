@@ -146,9 +146,7 @@ def test_a_server_that_never_answers_holds_up_no_training(
         assert any("4 records of metrics were not taken" in str(w.message) for w in warned)
 
 
-def test_what_waited_is_delivered_when_the_logger_opens(
-    tmp_path: Path, warned: list[warnings.WarningMessage]
-) -> None:
+def test_what_waited_is_delivered_when_the_logger_opens(tmp_path: Path, warned: list[warnings.WarningMessage]) -> None:
     """A server that answers at last gets the hyper-parameters and each record, once and in order."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
