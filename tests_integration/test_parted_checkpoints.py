@@ -75,7 +75,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def test_ranks_resume_what_each_wrote(tmp_path: Path) -> None:
-    """Both ranks fill one folder, ``"last"`` finds it, and the resumed run has the bits of the one that went through."""
+    """Both ranks fill one folder, ``"last"`` finds it, and the resumed run has the bits of an unbroken one."""
     whole = run_ranks(lambda rank: _train(rank, tmp_path / "whole", 3)[0])
     run_ranks(lambda rank: _train(rank, tmp_path / "parts", 1))
     for folder in (tmp_path / "parts").glob("*.engine-*"):

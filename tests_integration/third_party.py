@@ -102,9 +102,9 @@ class CountingIO(checkpoint_ios.get("safetensors")):  # type: ignore[misc]
         self.calls.append(("save", path))
         super().save(tree, path)
 
-    def load(self, path: str, into: Any = None) -> dict[str, Any]:
+    def load(self, path: str) -> dict[str, Any]:
         self.calls.append(("load", path))
-        tree: dict[str, Any] = super().load(path, into)
+        tree: dict[str, Any] = super().load(path)
         return tree
 
 

@@ -48,7 +48,7 @@ class Plain:
         time.sleep(0.05)
         self.kept[path] = dict(tree)
 
-    def load(self, path: str, into: Any = None) -> dict[str, Any]:
+    def load(self, path: str) -> dict[str, Any]:
         return self.kept[path]  # type: ignore[no-any-return]
 
     def peek(self, path: str) -> dict[str, Any]:

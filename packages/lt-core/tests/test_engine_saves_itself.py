@@ -125,7 +125,7 @@ def test_a_file_that_cannot_be_written_leaves_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:ModelCheckpoint")
 def test_moved_files_and_other_strategies_are_refused(tmp_path: Path) -> None:
-    """A file without its folder, and a strategy that cannot read it, are errors that name the folder and the way out."""
+    """A file without its folder, and a strategy that cannot read it, are errors that name folder and way out."""
     fit(tmp_path / "a", 1)
     (tmp_path / "b").mkdir()
     os.rename(tmp_path / "a" / "last.ckpt", tmp_path / "b" / "last.ckpt")

@@ -337,7 +337,7 @@ def test_the_modules_own_callbacks_come_back(tmp_path: Path, kind: Any) -> None:
 @pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
 @pytest.mark.parametrize("steps", [5, 7])
 def test_a_checkpoint_saved_afterwards_resumes_exactly(tmp_path: Path, kind: Any, steps: int) -> None:
-    """What this process saves after a fit elsewhere resumes as what the rank saved: same place in the data, same draws."""
+    """What this process saves after a fit elsewhere resumes as what the rank saved: data, random state and all."""
     first = trainer_in(tmp_path / "first", kind(), max_steps=steps)
     first.fit(net(), loader(True), loader())
     paths = tmp_path / "a.ckpt", first.checkpoint_callback.best_model_path

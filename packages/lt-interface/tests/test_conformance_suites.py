@@ -185,7 +185,7 @@ class PickleIO:
         with open(path, "wb") as file:
             pickle.dump(tree, file)
 
-    def load(self, path: str, into: Any = None) -> dict[str, Any]:
+    def load(self, path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             return dict(pickle.load(file))
 

@@ -30,7 +30,7 @@ class CheckpointIO(Protocol):
         ...             file.flush()
         ...             os.fsync(file.fileno())
         ...         os.replace(path + ".tmp", path)
-        ...     def load(self, path, into=None):
+        ...     def load(self, path):
         ...         try:
         ...             with open(path) as file:
         ...                 return json.load(file)
@@ -70,15 +70,14 @@ class CheckpointIO(Protocol):
         """
         ...
 
-    def load(self, path: str, into: Any = None) -> dict[str, Any]:
+    def load(self, path: str) -> dict[str, Any]:
         """Read a tree.
 
         Args:
             path: What ``save`` was given.
-            into: A tree of tensors to load into, for formats that load by shards; None for new tensors on the CPU.
 
         Returns:
-            The tree, each value with the type, order and bits that it was saved with.
+            The tree, each value with the type, order and bits that it was saved with, its tensors on the CPU.
 
         Raises:
             CheckpointError: If the file is missing, damaged, unsafe or too new.

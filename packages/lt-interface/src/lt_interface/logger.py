@@ -144,10 +144,10 @@ class Logger:
             what the trainer's ``logger_delivery`` says.
         flush_timeout: How many seconds the end of a run, or `flush`, waits for a tracker that makes no progress.
         open_seconds: How many seconds the start of a run waits for ``experiment``. After that, or where it raises an
-            OSError without a file's name, training begins: what is logged waits and is delivered when ``experiment``
-            comes. Any other error ends the run. None for one that limits itself and must be opened by the thread that
-            trains. Folders are named after ``name``, ``version`` and ``directory``: these must not need the tracker,
-            nor the lock once they were read.
+            OSError that names no file and is no PermissionError, training begins: what is logged waits and is delivered
+            when ``experiment`` comes. Any other error ends the run. None for one that limits itself and must be opened
+            by the thread that trains. Folders are named after ``name``, ``version`` and ``directory``: these must not
+            need the tracker, nor the lock once they were read.
 
     Example:
         >>> class LineLogger(Logger):

@@ -47,7 +47,7 @@ class Profiler(Protocol):
     """
 
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
-        """Prepare for a call of the trainer, and forget the one before; called in each rank once its devices are set up.
+        """Prepare for a call of the trainer and forget the one before; called in each rank once its device is set up.
 
         Args:
             stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.

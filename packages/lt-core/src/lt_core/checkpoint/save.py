@@ -98,7 +98,7 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
 def parts_of_ranks(run: Run) -> dict[str, Any]:
     """Return the parts of a checkpoint that end with the ranks; every rank calls it, at the end of a fit."""
     table = [part for part in parts(run) if part.key in ONLY_IN_RANKS]
-    found = {part.key: part.stateful.state_dict() for part in table}
+    found: dict[str, Any] = {part.key: part.stateful.state_dict() for part in table}
     if run.world.size > 1:
         found["ranks"] = gather(run, {part.key: found[part.key] for part in table if part.per_rank})
     return found

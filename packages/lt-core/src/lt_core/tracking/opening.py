@@ -128,8 +128,8 @@ def _open(run: Run, logger: Any) -> None:
         if attempt.within(limit):
             return
     except OSError as error:
-        if error.filename is not None:  # a file on this machine, not a tracker that is away
-            raise
+        if error.filename is not None or isinstance(error, PermissionError):
+            raise  # a file of this machine, or a wrong key: not a tracker that is away
         why = f" ({type(error).__name__}: {error})"
     run.tracking.late[id(logger)] = attempt
     warn(

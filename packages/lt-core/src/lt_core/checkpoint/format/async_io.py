@@ -81,10 +81,10 @@ class AsyncCheckpointIO:
         if failure is not None:
             raise failure
 
-    def load(self, path: str | os.PathLike[str], into: Any = None) -> dict[str, Any]:
+    def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the tree, once the save in flight is done."""
         self._join()
-        return self._io.load(os.fspath(path), into)
+        return self._io.load(os.fspath(path))
 
     def peek(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the header alone, once a save to this path is done."""

@@ -121,12 +121,11 @@ class SafetensorsIO:
             file.write(small)
             file.rewrite_start(table.render(checksums))
 
-    def load(self, path: str | os.PathLike[str], into: Any = None) -> dict[str, Any]:
+    def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the tree, its tensors on the CPU and every byte checked.
 
         Args:
             path: The file.
-            into: Not used: this format needs no tensors to load into.
 
         Raises:
             CheckpointError: If the file is missing, damaged, unsafe or too new.
