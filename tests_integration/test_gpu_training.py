@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ QUIET: dict[str, Any] = {
     "enable_checkpointing": False,
     "logger": False,
 }
+MB = 2**20
 DATA = list(torch.randn(12, 16, 8, generator=torch.Generator().manual_seed(5)))
 PLANNED = """
 import torch
@@ -115,9 +118,22 @@ def test_a_resumed_run_draws_the_same_numbers(tmp_path: Path) -> None:
 
 def test_memory_is_free_after_a_fit() -> None:
     """After a fit, and after one that failed, the card's memory is free for the next."""
-    Trainer(max_epochs=1, **QUIET).fit(made(2**20), DATA)
-    assert torch.cuda.memory_reserved(0) < 64 * 2**20
-    assert torch.cuda.memory_allocated(0) < 16 * 2**20
+    Trainer(max_epochs=1, **QUIET).fit(made(), DATA)  # after which the libraries of CUDA have their work space
+    allocated, reserved = torch.cuda.memory_allocated(0), torch.cuda.memory_reserved(0)
+
+    def fails(trainer: Any, *args: Any) -> None:
+        raise ZeroDivisionError
+
+    for stops in (False, True):
+        trainer = Trainer(max_epochs=1, **QUIET)
+        if stops:
+            trainer.on("train_batch_end", once=3)(fails)
+        with pytest.raises(ZeroDivisionError) if stops else nullcontext():
+            trainer.fit(made(2**20), DATA)
+        assert torch.cuda.max_memory_allocated(0) > allocated + 200 * MB
+        gc.collect()  # what the error's traceback held
+        assert torch.cuda.memory_allocated(0) <= allocated + 8 * MB
+        assert stops or torch.cuda.memory_reserved(0) <= reserved + 32 * MB
 
 
 def test_a_full_card_is_explained() -> None:

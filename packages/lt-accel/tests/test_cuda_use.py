@@ -57,7 +57,7 @@ def test_a_card_that_another_process_holds(machine: FakeMachine) -> None:
     machine.show()
     line = refused(machine, RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"))
     assert line == (
-        "Trainer(devices=[0]): another process has this card for itself. Got compute mode Exclusive_Process. "
+        "cuda:0: another process has this card for itself. Got compute mode Exclusive_Process. "
         'End that process, or choose another card: devices="auto-idle".'
     )
 
@@ -67,7 +67,7 @@ def test_a_card_without_memory(machine: FakeMachine) -> None:
     machine.cards[1].used = 81_000
     machine.show()
     line = refused(machine, torch.OutOfMemoryError("CUDA error: out of memory"), torch.device("cuda", 1))
-    assert line.startswith("Trainer(devices=[1]): other processes have left this card no memory to start in. Got 81000")
+    assert line.startswith("cuda:1: other processes have left this card no memory to start in. Got 81000")
 
 
 def test_a_divided_card(machine: FakeMachine) -> None:
@@ -112,7 +112,7 @@ def test_a_forked_process(machine: FakeMachine) -> None:
     accelerator.setup(CARD)
     assert not accelerator.problems(plan, False)
     (problem,) = accelerator.problems(plan, True)
-    assert str(problem).startswith("Trainer(launcher='forks'): a forked process cannot use CUDA once")
+    assert str(problem).startswith("launcher 'forks': a forked process cannot use CUDA once")
 
 
 def test_another_refusal(machine: FakeMachine) -> None:
@@ -128,7 +128,7 @@ def test_a_build_without_cuda(machine: FakeMachine, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert text_of(accelerator.missing()) == (
-        f'Trainer(accelerator="cuda"): this PyTorch was built without CUDA, and there is a card. Got torch '
+        f"cuda: this PyTorch was built without CUDA, and there is a card. Got torch "
         f"{torch.__version__}, Fake A100, Fake A100. Install a CUDA build of torch: the selector at "
         "pytorch.org/get-started has the command."
     )

@@ -110,11 +110,12 @@ def test_cards_that_are_not_there() -> None:
 def test_memory_goes_back(card: torch.device) -> None:
     """Teardown gives back what no tensor holds any more, a circle of objects included."""
     cuda, circle = CUDAAccelerator(), []
+    before = cuda.stats(card)["memory_reserved_bytes"]  # libraries of CUDA keep work space here
     circle.append((torch.ones(256 * MB, dtype=torch.uint8, device=card), circle))
     assert cuda.stats(card)["memory_reserved_bytes"] >= 256 * MB
     del circle
     cuda.teardown()
-    assert cuda.stats(card)["memory_reserved_bytes"] < 64 * MB
+    assert cuda.stats(card)["memory_reserved_bytes"] <= before + 32 * MB
 
 
 def test_a_full_card_is_explained(card: torch.device) -> None:

@@ -94,6 +94,17 @@ class TestWhichAreTaken:
         monkeypatch.setattr(boards.Boards, "default_strategy", lambda self, devices, nodes: "single_device")
         assert Trainer(**{**FLAGS, "accelerator": several}, launcher=ForkLauncher()).num_devices == 4
 
+    def test_auto_where_no_strategy_for_several_is_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the strategy for several devices is not installed, a trainer without flags takes one of them."""
+
+        def default(self: Any, devices: int, nodes: int) -> str:
+            return "not_installed" if devices > 1 else "single_device"
+
+        boards.install(monkeypatch, count=4, default_strategy=default)
+        assert Trainer(**FLAGS).num_devices == 1
+        with pytest.raises(ConfigError, match="not_installed"):
+            Trainer(**FLAGS, devices=2)
+
     def test_a_word_of_the_accelerators_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A word with a hyphen, or a list of them, is the accelerator's to answer; others it refuses."""
         boards.install(monkeypatch)

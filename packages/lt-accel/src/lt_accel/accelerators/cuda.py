@@ -143,7 +143,7 @@ class CUDAAccelerator:
             return []
         rule = "a forked process cannot use CUDA once the launching one does, and this one does"
         fix = "Move nothing to a card before the trainer is called, or choose a launcher that does not fork."
-        return [Problem(f"Trainer(launcher={plan.launcher!r})", rule, fix=fix)]
+        return [Problem(f"launcher {plan.launcher!r}", rule, fix=fix)]
 
     def describe(self, index: int) -> str:
         """Return a card's name, with product and memory once CUDA is in use."""

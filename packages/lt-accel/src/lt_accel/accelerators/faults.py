@@ -13,7 +13,7 @@ __all__ = ["no_cards", "not_usable"]
 
 # The oldest driver for Linux that each major version of CUDA works with; newer minor versions work with it too.
 DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
-_WHERE = 'Trainer(accelerator="cuda")'
+_WHERE = "cuda"
 _BUILD = "Install a CUDA build of torch: the selector at pytorch.org/get-started has the command."
 _NEWER = "Update the driver, or install a build of torch for an older CUDA: pytorch.org/get-started has the command."
 
@@ -40,7 +40,7 @@ def not_usable(device: torch.device, error: BaseException) -> Problem:
         device: The device.
         error: What CUDA raised.
     """
-    where, text = f"Trainer(devices=[{device.index or 0}])", str(error)
+    where, text = str(device), str(error)
     if _lacks_cuda():
         return Problem(_WHERE, "this PyTorch was built without CUDA", f"torch {torch.__version__}", _BUILD)
     cards = installed()

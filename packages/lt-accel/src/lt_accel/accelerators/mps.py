@@ -16,7 +16,7 @@ from lt_interface import MisconfigurationException, Plan, Problem
 
 __all__ = ["MPSAccelerator"]
 
-_WHERE = 'Trainer(accelerator="mps")'
+_WHERE = "mps"
 
 
 class MPSAccelerator:

@@ -140,11 +140,14 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
     """
     devices = tuple(find_devices(config, accelerator, cluster))
     nodes = find_nodes(config, cluster, len(devices))
+    may_shrink = config.devices == "auto" and (cluster is None or not cluster.creates_processes)
+    default = accelerator.default_strategy(len(devices), nodes) if config.strategy == "auto" else None
+    if may_shrink and default is not None and default not in registry.strategies.names():
+        devices = devices[:1]
     strategy = _find_strategy(config, accelerator, len(devices), nodes)
     launcher = find_launcher(config, strategy, cluster)
-    started = cluster is not None and cluster.creates_processes
-    alone = config.strategy == "auto" or strategy.name == Plan.strategy
-    if config.devices == "auto" and alone and not started and launcher.passes == "live" and len(devices) > 1:
+    alone = default is not None or strategy.name == Plan.strategy
+    if may_shrink and alone and launcher.passes == "live" and len(devices) > 1:
         devices = devices[:1]
         strategy = _find_strategy(config, accelerator, 1, nodes)
     return devices, nodes, strategy, launcher
