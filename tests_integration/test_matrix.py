@@ -11,10 +11,20 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lt_core import LightningModule, Trainer
 from lt_core.checkpoint import load_checkpoint
-from lt_interface import registry
+from lt_interface import MissingPackageError, Plan, registry
+
+
+
+def works_here(name: str) -> bool:
+    """Return whether a precision's packages are installed and it has no problem with a CPU."""
+    try:
+        return not registry.precisions.get(name)().problems(Plan(precision=name))
+    except MissingPackageError:
+        return False
+
 
 STRATEGIES = registry.strategies.names()
-PRECISIONS = registry.precisions.names()
+PRECISIONS = [name for name in registry.precisions.names() if works_here(name)]
 LOGGERS = registry.loggers.names()
 
 

@@ -320,12 +320,6 @@ class TestPrecision:
         with pytest.warns(UserWarning, match="bf16-mixed"):
             assert parse({"precision": "bf16"}).precision == "bf16-mixed"
 
-    @needs_mixed
-    def test_half_on_a_cpu_is_bf16(self):
-        """16-mixed on a CPU becomes bf16-mixed, which is said."""
-        with pytest.warns(UserWarning, match="a CPU has no 16-mixed"):
-            assert parse({"precision": "16-mixed", "accelerator": "cpu"}).precision == "bf16-mixed"
-
     @pytest.mark.parametrize("wrong", [True, 8, 32.0, "fp32", None.__class__])
     def test_refused(self, wrong):
         """What is no precision is refused."""
