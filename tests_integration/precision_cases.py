@@ -80,9 +80,7 @@ class ByHand:
         fused: Whether the optimizer is a fused one.
     """
 
-    def __init__(
-        self, name: str, form: str, device: str, planted: tuple[int, ...] = (), fused: bool = False
-    ) -> None:
+    def __init__(self, name: str, form: str, device: str, planted: tuple[int, ...] = (), fused: bool = False) -> None:
         self.dtype = TRUE.get(name, torch.float32)
         self.net = network().to(device, self.dtype)
         self.optimizer = optimizer_of(form, self.net.parameters(), fused)
@@ -213,7 +211,8 @@ def by_trainer(
     if form == "accumulate":
         flags["accumulate_grad_batches"] = 2
     accelerator = "cpu" if device == "cpu" else "gpu"
-    flags = {**FLAGS, "precision": precision_of(name, device), "accelerator": accelerator, "devices": 1, **flags}
+    given = {"precision": precision_of(name, device), "accelerator": accelerator, "devices": 1}
+    flags = {**FLAGS, **given, **flags}
     trainer = Trainer(**flags)
     model = torch.compile(net, backend="eager") if form == "compiled" else net
     trainer.fit(model, loader(planted), ckpt_path=ckpt_path)  # type: ignore[arg-type]

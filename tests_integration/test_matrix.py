@@ -14,7 +14,6 @@ from lt_core.checkpoint import load_checkpoint
 from lt_interface import MissingPackageError, Plan, registry
 
 
-
 def works_here(name: str) -> bool:
     """Return whether a precision's packages are installed and it has no problem with a CPU."""
     try:

@@ -14,6 +14,7 @@ from lt_accel import MixedPrecision
 from lt_core import LightningModule, Trainer
 from lt_core.builtin.precision import BFloat16Precision, DoublePrecision, HalfPrecision
 from lt_interface import MisconfigurationException, Plan
+from lt_interface.testing.ranks import run_ranks
 
 
 def trainer_of(name: str = "16-mixed", **flags: Any) -> Trainer:
@@ -278,3 +279,18 @@ def test_a_scale_goes_through_a_whole_checkpoint(tmp_path: Path) -> None:
     again = trainer_of(max_epochs=3)
     again.fit(Net(), loader(), ckpt_path=path)
     assert again.current_epoch == 3
+
+
+@pytest.mark.parametrize("form", ["plain", "manual"])
+def test_an_overflow_on_one_rank_skips_the_step_on_all(form: str) -> None:
+    """Ranks of which one sees an infinite input keep the same weights, scale and counters."""
+
+    def rank(number: int) -> Any:
+        trainer, net = by_trainer("16-mixed", form, "cpu", (2,), devices=2, strategy="ddp", max_epochs=1)
+        assert trainer.scaler is not None
+        return trainer.global_step, trainer.scaler.state_dict(), [p.tolist() for p in net.parameters()]
+
+    first, second = run_ranks(rank, 2, timeout=120)
+    assert first == second
+    assert first[0] == 3  # of the 4 global batches
+    assert first[1]["scale"] == 2.0**9

@@ -62,5 +62,3 @@ class Float8Precision(BFloat16MixedPrecision):
 def _fits(layer: nn.Module, name: str) -> bool:
     """Return whether a layer's sizes are multiples of 16."""
     return type(layer) is nn.Linear and layer.in_features % 16 == 0 and layer.out_features % 16 == 0
-
-

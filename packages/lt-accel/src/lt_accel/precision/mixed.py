@@ -175,9 +175,7 @@ class Float16MixedPrecision(MixedPrecision):
         scaler: The scaler; a new one with torch's settings if None.
     """
 
-    def __init__(
-        self, device: str | torch.device | None = None, scaler: torch.amp.GradScaler | None = None
-    ) -> None:
+    def __init__(self, device: str | torch.device | None = None, scaler: torch.amp.GradScaler | None = None) -> None:
         super().__init__("16-mixed", device, scaler)
 
 
