@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from precision_cases import FORMATS, FORMS, ByHand, by_trainer, equals_the_loop, network, resumes_to_the_bit
-from precision_cases import skips_as_torch
+from precision_cases import (
+    FORMATS,
+    FORMS,
+    ByHand,
+    by_trainer,
+    equals_the_loop,
+    network,
+    resumes_to_the_bit,
+    skips_as_torch,
+)
 from torch import nn
 
 from lt_accel import MixedPrecision

@@ -13,6 +13,9 @@ from lt_core import LightningModule, Trainer
 from lt_core.checkpoint import load_checkpoint
 from lt_interface import MissingPackageError, Plan, registry
 
+STRATEGIES = registry.strategies.names()
+LOGGERS = registry.loggers.names()
+
 
 def works_here(name: str) -> bool:
     """Return whether a precision's packages are installed and it has no problem with a CPU."""
@@ -22,9 +25,7 @@ def works_here(name: str) -> bool:
         return False
 
 
-STRATEGIES = registry.strategies.names()
 PRECISIONS = [name for name in registry.precisions.names() if works_here(name)]
-LOGGERS = registry.loggers.names()
 
 
 class Net(LightningModule):

@@ -238,7 +238,7 @@ def test_float16_on_a_processor_is_refused_in_one_line() -> None:
 
 def test_lbfgs_with_a_loss_scale_is_refused() -> None:
     """The error names the optimizer and what to write, before the first batch."""
-    with pytest.raises(MisconfigurationException, match="LBFGS.*bf16-mixed"):
+    with pytest.raises(MisconfigurationException, match=r"LBFGS.*bf16-mixed"):
         by_trainer("16-mixed", "LBFGS", "cpu")
 
 
