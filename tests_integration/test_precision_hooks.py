@@ -11,6 +11,7 @@ from precision_cases import CLIP, FLAGS, FORMATS, Net, by_trainer, loader, netwo
 from torch import Tensor, nn
 
 from lt_accel import MixedPrecision
+from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import LightningModule, Trainer
 from lt_core.builtin.precision import BFloat16Precision, DoublePrecision, HalfPrecision
 from lt_interface import MisconfigurationException, Plan
@@ -294,3 +295,36 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(form: str) -> None:
     assert first == second
     assert first[0] == 3  # of the 4 global batches
     assert first[1]["scale"] == 2.0**9
+
+
+class PairWithBuffers(LightningModule):
+    """Two networks with an optimizer each, and a running mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.nets = nn.ModuleList([network(), network()])
+        self.norm = nn.BatchNorm1d(6)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for net, optimizer in zip(self.nets, self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.mse_loss(net(self.norm(batch[0])), batch[1]))
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(net.parameters(), lr=0.05) for net in self.nets]
+
+
+def test_the_scale_of_several_optimizers_changes_once_a_batch_on_ranks() -> None:
+    """What a strategy does after a batch, such as sending buffers, does not take the place of the precision's part."""
+
+    def rank(number: int) -> Any:
+        strategy = DDPStrategy(find_unused_parameters=True)
+        trainer = trainer_of(devices=2, strategy=strategy)
+        trainer.fit(PairWithBuffers(), loader())
+        return trainer.scaler.state_dict()
+
+    first, second = run_ranks(rank, 2, timeout=120)
+    assert first == second
+    assert (first["scale"], first["_growth_tracker"]) == (2.0**11, 1)  # 4 global batches, growing after 3
