@@ -211,7 +211,8 @@ def by_trainer(
     if form == "accumulate":
         flags["accumulate_grad_batches"] = 2
     accelerator = "cpu" if device == "cpu" else "gpu"
-    flags = {**FLAGS, "precision": precision_of(name, device), "accelerator": accelerator, "devices": 1, **flags}
+    given = {"precision": precision_of(name, device), "accelerator": accelerator, "devices": 1}
+    flags = {**FLAGS, **given, **flags}
     trainer = Trainer(**flags)
     model = torch.compile(net, backend="eager") if form == "compiled" else net
     trainer.fit(model, loader(planted), ckpt_path=ckpt_path)  # type: ignore[arg-type]

@@ -11,11 +11,21 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lt_core import LightningModule, Trainer
 from lt_core.checkpoint import load_checkpoint
-from lt_interface import registry
+from lt_interface import MissingPackageError, Plan, registry
 
 STRATEGIES = registry.strategies.names()
-PRECISIONS = registry.precisions.names()
 LOGGERS = registry.loggers.names()
+
+
+def works_here(name: str) -> bool:
+    """Return whether a precision's packages are installed and it has no problem with a CPU."""
+    try:
+        return not registry.precisions.get(name)().problems(Plan(precision=name))
+    except MissingPackageError:
+        return False
+
+
+PRECISIONS = [name for name in registry.precisions.names() if works_here(name)]
 
 
 class Net(LightningModule):

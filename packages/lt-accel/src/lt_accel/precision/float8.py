@@ -53,9 +53,8 @@ class Float8Precision(BFloat16MixedPrecision):
 
     def convert(self, module: nn.Module) -> nn.Module:
         """Return the module with its linear layers exchanged; weights and names stay."""
-        from torchao.float8 import convert_to_float8_training
-
-        convert_to_float8_training(module, config=self.config, module_filter_fn=self.layers or _fits)
+        torchao = require("torchao.float8", "Float8Precision", "torchao")
+        torchao.convert_to_float8_training(module, config=self.config, module_filter_fn=self.layers or _fits)
         return super().convert(module)
 
 

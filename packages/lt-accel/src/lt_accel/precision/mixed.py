@@ -102,12 +102,10 @@ class MixedPrecision(PlainPrecision):
         Raises:
             MisconfigurationException: If an optimizer cannot work with a loss scale.
         """
-        if self.dtype is torch.bfloat16 and self.device_type == "cuda":
-            if not torch.cuda.is_bf16_supported(including_emulation=False):
-                warnings.warn(
-                    'Trainer(precision="bf16-mixed"): this card computes bfloat16 slowly. Write precision="16-mixed".',
-                    stacklevel=2,
-                )
+        on_card = self.dtype is torch.bfloat16 and self.device_type == "cuda"
+        if on_card and not torch.cuda.is_bf16_supported(including_emulation=False):
+            where = 'Trainer(precision="bf16-mixed")'
+            warnings.warn(f'{where}: this card only emulates bfloat16. Write precision="16-mixed".', stacklevel=2)
         return self._scaled().prepare(optimizers) if self.scales and optimizers else None
 
     def scale(self, loss: Tensor) -> Tensor:

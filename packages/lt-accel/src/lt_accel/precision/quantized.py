@@ -82,8 +82,7 @@ class BitsandbytesPrecision(OneFormat):
         return any(name == given or name.startswith(f"{given}.") for given in self.ignore_modules)
 
     def _quantized(self, layer: nn.Linear) -> nn.Module:
-        import bitsandbytes as bnb
-
+        bnb = require("bitsandbytes", _WHERE, "bitsandbytes")
         sizes, has_bias = (layer.in_features, layer.out_features), layer.bias is not None
         new: nn.Module
         if self.mode.startswith("int8"):

@@ -55,7 +55,7 @@ class LossScaling:
         """
         for optimizer in optimizers:
             if _needs_closure(optimizer):
-                rule = "a loss scale needs an optimizer that steps once for each backward pass, and skips where it overflows"
+                rule = "a loss scale needs an optimizer that steps once for each backward pass"
                 got = f"{type(optimizer).__name__}, which calls its closure itself"
                 raise MisconfigurationException(Problem(_WHERE, rule, got, 'Write precision="bf16-mixed".'))
         self._several = len(optimizers) > 1
@@ -81,7 +81,7 @@ class LossScaling:
             fix = "Call self.manual_backward(loss) in place of loss.backward()."
             raise MisconfigurationException(Problem(_WHERE, rule, fix=fix))
         if self._stepped.get(key) == self._scaled:  # they were unscaled for the step before
-            self.scaler._check_inf_per_device(optimizer)  # type: ignore[no-untyped-call]
+            self.scaler._check_inf_per_device(optimizer)
             self._state(key)["stage"] = OptState.UNSCALED
         else:
             self.scaler.unscale_(optimizer)
@@ -147,7 +147,7 @@ class LossScaling:
             total = found[0] if len(found) == 1 else torch.stack([f.to(found[0].device) for f in found]).sum()
             here = torch.empty((), dtype=total.dtype, pin_memory=True)
             here.copy_(total, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(total.device))
             self._late = event, here
         return counts

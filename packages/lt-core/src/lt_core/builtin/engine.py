@@ -55,8 +55,9 @@ class PlainEngine:
         self.place: Callable[[Any], Any] | None = _mover(device, stream)
         self.window: Callable[[bool], AbstractContextManager[Any] | None] | None = None
         self.before_forward: Callable[[], None] | None = None
-        prepares = isinstance(precision, PreparesOptimizers)
-        self.boundary: Callable[[], None] | None = precision.prepare(self.optimizers) if prepares else None
+        self.boundary: Callable[[], None] | None = None
+        if isinstance(precision, PreparesOptimizers):
+            self.boundary = precision.prepare(self.optimizers)
         if not precision.scales:
             self.backward = Tensor.backward  # type: ignore[method-assign]
         if type(precision).step is PlainPrecision.step:
