@@ -141,4 +141,3 @@ def test_workers_collect_by_themselves() -> None:
 
     fit(Keeps(), DataLoader(Enabled(), batch_size=2, num_workers=1), gc_every_n_steps=1, max_epochs=2)
     assert seen == [1.0] * 6
-
