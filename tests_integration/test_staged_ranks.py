@@ -29,7 +29,7 @@ class Net(LightningModule):
         self.layer = nn.Linear(1, 1)
         self.folder = folder
         self.seen: list[float] = []
-        self.collected: list[int] = []
+        self.collected: list[bool] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.seen.append(float(batch[0][0]))
@@ -59,7 +59,7 @@ def train(folder: Path, accelerator: Any, workers: int, **flags: Any) -> Net:
     return module
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_ranks_see_and_save_the_same(workers: int, tmp_path: Path) -> None:
     """Each rank's batches, the weights and the saved place are those of ranks without a side stream."""
 
@@ -79,6 +79,7 @@ def test_ranks_see_and_save_the_same(workers: int, tmp_path: Path) -> None:
             assert repr(plain[part]) == repr(late[part]), part
 
 
+@pytest.mark.slow
 def test_a_resident_set_is_shared_among_ranks(tmp_path: Path) -> None:
     """With data_on_device, each rank takes its share from its own copy, in the loader's order."""
 
@@ -89,6 +90,7 @@ def test_a_resident_set_is_shared_among_ranks(tmp_path: Path) -> None:
         assert plain == kept
 
 
+@pytest.mark.slow
 def test_ranks_collect_at_the_same_steps(tmp_path: Path) -> None:
     """The collector is switched off on every rank after the first step, and on again at the end."""
 
