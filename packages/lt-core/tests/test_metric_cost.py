@@ -114,7 +114,7 @@ def far(value: float) -> torch.Tensor:
 
 
 def test_values_on_a_device_are_read_together() -> None:
-    """Values on a device are read when a step is logged, all at once, and what comes out does not depend on when or on where they were."""
+    """Values on a device are read at once when a step is logged, and the results do not depend on when, or on where."""
     near, one, other = training(), training(), training()
     values = torch.randn(130, generator=torch.Generator().manual_seed(1)).tolist()
     flags = {"on_step": True, "on_epoch": True, "batch_size": 3}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def run(module: Net, folder: Path, **flags: Any) -> list[int]:
     with Reads():
         Trainer(**{**SILENT, **usual, **flags}).fit(module, batches(STEPS))
     counts = module.counts
-    return [after - before for before, after in zip(counts, counts[1:], strict=False)]
+    return [after - before for before, after in pairwise(counts)]
 
 
 def instant_bar(interval: float = 0.0) -> RichProgressBar:

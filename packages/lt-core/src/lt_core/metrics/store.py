@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_core.metrics.reading import AT_DEMAND, computed, floats, fold
 from lt_core.metrics.slot import (
     BATCH_MEAN,
     EVAL_BATCH_END,
@@ -41,7 +42,6 @@ __all__ += ["EVAL_BATCH_END", "EVAL_BATCH_START", "EVAL_EPOCH_END", "EVAL_EPOCH_
 __all__ += ["TRAIN_BATCH_END", "TRAIN_BATCH_START", "TRAIN_EPOCH_END", "TRAIN_EPOCH_START", "TRAIN_STEP"]
 
 _FOLD_EVERY = 1000  # values of a name on a device; where steps are logged all are read with these
-_AT_DEMAND: Any = object()  # a metric object's step value that is computed when somebody wants it
 # prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
 # add_dataloader_idx, metric_attribute, rank_zero_only
 Options = tuple[bool, bool | None, bool | None, bool | None, Any, bool, bool, Any, bool, str | None, bool]
@@ -229,7 +229,7 @@ class MetricStore:
                     slot.chunk = []
                 slot.chunk.append((value, self._weight(slot, batch_size)))
                 if len(slot.chunk) >= _FOLD_EVERY:
-                    _floats([], self._slots.values())
+                    floats([], self._slots.values())
             return
         if is_metric_object(value) and not hasattr(value, "items"):
             slot.metric, slot.result, slot.fresh = value, None, True
@@ -237,7 +237,7 @@ class MetricStore:
             return
         number = as_number(slot.name, value)
         slot.host = slot.host or isinstance(value, Tensor)
-        _fold(slot)  # what came before is added before
+        fold(slot)  # what came before is added before
         slot.last, slot.fresh = number, True
         if slot.code:
             slot.accumulate(number, self._weight(slot, batch_size))
@@ -314,11 +314,11 @@ class MetricStore:
         """Return each step value that was logged for the loggers since the last call."""
         due = [s for s in self._slots.values() if s.fresh and s.step]
         if self.world_size <= 1:
-            values = _floats(due, self._slots.values())
+            values = floats(due, self._slots.values())
         elif self.scope >= EVAL_BATCH_START:
             # Ranks may differ in their number of evaluation batches, so each keeps its own values and exchanges none.
-            due = [s for s in due if s.last is not _AT_DEMAND]
-            values = _floats(due)
+            due = [s for s in due if s.last is not AT_DEMAND]
+            values = floats(due)
         else:
             values = self._synced_step(due)
         for slot in due:
@@ -328,14 +328,14 @@ class MetricStore:
 
     def _synced_step(self, due: list[Slot]) -> dict[tuple[int, str], float]:
         """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
-        objects = [s for s in due if s.last is _AT_DEMAND]
-        values = _floats([s for s in due if s.last is not _AT_DEMAND], self._slots.values())
+        objects = [s for s in due if s.last is AT_DEMAND]
+        values = floats([s for s in due if s.last is not AT_DEMAND], self._slots.values())
         synced = [s for s in due if s.sync]
         parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
         found = self._exchange(parts, objects)
         values.update({s.key: found[f"{s.scope}:{s.step_name}"] for s in synced})
         for slot in objects:
-            slot.last = values[slot.key] = _computed(slot)
+            slot.last = values[slot.key] = computed(slot)
         return values
 
     def _exchange(self, parts: list[Part], objects: list[Slot]) -> dict[str, float]:
@@ -351,7 +351,7 @@ class MetricStore:
             return
         slots = [s for s in self._slots.values() if s.sync and s.code]
         for slot in slots:
-            _fold(slot)
+            fold(slot)
         due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
         objects = [s for s in self._slots.values() if s.epoch and s.metric is not None and s.result is None]
         parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight) for s in due.values()]
@@ -360,7 +360,7 @@ class MetricStore:
             if (key := f"{slot.scope}:{slot.epoch_name}") in found:
                 slot.synced = found[key], (slot.total, slot.weight)
         for slot in objects:
-            slot.result = _computed(slot)
+            slot.result = computed(slot)
 
     def take_epoch(self) -> dict[str, float]:
         """Return the epoch's values for the loggers, and reset the metric objects that they came from."""
@@ -372,7 +372,7 @@ class MetricStore:
         for slot in slots:
             if slot.metric is not None:
                 slot.result = values[slot.key]
-                slot.last = slot.result if slot.last is _AT_DEMAND else slot.last
+                slot.last = slot.result if slot.last is AT_DEMAND else slot.last
                 objects[id(slot.metric)] = slot.metric
         _reset(objects.values())  # after all were computed: one may stand under two names
         return {s.epoch_name: v for s in slots if s.logger and (v := values[s.key]) is not None}
@@ -380,14 +380,14 @@ class MetricStore:
     def _epoch_value(self, slot: Slot) -> float | None:
         if slot.metric is not None:
             # With several ranks `sync` computed it: here it would wait for ranks that may not read at all.
-            return _computed(slot) if slot.result is None and self.world_size <= 1 else slot.result
-        _fold(slot)
+            return computed(slot) if slot.result is None and self.world_size <= 1 else slot.result
+        fold(slot)
         return slot.reduced()
 
     def _last(self, slot: Slot) -> Any:
         """Return a slot's newest step value, None if there is none that one rank can find alone."""
-        if slot.last is _AT_DEMAND:
-            return _computed(slot) if self.world_size <= 1 else None
+        if slot.last is AT_DEMAND:
+            return computed(slot) if self.world_size <= 1 else None
         return slot.last
 
     def _at_end(self) -> bool:
@@ -418,7 +418,7 @@ class MetricStore:
         bars = [s for s in self._slots.values() if s.bar]
         steps = [s for s in bars if s.step and self._last(s) is not None]
         known = {} if wait else {s.key: self._shown[s.key] for s in steps if s.waits and s.key in self._shown}
-        values = known | _floats([s for s in steps if s.key not in known])
+        values = known | floats([s for s in steps if s.key not in known])
         self._shown.update(values)
         out = {s.step_name: values[s.key] for s in steps}
         if self._at_end():
@@ -446,7 +446,7 @@ class MetricStore:
         """Return all that is needed to go on inside the epoch; the objects' own state is not part of it."""
         paths = {id(metric): path for path, metric in self._objects().items()}
         slots = []
-        lasts = _floats([s for s in self._slots.values() if self._last(s) is not None], self._slots.values())
+        lasts = floats([s for s in self._slots.values() if self._last(s) is not None], self._slots.values())
         for slot in self._slots.values():
             settings = slot.settings()
             settings["group"] = None  # a process group belongs to its process; the next call names it again
@@ -504,15 +504,11 @@ def _check_same(slot: Slot, new: Slot) -> None:
         raise MisconfigurationException(Problem(f"self.log({slot.name!r})", rule, got, "Use another name."))
 
 
-def _computed(slot: Slot) -> float:
-    return as_number(slot.name, slot.metric.compute())
-
-
 def _step_result(slot: Slot) -> Any:
     """Return a metric object's value of this step: torchmetrics keeps that of its last forward."""
     found = getattr(slot.metric, "_forward_cache", None)
     if found is None:
-        return _AT_DEMAND
+        return AT_DEMAND
     if isinstance(found, Tensor) and found.device.type != "cpu" and found.numel() == 1:
         return found.detach().reshape(())
     return as_number(slot.name, found)
@@ -522,45 +518,6 @@ def _reset(metrics: Iterable[Any]) -> None:
     with torch.inference_mode(False):  # states made within it could not be updated in training
         for metric in metrics:
             metric.reset()
-
-
-def _fold(slot: Slot) -> None:
-    """Add up the values that lie on a device, with one wait for all of them."""
-    if slot.chunk:
-        _floats([], [slot])
-    if slot.host:
-        slot.chunk = None
-
-
-def _read(tensors: list[Tensor]) -> list[float]:
-    """Return the numbers in 0-dim tensors, with one wait for all that lie on one device."""
-    found = [0.0] * len(tensors)
-    kinds: dict[Any, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        # float64 holds each of the others' numbers; what lacks it is read format by format.
-        kinds.setdefault((tensor.device, tensor.dtype if tensor.device.type == "mps" else None), []).append(index)
-    for places in kinds.values():
-        group = [tensors[index] for index in places]
-        if len({tensor.dtype for tensor in group}) > 1:
-            group = [tensor.double() for tensor in group]
-        for index, number in zip(places, torch.stack(group).tolist(), strict=True):
-            found[index] = float(number)
-    return found
-
-
-def _floats(slots: Iterable[Slot], folded: Iterable[Slot] = ()) -> dict[tuple[int, str], float]:
-    """Return the slots' last values as floats, and add up what of others lies on a device; one wait for all."""
-    tensors = {s.key: s.last for s in slots if isinstance(s.last, Tensor)}
-    others = [s for s in slots if s.key not in tensors]
-    values = {s.key: _computed(s) if s.last is _AT_DEMAND else float(s.last) for s in others}
-    chunks = [(s, s.chunk) for s in folded if s.chunk]
-    numbers = iter(_read([*tensors.values(), *(value for _, chunk in chunks for value, _ in chunk)]))
-    values |= {key: next(numbers) for key in tensors}
-    for slot, chunk in chunks:
-        slot.chunk = []
-        for _, weight in chunk:
-            slot.accumulate(next(numbers), weight)
-    return values
 
 
 def _tensor(value: Any) -> Tensor:

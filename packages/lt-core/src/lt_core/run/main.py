@@ -156,7 +156,7 @@ def _give_back(run: Run) -> None:
 
 
 def _release(run: Run) -> None:
-    """Give back what the run took: signal handlers, garbage collector, workers, the last step's graph, the module's log target."""
+    """Give back what the run took: workers, garbage collector, signals, the last graph, the module's log target."""
     run.feeds.close()
     if run.loop.collecting is not None:
         run.loop.collecting.restore()

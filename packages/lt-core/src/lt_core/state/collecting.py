@@ -1,4 +1,4 @@
-"""Collect Python's garbage at chosen steps, on all ranks at once, instead of wherever an allocation happens to start it.
+"""Collect Python's garbage at chosen steps, on all ranks at once, and not wherever an allocation happens to start it.
 
 The collector stops every thread of a process while it walks all objects, and where ranks wait for one another one
 rank's pause is everybody's. So what stands after the first step (modules, optimizers, datasets) is frozen, which spares

@@ -180,7 +180,7 @@ class TrainerView:
         """Return `progress_bar_metrics` without waiting for a device: a value there is that of the last logged step."""
         if self._run is None:
             return self._results.bar
-        return self._results.read_bar(self._run.metrics.current, wait=not self.log_every_n_steps)
+        return self._results.read_bar(self._run.metrics.current, wait=not self._run.trainer.log_every_n_steps)
 
     @property
     def history(self) -> History:

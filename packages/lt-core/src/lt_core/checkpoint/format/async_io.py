@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -22,9 +23,11 @@ __all__ = ["AsyncCheckpointIO"]
 class AsyncCheckpointIO:
     """Store that writes checkpoints in a background thread.
 
-    ``save`` returns when the tree is copied, so that the next step may change any tensor; the file is the same,
-    byte for byte, as a direct save would write. One save is in flight at a time: the next one waits for it.
-    The copy's memory is kept for the next save.
+    ``save`` returns when the next step may change any tensor; the file is the same, byte for byte, as a direct save
+    would write. Tensors in the host's memory are copied by then. Of those on a device the copies, into pinned memory,
+    are queued in front of whatever the device computes next, buffers that the next forward pass changes included, and
+    the writing thread waits for them. One save is in flight at a time: the next one waits for it. The copy's memory is
+    kept for the next save.
 
     Args:
         io: What writes and reads; `SafetensorsIO` if None.
@@ -61,8 +64,8 @@ class AsyncCheckpointIO:
         target = os.path.abspath(os.fspath(path))
         if isinstance(self._io, SafetensorsIO):
             prepared = self._io.prepare(tree)
-            self._stage(prepared)
-            job: Callable[[], None] = partial(self._io.write, prepared, target)
+            copied = self._stage(prepared)
+            job: Callable[[], None] = partial(_write, self._io, prepared, target, copied)
         else:
             job = partial(self._io.save, clone(tree), target)
         self._path = target
@@ -118,28 +121,36 @@ class AsyncCheckpointIO:
         thread.join()
         self._thread = None
 
-    def _stage(self, prepared: Prepared) -> None:
-        """Copy all tensors into one buffer, and let the blobs read from there."""
+    def _stage(self, prepared: Prepared) -> list[torch.Event]:
+        """Copy all tensors into one buffer, and let the blobs read from there once the returned events have come."""
         blobs = sorted(prepared.blobs, key=lambda blob: -blob.source.element_size())  # keeps each aligned
         total = sum(blob.nbytes for blob in blobs)
-        cuda = {blob.source.device for blob in blobs if blob.source.device.type == "cuda"}
-        if self._buffer is None or self._buffer.numel() < total or (cuda and not self._buffer.is_pinned()):
+        devices = {blob.source.device for blob in blobs if blob.source.device.type != "cpu"}
+        if self._buffer is None or self._buffer.numel() < total or (devices and not self._buffer.is_pinned()):
             self._buffer = None  # free the old one first
-            self._buffer = _allocate(total, pinned=bool(cuda))
+            self._buffer = _allocate(total, pinned=bool(devices))
+        queued = bool(devices) and self._buffer.is_pinned()
         position = 0
         with torch.no_grad():
             for blob in blobs:
                 size = blob.nbytes
-                blob.copy_into(self._buffer[position : position + size])
+                blob.copy_into(self._buffer[position : position + size], wait=not queued)
                 position += size
-        for device in cuda:
-            torch.cuda.current_stream(device).synchronize()
+        return [torch.accelerator.current_stream(device).record_event() for device in devices] if queued else []
+
+
+def _write(io: SafetensorsIO, prepared: Prepared, target: str, copied: list[torch.Event]) -> None:
+    """Write a staged tree, once its copies are done."""
+    for event in copied:
+        event.synchronize()
+    io.write(prepared, target)
 
 
 def _allocate(size: int, pinned: bool) -> Tensor:
     """Return memory for a copy; in huge pages, since touching new small ones costs ten times the copy."""
     if pinned:
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # a device that has no use for pinned memory
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
     if size < 1 << 22 or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=torch.uint8)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -55,15 +55,20 @@ class Blob:
         tensor = self.source.view(integer_like(self.source.dtype))
         return raw_bytes(tensor.cpu().contiguous())
 
-    def copy_into(self, target: Tensor) -> None:
-        """Copy the bytes into a flat tensor of them, and read that from now on."""
+    def copy_into(self, target: Tensor, wait: bool = True) -> None:
+        """Copy the bytes into a flat tensor of them, and read that from now on.
+
+        Args:
+            target: As many bytes, in the host's memory.
+            wait: Whether the copy is done at the return, also where the tensor lies on a device.
+        """
         kind, source = integer_like(self.source.dtype), self.source
         view = target.view(kind).view(source.shape)
         if source.device.type == "cpu" and source.is_contiguous():
             # One plain copy: a kernel in several threads waits for cores that data workers hold.
             ctypes.memmove(target.data_ptr(), source.data_ptr(), self.nbytes)
         else:
-            view.copy_(source.view(kind), non_blocking=True)
+            view.copy_(source.view(kind), non_blocking=not wait)
         self.source = view
 
 
