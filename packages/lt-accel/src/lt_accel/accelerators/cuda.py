@@ -20,6 +20,7 @@ from lt_accel.accelerators.cards import installed, visible
 from lt_accel.accelerators.faults import no_cards, not_usable
 from lt_accel.accelerators.indices import chosen, read, refusal
 from lt_accel.accelerators.memory import explain_memory, size
+from lt_accel.accelerators.streams import CopyStream
 from lt_accel.clusters.slurm import SlurmCluster
 from lt_accel.clusters.torchrun import TorchrunCluster
 from lt_interface import MisconfigurationException, Plan, Problem
@@ -130,6 +131,10 @@ class CUDAAccelerator:
         """Take over a state of this kind of device; a state of another kind of GPU is left alone."""
         if isinstance(state, Mapping) and self.name in state:
             torch.cuda.set_rng_state(state[self.name].cpu(), device)
+
+    def side_stream(self, device: torch.device) -> CopyStream | None:
+        """Return a stream on which batches are copied to a card beside what it computes."""
+        return CopyStream(device) if device.type == "cuda" else None
 
     def teardown(self) -> None:
         """Give the memory that no tensor holds back to the card, so that others, and the next fit, find it."""
