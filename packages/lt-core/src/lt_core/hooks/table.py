@@ -100,7 +100,7 @@ _HOOKS = [
     _transfer("on_after_batch_transfer", "batch", "dataloader_idx"),
     Hook(
         *("on_train_batch_start", ("batch", "batch_idx"), CALLBACKS_MODULE, m.TRAIN_BATCH_START, "before a step"),
-        returns="-1 from the module ends the epoch",
+        returns="-1 from the module ends the epoch, on every rank",
     ),
     Hook("on_before_zero_grad", ("optimizer",), scope=KEEP, when="after training_step, before gradients are cleared"),
     Hook("on_before_backward", ("loss",), scope=KEEP, when="before the backward pass"),
