@@ -377,7 +377,7 @@ def test_processes_end_in_order_after_a_failure(tmp_path: Path, hook: str) -> No
         for rank in range(2)
     ]
     try:
-        assert [rank.wait(60.0) for rank in ranks] == [0, 0]
+        assert [rank.wait(150.0) for rank in ranks] == [0, 0]
     finally:
         for rank in ranks:
             rank.kill()

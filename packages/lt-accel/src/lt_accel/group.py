@@ -8,6 +8,7 @@ one before and comes to it.
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -79,6 +80,8 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -
             f"{world.size}. Got rank {dist.get_rank()} of {dist.get_world_size()}. Destroy that group first."
         )
     if not dist.is_initialized():
+        # Its functions keep the default group of their import as a default: after that of a group it never closes.
+        importlib.import_module("torch.distributed.nn.functional")
         _joined.peers = None
         if _joined.store is None:
             _joined.store = next(rendezvous(_address(cluster), world.rank, world.size, timeout=timeout))[0]

@@ -103,7 +103,7 @@ _HOOKS = [
         ("batch", "batch_idx"),
         scope=m.TRAIN_BATCH_START,
         when="before a step",
-        returns="-1 from the module ends the epoch",
+        returns="-1 from the module ends the epoch, on every rank",
     ),
     Hook("on_before_zero_grad", ("optimizer",), scope=KEEP, when="after training_step, before gradients are cleared"),
     Hook("on_before_backward", ("loss",), scope=KEEP, when="before the backward pass"),
