@@ -336,7 +336,7 @@ def test_the_modules_own_callbacks_come_back(tmp_path: Path, kind: Any) -> None:
 @pytest.mark.filterwarnings("ignore:ModelCheckpoint:UserWarning")
 @pytest.mark.parametrize("kind", OFTEN_LAUNCHED)
 def test_a_checkpoint_saved_afterwards_resumes_exactly(tmp_path: Path, kind: Any) -> None:
-    """What is saved here after a fit elsewhere has the rank's place in the data and random state: resumed to the bit."""
+    """What is saved here after a fit elsewhere holds the rank's place in the data and its random state."""
     expected, resumed = net(), net()
     trainer_in(tmp_path / "whole").fit(expected, loader(True), loader())
     first = trainer_in(tmp_path / "first", kind(), max_epochs=1)
