@@ -137,11 +137,13 @@ class Feed:
     def _measure(self) -> None:
         """Set the sizes and apply the limit."""
         sizes = [min(leaf.size, leaf.limit) for leaf in self.leaves]
-        rule, problems = "a loader must have at least one batch for each rank", list[Problem]()
+        rule, problems = "a loader must have at least one batch", list[Problem]()
         fix = "Check the dataset's length, batch_size and drop_last, or set the limit to 0."
         for leaf, size, where in zip(self.leaves, sizes, self._places(), strict=True):
             if size == 0 and self.limit != 0:
-                problems.append(Problem(where, rule, f"a loader of length {min(leaf.whole, leaf.limit)}", fix))
+                whole = min(leaf.whole, leaf.limit)
+                got = f"a loader of length {whole}" + (f" for {leaf.shards} ranks" if whole else "")
+                problems.append(Problem(where, rule, got, fix))
         raise_problems(problems)
         if self.mode == "sequential":
             pairs = zip(sizes, self._places(), strict=True)
