@@ -290,6 +290,6 @@ def test_prediction_goes_through_the_side_stream() -> None:
     accelerator = LateAccelerator()
     module = Net()
     module.predict_step = lambda batch, batch_idx: batch.sum()  # type: ignore[method-assign]
-    found = Trainer(**{**QUIET, "accelerator": accelerator}).predict(module, numbered(3))
+    found = Trainer(**{**QUIET, "max_epochs": 1, "accelerator": accelerator}).predict(module, numbered(3))
     assert found == [0.0, 6.0, 12.0]
     assert [what for what, _ in accelerator.events] == ["copy", "join"] * 3
