@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lt_core import LightningDataModule, LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.checkpoint import load_checkpoint
+from lt_core.profilers import PassThroughProfiler
 from lt_interface.testing import AcceleratorConformance
 
 
@@ -264,3 +266,30 @@ class TestLateAccelerator(AcceleratorConformance):
 
     def make(self) -> Any:
         return LateAccelerator()
+
+
+def test_a_profiler_sees_each_batch_put_on_the_device() -> None:
+    """Beginning a copy is the same action for a profiler as moving a batch, once a batch."""
+    put: list[str] = []
+
+    class Noting(PassThroughProfiler):
+        passes_through = False
+
+        @contextmanager
+        def profile(self, action_name: str) -> Iterator[str]:
+            put.extend([action_name] * action_name.endswith("batch_to_device"))
+            yield action_name
+
+    flags = {**QUIET, "max_epochs": 1, "accelerator": LateAccelerator(), "profiler": Noting()}
+    Trainer(**flags).fit(Net(), numbered(3))
+    assert put == ["[Strategy]SingleDeviceStrategy.batch_to_device"] * 3
+
+
+def test_prediction_goes_through_the_side_stream() -> None:
+    """Batches of prediction are joined before their step, too."""
+    accelerator = LateAccelerator()
+    module = Net()
+    module.predict_step = lambda batch, batch_idx: batch.sum()  # type: ignore[method-assign]
+    found = Trainer(**{**QUIET, "max_epochs": 1, "accelerator": accelerator}).predict(module, numbered(3))
+    assert found == [0.0, 6.0, 12.0]
+    assert [what for what, _ in accelerator.events] == ["copy", "join"] * 3
