@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lt_core import Trainer
 from lt_core.config.flags import TrainerConfig, parse
 from lt_interface import ConfigError, MisconfigurationException, registry
 
@@ -321,6 +322,13 @@ class TestPrecision:
         """bf16 is taken as bf16-mixed, which is said."""
         with pytest.warns(UserWarning, match="bf16-mixed"):
             assert parse({"precision": "bf16"}).precision == "bf16-mixed"
+
+    @needs_mixed
+    def test_half_on_a_cpu_is_bf16(self):
+        """16-mixed on a CPU becomes bf16-mixed, which is said."""
+        with pytest.warns(UserWarning, match="a CPU has no 16-mixed"):
+            trainer = Trainer(precision="16-mixed", accelerator="cpu", max_epochs=1, logger=False)
+        assert trainer.precision == "bf16-mixed"
 
     @pytest.mark.parametrize("wrong", [True, 8, 32.0, "fp32", None.__class__])
     def test_refused(self, wrong):

@@ -38,6 +38,8 @@ ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
     "lt.accelerators": {"gpu": ("mps", "cuda")},
     "lt.precisions": {"64": ("64-true",), "32": ("32-true",), "16": ("16-mixed",), "bf16": ("bf16-mixed",)},
 }
+# What takes the place of a precision where no device computes it fast.
+ON_A_CPU = {"16-mixed": "bf16-mixed"}
 # What the sibling packages provide, so that a missing one is answered with its command.
 SIBLINGS: dict[str, dict[str, str]] = {
     "lt.accelerators": {"cpu": "lt-core", "cuda": "lt-accel[cuda]", "mps": "lt-accel"},

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lt_core.notices import info
+from lt_core.notices import info, warn
 from lt_interface import Plan, registry
 from lt_interface.accelerator import DescribesDevices
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
@@ -36,12 +36,16 @@ def ordered(callbacks: Iterable[Callback]) -> list[Callback]:
     return sorted(callbacks, key=lambda c: isinstance(c, Checkpoint))
 
 
-def find_precision(config: TrainerConfig) -> Any:
-    """Return the precision that the flag or a plugin means."""
+def find_precision(config: TrainerConfig, accelerator: Any) -> Any:
+    """Return the precision that the flag or a plugin means; of names, one that the accelerator's kind has."""
     given = config.plugin("precision") or config.precision
     if not isinstance(given, str):
         return given
-    return registry.precisions.get(given, f"Trainer(precision={given!r})")()
+    where = f"Trainer(precision={given!r})"
+    name = registry.ON_A_CPU.get(given, given) if accelerator.kind == "cpu" else given
+    if name != given:
+        warn(f'{where}: a CPU has no {given}, so "{name}" is used. Write precision="{name}".')
+    return registry.precisions.get(name, where)()
 
 
 def find_accelerator(config: TrainerConfig) -> Any:

@@ -70,7 +70,7 @@ class Trainer(TrainerView):
         self._accelerator, self._cluster = find_accelerator(config), find_cluster(config)
         spread = find_spread(config, self._accelerator, self._cluster)
         self._devices, self._num_nodes, self._strategy, self._launcher = spread
-        self._precision = find_precision(config)
+        self._precision = find_precision(config, self._accelerator)
         profiler = config.profiler
         self.profiler: Any = registry.profilers.get(profiler)() if isinstance(profiler, str) else profiler
 
