@@ -270,6 +270,17 @@ def test_clipping_by_hand() -> None:
     trainer().fit(Clips(), BATCHES[:1])
 
 
+def test_clipping_by_hand_takes_the_runs_optimizers() -> None:
+    """clip_gradients with an optimizer that the fit does not know is one clear error."""
+
+    class Clips(TwoByHand):
+        def steps(self, first: Any, second: Any, batch: Any) -> None:
+            self.clip_gradients(SGD(self.parameters(), lr=0.1), gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+
+    with pytest.raises(MisconfigurationException, match=r"Clips\.clip_gradients: .*Got SGD\. Pass one of self\.optimizers"):
+        trainer().fit(Clips(), BATCHES[:1])
+
+
 def norm(module: nn.Module) -> float:
     return torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm().item()  # type: ignore[no-any-return]
 

@@ -21,7 +21,7 @@ from lt_core.hooks.table import HookTable, overrides
 from lt_core.loops.boundary import Cadence
 from lt_core.metrics.results import Metrics, Results
 from lt_core.notices import warn
-from lt_core.optim.parse import parse_optimizers, warn_unheld
+from lt_core.optim.parse import check_exchanged, parse_optimizers
 from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.select import ordered
 from lt_core.state import rng
@@ -199,21 +199,18 @@ def _configure_optimizers(run: Run) -> None:
     with run.metrics.current.inside("configure_optimizers"):
         returned = run.module.configure_optimizers()
     run.optimizers, run.schedulers = parse_optimizers(returned, run.module)
-    if not run.module.automatic_optimization:
-        return
-    warn_unheld(run.module, run.optimizers)
 
 
 def build_engine(run: Run) -> None:
     """Build the engine over the run's optimizers; the one before undoes what it did to the module first."""
     if run.engine is not None:
         run.engine.close()
-    run.loop.fit.engine_inputs = _engine_inputs(run)
     default: Any = partial(PlainEngine, device=run.device)
     with _steps_on_instance(run.module, run.compiled):
         run.engine = run.strategy.engine(
             run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
         )
+    run.loop.fit.engine_inputs = _engine_inputs(run)  # an engine may exchange parameters as it is built
     if isinstance(run.strategy, StrategyVerbs):
         run.strategy.model = run.engine.model
     run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]
@@ -235,6 +232,7 @@ def rebuild(run: Run) -> bool:
         clip_algorithm=trainer.gradient_clip_algorithm or "norm",
     )
     if _engine_inputs(run) != fit.engine_inputs:
+        check_exchanged(run.optimizers, run.schedulers, run.module)
         build_engine(run)
     run.hooks = _hooks(run)
     fit.seen = seen
@@ -255,7 +253,9 @@ def _engine_inputs(run: Run) -> tuple[Any, ...]:
     """Return what an engine is built for: it is built anew when any of it changes, and kept otherwise."""
     module = run.module
     trainable = tuple(id(p) for p in module.parameters() if p.requires_grad)
-    return tuple(map(id, run.optimizers)), trainable, module.__dict__.get("training_step")
+    groups = (group for optimizer in run.optimizers for group in getattr(optimizer, "param_groups", ()))
+    held = tuple(id(p) for group in groups for p in group["params"])
+    return tuple(map(id, run.optimizers)), held, trainable, module.__dict__.get("training_step")
 
 
 @contextmanager
