@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lt_interface import CheckpointError
 
-__all__ = ["load_named_states", "named_states", "parameter_names"]
+__all__ = ["load_named_states", "named_states", "parameter_names", "regroup"]
 
 
 def named_states(module: nn.Module, optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
@@ -38,6 +38,25 @@ def load_named_states(module: nn.Module, optimizers: Sequence[Optimizer], states
     names = parameter_names(module)
     for index, (optimizer, state) in enumerate(zip(optimizers, states, strict=True)):
         _load_named_state(optimizer, state, names, f"optimizer_states[{index}]")
+
+
+def regroup(module: nn.Module, optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]]) -> None:
+    """Give new optimizers the groups that their states name: some may have been added since the first were made.
+
+    Args:
+        module: The module whose parameters are named.
+        optimizers: The optimizers, without any state yet.
+        states: What ``named_states`` returned, in the same order.
+    """
+    names, parameters = parameter_names(module), dict(module.named_parameters())
+    for optimizer, state in zip(optimizers, states, strict=False):
+        saved = state["param_groups"]
+        if [group["params"] for group in saved] == _group_names(optimizer, names):
+            continue
+        if all(name in parameters for group in saved for name in group["params"]):
+            optimizer.param_groups.clear()
+            for group in saved:
+                optimizer.add_param_group({**group, "params": [parameters[name] for name in group["params"]]})
 
 
 def parameter_names(module: nn.Module) -> dict[int, str]:

@@ -22,6 +22,7 @@ from lt_core.loops.boundary import Cadence
 from lt_core.metrics.results import Metrics, Results
 from lt_core.notices import warn
 from lt_core.optim.parse import check_exchanged, parse_optimizers
+from lt_core.optim.states import regroup
 from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.select import ordered
 from lt_core.state import rng
@@ -76,12 +77,14 @@ def returned_run(request: Request) -> Run:
 
 
 def restore_optimizers(run: Run, states: list[dict[str, Any]], schedulers: list[dict[str, Any]]) -> None:
-    """Make the optimizers of a returned run again, with the states that they had in the ranks."""
-    with rng.isolate():
-        _configure_optimizers(run)
+    """Make the engine of a returned run, and its optimizers with the groups and states that they had in the ranks."""
+    if states:
+        with rng.isolate():
+            _configure_optimizers(run)
+        regroup(run.module, run.optimizers, states)
     build_engine(run)
-    tree = {"optimizer_states": states, "lr_schedulers": schedulers}
-    restore(run, tree, "optimizers")
+    if states:
+        restore(run, {"optimizer_states": states, "lr_schedulers": schedulers}, "optimizers")
 
 
 def build_run(run: Run, request: Request) -> None:
@@ -103,7 +106,8 @@ def build_run(run: Run, request: Request) -> None:
         if run.fits:
             resume.restore_progress(run, checkpoint)
         resume.restore_callbacks(run, checkpoint)
-    _configure_optimizers(run)
+    if run.fits:
+        _configure_optimizers(run)
     build_engine(run)
     run.hooks = _hooks(run)
     open_journal(run, checkpoint)
@@ -194,8 +198,6 @@ def _load(run: Run) -> dict[str, Any] | None:
 
 
 def _configure_optimizers(run: Run) -> None:
-    if not run.fits:
-        return
     with run.metrics.current.inside("configure_optimizers"):
         returned = run.module.configure_optimizers()
     run.optimizers, run.schedulers = parse_optimizers(returned, run.module)
