@@ -131,7 +131,9 @@ def test_one_optimizer_stays_one(append: bool) -> None:
     def grow(trainer: Any, pl_module: Any) -> None:
         trainer.optimizers.append(torch.optim.SGD(pl_module.parameters(), lr=0.25))
 
-    with pytest.raises(ConfigError, match=r"trainer\.optimizers: automatic optimization takes one optimizer, here are 2"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.optimizers: automatic optimization takes one optimizer, here are 2"
+    ):
         fit(grow if append else change)
 
 

@@ -166,5 +166,7 @@ def test_what_cannot_come_back_is_named(call: str) -> None:
     """A value that pickle refuses on the way back is one error with the path to it."""
     run = trainer(True, callbacks=[Keeps()] if call == "validate" else [])
     path = r"predict_step, what it returned\[0\]\['why'\]" if call == "predict" else r"callbacks\['.*Keeps'\]\['best'\]"
-    with pytest.raises(MisconfigurationException, match=rf"Trainer\.{call}, from its ranks: {path}: what goes to other"):
+    with pytest.raises(
+        MisconfigurationException, match=rf"Trainer\.{call}, from its ranks: {path}: what goes to other"
+    ):
         getattr(run, call)(Opaque(), BATCHES)

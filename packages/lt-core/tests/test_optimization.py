@@ -277,7 +277,9 @@ def test_clipping_by_hand_takes_the_runs_optimizers() -> None:
         def steps(self, first: Any, second: Any, batch: Any) -> None:
             self.clip_gradients(SGD(self.parameters(), lr=0.1), gradient_clip_val=0.5, gradient_clip_algorithm="norm")
 
-    with pytest.raises(MisconfigurationException, match=r"Clips\.clip_gradients: .*Got SGD\. Pass one of self\.optimizers"):
+    with pytest.raises(
+        MisconfigurationException, match=r"Clips\.clip_gradients: .*Got SGD\. Pass one of self\.optimizers"
+    ):
         trainer().fit(Clips(), BATCHES[:1])
 
 

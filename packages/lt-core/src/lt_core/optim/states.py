@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lt_core.checkpoint.format.signature import plain_name
 from lt_interface import CheckpointError
 
 __all__ = ["load_named_states", "named_states", "parameter_names", "regroup"]
@@ -48,7 +49,8 @@ def regroup(module: nn.Module, optimizers: Sequence[Optimizer], states: Sequence
         optimizers: The optimizers, without any state yet.
         states: What ``named_states`` returned, in the same order.
     """
-    names, parameters = parameter_names(module), dict(module.named_parameters())
+    names = parameter_names(module)
+    parameters = {names[id(p)]: p for p in module.parameters()}
     for optimizer, state in zip(optimizers, states, strict=False):
         saved = state["param_groups"]
         if [group["params"] for group in saved] == _group_names(optimizer, names):
@@ -61,7 +63,7 @@ def regroup(module: nn.Module, optimizers: Sequence[Optimizer], states: Sequence
 
 def parameter_names(module: nn.Module) -> dict[int, str]:
     """Return the first name of each parameter by the parameter's ``id``."""
-    return {id(parameter): name for name, parameter in module.named_parameters()}
+    return {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
 
 
 def _group_names(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[str]]:
@@ -86,6 +88,7 @@ def _named_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, An
 
 
 def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mapping[int, str], where: str) -> None:
+    state = _plain_names(state)
     saved_groups, groups = state["param_groups"], _group_names(optimizer, names)
     if len(saved_groups) != len(groups):
         raise CheckpointError(
@@ -118,6 +121,17 @@ def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mappin
                 "Return the same optimizer from configure_optimizers."
             )
     _restore_formats(optimizer, state, numbers)
+
+
+def _plain_names(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state with plain names, as files of earlier releases may lack for modules that are compiled in part."""
+
+    def plain(entries: Mapping[Any, Any]) -> dict[Any, Any]:
+        return {plain_name(key) if isinstance(key, str) else key: value for key, value in entries.items()}
+
+    groups = [{**group, "params": list(plain(dict.fromkeys(group["params"])))} for group in state["param_groups"]]
+    formats = {"other_formats": plain(state["other_formats"])} if "other_formats" in state else {}
+    return {**state, **formats, "state": plain(state["state"]), "param_groups": groups}
 
 
 def _other_formats(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, list[str]]:

@@ -133,7 +133,9 @@ def _load_weights(run: Run, weights: dict[str, Any]) -> None:
         if name in weights and tensor.dtype != weights[name].dtype:
             tensor.data = tensor.data.to(weights[name].dtype)
     own = nn.Module.state_dict(module)
-    here = {k: v for k, v in weights.items() if k in own and getattr(own[k], "shape", None) == getattr(v, "shape", None)}
+    here = {
+        k: v for k, v in weights.items() if k in own and getattr(own[k], "shape", None) == getattr(v, "shape", None)
+    }
     load_weights(module, here, strict=False, where=f"Trainer.{run.fn}, from the ranks")
     if lost := [name for name in weights if name not in here]:
         warn(

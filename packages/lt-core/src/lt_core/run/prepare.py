@@ -25,7 +25,9 @@ def prepare(
     """Check module, data and flags together, and return what the ranks need."""
     if trainer._run is not None and trainer._run.metrics.live:
         rule, got = "a trainer makes one call at a time", f"a call inside {trainer._run.fn}"
-        raise MisconfigurationException(Problem(f"Trainer.{fn}", rule, got, "Call it afterwards, or use a Trainer of its own."))
+        raise MisconfigurationException(
+            Problem(f"Trainer.{fn}", rule, got, "Call it afterwards, or use a Trainer of its own.")
+        )
     if model is None and trainer._run is not None:
         model = trainer._run.module
         if ckpt_path is None and trainer._own_ckpt_path is None and fn is not TrainerFn.FITTING:
