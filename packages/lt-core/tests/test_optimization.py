@@ -271,14 +271,14 @@ def test_clipping_by_hand() -> None:
 
 
 def test_optimizers_stepped_past_the_trainer_are_warned_of() -> None:
-    """Raw optimizers train but count no step; one warning says so and what to step instead."""
+    """Raw optimizers train but count no step: with max_steps one warning says so and what to step instead."""
 
     class Raw(TwoByHand):
         def steps(self, first: Any, second: Any, batch: Any) -> None:
             self.manual_backward(self.layer(batch).square().sum())
             first.optimizer.step()
 
-    run, module = trainer(max_epochs=3), Raw()
+    run, module = trainer(max_epochs=3, max_steps=5), Raw()
     before = module.layer.weight.detach().clone()
     with pytest.warns(
         UserWarning, match=r"Raw\.training_step: no optimizer of self\.optimizers\(\) was stepped"

@@ -208,10 +208,12 @@ def close_epoch(run: Run) -> None:
 
 
 def _warn_uncounted(run: Run) -> None:
-    """Warn of an epoch of manual optimization in which no step was counted: max_steps would never be reached."""
-    by_hand = run.optimizers and not run.module.automatic_optimization
-    if by_hand and run.progress.batches and not run.progress.step and run.loop.first_time("uncounted"):
+    """Warn of an epoch of manual optimization without a counted step, where max_steps is to end the fit."""
+    trainer, progress = run.trainer, run.progress
+    by_hand = run.optimizers and not run.module.automatic_optimization and trainer.max_steps != -1
+    if by_hand and progress.batches and not progress.step and run.loop.first_time("uncounted"):
         warn(
             f"{type(run.module).__name__}.training_step: no optimizer of self.optimizers() was stepped in this epoch, "
-            "so global_step and max_steps count nothing. Step what self.optimizers() returns, not the optimizer itself."
+            f"so max_steps={trainer.max_steps} is not reached. Step what self.optimizers() returns, not the optimizer "
+            "itself."
         )
