@@ -120,6 +120,44 @@ def test_optimizers() -> None:
     assert net.layer.weight.item() == pytest.approx(1 - 2 * 0.125 - 2 * 0.25)
 
 
+@pytest.mark.parametrize("append", [True, False])
+def test_one_optimizer_stays_one(append: bool) -> None:
+    """Several optimizers are refused under automatic optimization when they are set in a fit too."""
+
+    def change(trainer: Any, pl_module: Any) -> None:
+        second = torch.optim.SGD(pl_module.parameters(), lr=0.25)
+        trainer.optimizers = [*trainer.optimizers, second]
+
+    def grow(trainer: Any, pl_module: Any) -> None:
+        trainer.optimizers.append(torch.optim.SGD(pl_module.parameters(), lr=0.25))
+
+    with pytest.raises(
+        ConfigError, match=r"trainer\.optimizers: automatic optimization takes one optimizer, here are 2"
+    ):
+        fit(grow if append else change)
+
+
+def test_what_nothing_trains_after_a_change_is_warned_of() -> None:
+    """Parameters that no optimizer holds, and schedulers of one that is gone, are warned of in mid-fit too."""
+    from torch.optim.lr_scheduler import StepLR
+
+    class Schedules(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [StepLR(optimizer, 1)]
+
+    def exchange(trainer: Any, pl_module: Any) -> None:
+        trainer.optimizers = [torch.optim.Adam(pl_module.parameters())]
+
+    def replace(trainer: Any, pl_module: Any) -> None:
+        pl_module.layer = nn.Linear(1, 1)
+
+    with pytest.warns(UserWarning, match="trainer.optimizers: a learning-rate scheduler still steps a SGD"):
+        fit(exchange, net=Schedules())
+    with pytest.warns(UserWarning, match="no optimizer holds these trainable parameters: layer.weight, layer.bias"):
+        fit(replace)
+
+
 def test_schedulers() -> None:
     """A scheduler added to trainer.lr_scheduler_configs steps from the next epoch on."""
     from torch.optim.lr_scheduler import StepLR

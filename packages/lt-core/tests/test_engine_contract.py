@@ -378,6 +378,45 @@ def test_an_engine_that_wraps_optimizers_is_built_once() -> None:
     assert strategy.calls.count("close") == 1
 
 
+class Flat(Wrapped):
+    """Optimizer that keeps a list of what its groups hold when it is made, as engines that flatten them do."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner)
+        self.held = [p for group in inner.param_groups for p in group["params"]]
+        inner.param_groups[0]["params"] = [*inner.param_groups[0]["params"]]
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        assert self.held == [p for group in self.inner.param_groups for p in group["params"]]
+        return super().step(closure)
+
+
+class Flattens(Recorded):
+    """Strategy whose engine looks at the optimizers' groups once, when it is built."""
+
+    def engine(self, module: Any, optimizers: Any, schedulers: Any, precision: Any, plan: Any, default: Any) -> Any:
+        return super().engine(module, [Flat(o) for o in optimizers], schedulers, precision, plan, default)
+
+
+def test_a_group_added_in_a_fit_reaches_the_engine() -> None:
+    """An engine that looks at the optimizers' groups when it is built is built anew once one is added."""
+
+    class Adds(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([self.layer.weight], lr=0.1)
+
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.trainer.optimizers[0].add_param_group({"params": [self.layer.bias], "lr": 0.01})
+
+    strategy, net = Flattens(), Adds()
+    before = net.layer.bias.detach().clone()
+    with pytest.warns(UserWarning, match="no optimizer holds these trainable parameters: layer.bias"):
+        fit(net, strategy=strategy, max_epochs=3)
+    assert strategy.engines == 2
+    assert not torch.equal(net.layer.bias, before)
+
+
 def test_unfreezing_builds_the_engine_anew() -> None:
     """Parameters that begin to require gradients between epochs get a new engine; the old one is closed."""
 

@@ -270,6 +270,38 @@ def test_clipping_by_hand() -> None:
     trainer().fit(Clips(), BATCHES[:1])
 
 
+def test_optimizers_stepped_past_the_trainer_are_warned_of() -> None:
+    """Raw optimizers train but count no step: with max_steps one warning says so and what to step instead."""
+
+    class Raw(TwoByHand):
+        def steps(self, first: Any, second: Any, batch: Any) -> None:
+            self.manual_backward(self.layer(batch).square().sum())
+            first.optimizer.step()
+
+    run, module = trainer(max_epochs=3, max_steps=5), Raw()
+    before = module.layer.weight.detach().clone()
+    with pytest.warns(
+        UserWarning, match=r"Raw\.training_step: no optimizer of self\.optimizers\(\) was stepped"
+    ) as seen:
+        run.fit(module, BATCHES[:2])
+    assert len(seen) == 1
+    assert run.global_step == 0
+    assert not torch.equal(module.layer.weight, before)
+
+
+def test_clipping_by_hand_takes_the_runs_optimizers() -> None:
+    """clip_gradients with an optimizer that the fit does not know is one clear error."""
+
+    class Clips(TwoByHand):
+        def steps(self, first: Any, second: Any, batch: Any) -> None:
+            self.clip_gradients(SGD(self.parameters(), lr=0.1), gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+
+    with pytest.raises(
+        MisconfigurationException, match=r"Clips\.clip_gradients: .*Got SGD\. Pass one of self\.optimizers"
+    ):
+        trainer().fit(Clips(), BATCHES[:1])
+
+
 def norm(module: nn.Module) -> float:
     return torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm().item()  # type: ignore[no-any-return]
 

@@ -209,3 +209,38 @@ def test_bad_profilers_are_caught(kind: Any, test: str, tmp_path: Path) -> None:
     given += [tmp_path] if test == "test_can_be_set_up_again" else []
     with pytest.raises((AssertionError, ValueError, RuntimeError, pytest.fail.Exception)):
         getattr(suite, test)(*given)
+
+
+class Ends(Counting):
+    """Profiler that notes when it is set up and ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append("setup")
+
+    def describe(self) -> None:
+        self.calls.append("describe")
+
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append("teardown")
+
+
+@pytest.mark.parametrize("hook", ["setup", "on_train_batch_end", "on_fit_end"])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_profiler_is_ended_after_an_error_too(tmp_path: Path, hook: str, error: type[BaseException]) -> None:
+    """Whatever ends a fit and wherever, the profiler reports what it measured, and is torn down once."""
+
+    class Fails(BoringModel):
+        pass
+
+    def fail(self: Any, *args: Any) -> None:
+        raise error
+
+    setattr(Fails, hook, fail)
+    profiler = Ends()
+    with pytest.raises(error):
+        Trainer(**SILENT, max_epochs=1, profiler=profiler, default_root_dir=tmp_path, logger=False).fit(Fails())
+    assert profiler.calls == ["setup", "describe", "teardown"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from lt_core.checkpoint.weights import load_weights
+from lt_core.checkpoint.weights import load_weights, with_plain_names
 from lt_core.data.nested import move_to_device
 from lt_core.data.sources import feed_of, has_loader
 from lt_core.data.stream import batch_seed
@@ -194,7 +194,7 @@ def _progress(run: Run) -> Stateful:
 
 def _weights(run: Run) -> Stateful:
     def take() -> Any:
-        return run.strategy.weights(run.module).state_dict()
+        return with_plain_names(run.strategy.weights(run.module).state_dict())
 
     def give(state: dict[str, Any]) -> None:  # before there is an engine
         weights = run.strategy.weights(run.module)

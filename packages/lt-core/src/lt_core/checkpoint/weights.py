@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
+from lt_core.checkpoint.format.signature import plain_name
 from lt_interface.errors import CheckpointError
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "with_plain_names"]
 
 MOST_LISTED = 20
+
+
+def with_plain_names(state_dict: Any) -> Any:
+    """Return a module's state by the names that it has where none of its parts is compiled."""
+    if not any(plain_name(name) != name for name in state_dict):
+        return state_dict
+    plain = type(state_dict)((plain_name(name), value) for name, value in state_dict.items())
+    metadata = getattr(state_dict, "_metadata", None)
+    if metadata is not None:  # a wrapper's own entry comes before that of what it wraps
+        plain._metadata = {plain_name(f"{name}.")[:-1]: value for name, value in metadata.items()}
+    return plain
+
+
+def _with_names_of(module: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a state whose names are the module's own, whichever parts are compiled here or were when it was saved."""
+    tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    own = {plain_name(name): name for name, _ in tensors}
+    if not any("_orig_mod." in name for name in chain(own.values(), state_dict)):
+        return state_dict
+    return {own.get(plain_name(name), name): value for name, value in state_dict.items()}
 
 
 def load_weights(
@@ -31,6 +53,7 @@ def load_weights(
     Raises:
         CheckpointError: If the weights do not fit. It lists at most 20 names.
     """
+    state_dict = _with_names_of(module, state_dict)
     options = {"assign": True} if any(p.is_meta for p in module.parameters()) else {}
     try:
         (module if weights is None else weights).load_state_dict(state_dict, strict=strict, **options)

@@ -11,6 +11,7 @@ from lt_core.checkpoint.save import flush_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
 from lt_core.metrics.store import FORBIDDEN, TRAIN_EPOCH_END
+from lt_core.notices import warn
 from lt_core.state.agreement import from_rank_zero, settle, stop_is_settled
 from lt_core.state.limits import may_stop, stops_epoch
 from lt_core.state.signals import raise_signal
@@ -207,9 +208,22 @@ def close_epoch(run: Run) -> None:
     progress.epoch += 1
     progress.batch = 0
     progress.epoch_closed = True
+    _warn_uncounted(run)
     store.reset()
     run.loop.at_boundary = True
     run.loop.fit.pending = None
     settle(run)
     flush_saves(run)
     raise_signal(run)
+
+
+def _warn_uncounted(run: Run) -> None:
+    """Warn of an epoch of manual optimization without a counted step, where max_steps is to end the fit."""
+    trainer, progress = run.trainer, run.progress
+    by_hand = run.optimizers and not run.module.automatic_optimization and trainer.max_steps != -1
+    if by_hand and progress.batches and not progress.step and run.loop.first_time("uncounted"):
+        warn(
+            f"{type(run.module).__name__}.training_step: no optimizer of self.optimizers() was stepped in this epoch, "
+            f"so max_steps={trainer.max_steps} is not reached. Step what self.optimizers() returns, not the optimizer "
+            "itself."
+        )

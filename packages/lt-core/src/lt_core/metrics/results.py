@@ -71,6 +71,8 @@ class Metrics:
         self._module = module
         self._kind = SilentStore if silent else MetricStore
         self._ranks: dict[str, Any] = {}
+        # Of a run that goes on around this one, where a hook hands its module to another trainer.
+        self._outer = module._metrics, module._trainer_ref
         self.train = self._make()
         self.current: MetricStore = self.train
         self._use(self.train)
@@ -106,6 +108,9 @@ class Metrics:
             self._use(outer)
 
     def release(self) -> None:
-        """Let go of the module: what it logs from now on belongs to no run."""
-        self._module._metrics = None
+        """Let go of the module: what it logs from now on belongs to the run around this one, or to none."""
+        store, trainer = self._outer
+        self._module._metrics = store
+        if store is not None:
+            self._module._trainer_ref = trainer
         self.current = SilentStore()

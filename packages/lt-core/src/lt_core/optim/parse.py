@@ -14,7 +14,7 @@ from lt_core.hooks.table import overrides
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 
-__all__ = ["SchedulerConfig", "needs_closure", "parse_optimizers", "warn_unheld"]
+__all__ = ["SchedulerConfig", "check_exchanged", "check_optimizers", "needs_closure", "parse_optimizers"]
 
 _WHERE = "LightningModule.configure_optimizers"
 _FORMS = (
@@ -46,8 +46,8 @@ class SchedulerConfig:
     strict: bool = True
 
 
-def _refuse(rule: str, got: Any = None, fix: str = _FORMS) -> MisconfigurationException:
-    return MisconfigurationException(Problem(_WHERE, rule, "" if got is None else repr(got), fix))
+def _refuse(rule: str, got: Any = None, fix: str = _FORMS, where: str = _WHERE) -> MisconfigurationException:
+    return MisconfigurationException(Problem(where, rule, "" if got is None else repr(got), fix))
 
 
 def _is_scheduler(x: Any) -> bool:
@@ -61,15 +61,49 @@ def parse_optimizers(returned: Any, module: Any) -> tuple[list[Optimizer], list[
         MisconfigurationException: If the form or a scheduler's settings are none we know.
     """
     optimizers, raw = _split(returned)
+    schedulers = [_scheduler(item, monitor, optimizers, module) for item, monitor in raw]
+    check_optimizers(optimizers, module)
+    return optimizers, schedulers
+
+
+def check_optimizers(optimizers: Sequence[Any], module: Any, where: str = _WHERE) -> None:
+    """Refuse what is no optimizer, or one too many, and warn of parameters that none holds.
+
+    Args:
+        optimizers: What the module returned, or what users put in its place.
+        module: The module.
+        where: Where they come from.
+
+    Raises:
+        MisconfigurationException: If something is no optimizer.
+        ConfigError: If there are several under automatic optimization.
+    """
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
-            raise _refuse("every optimizer must be a torch.optim.Optimizer", optimizer)
-    schedulers = [_scheduler(item, monitor, optimizers, module) for item, monitor in raw]
-    if module.automatic_optimization and len(optimizers) > 1:
+            raise _refuse("every optimizer must be a torch.optim.Optimizer", optimizer, where=where)
+    if not module.automatic_optimization:
+        return
+    if len(optimizers) > 1:
         rule = f"automatic optimization takes one optimizer, here are {len(optimizers)}"
         fix = "Set self.automatic_optimization = False in __init__ and step them in training_step."
-        raise ConfigError(Problem(_WHERE, rule, fix=fix))
-    return optimizers, schedulers
+        raise ConfigError(Problem(where, rule, fix=fix))
+    _warn_unheld(module, optimizers, where)
+
+
+def check_exchanged(optimizers: Sequence[Any], schedulers: Sequence[SchedulerConfig], module: Any) -> None:
+    """Check optimizers or trainable parameters that users changed in a fit, as those of its beginning were.
+
+    Raises:
+        MisconfigurationException: If something is no optimizer.
+        ConfigError: If there are several under automatic optimization.
+    """
+    check_optimizers(optimizers, module, "trainer.optimizers")
+    for owner in (getattr(config.scheduler, "optimizer", None) for config in schedulers):
+        if isinstance(owner, Optimizer) and all(owner is not o for o in optimizers):
+            warn(
+                f"trainer.optimizers: a learning-rate scheduler still steps a {type(owner).__name__} that is not among "
+                "them. Exchange trainer.lr_scheduler_configs too."
+            )
 
 
 def _split(returned: Any) -> tuple[list[Any], list[tuple[Any, str | None]]]:
@@ -163,13 +197,13 @@ def needs_closure(optimizer: Optimizer) -> bool:
     return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
-def warn_unheld(module: torch.nn.Module, optimizers: Sequence[Optimizer]) -> None:
+def _warn_unheld(module: torch.nn.Module, optimizers: Sequence[Optimizer], where: str) -> None:
     """Warn of trainable parameters that no optimizer holds, by name."""
     held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
     loose = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in held]
     if optimizers and loose:
         shown = ", ".join(loose[:10]) + (f" and {len(loose) - 10} more" if len(loose) > 10 else "")
         warn(
-            f"{_WHERE}: no optimizer holds these trainable parameters: {shown}. "
+            f"{where}: no optimizer holds these trainable parameters: {shown}. "
             "Pass them to an optimizer, or freeze them with requires_grad_(False)."
         )

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lt_core.checkpoint.format.signature import plain_name
 from lt_interface import CheckpointError
 
-__all__ = ["load_named_states", "named_states", "parameter_names"]
+__all__ = ["load_named_states", "named_states", "parameter_names", "regroup"]
 
 
 def named_states(module: nn.Module, optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
@@ -40,9 +41,29 @@ def load_named_states(module: nn.Module, optimizers: Sequence[Optimizer], states
         _load_named_state(optimizer, state, names, f"optimizer_states[{index}]")
 
 
+def regroup(module: nn.Module, optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]]) -> None:
+    """Give new optimizers the groups that their states name: some may have been added since the first were made.
+
+    Args:
+        module: The module whose parameters are named.
+        optimizers: The optimizers, without any state yet.
+        states: What ``named_states`` returned, in the same order.
+    """
+    names = parameter_names(module)
+    parameters = {names[id(p)]: p for p in module.parameters()}
+    for optimizer, state in zip(optimizers, states, strict=False):
+        saved = state["param_groups"]
+        if [group["params"] for group in saved] == _group_names(optimizer, names):
+            continue
+        if all(name in parameters for group in saved for name in group["params"]):
+            optimizer.param_groups.clear()
+            for group in saved:
+                optimizer.add_param_group({**group, "params": [parameters[name] for name in group["params"]]})
+
+
 def parameter_names(module: nn.Module) -> dict[int, str]:
     """Return the first name of each parameter by the parameter's ``id``."""
-    return {id(parameter): name for name, parameter in module.named_parameters()}
+    return {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
 
 
 def _group_names(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[str]]:
@@ -67,6 +88,7 @@ def _named_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, An
 
 
 def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mapping[int, str], where: str) -> None:
+    state = _plain_names(state)
     saved_groups, groups = state["param_groups"], _group_names(optimizer, names)
     if len(saved_groups) != len(groups):
         raise CheckpointError(
@@ -99,6 +121,17 @@ def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mappin
                 "Return the same optimizer from configure_optimizers."
             )
     _restore_formats(optimizer, state, numbers)
+
+
+def _plain_names(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state with plain names, as files of earlier releases may lack for modules that are compiled in part."""
+
+    def plain(entries: Mapping[Any, Any]) -> dict[Any, Any]:
+        return {plain_name(key) if isinstance(key, str) else key: value for key, value in entries.items()}
+
+    groups = [{**group, "params": list(plain(dict.fromkeys(group["params"])))} for group in state["param_groups"]]
+    formats = {"other_formats": plain(state["other_formats"])} if "other_formats" in state else {}
+    return {**state, **formats, "state": plain(state["state"]), "param_groups": groups}
 
 
 def _other_formats(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, list[str]]:

@@ -21,7 +21,8 @@ from lt_core.hooks.table import HookTable, overrides
 from lt_core.loops.boundary import Cadence
 from lt_core.metrics.results import Metrics, Results
 from lt_core.notices import warn
-from lt_core.optim.parse import parse_optimizers, warn_unheld
+from lt_core.optim.parse import check_exchanged, parse_optimizers
+from lt_core.optim.states import regroup
 from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.announce import announce
 from lt_core.run.select import ordered
@@ -79,12 +80,14 @@ def returned_run(request: Request) -> Run:
 
 
 def restore_optimizers(run: Run, states: list[dict[str, Any]], schedulers: list[dict[str, Any]]) -> None:
-    """Make the optimizers of a returned run again, with the states that they had in the ranks."""
-    with rng.isolate():
-        _configure_optimizers(run)
+    """Make the engine of a returned run, and its optimizers with the groups and states that they had in the ranks."""
+    if states:
+        with rng.isolate():
+            _configure_optimizers(run)
+        regroup(run.module, run.optimizers, states)
     build_engine(run)
-    tree = {"optimizer_states": states, "lr_schedulers": schedulers}
-    restore(run, tree, "optimizers")
+    if states:
+        restore(run, {"optimizer_states": states, "lr_schedulers": schedulers}, "optimizers")
 
 
 def build_run(run: Run, request: Request) -> None:
@@ -109,7 +112,8 @@ def build_run(run: Run, request: Request) -> None:
         if run.fits:
             resume.restore_progress(run, checkpoint)
         resume.restore_callbacks(run, checkpoint)
-    _configure_optimizers(run)
+    if run.fits:
+        _configure_optimizers(run)
     build_engine(run)
     load_folder(run, checkpoint or {})
     run.hooks = _hooks(run)
@@ -218,21 +222,15 @@ def _load(run: Run) -> dict[str, Any] | None:
 
 
 def _configure_optimizers(run: Run) -> None:
-    if not run.fits:
-        return
     with run.metrics.current.inside("configure_optimizers"):
         returned = run.module.configure_optimizers()
     run.optimizers, run.schedulers = parse_optimizers(returned, run.module)
-    if not run.module.automatic_optimization:
-        return
-    warn_unheld(run.module, run.optimizers)
 
 
 def build_engine(run: Run) -> None:
     """Build the engine over the run's optimizers; the one before undoes what it did to the module first."""
     if run.engine is not None:
         run.engine.close()
-    run.loop.fit.engine_inputs = _engine_inputs(run)
     accelerator = run.trainer.accelerator
     stream = accelerator.side_stream(run.device) if isinstance(accelerator, SupportsSideStream) else None
     default: Any = partial(PlainEngine, device=run.device, stream=stream)
@@ -240,6 +238,7 @@ def build_engine(run: Run) -> None:
         run.engine = run.strategy.engine(
             run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
         )
+    run.loop.fit.engine_inputs = _engine_inputs(run)  # an engine may exchange parameters as it is built
     if isinstance(run.strategy, StrategyVerbs):
         run.strategy.model = run.engine.model
     run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]
@@ -261,6 +260,7 @@ def rebuild(run: Run) -> bool:
         clip_algorithm=trainer.gradient_clip_algorithm or "norm",
     )
     if _engine_inputs(run) != fit.engine_inputs:
+        check_exchanged(run.optimizers, run.schedulers, run.module)
         build_engine(run)
     run.hooks = _hooks(run)
     fit.seen = seen
@@ -281,7 +281,9 @@ def _engine_inputs(run: Run) -> tuple[Any, ...]:
     """Return what an engine is built for: it is built anew when any of it changes, and kept otherwise."""
     module = run.module
     trainable = tuple(id(p) for p in module.parameters() if p.requires_grad)
-    return tuple(map(id, run.optimizers)), trainable, module.__dict__.get("training_step")
+    groups = (group for optimizer in run.optimizers for group in getattr(optimizer, "param_groups", ()))
+    held = tuple(id(p) for group in groups for p in group["params"])
+    return tuple(map(id, run.optimizers)), held, trainable, module.__dict__.get("training_step")
 
 
 @contextmanager

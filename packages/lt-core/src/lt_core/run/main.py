@@ -104,9 +104,15 @@ def _finish(run: Run, travels: bool) -> None:
     run.strategy.leave(None)
     stop_deliveries(run, "success")
     trainer.state.status = TrainerStatus.FINISHED
-    if trainer._active_profiler is not None:
-        trainer._active_profiler.describe()
-        trainer._active_profiler.teardown(str(run.fn))
+    _end_profiling(run)
+
+
+def _end_profiling(run: Run) -> None:
+    """Report what was measured, and let the profiler close its files."""
+    profiler = run.trainer._active_profiler
+    if profiler is not None:
+        profiler.describe()
+        profiler.teardown(str(run.fn))
 
 
 def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool = True) -> BaseException:
@@ -129,6 +135,7 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
             _attempt("release", lambda: _give_back(run))
         if teardown:
             _warn_of("teardown", run.hooks.fire_each("teardown", str(run.fn)))
+        _attempt("profiler", lambda: _end_profiling(run))
     _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
     return error

@@ -15,13 +15,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lt_core.checkpoint.weights import load_weights
 from lt_core.data.nested import apply_to_collection, leaves
 from lt_core.hooks.table import overrides
+from lt_core.notices import warn
 from lt_core.optim.states import named_states
 from lt_core.run.build import merge_callbacks, returned_run
+from lt_core.run.request import unpicklable
 from lt_core.state import rng
 from lt_core.state.limits import stop_reason
 from lt_core.state.progress import TrainerStatus
@@ -55,16 +57,21 @@ def make_outcome(run: Run, value: Any) -> Outcome:
         return Outcome()
     trainer, results, journal = run.trainer, run.metrics.results, run.tracking.journal
     changed = run.fits or run.resumed.path is not None
+    states = {c.state_key: state for c in run.callbacks if (state := c.state_dict())}
+    data_state = {} if run.datamodule is None else run.datamodule.state_dict()
+    own = {f"{run.stage.step}, what it returned": value, "callbacks": states, "datamodule.state_dict()": data_state}
+    if refusal := unpicklable(f"Trainer.{run.fn}, from its ranks", own.items()):
+        raise refusal
     metrics = {"callback": results.callback, "logged": results.logged, "progress_bar": results.bar}
     return Outcome(
         value=_large_in_file(_plain(value), run.plan.root),
-        weights=_plain(run.module.state_dict()) if changed else None,
+        weights=_plain(nn.Module.state_dict(run.module)) if changed else None,  # also what an override leaves out
         optimizer_states=_plain(named_states(run.module, run.optimizers)) if run.fits else [],
         scheduler_states=[
             s.scheduler.state_dict() for s in run.schedulers if run.fits and hasattr(s.scheduler, "state_dict")
         ],
-        callback_states=_plain({c.state_key: state for c in run.callbacks if (state := c.state_dict())}),
-        datamodule_state={} if run.datamodule is None else _plain(run.datamodule.state_dict()),
+        callback_states=_plain(states),
+        datamodule_state=_plain(data_state),
         logger_states=[logger.__getstate__() if isinstance(logger, Logger) else {} for logger in trainer.loggers],
         metrics=_plain({name: dict(values) for name, values in metrics.items()}),
         progress={
@@ -89,6 +96,7 @@ def receive(request: Request, outcome: Outcome) -> Any:
     if not request.travels:
         return outcome.value
     trainer = request.trainer
+    last, earlier = trainer._run, trainer._returned
     trainer._begin(run := returned_run(request))
     with rng.isolate():
         merge_callbacks(run)
@@ -111,7 +119,9 @@ def receive(request: Request, outcome: Outcome) -> Any:
     results.note_logged(shown.get("logged", {}))
     results.bar.update(shown.get("progress_bar", {}))
     _take_journal(run, outcome)
-    trainer._returned = outcome if run.fits else None
+    # A call that trains nothing leaves the optimizers of the module's fit as they are, made here already or not.
+    kept = earlier is not None and last is not None and last.module is run.module and not run.fits
+    trainer._returned = earlier if kept else outcome
     trainer.state.status = TrainerStatus.FINISHED
     trainer._end(run)
     return _from_file(outcome.value)
@@ -126,7 +136,16 @@ def _load_weights(run: Run, weights: dict[str, Any]) -> None:
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if name in weights and tensor.dtype != weights[name].dtype:
             tensor.data = tensor.data.to(weights[name].dtype)
-    load_weights(module, weights, strict=module.strict_loading, where=f"Trainer.{run.fn}, from the ranks")
+    own = nn.Module.state_dict(module)
+    here = {
+        k: v for k, v in weights.items() if k in own and getattr(own[k], "shape", None) == getattr(v, "shape", None)
+    }
+    load_weights(module, here, strict=False, where=f"Trainer.{run.fn}, from the ranks")
+    if lost := [name for name in weights if name not in here]:
+        warn(
+            f"Trainer.{run.fn}: the module here lacks what it got in the ranks, so these weights did not come back: "
+            f"{', '.join(lost[:20])}. Make them in __init__ or configure_model, or load them from a checkpoint."
+        )
 
 
 def _take_journal(run: Run, outcome: Outcome) -> None:

@@ -12,7 +12,7 @@ from lt_core.state.progress import TrainerFn, TrainerStatus
 from lt_core.state.stage import VALIDATE, stage_of
 from lt_interface import Plan
 from lt_interface.accelerator import ChecksPlan
-from lt_interface.errors import Problem, raise_problems
+from lt_interface.errors import MisconfigurationException, Problem, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
@@ -24,6 +24,11 @@ def prepare(
     trainer: Trainer, fn: TrainerFn, model: Any, loaders: Any, datamodule: Any, ckpt_path: Any, val_loaders: Any = None
 ) -> Request:
     """Check module, data and flags together, and return what the ranks need."""
+    if trainer._run is not None and trainer._run.metrics.live:
+        rule, got = "a trainer makes one call at a time", f"a call inside {trainer._run.fn}"
+        raise MisconfigurationException(
+            Problem(f"Trainer.{fn}", rule, got, "Call it afterwards, or use a Trainer of its own.")
+        )
     if model is None and trainer._run is not None:
         model = trainer._run.module
         if ckpt_path is None and trainer._own_ckpt_path is None and fn is not TrainerFn.FITTING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lt_core.state.progress import TrainerFn
     from lt_core.trainer import Trainer
 
-__all__ = ["Request", "process_state", "restore_process"]
+__all__ = ["Request", "process_state", "restore_process", "unpicklable"]
 
 _DEEPEST = 8  # steps that an error's path goes into an object
 
@@ -77,27 +77,14 @@ class Request:
         try:
             return pickle.dumps(self)
         except Exception as error:
-            raise self._refusal(error) from error
+            where = f"Trainer.{self.fn}, launcher {self.trainer._launcher.name!r}"
+            raise unpicklable(where, self._parts(), error) or error from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Request:
         """Return the request of another process."""
         request: Request = pickle.loads(data)
         return request
-
-    def _refusal(self, error: Exception) -> MisconfigurationException:
-        """Return the error that names what cannot be pickled."""
-        launcher = self.trainer._launcher.name
-        found = next(((_path(part, name), cause) for name, part in self._parts() if (cause := _error_of(part))), None)
-        path, cause = found or ("its arguments", error)
-        return MisconfigurationException(
-            Problem(
-                f"Trainer.{self.fn}, launcher {launcher!r}: {path}",
-                "what goes to other processes must be picklable",
-                f"{type(cause).__name__}: {str(cause).rstrip('.')}",
-                "Define functions and classes at the top level of a module, and open files and connections in setup.",
-            )
-        )
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
         """Yield what is pickled, by the name that users know, the trainer's own parts before the trainer."""
@@ -117,6 +104,30 @@ class Request:
         for handler in trainer._handlers:
             yield f"trainer.on({handler.hook!r})", handler
         yield "trainer", trainer
+
+
+def unpicklable(
+    where: str, parts: Iterable[tuple[str, Any]], error: Exception | None = None
+) -> MisconfigurationException | None:
+    """Return the error that names what cannot be pickled, or None if all can.
+
+    Args:
+        where: Which call it is about.
+        parts: What travels, by the name that users know.
+        error: What pickle said against all of it together; an error then even where no part alone is to blame.
+    """
+    found = next(((_path(part, name), cause) for name, part in parts if (cause := _error_of(part))), None)
+    path, cause = found or ("its arguments", error)
+    if cause is None:
+        return None
+    return MisconfigurationException(
+        Problem(
+            f"{where}: {path}",
+            "what goes to other processes must be picklable",
+            f"{type(cause).__name__}: {str(cause).rstrip('.')}",
+            "Define functions and classes at the top level of a module, and open files and connections in setup.",
+        )
+    )
 
 
 def _error_of(value: Any) -> Exception | None:

@@ -12,7 +12,7 @@ from lt_core.state.loop_state import LoopState
 from lt_core.state.progress import RunningStage, TrainerFn
 from lt_core.state.stage import TRAIN, Stage
 from lt_core.state.timing import timed, timed_items
-from lt_interface import PlainCollectives, Plan, World
+from lt_interface import MisconfigurationException, PlainCollectives, Plan, Problem, World
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -148,11 +148,19 @@ class Run:
         return bool(self.module.automatic_optimization) and not self.window(index)[2]
 
     def clip(self, optimizer: Any, value: float | None, algorithm: str | None) -> None:
-        """Clip the gradients of one of the run's optimizers; a value of None or 0 does nothing."""
+        """Clip the gradients of one of the run's optimizers; a value of None or 0 does nothing.
+
+        Raises:
+            MisconfigurationException: If the engine does not step the optimizer.
+        """
         if not value:
             return
         raw = getattr(optimizer, "optimizer", optimizer)
-        index = next(i for i, o in enumerate(self.optimizers) if o is raw)
+        index = next((i for i, o in enumerate(self.lightning_optimizers) if o.optimizer is raw), None)
+        if index is None:
+            rule, got = "the optimizer must be one that this epoch began with", type(raw).__name__
+            where = f"{type(self.module).__name__}.clip_gradients"
+            raise MisconfigurationException(Problem(where, rule, got, "Pass one of self.optimizers()."))
         if self.precision.scales and "unscale" not in self.engine.owns:  # a second time it does nothing
             self.engine.unscale(index)
         self.engine.clip(index, float(value), algorithm or "norm")

@@ -133,7 +133,11 @@ class TrainerView:
         if self._run is not None and returned is not None:
             from lt_core.run.build import restore_optimizers
 
-            restore_optimizers(self._run, returned.optimizer_states, returned.scheduler_states)
+            try:
+                restore_optimizers(self._run, returned.optimizer_states, returned.scheduler_states)
+            except BaseException:
+                self._returned = returned  # so that nobody takes optimizers without their states for those of the ranks
+                raise
         return self._run
 
     @property
