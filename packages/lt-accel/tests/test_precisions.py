@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -279,14 +280,40 @@ def test_linear_layers_are_kept_in_few_bits(mode: str) -> None:
     torch.manual_seed(0)
     net = nn.ModuleDict({"body": nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64)), "head": nn.Linear(64, 64)})
     net["again"] = net["body"]
+    net["body"].append(net["body"][0])
     x = torch.randn(8, 64)
     expected = net["head"](net["body"](x))
     precision = BitsandbytesPrecision(mode, dtype=torch.bfloat16, ignore_modules={"head"})
     precision.convert(net).to("cpu")
     assert type(net["head"]) is nn.Linear
     assert net["body"][0].weight.dtype in (torch.uint8, torch.int8)
-    assert net["again"][0] is net["body"][0]
+    assert net["again"][0] is net["body"][0] is net["body"][2]
     assert net["body"][1].weight.dtype is net["head"].weight.dtype is torch.bfloat16
     out = net["head"](net["body"](precision.convert_batch(x)))
     assert out.dtype is torch.bfloat16
     assert (out.float() - expected).norm() / expected.norm() < (0.02 if mode == "int8" else 0.2)
+
+
+def test_transformer_engine_gets_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers take the place of torch's with the weights, names and ties as they were; odd sizes stay torch's."""
+    package, engine, recipes = (types.ModuleType(name) for name in ("te", "te.pytorch", "te.recipe"))
+    linear = type("Linear", (nn.Linear,), {})
+    norm = type("LayerNorm", (nn.LayerNorm,), {})
+    engine.__dict__.update(Linear=linear, LayerNorm=norm)
+    recipes.__dict__.update(Format=types.SimpleNamespace(HYBRID=2), DelayedScaling=dict)
+    monkeypatch.setitem(sys.modules, "transformer_engine", package)
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", engine)
+    monkeypatch.setitem(sys.modules, "transformer_engine.common.recipe", recipes)
+    precision = TransformerEnginePrecision(recipe={"fp8_format": "HYBRID"})
+    assert precision.recipe == {"fp8_format": 2}
+    net = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 3))
+    net.append(net[0])
+    expected = {name: p.detach().to(torch.bfloat16) for name, p in net.state_dict().items()}
+    precision.convert(net)
+    assert [type(layer) for layer in net] == [linear, norm, nn.Linear, linear]
+    assert net[3] is net[0]
+    assert all(torch.equal(p, expected[name]) for name, p in net.state_dict().items())
+    with pytest.raises(MisconfigurationException, match="HYBRID"):
+        TransformerEnginePrecision(recipe={"fp8_format": "HYBRYD"})
+    (problem,) = precision.problems(Plan())
+    assert "CUDA card" in str(problem)

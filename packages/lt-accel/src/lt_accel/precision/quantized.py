@@ -66,7 +66,7 @@ class BitsandbytesPrecision(OneFormat):
         """
         made: dict[int, nn.Module] = {}
         for path, parent in list(module.named_modules()):
-            for name, layer in list(parent.named_children()):
+            for name, layer in list(parent._modules.items()):  # named_children leaves out a second name
                 full = f"{path}.{name}" if path else name
                 if type(layer) is nn.Linear and not self._ignored(full):
                     if id(layer) not in made:

@@ -82,7 +82,7 @@ class TransformerEnginePrecision(OneFormat):
         if self.replace_layers or (self.replace_layers is None and not present):
             made: dict[int, nn.Module] = {}
             for parent in list(module.modules()):
-                for name, layer in list(parent.named_children()):
+                for name, layer in list(parent._modules.items()):  # named_children leaves out a second name
                     if _fits(layer):
                         if id(layer) not in made:
                             made[id(layer)] = _exchanged(layer, engine)
@@ -98,7 +98,7 @@ class TransformerEngineFloat16Precision(TransformerEnginePrecision):
         super().__init__(torch.float16)
 
 
-def _fits(layer: nn.Module) -> bool:
+def _fits(layer: nn.Module | None) -> bool:
     """Return whether a layer has a counterpart: 8-bit products need sizes that are multiples of 16."""
     if type(layer) is nn.LayerNorm:
         return len(layer.normalized_shape) == 1 and layer.elementwise_affine
