@@ -102,6 +102,7 @@ class Strict(Callback):
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("flags", [{}, {"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}], ids=str)
 def test_nothing_waits_for_the_card_between_logged_steps(precision: str, flags: dict[str, Any], tmp_path: Path) -> None:
@@ -109,6 +110,7 @@ def test_nothing_waits_for_the_card_between_logged_steps(precision: str, flags: 
     strict = Strict()
     loader = DataLoader(Random(400, 1000), batch_size=4, num_workers=2, pin_memory=True)
     usual = {"logger": "csv", "log_every_n_steps": 10, "default_root_dir": tmp_path, "precision": precision}
+    usual["enable_progress_bar"] = True
     try:
         Trainer(**{**QUIET, **usual, **flags, "callbacks": [strict, RichProgressBar()]}).fit(Sums(1000), loader)
     finally:

@@ -7,6 +7,9 @@ when the device is past everything that was issued before the last reference was
 What the user's loader did not pin is pinned here: from memory that is not, a copy of more than 64 KB holds the host
 until it is done, while filling pinned memory costs the host one copy of its own and the rest runs beside it. The pinned
 memory comes from torch's cache, which hands it out again only when the device has read it.
+
+A small tensor takes the computing stream: its copy lasts a few microseconds there, fewer than the host needs for an
+event and for waiting on it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 
 __all__ = ["CopyStream"]
 
-_STAGED_BY_CUDA = 1 << 16  # bytes up to which CUDA itself copies aside what is not pinned, and does not wait
+_SMALL = 1 << 16  # bytes up to which CUDA itself copies aside what is not pinned, and does not wait
 
 
 class CopyStream:
@@ -32,19 +35,26 @@ class CopyStream:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: Any = None
+        self._begun = False  # whether a copy is behind the last mark
 
     def copy(self, tensor: Tensor) -> Tensor:
         """Begin to copy a tensor of the host, pinned first where that keeps the host free."""
+        if tensor.nbytes <= _SMALL:
+            return tensor.to(self._device, non_blocking=True)
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        if tensor.nbytes > _STAGED_BY_CUDA and not tensor.is_pinned():
+        self._begun = True
+        if not tensor.is_pinned():
             tensor = tensor.pin_memory()
         with torch.cuda.stream(self._stream):
             return tensor.to(self._device, non_blocking=True)
 
     def mark(self) -> Any:
-        """Return an event behind the copies that were begun so far, or None where there were none."""
-        return None if self._stream is None else self._stream.record_event()
+        """Return an event behind the copies that were begun so far, or None where there were none since the last mark."""
+        if not self._begun:
+            return None
+        self._begun = False
+        return self._stream.record_event()
 
     def join(self, mark: Any, tensors: Iterable[Tensor]) -> None:
         """Let the current stream wait for the copies, and keep their memory until it is done with them."""

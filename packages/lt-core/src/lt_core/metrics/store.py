@@ -222,7 +222,7 @@ class MetricStore:
         if isinstance(value, Tensor) and value.device.type != "cpu":
             if value.numel() != 1 or value.is_complex():
                 as_number(slot.name, value)
-            value = value.detach().reshape(()).clone()
+            value = value.detach().clone() if not value.ndim else value.detach().reshape(()).clone()
             slot.last, slot.fresh, slot.host = value, True, False
             if slot.code:
                 if slot.chunk is None:
