@@ -50,7 +50,7 @@ class CopyStream:
             return tensor.to(self._device, non_blocking=True)
 
     def mark(self) -> Any:
-        """Return an event behind the copies that were begun so far, or None where there were none since the last mark."""
+        """Return an event behind the copies that were begun since the last mark, or None where there were none."""
         if not self._begun:
             return None
         self._begun = False
