@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from lt_interface.errors import Problem
     from lt_interface.plan import Plan
 
-__all__ = ["PlainPrecision", "Precision", "PreparesOptimizers"]
+__all__ = ["PlainPrecision", "Precision", "PreparesOptimizers", "TakesDevice"]
 
 
 @runtime_checkable
@@ -177,6 +178,29 @@ class PreparesOptimizers(Protocol):
 
         Raises:
             MisconfigurationException: If an optimizer cannot work in this precision.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesDevice(Protocol):
+    """Precision that computes differently on different kinds of devices.
+
+    Where parameters lie does not show it: they may be on the CPU, or without values, while the run is on a card.
+
+    Example:
+        >>> class Tuned(PlainPrecision):
+        ...     def take_device(self, device):
+        ...         self.device = device
+        >>> isinstance(Tuned(), TakesDevice), isinstance(PlainPrecision(), TakesDevice)
+        (True, False)
+    """
+
+    def take_device(self, device: torch.device) -> None:
+        """Take the device of this rank; the core calls it in each run after `Strategy.setup`, before all else.
+
+        Args:
+            device: The strategy's device.
         """
         ...
 

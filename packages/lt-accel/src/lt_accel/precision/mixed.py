@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
@@ -31,7 +30,7 @@ class MixedPrecision(PlainPrecision):
 
     Args:
         precision: ``"16-mixed"`` or ``"bf16-mixed"``.
-        device: The kind of device to cast on, such as ``"cuda"``; None for the one that the module lies on.
+        device: The kind of device to cast on, such as ``"cuda"``; None for the run's.
         scaler: The scaler of ``"16-mixed"``; a new one with torch's settings if None.
 
     Raises:
@@ -53,7 +52,7 @@ class MixedPrecision(PlainPrecision):
             rule, fix = "bfloat16 needs no scaler, since it has the range of 32-bit floats", "Leave scaler= out."
             raise MisconfigurationException(Problem('MixedPrecision("bf16-mixed")', rule, type(scaler).__name__, fix))
         self._device_type = None if device is None else torch.device(device).type
-        self._module: weakref.ref[nn.Module] | None = None
+        self._run_type = "cpu"
         self._scaling = None if scaler is None else LossScaling(scaler)
 
     @property
@@ -64,13 +63,11 @@ class MixedPrecision(PlainPrecision):
     @property
     def device_type(self) -> str:
         """Return the kind of device that is cast on."""
-        if self._device_type is not None:
-            return self._device_type
-        module = None if self._module is None else self._module()
-        first = None if module is None else next(module.parameters(), None)
-        if first is None or first.device.type == "meta":
-            return "cpu"
-        return first.device.type
+        return self._device_type or self._run_type
+
+    def take_device(self, device: torch.device) -> None:
+        """Take the run's device."""
+        self._run_type = device.type
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Refuse float16 on a processor, which computes it slowly, unless a scaler was given for it."""
@@ -82,11 +79,6 @@ class MixedPrecision(PlainPrecision):
             fix = f'Write MixedPrecision({self.name!r}, "{plan.device_type}").'
             return [Problem(f"MixedPrecision({self.name!r}, {self._device_type!r})", rule, plan.device_type, fix)]
         return []
-
-    def convert(self, module: nn.Module) -> nn.Module:
-        """Return the module, untouched."""
-        self._module = weakref.ref(module)
-        return module
 
     def forward(self) -> AbstractContextManager[Any]:
         """Return a new autocast context.
@@ -148,16 +140,12 @@ class MixedPrecision(PlainPrecision):
             self._scaling = LossScaling(torch.amp.GradScaler(self.device_type))
         return self._scaling
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_module": None}
-
 
 class BFloat16MixedPrecision(MixedPrecision):
     """Mixed precision with bfloat16; works on the CPU as on a GPU.
 
     Args:
-        device: The kind of device to cast on, such as ``"cuda"``; None for the one that the
-            module lies on.
+        device: The kind of device to cast on, such as ``"cuda"``; None for the run's.
     """
 
     step = PlainPrecision.step  # a frame less
@@ -170,8 +158,7 @@ class Float16MixedPrecision(MixedPrecision):
     """Mixed precision with float16 and a loss scale, for GPUs.
 
     Args:
-        device: The kind of device to cast on, such as ``"cuda"``; None for the one that the
-            module lies on.
+        device: The kind of device to cast on, such as ``"cuda"``; None for the run's.
         scaler: The scaler; a new one with torch's settings if None.
     """
 

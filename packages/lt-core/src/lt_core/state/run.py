@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from lt_core.notices import warn
 from lt_core.state.loop_state import LoopState
 from lt_core.state.progress import RunningStage, TrainerFn
 from lt_core.state.stage import TRAIN, Stage
@@ -147,12 +148,22 @@ class Run:
         """Return whether batch ``index`` leaves an accumulation window open behind it."""
         return bool(self.module.automatic_optimization) and not self.window(index)[2]
 
+    def index_of(self, optimizer: Any) -> int:
+        """Return the place of an optimizer, the user's or the engine's or a handle, among those of the run."""
+        known = {id(optimizer), id(getattr(optimizer, "optimizer", optimizer))}
+        pairs = zip(self.optimizers, self.engine.optimizers, strict=True)
+        return next(i for i, pair in enumerate(pairs) if known & set(map(id, pair)))
+
     def clip(self, optimizer: Any, value: float | None, algorithm: str | None) -> None:
         """Clip the gradients of one of the run's optimizers; a value of None or 0 does nothing."""
         if not value:
             return
-        raw = getattr(optimizer, "optimizer", optimizer)
-        index = next(i for i, o in enumerate(self.optimizers) if o is raw)
+        if "clip" in self.engine.owns:
+            if self.loop.first_time("clip"):
+                who = f"LightningModule.clip_gradients: the engine of strategy {self.plan.strategy!r}"
+                warn(f"{who} clips by itself, so this call does nothing. Write Trainer(gradient_clip_val=...).")
+            return
+        index = self.index_of(optimizer)
         if self.precision.scales and "unscale" not in self.engine.owns:  # a second time it does nothing
             self.engine.unscale(index)
         self.engine.clip(index, float(value), algorithm or "norm")
