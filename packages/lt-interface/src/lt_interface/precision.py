@@ -89,7 +89,7 @@ class Precision(Protocol):
         ...
 
     def convert(self, module: nn.Module) -> nn.Module:
-        """Return a module with its parameters in the right format; `Strategy.shard` calls it once.
+        """Bring a module's parameters into the right format, in place, and return it; `Strategy.shard` calls it once.
 
         Args:
             module: The module; its names, ties, frozen parameters and integer buffers stay as they are.
