@@ -43,7 +43,7 @@ else:
             "accelerator": "Accelerator ChecksPlan DescribesDevices ExplainsErrors",
             "checkpoint": "CheckpointIO SavesItself",
             "cluster": "ClusterEnvironment",
-            "engine": "Engine SkipsBatches",
+            "engine": "Engine PreparesBackward SkipsBatches",
             "errors": "CheckpointError ConfigError ConfigTypeError InterfaceVersionError LTError "
             "MisconfigurationException MissingPackageError PluginError Problem RankFailedError UnknownPluginError",
             "launcher": "Launcher Outcome Request",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-__all__ = ["Engine", "SkipsBatches"]
+__all__ = ["Engine", "PreparesBackward", "SkipsBatches"]
 
 
 @runtime_checkable
@@ -101,7 +101,7 @@ class Engine(Protocol):
         """Run the backward pass of a loss, scaled where the precision needs it; gradients add up.
 
         The core calls it after each ``training_step``, unless the module overrides ``backward``: that one then gets
-        ``precision.scale(loss)``. A user calls it through ``manual_backward``.
+        ``precision.scale(loss)``, after `PreparesBackward.prepare_backward` where the engine has it. A user calls it through ``manual_backward``.
 
         Args:
             loss: A scalar that requires gradients, already divided by the length of its window.
@@ -178,6 +178,30 @@ class Engine(Protocol):
         """Undo what the engine did to the module, such as hooks; called when another one takes its place.
 
         The core calls it too when the run ends, after `Strategy.release`. A second call does nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class PreparesBackward(Protocol):
+    """Engine that must hear of each backward pass before it begins, such as one that exchanges gradients meanwhile.
+
+    Its ``backward`` does so itself. The core asks for it where the module overrides ``backward``, unless the engine owns
+    the backward pass.
+
+    Example:
+        >>> class Listens:
+        ...     def prepare_backward(self, loss):
+        ...         print("gradients of", loss, "will come")
+        >>> isinstance(Listens(), PreparesBackward)
+        True
+    """
+
+    def prepare_backward(self, loss: Tensor) -> None:
+        """Get ready for a backward pass.
+
+        Args:
+            loss: What it begins from, scaled where the precision scales.
         """
         ...
 

@@ -193,11 +193,15 @@ class DDPEngine:
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass, the gradients averaged over the ranks while it runs, unless a window goes on."""
+        self.prepare_backward(loss)
+        self._inner.backward(loss, *args, **kwargs)
+
+    def prepare_backward(self, loss: Tensor) -> None:
+        """Make the reducer wait for the gradients of a backward pass, unless a window goes on."""
         if self._exchanges and self._reducer is not None:
             self._reducer.prepare_for_forward()
             self._reducer._rebuild_buckets()  # in the order of the first backward pass; after that it does nothing
             self._reducer.prepare_for_backward([loss] if self._find_unused else [])
-        self._inner.backward(loss, *args, **kwargs)
 
     def zero_loss(self) -> Tensor:
         """Return a loss of zero that reaches each trainable parameter, whatever the values of these."""

@@ -14,7 +14,7 @@ from lt_core.hooks.table import bind, overrides
 from lt_core.metrics.objects import untouched
 from lt_core.notices import warn
 from lt_core.state.stage import TRAIN
-from lt_interface import SkipsBatches
+from lt_interface import PreparesBackward, SkipsBatches
 from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
@@ -148,12 +148,18 @@ def backward_of(run: Run) -> Callable[..., Any]:
     if "backward" in engine.owns:
         if run.fits:
             warn_owned(run, "backward", "runs the backward pass")
-    elif run.precision.scales:
-        scale = run.precision.scale
-        own = lambda loss, *args, **kwargs: module.backward(scale(loss), *args, **kwargs)  # noqa: E731
-    else:
-        own = module.backward
-    return run.timed(own, "backward")
+        return run.timed(own, "backward")
+    scale = run.precision.scale if run.precision.scales else None
+    prepare = engine.prepare_backward if isinstance(engine, PreparesBackward) else None
+
+    def overridden(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if scale is not None:
+            loss = scale(loss)
+        if prepare is not None:
+            prepare(loss)
+        module.backward(loss, *args, **kwargs)
+
+    return run.timed(overridden, "backward")
 
 
 def warn_owned(run: Run, name: str, does: str) -> None:

@@ -32,6 +32,8 @@ JOBS = {
     "short-window": Job(accumulate=2),
     "clipped-window": Job(accumulate=3, clip=0.05),
     "manual": Job(manual=True),
+    "own-backward": Job(accumulate=2, backward=True),
+    "manual-own-backward": Job(manual=True, backward=True),
 }
 OWNABLE = {"accumulate", "backward", "clip", "zero_grad", "unscale", "schedule"}
 

@@ -27,6 +27,7 @@ class Job:
         clip: The largest norm of the gradients, or None.
         buffers: Whether the network has a BatchNorm, whose running means are buffers.
         manual: Whether the network steps its optimizer by hand.
+        backward: Whether the network overrides ``backward``.
         scheduler: The interval at which a scheduler steps: ``"step"`` or ``"epoch"``; None without one.
 
     Example:
@@ -47,6 +48,7 @@ class Job:
     clip: float | None = None
     buffers: bool = False
     manual: bool = False
+    backward: bool = False
     scheduler: str | None = None
 
     @property
@@ -94,8 +96,12 @@ class Job:
                 halving = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
                 return [optimizer], [{"scheduler": halving, "interval": scheduler}]
 
+        class WithBackward(Net):
+            def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+                loss.backward(*args, **kwargs)
+
         torch.manual_seed(5)
-        return Net()
+        return WithBackward() if self.backward else Net()
 
     def data(self, rank: int, size: int) -> list[Any]:
         """Return a rank's part of the batches.
