@@ -49,7 +49,7 @@ class WrappingEngine(PlainEngine):
 
 
 class OwningEngine(PlainEngine):
-    """Engine that divides, counts, clips, clears and schedules by itself, over optimizers that it wraps, as DeepSpeed."""
+    """Engine that divides, counts, clips, clears and schedules by itself, over wrapped optimizers: as DeepSpeed."""
 
     owns = frozenset({"accumulate", "clip", "zero_grad", "unscale", "schedule"})
 

@@ -101,7 +101,8 @@ class Engine(Protocol):
         """Run the backward pass of a loss, scaled where the precision needs it; gradients add up.
 
         The core calls it after each ``training_step``, unless the module overrides ``backward``: that one then gets
-        ``precision.scale(loss)``, after `PreparesBackward.prepare_backward` where the engine has it. A user calls it through ``manual_backward``.
+        ``precision.scale(loss)``, after `PreparesBackward.prepare_backward` where the engine has it. A user calls it
+        through ``manual_backward``.
 
         Args:
             loss: A scalar that requires gradients, already divided by the length of its window.
@@ -186,8 +187,8 @@ class Engine(Protocol):
 class PreparesBackward(Protocol):
     """Engine that must hear of each backward pass before it begins, such as one that exchanges gradients meanwhile.
 
-    Its ``backward`` does so itself. The core asks for it where the module overrides ``backward``, unless the engine owns
-    the backward pass.
+    Its ``backward`` does so itself. The core asks for it where the module overrides ``backward``, unless the engine
+    owns the backward pass.
 
     Example:
         >>> class Listens:
@@ -210,8 +211,8 @@ class PreparesBackward(Protocol):
 class SkipsBatches(Protocol):
     """Engine whose rank may skip a batch, its forward pass too, while the other ranks train on theirs.
 
-    The core asks for it where ranks share each batch and ``training_step`` returned None on one of them. Without it, and
-    where the strategy's forward is collective, that is an error.
+    The core asks for it where ranks share each batch and ``training_step`` returned None on one of them. Without it,
+    and where the strategy's forward is collective, that is an error.
 
     Example:
         >>> class Whole:

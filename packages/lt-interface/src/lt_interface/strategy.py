@@ -353,7 +353,7 @@ class Strategy(Protocol):
 
         Args:
             module: What ``shard`` returned.
-            optimizers: The user's optimizers.
+            optimizers: The user's optimizers, which hold the states afterwards, whatever the engine put around them.
         """
         ...
 

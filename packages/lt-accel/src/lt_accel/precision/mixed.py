@@ -37,6 +37,8 @@ class MixedPrecision(PlainPrecision):
         MisconfigurationException: If the precision is neither, or a scaler is given for ``"bf16-mixed"``.
     """
 
+    reduce_dtype = torch.float32
+
     def __init__(
         self,
         precision: str,
@@ -46,7 +48,7 @@ class MixedPrecision(PlainPrecision):
         if precision not in _FORMATS:
             rule, fix = 'this must be "16-mixed" or "bf16-mixed"', 'Write "bf16-mixed".'
             raise MisconfigurationException(Problem("MixedPrecision", rule, repr(precision), fix))
-        self.name, self.dtype = precision, _FORMATS[precision]
+        self.name, self.compute_dtype = precision, _FORMATS[precision]
         self.scales = precision == "16-mixed" and (scaler is None or scaler.is_enabled())
         if scaler is not None and precision != "16-mixed":
             rule, fix = "bfloat16 needs no scaler, since it has the range of 32-bit floats", "Leave scaler= out."
@@ -86,7 +88,7 @@ class MixedPrecision(PlainPrecision):
         It is made anew for each step, so that weights that were cast before the optimizer
         changed them are never used again.
         """
-        return torch.autocast(self.device_type, dtype=self.dtype, cache_enabled=_cache_keeps_gradients())
+        return torch.autocast(self.device_type, dtype=self.compute_dtype, cache_enabled=_cache_keeps_gradients())
 
     def prepare(self, optimizers: Sequence[Optimizer]) -> Callable[[], None] | None:
         """Look at the optimizers; return what ends a batch, where there is a scale.
@@ -94,12 +96,10 @@ class MixedPrecision(PlainPrecision):
         Raises:
             MisconfigurationException: If an optimizer cannot work with a loss scale.
         """
-        if self.dtype is torch.bfloat16 and self.device_type == "cuda":
-            if not torch.cuda.is_bf16_supported(including_emulation=False):
-                warnings.warn(
-                    'Trainer(precision="bf16-mixed"): this card computes bfloat16 slowly. Write precision="16-mixed".',
-                    stacklevel=2,
-                )
+        on_card = self.compute_dtype is torch.bfloat16 and self.device_type == "cuda"
+        if on_card and not torch.cuda.is_bf16_supported(including_emulation=False):
+            where = 'Trainer(precision="bf16-mixed")'
+            warnings.warn(f'{where}: this card computes bfloat16 slowly. Write precision="16-mixed".', stacklevel=2)
         return self._scaled().prepare(optimizers) if self.scales and optimizers else None
 
     def scale(self, loss: Tensor) -> Tensor:

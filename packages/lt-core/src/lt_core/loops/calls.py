@@ -142,13 +142,10 @@ def detached(value: Any) -> Any:
 def backward_of(run: Run) -> Callable[..., Any]:
     """Return what runs the backward pass of a loss: the engine's, or the module's own with the loss scaled."""
     module, engine = run.module, run.engine
-    own: Callable[..., Any] = engine.backward
-    if not overrides(module, "backward"):
-        return run.timed(own, "backward")
-    if "backward" in engine.owns:
-        if run.fits:
+    if not overrides(module, "backward") or "backward" in engine.owns:
+        if run.fits and overrides(module, "backward"):
             warn_owned(run, "backward", "runs the backward pass")
-        return run.timed(own, "backward")
+        return run.timed(engine.backward, "backward")
     scale = run.precision.scale if run.precision.scales else None
     prepare = engine.prepare_backward if isinstance(engine, PreparesBackward) else None
 

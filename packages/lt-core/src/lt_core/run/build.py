@@ -105,7 +105,9 @@ def build_run(run: Run, request: Request) -> None:
     checkpoint = _load(run)
     if run.strategy.shard(module, run.precision, loads_weights=checkpoint is not None) is not module:
         who = f"{type(run.strategy).__name__}.shard"
-        raise PluginError(f"{who}: it must return the module that it got. Change it in place, or wrap it in the engine.")
+        raise PluginError(
+            f"{who}: it must return the module that it got. Change it in place, or wrap it in the engine."
+        )
     if checkpoint is not None:
         restore(run, checkpoint, "weights")
         if run.fits:

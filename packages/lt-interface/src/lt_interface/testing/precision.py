@@ -138,6 +138,15 @@ class PrecisionConformance(Conformance, suite=True):
         if self.plugin:
             assert precision.name == self.plugin
 
+    def test_computes_in_its_format(self, precision: Precision) -> None:
+        """Layers compute in the format that the precision names, or in that of their parameters."""
+        net = precision.convert(self.network())
+        seen: set[Any] = set()
+        net.get_submodule("middle").register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+        self.loss(precision, net)
+        parameter = next(net.get_submodule("middle").parameters())
+        assert seen == {parameter.dtype if precision.compute_dtype is None else precision.compute_dtype}
+
     def test_converts_parameters(self, precision: Precision) -> None:
         """Parameters get the format; names, ties, frozen ones and integer buffers stay."""
         import torch
