@@ -118,6 +118,6 @@ class _WithoutZero:
 
 @pytest.mark.parametrize("strategy", [DDPStrategy, _Meeting, _Incomplete])
 def test_a_rank_that_skips_a_batch_makes_none_wait(strategy: Any) -> None:
-    """A rank whose loss is None counts as zero; where the ranks compute together, each ends with the error about it."""
+    """A rank whose loss is None counts as zero; where ranks compute together, the run ends with the error about it."""
     suite: Any = type("TestSkipping", (StrategyConformance,), {"make": lambda self: strategy(), "timeout": 40.0})()
     suite.test_a_rank_may_skip_a_batch_or_is_refused()

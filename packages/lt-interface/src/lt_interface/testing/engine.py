@@ -236,7 +236,7 @@ class EngineConformance(Conformance, suite=True):
         self.assert_close(train(self.make()), train("single_device"))
 
     def test_clips_once(self) -> None:
-        """A module that clips in a hook of its own is clipped once, by the hook or by an engine that clips by itself."""
+        """A module that clips in a hook of its own is clipped once, by the hook or by an engine that owns clipping."""
 
         class Clips:
             def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:

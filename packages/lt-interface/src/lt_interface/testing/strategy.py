@@ -483,7 +483,7 @@ class StrategyConformance(Conformance, suite=True):
                 torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), rtol=0.0, atol=1e-6)
 
     def test_a_rank_may_skip_a_batch_or_is_refused(self) -> None:
-        """A rank whose training_step returns None counts as zero, or all ranks end with an error; none waits."""
+        """A rank whose training_step returns None counts as zero, or ends the run with an error; none waits for it."""
         import torch
 
         def skipping(rank: int) -> Any:
@@ -493,15 +493,14 @@ class StrategyConformance(Conformance, suite=True):
             net.training_step = lambda batch, batch_idx: None if rank == batch_idx == 1 else step(batch, batch_idx)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                try:
-                    job.trainer(self.size, strategy=self.make()).fit(net, part, part[:2])
-                except (MisconfigurationException, RankFailedError) as error:
-                    return f"{type(error).__name__}: {error}"
+                job.trainer(self.size, strategy=self.make()).fit(net, part, part[:2])
             return {name: value.tolist() for name, value in net.state_dict().items()}
 
-        found = self.on_ranks(skipping)
-        if any(isinstance(one, str) for one in found):
-            assert all(isinstance(one, str) and "must return a loss" in one for one in found), found
+        try:
+            found = self.on_ranks(skipping)
+        except (MisconfigurationException, RankFailedError) as error:
+            if "must return a loss" not in str(error):
+                raise
             return
         job = Job(epochs=1)
         net, parts = job.network(), [job.data(rank, self.size) for rank in range(self.size)]
