@@ -85,3 +85,39 @@ def test_forgotten_buffers_are_caught() -> None:
             suite.test_ranks_keep_one_module()
     finally:
         _Strategy.changes = {}
+
+
+class _Meeting(DDPStrategy):
+    """Strategy whose forward is collective: each one meets the other ranks'."""
+
+    collective_forward = True
+
+    def engine(self, *args: Any, **kwargs: Any) -> Any:
+        engine: Any = super().engine(*args, **kwargs)
+        engine.before_forward = lambda: self.collectives.any(False)
+        return engine
+
+
+class _Incomplete(DDPStrategy):
+    """Strategy whose engine cannot skip a batch."""
+
+    def engine(self, *args: Any, **kwargs: Any) -> Any:
+        engine: Any = super().engine(*args, **kwargs)
+        return _WithoutZero(engine)
+
+
+class _WithoutZero:
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "zero_loss":
+            raise AttributeError(name)
+        return getattr(self._engine, name)
+
+
+@pytest.mark.parametrize("strategy", [DDPStrategy, _Meeting, _Incomplete])
+def test_a_rank_that_skips_a_batch_makes_none_wait(strategy: Any) -> None:
+    """A rank whose loss is None counts as zero; where ranks compute together, the run ends with the error about it."""
+    suite: Any = type("TestSkipping", (StrategyConformance,), {"make": lambda self: strategy(), "timeout": 40.0})()
+    suite.test_a_rank_may_skip_a_batch_or_is_refused()

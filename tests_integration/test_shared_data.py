@@ -54,11 +54,11 @@ def weights(module: nn.Module) -> list[float]:
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).tolist()
 
 
-def train(size: int, root: Any, n: int, **flags: Any) -> Callable[[int], Any]:
+def train(size: int, root: Any, n: int, kind: type[Net] = Net, **flags: Any) -> Callable[[int], Any]:
     """Return the job of a rank: two epochs over shuffled samples, 16 of them in a global batch."""
 
     def job(rank: int) -> Any:
-        net = Net()
+        net = kind()
         seed_everything(3 + rank, verbose=False)
         trainer = trainer_of(size, root, max_epochs=2, **flags)
         trainer.fit(net, DataLoader(samples(n), 16 // size, shuffle=True))
@@ -81,6 +81,37 @@ def test_ranks_train_as_one_process_where_batches_are_uneven(n: int, accumulate:
     assert together == one[1]
     steps = len(together) // 2
     assert together[:steps] != together[steps:]
+
+
+class Manual(Net):
+    """The same regression, stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class ManualWithOwnBackward(Manual):
+    """The same with a backward of its own."""
+
+    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        loss.backward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Manual, ManualWithOwnBackward])
+@pytest.mark.parametrize("n", [32, 33, 37])
+def test_ranks_step_by_hand_as_one_process_does(n: int, kind: type[Net], tmp_path: Any) -> None:
+    """Under manual optimization each sample counts the same too, in a short last batch and one that a rank lacks."""
+    first, second = run_ranks(train(2, tmp_path, n, kind), timeout=60)
+    (one,) = run_ranks(train(1, tmp_path, n, kind), size=1)
+    assert first[0] == second[0]
+    assert first[0] == pytest.approx(one[0], abs=1e-6)
 
 
 class Noisy(Net):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import pickle
 from typing import Any
 
@@ -131,18 +130,13 @@ def test_the_probe_works_in_any_mode() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_device_follows_the_module() -> None:
-    """The device is the module's unless one is named; a module is not kept alive and not pickled along."""
+def test_device_is_the_runs() -> None:
+    """The device is the run's unless one is named, wherever the parameters lie, and travels with the precision."""
     assert BFloat16MixedPrecision("cuda:1").device_type == "cuda"
     precision = BFloat16MixedPrecision()
-    assert precision.device_type == "cpu"
-    net: nn.Module | None = nn.Linear(1, 1, device="meta")
-    precision.convert(net)  # type: ignore[arg-type]
-    assert precision.device_type == "cpu"
-    assert pickle.loads(pickle.dumps(precision)).device_type == "cpu"
-    alive = precision._module
-    net = None
-    gc.collect()
-    assert alive is not None
-    assert alive() is None
+    precision.take_device(torch.device("cuda:1"))
+    precision.convert(nn.Linear(1, 1))
+    assert precision.device_type == "cuda"
+    assert pickle.loads(pickle.dumps(precision)).device_type == "cuda"
+    precision.take_device(torch.device("cpu"))
     assert precision.device_type == "cpu"

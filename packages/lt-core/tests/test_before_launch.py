@@ -166,6 +166,7 @@ def test_the_plan_holds_every_decision(tmp_path: Path) -> None:
         clip_value=0.5,
         max_epochs=3,
         max_steps=7,
+        seed=torch.initial_seed() & 0x7FFF_FFFF,
         inference_mode=False,
         root=str(tmp_path),
     )

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from lt_core.demos import BoringModel, ManualOptimBoringModel
+from lt_core.loops.calls import manual_backward_of
 from lt_core.module import LightningModule
-from lt_interface import PlainPrecision
+from lt_interface import PlainPrecision, World
 from lt_interface.errors import MisconfigurationException
 
 
@@ -73,6 +74,11 @@ class FakeRun:
         self.engine = SimpleNamespace(backward=self.backward, owns=frozenset())
         self.precision = PlainPrecision()
         self.collectives = SimpleNamespace(barrier=self.calls.append, all_gather=self.gather)
+        self.world, self.fits, self.feeds = World(), True, SimpleNamespace(made={})
+
+    @property
+    def loop(self) -> Any:
+        return SimpleNamespace(fit=SimpleNamespace(manual_backward=manual_backward_of(self)))
 
     def timed(self, function: Any, of: str) -> Any:
         return function

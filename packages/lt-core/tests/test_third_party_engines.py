@@ -15,15 +15,47 @@ from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_interface.testing import EngineConformance
 
 
-class OwningEngine(PlainEngine):
-    """Engine that divides, counts, clips and clears by itself, over optimizers that it wraps, as DeepSpeed does."""
+class Wrapped(torch.optim.Optimizer):
+    """Optimizer around another one, whose groups and state are its own; it counts what is asked of it.
 
-    owns = frozenset({"accumulate", "clip", "zero_grad", "unscale"})
+    Args:
+        inner: The user's optimizer.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, inner.defaults
+        self.cleared = 0
+
+    def step(self, closure: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self.inner.step(closure, **kwargs)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.cleared += 1
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+
+class WrappingEngine(PlainEngine):
+    """Engine that owns nothing, over optimizers that it wraps."""
 
     def __init__(self, module: Any, optimizers: Sequence[Any], schedulers: Any, precision: Any, plan: Any) -> None:
-        super().__init__(module, optimizers, schedulers, precision, plan)
-        self.plan = plan
-        self.seen = 0
+        super().__init__(module, [Wrapped(o) for o in optimizers], schedulers, precision, plan)
+
+
+class OwningEngine(PlainEngine):
+    """Engine that divides, counts, clips, clears and schedules by itself, over wrapped optimizers: as DeepSpeed."""
+
+    owns = frozenset({"accumulate", "clip", "zero_grad", "unscale", "schedule"})
+
+    def __init__(self, module: Any, optimizers: Sequence[Any], schedulers: Any, precision: Any, plan: Any) -> None:
+        super().__init__(module, [Wrapped(o) for o in optimizers], schedulers, precision, plan)
+        self.plan, self.schedulers = plan, schedulers
         self.backward = self._divided  # type: ignore[method-assign]
         self.update = self._counted  # type: ignore[method-assign]
 
@@ -39,6 +71,8 @@ class OwningEngine(PlainEngine):
             self.clip(index, self.plan.clip_value, self.plan.clip_algorithm)
         self.optimizers[index].step(**kwargs)
         self.optimizers[index].zero_grad()
+        for scheduler in self.schedulers:
+            scheduler.step()
         return True
 
 
@@ -126,6 +160,11 @@ class TestOwningEngine(EngineConformance):
         return With(OwningEngine)
 
 
+class TestWrappingEngine(EngineConformance):
+    def make(self) -> Any:
+        return With(WrappingEngine)
+
+
 class TestLazyEngine(EngineConformance):
     def make(self) -> Any:
         return With(LazyEngine)
@@ -162,6 +201,9 @@ def _broken(kind: type[PlainEngine], name: str, value: Any) -> Any:
         (PlainEngine, "test_trains_in_the_loop", ("plain",), "update", lambda self, index, last, closure=None: False),
         (OwningEngine, "test_trains_in_the_loop", ("window",), "owns", frozenset({"zero_grad"})),
         (OwningEngine, "test_trains_in_the_loop", ("clip",), "owns", OwningEngine.owns - {"clip"}),
+        (OwningEngine, "test_trains_in_the_loop", ("scheduled",), "owns", OwningEngine.owns - {"schedule"}),
+        (PlainEngine, "test_trains_in_the_loop", ("scheduled",), "owns", frozenset({"schedule"})),
+        (OwningEngine, "test_clips_once", (), "owns", OwningEngine.owns - {"clip"}),
         (LazyEngine, "test_trains_in_the_loop", ("plain",), "boundary", None),
         (PlainEngine, "test_users_steps_go_through_the_engine", (), "update", lambda self, *args, **kwargs: False),
         (PlainEngine, "test_evaluation_goes_through_the_engine", ("validate",), "call", {}),

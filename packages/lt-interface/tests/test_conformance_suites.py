@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -287,6 +288,9 @@ def test_bad_accelerators_are_caught(test: str, arguments: tuple[Any, ...], chan
     ("test", "changes"),
     [
         ("test_converts_parameters", {"convert": lambda self, module: module.double()}),
+        ("test_converts_parameters", {"convert": lambda self, module: copy.deepcopy(module)}),
+        ("test_computes_in_its_format", {"compute_dtype": torch.bfloat16}),
+        ("test_computes_in_its_format", {"forward": lambda self: torch.autocast("cpu", dtype=torch.bfloat16)}),
         ("test_converts_batches", {"convert_batch": lambda self, batch: dict(batch)}),
         ("test_gradients_have_their_true_size", {"scale": lambda self, loss: loss * 1024}),
         ("test_scale_is_a_factor", {"scale": lambda self, loss: loss * 1024}),
@@ -371,11 +375,14 @@ def test_bad_engines_are_caught(test: str, arguments: tuple[Any, ...], changes: 
 
 
 def test_bad_strategies_are_caught() -> None:
-    """A strategy that leaves parameters on the meta device, or whose reduction is wrong, fails."""
+    """A strategy that leaves parameters on the meta device, makes another module, or reduces wrongly, fails."""
     suite = TestPlainStrategy()
     lazy = _mutant(PlainStrategy, shard=lambda self, module, precision, loads_weights: module)
     with pytest.raises(AssertionError):
         suite.test_shard_materialises(lazy, False)
+    copying = _mutant(PlainStrategy, shard=lambda self, module, precision, loads_weights: copy.deepcopy(module))
+    with pytest.raises(AssertionError):
+        suite.test_shard_gives_final_parameters(copying)
     strategy = PlainStrategy()
     strategy.collectives = _mutant(PlainCollectives, reduce=lambda self, tensor, op="mean": tensor * 2)
     with pytest.raises(AssertionError):

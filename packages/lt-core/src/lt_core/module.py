@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lt_core.callback import declares_hooks
 from lt_core.hooks.declared import ModuleHooks, missing
-from lt_core.loops.calls import backward_of
 from lt_core.model.from_checkpoint import load_module, not_on_instances
 from lt_core.model.hparams import HyperparametersMixin
 from lt_core.notices import warn
@@ -399,9 +398,7 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
             raise MisconfigurationException(
                 f"LightningModule.manual_backward: the loss must be a tensor. Got {type(loss).__name__}."
             )
-        run.hooks.fire("on_before_backward", loss)
-        backward_of(run)(loss, *args, **kwargs)
-        run.hooks.fire("on_after_backward")
+        run.loop.fit.manual_backward(loss, *args, **kwargs)
 
     def toggle_optimizer(self, optimizer: Optimizer | LightningOptimizer) -> None:
         """Let only this optimizer's parameters require gradients, until ``untoggle_optimizer``.

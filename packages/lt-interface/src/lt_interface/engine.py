@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "PreparesBackward", "SkipsBatches"]
 
 
 @runtime_checkable
@@ -30,25 +30,29 @@ class Engine(Protocol):
                 if i == 0:
                     optimizer.zero_grad()                      # unless "zero_grad" in engine.owns
                 engine.backward(loss)
-            engine.boundary()                                  # where it is not None; after each batch of every loop
+            engine.boundary()                                  # where it is not None; after the step of every loop
         engine.unscale(0)            # where the precision scales and clipping or a hook follows, unless it is owned
         engine.clip(0, 1.0, "norm")  # where clipping is set, unless "clip" in engine.owns
         stepped = engine.update(0, last=True)
 
-    The boundary of the window's last batch comes after the update.
+    The boundary of the window's last batch comes after the update. In every loop it comes before the schedulers and the
+    hooks at the batch's end.
 
     Attributes:
-        optimizers: The optimizers, in the user's order, perhaps wrapped; an ``index`` below counts them from 0.
+        optimizers: The optimizers, in the user's order, perhaps wrapped; an ``index`` below counts them from 0. Users
+            step and clear these, and hooks get them. Schedulers change the groups of the user's own optimizers, so
+            wrapped ones must heed these.
         owns: What the engine does itself and the core leaves out of the step: any of ``"accumulate"`` (the loss is
             not divided, and ``update`` is called for each batch), ``"backward"`` (an overridden ``backward`` of the
-            module is not called), ``"clip"``, ``"zero_grad"``, ``"unscale"``, ``"schedule"``.
+            module is not called), ``"clip"`` (nor are overridden hooks of clipping), ``"zero_grad"``, ``"unscale"``,
+            ``"schedule"`` (``update`` steps the schedulers that the engine was built with after each optimizer step).
         call: ``training_step``, ``validation_step``, ``test_step`` and ``predict_step`` as
             callables through whatever wraps the module; only those that the module has.
         place: Moves a batch to the device, or None where nothing needs to move.
         window: Makes the context around forward and backward of one batch from ``last``, which is False for a batch
             whose gradients are not exchanged yet; it may return None. None where no batch needs one.
         before_forward: Called before the step of every loop, or None.
-        boundary: Called after each batch of every loop, or None.
+        boundary: Called after the step of every loop, before the batch's last hooks; or None.
         model: The module; its weights are saved and loaded through `Strategy.weights`.
 
     Example:
@@ -97,7 +101,8 @@ class Engine(Protocol):
         """Run the backward pass of a loss, scaled where the precision needs it; gradients add up.
 
         The core calls it after each ``training_step``, unless the module overrides ``backward``: that one then gets
-        ``precision.scale(loss)``. A user calls it through ``manual_backward``.
+        ``precision.scale(loss)``, after `PreparesBackward.prepare_backward` where the engine has it. A user calls it
+        through ``manual_backward``.
 
         Args:
             loss: A scalar that requires gradients, already divided by the length of its window.
@@ -175,4 +180,49 @@ class Engine(Protocol):
 
         The core calls it too when the run ends, after `Strategy.release`. A second call does nothing.
         """
+        ...
+
+
+@runtime_checkable
+class PreparesBackward(Protocol):
+    """Engine that must hear of each backward pass before it begins, such as one that exchanges gradients meanwhile.
+
+    Its ``backward`` does so itself. The core asks for it where the module overrides ``backward``, unless the engine
+    owns the backward pass.
+
+    Example:
+        >>> class Listens:
+        ...     def prepare_backward(self, loss):
+        ...         print("gradients of", loss, "will come")
+        >>> isinstance(Listens(), PreparesBackward)
+        True
+    """
+
+    def prepare_backward(self, loss: Tensor) -> None:
+        """Get ready for a backward pass.
+
+        Args:
+            loss: What it begins from, scaled where the precision scales.
+        """
+        ...
+
+
+@runtime_checkable
+class SkipsBatches(Protocol):
+    """Engine whose rank may skip a batch, its forward pass too, while the other ranks train on theirs.
+
+    The core asks for it where ranks share each batch and ``training_step`` returned None on one of them. Without it,
+    and where the strategy's forward is collective, that is an error.
+
+    Example:
+        >>> class Whole:
+        ...     parameters = [0.5, 1.5]
+        ...     def zero_loss(self):
+        ...         return sum(0.0 * p for p in self.parameters)
+        >>> isinstance(Whole(), SkipsBatches), Whole().zero_loss()
+        (True, 0.0)
+    """
+
+    def zero_loss(self) -> Tensor:
+        """Return a loss that ``backward`` takes, whose gradients are zero for each parameter that requires one."""
         ...

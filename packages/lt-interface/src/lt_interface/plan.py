@@ -25,9 +25,8 @@ class Plan:
         accumulate: Batches per optimizer step.
         clip_value: Gradient clipping threshold, or None.
         clip_algorithm: ``"norm"`` or ``"value"``.
-        micro_batch: Samples per micro-batch, or None for whole batches.
         precision: Name of the precision, such as ``"32-true"``.
-        seed: The run's seed, or None before it is drawn.
+        seed: The run's seed; in the ranks rank 0's.
         sync_batchnorm: Whether batch statistics are shared between ranks.
         compile: Whether the user passed a compiled module.
         inference_mode: Whether evaluation entry points run under ``torch.inference_mode``.
@@ -52,9 +51,8 @@ class Plan:
     accumulate: int = 1
     clip_value: float | None = None
     clip_algorithm: str = "norm"
-    micro_batch: int | None = None
     precision: str = "32-true"
-    seed: int | None = None
+    seed: int = 0
     sync_batchnorm: bool = False
     compile: bool = False
     inference_mode: bool = True

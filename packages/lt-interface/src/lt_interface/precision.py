@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from lt_interface.errors import Problem
     from lt_interface.plan import Plan
 
-__all__ = ["PlainPrecision", "Precision", "PreparesOptimizers"]
+__all__ = ["PlainPrecision", "Precision", "PreparesOptimizers", "TakesDevice"]
 
 
 @runtime_checkable
@@ -28,6 +29,9 @@ class Precision(Protocol):
         name: The name users pass, such as ``"32-true"``.
         converts_batch: Whether ``convert_batch`` changes anything.
         scales: Whether ``scale`` and ``unscale`` change anything.
+        compute_dtype: Torch's format that layers compute in inside ``forward``; None for that of their parameters. A
+            strategy that gathers parameters may gather them in it.
+        reduce_dtype: Torch's format that a strategy exchanges gradients in where it casts them; None for their own.
 
     Example:
         All in 64 bits, without a loss scale; `PlainPrecision` has these no-ops already:
@@ -35,6 +39,7 @@ class Precision(Protocol):
         >>> from contextlib import nullcontext
         >>> class Double:
         ...     name, converts_batch, scales, forward, convert_output = "double", True, False, None, None
+        ...     compute_dtype = reduce_dtype = None
         ...     def problems(self, plan):
         ...         return []
         ...     def init_context(self):
@@ -61,6 +66,8 @@ class Precision(Protocol):
     name: str
     converts_batch: bool
     scales: bool
+    compute_dtype: torch.dtype | None
+    reduce_dtype: torch.dtype | None
 
     @property
     def forward(self) -> Callable[[], AbstractContextManager[Any]] | None:
@@ -88,10 +95,13 @@ class Precision(Protocol):
         ...
 
     def convert(self, module: nn.Module) -> nn.Module:
-        """Return a module with its parameters in the right format; `Strategy.shard` calls it once.
+        """Bring a module's parameters into the right format, in place; `Strategy.shard` calls it once.
 
         Args:
             module: The module; its names, ties, frozen parameters and integer buffers stay as they are.
+
+        Returns:
+            The same module.
         """
         ...
 
@@ -181,6 +191,29 @@ class PreparesOptimizers(Protocol):
         ...
 
 
+@runtime_checkable
+class TakesDevice(Protocol):
+    """Precision that computes differently on different kinds of devices.
+
+    Where parameters lie does not show it: they may be on the CPU, or without values, while the run is on a card.
+
+    Example:
+        >>> class Tuned(PlainPrecision):
+        ...     def take_device(self, device):
+        ...         self.device = device
+        >>> isinstance(Tuned(), TakesDevice), isinstance(PlainPrecision(), TakesDevice)
+        (True, False)
+    """
+
+    def take_device(self, device: torch.device) -> None:
+        """Take the device of this rank; the core calls it in each run after `Strategy.setup`, before all else.
+
+        Args:
+            device: The strategy's device.
+        """
+        ...
+
+
 class PlainPrecision:
     """Precision that leaves everything as it is: the base of those that change a part of it.
 
@@ -194,6 +227,8 @@ class PlainPrecision:
     name = "32-true"
     converts_batch = False
     scales = False
+    compute_dtype: torch.dtype | None = None
+    reduce_dtype: torch.dtype | None = None
     forward: Callable[[], AbstractContextManager[Any]] | None = None
     convert_output: Callable[[Any], Any] | None = None
 

@@ -195,6 +195,9 @@ class Strategy(Protocol):
         device: The device of this rank, after ``setup``.
         collectives: The exchange between ranks, after ``setup``.
         mesh: The named mesh of devices (``torch.distributed.device_mesh.DeviceMesh``), after ``setup``; None without.
+        world: The place of this process, which the core sets after ``setup``.
+        lightning_module: The user's module, which the core sets for each call of the trainer.
+        model: The module as the engine runs it, which the core sets.
 
     Example:
         All in one process, on the accelerator's first device:
@@ -240,6 +243,9 @@ class Strategy(Protocol):
     device: torch.device
     collectives: Collectives
     mesh: Any
+    world: World
+    lightning_module: Any
+    model: Any
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         """Return what of a plan, or of a module under it, this strategy cannot do; it touches no device.
@@ -278,9 +284,10 @@ class Strategy(Protocol):
         ...
 
     def shard(self, module: nn.Module, precision: Precision, loads_weights: bool) -> nn.Module:
-        """Convert, parallelise, materialise and move a module; its parameters are final afterwards.
+        """Convert, parallelise, materialise and move a module, in place; its parameters are final afterwards.
 
-        The core calls it once, before optimizers are configured and before weights of a checkpoint are loaded.
+        The core calls it once, before optimizers are configured and before weights of a checkpoint are loaded. What
+        needs another object around the module, such as a compiled or a wrapping one, belongs to the engine.
 
         Args:
             module: The user's module, on the CPU, the device or the meta device.
@@ -288,7 +295,7 @@ class Strategy(Protocol):
             loads_weights: Whether weights are loaded next, so that values need not be made here.
 
         Returns:
-            The module with its own names of parameters, ready for an optimizer.
+            The same module, with its own names of parameters, ready for an optimizer.
 
         Raises:
             MisconfigurationException: If a part on the meta device cannot get values and no weights are loaded.
@@ -306,14 +313,16 @@ class Strategy(Protocol):
     ) -> Engine:
         """Build the engine that steps a module.
 
-        The core calls it after ``shard``, and again when the set of trainable parameters, the optimizers or
-        ``training_step`` change; the engine before is closed first. While it is called, a step of a module that
+        The core calls it after ``shard``, and again when the set of trainable parameters, the optimizers, these
+        schedulers or ``training_step`` change, and where the engine accumulates or clips by itself when the plan's
+        ``accumulate`` or clipping does; the engine before is closed first. While it is called, a step of a module that
         ``torch.compile`` wraps is an attribute of the module's instance, so that the compiled form is what is called.
 
         Args:
             module: What ``shard`` returned.
             optimizers: The optimizers over its parameters, in the user's order; empty outside of a fit.
-            schedulers: The learning-rate schedulers; the core steps them unless the engine owns ``"schedule"``.
+            schedulers: The learning-rate schedulers that step with the optimizer, without a metric; the core steps them
+                unless the engine owns ``"schedule"``, and steps all others in any case.
             precision: The precision, as in ``shard``.
             plan: What was decided.
             default: Builds a plain engine of one process from the same arguments, itself left out.
@@ -344,7 +353,7 @@ class Strategy(Protocol):
 
         Args:
             module: What ``shard`` returned.
-            optimizers: The user's optimizers.
+            optimizers: The user's optimizers, which hold the states afterwards, whatever the engine put around them.
         """
         ...
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
@@ -31,12 +30,14 @@ class MixedPrecision(PlainPrecision):
 
     Args:
         precision: ``"16-mixed"`` or ``"bf16-mixed"``.
-        device: The kind of device to cast on, such as ``"cuda"``; None for the one that the module lies on.
+        device: The kind of device to cast on, such as ``"cuda"``; None for the run's.
         scaler: The scaler of ``"16-mixed"``; a new one with torch's settings if None.
 
     Raises:
         MisconfigurationException: If the precision is neither, or a scaler is given for ``"bf16-mixed"``.
     """
+
+    reduce_dtype = torch.float32
 
     def __init__(
         self,
@@ -47,13 +48,13 @@ class MixedPrecision(PlainPrecision):
         if precision not in _FORMATS:
             rule, fix = 'this must be "16-mixed" or "bf16-mixed"', 'Write "bf16-mixed".'
             raise MisconfigurationException(Problem("MixedPrecision", rule, repr(precision), fix))
-        self.name, self.dtype = precision, _FORMATS[precision]
+        self.name, self.compute_dtype = precision, _FORMATS[precision]
         self.scales = precision == "16-mixed" and (scaler is None or scaler.is_enabled())
         if scaler is not None and precision != "16-mixed":
             rule, fix = "bfloat16 needs no scaler, since it has the range of 32-bit floats", "Leave scaler= out."
             raise MisconfigurationException(Problem('MixedPrecision("bf16-mixed")', rule, type(scaler).__name__, fix))
         self._device_type = None if device is None else torch.device(device).type
-        self._module: weakref.ref[nn.Module] | None = None
+        self._run_type = "cpu"
         self._scaling = None if scaler is None else LossScaling(scaler)
 
     @property
@@ -64,13 +65,11 @@ class MixedPrecision(PlainPrecision):
     @property
     def device_type(self) -> str:
         """Return the kind of device that is cast on."""
-        if self._device_type is not None:
-            return self._device_type
-        module = None if self._module is None else self._module()
-        first = None if module is None else next(module.parameters(), None)
-        if first is None or first.device.type == "meta":
-            return "cpu"
-        return first.device.type
+        return self._device_type or self._run_type
+
+    def take_device(self, device: torch.device) -> None:
+        """Take the run's device."""
+        self._run_type = device.type
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Refuse float16 on a processor, which computes it slowly, unless a scaler was given for it."""
@@ -83,18 +82,13 @@ class MixedPrecision(PlainPrecision):
             return [Problem(f"MixedPrecision({self.name!r}, {self._device_type!r})", rule, plan.device_type, fix)]
         return []
 
-    def convert(self, module: nn.Module) -> nn.Module:
-        """Return the module, untouched."""
-        self._module = weakref.ref(module)
-        return module
-
     def forward(self) -> AbstractContextManager[Any]:
         """Return a new autocast context.
 
         It is made anew for each step, so that weights that were cast before the optimizer
         changed them are never used again.
         """
-        return torch.autocast(self.device_type, dtype=self.dtype, cache_enabled=_cache_keeps_gradients())
+        return torch.autocast(self.device_type, dtype=self.compute_dtype, cache_enabled=_cache_keeps_gradients())
 
     def prepare(self, optimizers: Sequence[Optimizer]) -> Callable[[], None] | None:
         """Look at the optimizers; return what ends a batch, where there is a scale.
@@ -102,7 +96,7 @@ class MixedPrecision(PlainPrecision):
         Raises:
             MisconfigurationException: If an optimizer cannot work with a loss scale.
         """
-        on_card = self.dtype is torch.bfloat16 and self.device_type == "cuda"
+        on_card = self.compute_dtype is torch.bfloat16 and self.device_type == "cuda"
         if on_card and not torch.cuda.is_bf16_supported(including_emulation=False):
             where = 'Trainer(precision="bf16-mixed")'
             warnings.warn(f'{where}: this card only emulates bfloat16. Write precision="16-mixed".', stacklevel=2)
@@ -146,16 +140,12 @@ class MixedPrecision(PlainPrecision):
             self._scaling = LossScaling(torch.amp.GradScaler(self.device_type))
         return self._scaling
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_module": None}
-
 
 class BFloat16MixedPrecision(MixedPrecision):
     """Mixed precision with bfloat16; works on the CPU as on a GPU.
 
     Args:
-        device: The kind of device to cast on, such as ``"cuda"``; None for the one that the
-            module lies on.
+        device: The kind of device to cast on, such as ``"cuda"``; None for the run's.
     """
 
     step = PlainPrecision.step  # a frame less
@@ -168,8 +158,7 @@ class Float16MixedPrecision(MixedPrecision):
     """Mixed precision with float16 and a loss scale, for GPUs.
 
     Args:
-        device: The kind of device to cast on, such as ``"cuda"``; None for the one that the
-            module lies on.
+        device: The kind of device to cast on, such as ``"cuda"``; None for the run's.
         scaler: The scaler; a new one with torch's settings if None.
     """
 

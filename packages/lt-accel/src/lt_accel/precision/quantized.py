@@ -46,6 +46,7 @@ class BitsandbytesPrecision(OneFormat):
             raise MisconfigurationException(Problem(f"{_WHERE}(mode={mode!r})", rule, fix='Write "nf4".'))
         require("bitsandbytes", f"{_WHERE}({mode!r})", "bitsandbytes")
         super().__init__(dtype or (torch.float16 if mode.startswith("int8") else torch.bfloat16))
+        self.compute_dtype = self.dtype
         self.mode, self.ignore_modules = mode, frozenset(ignore_modules)
 
     @property

@@ -47,6 +47,7 @@ class TransformerEnginePrecision(OneFormat):
         command = "--no-build-isolation 'transformer_engine[pytorch]'"
         require("transformer_engine.pytorch", where, command)
         super().__init__(weights_dtype)
+        self.compute_dtype = fallback_compute_dtype
         self.recipe = _recipe(recipe)
         self.replace_layers, self.fallback = replace_layers, fallback_compute_dtype or weights_dtype
 

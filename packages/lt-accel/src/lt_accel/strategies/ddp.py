@@ -170,6 +170,7 @@ class DDPEngine:
 
     def __init__(self, inner: Engine, module: nn.Module, strategy: DDPStrategy) -> None:
         self.model: Stateful = module
+        self._module = module
         self.optimizers: Sequence[Optimizer] = inner.optimizers
         self.owns = inner.owns
         self.call: Mapping[str, Callable[..., Any]] = inner.call
@@ -192,11 +193,20 @@ class DDPEngine:
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass, the gradients averaged over the ranks while it runs, unless a window goes on."""
+        self.prepare_backward(loss)
+        self._inner.backward(loss, *args, **kwargs)
+
+    def prepare_backward(self, loss: Tensor) -> None:
+        """Make the reducer wait for the gradients of a backward pass, unless a window goes on."""
         if self._exchanges and self._reducer is not None:
             self._reducer.prepare_for_forward()
             self._reducer._rebuild_buckets()  # in the order of the first backward pass; after that it does nothing
             self._reducer.prepare_for_backward([loss] if self._find_unused else [])
-        self._inner.backward(loss, *args, **kwargs)
+
+    def zero_loss(self) -> Tensor:
+        """Return a loss of zero that reaches each trainable parameter, whatever the values of these."""
+        parts = [p.reshape(-1)[:0].sum().float() for p in self._module.parameters() if p.requires_grad]
+        return torch.stack(parts).sum()
 
     def _end_of_batch(self) -> None:
         """Give rank 0's buffers, such as running means, to every rank after a batch of training; end the inner batch.

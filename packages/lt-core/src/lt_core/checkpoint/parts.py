@@ -144,7 +144,7 @@ def gather(run: Run, own: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _begin_anew(run: Run, saved_by: int) -> None:
     """Draw this rank's random state from the seed, its number and the step, and report it."""
-    rng.seed_process(batch_seed(run.plan.seed or 0, run.progress.epoch, run.world.rank, 0, run.progress.step))
+    rng.seed_process(batch_seed(run.plan.seed, run.progress.epoch, run.world.rank, 0, run.progress.step))
     rest = "" if run.progress.epoch_closed else ", and what its unfinished epoch has logged is left out of its means"
     info(
         f"{run.resumed.path}: it was saved by {saved_by} processes and is resumed by {run.world.size}. "

@@ -69,7 +69,7 @@ def _make(run: Run, stage: Stage) -> Feed:
         stage=stage.word,
         world=run.world,
         share=run.trainer._config.use_distributed_sampler,
-        seed=run.plan.seed or 0,
+        seed=run.plan.seed,
         limit=limit_of(run, stage),
         sequential=overfit,
         where=where,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from lt_core.data.nested import apply_to_collection
 from lt_core.hooks.table import bind, overrides
 from lt_core.metrics.objects import untouched
 from lt_core.notices import warn
+from lt_core.state.stage import TRAIN
+from lt_interface import PreparesBackward, SkipsBatches
 from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
@@ -21,15 +23,17 @@ if TYPE_CHECKING:
 __all__ = [
     "Pieces",
     "Step",
-    "after",
     "backward_of",
+    "between",
     "bound_step",
     "detached",
     "explain_backward",
     "guarded",
     "loss_of",
+    "manual_backward_of",
     "outputs_of",
     "rescale_short_window",
+    "warn_owned",
 ]
 
 Step = Callable[[Any, int], Any]
@@ -55,17 +59,14 @@ def bound_step(run: Run, name: str, args: tuple[str, ...]) -> Callable[..., Any]
 
 
 def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
-    """Return the loss in what training_step returned; None skips the backward pass in one process.
+    """Return the loss in what training_step returned; None skips the backward pass where no ranks share batches.
 
     Raises:
         MisconfigurationException: If there is no loss in it.
     """
     where = f"{type(run.module).__name__}.training_step, batch {index}"
     if output is None:
-        if run.loop.first_time("none"):
-            what = "has no backward pass" if run.world.size == 1 else "counts as zero in the mean over the ranks"
-            warn(f"{where}: returned None, so this batch {what}.")
-        return None if run.world.size == 1 else _zero_loss(run)
+        return _skipped(run, where)
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -86,10 +87,21 @@ def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
     )
 
 
-def _zero_loss(run: Run) -> Tensor:
-    """Return a loss whose gradients are all zero, for a rank that skips a batch while others exchange gradients."""
-    parameters = [p for p in run.module.parameters() if p.requires_grad]
-    return 0.0 * torch.stack([p.sum().float() for p in parameters]).sum()
+def _skipped(run: Run, where: str) -> Tensor | None:
+    """Return what stands for the loss of a batch that training_step skipped: zero, for ranks that share batches.
+
+    Raises:
+        MisconfigurationException: If the other ranks would wait for this one's forward or backward pass.
+    """
+    shared = run.world.data_size > 1
+    if shared and (run.strategy.collective_forward or not isinstance(run.engine, SkipsBatches)):
+        rule = f"under strategy {run.plan.strategy!r} every rank must return a loss, since the ranks compute together"
+        fix = "Compute the loss of this batch too, and return 0 * loss."
+        raise MisconfigurationException(Problem(where, rule, "None", fix))
+    if run.loop.first_time("none"):
+        what = "counts as zero in the mean over the ranks" if shared else "has no backward pass"
+        warn(f"{where}: returned None, so this batch {what}.")
+    return cast("SkipsBatches", run.engine).zero_loss() if shared else None
 
 
 def explain_backward(run: Run, loss: Tensor, index: int, error: RuntimeError) -> Exception:
@@ -130,21 +142,49 @@ def detached(value: Any) -> Any:
 def backward_of(run: Run) -> Callable[..., Any]:
     """Return what runs the backward pass of a loss: the engine's, or the module's own with the loss scaled."""
     module, engine = run.module, run.engine
-    own: Callable[..., Any] = engine.backward
-    if not overrides(module, "backward"):
-        return run.timed(own, "backward")
-    if "backward" in engine.owns:
-        if run.loop.first_time("backward"):
-            warn(
-                f"{type(module).__name__}.backward: the engine of strategy {run.plan.strategy!r} runs the backward "
-                "pass itself, so this override is not called."
-            )
-    elif run.precision.scales:
-        scale = run.precision.scale
-        own = lambda loss, *args, **kwargs: module.backward(scale(loss), *args, **kwargs)  # noqa: E731
-    else:
-        own = module.backward
-    return run.timed(own, "backward")
+    if not overrides(module, "backward") or "backward" in engine.owns:
+        if run.fits and overrides(module, "backward"):
+            warn_owned(run, "backward", "runs the backward pass")
+        return run.timed(engine.backward, "backward")
+    scale = run.precision.scale if run.precision.scales else None
+    prepare = engine.prepare_backward if isinstance(engine, PreparesBackward) else None
+
+    def overridden(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if scale is not None:
+            loss = scale(loss)
+        if prepare is not None:
+            prepare(loss)
+        module.backward(loss, *args, **kwargs)
+
+    return run.timed(overridden, "backward")
+
+
+def warn_owned(run: Run, name: str, does: str) -> None:
+    """Warn once that a method of the module is not called, since the engine does its work.
+
+    Args:
+        run: The run.
+        name: The method's name.
+        does: What the engine does.
+    """
+    if run.loop.first_time(name):
+        who = f"{type(run.module).__name__}.{name}"
+        warn(f"{who}: the engine of strategy {run.plan.strategy!r} {does} itself, so this override is not called.")
+
+
+def manual_backward_of(run: Run) -> Callable[..., None]:
+    """Return what ``module.manual_backward`` runs: hooks, and the backward pass with this rank's share of the batch."""
+    backward, feeds = backward_of(run), run.feeds.made if run.world.data_size > 1 else {}
+
+    def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        feed = feeds.get(TRAIN.word)
+        if feed is not None and feed.weight != 1.0:
+            loss = loss * feed.weight
+        run.hooks.fire("on_before_backward", loss)
+        backward(loss, *args, **kwargs)
+        run.hooks.fire("on_after_backward")
+
+    return manual_backward
 
 
 class Pieces:
@@ -164,11 +204,11 @@ class Pieces:
         self.run = run
         self.owned = "accumulate" in engine.owns
         self.around = engine.window
-        self.optimizer: Any = run.optimizers[0] if run.optimizers and module.automatic_optimization else None
+        self.optimizer: Any = engine.optimizers[0] if run.optimizers and module.automatic_optimization else None
         self.shared = run.world.data_size > 1
         self.unsized = not run.feed.exact and not self.owned
         bound = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
-        self.training_step = after(engine.before_forward, _with_shadows(run, bound) if self.shared else bound)
+        self.training_step = between(engine.before_forward, _with_shadows(run, bound) if self.shared else bound)
         hooks = run.hooks
         self.before_zero_grad: tuple[Callable[..., Any], ...] = hooks.on_before_zero_grad  # type: ignore[attr-defined]
         self.before_backward: tuple[Callable[..., Any], ...] = hooks.on_before_backward  # type: ignore[attr-defined]
@@ -184,14 +224,15 @@ class Pieces:
         self.zero_grad: Callable[[int], Any] = _zero_grad(run, self.optimizer, own_zero_grad)
         self.backward = backward_of(run)
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
-        if overrides(module, "configure_gradient_clipping") or overrides(module, "clip_gradients"):
-            self.clip: Callable[[], Any] | None = lambda: module.configure_gradient_clipping(
-                self.optimizer, value, algorithm
-            )
-        elif value and value > 0 and "clip" not in engine.owns:
+        self.clip: Callable[[], Any] | None = None
+        own = [name for name in ("configure_gradient_clipping", "clip_gradients") if overrides(module, name)]
+        if "clip" in engine.owns:
+            if own:
+                warn_owned(run, own[0], "clips the gradients")
+        elif own:
+            self.clip = lambda: module.configure_gradient_clipping(self.optimizer, value, algorithm)
+        elif value and value > 0:
             self.clip = lambda: engine.clip(0, float(value), algorithm)
-        else:
-            self.clip = None
         # Where nobody looks at gradients the precision unscales by itself, a fused optimizer in its own kernel.
         looks = bool(self.before_step) or self.clip is not None
         scaled = looks and run.precision.scales and "unscale" not in engine.owns
@@ -275,16 +316,22 @@ def _zero_grad(run: Run, optimizer: Any, overridden: bool) -> Callable[[int], An
     return lambda i: optimizer.zero_grad()
 
 
-def after(first: Callable[[], Any] | None, step: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the step behind a call without arguments, or the step alone where there is none."""
-    if first is None:
+def between(
+    first: Callable[[], Any] | None, step: Callable[..., Any], last: Callable[[], Any] | None = None
+) -> Callable[..., Any]:
+    """Return the step between two calls without arguments, or the step alone where there are none."""
+    if first is None and last is None:
         return step
 
-    def both(*args: Any) -> Any:
-        first()
-        return step(*args)
+    def all_three(*args: Any) -> Any:
+        if first is not None:
+            first()
+        output = step(*args)
+        if last is not None:
+            last()
+        return output
 
-    return both
+    return all_three
 
 
 def _with_shadows(run: Run, training_step: Step) -> Step:
@@ -320,7 +367,7 @@ def rescale_short_window(run: Run, index: int, length: int) -> float:
     """Multiply the gradients of a window that ended early, so that it counts by its true length; return the factor."""
     factor = length / (index % run.plan.accumulate + 1)
     if factor != 1.0:
-        for group in run.optimizers[0].param_groups:
+        for group in run.engine.optimizers[0].param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)

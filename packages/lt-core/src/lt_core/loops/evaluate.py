@@ -11,7 +11,7 @@ import torch
 from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of, has_loader, limit_of
 from lt_core.hooks.table import bind, declared, overrides
-from lt_core.loops.calls import after
+from lt_core.loops.calls import between
 from lt_core.metrics.objects import untouched
 from lt_core.metrics.store import (
     EVAL_BATCH_END,
@@ -117,7 +117,7 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
     several = len(names) > 1
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
-    step, boundary = eval_step(run, stage.step, several), run.engine.boundary
+    step = eval_step(run, stage.step, several)
     batches = run.timed_batches(feed.epoch(run.progress.epoch, _sanity_limit(run)), stage)
     for batch, i, loader in heard(run, batches):
         if place is not None:
@@ -137,8 +137,6 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
         store.scope = EVAL_BATCH_END
         for f in batch_end:
             f(output, batch, i, loader)
-        if boundary is not None:
-            boundary()
         values = store.take_step()
         if not run.sanity_checking:
             seen = counts.get(keys[loader], 0)
@@ -158,12 +156,10 @@ def shadow_step(run: Run, step: Callable[..., Any], *batch: Any) -> None:
         output = step(*batch)
         if isinstance(output, Mapping):
             store.add_returned(output)
-    if run.engine.boundary is not None:
-        run.engine.boundary()
 
 
 def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], Any]:
-    """Return the user's step so that it takes ``(batch, batch_idx, dataloader_idx)``.
+    """Return the user's step, the engine's calls around it, so that it takes ``(batch, batch_idx, dataloader_idx)``.
 
     Raises:
         ConfigError: If several loaders are given and the step takes no ``dataloader_idx``.
@@ -186,7 +182,7 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     if bound is None:
         rule = "the trainer cannot call this step with its arguments"
         raise ConfigError(Problem(where, rule, fix=f"Write: def {name}(self, batch, batch_idx)"))
-    bound = after(run.engine.before_forward, run.timed(bound, name))
+    bound = between(run.engine.before_forward, run.timed(bound, name), run.engine.boundary)
     return bound if takes_three else lambda batch, i, loader: bound(batch, i)
 
 

@@ -60,8 +60,6 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
             store.hook = "on_predict_batch_end"
             for f in hooks.on_predict_batch_end:  # type: ignore[attr-defined]
                 f(output, batch, i, loader)
-            if run.engine.boundary is not None:
-                run.engine.boundary()
             if keep:
                 kept[loader].append(move_to_device(output, torch.device("cpu")))
         hooks.fire("on_predict_epoch_end")

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lt_core.hooks.table import overrides
+from lt_core.loops.calls import warn_owned
 from lt_core.notices import warn
 from lt_core.state.agreement import from_rank_zero
 from lt_interface.errors import MisconfigurationException, Problem
@@ -15,13 +16,20 @@ if TYPE_CHECKING:
     from lt_core.optim.parse import SchedulerConfig
     from lt_core.state.run import Run
 
-__all__ = ["after_step", "step_epoch", "step_plateau"]
+__all__ = ["after_step", "step_epoch", "step_plateau", "with_each_step"]
+
+
+def with_each_step(run: Run) -> list[Any]:
+    """Return the schedulers that step with the optimizer each time and need no metric: an engine may step them."""
+    return [s.scheduler for s in _active(run) if _by_step(s) and s.frequency == 1]
+
+
+def _by_step(config: SchedulerConfig) -> bool:
+    return config.interval == "step" and not config.reduce_on_plateau
 
 
 def _active(run: Run) -> list[SchedulerConfig]:
-    if not run.module.automatic_optimization or "schedule" in run.engine.owns:
-        return []
-    return run.schedulers
+    return run.schedulers if run.module.automatic_optimization else []
 
 
 def _stepper(run: Run, config: SchedulerConfig) -> Callable[[Any], Any]:
@@ -40,18 +48,25 @@ def _own_step(run: Run, config: SchedulerConfig, metric: Any) -> None:
 def after_step(run: Run) -> Callable[[int], None] | None:
     """Return what the loop calls after each step for schedulers that need no metric, or None.
 
-    Those of interval ``"step"`` step after a batch that closed a window, unless its step was skipped; those of
-    interval ``"epoch"`` after the epoch's last batch.
+    Those of interval ``"step"`` step after a batch in which the optimizer stepped, unless the engine steps them; those
+    of interval ``"epoch"`` after the epoch's last batch.
     """
-    configs = [s for s in _active(run) if not s.reduce_on_plateau]
-    by_step = [(_stepper(run, s), s.frequency) for s in configs if s.interval == "step"]
-    by_epoch = any(s.interval == "epoch" for s in configs)
-    if not configs:
+    configs, owned = _active(run), []
+    if "schedule" in run.engine.owns:
+        owned = with_each_step(run)
+        if owned and overrides(run.module, "lr_scheduler_step"):
+            warn_owned(run, "lr_scheduler_step", "steps the schedulers")
+    by_step = [(_stepper(run, s), s.frequency) for s in configs if _by_step(s) and s.scheduler not in owned]
+    by_epoch = any(s.interval == "epoch" and not s.reduce_on_plateau for s in configs)
+    if not by_epoch and all(s.interval != "step" for s in configs):
         return None
-    fit = run.loop.fit
+    fit, progress = run.loop.fit, run.progress
+    before = progress.step
 
     def step(index: int) -> None:
-        if by_step and not fit.skipped and not run.window_open(index):
+        nonlocal before
+        fit.skipped, before = progress.step == before, progress.step
+        if by_step and not fit.skipped:
             for f, frequency in by_step:
                 if (index + 1) % frequency == 0:
                     f(None)

@@ -11,6 +11,7 @@ from lt_core.hooks.table import overrides
 from lt_core.loops.calls import (
     Pieces,
     Step,
+    between,
     detached,
     explain_backward,
     loss_of,
@@ -29,8 +30,8 @@ __all__ = ["build_step"]
 def build_step(run: Run) -> Step:
     """Return ``step(batch, batch_idx) -> outputs`` for the run as it is now.
 
-    The outputs are what ``on_train_batch_end`` gets, or None where nobody asks. ``engine.owns`` is read here and in
-    what is called here, and nowhere in the loop.
+    The outputs are what ``on_train_batch_end`` gets, or None where nobody asks. ``engine.owns`` is read here, where the
+    engine is built and at an epoch's start, and never between two batches.
     """
     pieces = Pieces(run)
     if not run.module.automatic_optimization:
@@ -43,31 +44,7 @@ def build_step(run: Run) -> Step:
         step = _straight_step(pieces)
     else:
         step = _window_step(pieces)
-    if run.precision.scales:
-        step = _noting_skips(run, step)
-    boundary = run.engine.boundary
-    if boundary is None:
-        return step
-
-    def with_boundary(batch: Any, i: int) -> Any:
-        output = step(batch, i)
-        boundary()
-        return output
-
-    return with_boundary
-
-
-def _noting_skips(run: Run, step: Step) -> Step:
-    """Return the step of a precision that may skip one, with a note for the schedulers."""
-    progress, fit = run.progress, run.loop.fit
-
-    def noting(batch: Any, i: int) -> Any:
-        before = progress.step
-        output = step(batch, i)
-        fit.skipped = progress.step == before
-        return output
-
-    return noting
+    return between(None, step, run.engine.boundary)
 
 
 def _straight_step(p: Pieces) -> Step:

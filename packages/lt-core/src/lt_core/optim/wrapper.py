@@ -35,17 +35,17 @@ def _passed_on(name: str, text: str) -> Any:
 class LightningOptimizer:
     """Handle that steps an optimizer through the trainer: hooks, precision and counters included.
 
-    It is of the optimizer's class too, and what it does not define is read from the optimizer.
+    It is of the user's optimizer's class too, and what it does not define is read from the optimizer.
 
     Args:
-        optimizer: The optimizer.
+        optimizer: The engine's optimizer: the user's own, or what the engine put around it.
         index: Its place among those that configure_optimizers returned.
         run: The run whose engine steps it.
     """
 
     def __new__(cls, optimizer: Optimizer, index: int, run: Run) -> LightningOptimizer:
-        """Make a handle of the optimizer's class too."""
-        kind: Any = type(optimizer)
+        """Make a handle of the class of the user's optimizer too."""
+        kind: Any = type(run.optimizers[index])
         return object.__new__(_class_of(kind))
 
     def __init__(self, optimizer: Optimizer, index: int, run: Run) -> None:
@@ -53,6 +53,9 @@ class LightningOptimizer:
         self._index = index
         self._run = run
         self._loss: Any = None  # what the closure of the running step returned last
+        engine = run.engine
+        self._update = run.timed(engine.update, "optimizer_step")
+        self._unscale = engine.unscale if run.precision.scales and "unscale" not in engine.owns else None
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the wrapped optimizer."""
@@ -101,7 +104,7 @@ class LightningOptimizer:
                 self._before_step()
             else:
                 closure = self._noting(closure)
-        if run.timed(run.engine.update, "optimizer_step")(self._index, True, closure, **kwargs):
+        if self._update(self._index, True, closure, **kwargs):
             run.loop.fit.stepped = True
         loss, self._loss = self._loss, None
         return loss
@@ -110,8 +113,8 @@ class LightningOptimizer:
         """Run the hooks that look at gradients, on their true size."""
         run = self._run
         if run.hooks.on_before_optimizer_step:  # type: ignore[attr-defined]
-            if run.precision.scales and "unscale" not in run.engine.owns:
-                run.engine.unscale(self._index)
+            if self._unscale is not None:
+                self._unscale(self._index)
             run.hooks.fire("on_before_optimizer_step", self._optimizer)
 
     def _noting(self, closure: Callable[[], Any]) -> Callable[[], Any]:

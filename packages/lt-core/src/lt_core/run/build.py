@@ -9,8 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lt_core.builtin.engine import PlainEngine
 from lt_core.checkpoint import resume
 from lt_core.checkpoint.engine_folder import load_folder
@@ -19,6 +17,8 @@ from lt_core.checkpoint.save import Saves
 from lt_core.data.sources import Feeds
 from lt_core.hooks.table import HookTable, overrides
 from lt_core.loops.boundary import Cadence
+from lt_core.loops.calls import manual_backward_of
+from lt_core.loops.schedule import with_each_step
 from lt_core.metrics.results import Metrics, Results
 from lt_core.notices import warn
 from lt_core.optim.parse import check_exchanged, parse_optimizers
@@ -32,7 +32,7 @@ from lt_core.state.run import Run
 from lt_core.state.signals import SignalWatch
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
-from lt_interface import Plan, StrategyVerbs, SupportsSideStream, World, registry, set_world
+from lt_interface import Plan, PluginError, SupportsSideStream, TakesDevice, World, registry, set_world
 
 if TYPE_CHECKING:
     from lt_core.run.request import Request
@@ -106,7 +106,11 @@ def build_run(run: Run, request: Request) -> None:
     _set_up_users(run)
     _configure_model(run)
     checkpoint = _load(run)
-    run.module = run.strategy.shard(module, run.precision, loads_weights=checkpoint is not None)
+    if run.strategy.shard(module, run.precision, loads_weights=checkpoint is not None) is not module:
+        who = f"{type(run.strategy).__name__}.shard"
+        raise PluginError(
+            f"{who}: it must return the module that it got. Change it in place, or wrap it in the engine."
+        )
     if checkpoint is not None:
         restore(run, checkpoint, "weights")
         if run.fits:
@@ -134,12 +138,11 @@ def _set_up_devices(run: Run) -> None:
     set_world(run.world)
     announce(run)
     run.module._device_mesh = run.strategy.mesh
-    if isinstance(run.strategy, StrategyVerbs):
-        run.strategy.world, run.strategy.lightning_module, run.strategy.model = run.world, run.module, run.module
+    run.strategy.world, run.strategy.lightning_module, run.strategy.model = run.world, run.module, run.module
+    if isinstance(run.precision, TakesDevice):
+        run.precision.take_device(run.device)
     run.metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)
-    if plan.seed is None:
-        seed = run.collectives.broadcast_object(torch.initial_seed() & 0x7FFF_FFFF)
-        run.plan = replace(plan, seed=seed)
+    run.plan = replace(plan, seed=run.collectives.broadcast_object(plan.seed))
 
 
 def _watch_signals(run: Run) -> SignalWatch:
@@ -236,18 +239,18 @@ def build_engine(run: Run) -> None:
     default: Any = partial(PlainEngine, device=run.device, stream=stream)
     with _steps_on_instance(run.module, run.compiled):
         run.engine = run.strategy.engine(
-            run.module, run.optimizers, run.schedulers, run.precision, run.plan, default=default
+            run.module, run.optimizers, with_each_step(run), run.precision, run.plan, default=default
         )
     run.loop.fit.engine_inputs = _engine_inputs(run)  # an engine may exchange parameters as it is built
-    if isinstance(run.strategy, StrategyVerbs):
-        run.strategy.model = run.engine.model
-    run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.optimizers)]
+    run.loop.fit.manual_backward = manual_backward_of(run)
+    run.strategy.model = run.engine.model
+    run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.engine.optimizers)]
 
 
 def rebuild(run: Run) -> bool:
     """Bring a run in line with what users changed since the last look; return whether anything changed.
 
-    Hooks are compiled anew, and the engine where the optimizers or ``training_step`` were exchanged.
+    Hooks are compiled anew, and the engine where what it was built for was exchanged.
     """
     trainer, fit = run.trainer, run.loop.fit
     seen = _changeable(run)
@@ -258,6 +261,8 @@ def rebuild(run: Run) -> bool:
         accumulate=trainer.accumulate_grad_batches,
         clip_value=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm or "norm",
+        max_steps=trainer.max_steps,
+        max_epochs=trainer.max_epochs,
     )
     if _engine_inputs(run) != fit.engine_inputs:
         check_exchanged(run.optimizers, run.schedulers, run.module)
@@ -271,6 +276,8 @@ def _changeable(run: Run) -> tuple[Any, ...]:
     """Return what users may change between epochs, to be compared with the last look."""
     return (
         *run.trainer._changeable(),
+        run.trainer.max_steps,
+        run.trainer.max_epochs,
         *_engine_inputs(run),
         tuple(map(id, run.schedulers)),
         run.module.automatic_optimization,
@@ -279,11 +286,16 @@ def _changeable(run: Run) -> tuple[Any, ...]:
 
 def _engine_inputs(run: Run) -> tuple[Any, ...]:
     """Return what an engine is built for: it is built anew when any of it changes, and kept otherwise."""
-    module = run.module
+    module, plan, owns = run.module, run.plan, run.engine.owns
     trainable = tuple(id(p) for p in module.parameters() if p.requires_grad)
     groups = (group for optimizer in run.optimizers for group in getattr(optimizer, "param_groups", ()))
     held = tuple(id(p) for group in groups for p in group["params"])
-    return tuple(map(id, run.optimizers)), held, trainable, module.__dict__.get("training_step")
+    own = (
+        plan.accumulate if "accumulate" in owns else None,
+        (plan.clip_value, plan.clip_algorithm) if "clip" in owns else None,
+        tuple(map(id, with_each_step(run))) if "schedule" in owns else None,
+    )
+    return tuple(map(id, run.optimizers)), held, trainable, module.__dict__.get("training_step"), own
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lt_core.hooks.table import hook_problems
 from lt_core.notices import warn
 from lt_core.run.checks import module_problems, module_remarks, read_inputs
@@ -115,6 +117,7 @@ def _plan(trainer: Trainer, stage: str, compiled: bool) -> Plan:
         clip_value=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm or "norm",
         precision=trainer.precision,
+        seed=torch.initial_seed() & 0x7FFF_FFFF,
         sync_batchnorm=config.sync_batchnorm,
         compile=compiled,
         inference_mode=config.inference_mode,

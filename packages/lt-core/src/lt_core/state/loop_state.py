@@ -11,12 +11,17 @@ from lt_core.state.collecting import Collecting
 __all__ = ["EvaluationState", "FitState", "LoopState"]
 
 
+def _no_engine(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError("LightningModule.manual_backward: there is no engine yet. Call it from on_fit_start on.")
+
+
 @dataclass
 class FitState:
     """State of the training loop; a checkpoint keeps what of the running epoch is done already.
 
     Attributes:
         step: The step, built for what users may change as it was at the last look.
+        manual_backward: What ``module.manual_backward`` runs, put together with the engine.
         seen: What users may change, as it was at the last look.
         engine_inputs: What the engine was built for.
         logged_step: The step whose values were logged last.
@@ -27,10 +32,11 @@ class FitState:
         pending: What a run that is stopped now begins with when it is resumed: ``"validation"``, or None.
         before_validation: What the running validation began with; a run that is stopped inside it repeats it.
         stepped: Whether an optimizer stepped since the loop last looked, under manual optimization.
-        skipped: Whether the precision skipped the last step, since a gradient was inf or nan.
+        skipped: Whether no optimizer stepped in the last batch, where a scheduler is to step with it.
     """
 
     step: Callable[[Any, int], Any] | None = None
+    manual_backward: Callable[..., None] = _no_engine
     seen: tuple[Any, ...] = ()
     engine_inputs: tuple[Any, ...] = ()
     logged_step: int = 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from lt_core.notices import warn
 from lt_core.state.loop_state import LoopState
 from lt_core.state.progress import RunningStage, TrainerFn
 from lt_core.state.stage import TRAIN, Stage
@@ -147,6 +148,12 @@ class Run:
         """Return whether batch ``index`` leaves an accumulation window open behind it."""
         return bool(self.module.automatic_optimization) and not self.window(index)[2]
 
+    def index_of(self, optimizer: Any) -> int | None:
+        """Return the place of an optimizer, the engine's or a handle's too, among the run's; None for others."""
+        known = {id(optimizer), id(getattr(optimizer, "optimizer", optimizer))}
+        pairs = zip(self.optimizers, self.engine.optimizers, strict=False)
+        return next((i for i, pair in enumerate(pairs) if known & set(map(id, pair))), None)
+
     def clip(self, optimizer: Any, value: float | None, algorithm: str | None) -> None:
         """Clip the gradients of one of the run's optimizers; a value of None or 0 does nothing.
 
@@ -155,10 +162,14 @@ class Run:
         """
         if not value:
             return
-        raw = getattr(optimizer, "optimizer", optimizer)
-        index = next((i for i, o in enumerate(self.lightning_optimizers) if o.optimizer is raw), None)
+        if "clip" in self.engine.owns:
+            if self.loop.first_time("clip"):
+                who = f"LightningModule.clip_gradients: the engine of strategy {self.plan.strategy!r}"
+                warn(f"{who} clips by itself, so this call does nothing. Write Trainer(gradient_clip_val=...).")
+            return
+        index = self.index_of(optimizer)
         if index is None:
-            rule, got = "the optimizer must be one that this epoch began with", type(raw).__name__
+            rule, got = "the optimizer must be one that this epoch began with", type(optimizer).__name__
             where = f"{type(self.module).__name__}.clip_gradients"
             raise MisconfigurationException(Problem(where, rule, got, "Pass one of self.optimizers()."))
         if self.precision.scales and "unscale" not in self.engine.owns:  # a second time it does nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -26,6 +27,9 @@ JOBS = {
     "clipped-window": Job(batches=6, accumulate=3, clip=0.05),
     "short-window": Job(accumulate=2),
     "buffers": Job(buffers=True),
+    "scheduled": Job(scheduler="step"),
+    "scheduled-window": Job(batches=6, accumulate=2, scheduler="step"),
+    "scheduled-epochs": Job(epochs=3, scheduler="epoch"),
 }
 
 
@@ -135,16 +139,18 @@ class EngineConformance(Conformance, suite=True):
 
     @pytest.mark.parametrize("name", list(JOBS))
     def test_trains_in_the_loop(self, name: str) -> None:
-        """The core's loop trains with this engine as with its plain one: clipping, windows and buffers included."""
+        """The core's loop trains with this engine as with its plain one: clipping, windows and schedulers included."""
         if name == "short-window" and not self.divides_short_windows:
             pytest.skip("this engine divides a short window by the full length")
         self.assert_close(JOBS[name].train(strategy=self.make()), JOBS[name].train())
 
     def test_calls_come_in_order(self) -> None:
-        """Each batch has its window around forward and backward, then its update, then its boundary."""
+        """Each batch has its window around forward and backward, then its update, its boundary and its last hook."""
         strategy, calls, engines = self.recorded()
         job = Job(batches=4, epochs=1, accumulate=2)
-        _fit(job, job.network(), strategy, limit_val_batches=0)
+        net = job.network()
+        net.on_train_batch_end = lambda outputs, batch, batch_idx: calls.append("batch ends")
+        _fit(job, net, strategy, limit_val_batches=0)
         (engine,) = engines
         owned = "accumulate" in engine.owns
         expected: list[str] = []
@@ -157,22 +163,26 @@ class EngineConformance(Conformance, suite=True):
             if last or owned:
                 expected.append("update last" if last else "update")
             expected += ["boundary"] if engine.boundary is not None else []
+            expected.append("batch ends")
         assert [c for c in calls if c not in ("unscale", "close")] == expected
         assert calls.count("close") == 1
 
     @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
     def test_evaluation_goes_through_the_engine(self, stage: str) -> None:
-        """Each batch outside of training is one call of the engine's step, with its boundary."""
+        """Each batch outside of training is one call of the engine's step, its boundary, and then its last hook."""
         strategy, calls, engines = self.recorded()
         job, net = Job(batches=3), Job().network()
+        word = {"validate": "validation"}.get(stage, stage)
+        setattr(net, f"on_{word}_batch_end", lambda outputs, batch, batch_idx: calls.append("batch ends"))
         net.test_step = net.validation_step
         net.predict_step = lambda batch, batch_idx: net.layers(batch[0])
         run = getattr(job.trainer(strategy=strategy), stage)
         run(net, job.data(0, 1), **({} if stage == "predict" else {"verbose": False}))
         engine = engines[-1]
         batch = ["before_forward"] if engine.before_forward is not None else []
-        batch += [{"validate": "validation", "test": "test", "predict": "predict"}[stage] + "_step"]
+        batch += [f"{word}_step"]
         batch += ["boundary"] if engine.boundary is not None else []
+        batch += ["batch ends"]
         assert [c for c in calls if c != "close"] == batch * 3
 
     def test_one_engine_serves_a_run(self) -> None:
@@ -224,6 +234,49 @@ class EngineConformance(Conformance, suite=True):
         if self.owned() & {"accumulate", "clip"}:
             pytest.skip("this engine steps and clips by itself")
         self.assert_close(train(self.make()), train("single_device"))
+
+    def test_clips_once(self) -> None:
+        """A module that clips in a hook of its own is clipped once, by the hook or by an engine that owns clipping."""
+
+        class Clips:
+            def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+                self.clip_gradients(*args, **kwargs)  # type: ignore[attr-defined]
+
+        job = JOBS["clip"]
+        strategy, calls, engines = self.recorded()
+        net = job.network()
+        net.__class__ = type("Net", (Clips, type(net)), {})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*clips the gradients itself, so this override is not called")
+            _fit(job, net, strategy)
+        assert calls.count("clip") == (0 if "clip" in engines[0].owns else job.steps)
+        expected = job.train()
+        del expected["val_loss"]
+        self.assert_close({name: value.tolist() for name, value in net.state_dict().items()}, expected)
+
+    def test_everybody_gets_the_engines_optimizers(self) -> None:
+        """Hooks and the user's handles have the engine's optimizers, and stepping a handle updates the weights once."""
+        seen: list[Any] = []
+        strategy, _, engines = self.recorded()
+        job = Job(epochs=1)
+        net = job.network()
+        net.on_before_zero_grad = seen.append
+        net.on_before_optimizer_step = seen.append
+        net.on_train_batch_end = lambda outputs, batch, batch_idx: seen.append(net.optimizers().optimizer)
+        _fit(job, net, strategy)
+        assert len(seen) == 3 * job.steps
+        assert all(optimizer is engines[0].optimizers[0] for optimizer in seen)
+
+    def test_users_find_the_state_in_their_optimizers(self) -> None:
+        """After a fit the optimizers that configure_optimizers returned hold plain states, as with the plain engine."""
+
+        def momenta(strategy: Any) -> dict[str, Any]:
+            job = Job()
+            net = job.network()
+            (optimizer,) = _fit(job, net, strategy).optimizers
+            return {n: optimizer.state[p]["momentum_buffer"].tolist() for n, p in net.named_parameters()}
+
+        self.assert_close(momenta(self.make()), momenta("single_device"))
 
     def owned(self) -> frozenset[str]:
         """Return what the engine under test owns."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lt_interface.precision import Precision
+from lt_interface.precision import Precision, TakesDevice
 from lt_interface.registry import precisions
 from lt_interface.testing.suite import Conformance
 
@@ -41,8 +41,16 @@ class PrecisionConformance(Conformance, suite=True):
 
     @pytest.fixture
     def precision(self) -> Precision:
-        """Return a new precision."""
+        """Return a new precision, as a run begins with it."""
+        return self.begun()
+
+    def begun(self) -> Precision:
+        """Return a new precision that knows the device, where it takes one."""
+        import torch
+
         made: Precision = self.make()
+        if isinstance(made, TakesDevice):
+            made.take_device(torch.device(self.device))
         return made
 
     def network(self) -> Any:
@@ -130,6 +138,15 @@ class PrecisionConformance(Conformance, suite=True):
         if self.plugin:
             assert precision.name == self.plugin
 
+    def test_computes_in_its_format(self, precision: Precision) -> None:
+        """Layers compute in the format that the precision names, or in that of their parameters."""
+        net = precision.convert(self.network())
+        seen: set[Any] = set()
+        net.get_submodule("middle").register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+        self.loss(precision, net)
+        parameter = next(net.get_submodule("middle").parameters())
+        assert seen == {parameter.dtype if precision.compute_dtype is None else precision.compute_dtype}
+
     def test_converts_parameters(self, precision: Precision) -> None:
         """Parameters get the format; names, ties, frozen ones and integer buffers stay."""
         import torch
@@ -138,6 +155,7 @@ class PrecisionConformance(Conformance, suite=True):
         net.first.weight.requires_grad_(False)
         names, frozen = list(net.state_dict()), net.first.weight
         converted = precision.convert(net)
+        assert converted is net, "a module is converted in place"
         assert list(converted.state_dict()) == names
         assert {p.dtype for p in converted.parameters()} == {getattr(torch, self.parameter_dtype)}
         assert converted.get_buffer("count").dtype == torch.int64
@@ -357,7 +375,7 @@ class PrecisionConformance(Conformance, suite=True):
         self.train(precision, net, optimizer, 3)
         saved = copy.deepcopy((net.state_dict(), optimizer.state_dict(), precision.state_dict()))
         expected = self.train(precision, net, optimizer, 3)
-        other: Precision = self.make()
+        other = self.begun()
         again = other.convert(self.network())
         restored = torch.optim.SGD(again.parameters(), lr=0.1, momentum=0.9)
         again.load_state_dict(saved[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import pytest
 
 from lt_interface.accelerator import Accelerator
 from lt_interface.engine import Engine
-from lt_interface.errors import CheckpointError
+from lt_interface.errors import CheckpointError, MisconfigurationException, RankFailedError
 from lt_interface.plan import Plan
 from lt_interface.precision import Precision
 from lt_interface.registry import strategies
@@ -25,7 +26,15 @@ from lt_interface.world import World
 __all__ = ["StrategyConformance"]
 
 # Five batches: with two or three a window the epoch's last window is short.
-JOBS = [Job(), Job(clip=0.05), Job(accumulate=2), Job(accumulate=3, clip=0.05)]
+JOBS = {
+    "plain": Job(),
+    "clip": Job(clip=0.05),
+    "short-window": Job(accumulate=2),
+    "clipped-window": Job(accumulate=3, clip=0.05),
+    "manual": Job(manual=True),
+    "own-backward": Job(accumulate=2, backward=True),
+    "manual-own-backward": Job(manual=True, backward=True),
+}
 OWNABLE = {"accumulate", "backward", "clip", "zero_grad", "unscale", "schedule"}
 
 
@@ -290,7 +299,9 @@ class StrategyConformance(Conformance, suite=True):
 
     def test_shard_gives_final_parameters(self, strategy: Strategy) -> None:
         """After shard the parameters lie on the device under their own names, ready for an optimizer."""
-        module = strategy.shard(self.network(), self.make_precision(), False)
+        net = self.network()
+        module = strategy.shard(net, self.make_precision(), False)
+        assert module is net, "a module is sharded in place"
         assert [name for name, _ in module.named_parameters()] == [
             name for name, _ in self.network().named_parameters()
         ]
@@ -440,22 +451,26 @@ class StrategyConformance(Conformance, suite=True):
         self.run(engine, self.batches(6))
         self.assert_close(self.weights(engine), self.by_hand(self.batches(6)))
 
-    def on_ranks(self, job: Job) -> list[dict[str, Any]]:
+    def on_ranks(self, job: Job | Callable[[int], Any]) -> list[Any]:
         """Run a job in forked ranks, through the core's trainer and loop.
 
         Args:
-            job: What to train.
+            job: What to train, or what each rank calls with its number.
 
         Returns:
-            Each rank's weights.
+            Each rank's weights, or what it returned.
         """
         problems = self.make().problems(Plan(devices=tuple(range(self.size))))
         if problems:
             pytest.skip(f"this strategy refuses {self.size} ranks: {problems[0]}")
-        job.network().configure_optimizers()  # what ranks need is imported once, before they are forked
-        return run_ranks(lambda rank: job.train(rank, self.size, strategy=self.make()), self.size, self.timeout)
+        Job().network().configure_optimizers()  # what ranks need is imported once, before they are forked
 
-    @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"accumulate={job.accumulate}-clip={job.clip}")
+        def each(rank: int) -> Any:
+            return job.train(rank, self.size, strategy=self.make()) if isinstance(job, Job) else job(rank)
+
+        return run_ranks(each, self.size, self.timeout)
+
+    @pytest.mark.parametrize("job", JOBS.values(), ids=list(JOBS))
     def test_ranks_train_as_one(self, job: Job) -> None:
         """Ranks that share each batch come to the weights of one process, short windows and clipping included."""
         import torch
@@ -466,6 +481,38 @@ class StrategyConformance(Conformance, suite=True):
             assert list(weights) == list(expected)
             for name, value in expected.items():
                 torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), rtol=0.0, atol=1e-6)
+
+    def test_a_rank_may_skip_a_batch_or_is_refused(self) -> None:
+        """A rank whose training_step returns None counts as zero, or ends the run with an error; none waits for it."""
+        import torch
+
+        def skipping(rank: int) -> Any:
+            job = Job(epochs=1)
+            net, part = job.network(), job.data(rank, self.size)
+            step = net.training_step
+            net.training_step = lambda batch, batch_idx: None if rank == batch_idx == 1 else step(batch, batch_idx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                job.trainer(self.size, strategy=self.make()).fit(net, part, part[:2])
+            return {name: value.tolist() for name, value in net.state_dict().items()}
+
+        try:
+            found = self.on_ranks(skipping)
+        except (MisconfigurationException, RankFailedError) as error:
+            if "must return a loss" not in str(error):
+                raise
+            return
+        job = Job(epochs=1)
+        net, parts = job.network(), [job.data(rank, self.size) for rank in range(self.size)]
+        optimizer = net.configure_optimizers()
+        for i, batches in enumerate(zip(*parts, strict=True)):
+            optimizer.zero_grad()
+            losses = [net.loss(batch) for rank, batch in enumerate(batches) if not rank == i == 1]
+            (sum(losses) / self.size).backward()
+            optimizer.step()
+        for weights in found:
+            for name, value in net.state_dict().items():
+                torch.testing.assert_close(torch.tensor(weights[name]), value, rtol=0.0, atol=1e-6)
 
     def test_ranks_keep_one_module(self) -> None:
         """After training parameters and buffers are the same on every rank, to the bit."""

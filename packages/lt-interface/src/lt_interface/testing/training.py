@@ -26,6 +26,9 @@ class Job:
         accumulate: Batches per optimizer step.
         clip: The largest norm of the gradients, or None.
         buffers: Whether the network has a BatchNorm, whose running means are buffers.
+        manual: Whether the network steps its optimizer by hand.
+        backward: Whether the network overrides ``backward``.
+        scheduler: The interval at which a scheduler steps: ``"step"`` or ``"epoch"``; None without one.
 
     Example:
         >>> job = Job(batches=5, accumulate=2)
@@ -44,6 +47,9 @@ class Job:
     accumulate: int = 1
     clip: float | None = None
     buffers: bool = False
+    manual: bool = False
+    backward: bool = False
+    scheduler: str | None = None
 
     @property
     def steps(self) -> int:
@@ -60,25 +66,42 @@ class Job:
         import torch
         from torch import nn
 
-        buffers = self.buffers
+        buffers, manual, scheduler = self.buffers, self.manual, self.scheduler
 
         class Net(core.LightningModule):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
                 super().__init__()
                 middle = nn.BatchNorm1d(8) if buffers else nn.Tanh()
                 self.layers = nn.Sequential(nn.Linear(4, 8), middle, nn.Linear(8, 1))
+                self.automatic_optimization = not manual
 
-            def training_step(self, batch: Any, batch_idx: int) -> Any:
+            def loss(self, batch: Any) -> Any:
                 return nn.functional.mse_loss(self.layers(batch[0]), batch[1])
 
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                if not manual:
+                    return self.loss(batch)
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+                return optimizer.step()
+
             def validation_step(self, batch: Any, batch_idx: int) -> None:
-                self.log("val_loss", self.training_step(batch, batch_idx), sync_dist=True)
+                self.log("val_loss", self.loss(batch), sync_dist=True)
 
             def configure_optimizers(self) -> Any:
-                return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+                optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+                if scheduler is None:
+                    return optimizer
+                halving = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+                return [optimizer], [{"scheduler": halving, "interval": scheduler}]
+
+        class WithBackward(Net):
+            def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+                loss.backward(*args, **kwargs)
 
         torch.manual_seed(5)
-        return Net()
+        return WithBackward() if self.backward else Net()
 
     def data(self, rank: int, size: int) -> list[Any]:
         """Return a rank's part of the batches.
