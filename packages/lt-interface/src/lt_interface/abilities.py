@@ -116,7 +116,6 @@ class SupportsRecords(Protocol):
                 had is gone, as with files that somebody removed, the error's attribute ``lost_all`` is True, and
                 all records come again from the first.
         """
-        ...
 
 
 @runtime_checkable
@@ -153,7 +152,6 @@ class SupportsRewind(Protocol):
         Raises:
             OSError: If the tracker cannot be read or written.
         """
-        ...
 
 
 @runtime_checkable
@@ -180,7 +178,6 @@ class SupportsJoin(Protocol):
         Args:
             version: The run's version.
         """
-        ...
 
 
 @runtime_checkable
@@ -208,7 +205,6 @@ class SupportsSharedVersion(Protocol):
         Args:
             version: The version of that logger.
         """
-        ...
 
 
 @runtime_checkable
@@ -234,7 +230,6 @@ class SupportsReplay(Protocol):
 
         The core asks when sending starts, and keeps the answer in a file beside the journal.
         """
-        ...
 
     @classmethod
     def from_replay_state(cls, state: Mapping[str, Any]) -> Any:
@@ -243,7 +238,6 @@ class SupportsReplay(Protocol):
         Args:
             state: What `replay_state` returned, after a trip through JSON.
         """
-        ...
 
 
 @runtime_checkable
@@ -265,7 +259,6 @@ class SupportsGraph(Protocol):
             model: The model, on its device.
             input_array: A batch to trace it with; the module's ``example_input_array`` if None.
         """
-        ...
 
 
 @runtime_checkable
@@ -287,7 +280,6 @@ class SupportsCheckpoints(Protocol):
             checkpoint_callback: The callback that saved, with ``best_model_path``, ``best_k_models`` and
                 ``last_model_path``.
         """
-        ...
 
 
 @runtime_checkable
@@ -310,7 +302,6 @@ class SupportsWatch(Protocol):
             log: ``"gradients"``, ``"parameters"``, ``"all"``, or None for the graph alone.
             log_freq: Log every so many batches.
         """
-        ...
 
 
 @runtime_checkable
@@ -338,7 +329,6 @@ class SupportsImages(Protocol):
             TypeError: If ``images`` is not a list.
             ValueError: If an entry cannot be shown, or a list in ``kwargs`` has another length.
         """
-        ...
 
 
 @runtime_checkable
@@ -365,7 +355,6 @@ class SupportsFigures(Protocol):
         Raises:
             TypeError: If it is no such figure.
         """
-        ...
 
 
 @runtime_checkable
@@ -389,7 +378,6 @@ class SupportsHistograms(Protocol):
             step: The optimizer step; the trainer's if None.
             bins: The number of intervals between the smallest and the largest value.
         """
-        ...
 
 
 @runtime_checkable
@@ -414,7 +402,6 @@ class SupportsText(Protocol):
             step: The optimizer step; the trainer's if None.
             **kwargs: What the tracker takes beside it by name.
         """
-        ...
 
 
 @runtime_checkable
@@ -446,7 +433,6 @@ class SupportsTables(Protocol):
             dataframe: A pandas data frame in their place.
             step: The optimizer step; the trainer's if None.
         """
-        ...
 
 
 @runtime_checkable
@@ -474,7 +460,6 @@ class SupportsAudio(Protocol):
             TypeError: If ``audios`` is not a list.
             ValueError: If an entry cannot be played, or a list in ``kwargs`` has another length.
         """
-        ...
 
 
 @runtime_checkable
@@ -502,4 +487,3 @@ class SupportsVideo(Protocol):
             TypeError: If ``videos`` is not a list.
             ValueError: If an entry cannot be played, or a list in ``kwargs`` has another length.
         """
-        ...

@@ -65,11 +65,9 @@ class Accelerator(Protocol):
 
     def is_available(self) -> bool:
         """Return whether a device of this kind can be used here."""
-        ...
 
     def device_count(self) -> int:
         """Return how many devices ``devices="auto"`` means: at least 1 where one is available."""
-        ...
 
     def parse_devices(self, spec: int | str | Sequence[int]) -> list[int]:
         """Return the indices of the devices that a ``devices=`` flag means.
@@ -84,7 +82,6 @@ class Accelerator(Protocol):
         Raises:
             ValueError: If the flag names no device, one that is not there, or one twice; the message shows the flag.
         """
-        ...
 
     def default_strategy(self, devices: int, nodes: int) -> str:
         """Return the name of the strategy that ``strategy="auto"`` means.
@@ -93,7 +90,6 @@ class Accelerator(Protocol):
             devices: The number of devices on each node.
             nodes: The number of nodes.
         """
-        ...
 
     def device(self, index: int) -> torch.device:
         """Return the torch device of one index.
@@ -101,7 +97,6 @@ class Accelerator(Protocol):
         Args:
             index: One of the indices that ``parse_devices`` returned.
         """
-        ...
 
     def setup(self, device: torch.device) -> None:
         """Prepare a device in the process that uses it; it may be called again after ``teardown``.
@@ -112,7 +107,6 @@ class Accelerator(Protocol):
         Raises:
             ValueError: If the device is of another kind.
         """
-        ...
 
     def stats(self, device: torch.device) -> dict[str, Any]:
         """Return figures of a device by name, the unit in the name, such as ``memory_used_bytes``.
@@ -120,7 +114,6 @@ class Accelerator(Protocol):
         Args:
             device: The device of this rank, after ``setup``.
         """
-        ...
 
     def rng_state(self, device: torch.device) -> Any:
         """Return the random state of a device as a tree of plain values and tensors, or None where it has none.
@@ -128,7 +121,6 @@ class Accelerator(Protocol):
         Args:
             device: The device of this rank, after ``setup``.
         """
-        ...
 
     def set_rng_state(self, device: torch.device, state: Any) -> None:
         """Take over a random state of a device.
@@ -137,11 +129,9 @@ class Accelerator(Protocol):
             device: The device of this rank, after ``setup``.
             state: What ``rng_state`` returned, perhaps for another device of this kind; not None.
         """
-        ...
 
     def teardown(self) -> None:
         """Free what ``setup`` took; a second call does nothing."""
-        ...
 
 
 @runtime_checkable
@@ -165,7 +155,6 @@ class ChecksPlan(Protocol):
             plan: What was decided.
             forks: Whether the launcher forks this process.
         """
-        ...
 
 
 @runtime_checkable
@@ -190,11 +179,9 @@ class DescribesDevices(Protocol):
         Args:
             index: Of a device that is there.
         """
-        ...
 
     def missing(self) -> Problem | None:
         """Return why no device can be used though the machine has one; None where it has none, or all is well."""
-        ...
 
     def advice(self, device: torch.device, plan: Plan) -> Sequence[str]:
         """Return whole sentences on what would serve this run better; each is shown once.
@@ -203,7 +190,6 @@ class DescribesDevices(Protocol):
             device: The device of this rank, after ``setup``.
             plan: What was decided.
         """
-        ...
 
 
 @runtime_checkable
@@ -229,4 +215,3 @@ class ExplainsErrors(Protocol):
             owners: Tensors that the run keeps, by name, under ``"parameters"``, ``"buffers"``, ``"gradients"`` and
                 ``"optimizer states"``, on whatever device they are.
         """
-        ...

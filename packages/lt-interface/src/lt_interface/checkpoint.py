@@ -68,7 +68,6 @@ class CheckpointIO(Protocol):
             OSError: If the disk refuses; what was there before stays. A background save raises in ``wait``.
             CheckpointError: If a value of the tree cannot be kept; the message has its path.
         """
-        ...
 
     def load(self, path: str) -> dict[str, Any]:
         """Read a tree.
@@ -82,7 +81,6 @@ class CheckpointIO(Protocol):
         Raises:
             CheckpointError: If the file is missing, damaged, unsafe or too new.
         """
-        ...
 
     def peek(self, path: str) -> dict[str, Any]:
         """Return the header alone: versions and ``progress``; no tensor is read.
@@ -93,7 +91,6 @@ class CheckpointIO(Protocol):
         Raises:
             CheckpointError: If the file is missing, or its header is damaged or too new.
         """
-        ...
 
     def verify(self, path: str) -> None:
         """Check every byte against its checksum.
@@ -104,7 +101,6 @@ class CheckpointIO(Protocol):
         Raises:
             CheckpointError: If the file is missing or a byte is wrong.
         """
-        ...
 
     def remove(self, path: str) -> None:
         """Delete a checkpoint; a missing one is no error.
@@ -115,7 +111,6 @@ class CheckpointIO(Protocol):
         Raises:
             OSError: If the disk refuses.
         """
-        ...
 
     def wait(self) -> None:
         """Return when every save so far is durable; the core calls it before a run ends.
@@ -124,7 +119,6 @@ class CheckpointIO(Protocol):
             OSError: If the disk refused one of them; raised once.
             CheckpointError: If a value of one of them cannot be kept; raised once.
         """
-        ...
 
 
 @runtime_checkable
@@ -154,7 +148,6 @@ class SavesItself(Protocol):
         Raises:
             OSError: If the disk refuses.
         """
-        ...
 
     def load(self, path: str) -> None:
         """Take over what ``save`` wrote.
@@ -165,4 +158,3 @@ class SavesItself(Protocol):
         Raises:
             CheckpointError: If it is of another model, or of a number of ranks that cannot be converted.
         """
-        ...

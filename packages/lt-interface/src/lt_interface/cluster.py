@@ -45,8 +45,6 @@ class ClusterEnvironment(Protocol):
     @staticmethod
     def detect() -> bool:
         """Return whether this scheduler started this process; it reads environment variables alone."""
-        ...
 
     def world(self) -> World:
         """Return the place of this process among its peers."""
-        ...

@@ -109,7 +109,6 @@ class Engine(Protocol):
             *args: Given on to ``Tensor.backward``.
             **kwargs: Given on to ``Tensor.backward``, such as ``retain_graph``.
         """
-        ...
 
     def unscale(self, index: int) -> None:
         """Bring the gradients of an optimizer to their true size, at most once a step.
@@ -119,7 +118,6 @@ class Engine(Protocol):
         Args:
             index: Which optimizer.
         """
-        ...
 
     def clip(self, index: int, value: float, algorithm: str) -> Tensor | None:
         """Clip the gradients of an optimizer, over all ranks that hold parts of them.
@@ -137,7 +135,6 @@ class Engine(Protocol):
         Raises:
             MisconfigurationException: If the algorithm is neither.
         """
-        ...
 
     def update(self, index: int, last: bool, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
         """Step an optimizer.
@@ -155,14 +152,12 @@ class Engine(Protocol):
             Whether the weights were updated: False inside a window, and for a step that was skipped because a gradient
             was inf or nan. The core then counts no step.
         """
-        ...
 
     def optimizer_states(self) -> list[dict[str, Any]]:
         """Return each optimizer's ``state_dict``, its parameters by the user's names in place of numbers.
 
         The core calls it on every rank when a checkpoint is saved.
         """
-        ...
 
     def load_optimizer_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Take over states that ``optimizer_states`` returned, perhaps with another number of ranks.
@@ -173,14 +168,12 @@ class Engine(Protocol):
         Raises:
             CheckpointError: If they are of other parameters or of another number of optimizers.
         """
-        ...
 
     def close(self) -> None:
         """Undo what the engine did to the module, such as hooks; called when another one takes its place.
 
         The core calls it too when the run ends, after `Strategy.release`. A second call does nothing.
         """
-        ...
 
 
 @runtime_checkable
@@ -204,7 +197,6 @@ class PreparesBackward(Protocol):
         Args:
             loss: What it begins from, scaled where the precision scales.
         """
-        ...
 
 
 @runtime_checkable
@@ -225,4 +217,3 @@ class SkipsBatches(Protocol):
 
     def zero_loss(self) -> Tensor:
         """Return a loss that ``backward`` takes, whose gradients are zero for each parameter that requires one."""
-        ...

@@ -78,7 +78,6 @@ class Request(Protocol):
         Raises:
             MisconfigurationException: If something in it cannot be pickled; the message names it.
         """
-        ...
 
 
 @runtime_checkable
@@ -120,7 +119,6 @@ class Launcher(Protocol):
         Returns:
             The problems, all at once; empty if the plan can be launched.
         """
-        ...
 
     def launch(
         self, main: Callable[[Any], Outcome], request: Any, plan: Plan, cluster: ClusterEnvironment | None
@@ -139,4 +137,3 @@ class Launcher(Protocol):
         Returns:
             The outcome of rank 0.
         """
-        ...

@@ -48,17 +48,14 @@ class SupportsLogging(Protocol):
     @property
     def name(self) -> str | None:
         """Return the experiment's name."""
-        ...
 
     @property
     def version(self) -> int | str | None:
         """Return the run's version."""
-        ...
 
     @property
     def directory(self) -> str | None:
         """Return the local folder of this run, or None."""
-        ...
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Take values of one step, as `Logger.log_metrics` does.
@@ -67,7 +64,6 @@ class SupportsLogging(Protocol):
             metrics: Numbers by name, nan and inf among them.
             step: The optimizer step, counted from 0; None where there is none.
         """
-        ...
 
     def log_hyperparams(self, params: Any) -> None:
         """Take the hyper-parameters, as `Logger.log_hyperparams` does.
@@ -75,11 +71,9 @@ class SupportsLogging(Protocol):
         Args:
             params: A dict or namespace of values of any type and depth.
         """
-        ...
 
     def flush(self) -> None:
         """Return when all that was taken is written."""
-        ...
 
     def finish(self, status: str) -> None:
         """Close the run, as `Logger.finish` does; it may be called twice.
@@ -87,7 +81,6 @@ class SupportsLogging(Protocol):
         Args:
             status: ``"success"``, ``"failed"`` or ``"interrupted"``.
         """
-        ...
 
 
 class Feed(Protocol):
@@ -111,15 +104,12 @@ class Feed(Protocol):
     @property
     def step(self) -> int:
         """Return the optimizer step at which the run is."""
-        ...
 
     def drain(self) -> None:
         """Return when all that is due was taken, or when the tracker is known to be away."""
-        ...
 
     def progressed(self) -> None:
         """Note that the current call proceeds, so that the end of a run waits for it anew."""
-        ...
 
     def later(self, call: Callable[[], Any], what: str) -> None:
         """Queue a call behind all that is due now, in the thread where waiting for the tracker delays nothing.
@@ -128,7 +118,6 @@ class Feed(Protocol):
             call: The call to make; it runs under the logger's lock.
             what: What it sends, for messages.
         """
-        ...
 
 
 class Logger:

@@ -72,12 +72,10 @@ class Precision(Protocol):
     @property
     def forward(self) -> Callable[[], AbstractContextManager[Any]] | None:
         """Return what makes a context for one call of a step or of forward, or None."""
-        ...
 
     @property
     def convert_output(self) -> Callable[[Any], Any] | None:
         """Return what brings the output of a step into the right format, or None."""
-        ...
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Return what of a plan this precision cannot do; it touches no device.
@@ -88,11 +86,9 @@ class Precision(Protocol):
         Returns:
             The problems, all at once; empty if there is none.
         """
-        ...
 
     def init_context(self) -> AbstractContextManager[Any]:
         """Return a context in which modules are constructed in the right format; it leaves no trace."""
-        ...
 
     def convert(self, module: nn.Module) -> nn.Module:
         """Bring a module's parameters into the right format, in place; `Strategy.shard` calls it once.
@@ -103,7 +99,6 @@ class Precision(Protocol):
         Returns:
             The same module.
         """
-        ...
 
     def convert_batch(self, batch: Any) -> Any:
         """Return a batch with its floating-point tensors in the right format.
@@ -113,7 +108,6 @@ class Precision(Protocol):
         Args:
             batch: Tensors in any nesting; it belongs to the user and is left as it is.
         """
-        ...
 
     def scale(self, loss: Tensor) -> Tensor:
         """Return the loss that the backward pass sees: multiplied by the loss scale, or as it is.
@@ -123,7 +117,6 @@ class Precision(Protocol):
         Args:
             loss: A scalar that requires gradients.
         """
-        ...
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring the gradients back to their true size; a second call in the same step does nothing.
@@ -131,7 +124,6 @@ class Precision(Protocol):
         Args:
             optimizer: Whose gradients.
         """
-        ...
 
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
         """Step an optimizer, after unscaling its gradients if that was not done.
@@ -144,11 +136,9 @@ class Precision(Protocol):
         Returns:
             False when the step was skipped because a gradient was inf or nan; the weights are then unchanged.
         """
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save, such as a loss scale; empty where there is none."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Take over a saved state, so that training continues to the bit.
@@ -156,7 +146,6 @@ class Precision(Protocol):
         Args:
             state: What ``state_dict`` returned, or an empty dict of a run without such a state.
         """
-        ...
 
 
 @runtime_checkable
@@ -188,7 +177,6 @@ class PreparesOptimizers(Protocol):
         Raises:
             MisconfigurationException: If an optimizer cannot work in this precision.
         """
-        ...
 
 
 @runtime_checkable
@@ -211,7 +199,6 @@ class TakesDevice(Protocol):
         Args:
             device: The strategy's device.
         """
-        ...
 
 
 class PlainPrecision:

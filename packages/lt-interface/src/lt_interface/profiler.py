@@ -54,7 +54,6 @@ class Profiler(Protocol):
             local_rank: Number of this process on its node, from 0.
             log_dir: The folder in which reports may be written.
         """
-        ...
 
     def start(self, action_name: str) -> None:
         """Note that an action begins.
@@ -62,7 +61,6 @@ class Profiler(Protocol):
         Args:
             action_name: The action's name.
         """
-        ...
 
     def stop(self, action_name: str) -> None:
         """Note that an action ends.
@@ -70,7 +68,6 @@ class Profiler(Protocol):
         Args:
             action_name: The action's name.
         """
-        ...
 
     def profile(self, action_name: str) -> AbstractContextManager[Any]:
         """Return a context that covers one action, with `start` and `stop`, an exception included.
@@ -78,11 +75,9 @@ class Profiler(Protocol):
         Args:
             action_name: The action's name.
         """
-        ...
 
     def describe(self) -> None:
         """Print or write the report; called after a call of the trainer that went well."""
-        ...
 
     def teardown(self, stage: str | None) -> None:
         """Free what `setup` took.
@@ -90,4 +85,3 @@ class Profiler(Protocol):
         Args:
             stage: The stage that `setup` was given.
         """
-        ...

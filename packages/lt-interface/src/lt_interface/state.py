@@ -30,7 +30,6 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as a tree of plain values and tensors."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """Take over a state that ``state_dict`` returned.
@@ -41,4 +40,3 @@ class Stateful(Protocol):
         Returns:
             Anything; it is not used.
         """
-        ...

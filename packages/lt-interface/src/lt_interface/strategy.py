@@ -61,7 +61,6 @@ class Collectives(Protocol):
             A tensor of the same shape, the same on every rank. With several ranks the mean of whole numbers is a
             floating-point tensor, and the sum of flags counts them.
         """
-        ...
 
     def all_gather(self, tensor: Tensor, group: Any = "data", sync_grads: bool = False) -> Tensor:
         """Return the ranks' tensors, stacked.
@@ -77,7 +76,6 @@ class Collectives(Protocol):
         Returns:
             With several ranks a tensor ``(ranks, *tensor.shape)``; with one the tensor itself.
         """
-        ...
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
         """Return one rank's tensor on every rank.
@@ -86,7 +84,6 @@ class Collectives(Protocol):
             tensor: The tensor to send; on the other ranks one of the same shape and format.
             src: The rank that sends.
         """
-        ...
 
     def broadcast_object(self, obj: T, src: int = 0) -> T:
         """Return one rank's object on every rank; the core shares seeds, paths and decisions with it.
@@ -95,7 +92,6 @@ class Collectives(Protocol):
             obj: The object to send, picklable; what the other ranks give is ignored.
             src: The rank that sends.
         """
-        ...
 
     def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
         """Wait for every rank.
@@ -107,7 +103,6 @@ class Collectives(Protocol):
         Raises:
             TimeoutError: If a rank does not come in time; the message has the name.
         """
-        ...
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set on any rank: the core agrees on stops and saves with it.
@@ -115,7 +110,6 @@ class Collectives(Protocol):
         Args:
             flag: This rank's flag.
         """
-        ...
 
     def agree(self, bits: int) -> int:
         """Return the bits that any rank gave in the call before, and send this rank's without waiting for the others.
@@ -127,7 +121,6 @@ class Collectives(Protocol):
         Args:
             bits: This rank's flags, a number below 2 ** 31.
         """
-        ...
 
     def settle(self) -> int:
         """Return the bits that any rank gave in the last `agree`, as the next one would; that one then returns 0.
@@ -135,7 +128,6 @@ class Collectives(Protocol):
         It waits for the ranks that have yet to send theirs, and sends nothing, so that one rank alone may call it. With
         nothing on its way, and with one rank, it returns 0.
         """
-        ...
 
 
 class PlainCollectives:
@@ -257,7 +249,6 @@ class Strategy(Protocol):
         Returns:
             The problems, all at once: the core raises them together with those of the flags. Empty if there is none.
         """
-        ...
 
     def setup(
         self, cluster: ClusterEnvironment | None, accelerator: Accelerator, devices: Sequence[int], plan: Plan
@@ -273,7 +264,6 @@ class Strategy(Protocol):
         Returns:
             The place of this process among its peers.
         """
-        ...
 
     def init_context(self, empty: bool | None = None) -> AbstractContextManager[Any]:
         """Return a context in which modules are constructed on the right device; it leaves no trace.
@@ -281,7 +271,6 @@ class Strategy(Protocol):
         Args:
             empty: True leaves weights without values, because they will be loaded; None or False fills them.
         """
-        ...
 
     def shard(self, module: nn.Module, precision: Precision, loads_weights: bool) -> nn.Module:
         """Convert, parallelise, materialise and move a module, in place; its parameters are final afterwards.
@@ -300,7 +289,6 @@ class Strategy(Protocol):
         Raises:
             MisconfigurationException: If a part on the meta device cannot get values and no weights are loaded.
         """
-        ...
 
     def engine(
         self,
@@ -330,7 +318,6 @@ class Strategy(Protocol):
         Returns:
             The engine.
         """
-        ...
 
     def weights(self, module: nn.Module) -> Stateful:
         """Return what saves and loads a module's weights by the user's names, whole on the CPU or as its own shards.
@@ -340,11 +327,9 @@ class Strategy(Protocol):
         Args:
             module: What ``shard`` returned.
         """
-        ...
 
     def checkpoint_io(self) -> str:
         """Return the name of the checkpoint format that fits this strategy."""
-        ...
 
     def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Make full, plain parameters and optimizer states on the CPU; called before ``on_fit_end``, while ranks meet.
@@ -355,7 +340,6 @@ class Strategy(Protocol):
             module: What ``shard`` returned.
             optimizers: The user's optimizers, which hold the states afterwards, whatever the engine put around them.
         """
-        ...
 
     def leave(self, error: BaseException | None = None) -> None:
         """Leave the other ranks; called after the user's ``teardown``. A second call does nothing.
@@ -365,7 +349,6 @@ class Strategy(Protocol):
         Args:
             error: What ended the run, or None; after an error other ranks must not be waited for.
         """
-        ...
 
 
 @runtime_checkable
@@ -397,7 +380,6 @@ class ReportsFailures(Protocol):
             The error that this rank raises: the given one, or a `RankFailedError` that names the rank which failed
             first, where the given one only follows from that.
         """
-        ...
 
 
 class StrategyVerbs:

@@ -43,11 +43,9 @@ class SideStream(Protocol):
         Returns:
             The copy, on the device.
         """
-        ...
 
     def mark(self) -> Any:
         """Return a mark behind the copies that were begun so far."""
-        ...
 
     def join(self, mark: Any, tensors: Iterable[Tensor]) -> None:
         """Let what is computed from now on wait for the copies in front of a mark; the host does not wait.
@@ -56,7 +54,6 @@ class SideStream(Protocol):
             mark: What `mark` returned.
             tensors: Copies in front of it; they belong to the computing from now on.
         """
-        ...
 
 
 @runtime_checkable
@@ -77,4 +74,3 @@ class SupportsSideStream(Protocol):
         Args:
             device: The device of this rank, after ``setup``.
         """
-        ...
