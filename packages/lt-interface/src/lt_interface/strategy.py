@@ -40,8 +40,8 @@ class Collectives(Protocol):
         >>> isinstance(PlainCollectives(), Collectives)
         True
         >>> alone = PlainCollectives()
-        >>> alone.reduce(0.5), alone.all_gather(0.5), alone.broadcast(0.5), alone.broadcast_object("run-7")
-        (0.5, 0.5, 0.5, 'run-7')
+        >>> alone.reduce(0.5), alone.all_gather(0.5), alone.broadcast_object("run-7"), alone.gather_object("run-7")
+        (0.5, 0.5, 'run-7', ['run-7'])
         >>> alone.any(False), alone.agree(5), alone.settle(), alone.barrier("the files")
         (False, 5, 0, None)
     """
@@ -54,8 +54,8 @@ class Collectives(Protocol):
         Args:
             tensor: A tensor of the same shape and format on every rank, on the strategy's device; it stays as it is.
             op: ``"mean"``, ``"sum"``, ``"min"`` or ``"max"``.
-            group: ``"data"`` for the ranks that receive different samples, the name of another dimension of the
-                strategy's mesh, or a process group that the user gave.
+            group: ``"data"`` for the ranks that receive different samples, ``"all"`` for all of them, the name of
+                another dimension of the strategy's mesh, or a process group that the user gave.
 
         Returns:
             A tensor of the same shape, the same on every rank. With several ranks the mean of whole numbers is a
@@ -70,21 +70,11 @@ class Collectives(Protocol):
 
         Args:
             tensor: A tensor of the same shape and format on every rank, on the strategy's device.
-            group: ``"data"`` for the ranks that receive different samples, the name of another dimension of the
-                strategy's mesh, or a process group that the user gave.
+            group: As in `reduce`.
             sync_grads: Whether gradients flow back to the ranks they came from.
 
         Returns:
             With several ranks a tensor ``(ranks, *tensor.shape)``; with one the tensor itself.
-        """
-        ...
-
-    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
-        """Return one rank's tensor on every rank.
-
-        Args:
-            tensor: The tensor to send; on the other ranks one of the same shape and format.
-            src: The rank that sends.
         """
         ...
 
@@ -94,6 +84,14 @@ class Collectives(Protocol):
         Args:
             obj: The object to send, picklable; what the other ranks give is ignored.
             src: The rank that sends.
+        """
+        ...
+
+    def gather_object(self, obj: T) -> list[T]:
+        """Return what every rank gives, by rank, on every rank; the core gathers each rank's part of a checkpoint so.
+
+        Args:
+            obj: This rank's object, picklable.
         """
         ...
 
@@ -154,13 +152,13 @@ class PlainCollectives:
         """Return the tensor, without a new dimension."""
         return tensor
 
-    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
-        """Return the tensor."""
-        return tensor
-
     def broadcast_object(self, obj: T, src: int = 0) -> T:
         """Return the object."""
         return obj
+
+    def gather_object(self, obj: T) -> list[T]:
+        """Return the object, alone in a list."""
+        return [obj]
 
     def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
         """Return at once."""

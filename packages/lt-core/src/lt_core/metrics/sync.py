@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 def sync_parts(
-    parts: Sequence[Part], collectives: Any, world_size: int, device: Any, objects: Sequence[str] = ()
+    parts: Sequence[Part], collectives: Any, device: Any, objects: Sequence[str] = ()
 ) -> dict[str, float]:
     """Return each value over all ranks.
 
@@ -49,7 +49,6 @@ def sync_parts(
     Args:
         parts: This rank's shares.
         collectives: The exchange.
-        world_size: The number of ranks.
         device: Where tensors for the exchange are made.
         objects: Names of metric objects that will exchange values by themselves next: all ranks must have them.
 
@@ -59,7 +58,7 @@ def sync_parts(
     ordered = sorted(parts, key=lambda part: (part.key, part.op))
     keys = [(part.key, part.op) for part in ordered] + [(name, "metric object") for name in sorted(objects)]
     if not _same_everywhere(keys, collectives, device):
-        others = _others(keys, collectives, world_size)
+        others = _others(keys, collectives)
         ordered = ordered or [Part(key, op, None, _NEUTRAL[op], 0.0) for key, op in others]
     found: dict[str, float] = {}
     for group in {id(part.group): part.group for part in ordered}.values():
@@ -83,17 +82,17 @@ def _same_everywhere(keys: list[tuple[str, str]], collectives: Any, device: Any)
     digest = hashlib.sha256(repr(keys).encode()).digest()
     halves = [int.from_bytes(digest[i : i + 3], "big") for i in (0, 3, 6)]
     mine = torch.tensor([*halves, *(-h for h in halves)], dtype=torch.int64, device=device)
-    largest = collectives.reduce(mine, "max", "data").tolist()
+    largest = collectives.reduce(mine, "max", "all").tolist()
     return all(high == -low for high, low in zip(largest[:3], largest[3:], strict=True))
 
 
-def _others(keys: list[tuple[str, str]], collectives: Any, world_size: int) -> list[tuple[str, str]]:
+def _others(keys: list[tuple[str, str]], collectives: Any) -> list[tuple[str, str]]:
     """Return the keys that all ranks have that have any.
 
     Raises:
         MisconfigurationException: On every rank, if they differ, or a rank lacks a metric object; it names them.
     """
-    of_ranks = [set(collectives.broadcast_object(keys, rank)) for rank in range(world_size)]
+    of_ranks = [set(every) for every in collectives.gather_object(keys)]
     having = [values for k in of_ranks if (values := {key for key in k if key[1] in _NEUTRAL})]
     objects = [{key for key in k if key[1] not in _NEUTRAL} for k in of_ranks]
     if having and all(k == having[0] for k in having) and all(k == objects[0] for k in objects):

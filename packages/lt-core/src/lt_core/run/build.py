@@ -74,7 +74,8 @@ def returned_run(request: Request) -> Run:
     run = new_run(request)
     run.metrics.release()
     run.strategy = registry.strategies.get(Plan.strategy)()
-    run.world = World(size=request.plan.processes, local_size=len(request.plan.devices))
+    size = request.plan.processes
+    run.world = World(size=size, local_size=len(request.plan.devices), data_size=size)
     return run
 
 

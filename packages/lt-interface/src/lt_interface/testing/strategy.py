@@ -255,9 +255,10 @@ class StrategyConformance(Conformance, suite=True):
         exchange = strategy.collectives
         assert torch.equal(exchange.reduce(value, op), value)
         assert torch.equal(exchange.all_gather(value).reshape(-1), value)
-        assert torch.equal(exchange.broadcast(value), value)
         assert value.tolist() == [1.0, -2.0]
+        assert torch.equal(exchange.reduce(value, op, "all"), value)
         assert exchange.broadcast_object({"a": (1, None)}) == {"a": (1, None)}
+        assert exchange.gather_object({"a": (1, None)}) == [{"a": (1, None)}]
         assert exchange.any(True) is True
         assert exchange.any(False) is False
         assert exchange.agree(5) == 5
