@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lt_interface.engine import Engine
     from lt_interface.errors import Problem
     from lt_interface.precision import Precision
-    from lt_interface.state import Stateful
+    from lt_interface.state import Weights
 
 __all__ = ["BARRIER_SECONDS", "Collectives", "PlainCollectives", "ReportsFailures", "Strategy", "StrategyVerbs"]
 
@@ -321,7 +321,7 @@ class Strategy(Protocol):
         """
         ...
 
-    def weights(self, module: nn.Module) -> Stateful:
+    def weights(self, module: nn.Module) -> Weights:
         """Return what saves and loads a module's weights by the user's names, whole on the CPU or as its own shards.
 
         The core saves and loads through it, before the optimizers exist too. Every rank calls both methods.

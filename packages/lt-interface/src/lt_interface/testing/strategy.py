@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -383,8 +384,20 @@ class StrategyConformance(Conformance, suite=True):
         saved = copy.deepcopy(strategy.weights(module).state_dict())
         self.assert_close({k: v.detach().cpu() for k, v in saved.items()}, self.network().state_dict())
         doubled = {name: value * 2 for name, value in saved.items()}
-        strategy.weights(module).load_state_dict(doubled)
+        strategy.weights(module).load_state_dict(doubled, strict=True)
         self.assert_close(strategy.weights(module).state_dict(), doubled)
+
+    def test_weights_say_what_does_not_fit(self, strategy: Strategy) -> None:
+        """Weights that lack a name, or have one too many, are a RuntimeError that quotes it, unless not strict."""
+        module = strategy.shard(self.network(), self.make_precision(), False)
+        saved = copy.deepcopy(strategy.weights(module).state_dict())
+        lacking = {name: value * 2 for name, value in saved.items() if name != "first.bias"}
+        for wrong, name in ((lacking, "first.bias"), ({**saved, "third.bias": saved["first.bias"]}, "third.bias")):
+            with pytest.raises(RuntimeError, match=f'"{name}"'):
+                strategy.weights(module).load_state_dict(wrong, strict=True)
+        strategy.weights(module).load_state_dict(saved, strict=True)
+        strategy.weights(module).load_state_dict(lacking, strict=False)
+        self.assert_close(strategy.weights(module).state_dict(), {**saved, **lacking})
 
     def test_release_leaves_plain_tensors(self, strategy: Strategy) -> None:
         """After release parameters and optimizer states are plain tensors on the CPU, with the trained values."""
@@ -441,6 +454,13 @@ class StrategyConformance(Conformance, suite=True):
         self.run(engine, self.batches(6))
         self.assert_close(self.weights(engine), self.by_hand(self.batches(6)))
 
+    def test_resumes_in_the_core(self, tmp_path: Path) -> None:
+        """A run that another trainer resumes from its checkpoint comes to the weights of one that went on."""
+        problems = self.make().problems(self.plan())
+        if problems:
+            pytest.skip(f"this strategy refuses a plain plan: {problems[0]}")
+        self.assert_same(Job(folder=str(tmp_path)).train(strategy=self.make()))
+
     def on_ranks(self, job: Job) -> list[dict[str, Any]]:
         """Run a job in forked ranks, through the core's trainer and loop.
 
@@ -459,14 +479,30 @@ class StrategyConformance(Conformance, suite=True):
     @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"accumulate={job.accumulate}-clip={job.clip}")
     def test_ranks_train_as_one(self, job: Job) -> None:
         """Ranks that share each batch come to the weights of one process, short windows and clipping included."""
+        for weights in self.on_ranks(job):
+            self.assert_same(weights, job)
+
+    def test_ranks_resume_as_one(self, tmp_path: Path) -> None:
+        """Ranks that resume from their own checkpoint come to the weights of one process that went on."""
+        for weights in self.on_ranks(Job(folder=str(tmp_path))):
+            self.assert_same(weights)
+
+    def assert_same(self, found: dict[str, Any], job: Job = JOBS[0]) -> None:
+        """Compare what the core trained with what it trains in one process and one go, to 1e-6.
+
+        Args:
+            found: The weights, as lists.
+            job: The job.
+
+        Raises:
+            AssertionError: If a name or a value differs.
+        """
         import torch
 
-        found = self.on_ranks(job)
         expected = job.train()
-        for weights in found:
-            assert list(weights) == list(expected)
-            for name, value in expected.items():
-                torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), rtol=0.0, atol=1e-6)
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(value), rtol=0.0, atol=1e-6)
 
     def test_ranks_keep_one_module(self) -> None:
         """After training parameters and buffers are the same on every rank, to the bit."""

@@ -26,6 +26,8 @@ class Job:
         accumulate: Batches per optimizer step.
         clip: The largest norm of the gradients, or None.
         buffers: Whether the network has a BatchNorm, whose running means are buffers.
+        folder: Where a checkpoint is written after the first epoch, with which another trainer goes on; None trains
+            in one go.
 
     Example:
         >>> job = Job(batches=5, accumulate=2)
@@ -44,6 +46,7 @@ class Job:
     accumulate: int = 1
     clip: float | None = None
     buffers: bool = False
+    folder: str | None = None
 
     @property
     def steps(self) -> int:
@@ -122,9 +125,14 @@ class Job:
         Returns:
             The trained weights and the last ``"val_loss"`` by name, as lists.
         """
-        module = self.network()
+        module, data, path = self.network(), self.data(rank, size), None
+        if self.folder is not None:
+            path = os.path.join(self.folder, f"after_one_epoch_{size}.ckpt")
+            before = self.trainer(size, **{**flags, "max_epochs": 1})
+            before.fit(self.network(), data, data[:2])
+            before.save_checkpoint(path)
         trainer = self.trainer(size, **flags)
-        trainer.fit(module, self.data(rank, size), self.data(rank, size)[:2])
+        trainer.fit(module, data, data[:2], ckpt_path=path)
         assert trainer.global_step == self.steps, f"{trainer.global_step} steps were counted, not {self.steps}"
         found = {**module.state_dict(), "val_loss": trainer.callback_metrics["val_loss"]}
         return {name: value.tolist() for name, value in found.items()}
