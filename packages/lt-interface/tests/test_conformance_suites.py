@@ -131,7 +131,7 @@ class PlainStrategy(StrategyVerbs):
 
     name = "plain"
     default_launcher: str | None = None
-    collective_forward = False
+    collective_forward = collective_weights = False
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")

@@ -189,7 +189,11 @@ class Strategy(Protocol):
     Attributes:
         name: The name users pass.
         default_launcher: Name of the launcher, or None to run in this process.
-        collective_forward: Whether every rank must run forward equally often.
+        collective_forward: Whether every rank must run forward equally often. The core then runs none that others do
+            not run, such as for a logger's graph.
+        collective_weights: Whether weights and optimizer states lie in parts on the ranks, so that ``weights``,
+            ``release`` and the engine's ``optimizer_states`` exchange them. After an error, when a rank is alone, the
+            core then calls none of these.
         device: The device of this rank, after ``setup``.
         collectives: The exchange between ranks, after ``setup``.
         mesh: The named mesh of devices (``torch.distributed.device_mesh.DeviceMesh``), after ``setup``; None without.
@@ -200,7 +204,8 @@ class Strategy(Protocol):
         >>> from contextlib import nullcontext
         >>> from lt_interface.errors import Problem
         >>> class OneDevice(StrategyVerbs):
-        ...     name, default_launcher, collective_forward = "one_device", None, False
+        ...     name, default_launcher = "one_device", None
+        ...     collective_forward = collective_weights = False
         ...     device, collectives, mesh = None, None, None
         ...     def problems(self, plan, module=None):
         ...         if plan.processes == 1:
@@ -235,6 +240,7 @@ class Strategy(Protocol):
     name: str
     default_launcher: str | None
     collective_forward: bool
+    collective_weights: bool
     device: torch.device
     collectives: Collectives
     mesh: Any
@@ -324,7 +330,8 @@ class Strategy(Protocol):
     def weights(self, module: nn.Module) -> Weights:
         """Return what saves and loads a module's weights by the user's names, whole on the CPU or as its own shards.
 
-        The core saves and loads through it, before the optimizers exist too. Every rank calls both methods.
+        The core saves and loads through it, before the optimizers exist too. Every rank calls both methods, unless one
+        is alone after an error, see ``collective_weights``.
 
         Args:
             module: What ``shard`` returned.
@@ -338,7 +345,7 @@ class Strategy(Protocol):
     def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Make full, plain parameters and optimizer states on the CPU; called before ``on_fit_end``, while ranks meet.
 
-        Where they do not fit into memory, they are left as they are, with a warning.
+        After an error it is called on each rank alone, unless the strategy has ``collective_weights``. Where they do not fit into memory, they are left as they are, with a warning.
 
         Args:
             module: What ``shard`` returned.

@@ -41,7 +41,7 @@ class WholeModuleStrategy(StrategyVerbs):
     """
 
     default_launcher: str | None = None
-    collective_forward = False
+    collective_forward = collective_weights = False
     mesh: Any = None
 
     def engine(

@@ -383,7 +383,7 @@ class Feed:
             except StopIteration:
                 batch = END
             ended = batch is END
-            if meets is not None and meets.any(not ended):  # as many rounds as the longest rank has
+            if meets is not None and meets.collectives.any(not ended):  # as many rounds as the longest rank has
                 batch = before if ended else batch
             if batch is END:
                 return

@@ -20,7 +20,7 @@ from lt_core.data.sources import Feeds
 from lt_core.hooks.table import HookTable, overrides
 from lt_core.loops.boundary import Cadence
 from lt_core.metrics.results import Metrics, Results
-from lt_core.notices import warn
+from lt_core.notices import info, warn
 from lt_core.optim.parse import parse_optimizers, warn_unheld
 from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.announce import announce
@@ -327,9 +327,12 @@ def _show_graph(run: Run) -> None:
     """Give the model to the loggers that draw its graph, before the first step."""
     if not run.fits or not run.world.is_global_zero:
         return
-    for logger in run.tracking.loggers:
-        if id(logger) in run.tracking.late or not hasattr(logger, "log_graph"):
-            continue
+    drawing = [x for x in run.tracking.loggers if id(x) not in run.tracking.late and hasattr(x, "log_graph")]
+    if drawing and run.world.size > 1 and run.strategy.collective_forward:
+        names = ", ".join(type(logger).__name__ for logger in drawing)
+        info(f"{names}: no graph is drawn, since it takes a forward pass that every rank would have to run.")
+        return
+    for logger in drawing:
         try:
             with logger.exclusive() if hasattr(logger, "exclusive") else nullcontext():
                 logger.log_graph(run.module)

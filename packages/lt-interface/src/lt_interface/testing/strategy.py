@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
@@ -25,6 +26,7 @@ from lt_interface.world import World
 
 __all__ = ["StrategyConformance"]
 
+T = TypeVar("T")
 # Five batches: with two or three a window the epoch's last window is short.
 JOBS = [Job(), Job(clip=0.05), Job(accumulate=2), Job(accumulate=3, clip=0.05)]
 OWNABLE = {"accumulate", "backward", "clip", "zero_grad", "unscale", "schedule"}
@@ -224,6 +226,7 @@ class StrategyConformance(Conformance, suite=True):
         assert isinstance(strategy.collectives, Collectives)
         assert strategy.default_launcher is None or isinstance(strategy.default_launcher, str)
         assert isinstance(strategy.collective_forward, bool)
+        assert isinstance(strategy.collective_weights, bool)
         assert isinstance(strategy.checkpoint_io(), str)
         assert isinstance(strategy.name, str)
         if self.plugin:
@@ -470,11 +473,20 @@ class StrategyConformance(Conformance, suite=True):
         Returns:
             Each rank's weights.
         """
+        return self.ranks(job, lambda rank: job.train(rank, self.size, strategy=self.make()))
+
+    def ranks(self, job: Job, work: Callable[[int], T]) -> list[T]:
+        """Return what a function returns in each of several forked ranks.
+
+        Args:
+            job: What is trained there.
+            work: Called with the rank's number.
+        """
         problems = self.make().problems(Plan(devices=tuple(range(self.size))))
         if problems:
             pytest.skip(f"this strategy refuses {self.size} ranks: {problems[0]}")
         job.network().configure_optimizers()  # what ranks need is imported once, before they are forked
-        return run_ranks(lambda rank: job.train(rank, self.size, strategy=self.make()), self.size, self.timeout)
+        return run_ranks(work, self.size, self.timeout)
 
     @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"accumulate={job.accumulate}-clip={job.clip}")
     def test_ranks_train_as_one(self, job: Job) -> None:
@@ -503,6 +515,16 @@ class StrategyConformance(Conformance, suite=True):
         assert list(found) == list(expected)
         for name, value in expected.items():
             torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(value), rtol=0.0, atol=1e-6)
+
+    def test_a_rank_that_failed_saves_alone(self, tmp_path: Path) -> None:
+        """After an error one rank saves while no other does, or is refused because the weights lie on all."""
+        path, job = str(tmp_path / "alone.ckpt"), Job()
+        found = self.ranks(job, lambda rank: job.fail(path, rank, self.size, strategy=self.make()))
+        if self.make().collective_weights:
+            assert "every rank writes its part" in found[0], f"it was not refused: {found[0]!r}"
+        else:
+            assert found[0] == "", f"rank 0 did not save alone: {found[0]}"
+            assert os.path.exists(path), "rank 0 did not save alone"
 
     def test_ranks_keep_one_module(self) -> None:
         """After training parameters and buffers are the same on every rank, to the bit."""

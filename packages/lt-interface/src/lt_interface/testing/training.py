@@ -136,3 +136,35 @@ class Job:
         assert trainer.global_step == self.steps, f"{trainer.global_step} steps were counted, not {self.steps}"
         found = {**module.state_dict(), "val_loss": trainer.callback_metrics["val_loss"]}
         return {name: value.tolist() for name, value in found.items()}
+
+    def fail(self, path: str, rank: int = 0, size: int = 1, **flags: Any) -> str:
+        """Run the job until every rank raises an error after its second batch; rank 0 then saves a checkpoint.
+
+        Args:
+            path: Where to.
+            rank: The rank's number.
+            size: How many ranks.
+            **flags: Flags of the trainer, such as ``strategy``.
+
+        Returns:
+            What the save raised as text; empty if it went well.
+        """
+        core = pytest.importorskip("lt_core", reason="the core's loop can be tested only where lt-core is installed")
+        raised: list[str] = []
+
+        class Fails(core.Callback):  # type: ignore[misc, name-defined]
+            def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+                if batch_idx == 1:
+                    raise ValueError("every rank fails here")
+
+            def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+                if rank == 0:
+                    try:
+                        trainer.save_checkpoint(path)
+                    except Exception as error:
+                        raised.append(f"{type(error).__name__}: {error}")
+
+        data = self.data(rank, size)
+        with pytest.raises(ValueError, match="every rank fails here"):
+            self.trainer(size, callbacks=[Fails()], **flags).fit(self.network(), data, data[:2])
+        return "".join(raised)
