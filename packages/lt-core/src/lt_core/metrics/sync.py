@@ -38,9 +38,7 @@ class Part(NamedTuple):
     weight: float
 
 
-def sync_parts(
-    parts: Sequence[Part], collectives: Any, device: Any, objects: Sequence[str] = ()
-) -> dict[str, float]:
+def sync_parts(parts: Sequence[Part], collectives: Any, device: Any, objects: Sequence[str] = ()) -> dict[str, float]:
     """Return each value over all ranks.
 
     Every rank must call this equally often, with or without parts. A rank without any, such as one that had no batch,
