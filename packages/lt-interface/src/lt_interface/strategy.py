@@ -194,7 +194,8 @@ class Strategy(Protocol):
         collective_weights: Whether weights and optimizer states lie in parts on the ranks, so that ``weights``,
             ``release`` and the engine's ``optimizer_states`` exchange them. After an error, when a rank is alone, the
             core then calls none of these.
-        device: The device of this rank, after ``setup``.
+        one_process_per_node: Whether one process drives all devices of a node; `StrategyVerbs` has the usual False.
+        device: The device of this rank, after ``setup``; the first of them where one process drives several.
         collectives: The exchange between ranks, after ``setup``.
         mesh: The named mesh of devices (``torch.distributed.device_mesh.DeviceMesh``), after ``setup``; None without.
 
@@ -241,6 +242,7 @@ class Strategy(Protocol):
     default_launcher: str | None
     collective_forward: bool
     collective_weights: bool
+    one_process_per_node: bool
     device: torch.device
     collectives: Collectives
     mesh: Any
@@ -403,6 +405,7 @@ class StrategyVerbs:
         world: The place of this process; the core sets it after ``setup``.
         lightning_module: The user's module; the core sets it for each call of the trainer.
         model: The module as the engine runs it.
+        one_process_per_node: Whether one process drives all devices of a node.
 
     Example:
         >>> class Echo:
@@ -424,6 +427,7 @@ class StrategyVerbs:
         'mean'
     """
 
+    one_process_per_node: bool = False
     device: torch.device
     collectives: Collectives
     world: World = World()

@@ -75,7 +75,7 @@ def returned_run(request: Request) -> Run:
     run.metrics.release()
     run.strategy = registry.strategies.get(Plan.strategy)()
     size = request.plan.processes
-    run.world = World(size=size, local_size=len(request.plan.devices), data_size=size)
+    run.world = World(size=size, local_size=request.plan.local_processes, data_size=size)
     return run
 
 

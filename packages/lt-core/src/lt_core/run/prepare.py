@@ -61,13 +61,11 @@ def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]
         module: The user's module; None where it is none.
     """
     problems = [*trainer._strategy.problems(plan, module), *trainer._precision.problems(plan)]
-    launcher, cluster, given = trainer._launcher, trainer._cluster, trainer._config.launcher
+    launcher, cluster = trainer._launcher, trainer._cluster
     if isinstance(trainer.accelerator, ChecksPlan):
         problems += trainer.accelerator.problems(plan, launcher.passes == "inherited")
     if cluster is None or not cluster.creates_processes:
-        named = given is not None or trainer._strategy.default_launcher is not None
-        # what nobody named is not to be blamed for what the strategy refuses already
-        return [*problems, *(launcher.problems(plan) if named or not problems else [])]
+        return [*problems, *launcher.problems(plan)]
     if launcher.passes != "live":
         rule = f"{cluster.name} has started the processes already, so no launcher may start more"
         problems.append(Problem(f"Trainer(launcher={launcher.name!r})", rule, fix="Leave launcher= out."))
@@ -106,6 +104,7 @@ def _plan(trainer: Trainer, stage: str, compiled: bool) -> Plan:
         launcher=trainer._launcher.name,
         devices=trainer._devices,
         num_nodes=trainer.num_nodes,
+        one_process_per_node=trainer._strategy.one_process_per_node,
         accumulate=trainer.accumulate_grad_batches,
         clip_value=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm or "norm",

@@ -210,7 +210,9 @@ class TrainerView:
     @property
     def world_size(self) -> int:
         """Return the number of processes."""
-        return self.num_devices * self.num_nodes if self._run is None else self._run.world.size
+        if self._run is not None:
+            return self._run.world.size
+        return self.num_nodes * (1 if self._strategy.one_process_per_node else self.num_devices)
 
     @property
     def num_nodes(self) -> int:

@@ -227,6 +227,7 @@ class StrategyConformance(Conformance, suite=True):
         assert strategy.default_launcher is None or isinstance(strategy.default_launcher, str)
         assert isinstance(strategy.collective_forward, bool)
         assert isinstance(strategy.collective_weights, bool)
+        assert isinstance(strategy.one_process_per_node, bool)
         assert isinstance(strategy.checkpoint_io(), str)
         assert isinstance(strategy.name, str)
         if self.plugin:
