@@ -262,7 +262,7 @@ def test_such_a_process_takes_all_devices(monkeypatch: pytest.MonkeyPatch, name:
     monkeypatch.setattr(registry.strategies, "get", lambda name, where="": kinds[name])
     monkeypatch.setattr(registry.strategies, "names", lambda: ["node"])
     for plugins, nodes in ((), 1), ((Farm(size=2, local_size=1),), 2):
-        made = trainer(*plugins, strategy="node" if name else "auto", accelerator=Boards())
+        made = trainer(*plugins, strategy=Node() if name else "auto", accelerator=Boards())
         assert (made.num_devices, made.num_nodes, made.world_size) == (4, nodes, nodes)
 
 

@@ -61,11 +61,13 @@ def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]
         module: The user's module; None where it is none.
     """
     problems = [*trainer._strategy.problems(plan, module), *trainer._precision.problems(plan)]
-    launcher, cluster = trainer._launcher, trainer._cluster
+    launcher, cluster, given = trainer._launcher, trainer._cluster, trainer._config.launcher
     if isinstance(trainer.accelerator, ChecksPlan):
         problems += trainer.accelerator.problems(plan, launcher.passes == "inherited")
     if cluster is None or not cluster.creates_processes:
-        return [*problems, *launcher.problems(plan)]
+        named = given is not None or trainer._strategy.default_launcher is not None
+        # what nobody named is not to be blamed for what the strategy refuses already
+        return [*problems, *(launcher.problems(plan) if named or not problems else [])]
     if launcher.passes != "live":
         rule = f"{cluster.name} has started the processes already, so no launcher may start more"
         problems.append(Problem(f"Trainer(launcher={launcher.name!r})", rule, fix="Leave launcher= out."))

@@ -148,6 +148,10 @@ class Job:
 
         Returns:
             What the save raised as text; empty if it went well.
+
+        Example:
+            >>> Job().fail("alone.ckpt")  # doctest: +SKIP
+            ''
         """
         core = pytest.importorskip("lt_core", reason="the core's loop can be tested only where lt-core is installed")
         raised: list[str] = []
