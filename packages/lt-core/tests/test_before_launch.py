@@ -22,7 +22,7 @@ BATCHES = [torch.ones(2, 1)] * 2
 class Farm:
     """Scheduler whose place a test chooses."""
 
-    name, creates_processes, process_group_ready = "farm", True, False
+    name, creates_processes = "farm", True
     main_address, main_port = "node0", 29500
     found = True
 

@@ -66,10 +66,10 @@ def sync_parts(parts: Sequence[Part], collectives: Any, device: Any, objects: Se
 
 def _reduced(parts: list[Part], group: Any, collectives: Any, device: Any) -> dict[str, float]:
     """Return the values of one group: gathered, since one collective then serves all operations."""
-    kind = torch.device(device or "cpu").type
-    numbers = [[p.total for p in parts], [p.weight for p in parts]]
-    mine = torch.tensor(numbers, dtype=torch.float32 if kind == "mps" else torch.float64, device=device)
-    every = collectives.all_gather(mine, "data" if group is None else group).reshape(-1, 2, len(parts)).cpu()
+    numbers = torch.tensor([[p.total for p in parts], [p.weight for p in parts]], dtype=torch.float64)
+    mine = numbers.view(torch.uint8).to(device)  # as bytes, which every device can hold
+    every = collectives.all_gather(mine, "data" if group is None else group).cpu().view(torch.float64)
+    every = every.reshape(-1, 2, len(parts))
     totals, weights = every[:, 0], every[:, 1].sum(0)
     by_op = {"sum": totals.sum(0), "mean": totals.sum(0) / weights, "min": totals.amin(0), "max": totals.amax(0)}
     return {p.key: float(by_op[p.op][i]) for i, p in enumerate(parts)}
