@@ -347,7 +347,8 @@ class Strategy(Protocol):
     def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Make full, plain parameters and optimizer states on the CPU; called before ``on_fit_end``, while ranks meet.
 
-        After an error it is called on each rank alone, unless the strategy has ``collective_weights``. Where they do not fit into memory, they are left as they are, with a warning.
+        After an error it is called on each rank alone, unless the strategy has ``collective_weights``. Where they do
+        not fit into memory, they are left as they are, with a warning.
 
         Args:
             module: What ``shard`` returned.

@@ -109,7 +109,8 @@ def write_now(run: Run, path: str, weights_only: bool) -> None:
 
     Raises:
         OSError: If the disk refuses.
-        CheckpointError: If a value cannot be kept, on a rank that is alone with its part of the weights, or on a rank whose file another one could not write.
+        CheckpointError: If a value cannot be kept, on a rank that is alone with its part of the weights, or
+            on a rank whose file another one could not write.
     """
     settle_saves(run)
     if run.strategy.collective_weights:

@@ -31,22 +31,17 @@ def fold(slot: Slot) -> None:
 def _read(tensors: list[Tensor]) -> list[float]:
     """Return the numbers in 0-dim tensors, with one wait for all that lie on one device."""
     found = [0.0] * len(tensors)
-    devices: dict[Any, list[int]] = {}
+    kinds: dict[Any, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        devices.setdefault(tensor.device, []).append(index)
-    for places in devices.values():
+        # float64 holds each of the others' numbers; what lacks it is read format by format.
+        kinds.setdefault((tensor.device, tensor.dtype if tensor.device.type == "mps" else None), []).append(index)
+    for places in kinds.values():
         group = [tensors[index] for index in places]
-        numbers = torch.stack(group).tolist() if len({t.dtype for t in group}) == 1 else _unpacked(group)
-        for index, number in zip(places, numbers, strict=True):
+        if len({tensor.dtype for tensor in group}) > 1:
+            group = [tensor.double() for tensor in group]
+        for index, number in zip(places, torch.stack(group).tolist(), strict=True):
             found[index] = float(number)
     return found
-
-
-def _unpacked(tensors: list[Tensor]) -> list[Any]:
-    """Return the numbers in 0-dim tensors of several formats; they travel as bytes, which every device can hold."""
-    data = torch.cat([tensor.detach().reshape(1).view(torch.uint8) for tensor in tensors]).cpu()
-    parts = data.split([tensor.element_size() for tensor in tensors])
-    return [part.clone().view(tensor.dtype).item() for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def floats(slots: Iterable[Slot], folded: Iterable[Slot] = ()) -> dict[tuple[int, str], float]:

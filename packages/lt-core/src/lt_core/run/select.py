@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import info
-from lt_interface import Plan, registry
+from lt_interface import Plan, World, registry
 from lt_interface.accelerator import DescribesDevices
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 
@@ -101,7 +101,7 @@ def _find_nodes(config: TrainerConfig, cluster: Any) -> int:
     """Return the number of nodes that the flag means; without it, as many as the scheduler's processes need."""
     if cluster is None or not cluster.creates_processes or "num_nodes" in config.explicit:
         return config.num_nodes
-    world = cluster.world()
+    world: World = cluster.world()
     return max(world.size // world.local_size, 1)
 
 
@@ -111,14 +111,14 @@ def _check_processes(config: TrainerConfig, cluster: Any, plan: Plan) -> None:
     Raises:
         ConfigError: If the scheduler started another number of processes.
     """
-    world = cluster.world()
+    world, per_node = cluster.world(), plan.one_process_per_node
     if world.size == plan.processes:
         return
     written = [f"{name}={getattr(config, name)!r}" for name in ("devices", "num_nodes") if name in config.explicit]
     raise ConfigError(
         Problem(
             f"Trainer({', '.join(written)})",
-            f"{cluster.name} must have started one process for each {'node' if plan.one_process_per_node else 'device'}",
+            f"{cluster.name} must have started one process for each {'node' if per_node else 'device'}",
             f"{world.size} processes, {world.local_size} of them on this node, "
             f"for {plan.num_nodes} x {len(plan.devices)} devices",
             "Leave devices and num_nodes out, or start as many processes.",

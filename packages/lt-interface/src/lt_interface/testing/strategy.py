@@ -6,8 +6,9 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,7 +27,6 @@ from lt_interface.world import World
 
 __all__ = ["StrategyConformance"]
 
-T = TypeVar("T")
 # Five batches: with two or three a window the epoch's last window is short.
 JOBS = [Job(), Job(clip=0.05), Job(accumulate=2), Job(accumulate=3, clip=0.05)]
 OWNABLE = {"accumulate", "backward", "clip", "zero_grad", "unscale", "schedule"}
@@ -465,29 +465,21 @@ class StrategyConformance(Conformance, suite=True):
             pytest.skip(f"this strategy refuses a plain plan: {problems[0]}")
         self.assert_same(Job(folder=str(tmp_path)).train(strategy=self.make()))
 
-    def on_ranks(self, job: Job) -> list[dict[str, Any]]:
+    def on_ranks(self, job: Job, work: Callable[..., Any] = Job.train) -> list[Any]:
         """Run a job in forked ranks, through the core's trainer and loop.
 
         Args:
             job: What to train.
+            work: What of it to run, called with the job, the rank's number, the number of ranks and the strategy.
 
         Returns:
-            Each rank's weights.
-        """
-        return self.ranks(job, lambda rank: job.train(rank, self.size, strategy=self.make()))
-
-    def ranks(self, job: Job, work: Callable[[int], T]) -> list[T]:
-        """Return what a function returns in each of several forked ranks.
-
-        Args:
-            job: What is trained there.
-            work: Called with the rank's number.
+            What that returns in each rank: the weights, unless ``work`` is given.
         """
         problems = self.make().problems(Plan(devices=tuple(range(self.size))))
         if problems:
             pytest.skip(f"this strategy refuses {self.size} ranks: {problems[0]}")
         job.network().configure_optimizers()  # what ranks need is imported once, before they are forked
-        return run_ranks(work, self.size, self.timeout)
+        return run_ranks(lambda rank: work(job, rank, self.size, strategy=self.make()), self.size, self.timeout)
 
     @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"accumulate={job.accumulate}-clip={job.clip}")
     def test_ranks_train_as_one(self, job: Job) -> None:
@@ -520,7 +512,7 @@ class StrategyConformance(Conformance, suite=True):
     def test_a_rank_that_failed_saves_alone(self, tmp_path: Path) -> None:
         """After an error one rank saves while no other does, or is refused because the weights lie on all."""
         path, job = str(tmp_path / "alone.ckpt"), Job()
-        found = self.ranks(job, lambda rank: job.fail(path, rank, self.size, strategy=self.make()))
+        found = self.on_ranks(job, partial(Job.fail, path=path))
         if self.make().collective_weights:
             assert "every rank writes its part" in found[0], f"it was not refused: {found[0]!r}"
         else:

@@ -137,20 +137,20 @@ class Job:
         found = {**module.state_dict(), "val_loss": trainer.callback_metrics["val_loss"]}
         return {name: value.tolist() for name, value in found.items()}
 
-    def fail(self, path: str, rank: int = 0, size: int = 1, **flags: Any) -> str:
+    def fail(self, rank: int = 0, size: int = 1, path: str = "alone.ckpt", **flags: Any) -> str:
         """Run the job until every rank raises an error after its second batch; rank 0 then saves a checkpoint.
 
         Args:
-            path: Where to.
             rank: The rank's number.
             size: How many ranks.
+            path: Where to save.
             **flags: Flags of the trainer, such as ``strategy``.
 
         Returns:
             What the save raised as text; empty if it went well.
 
         Example:
-            >>> Job().fail("alone.ckpt")  # doctest: +SKIP
+            >>> Job().fail()  # doctest: +SKIP
             ''
         """
         core = pytest.importorskip("lt_core", reason="the core's loop can be tested only where lt-core is installed")
