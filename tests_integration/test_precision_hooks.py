@@ -320,7 +320,7 @@ def test_the_scale_of_several_optimizers_changes_once_a_batch_on_ranks() -> None
     """What a strategy does after a batch, such as sending buffers, does not take the place of the precision's part."""
 
     def rank(number: int) -> Any:
-        strategy = DDPStrategy(find_unused_parameters=True)
+        strategy = DDPStrategy()
         trainer = trainer_of(devices=2, strategy=strategy)
         trainer.fit(PairWithBuffers(), loader())
         return trainer.scaler.state_dict()

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lt_accel.strategies.ddp import DDPEngine, DDPStrategy
+from lt_core import LightningModule
 from lt_interface.testing import StrategyConformance
+from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.training import Job
 
 
@@ -121,3 +126,43 @@ def test_a_rank_that_skips_a_batch_makes_none_wait(strategy: Any) -> None:
     """A rank whose loss is None counts as zero; where ranks compute together, the run ends with the error about it."""
     suite: Any = type("TestSkipping", (StrategyConformance,), {"make": lambda self: strategy(), "timeout": 40.0})()
     suite.test_a_rank_may_skip_a_batch_or_is_refused()
+
+
+class Gan(LightningModule):
+    """Generator and discriminator with an optimizer each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.automatic_optimization = False
+        self.nets = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 1)])
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Step the generator by the discriminator's judgement, then the discriminator."""
+        make, judge = self.nets
+        first, second = self.optimizers()
+        self.toggle_optimizer(first)
+        first.zero_grad()
+        self.manual_backward(judge(make(batch[0])).square().mean())
+        first.step()
+        self.untoggle_optimizer(first)
+        second.zero_grad()
+        self.manual_backward((judge(make(batch[0]).detach()) - judge(batch[0]) - 1).square().mean())
+        second.step()
+
+    def configure_optimizers(self) -> Any:
+        """Return one optimizer for each."""
+        return [torch.optim.SGD(net.parameters(), lr=0.1) for net in self.nets]
+
+
+def test_two_optimizers_train_as_one_process() -> None:
+    """A module with two optimizers trains on two ranks as in one process, without an option of the strategy."""
+
+    def train(size: int, **flags: Any) -> list[float]:
+        data = TensorDataset(torch.randn(48, 3, generator=torch.Generator().manual_seed(5)))
+        net = Gan()
+        Job().trainer(size, use_distributed_sampler=True, **flags).fit(net, DataLoader(data, 8 // size))
+        return [value for p in net.parameters() for value in p.flatten().tolist()]
+
+    for found in run_ranks(lambda rank: train(2, strategy=DDPStrategy()), timeout=60.0):
+        assert found == pytest.approx(train(1), abs=1e-6)

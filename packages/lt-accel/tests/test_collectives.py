@@ -50,7 +50,7 @@ def test_unknown_groups_and_operations_are_refused() -> None:
 
     def job(rank: int) -> None:
         collectives = exchange()
-        with pytest.raises(MisconfigurationException, match=r"one of 'data'\. Got 'tensor'"):
+        with pytest.raises(MisconfigurationException, match=r"one of 'data', 'all'\. Got 'tensor'"):
             collectives.reduce(torch.ones(1), group="tensor")
         with pytest.raises(MisconfigurationException, match="'product'"):
             collectives.reduce(torch.ones(1), "product")

@@ -113,10 +113,10 @@ def test_gradients_without_a_window_are_exchanged() -> None:
 
 
 def test_two_optimizers_train_their_parts_in_turn() -> None:
-    """With find_unused_parameters a loss may depend on one part alone, another one the next time."""
+    """With several optimizers a loss may depend on one's part alone, on another's the next time."""
 
     def job(rank: int) -> list[Any]:
-        strategy = joined(find_unused_parameters=True)
+        strategy = joined()
         torch.manual_seed(3)
         net = strategy.shard(nn.ModuleDict({"a": nn.Linear(2, 1), "b": nn.Linear(2, 1)}), ReferencePrecision(), False)
         engine = engine_of(strategy, net, net["a"], net["b"])
@@ -250,9 +250,11 @@ def test_a_plan_of_more_ranks_than_stand_is_refused(monkeypatch: pytest.MonkeyPa
         joined()
 
 
-def test_shared_batch_statistics_are_refused_on_a_processor() -> None:
-    """sync_batchnorm is a problem of the plan on the CPU, where torch has none."""
-    (problem,) = DDPStrategy().problems(Plan(devices=(0, 1), sync_batchnorm=True))
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_shared_batch_statistics_are_refused(kind: str) -> None:
+    """sync_batchnorm is a problem of a plan of several ranks, whatever their devices, and says that it is not built."""
+    (problem,) = DDPStrategy().problems(Plan(accelerator=kind, devices=(0, 1), sync_batchnorm=True))
     assert "sync_batchnorm" in str(problem)
+    assert "not shared between ranks yet" in str(problem)
     assert not DDPStrategy().problems(Plan(devices=(0, 1)))
     assert not DDPStrategy().problems(Plan(sync_batchnorm=True))

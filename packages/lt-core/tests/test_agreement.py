@@ -54,6 +54,10 @@ class Collectives(PlainCollectives):
         self.calls += 1
         return self.table.exchange(self.rank, obj)[src]
 
+    def gather_object(self, obj: Any) -> list[Any]:
+        self.calls += 1
+        return self.table.exchange(self.rank, obj)
+
     def any(self, flag: bool) -> bool:
         self.calls += 1
         return any(self.table.exchange(self.rank, flag))

@@ -11,6 +11,7 @@ from processes import ForkLauncher
 from quiet import QUIET, Noting
 
 from lt_core import Trainer
+from lt_core.builtin.cpu import CPUAccelerator
 from lt_core.builtin.precision import FullPrecision
 from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_interface import ConfigError, Outcome, Plan, Problem, World, registry
@@ -21,7 +22,7 @@ BATCHES = [torch.ones(2, 1)] * 2
 class Farm:
     """Scheduler whose place a test chooses."""
 
-    name, creates_processes, process_group_ready = "farm", True, False
+    name, creates_processes = "farm", True
     main_address, main_port = "node0", 29500
     found = True
 
@@ -225,3 +226,48 @@ def test_a_script_that_runs_again_needs_no_outcome(tmp_path: Path) -> None:
     made.fit(Noting(), BATCHES, BATCHES)
     assert made.global_step == 2
     assert made._run.engine is not None
+
+
+class Node(Wide):
+    """Strategy of one process that drives all devices of its node."""
+
+    name = "node"
+    one_process_per_node = True
+
+
+class Boards(CPUAccelerator):
+    """Accelerator of four devices, that are the CPU; by itself it takes all of them."""
+
+    def device_count(self) -> int:
+        """Return four."""
+        return 4
+
+    def default_strategy(self, devices: int, nodes: int) -> str:
+        """Return the strategy of one process a node."""
+        return "node"
+
+
+def test_one_process_may_drive_all_devices_of_its_node(tmp_path: Path) -> None:
+    """Where a strategy drives a node's devices from one process, that is counted, and nothing needs to be launched."""
+    made = trainer(strategy=Node(), accelerator=Boards(), devices=4, default_root_dir=tmp_path)
+    assert (made.num_devices, made.world_size) == (4, 1)
+    made.fit(Noting(), BATCHES, BATCHES)
+    assert made.world_size == 1
+    assert made.strategy.asked[0][0].processes == 1
+
+
+@pytest.mark.parametrize("name", [True, False], ids=["named", "auto"])
+def test_such_a_process_takes_all_devices(monkeypatch: pytest.MonkeyPatch, name: bool) -> None:
+    """devices="auto" is then all devices of the node, whether a scheduler started the process or nothing did."""
+    kinds = {"node": Node}
+    monkeypatch.setattr(registry.strategies, "get", lambda name, where="": kinds[name])
+    monkeypatch.setattr(registry.strategies, "names", lambda: ["node"])
+    for plugins, nodes in ((), 1), ((Farm(size=2, local_size=1),), 2):
+        made = trainer(*plugins, strategy=Node() if name else "auto", accelerator=Boards())
+        assert (made.num_devices, made.num_nodes, made.world_size) == (4, nodes, nodes)
+
+
+def test_a_scheduler_starts_one_such_process_a_node() -> None:
+    """As many processes as devices are then one error, before anything starts."""
+    with pytest.raises(ConfigError, match=r"one process for each node\. Got 4 processes, 4 of them on this node, for"):
+        trainer(Farm(size=4, local_size=4), strategy=Node(), accelerator=Boards())

@@ -181,7 +181,8 @@ class TestPlugins:
 
     def test_no_rule_knows_a_plugin_by_name(self):
         """Outside of the built-in plugins nothing of the package compares with a plugin's name."""
-        names = {name for group in registry.SIBLINGS.values() for name in group} - {"cpu"}  # a kind of torch's devices
+        devices = {"cpu", "cuda", "mps"}  # torch's words, too
+        names = {name for group in registry.SIBLINGS.values() for name in group} - devices
         root = Path(lt_core.__file__).parent
         found = [
             f"{path.relative_to(root)}:{node.lineno}"

@@ -95,6 +95,9 @@ class Meeting(PlainCollectives):
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
         return self.table.exchange(self.rank, ("broadcast", obj))[src][1]
 
+    def gather_object(self, obj: Any) -> list[Any]:
+        return [found for _, found in self.table.exchange(self.rank, ("gather", obj))]
+
     def any(self, flag: bool) -> bool:
         found = self.table.exchange(self.rank, ("any", flag))
         assert {kind for kind, _ in found} == {"any"}

@@ -94,6 +94,9 @@ class Rank:
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
         return self._exchange(obj)[src]
 
+    def gather_object(self, obj: Any) -> list[Any]:
+        return self._exchange(obj)
+
     def any(self, flag: bool) -> bool:
         return any(self._exchange(flag))
 

@@ -41,11 +41,11 @@ class Gloo:
         gathered.register_hook(lambda gradient: torch.stack(self.everyone(gradient)).sum(0))
         return gathered
 
-    def broadcast(self, tensor: Any, src: int = 0) -> Any:
-        return self.everyone(tensor)[src]
-
     def broadcast_object(self, obj: Any, src: int = 0) -> Any:
         return self.everyone(obj)[src]
+
+    def gather_object(self, obj: Any) -> Any:
+        return self.everyone(obj)
 
     def barrier(self, name: str = "", timeout: float = 60.0) -> None:
         from datetime import timedelta
@@ -86,12 +86,12 @@ class TestGloo(CollectivesConformance):
         return Gloo()
 
 
-def _changing(self: Any, tensor: Any, src: int = 0) -> Any:
-    return tensor.copy_(Gloo.broadcast(self, tensor, src))
-
-
 def _summing(self: Any, tensor: Any, op: str = "mean", group: Any = "data") -> Any:
     return Gloo.reduce(self, tensor, "sum" if op == "mean" else op)
+
+
+def _without_all(self: Any, tensor: Any, op: str = "mean", group: Any = "data") -> Any:
+    return tensor if group == "all" else Gloo.reduce(self, tensor, op)
 
 
 def _in_bytes(self: Any, tensor: Any, op: str = "mean", group: Any = "data") -> Any:
@@ -152,8 +152,9 @@ def _own_gradient(self: Any, tensor: Any, group: Any = "data", sync_grads: bool 
         ("test_gathers", {"all_gather": lambda self, tensor, group="data", sync_grads=False: tensor}),
         ("test_gathered_gradients_flow", {"all_gather": lambda self, t, group="data", sync_grads=False: t.detach()}),
         ("test_gathered_gradients_flow", {"all_gather": _own_gradient}),
-        ("test_broadcasts", {"broadcast": lambda self, tensor, src=0: Gloo.broadcast(self, tensor, 0)}),
-        ("test_broadcasts", {"broadcast": _changing}),
+        ("test_knows_the_group_of_all", {"reduce": _without_all}),
+        ("test_gathers_objects", {"gather_object": lambda self, obj: [obj] * self.size}),
+        ("test_gathers_objects", {"gather_object": lambda self, obj: self.everyone(obj)[::-1]}),
         ("test_broadcasts_objects", {"broadcast_object": lambda self, obj, src=0: obj}),
         ("test_any", {"any": lambda self, flag: flag}),
         ("test_any", {"any": lambda self, flag: all(self.everyone(flag))}),

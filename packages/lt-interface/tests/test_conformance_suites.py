@@ -132,7 +132,7 @@ class PlainStrategy(StrategyVerbs):
 
     name = "plain"
     default_launcher: str | None = None
-    collective_forward = False
+    collective_forward = collective_weights = False
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -387,6 +387,57 @@ def test_bad_strategies_are_caught() -> None:
     strategy.collectives = _mutant(PlainCollectives, reduce=lambda self, tensor, op="mean": tensor * 2)
     with pytest.raises(AssertionError):
         suite.test_collectives_of_one_rank(strategy, "sum")
+
+
+class _Half:
+    """Weights of a module with ``state_dict`` and ``load_state_dict`` alone, as any other state has."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def state_dict(self) -> Any:
+        return self.module.state_dict()
+
+    def load_state_dict(self, state: Any, /) -> None:
+        self.module.load_state_dict(state)
+
+
+class _Lenient(_Half):
+    """Weights that load what fits and never complain."""
+
+    def load_state_dict(self, state: Any, /, strict: bool = True, assign: bool = False) -> None:
+        self.module.load_state_dict(state, strict=False)
+
+
+class _Forgetful(_Half):
+    """Weights that load nothing."""
+
+    def load_state_dict(self, state: Any, /, strict: bool = True, assign: bool = False) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("test", "kind", "error"),
+    [
+        ("test_weights_go_by_name", _Half, TypeError),
+        ("test_weights_go_by_name", _Forgetful, AssertionError),
+        ("test_weights_say_what_does_not_fit", _Lenient, pytest.fail.Exception),
+        ("test_resumes_in_the_core", _Half, TypeError),
+        ("test_resumes_in_the_core", _Forgetful, AssertionError),
+    ],
+)
+def test_bad_weights_are_caught(tmp_path: Path, test: str, kind: type, error: type[BaseException]) -> None:
+    """Weights that the core cannot save to and resume from fail the suite of strategies."""
+
+    class Broken(PlainStrategy):
+        name = "plain"
+
+        def weights(self, module: Any) -> Any:
+            return kind(module)
+
+    suite = type("TestBroken", (StrategyConformance,), {"make": lambda self: Broken()})()
+    with pytest.raises(error):
+        getattr(suite, test)(tmp_path if "core" in test else Broken())
 
 
 def _silent(self: Any, metrics: Any, step: Any = None) -> None:

@@ -275,7 +275,6 @@ class Farm:
 
     name = "farm"
     creates_processes = True
-    process_group_ready = False
     main_address = "node0"
     main_port = 29500
 

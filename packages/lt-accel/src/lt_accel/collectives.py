@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lt_accel.peers import Peers
 from lt_interface import BARRIER_SECONDS, MisconfigurationException
@@ -31,12 +31,12 @@ class ProcessGroupCollectives:
         peers: What exchanges the flags of `agree` and of barriers, in a group of its own: they must not queue behind
             other traffic. It also waits for all other exchanges, since a rank may fail meanwhile.
         groups: Process groups by name. ``"data"``, the ranks that receive different samples, is the default group
-            unless given here.
+            unless given here; ``"all"`` always is.
     """
 
     def __init__(self, peers: Peers, groups: Mapping[str, Any] | None = None) -> None:
         # The default group is not held: its connections close where it is left, whoever keeps a used trainer.
-        self._groups: dict[str, Any] = {"data": None, **(groups or {})}
+        self._groups: dict[str, Any] = {"data": None, **(groups or {}), "all": None}
         self._peers = peers
         self._sent = False
 
@@ -77,19 +77,23 @@ class ProcessGroupCollectives:
             return gathered
         return _gather(tensor, members, self._peers)
 
-    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
-        """Return one rank's tensor on every rank."""
-        sent = self._from(src, _bytes_of(tensor).clone())
-        return _of_bytes(sent, tensor.dtype, tensor.shape)
-
     def broadcast_object(self, obj: T, src: int = 0) -> T:
         """Return one rank's object on every rank."""
         sends = dist.get_rank() == src
-        data = torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8) if sends else None
+        data = _pickled(obj) if sends else None
         device = _device_of(dist.group.WORLD)
         size = int(self._from(src, torch.tensor([0 if data is None else len(data)], device=device)))
-        data = self._from(src, torch.empty(size, dtype=torch.uint8, device=device) if data is None else data.to(device))
+        data = self._from(src, torch.empty(size, dtype=torch.uint8, device=device) if data is None else data)
         return obj if sends else pickle.loads(data.cpu().numpy().tobytes())
+
+    def gather_object(self, obj: T) -> list[T]:
+        """Return what every rank gives, by rank."""
+        data = _pickled(obj)
+        sizes = _gather(torch.tensor(len(data), device=data.device), dist.group.WORLD, self._peers).tolist()
+        every = _gather(nn.functional.pad(data, (0, max(sizes) - len(data))), dist.group.WORLD, self._peers).cpu()
+        found = [pickle.loads(row[:size].numpy().tobytes()) for row, size in zip(every, sizes, strict=True)]
+        found[dist.get_rank()] = obj
+        return found
 
     def _from(self, src: int, tensor: Tensor) -> Tensor:
         """Fill a tensor with one rank's values."""
@@ -109,7 +113,7 @@ class ProcessGroupCollectives:
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set on any rank."""
-        return bool(self.reduce(torch.tensor(int(flag), dtype=torch.int32), "max", dist.group.WORLD))
+        return bool(self.reduce(torch.tensor(int(flag), dtype=torch.int32), "max", "all"))
 
     def agree(self, bits: int) -> int:
         """Return the bits that any rank gave in the call before, 0 in the first one; send this rank's."""
@@ -157,6 +161,12 @@ def _device_of(group: Any) -> torch.device:
     """Return where a group exchanges plain bytes: on the CPU, where one of its backends does."""
     kinds = dist.get_backend_config(group)
     return torch.device("cpu" if "cpu:" in kinds else torch.accelerator.current_accelerator() or "cpu")
+
+
+def _pickled(obj: Any) -> Tensor:
+    """Return an object as bytes, where the default group exchanges them."""
+    data = torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8)
+    return data.to(_device_of(dist.group.WORLD))
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ else:
             "profiler": "Profiler",
             "ranks": "DummyExperiment is_rank_zero rank_zero_only set_world",
             "registry": "Registry",
-            "state": "Stateful",
+            "state": "Stateful Weights",
             "strategy": "BARRIER_SECONDS Collectives PlainCollectives ReportsFailures Strategy StrategyVerbs",
             "streams": "SideStream SupportsSideStream",
             "version": "__version__",

@@ -18,14 +18,13 @@ class ClusterEnvironment(Protocol):
     Attributes:
         name: The name users pass.
         creates_processes: Whether the scheduler starts all ranks, so that no launcher does.
-        process_group_ready: Whether a process group stands before the run starts.
         main_address: Host name of rank 0.
         main_port: TCP port of rank 0.
 
     Example:
         >>> import os
         >>> class Farm:
-        ...     name, creates_processes, process_group_ready = "farm", True, False
+        ...     name, creates_processes = "farm", True
         ...     main_address, main_port = "node0", 29500
         ...     @staticmethod
         ...     def detect():
@@ -38,7 +37,6 @@ class ClusterEnvironment(Protocol):
 
     name: str
     creates_processes: bool
-    process_group_ready: bool
     main_address: str
     main_port: int
 

@@ -22,6 +22,7 @@ class Plan:
         launcher: Name of what starts the ranks.
         devices: Parsed device indices of one node.
         num_nodes: Number of nodes.
+        one_process_per_node: Whether one process drives all devices of a node; else there is one for each device.
         accumulate: Batches per optimizer step.
         clip_value: Gradient clipping threshold, or None.
         clip_algorithm: ``"norm"`` or ``"value"``.
@@ -39,6 +40,8 @@ class Plan:
         >>> plan = Plan(devices=(0, 1), accumulate=4, clip_value=1.0)
         >>> plan.stage, plan.processes
         ('fit', 2)
+        >>> Plan(devices=(0, 1, 2, 3), num_nodes=2, one_process_per_node=True).processes
+        2
     """
 
     stage: str = "fit"
@@ -48,6 +51,7 @@ class Plan:
     launcher: str = "in_process"
     devices: tuple[int, ...] = (0,)
     num_nodes: int = 1
+    one_process_per_node: bool = False
     accumulate: int = 1
     clip_value: float | None = None
     clip_algorithm: str = "norm"
@@ -63,5 +67,10 @@ class Plan:
 
     @property
     def processes(self) -> int:
-        """Return the number of processes of all nodes: one for each device."""
-        return len(self.devices) * self.num_nodes
+        """Return the number of processes of all nodes."""
+        return self.local_processes * self.num_nodes
+
+    @property
+    def local_processes(self) -> int:
+        """Return the number of processes of one node."""
+        return 1 if self.one_process_per_node else len(self.devices)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lt_interface.engine import Engine
     from lt_interface.errors import Problem
     from lt_interface.precision import Precision
-    from lt_interface.state import Stateful
+    from lt_interface.state import Weights
 
 __all__ = ["BARRIER_SECONDS", "Collectives", "PlainCollectives", "ReportsFailures", "Strategy", "StrategyVerbs"]
 
@@ -40,8 +40,8 @@ class Collectives(Protocol):
         >>> isinstance(PlainCollectives(), Collectives)
         True
         >>> alone = PlainCollectives()
-        >>> alone.reduce(0.5), alone.all_gather(0.5), alone.broadcast(0.5), alone.broadcast_object("run-7")
-        (0.5, 0.5, 0.5, 'run-7')
+        >>> alone.reduce(0.5), alone.all_gather(0.5), alone.broadcast_object("run-7"), alone.gather_object("run-7")
+        (0.5, 0.5, 'run-7', ['run-7'])
         >>> alone.any(False), alone.agree(5), alone.settle(), alone.barrier("the files")
         (False, 5, 0, None)
     """
@@ -54,8 +54,8 @@ class Collectives(Protocol):
         Args:
             tensor: A tensor of the same shape and format on every rank, on the strategy's device; it stays as it is.
             op: ``"mean"``, ``"sum"``, ``"min"`` or ``"max"``.
-            group: ``"data"`` for the ranks that receive different samples, the name of another dimension of the
-                strategy's mesh, or a process group that the user gave.
+            group: ``"data"`` for the ranks that receive different samples, ``"all"`` for all of them, the name of
+                another dimension of the strategy's mesh, or a process group that the user gave.
 
         Returns:
             A tensor of the same shape, the same on every rank. With several ranks the mean of whole numbers is a
@@ -69,20 +69,11 @@ class Collectives(Protocol):
 
         Args:
             tensor: A tensor of the same shape and format on every rank, on the strategy's device.
-            group: ``"data"`` for the ranks that receive different samples, the name of another dimension of the
-                strategy's mesh, or a process group that the user gave.
+            group: As in `reduce`.
             sync_grads: Whether gradients flow back to the ranks they came from.
 
         Returns:
             With several ranks a tensor ``(ranks, *tensor.shape)``; with one the tensor itself.
-        """
-
-    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
-        """Return one rank's tensor on every rank.
-
-        Args:
-            tensor: The tensor to send; on the other ranks one of the same shape and format.
-            src: The rank that sends.
         """
 
     def broadcast_object(self, obj: T, src: int = 0) -> T:
@@ -91,6 +82,13 @@ class Collectives(Protocol):
         Args:
             obj: The object to send, picklable; what the other ranks give is ignored.
             src: The rank that sends.
+        """
+
+    def gather_object(self, obj: T) -> list[T]:
+        """Return what every rank gives, by rank, on every rank; the core gathers each rank's part of a checkpoint so.
+
+        Args:
+            obj: This rank's object, picklable.
         """
 
     def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
@@ -146,13 +144,13 @@ class PlainCollectives:
         """Return the tensor, without a new dimension."""
         return tensor
 
-    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
-        """Return the tensor."""
-        return tensor
-
     def broadcast_object(self, obj: T, src: int = 0) -> T:
         """Return the object."""
         return obj
+
+    def gather_object(self, obj: T) -> list[T]:
+        """Return the object, alone in a list."""
+        return [obj]
 
     def barrier(self, name: str = "", timeout: float = BARRIER_SECONDS) -> None:
         """Return at once."""
@@ -183,8 +181,13 @@ class Strategy(Protocol):
     Attributes:
         name: The name users pass.
         default_launcher: Name of the launcher, or None to run in this process.
-        collective_forward: Whether every rank must run forward equally often.
-        device: The device of this rank, after ``setup``.
+        collective_forward: Whether every rank must run forward equally often. The core then runs none that others do
+            not run, such as for a logger's graph.
+        collective_weights: Whether weights and optimizer states lie in parts on the ranks, so that ``weights``,
+            ``release`` and the engine's ``optimizer_states`` exchange them. After an error, when a rank is alone, the
+            core then calls none of these.
+        one_process_per_node: Whether one process drives all devices of a node; `StrategyVerbs` has the usual False.
+        device: The device of this rank, after ``setup``; the first of them where one process drives several.
         collectives: The exchange between ranks, after ``setup``.
         mesh: The named mesh of devices (``torch.distributed.device_mesh.DeviceMesh``), after ``setup``; None without.
         world: The place of this process, which the core sets after ``setup``.
@@ -197,7 +200,8 @@ class Strategy(Protocol):
         >>> from contextlib import nullcontext
         >>> from lt_interface.errors import Problem
         >>> class OneDevice(StrategyVerbs):
-        ...     name, default_launcher, collective_forward = "one_device", None, False
+        ...     name, default_launcher = "one_device", None
+        ...     collective_forward = collective_weights = False
         ...     device, collectives, mesh = None, None, None
         ...     def problems(self, plan, module=None):
         ...         if plan.processes == 1:
@@ -232,6 +236,8 @@ class Strategy(Protocol):
     name: str
     default_launcher: str | None
     collective_forward: bool
+    collective_weights: bool
+    one_process_per_node: bool
     device: torch.device
     collectives: Collectives
     mesh: Any
@@ -319,10 +325,11 @@ class Strategy(Protocol):
             The engine.
         """
 
-    def weights(self, module: nn.Module) -> Stateful:
+    def weights(self, module: nn.Module) -> Weights:
         """Return what saves and loads a module's weights by the user's names, whole on the CPU or as its own shards.
 
-        The core saves and loads through it, before the optimizers exist too. Every rank calls both methods.
+        The core saves and loads through it, before the optimizers exist too. Every rank calls both methods, unless one
+        is alone after an error, see ``collective_weights``.
 
         Args:
             module: What ``shard`` returned.
@@ -334,7 +341,8 @@ class Strategy(Protocol):
     def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Make full, plain parameters and optimizer states on the CPU; called before ``on_fit_end``, while ranks meet.
 
-        Where they do not fit into memory, they are left as they are, with a warning.
+        After an error it is called on each rank alone, unless the strategy has ``collective_weights``. Where they do
+        not fit into memory, they are left as they are, with a warning.
 
         Args:
             module: What ``shard`` returned.
@@ -389,6 +397,7 @@ class StrategyVerbs:
         world: The place of this process; the core sets it after ``setup``.
         lightning_module: The user's module; the core sets it for each call of the trainer.
         model: The module as the engine runs it.
+        one_process_per_node: Whether one process drives all devices of a node.
 
     Example:
         >>> class Echo:
@@ -410,6 +419,7 @@ class StrategyVerbs:
         'mean'
     """
 
+    one_process_per_node: bool = False
     device: torch.device
     collectives: Collectives
     world: World = World()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lt_interface.engine import Engine
     from lt_interface.plan import Plan
     from lt_interface.precision import Precision
-    from lt_interface.state import Stateful
+    from lt_interface.state import Weights
 
 __all__ = ["WholeModuleStrategy"]
 
@@ -41,7 +41,7 @@ class WholeModuleStrategy(StrategyVerbs):
     """
 
     default_launcher: str | None = None
-    collective_forward = False
+    collective_forward = collective_weights = False
     mesh: Any = None
 
     def engine(
@@ -65,7 +65,7 @@ class WholeModuleStrategy(StrategyVerbs):
         """
         return default(module, optimizers, schedulers, precision, plan)
 
-    def weights(self, module: nn.Module) -> Stateful:
+    def weights(self, module: nn.Module) -> Weights:
         """Return the module itself, which holds all of its weights.
 
         Args:

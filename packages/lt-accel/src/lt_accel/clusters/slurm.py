@@ -18,7 +18,6 @@ class SlurmCluster:
 
     name = "slurm"
     creates_processes = True
-    process_group_ready = False
 
     @staticmethod
     def detect() -> bool:

@@ -15,7 +15,6 @@ class TorchrunCluster:
 
     name = "torchrun"
     creates_processes = True
-    process_group_ready = False
 
     @staticmethod
     def detect() -> bool:

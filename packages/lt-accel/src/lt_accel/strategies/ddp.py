@@ -47,7 +47,8 @@ class DDPStrategy(WholeModuleStrategy):
 
     Args:
         find_unused_parameters: Look, after each forward pass, for parameters that the loss does not depend on. Needed
-            where that changes from batch to batch, and with several optimizers.
+            where that changes from batch to batch. With several optimizers they are looked for in any case, since each
+            one's loss depends on a part of them.
         gradient_as_bucket_view: Let gradients be views of what is exchanged, which saves their memory once.
         bucket_cap_mb: Size of one exchange, in MB.
         timeout: How long a collective waits for the other ranks.
@@ -73,11 +74,11 @@ class DDPStrategy(WholeModuleStrategy):
         self._peers: Peers | None = None
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
-        """Refuse shared batch statistics on a processor."""
-        if not plan.sync_batchnorm or plan.accelerator != "cpu" or plan.processes == 1:
+        """Refuse shared batch statistics, which are not built yet."""
+        if not plan.sync_batchnorm or plan.processes == 1:
             return []
-        rule = "torch shares batch statistics between GPUs only"
-        return [Problem("Trainer(sync_batchnorm=True)", rule, 'strategy="ddp" on the CPU', "Leave it out.")]
+        rule = "batch statistics are not shared between ranks yet"
+        return [Problem("Trainer(sync_batchnorm=True)", rule, f'strategy="{self.name}"', "Leave it out.")]
 
     def setup(
         self, cluster: ClusterEnvironment | None, accelerator: Accelerator, devices: Sequence[int], plan: Plan
@@ -179,12 +180,12 @@ class DDPEngine:
         self.before_forward: Callable[[], None] | None = None
         self.unscale, self.clip, self.update = inner.unscale, inner.clip, inner.update
         self.optimizer_states, self.load_optimizer_states = inner.optimizer_states, inner.load_optimizer_states
-        self._inner, self._find_unused = inner, strategy.find_unused_parameters
+        self._inner, self._find_unused = inner, strategy.find_unused_parameters or len(inner.optimizers) > 1
         self._buffers = [b for b in module.buffers() if b.numel()]
         self.boundary: Callable[[], None] | None = self._end_of_batch if self._buffers else inner.boundary
         self._trains, self._exchanges = False, True
         self._alone = _WithoutExchange(self)
-        self._reducer, self._logger = _reducer(module, strategy)
+        self._reducer, self._logger = _reducer(module, strategy, self._find_unused)
 
     def _window(self, last: bool) -> AbstractContextManager[Any] | None:
         """Return the context without an exchange for all but the last batch of a window."""
@@ -244,7 +245,7 @@ class _WithoutExchange:
         self._engine._exchanges = True
 
 
-def _reducer(module: nn.Module, strategy: DDPStrategy) -> tuple[Any, Any]:
+def _reducer(module: nn.Module, strategy: DDPStrategy, find_unused: bool) -> tuple[Any, Any]:
     """Return torch's reducer over the trainable parameters, None where there are none, and what must live with it."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if not named:
@@ -261,7 +262,7 @@ def _reducer(module: nn.Module, strategy: DDPStrategy) -> tuple[Any, Any]:
         dist.group.WORLD,
         sparse,
         cap,
-        strategy.find_unused_parameters,
+        find_unused,
         strategy.gradient_as_bucket_view,
         {i: name for i, (name, _) in enumerate(named)},
         _MB,

@@ -138,8 +138,7 @@ def restore(run: Run, checkpoint: dict[str, Any], *moments: str) -> None:
 
 def gather(run: Run, own: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what every rank gives, by rank, on the CPU; all ranks call it at the same place."""
-    sent = move_to_device(own, "cpu")
-    return [run.collectives.broadcast_object(sent, rank) for rank in range(run.world.size)]
+    return run.collectives.gather_object(move_to_device(own, "cpu"))
 
 
 def _begin_anew(run: Run, saved_by: int) -> None:

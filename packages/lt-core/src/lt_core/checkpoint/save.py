@@ -109,9 +109,12 @@ def write_now(run: Run, path: str, weights_only: bool) -> None:
 
     Raises:
         OSError: If the disk refuses.
-        CheckpointError: If a value cannot be kept, or on a rank whose file another one could not write.
+        CheckpointError: If a value cannot be kept, on a rank that is alone with its part of the weights, or
+            on a rank whose file another one could not write.
     """
     settle_saves(run)
+    if run.strategy.collective_weights:
+        refuse_alone(run, path)
     request, tree = SaveRequest(path, weights_only), build_tree(run, weights_only)
     error: Exception | None = None
     try:
@@ -156,6 +159,8 @@ def flush_saves(run: Run) -> None:
     for request in queue:
         error: Exception | None = None
         try:
+            if run.strategy.collective_weights:
+                refuse_alone(run, request.path)
             if request.weights_only not in trees:
                 trees[request.weights_only] = build_tree(run, request.weights_only)
             _write(run, request, trees[request.weights_only])

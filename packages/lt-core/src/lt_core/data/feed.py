@@ -311,7 +311,7 @@ class Feed:
         """Fetch the first batch of those to come; a rank that has none ends the epoch for all."""
         if not self._pending:
             self._look_ahead()
-        if self._peers is not None and self._peers.any(self._pending[0] is END):
+        if self._peers is not None and self._peers.collectives.any(self._pending[0] is END):
             self._pending, self._over = [END], True
 
     def _is_last(self) -> bool:
@@ -385,7 +385,7 @@ class Feed:
             except StopIteration:
                 batch = END
             ended = batch is END
-            if meets is not None and meets.any(not ended):  # as many rounds as the longest rank has
+            if meets is not None and meets.collectives.any(not ended):  # as many rounds as the longest rank has
                 batch = before if ended else batch
             if batch is END:
                 return

@@ -30,7 +30,6 @@ class Peers:
     """
 
     def __init__(self, collectives: Collectives, size: int, world: World, seed: int) -> None:
-        self.any, self.broadcast = collectives.any, collectives.broadcast_object
         self.collectives, self.size, self.world, self.seed = collectives, size, world, seed
         self.even = self._reported = False
 
@@ -65,7 +64,7 @@ class Peers:
                 {name: own[name] for name in ("python", "numpy", "torch")},
                 list(map(rng.generator_state, sampling)),
             )
-            common, generators = self.broadcast(states)
+            common, generators = self.collectives.broadcast_object(states)
             if self.world.rank == 0:
                 yield
                 return
@@ -79,9 +78,7 @@ class Peers:
 
     def fewest(self, batches: int | float) -> int | float:
         """Return the smallest of the ranks' numbers of batches."""
-        if not self.any(batches != self.broadcast(batches)):
-            return batches
-        return min(self.broadcast(batches, rank) for rank in range(self.size))
+        return min(self.collectives.gather_object(batches))
 
     def report_rest(self, leaves: list[Leaf], ahead: bool, where: str) -> None:
         """Report, in the first epoch that leaves some out, at least how many batches it left out.
@@ -94,8 +91,7 @@ class Peers:
         if self._reported:
             return
         rest = sum(0 if leaf.dealer is None else leaf.dealer.left_out for leaf in leaves)
-        if self.any(ahead):
-            rest += sum(self.broadcast(int(ahead), rank) for rank in range(self.size))
+        rest += sum(self.collectives.gather_object(int(ahead)))
         if rest:
             self._reported = True
             info(

@@ -30,6 +30,8 @@ def _finite(value: Any) -> bool:
 def raise_for_loss(run: Run, training_step: Callable[..., Any], batch: Any, index: int, loss: Tensor) -> None:
     """Run the step once more under watch and raise an error that names the batch and the first bad module.
 
+    Where every rank must run forward equally often, it is not run once more.
+
     Raises:
         NonFiniteLossError: Always.
     """
@@ -44,13 +46,17 @@ def raise_for_loss(run: Run, training_step: Callable[..., Any], batch: Any, inde
 
     parameters = [n for n, p in run.module.named_parameters() if not _finite(p)]
     handles = [m.register_forward_hook(watch(n)) for n, m in run.module.named_modules() if n]
+    looks = run.world.size == 1 or not run.strategy.collective_forward
     try:
         with run.metrics.train.mute(), torch.no_grad():
-            training_step(batch, index)
+            if looks:
+                training_step(batch, index)
     finally:
         for handle in handles:
             handle.remove()
     source = f"module {bad[0]}" if bad else "the loss function itself: no submodule's output is at fault"
+    if not looks:
+        source = "a place that one rank alone cannot look for, since every rank must run forward equally often"
     if not _finite(batch):
         source += "; the batch itself holds values that are not finite"
     if parameters:

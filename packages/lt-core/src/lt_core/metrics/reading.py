@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -29,16 +30,16 @@ def fold(slot: Slot) -> None:
 
 
 def _read(tensors: list[Tensor]) -> list[float]:
-    """Return the numbers in 0-dim tensors, with one wait for all that lie on one device."""
+    """Return the numbers in 0-dim tensors, with one wait for all of a device, or two where some are whole numbers."""
     found = [0.0] * len(tensors)
     kinds: dict[Any, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        # float64 holds each of the others' numbers; what lacks it is read format by format.
-        kinds.setdefault((tensor.device, tensor.dtype if tensor.device.type == "mps" else None), []).append(index)
+        kinds.setdefault((tensor.device, tensor.is_floating_point()), []).append(index)
     for places in kinds.values():
         group = [tensors[index] for index in places]
-        if len({tensor.dtype for tensor in group}) > 1:
-            group = [tensor.double() for tensor in group]
+        # The widest format among whole numbers, or among others, holds each of their numbers.
+        widest = reduce(torch.promote_types, {tensor.dtype for tensor in group})
+        group = [tensor.to(widest) for tensor in group]
         for index, number in zip(places, torch.stack(group).tolist(), strict=True):
             found[index] = float(number)
     return found

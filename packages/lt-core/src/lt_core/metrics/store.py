@@ -340,7 +340,7 @@ class MetricStore:
 
     def _exchange(self, parts: list[Part], objects: list[Slot]) -> dict[str, float]:
         names = [f"{s.scope}:{s.plain_name}" for s in objects]
-        return sync_parts(parts, self.collectives, self.world_size, self.device, names)
+        return sync_parts(parts, self.collectives, self.device, names)
 
     def sync(self) -> None:
         """Let the ranks agree on the epoch's values that were logged with ``sync_dist``; every rank must call it.

@@ -38,9 +38,7 @@ class Part(NamedTuple):
     weight: float
 
 
-def sync_parts(
-    parts: Sequence[Part], collectives: Any, world_size: int, device: Any, objects: Sequence[str] = ()
-) -> dict[str, float]:
+def sync_parts(parts: Sequence[Part], collectives: Any, device: Any, objects: Sequence[str] = ()) -> dict[str, float]:
     """Return each value over all ranks.
 
     Every rank must call this equally often, with or without parts. A rank without any, such as one that had no batch,
@@ -49,7 +47,6 @@ def sync_parts(
     Args:
         parts: This rank's shares.
         collectives: The exchange.
-        world_size: The number of ranks.
         device: Where tensors for the exchange are made.
         objects: Names of metric objects that will exchange values by themselves next: all ranks must have them.
 
@@ -59,7 +56,7 @@ def sync_parts(
     ordered = sorted(parts, key=lambda part: (part.key, part.op))
     keys = [(part.key, part.op) for part in ordered] + [(name, "metric object") for name in sorted(objects)]
     if not _same_everywhere(keys, collectives, device):
-        others = _others(keys, collectives, world_size)
+        others = _others(keys, collectives)
         ordered = ordered or [Part(key, op, None, _NEUTRAL[op], 0.0) for key, op in others]
     found: dict[str, float] = {}
     for group in {id(part.group): part.group for part in ordered}.values():
@@ -69,10 +66,10 @@ def sync_parts(
 
 def _reduced(parts: list[Part], group: Any, collectives: Any, device: Any) -> dict[str, float]:
     """Return the values of one group: gathered, since one collective then serves all operations."""
-    kind = torch.device(device or "cpu").type
-    numbers = [[p.total for p in parts], [p.weight for p in parts]]
-    mine = torch.tensor(numbers, dtype=torch.float32 if kind == "mps" else torch.float64, device=device)
-    every = collectives.all_gather(mine, "data" if group is None else group).reshape(-1, 2, len(parts)).cpu()
+    numbers = torch.tensor([[p.total for p in parts], [p.weight for p in parts]], dtype=torch.float64)
+    mine = numbers.view(torch.uint8).to(device)  # as bytes, which every device can hold
+    every = collectives.all_gather(mine, "data" if group is None else group).cpu().view(torch.float64)
+    every = every.reshape(-1, 2, len(parts))
     totals, weights = every[:, 0], every[:, 1].sum(0)
     by_op = {"sum": totals.sum(0), "mean": totals.sum(0) / weights, "min": totals.amin(0), "max": totals.amax(0)}
     return {p.key: float(by_op[p.op][i]) for i, p in enumerate(parts)}
@@ -83,17 +80,17 @@ def _same_everywhere(keys: list[tuple[str, str]], collectives: Any, device: Any)
     digest = hashlib.sha256(repr(keys).encode()).digest()
     halves = [int.from_bytes(digest[i : i + 3], "big") for i in (0, 3, 6)]
     mine = torch.tensor([*halves, *(-h for h in halves)], dtype=torch.int64, device=device)
-    largest = collectives.reduce(mine, "max", "data").tolist()
+    largest = collectives.reduce(mine, "max", "all").tolist()
     return all(high == -low for high, low in zip(largest[:3], largest[3:], strict=True))
 
 
-def _others(keys: list[tuple[str, str]], collectives: Any, world_size: int) -> list[tuple[str, str]]:
+def _others(keys: list[tuple[str, str]], collectives: Any) -> list[tuple[str, str]]:
     """Return the keys that all ranks have that have any.
 
     Raises:
         MisconfigurationException: On every rank, if they differ, or a rank lacks a metric object; it names them.
     """
-    of_ranks = [set(collectives.broadcast_object(keys, rank)) for rank in range(world_size)]
+    of_ranks = [set(every) for every in collectives.gather_object(keys)]
     having = [values for k in of_ranks if (values := {key for key in k if key[1] in _NEUTRAL})]
     objects = [{key for key in k if key[1] not in _NEUTRAL} for k in of_ranks]
     if having and all(k == having[0] for k in having) and all(k == objects[0] for k in objects):

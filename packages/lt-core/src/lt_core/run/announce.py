@@ -25,7 +25,7 @@ def announce(run: Run) -> None:
         return
     trainer._announced = True
     own = trainer.accelerator
-    used = [run.device] if plan.processes == 1 else list(dict.fromkeys(map(own.device, plan.devices)))
+    used = [run.device] if len(plan.devices) == 1 else list(dict.fromkeys(map(own.device, plan.devices)))
     line = f"Device{'s' * (len(used) > 1)}: {', '.join(_name(own, device) for device in used)}"
     line += f" on each of {plan.num_nodes} machines." if plan.num_nodes > 1 else "."
     idle, problems = [], []

@@ -20,7 +20,7 @@ from lt_core.loops.boundary import Cadence
 from lt_core.loops.calls import manual_backward_of
 from lt_core.loops.schedule import with_each_step
 from lt_core.metrics.results import Metrics, Results
-from lt_core.notices import warn
+from lt_core.notices import info, warn
 from lt_core.optim.parse import check_exchanged, parse_optimizers
 from lt_core.optim.states import regroup
 from lt_core.optim.wrapper import LightningOptimizer
@@ -75,7 +75,8 @@ def returned_run(request: Request) -> Run:
     run = new_run(request)
     run.metrics.release()
     run.strategy = registry.strategies.get(Plan.strategy)()
-    run.world = World(size=request.plan.processes, local_size=len(request.plan.devices))
+    size = request.plan.processes
+    run.world = World(size=size, local_size=request.plan.local_processes, data_size=size)
     return run
 
 
@@ -340,9 +341,12 @@ def _show_graph(run: Run) -> None:
     """Give the model to the loggers that draw its graph, before the first step."""
     if not run.fits or not run.world.is_global_zero:
         return
-    for logger in run.tracking.loggers:
-        if id(logger) in run.tracking.late or not hasattr(logger, "log_graph"):
-            continue
+    drawing = [x for x in run.tracking.loggers if id(x) not in run.tracking.late and hasattr(x, "log_graph")]
+    if drawing and run.world.size > 1 and run.strategy.collective_forward:
+        names = ", ".join(type(logger).__name__ for logger in drawing)
+        info(f"{names}: no graph is drawn, since it takes a forward pass that every rank would have to run.")
+        return
+    for logger in drawing:
         try:
             with logger.exclusive() if hasattr(logger, "exclusive") else nullcontext():
                 logger.log_graph(run.module)

@@ -132,7 +132,7 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
             _attempt("saving", lambda: flush_saves(run))
         _attempt("saving", lambda: settle_saves(run))
         if devices:
-            _attempt("release", lambda: _give_back(run))
+            _attempt("release", lambda: _give_back(run, alone=run.loop.alone))
         if teardown:
             _warn_of("teardown", run.hooks.fire_each("teardown", str(run.fn)))
         _attempt("profiler", lambda: _end_profiling(run))
@@ -154,10 +154,16 @@ def _warn_of(what: str, errors: list[Exception]) -> None:
         warn(f"{what}, after an error: it raised {type(error).__name__}: {error}")
 
 
-def _give_back(run: Run) -> None:
-    """Make the module and the optimizers' states plain again, on the CPU; the ranks still meet."""
+def _give_back(run: Run, alone: bool = False) -> None:
+    """Make the module and the optimizers' states plain again, on the CPU.
+
+    Args:
+        run: The run.
+        alone: Whether the other ranks cannot be met any more; then what lies on several of them stays there.
+    """
     run.loop.fit.step = None  # with the last step's graph, so that leaving the device frees its memory
-    run.strategy.release(run.module, run.optimizers)
+    if not (alone and run.strategy.collective_weights):
+        run.strategy.release(run.module, run.optimizers)
     if run.engine is not None:
         run.engine.close()
 

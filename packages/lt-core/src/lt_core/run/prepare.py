@@ -113,6 +113,7 @@ def _plan(trainer: Trainer, stage: str, compiled: bool) -> Plan:
         launcher=trainer._launcher.name,
         devices=trainer._devices,
         num_nodes=trainer.num_nodes,
+        one_process_per_node=trainer._strategy.one_process_per_node,
         accumulate=trainer.accumulate_grad_batches,
         clip_value=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm or "norm",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import info, warn
-from lt_interface import Plan, registry
+from lt_interface import Plan, World, registry
 from lt_interface.accelerator import DescribesDevices
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 
@@ -19,9 +19,7 @@ __all__ = [
     "default_callbacks",
     "find_accelerator",
     "find_cluster",
-    "find_devices",
     "find_launcher",
-    "find_nodes",
     "find_precision",
     "find_spread",
     "make_loggers",
@@ -85,7 +83,7 @@ def find_cluster(config: TrainerConfig) -> Any:
     return next((kind() for kind in kinds if kind.detect()), None)
 
 
-def find_devices(config: TrainerConfig, accelerator: Any, cluster: Any) -> list[int]:
+def _find_devices(config: TrainerConfig, accelerator: Any, cluster: Any) -> list[int]:
     """Return the device indices that the flag means; ``"auto"`` is one for each process that a scheduler started here.
 
     Raises:
@@ -103,29 +101,30 @@ def find_devices(config: TrainerConfig, accelerator: Any, cluster: Any) -> list[
         raise ConfigError(text + "." if text.startswith("Trainer(") else Problem(where, text)) from error
 
 
-def find_nodes(config: TrainerConfig, cluster: Any, devices: int) -> int:
-    """Return the number of nodes that the flag means; without it, as many as the scheduler's processes need.
+def _find_nodes(config: TrainerConfig, cluster: Any) -> int:
+    """Return the number of nodes that the flag means; without it, as many as the scheduler's processes need."""
+    if cluster is None or not cluster.creates_processes or "num_nodes" in config.explicit:
+        return config.num_nodes
+    world: World = cluster.world()
+    return max(world.size // world.local_size, 1)
 
-    Args:
-        config: The flags.
-        cluster: The scheduler, or None.
-        devices: How many devices a node has.
+
+def _check_processes(config: TrainerConfig, cluster: Any, plan: Plan) -> None:
+    """Compare what a scheduler started with what was asked for.
 
     Raises:
-        ConfigError: If the scheduler started another number of processes than there are devices.
+        ConfigError: If the scheduler started another number of processes.
     """
-    if cluster is None or not cluster.creates_processes:
-        return config.num_nodes
-    world = cluster.world()
-    nodes = config.num_nodes if "num_nodes" in config.explicit else max(world.size // world.local_size, 1)
-    if world.size == devices * nodes:
-        return nodes
+    world, per_node = cluster.world(), plan.one_process_per_node
+    if world.size == plan.processes:
+        return
     written = [f"{name}={getattr(config, name)!r}" for name in ("devices", "num_nodes") if name in config.explicit]
     raise ConfigError(
         Problem(
             f"Trainer({', '.join(written)})",
-            f"{cluster.name} must have started one process for each device",
-            f"{world.size} processes, {world.local_size} of them on this node, for {nodes} x {devices} devices",
+            f"{cluster.name} must have started one process for each {'node' if per_node else 'device'}",
+            f"{world.size} processes, {world.local_size} of them on this node, "
+            f"for {plan.num_nodes} x {len(plan.devices)} devices",
             "Leave devices and num_nodes out, or start as many processes.",
         )
     )
@@ -134,21 +133,29 @@ def find_nodes(config: TrainerConfig, cluster: Any, devices: int) -> int:
 def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[tuple[int, ...], int, Any, Any]:
     """Return devices, number of nodes, strategy and launcher, which depend on one another.
 
-    ``devices="auto"`` is all devices where something starts a process for each, and the first one where nothing does,
-    unless the user named a strategy for several.
+    ``devices="auto"`` is all devices where one process drives them or something starts a process for each, and the
+    first one where nothing does, unless the user named a strategy for several.
 
     Args:
         config: The flags.
         accelerator: The kind of device.
         cluster: The scheduler, or None.
     """
-    devices = tuple(find_devices(config, accelerator, cluster))
-    nodes = find_nodes(config, cluster, len(devices))
-    may_shrink = config.devices == "auto" and (cluster is None or not cluster.creates_processes)
+    devices = tuple(_find_devices(config, accelerator, cluster))
+    nodes = _find_nodes(config, cluster)
+    started = cluster is not None and cluster.creates_processes
+    may_shrink = config.devices == "auto" and not started
     default = accelerator.default_strategy(len(devices), nodes) if config.strategy == "auto" else None
     if may_shrink and default is not None and default not in registry.strategies.names():
         devices = devices[:1]
     strategy = _find_strategy(config, accelerator, len(devices), nodes)
+    if strategy.one_process_per_node:
+        may_shrink = False
+        if config.devices == "auto":
+            devices = tuple(range(max(accelerator.device_count(), 1)))
+    if started:
+        plan = Plan(devices=devices, num_nodes=nodes, one_process_per_node=strategy.one_process_per_node)
+        _check_processes(config, cluster, plan)
     launcher = find_launcher(config, strategy, cluster)
     alone = default is not None or strategy.name == Plan.strategy
     if may_shrink and alone and launcher.passes == "live" and len(devices) > 1:

@@ -89,7 +89,7 @@ def shared_failure(run: Run, error: Exception | None) -> Exception | None:
     if not run.collectives.any(error is not None):
         return None
     own = None if error is None else f"{type(error).__name__}: {error}"
-    texts = [run.collectives.broadcast_object(own, rank) for rank in range(run.world.size)]
+    texts = run.collectives.gather_object(own)
     return error or CheckpointError(next(filter(None, texts)))
 
 
@@ -155,8 +155,7 @@ def settle(run: Run) -> None:
         watch.heeded = next((number for number, bit in _SIGNALS.items() if seen & bit), None)
         loop.attention = loop.attention or watch.heeded is not None
     if seen & _SAVE:
-        for rank in range(run.world.size):
-            theirs = run.collectives.broadcast_object([(r.path, r.weights_only) for r in saves.queue], rank)
+        for theirs in run.collectives.gather_object([(r.path, r.weights_only) for r in saves.queue]):
             saves.join(theirs)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.state.progress import RunningStage, TrainerStatus
 from lt_core.state.stage import PREDICT, TEST, TRAIN, VALIDATE, Stage
+from lt_interface import World
 from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -213,7 +214,9 @@ class TrainerView:
     @property
     def world_size(self) -> int:
         """Return the number of processes."""
-        return self.num_devices * self.num_nodes if self._run is None else self._run.world.size
+        if self._run is not None:
+            return self._run.world.size
+        return self.num_nodes * (1 if self._strategy.one_process_per_node else self.num_devices)
 
     @property
     def num_nodes(self) -> int:
@@ -242,8 +245,9 @@ class TrainerView:
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Return what a DistributedSampler of the user's own would need."""
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
+        """Return what a DistributedSampler of the user's own would need: the ranks that receive different samples."""
+        world = World(data_size=self.world_size) if self._run is None else self._run.world
+        return {"num_replicas": world.data_size, "rank": world.data_rank}
 
     @property
     def log_dir(self) -> str | None:

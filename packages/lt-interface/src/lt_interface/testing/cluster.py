@@ -44,7 +44,6 @@ class ClusterConformance(Conformance, suite=True):
             assert isinstance(cluster.name, str)
             assert cluster.name
             assert isinstance(cluster.creates_processes, bool)
-            assert isinstance(cluster.process_group_ready, bool)
             if self.plugin:
                 assert cluster.name == self.plugin
 

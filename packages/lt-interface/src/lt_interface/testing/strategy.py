@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -36,6 +39,45 @@ JOBS = {
     "manual-own-backward": Job(manual=True, backward=True),
 }
 OWNABLE = {"accumulate", "backward", "clip", "zero_grad", "unscale", "schedule"}
+
+
+def forward_backward(engine: Engine, batch: Any, index: int, first: bool = True, last: bool = True) -> Any:
+    """Return the loss of one batch, run up to the optimizer as the core does.
+
+    Args:
+        engine: The engine under test.
+        batch: One of the suite's batches.
+        index: Its index.
+        first: Whether it opens a window.
+        last: Whether it closes one.
+    """
+    context = engine.window(last) if engine.window is not None else None
+    with nullcontext() if context is None else context:
+        if engine.before_forward is not None:
+            engine.before_forward()
+        loss = engine.call["training_step"](engine.place(batch) if engine.place is not None else batch, index)
+        if first and "zero_grad" not in engine.owns:
+            engine.optimizers[0].zero_grad()
+        engine.backward(loss)
+    return loss
+
+
+def assert_same(found: dict[str, Any], job: Job) -> None:
+    """Compare what the core trained with what it trains in one process and one go, to 1e-6.
+
+    Args:
+        found: The weights, as lists.
+        job: The job.
+
+    Raises:
+        AssertionError: If a name or a value differs.
+    """
+    import torch
+
+    expected = job.train()
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(value), rtol=0.0, atol=1e-6)
 
 
 class StrategyConformance(Conformance, suite=True):
@@ -149,7 +191,7 @@ class StrategyConformance(Conformance, suite=True):
         """
         losses = []
         for index, batch in enumerate(batches):
-            loss = self.forward_backward(engine, batch, index)
+            loss = forward_backward(engine, batch, index)
             if clip is not None and "clip" not in engine.owns:
                 engine.unscale(0)
                 engine.clip(0, clip, "norm")
@@ -158,26 +200,6 @@ class StrategyConformance(Conformance, suite=True):
                 engine.boundary()
             losses.append(float(loss.detach()))
         return losses
-
-    def forward_backward(self, engine: Engine, batch: Any, index: int, first: bool = True, last: bool = True) -> Any:
-        """Return the loss of one batch, run up to the optimizer as the core does.
-
-        Args:
-            engine: The engine under test.
-            batch: One of `batches`.
-            index: Its index.
-            first: Whether it opens a window.
-            last: Whether it closes one.
-        """
-        context = engine.window(last) if engine.window is not None else None
-        with nullcontext() if context is None else context:
-            if engine.before_forward is not None:
-                engine.before_forward()
-            loss = engine.call["training_step"](engine.place(batch) if engine.place is not None else batch, index)
-            if first and "zero_grad" not in engine.owns:
-                engine.optimizers[0].zero_grad()
-            engine.backward(loss)
-        return loss
 
     def weights(self, engine: Engine) -> dict[str, Any]:
         """Return a copy of an engine's weights on the CPU, by name.
@@ -232,6 +254,8 @@ class StrategyConformance(Conformance, suite=True):
         assert isinstance(strategy.collectives, Collectives)
         assert strategy.default_launcher is None or isinstance(strategy.default_launcher, str)
         assert isinstance(strategy.collective_forward, bool)
+        assert isinstance(strategy.collective_weights, bool)
+        assert isinstance(strategy.one_process_per_node, bool)
         assert isinstance(strategy.checkpoint_io(), str)
         assert isinstance(strategy.name, str)
         if self.plugin:
@@ -264,9 +288,10 @@ class StrategyConformance(Conformance, suite=True):
         exchange = strategy.collectives
         assert torch.equal(exchange.reduce(value, op), value)
         assert torch.equal(exchange.all_gather(value).reshape(-1), value)
-        assert torch.equal(exchange.broadcast(value), value)
         assert value.tolist() == [1.0, -2.0]
+        assert torch.equal(exchange.reduce(value, op, "all"), value)
         assert exchange.broadcast_object({"a": (1, None)}) == {"a": (1, None)}
+        assert exchange.gather_object({"a": (1, None)}) == [{"a": (1, None)}]
         assert exchange.any(True) is True
         assert exchange.any(False) is False
         assert exchange.agree(5) == 5
@@ -344,8 +369,8 @@ class StrategyConformance(Conformance, suite=True):
         _, engine = self.engine(strategy, "SGD")
         before = self.weights(engine)
         first, second = self.batches(2)
-        self.forward_backward(engine, first, 0, last=False)
-        self.forward_backward(engine, second, 1, first=False)
+        forward_backward(engine, first, 0, last=False)
+        forward_backward(engine, second, 1, first=False)
         engine.update(0, True)
         net = self.network()
         sum(net.training_step(b, 0) for b in self.batches(2)).backward()
@@ -358,7 +383,7 @@ class StrategyConformance(Conformance, suite=True):
         module, engine = self.engine(strategy)
         if "clip" in engine.owns:
             pytest.skip("this engine clips by itself")
-        self.forward_backward(engine, self.batches(1)[0], 0)
+        forward_backward(engine, self.batches(1)[0], 0)
         norm = engine.clip(0, 0.01, "norm")
         assert norm is not None
         again = engine.clip(0, 1e9, "norm")
@@ -393,8 +418,20 @@ class StrategyConformance(Conformance, suite=True):
         saved = copy.deepcopy(strategy.weights(module).state_dict())
         self.assert_close({k: v.detach().cpu() for k, v in saved.items()}, self.network().state_dict())
         doubled = {name: value * 2 for name, value in saved.items()}
-        strategy.weights(module).load_state_dict(doubled)
+        strategy.weights(module).load_state_dict(doubled, strict=True)
         self.assert_close(strategy.weights(module).state_dict(), doubled)
+
+    def test_weights_say_what_does_not_fit(self, strategy: Strategy) -> None:
+        """Weights that lack a name, or have one too many, are a RuntimeError that quotes it, unless not strict."""
+        module = strategy.shard(self.network(), self.make_precision(), False)
+        saved = copy.deepcopy(strategy.weights(module).state_dict())
+        lacking = {name: value * 2 for name, value in saved.items() if name != "first.bias"}
+        for wrong, name in ((lacking, "first.bias"), ({**saved, "third.bias": saved["first.bias"]}, "third.bias")):
+            with pytest.raises(RuntimeError, match=f'"{name}"'):
+                strategy.weights(module).load_state_dict(wrong, strict=True)
+        strategy.weights(module).load_state_dict(saved, strict=True)
+        strategy.weights(module).load_state_dict(lacking, strict=False)
+        self.assert_close(strategy.weights(module).state_dict(), {**saved, **lacking})
 
     def test_release_leaves_plain_tensors(self, strategy: Strategy) -> None:
         """After release parameters and optimizer states are plain tensors on the CPU, with the trained values."""
@@ -451,58 +488,70 @@ class StrategyConformance(Conformance, suite=True):
         self.run(engine, self.batches(6))
         self.assert_close(self.weights(engine), self.by_hand(self.batches(6)))
 
-    def on_ranks(self, job: Job | Callable[[int], Any]) -> list[Any]:
+    def test_resumes_in_the_core(self, tmp_path: Path) -> None:
+        """A run that another trainer resumes from its checkpoint comes to the weights of one that went on."""
+        problems = self.make().problems(self.plan())
+        if problems:
+            pytest.skip(f"this strategy refuses a plain plan: {problems[0]}")
+        assert_same(Job(folder=str(tmp_path)).train(strategy=self.make()), JOBS["plain"])
+
+    def on_ranks(self, job: Job, work: Callable[..., Any] = Job.train) -> list[Any]:
         """Run a job in forked ranks, through the core's trainer and loop.
 
         Args:
-            job: What to train, or what each rank calls with its number.
+            job: What to train.
+            work: What of it to run, called with the job, the rank's number, the number of ranks and the strategy.
 
         Returns:
-            Each rank's weights, or what it returned.
+            What that returns in each rank: the weights, unless ``work`` is given.
         """
         problems = self.make().problems(Plan(devices=tuple(range(self.size))))
         if problems:
             pytest.skip(f"this strategy refuses {self.size} ranks: {problems[0]}")
-        Job().network().configure_optimizers()  # what ranks need is imported once, before they are forked
-
-        def each(rank: int) -> Any:
-            return job.train(rank, self.size, strategy=self.make()) if isinstance(job, Job) else job(rank)
-
-        return run_ranks(each, self.size, self.timeout)
+        job.network().configure_optimizers()  # what ranks need is imported once, before they are forked
+        return run_ranks(lambda rank: work(job, rank, self.size, strategy=self.make()), self.size, self.timeout)
 
     @pytest.mark.parametrize("job", JOBS.values(), ids=list(JOBS))
     def test_ranks_train_as_one(self, job: Job) -> None:
         """Ranks that share each batch come to the weights of one process, short windows and clipping included."""
-        import torch
+        for weights in self.on_ranks(job):
+            assert_same(weights, job)
 
-        found = self.on_ranks(job)
-        expected = job.train()
-        for weights in found:
-            assert list(weights) == list(expected)
-            for name, value in expected.items():
-                torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), rtol=0.0, atol=1e-6)
+    def test_ranks_resume_as_one(self, tmp_path: Path) -> None:
+        """Ranks that resume from their own checkpoint come to the weights of one process that went on."""
+        for weights in self.on_ranks(Job(folder=str(tmp_path))):
+            assert_same(weights, JOBS["plain"])
+
+    def test_a_rank_that_failed_saves_alone(self, tmp_path: Path) -> None:
+        """After an error one rank saves while no other does, or is refused because the weights lie on all."""
+        path, job = str(tmp_path / "alone.ckpt"), Job()
+        found = self.on_ranks(job, partial(Job.fail, path=path))
+        if self.make().collective_weights:
+            assert "every rank writes its part" in found[0], f"it was not refused: {found[0]!r}"
+        else:
+            assert found[0] == "", f"rank 0 did not save alone: {found[0]}"
+            assert os.path.exists(path), "rank 0 did not save alone"
 
     def test_a_rank_may_skip_a_batch_or_is_refused(self) -> None:
         """A rank whose training_step returns None counts as zero, or ends the run with an error; none waits for it."""
         import torch
 
-        def skipping(rank: int) -> Any:
-            job = Job(epochs=1)
-            net, part = job.network(), job.data(rank, self.size)
+        def skipping(job: Job, rank: int, size: int, strategy: Any) -> Any:
+            net, part = job.network(), job.data(rank, size)
             step = net.training_step
             net.training_step = lambda batch, batch_idx: None if rank == batch_idx == 1 else step(batch, batch_idx)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                job.trainer(self.size, strategy=self.make()).fit(net, part, part[:2])
+                job.trainer(size, strategy=strategy).fit(net, part, part[:2])
             return {name: value.tolist() for name, value in net.state_dict().items()}
 
+        job = Job(epochs=1)
         try:
-            found = self.on_ranks(skipping)
+            found = self.on_ranks(job, skipping)
         except (MisconfigurationException, RankFailedError) as error:
             if "must return a loss" not in str(error):
                 raise
             return
-        job = Job(epochs=1)
         net, parts = job.network(), [job.data(rank, self.size) for rank in range(self.size)]
         optimizer = net.configure_optimizers()
         for i, batches in enumerate(zip(*parts, strict=True)):

@@ -29,6 +29,8 @@ class Job:
         manual: Whether the network steps its optimizer by hand.
         backward: Whether the network overrides ``backward``.
         scheduler: The interval at which a scheduler steps: ``"step"`` or ``"epoch"``; None without one.
+        folder: Where a checkpoint is written after the first epoch, with which another trainer goes on; None trains
+            in one go.
 
     Example:
         >>> job = Job(batches=5, accumulate=2)
@@ -50,6 +52,7 @@ class Job:
     manual: bool = False
     backward: bool = False
     scheduler: str | None = None
+    folder: str | None = None
 
     @property
     def steps(self) -> int:
@@ -145,9 +148,50 @@ class Job:
         Returns:
             The trained weights and the last ``"val_loss"`` by name, as lists.
         """
-        module = self.network()
+        module, data, path = self.network(), self.data(rank, size), None
+        if self.folder is not None:
+            path = os.path.join(self.folder, f"after_one_epoch_{size}.ckpt")
+            before = self.trainer(size, **{**flags, "max_epochs": 1})
+            before.fit(self.network(), data, data[:2])
+            before.save_checkpoint(path)
         trainer = self.trainer(size, **flags)
-        trainer.fit(module, self.data(rank, size), self.data(rank, size)[:2])
+        trainer.fit(module, data, data[:2], ckpt_path=path)
         assert trainer.global_step == self.steps, f"{trainer.global_step} steps were counted, not {self.steps}"
         found = {**module.state_dict(), "val_loss": trainer.callback_metrics["val_loss"]}
         return {name: value.tolist() for name, value in found.items()}
+
+    def fail(self, rank: int = 0, size: int = 1, path: str = "alone.ckpt", **flags: Any) -> str:
+        """Run the job until every rank raises an error after its second batch; rank 0 then saves a checkpoint.
+
+        Args:
+            rank: The rank's number.
+            size: How many ranks.
+            path: Where to save.
+            **flags: Flags of the trainer, such as ``strategy``.
+
+        Returns:
+            What the save raised as text; empty if it went well.
+
+        Example:
+            >>> Job().fail()  # doctest: +SKIP
+            ''
+        """
+        core = pytest.importorskip("lt_core", reason="the core's loop can be tested only where lt-core is installed")
+        raised: list[str] = []
+
+        class Fails(core.Callback):  # type: ignore[misc, name-defined]
+            def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+                if batch_idx == 1:
+                    raise ValueError("every rank fails here")
+
+            def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+                if rank == 0:
+                    try:
+                        trainer.save_checkpoint(path)
+                    except Exception as error:
+                        raised.append(f"{type(error).__name__}: {error}")
+
+        data = self.data(rank, size)
+        with pytest.raises(ValueError, match="every rank fails here"):
+            self.trainer(size, callbacks=[Fails()], **flags).fit(self.network(), data, data[:2])
+        return "".join(raised)
