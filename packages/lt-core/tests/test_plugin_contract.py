@@ -223,6 +223,7 @@ class Bare:
     """Strategy with what the protocol lists and nothing else."""
 
     name, default_launcher, collective_forward, mesh = "bare", None, False, None
+    collective_weights = one_process_per_node = False
     device, collectives = torch.device("cpu"), PlainCollectives()
     world = lightning_module = model = None
 

@@ -41,7 +41,7 @@ JOBS = {
 OWNABLE = {"accumulate", "backward", "clip", "zero_grad", "unscale", "schedule"}
 
 
-def forward_backward(engine: Engine, batch: Any, index: int, first: bool = True, last: bool = True) -> Any:
+def _forward_backward(engine: Engine, batch: Any, index: int, first: bool = True, last: bool = True) -> Any:
     """Return the loss of one batch, run up to the optimizer as the core does.
 
     Args:
@@ -62,7 +62,7 @@ def forward_backward(engine: Engine, batch: Any, index: int, first: bool = True,
     return loss
 
 
-def assert_same(found: dict[str, Any], job: Job) -> None:
+def _assert_same(found: dict[str, Any], job: Job) -> None:
     """Compare what the core trained with what it trains in one process and one go, to 1e-6.
 
     Args:
@@ -191,7 +191,7 @@ class StrategyConformance(Conformance, suite=True):
         """
         losses = []
         for index, batch in enumerate(batches):
-            loss = forward_backward(engine, batch, index)
+            loss = _forward_backward(engine, batch, index)
             if clip is not None and "clip" not in engine.owns:
                 engine.unscale(0)
                 engine.clip(0, clip, "norm")
@@ -369,8 +369,8 @@ class StrategyConformance(Conformance, suite=True):
         _, engine = self.engine(strategy, "SGD")
         before = self.weights(engine)
         first, second = self.batches(2)
-        forward_backward(engine, first, 0, last=False)
-        forward_backward(engine, second, 1, first=False)
+        _forward_backward(engine, first, 0, last=False)
+        _forward_backward(engine, second, 1, first=False)
         engine.update(0, True)
         net = self.network()
         sum(net.training_step(b, 0) for b in self.batches(2)).backward()
@@ -383,7 +383,7 @@ class StrategyConformance(Conformance, suite=True):
         module, engine = self.engine(strategy)
         if "clip" in engine.owns:
             pytest.skip("this engine clips by itself")
-        forward_backward(engine, self.batches(1)[0], 0)
+        _forward_backward(engine, self.batches(1)[0], 0)
         norm = engine.clip(0, 0.01, "norm")
         assert norm is not None
         again = engine.clip(0, 1e9, "norm")
@@ -493,7 +493,7 @@ class StrategyConformance(Conformance, suite=True):
         problems = self.make().problems(self.plan())
         if problems:
             pytest.skip(f"this strategy refuses a plain plan: {problems[0]}")
-        assert_same(Job(folder=str(tmp_path)).train(strategy=self.make()), JOBS["plain"])
+        _assert_same(Job(folder=str(tmp_path)).train(strategy=self.make()), JOBS["plain"])
 
     def on_ranks(self, job: Job, work: Callable[..., Any] = Job.train) -> list[Any]:
         """Run a job in forked ranks, through the core's trainer and loop.
@@ -515,12 +515,12 @@ class StrategyConformance(Conformance, suite=True):
     def test_ranks_train_as_one(self, job: Job) -> None:
         """Ranks that share each batch come to the weights of one process, short windows and clipping included."""
         for weights in self.on_ranks(job):
-            assert_same(weights, job)
+            _assert_same(weights, job)
 
     def test_ranks_resume_as_one(self, tmp_path: Path) -> None:
         """Ranks that resume from their own checkpoint come to the weights of one process that went on."""
         for weights in self.on_ranks(Job(folder=str(tmp_path))):
-            assert_same(weights, JOBS["plain"])
+            _assert_same(weights, JOBS["plain"])
 
     def test_a_rank_that_failed_saves_alone(self, tmp_path: Path) -> None:
         """After an error one rank saves while no other does, or is refused because the weights lie on all."""
