@@ -118,10 +118,10 @@ JOBS = {
     "MLP 64-256-256-10, batch 64, float32": Job(make_mlp, (64, 64), 10, 100),
     "the same with 5 logs a step": Job(make_mlp, (64, 64), 10, 100, logs=5),
     "ResNet-like, 17 convolutions of 64 channels, 256 x 32 x 32, bf16-mixed": Job(
-        make_resnet, (256, 3, 32, 32), 10, 20, "bf16-mixed"
+        make_resnet, (256, 3, 32, 32), 10, 8, "bf16-mixed"
     ),
     "transformer, 4 layers of 512, 32 x 256, bf16-mixed, clipped": Job(
-        Transformer, (32, 256, 512), 10, 20, "bf16-mixed", clip=1.0
+        Transformer, (32, 256, 512), 10, 8, "bf16-mixed", clip=1.0
     ),
 }
 # Convolutions over large pictures: 77 MB a batch, some milliseconds on the bus.
@@ -252,7 +252,7 @@ def measured(name: str, library: str, given: argparse.Namespace) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--segments", type=int, default=30, help="pairs of segments for each trainer")
+    parser.add_argument("--segments", type=int, default=20, help="pairs of segments for each trainer")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try this script")
     parser.add_argument("--only", default="", help="jobs whose name contains this")
     parser.add_argument("--one", default=None, help=argparse.SUPPRESS)
