@@ -189,7 +189,8 @@ def integration(session: nox.Session) -> None:
     """Test the packages together: strategies, precisions and loggers, the README, the quickstart, the snippets."""
     install(session, PACKAGES, *PYTEST, *TRACKERS, "scikit-learn", "import-linter")
     # What core says of its siblings' plugins can only be tested beside them.
-    pytest(session, "integration", "tests_integration", "packages/lt-core/tests/test_flag_types.py")
+    beside = [f"packages/lt-core/tests/{name}.py" for name in ("test_flag_types", "test_no_waiting")]
+    pytest(session, "integration", "tests_integration", *beside)
 
 
 @nox.session(requires=["build"])
