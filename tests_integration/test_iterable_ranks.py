@@ -125,7 +125,6 @@ def test_what_all_ranks_give_alike_is_dealt_batch_by_batch(tmp_path: Any) -> Non
 UNEVEN: dict[str, Callable[[int], Any]] = {
     "iterable": lambda rank: stream(100 * rank, 100 * rank + [10, 15][rank]),
     "two workers": lambda rank: stream(100 * rank, 100 * rank + [10, 14][rank], num_workers=2),
-    "lists": lambda rank: [torch.tensor([100 * rank + i]) for i in range([5, 7][rank])],
     "function": lambda rank: lambda: (torch.tensor([100 * rank + i]) for i in range([7, 5][rank])),
 }
 
@@ -220,7 +219,7 @@ RESUMED: dict[str, Callable[[int], Any]] = {
     "dealt by two workers": lambda rank: stream(0, 24, num_workers=2),
     "dealt and kept": lambda rank: DataLoader(Kept(0, 22), 2),
     "sharded": UNEVEN["iterable"],
-    "sharded lists": UNEVEN["lists"],
+    "sharded lists": lambda rank: [torch.tensor([100 * rank + i]) for i in range(5)],
     "sharded and kept": lambda rank: DataLoader(Kept(100 * rank, 100 * rank + [10, 15][rank]), 2),
 }
 

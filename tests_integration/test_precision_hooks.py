@@ -16,6 +16,7 @@ from lt_core import LightningModule, Trainer
 from lt_core.builtin.precision import BFloat16Precision, DoublePrecision, HalfPrecision
 from lt_interface import MisconfigurationException, Plan
 from lt_interface.testing.ranks import run_ranks
+from lt_interface.testing.reference import ReferenceLauncher
 
 
 def trainer_of(name: str = "16-mixed", **flags: Any) -> Trainer:
@@ -230,8 +231,8 @@ def test_modules_are_made_in_the_format(name: str) -> None:
 
 
 def test_float16_on_a_processor_is_refused_in_one_line() -> None:
-    """The line offers bf16-mixed, before anything starts."""
-    trainer = Trainer(**{**FLAGS, "accelerator": "cpu", "precision": "16-mixed"})
+    """Without a scaler for it, an object for float16 is refused before anything starts; the line offers bf16-mixed."""
+    trainer = Trainer(**{**FLAGS, "accelerator": "cpu", "precision": MixedPrecision("16-mixed")})
     with pytest.raises(MisconfigurationException, match='Write precision="bf16-mixed"') as error:
         trainer.fit(Net(), loader())
     assert "\n" not in str(error.value)
@@ -287,7 +288,8 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(form: str) -> None:
     """Ranks of which one sees an infinite input keep the same weights, scale and counters."""
 
     def rank(number: int) -> Any:
-        trainer, net = by_trainer("16-mixed", form, "cpu", (2,), devices=2, strategy="ddp", max_epochs=1)
+        there = {"devices": 2, "strategy": "ddp", "launcher": ReferenceLauncher()}
+        trainer, net = by_trainer("16-mixed", form, "cpu", (2,), max_epochs=1, **there)
         assert trainer.scaler is not None
         return trainer.global_step, trainer.scaler.state_dict(), [p.tolist() for p in net.parameters()]
 
@@ -321,7 +323,7 @@ def test_the_scale_of_several_optimizers_changes_once_a_batch_on_ranks() -> None
 
     def rank(number: int) -> Any:
         strategy = DDPStrategy()
-        trainer = trainer_of(devices=2, strategy=strategy)
+        trainer = trainer_of(devices=2, strategy=strategy, launcher=ReferenceLauncher())
         trainer.fit(PairWithBuffers(), loader())
         return trainer.scaler.state_dict()
 

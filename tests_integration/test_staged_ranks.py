@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lt_core import LightningModule, Trainer
 from lt_core.checkpoint import load_checkpoint
 from lt_interface.testing.ranks import run_ranks
+from lt_interface.testing.reference import ReferenceLauncher
 
 sys.path.append(str(Path(__file__).parents[1] / "packages/lt-core/tests"))
 from late_device import LateAccelerator
@@ -50,7 +51,8 @@ def train(folder: Path, accelerator: Any, workers: int, **flags: Any) -> Net:
     data = TensorDataset(torch.arange(11.0).view(-1, 1))
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(
-        **{"strategy": "ddp", "devices": 2, "max_epochs": 2, "enable_model_summary": False, "launcher": None}
+        **{"strategy": "ddp", "devices": 2, "max_epochs": 2, "enable_model_summary": False}
+        | {"launcher": ReferenceLauncher()}
         | quiet
         | {"accelerator": accelerator, "default_root_dir": folder}
         | flags
