@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from gathering import GatheringSum
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -246,30 +246,12 @@ def test_ranks_resume_inside_an_epoch_of_unknown_length(tmp_path: Any) -> None:
                 assert whole[:5] != whole[5:]
 
 
-class Gathered:
-    """Metric object that exchanges its values when it is computed."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.values: list[int] = []
-
-    def update(self, values: list[int]) -> None:
-        self.values.extend(values)
-
-    def compute(self) -> float:
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, self.values)
-        return float(sum(sum(part) for part in found))
-
-
 class Evaluated(Validated):
     """The same, with a metric object."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gathered, self.forwards = Gathered(), 0
+        self.gathered, self.forwards = GatheringSum(), 0
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.forwards += 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from gathering import Gathering
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -181,25 +181,6 @@ def test_ranks_resume_inside_an_epoch_to_the_bit(tmp_path: Any) -> None:
     together = [a + [i for i in b if i not in a] for a, b in zip(again[0][2], again[1][2], strict=True)]
     assert one[2] == together
     assert again[0][0] != one[0]
-
-
-class Gathering:
-    """Metric object that exchanges its values when it is computed."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.values: list[float] = []
-
-    def update(self, values: list[float]) -> None:
-        self.values.extend(values)
-
-    def compute(self) -> float:
-        found: list[Any] = [None] * dist.get_world_size() if dist.is_initialized() else [self.values]
-        if dist.is_initialized():
-            dist.all_gather_object(found, self.values)
-        return sum(sum(part) for part in found) / sum(map(len, found))
 
 
 class Evaluated(Net):
