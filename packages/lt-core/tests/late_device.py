@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,16 +29,14 @@ class LateStream:
         self.waiting.append((copied, tensor))
         return copied
 
-    def mark(self) -> int:
-        return len(self.waiting)
+    def mark(self) -> list[tuple[Tensor, Tensor]]:
+        mark, self.waiting = self.waiting, []
+        return mark
 
-    def join(self, mark: int, tensors: Iterable[Tensor]) -> None:
-        joined = [id(tensor) for tensor in tensors]
-        for copied, tensor in self.waiting:
-            if id(copied) in joined:
-                copied.copy_(tensor)
-                self.events.append(("join", tensor.flatten()[0].item()))
-        self.waiting = [pair for pair in self.waiting if id(pair[0]) not in joined]
+    def join(self, mark: list[tuple[Tensor, Tensor]]) -> None:
+        for copied, tensor in mark:
+            copied.copy_(tensor)
+            self.events.append(("join", tensor.flatten()[0].item()))
 
 
 class LateAccelerator(CPUAccelerator):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -16,8 +15,8 @@ __all__ = ["SideStream", "SupportsSideStream"]
 class SideStream(Protocol):
     """Queue of copies from the host to one device, which the device works off beside its computing.
 
-    A copy may be read, and its memory given back, once `join` has returned for a mark behind it. A copy that is
-    never joined may be given back at any time.
+    A copy may be read, and its memory given back, once `join` has returned for the mark behind it, or where that mark
+    is None. A copy that is never joined may be given back at any time.
 
     Example:
         >>> class Immediate:
@@ -25,7 +24,7 @@ class SideStream(Protocol):
         ...         return list(tensor)
         ...     def mark(self):
         ...         return None
-        ...     def join(self, mark, tensors):
+        ...     def join(self, mark):
         ...         pass
         >>> stream = Immediate()
         >>> isinstance(stream, SideStream), stream.copy([1, 2])
@@ -45,14 +44,15 @@ class SideStream(Protocol):
         """
 
     def mark(self) -> Any:
-        """Return a mark behind the copies that were begun so far."""
+        """Return a mark behind the copies that were begun since the last one, or None where nothing is to be joined."""
 
-    def join(self, mark: Any, tensors: Iterable[Tensor]) -> None:
-        """Let what is computed from now on wait for the copies in front of a mark; the host does not wait.
+    def join(self, mark: Any) -> None:
+        """Let what is computed from now on wait for a mark's copies, which belong to the computing from then on.
+
+        The host does not wait.
 
         Args:
-            mark: What `mark` returned.
-            tensors: Copies in front of it; they belong to the computing from now on.
+            mark: What `mark` returned, other than None.
         """
 
 

@@ -14,7 +14,6 @@ event and for waiting on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ class CopyStream:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: Any = None
-        self._begun = False  # whether a copy is behind the last mark
+        self._copied: list[Tensor] = []  # behind the last mark
 
     def copy(self, tensor: Tensor) -> Tensor:
         """Begin to copy a tensor of the host, pinned first where that keeps the host free."""
@@ -43,24 +42,24 @@ class CopyStream:
             return tensor.to(self._device, non_blocking=True)
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._begun = True
         if not tensor.is_pinned():
             tensor = tensor.pin_memory()
         with torch.cuda.stream(self._stream):
-            return tensor.to(self._device, non_blocking=True)
+            copied = tensor.to(self._device, non_blocking=True)
+        self._copied.append(copied)
+        return copied
 
     def mark(self) -> Any:
-        """Return an event behind the copies that were begun since the last mark, or None where there were none."""
-        if not self._begun:
+        """Return an event behind the side stream's copies since the last mark, and these; None where there are none."""
+        if not self._copied:
             return None
-        self._begun = False
-        return self._stream.record_event()
+        copied, self._copied = self._copied, []
+        return self._stream.record_event(), copied
 
-    def join(self, mark: Any, tensors: Iterable[Tensor]) -> None:
+    def join(self, mark: Any) -> None:
         """Let the current stream wait for the copies, and keep their memory until it is done with them."""
-        if mark is None:
-            return
+        event, copied = mark
         current = torch.cuda.current_stream(self._device)
-        current.wait_event(mark)
-        for tensor in tensors:
+        current.wait_event(event)
+        for tensor in copied:
             tensor.record_stream(current)

@@ -163,6 +163,11 @@ class Feed:
         self.limit = 1.0 if limit is None else limit
         self._measure()
 
+    @property
+    def early(self) -> bool:
+        """Return whether a batch may be fetched in front of the step before its own, so that a stager is of use."""
+        return len(self.leaves) == 1 and self.leaves[0].early
+
     def _places(self) -> list[str]:
         return [self.where + name for name in self.names]
 
@@ -259,7 +264,6 @@ class Feed:
         """
         take, single, ends = self._next, self.leaves[0] if len(self.leaves) == 1 else None, self.ends
         stager = self.stager
-        early = stager is not None and single is not None and single.early
         self._last = exact and self._rounds >= self._total
         if ends is not None and self._rounds < self._total:
             self._begin_together()
@@ -276,13 +280,13 @@ class Feed:
             self._rounds += 1
             if single is not None:
                 self.batch_indices = single.indices
-            self.weight = _shared_weight(self.leaves)
+            self.weight = _shared_weight(self.leaves) if single is None else single.weight
             self._last = self._rounds == self._total if exact else None
             mine = False
             if ends is not None:
                 mine = self._is_last()
                 ends.send(mine)
-            elif early and self._rounds < self._total:
+            elif stager is not None and self._rounds < self._total:
                 self._before = self._place()
                 ended = self._look_ahead()
                 self._last = False if exact else ended

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
+from operator import is_
 from typing import Any
 
 import torch
@@ -61,11 +62,15 @@ def leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def map_items(data: Any, function: Callable[[Any], Any]) -> Any:
     """Apply ``function`` to the items of a collection; the collection itself comes back if none changed."""
+    kind = type(data)
+    if kind is tuple or kind is list:  # most batches: without the walk's own bookkeeping
+        values = kind(map(function, data))
+        return data if all(map(is_, values, data)) else values
     items = items_of(data)
     if items is None:
         return data
     new = {key: function(item) for key, item in items.items()}
-    return data if all(new[key] is items[key] for key in new) else rebuilt(data, new)
+    return data if all(map(is_, new.values(), items.values())) else rebuilt(data, new)
 
 
 def rebuilt(old: Any, items: dict[Any, Any]) -> Any:

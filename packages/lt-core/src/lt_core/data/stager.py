@@ -39,25 +39,26 @@ class Stager:
         """Begin to copy a batch; return what `take` needs."""
         if self.convert is not None:
             batch = self.convert(batch)
-        copied: list[Tensor] = []
-        copy = self.stream.copy
+        copy, rest = self.stream.copy, False
 
         def staged(item: Any) -> Any:
-            if type(item) is Tensor:
-                if item.device.type != "cpu" or item.layout is not torch.strided or item.is_nested:
-                    return item
-                copied.append(copy(item))
-                return copied[-1]
-            return item if callable(getattr(item, "to", None)) else map_items(item, staged)
+            nonlocal rest
+            if type(item) is Tensor and item.is_cpu and item.layout is torch.strided and not item.is_nested:
+                return copy(item)
+            if callable(getattr(item, "to", None)):
+                rest = True
+                return item
+            return map_items(item, staged)
 
         placed = staged(batch)
-        return placed, self.stream.mark(), copied
+        return placed, self.stream.mark(), rest
 
     def take(self, handle: Any) -> Any:
         """Return a batch that was put, to be computed with from now on."""
-        placed, mark, copied = handle
-        self.stream.join(mark, copied)
-        return move_to_device(placed, self.device)
+        placed, mark, rest = handle
+        if mark is not None:
+            self.stream.join(mark)
+        return move_to_device(placed, self.device) if rest else placed
 
     def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Put a batch and take it."""

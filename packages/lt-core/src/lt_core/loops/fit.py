@@ -116,7 +116,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if changed or loop.fit.step is None:
         loop.fit.step = build_step(run)
     hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run)
-    feed.stager = place if isinstance(place, Stager) else None
+    feed.stager = place if isinstance(place, Stager) and feed.early else None
     if feed.stager is not None:
         place = None
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
