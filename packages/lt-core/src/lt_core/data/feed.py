@@ -11,7 +11,7 @@ import torch
 from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
 from lt_core.data.dealing import END
 from lt_core.data.given import advise, limited, names_of, source_problems
-from lt_core.data.leaf import Leaf
+from lt_core.data.leaf import Leaf, Moment
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.data.peers import Peers
@@ -209,6 +209,7 @@ class Feed:
         self._epoch, self._rounds, self._open, self._over = epoch, 0, True, False
         self._pending: list[Any] = []
         self._before: dict[str, Any] | None = None
+        self._moment: Moment | None = None
         self._last: bool | None = False  # None: not yet found out
         self.batch_indices: list[int] | None = None
         self.weight, self.moved = 1.0, None
@@ -269,7 +270,7 @@ class Feed:
             self._begin_together()
         while self._rounds < self._total:
             if self._pending:  # taken ahead, when `last` was asked
-                batch, self._before = self._pending.pop(), None
+                batch, self._before, self._moment = self._pending.pop(), None, None
             else:
                 try:
                     batch = take()
@@ -287,7 +288,7 @@ class Feed:
                 mine = self._is_last()
                 ends.send(mine)
             elif stager is not None and self._rounds < self._total:
-                self._before = self._place()
+                self._moment = self.leaves[0].moment()
                 ended = self._look_ahead()
                 self._last = False if exact else ended
             yield batch if stager is None else stager.take(batch)
@@ -413,6 +414,8 @@ class Feed:
     @property
     def samples(self) -> int:
         """Samples handed out in the running passes, over all ranks: not those that were looked ahead at."""
+        if self._moment is not None:
+            return self._moment[1]
         if self._before is not None:
             return sum(leaf["samples"] for leaf in self._before["leaves"])
         return sum(leaf.samples for leaf in self.leaves)
@@ -438,6 +441,9 @@ class Feed:
             self._exhaust(single)  # whether its dataset has begun anew already, its state does not show
         if self._over if self.ends is None or not self._rounds else self.last:
             return {**self._place(), "over": True}
+        if self._moment is not None:
+            with single.at(self._moment):
+                return self._place()
         return self._place() if self._before is None else dict(self._before)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -509,7 +515,7 @@ class Feed:
         """Let go of the running epoch: its iterators and whatever was looked ahead at."""
         self._open = False
         self._pending.clear()
-        self._before = None
+        self._before = self._moment = None
         for leaf in self.leaves:
             leaf.release()
 

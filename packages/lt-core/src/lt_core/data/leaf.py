@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain, islice
 from typing import Any
 
@@ -11,9 +11,10 @@ from lt_core.data.dealing import END, Dealer
 from lt_core.data.stream import Share, samplers_in
 from lt_core.state import rng
 
-__all__ = ["END", "Leaf", "SequenceLeaf", "count", "is_stateful", "length", "shut_down"]
+__all__ = ["END", "Leaf", "Moment", "SequenceLeaf", "count", "is_stateful", "length", "shut_down"]
 
 _INF = float("inf")
+Moment = tuple[int, int, list[Any]]  # batches, samples, states of generators
 
 
 def is_stateful(thing: Any) -> bool:
@@ -179,6 +180,24 @@ class Leaf:
             "start": self._start_generators,
             "now": [rng.generator_state(g) for g in self.generators],
         }
+
+    def moment(self) -> Moment:
+        """Return what the next fetch changes of `state`, for `at`: cheap, since it is asked for with each batch."""
+        return self.batches, self.samples, [rng.generator_state(g) for g in self.generators]
+
+    @contextmanager
+    def at(self, moment: Moment) -> Iterator[None]:
+        """Return a context in which `state` is that of an earlier moment."""
+        now = self.moment()
+        try:
+            self._go(moment)
+            yield
+        finally:
+            self._go(now)
+
+    def _go(self, moment: Moment) -> None:
+        self.batches, self.samples, generators = moment
+        self._set_generators(generators)
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what outlives an epoch: the state of the loader's own generators, and how it is dealt."""
