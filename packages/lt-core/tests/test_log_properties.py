@@ -29,6 +29,8 @@ REDUCTIONS = ("mean", "sum", "min", "max")
 class Far(Tensor):
     """Tensor that says it lies on another device, so that the store does not read it at once."""
 
+    is_cpu = False
+
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda", 0)

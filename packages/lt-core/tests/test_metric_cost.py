@@ -96,6 +96,8 @@ class Far(torch.Tensor):
 
     reads = 0
 
+    is_cpu = False
+
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda")

@@ -35,6 +35,8 @@ class Reads(TorchDispatchMode):
 class Far(Tensor):
     """Tensor that says it lies on an accelerator, as does all that is computed from it."""
 
+    is_cpu = False
+
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda")

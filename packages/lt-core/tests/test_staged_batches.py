@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,6 +260,59 @@ def test_formats_are_changed_before_the_copy() -> None:
         Doubled(accelerator.events), numbered(2)
     )
     assert [what for what, _ in accelerator.events] == ["copy", "copy", "join", "step", "join", "step"]
+
+
+class Immediate:
+    """Side stream with nothing to wait for, as a card's is for small tensors."""
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    def mark(self) -> None:
+        return None
+
+    def join(self, mark: Any) -> None:
+        raise AssertionError("there is nothing to join")
+
+
+class Lengthy:
+    """Batches of which nothing is known but their number, so that none is fetched early."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([(torch.ones(2, 3), torch.ones(2, 1)) for _ in range(30)])
+
+
+@pytest.mark.parametrize(("early", "allowed"), [(False, 10), (True, 14)])
+def test_a_staged_batch_costs_few_calls(early: bool, allowed: int) -> None:
+    """A step with a batch of two tensors through a side stream makes a known number of Python calls of ours."""
+    counts: list[int] = []
+    calls = 0
+
+    class Counts(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            nonlocal calls
+            counts.append(calls)
+            calls = 0
+            loss: Tensor = self.layer(batch[0]).sum()
+            return loss
+
+    def count(frame: Any, event: str, _: Any) -> None:
+        nonlocal calls
+        calls += event == "call" and "/lt_core/" in frame.f_code.co_filename.replace("\\", "/")
+
+    accelerator = LateAccelerator()
+    accelerator.side_stream = lambda device: Immediate()  # type: ignore[assignment,method-assign]
+    trainer = Trainer(**{**QUIET, "max_epochs": 1, "accelerator": accelerator})
+    batches = Lengthy()
+    sys.setprofile(count)
+    try:
+        trainer.fit(Counts(), list(batches) if early else batches)
+    finally:
+        sys.setprofile(None)
+    assert sorted(counts)[len(counts) // 2] <= allowed
 
 
 class TestLateAccelerator(AcceleratorConformance):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -82,13 +82,15 @@ class MixedPrecision(PlainPrecision):
             return [Problem(f"MixedPrecision({self.name!r}, {self._device_type!r})", rule, plan.device_type, fix)]
         return []
 
-    def forward(self) -> AbstractContextManager[Any]:
-        """Return a new autocast context.
+    @property
+    def forward(self) -> Callable[[], AbstractContextManager[Any]]:  # type: ignore[override]
+        """Return what makes an autocast context.
 
-        It is made anew for each step, so that weights that were cast before the optimizer
+        There is a new one for each step, so that weights that were cast before the optimizer
         changed them are never used again.
         """
-        return torch.autocast(self.device_type, dtype=self.compute_dtype, cache_enabled=_cache_keeps_gradients())
+        cached = _cache_keeps_gradients()
+        return partial(torch.autocast, self.device_type, dtype=self.compute_dtype, cache_enabled=cached)
 
     def prepare(self, optimizers: Sequence[Optimizer]) -> Callable[[], None] | None:
         """Look at the optimizers; return what ends a batch, where there is a scale.

@@ -219,10 +219,12 @@ class MetricStore:
 
     def _other(self, slot: Slot, value: Any, batch_size: int | None) -> None:
         """Take a value that is neither a float nor a plain tensor known to lie in the host's memory."""
-        if isinstance(value, Tensor) and value.device.type != "cpu":
+        if isinstance(value, Tensor) and not value.is_cpu:
             if value.numel() != 1 or value.is_complex():
                 as_number(slot.name, value)
-            value = value.detach().clone() if not value.ndim else value.detach().reshape(()).clone()
+            if value.requires_grad:
+                value = value.detach()
+            value = (value.reshape(()) if value.ndim else value).clone()
             slot.last, slot.fresh, slot.host = value, True, False
             if slot.code:
                 if slot.chunk is None:
