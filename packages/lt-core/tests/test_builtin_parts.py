@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_core.builtin.cpu import CPUAccelerator
-from lt_core.builtin.empty import NoInit, materialise
+from lt_core.builtin.empty import NoInit
 from lt_core.builtin.engine import PlainEngine
 from lt_core.builtin.in_process import InProcessLauncher
 from lt_core.builtin.precision import BFloat16Precision, DoublePrecision, FullPrecision
@@ -274,7 +274,7 @@ def test_materialise_keeps_ties_and_buffers() -> None:
     """Tied weights of a meta module stay tied; normalisation statistics get their true start."""
     with torch.device("meta"):
         net = nn.Sequential(OrderedDict(net=Net(), norm=nn.BatchNorm1d(4)))
-    materialise(net, torch.device("cpu"), loads_weights=False)
+    SingleDeviceStrategy().shard(net, FullPrecision(), loads_weights=False)
     assert net.net.tied.weight is net.net.b.weight
     assert [name for name, _ in net.named_parameters()][:3] == ["net.a.weight", "net.a.bias", "net.b.weight"]
     assert torch.equal(net.norm.running_var, torch.ones(4))  # type: ignore[arg-type]
@@ -290,11 +290,36 @@ def test_materialise_needs_weights() -> None:
             self.w = nn.Parameter(torch.empty(2, device="meta"), requires_grad=False)
 
     with pytest.raises(MisconfigurationException, match=r"for inner\. Give them a reset_parameters"):
-        materialise(nn.Sequential(OrderedDict(inner=Bare())), torch.device("cpu"), loads_weights=False)
+        SingleDeviceStrategy().shard(nn.Sequential(OrderedDict(inner=Bare())), FullPrecision(), loads_weights=False)
     loaded = Bare()
-    materialise(loaded, torch.device("cpu"), loads_weights=True)
+    SingleDeviceStrategy().shard(loaded, FullPrecision(), loads_weights=True)
     assert loaded.w.device.type == "cpu"
     assert not loaded.w.requires_grad
+
+
+def test_meta_modules_are_filled_from_the_inside() -> None:
+    """What a meta module fills of its children stays, leaves have the values of one built here, and marks are kept."""
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.scale = nn.Parameter(torch.empty(1))
+            self.scale.no_decay = True  # type: ignore[attr-defined]
+            self.reset_parameters()
+
+        def reset_parameters(self) -> None:
+            nn.init.constant_(self.second.weight, 7.0)
+            nn.init.constant_(self.scale, 3.0)
+
+    torch.manual_seed(5)
+    here = Outer()
+    with torch.device("meta"):
+        net = Outer()
+    torch.manual_seed(5)
+    SingleDeviceStrategy().shard(net, FullPrecision(), loads_weights=False)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), here.parameters(), strict=True))
+    assert net.scale.no_decay
 
 
 def test_no_init_draws_nothing() -> None:

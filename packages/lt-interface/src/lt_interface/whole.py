@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lt_interface.errors import MisconfigurationException, Problem
 from lt_interface.strategy import StrategyVerbs
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from lt_interface.engine import Engine
@@ -22,7 +24,7 @@ __all__ = ["WholeModuleStrategy"]
 class WholeModuleStrategy(StrategyVerbs):
     """Base of a strategy whose processes each hold the whole module, on one device.
 
-    A subclass adds ``name``, ``problems``, ``setup``, ``init_context``, ``shard`` and ``leave``.
+    A subclass adds ``name``, ``problems``, ``setup``, ``init_context`` and ``leave``.
 
     Example:
         >>> class Card:
@@ -43,6 +45,23 @@ class WholeModuleStrategy(StrategyVerbs):
     default_launcher: str | None = None
     collective_forward = collective_weights = False
     mesh: Any = None
+
+    def shard(self, module: nn.Module, precision: Precision, loads_weights: bool) -> nn.Module:
+        """Return the module in the precision's format and on the device, with memory where it had none.
+
+        What was built on the meta device is filled by ``reset_parameters``, children before the module that holds
+        them; tied parameters stay tied.
+
+        Args:
+            module: The module.
+            precision: Converts it.
+            loads_weights: Whether weights are loaded next, so that a part need not fill itself.
+
+        Raises:
+            MisconfigurationException: If a part without values has no ``reset_parameters``, and no weights are loaded.
+        """
+        _materialise(module, self.device, loads_weights)
+        return precision.convert(module).to(self.device)
 
     def engine(
         self,
@@ -90,6 +109,47 @@ class WholeModuleStrategy(StrategyVerbs):
         for optimizer in optimizers:
             for key, state in list(optimizer.state.items()):
                 optimizer.state[key] = _on_cpu(state)
+
+
+def _materialise(module: nn.Module, device: torch.device, loads_weights: bool) -> None:
+    made: dict[int, Tensor] = {}
+    empty = [(name, part) for name, part in _inside_out(module, "", set()) if _fill(part, device, made)]
+    blank = [name or type(part).__name__ for name, part in empty if not hasattr(part, "reset_parameters")]
+    if blank and not loads_weights:
+        rule, fix = "modules built on the meta device need weights", "reset_parameters() method, or load a checkpoint"
+        raise MisconfigurationException(
+            Problem(type(module).__name__, rule, f"none for {', '.join(blank)}", f"Give them a {fix}.")
+        )
+    for _, part in empty:  # once all have memory: a module may fill its children's
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+
+
+def _inside_out(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each module once, in the order in which constructors end, with its path."""
+    seen.add(id(module))
+    for key, child in module.named_children():
+        if id(child) not in seen:
+            yield from _inside_out(child, f"{name}.{key}" if name else key, seen)
+    yield name, module
+
+
+def _fill(part: nn.Module, device: torch.device, made: dict[int, Tensor]) -> bool:
+    """Give memory to a module's own tensors that have none; return whether there were any."""
+    found = False
+    for tensors in (part._parameters, part._buffers):
+        for name, old in tensors.items():
+            if old is None or not old.is_meta:
+                continue
+            found = True
+            if id(old) not in made:
+                new = old.new_empty_strided(old.size(), old.stride(), device=device)
+                if tensors is part._parameters:
+                    new = type(old)(new, requires_grad=old.requires_grad)
+                    new.__dict__.update(old.__dict__)
+                made[id(old)] = new
+            tensors[name] = made[id(old)]  # type: ignore[assignment]
+    return found
 
 
 def _on_cpu(value: Any) -> Any:

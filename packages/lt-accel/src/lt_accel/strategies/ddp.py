@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 
 from lt_accel.collectives import ProcessGroupCollectives
 from lt_accel.group import join, leave, world_of
-from lt_accel.meta import materialise
 from lt_accel.peers import Peers
 from lt_interface import (
     Accelerator,
@@ -118,8 +117,7 @@ class DDPStrategy(WholeModuleStrategy):
         Raises:
             MisconfigurationException: If the ranks' modules have other parameters or buffers.
         """
-        materialise(module, self.device, loads_weights)
-        module = precision.convert(module).to(self.device)
+        module = super().shard(module, precision, loads_weights)
         if self.world.size > 1:
             tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
             _check_same(type(module).__name__, tensors, self.collectives)

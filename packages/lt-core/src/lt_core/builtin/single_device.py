@@ -14,7 +14,6 @@ from lt_interface import (
     ClusterEnvironment,
     PlainCollectives,
     Plan,
-    Precision,
     Problem,
     WholeModuleStrategy,
     World,
@@ -74,13 +73,6 @@ class SingleDeviceStrategy(WholeModuleStrategy):
 
             stack.enter_context(NoInit())
         return stack
-
-    def shard(self, module: nn.Module, precision: Precision, loads_weights: bool) -> nn.Module:
-        """Return the module in the precision's format and on the device."""
-        from lt_core.builtin.empty import materialise
-
-        materialise(module, self.device, loads_weights)
-        return precision.convert(module).to(self.device)
 
     def leave(self, error: BaseException | None = None) -> None:
         """Give the device back."""

@@ -14,7 +14,7 @@ from lt_core.data.given import advise, limited, names_of, source_problems
 from lt_core.data.leaf import Leaf, Moment
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
-from lt_core.data.peers import Peers
+from lt_core.data.peers import FeedPeers
 from lt_core.data.resident import resident, resident_problem
 from lt_core.data.stager import Stager
 from lt_core.notices import warn
@@ -117,9 +117,9 @@ class Feed:
         for number, leaf in enumerate(self.leaves):
             leaf.limit = combined.limit_of(number) if combined is not None else _INF
             leaf.snapshots = leaf.snapshots and self.train
-        self._peers: Peers | None = None
+        self._peers: FeedPeers | None = None
         if collectives is not None and everyone.size > 1:
-            self._peers = Peers(collectives, everyone.size, self.world, seed)
+            self._peers = FeedPeers(collectives, everyone.size, self.world, seed)
             self._peers.join(self.leaves, self._places(), self.train)
         self.exact = all(leaf.exact and leaf.whole != _INF for leaf in self.leaves)
         self.ends = None if self._peers is None or self.exact else ends

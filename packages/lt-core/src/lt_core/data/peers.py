@@ -13,10 +13,10 @@ from lt_core.notices import info
 from lt_core.state import rng
 from lt_interface import Collectives, World
 
-__all__ = ["Peers"]
+__all__ = ["FeedPeers"]
 
 
-class Peers:
+class FeedPeers:
     """Ranks of a feed, where they are several.
 
     Args:
