@@ -201,9 +201,10 @@ def by_trainer(
     fused: bool = False,
     module: Callable[..., Net] = Net,
     ckpt_path: Any = None,
+    backend: str = "eager",
     **flags: Any,
 ) -> tuple[Trainer, Net]:
-    """Train by the trainer; the arguments are those of `ByHand`."""
+    """Train by the trainer; the arguments are those of `ByHand`, and the backend that of the compiled form."""
     module = OwnStep if form == "closure" else module
     net = module(form, fused)
     if form in ("norm", "value"):
@@ -214,7 +215,7 @@ def by_trainer(
     given = {"precision": precision_of(name, device), "accelerator": accelerator, "devices": 1}
     flags = {**FLAGS, **given, **flags}
     trainer = Trainer(**flags)
-    model = torch.compile(net, backend="eager") if form == "compiled" else net
+    model = torch.compile(net, backend=backend) if form == "compiled" else net
     trainer.fit(model, loader(planted), ckpt_path=ckpt_path)  # type: ignore[arg-type]
     return trainer, net
 
@@ -226,10 +227,10 @@ def same_weights(ours: nn.Module, theirs: nn.Module, tolerance: float = 0.0) -> 
         torch.testing.assert_close(p.cpu(), q.cpu(), rtol=tolerance, atol=tolerance, equal_nan=True, msg=name)
 
 
-def equals_the_loop(name: str, form: str, device: str, tolerance: float = 0.0) -> None:
+def equals_the_loop(name: str, form: str, device: str, tolerance: float = 0.0, backend: str = "eager") -> None:
     """Train by hand and by the trainer, and compare weights, scale, steps and learning rate."""
     hand = ByHand(name, form, device).train()
-    trainer, net = by_trainer(name, form, device)
+    trainer, net = by_trainer(name, form, device, backend=backend)
     same_weights(net.net, hand.net, tolerance)
     assert all(bool(p.isfinite().all()) for p in net.net.parameters())
     assert trainer.optimizers[0].param_groups[0]["lr"] == hand.optimizer.param_groups[0]["lr"]

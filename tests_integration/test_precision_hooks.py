@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lt_accel import MixedPrecision
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import LightningModule, Trainer
-from lt_core.builtin.precision import BFloat16Precision, DoublePrecision, HalfPrecision
-from lt_interface import MisconfigurationException, Plan
+from lt_core.builtin.precision import BFloat16Precision, HalfPrecision
+from lt_interface import ConfigError, MisconfigurationException
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceLauncher
 
@@ -259,11 +259,11 @@ def test_unknown_names_get_the_nearest(name: str, near: str) -> None:
         Trainer(precision=name, accelerator="cpu")
 
 
-def test_formats_that_a_device_lacks_are_problems() -> None:
-    """64-true on Apple's GPU is refused in one line; a wrong name of a 16-bit format too."""
-    (problem,) = DoublePrecision().problems(Plan(accelerator="gpu", device_type="mps"))
-    assert "64-true" in str(problem)
-    assert not DoublePrecision().problems(Plan())
+def test_formats_that_a_device_lacks_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64-true on Apple's GPU is refused in one line, by its accelerator; a wrong name of a 16-bit format too."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=r"^Trainer\(precision='64-true'\): MPS has no numbers of 64 bits\. Got"):
+        Trainer(**FLAGS, accelerator="mps", precision="64-true").fit(Net(), loader())
     assert HalfPrecision("bf16-true").dtype is BFloat16Precision().dtype is torch.bfloat16
     with pytest.raises(MisconfigurationException, match="bf16-true"):
         HalfPrecision("16")

@@ -228,11 +228,11 @@ def test_float16_on_a_processor_is_a_problem() -> None:
 
 
 MISSING = {
-    "torchao": (Float8Precision, "pip install torchao"),
-    "bitsandbytes": (lambda: BitsandbytesPrecision("nf4"), "pip install bitsandbytes"),
+    "torchao": (Float8Precision, r"pip install 'lt-accel\[float8\]'"),
+    "bitsandbytes": (lambda: BitsandbytesPrecision("nf4"), r"pip install 'lt-accel\[bitsandbytes\]'"),
     "transformer_engine": (
         TransformerEnginePrecision,
-        r"pip install --no-build-isolation 'transformer_engine\[pytorch\]'",
+        r"pip install --no-build-isolation 'lt-accel\[transformer-engine\]'",
     ),
 }
 

@@ -121,8 +121,9 @@ def _materialise(module: nn.Module, device: torch.device, loads_weights: bool) -
             Problem(type(module).__name__, rule, f"none for {', '.join(blank)}", f"Give them a {fix}.")
         )
     for _, part in empty:  # once all have memory: a module may fill its children's
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
+        reset: Any = getattr(part, "reset_parameters", None)
+        if reset is not None:
+            reset()
 
 
 def _inside_out(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -143,9 +144,10 @@ def _fill(part: nn.Module, device: torch.device, made: dict[int, Tensor]) -> boo
                 continue
             found = True
             if id(old) not in made:
+                kind: Any = type(old)
                 new = old.new_empty_strided(old.size(), old.stride(), device=device)
                 if tensors is part._parameters:
-                    new = type(old)(new, requires_grad=old.requires_grad)
+                    new = kind(new, requires_grad=old.requires_grad)
                     new.__dict__.update(old.__dict__)
                 made[id(old)] = new
             tensors[name] = made[id(old)]  # type: ignore[assignment]

@@ -218,7 +218,7 @@ def _by_uuid(spec: object, uuids: list[str], count: int) -> list[int]:
         if _instance() and uuids == [os.environ["CUDA_VISIBLE_DEVICES"].strip()]:
             return [0]
         rule = "an instance of a divided card (MIG) is chosen before Python starts, and a process uses one"
-        got = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}"
+        got = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '(unset)')}"
         raise refusal(spec, rule, got, f"Run: export CUDA_VISIBLE_DEVICES={uuids[0]}")
     cards = _numbered_by_torch(spec, count)
     found = [[i for i, card in enumerate(cards) if card.uuid.startswith(uuid)] for uuid in uuids]

@@ -39,7 +39,7 @@ class Float8Precision(BFloat16MixedPrecision):
     ) -> None:
         super().__init__()
         self.name = "float8"
-        torchao = require("torchao.float8", 'Trainer(precision="float8")', "torchao")
+        torchao = require("torchao.float8", 'Trainer(precision="float8")', "float8")
         self.config = torchao.Float8LinearConfig.from_recipe_name(recipe) if config is None else config
         self.layers = layers
 
@@ -53,7 +53,7 @@ class Float8Precision(BFloat16MixedPrecision):
 
     def convert(self, module: nn.Module) -> nn.Module:
         """Return the module with its linear layers exchanged; weights and names stay."""
-        torchao = require("torchao.float8", "Float8Precision", "torchao")
+        torchao = require("torchao.float8", "Float8Precision", "float8")
         torchao.convert_to_float8_training(module, config=self.config, module_filter_fn=self.layers or _fits)
         return super().convert(module)
 

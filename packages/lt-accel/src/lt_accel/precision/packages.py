@@ -10,13 +10,14 @@ from lt_interface import MissingPackageError, Problem
 __all__ = ["require"]
 
 
-def require(module: str, where: str, command: str) -> Any:
+def require(module: str, where: str, extra: str, options: str = "") -> Any:
     """Return a module of an optional package.
 
     Args:
         module: Its dotted name.
         where: What needs it, as the user wrote it.
-        command: What installs it, behind ``pip install``.
+        extra: The extra of lt-accel that brings it, in a version that fits.
+        options: What ``pip install`` needs beside it.
 
     Raises:
         MissingPackageError: If it is not installed, or broken.
@@ -26,5 +27,6 @@ def require(module: str, where: str, command: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         got = "" if isinstance(error, ModuleNotFoundError) else f"{type(error).__name__}: {str(error).rstrip('.')}"
-        problem = Problem(where, f"the package {package} is needed", got, f"Run: pip install {command}")
+        fix = f"Run: pip install {options}'lt-accel[{extra}]'"
+        problem = Problem(where, f"the package {package} is needed", got, fix)
         raise MissingPackageError(problem, name=package) from error

@@ -44,8 +44,7 @@ class TransformerEnginePrecision(OneFormat):
         if weights_dtype is torch.float16:
             self.name = "transformer-engine-float16"
         where = f'Trainer(precision="{self.name}")'
-        command = "--no-build-isolation 'transformer_engine[pytorch]'"
-        require("transformer_engine.pytorch", where, command)
+        _require("transformer_engine.pytorch", where)
         super().__init__(weights_dtype)
         self.compute_dtype = fallback_compute_dtype
         self.recipe = _recipe(recipe)
@@ -58,7 +57,7 @@ class TransformerEnginePrecision(OneFormat):
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        engine = require("transformer_engine.pytorch", self.name, "transformer_engine")
+        engine = _require("transformer_engine.pytorch", self.name)
         with ExitStack() as stack:
             stack.enter_context(default_format(self.dtype))
             stack.enter_context(torch.autocast("cuda", dtype=self.fallback))
@@ -77,7 +76,7 @@ class TransformerEnginePrecision(OneFormat):
 
     def convert(self, module: nn.Module) -> nn.Module:
         """Return the module with its layers exchanged, unless it has such layers already, in the weights' format."""
-        engine = require("transformer_engine.pytorch", self.name, "transformer_engine")
+        engine = _require("transformer_engine.pytorch", self.name)
         ours = tuple(getattr(engine, kind) for kind in ("Linear", "LayerNorm"))
         present = any(isinstance(layer, ours) for layer in module.modules())
         if self.replace_layers or (self.replace_layers is None and not present):
@@ -97,6 +96,10 @@ class TransformerEngineFloat16Precision(TransformerEnginePrecision):
 
     def __init__(self) -> None:
         super().__init__(torch.float16)
+
+
+def _require(module: str, where: str) -> Any:
+    return require(module, where, "transformer-engine", "--no-build-isolation ")
 
 
 def _fits(layer: nn.Module | None) -> bool:
@@ -128,7 +131,7 @@ def _recipe(given: Any) -> Any:
     """
     if not isinstance(given, Mapping):
         return given
-    recipes = require("transformer_engine.common.recipe", "TransformerEnginePrecision", "transformer_engine")
+    recipes = _require("transformer_engine.common.recipe", "TransformerEnginePrecision")
     arguments = dict(given)
     name = arguments.get("fp8_format")
     if isinstance(name, str):

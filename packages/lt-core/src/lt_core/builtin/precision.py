@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lt_interface import MisconfigurationException, PlainPrecision, Plan, Problem
+from lt_interface import MisconfigurationException, PlainPrecision, Problem
 
 __all__ = ["BFloat16Precision", "DoublePrecision", "FullPrecision", "HalfPrecision"]
 
@@ -67,13 +67,6 @@ class DoublePrecision(_OneFormat):
 
     def __init__(self) -> None:
         super().__init__("64-true")
-
-    def problems(self, plan: Plan) -> Sequence[Problem]:
-        """Refuse a device without 64-bit floats."""
-        if plan.device_type != "mps":
-            return []
-        rule = "Apple's GPU has no 64-bit floats"
-        return [Problem('Trainer(precision="64-true")', rule, fix='Write accelerator="cpu" or precision="32-true".')]
 
 
 class HalfPrecision(_OneFormat):

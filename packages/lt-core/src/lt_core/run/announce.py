@@ -19,7 +19,10 @@ __all__ = ["announce", "explain"]
 
 
 def announce(run: Run) -> None:
-    """Write, once a trainer and on rank 0, one line on the devices that are used and those that are not, and advice."""
+    """Write on rank 0 one line on the devices that are used and those that are not, and advice; each once a process.
+
+    There is no line where it would only repeat what the user wrote, as ``accelerator="cpu"`` beside no other device.
+    """
     trainer, plan = run.trainer, run.plan
     if trainer._announced or not run.world.is_global_zero:
         return
@@ -28,13 +31,16 @@ def announce(run: Run) -> None:
     used = [run.device] if len(plan.devices) == 1 else list(dict.fromkeys(map(own.device, plan.devices)))
     line = f"Device{'s' * (len(used) > 1)}: {', '.join(_name(own, device) for device in used)}"
     line += f" on each of {plan.num_nodes} machines." if plan.num_nodes > 1 else "."
+    asked = trainer._config.accelerator != "auto"
     idle, problems = [], []
     for other in _describing():
         devices = map(other.device, range(other.device_count()))
         idle += [_name(other, device) for device in devices if device not in used]
-        problem = other.missing() if trainer._config.accelerator == "auto" else None
+        problem = None if asked else other.missing()
         problems += [f" {problem}"] if problem else []
-    info(line + (f" Not used: {', '.join(idle)}." if idle else "") + "".join(problems))
+    more = (f" Not used: {', '.join(idle)}." if idle else "") + "".join(problems)
+    if more or not asked or isinstance(own, DescribesDevices):
+        _once(line + more)
     for sentence in own.advice(run.device, plan) if isinstance(own, DescribesDevices) else ():
         _once(sentence)
 
