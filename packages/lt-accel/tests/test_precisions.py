@@ -6,6 +6,8 @@ import importlib.util
 import pickle
 import sys
 import types
+from collections import UserDict
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from lt_accel import (
     MixedPrecision,
     TransformerEnginePrecision,
 )
+from lt_accel.precision.one_format import OneFormat
 from lt_interface import MisconfigurationException, MissingPackageError, Plan, Precision, PreparesOptimizers
 from lt_interface.registry import precisions
 from lt_interface.testing import PrecisionConformance
@@ -225,6 +228,36 @@ def test_float16_on_a_processor_is_a_problem() -> None:
     assert not MixedPrecision("16-mixed", "cpu", scaler()).problems(Plan())
     (problem,) = MixedPrecision("bf16-mixed", "cuda").problems(Plan())
     assert "cpu" in str(problem)
+
+
+class Batch(UserDict[str, Any]):
+    """Mapping that is no dict, as tokenizers return."""
+
+
+@dataclass
+class Labelled:
+    """Batch with attributes.
+
+    Attributes:
+        x: Numbers.
+        y: Their labels.
+    """
+
+    x: Any
+    y: Any
+
+
+@pytest.mark.parametrize(
+    "make", [Labelled, lambda x, y: Batch(x=x, y=y), lambda x, y: (x, [y])], ids=["class", "map", "list"]
+)
+def test_batches_of_every_kind_get_the_format(make: Any) -> None:
+    """Floating-point tensors have the format wherever they lie in a batch, whole numbers stay, and so does its kind."""
+    x, y = torch.ones(2), torch.ones(2, dtype=torch.int64)
+    found = OneFormat(torch.bfloat16).convert_batch(make(x, y))
+    assert type(found) is type(make(x, y))
+    seen = found.x if isinstance(found, Labelled) else found["x"] if isinstance(found, Batch) else found[0]
+    labels = found.y if isinstance(found, Labelled) else found["y"] if isinstance(found, Batch) else found[1][0]
+    assert (seen.dtype, labels is y) == (torch.bfloat16, True)
 
 
 MISSING = {

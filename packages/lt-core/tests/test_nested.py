@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lt_core.data.nested import apply_to_collection, batch_size, items_of, leaves, move_to_device
+from lt_core.data.nested import apply_to_collection, batch_size, leaves, move_to_device
+from lt_interface.nested import items_of
 
 Pair = namedtuple("Pair", ["x", "y"])
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from lt_interface import PlainPrecision
+from lt_interface.nested import map_items
 
 __all__ = ["OneFormat", "cast", "default_format"]
 
@@ -48,4 +49,6 @@ def default_format(dtype: torch.dtype) -> Iterator[None]:
 
 def cast(batch: Any, dtype: torch.dtype) -> Any:
     """Return a batch with its floating-point tensors in a format."""
-    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
+    if isinstance(batch, torch.Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    return map_items(batch, partial(cast, dtype=dtype))

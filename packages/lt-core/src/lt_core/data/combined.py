@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from lt_core.data.leaf import length
-from lt_core.data.nested import rebuilt
 from lt_interface.errors import ConfigError, Problem, nearest
+from lt_interface.nested import rebuilt
 
 __all__ = ["CombinedLoader", "Mode", "combined_size", "flatten", "is_last", "outline", "rounds", "unflatten"]
 

@@ -1,43 +1,27 @@
 """Walk nested batches: apply a function to what is in them, move them to a device, read off their size.
 
-One rule says what a collection is, for every walk: a list, a tuple, a named tuple, a mapping or a dataclass.
-All else is a leaf, whatever it holds.
+What a collection is, `lt_interface.nested` says.
 """
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
 from hashlib import blake2b
-from operator import is_
 from typing import Any
 
 import torch
+
+from lt_interface.nested import items_of, map_items
 
 __all__ = [
     "apply_to_collection",
     "batch_size",
     "digest",
-    "items_of",
     "leaves",
-    "map_items",
     "move_to_device",
-    "rebuilt",
 ]
-
-
-def items_of(data: Any) -> Mapping[Any, Any] | None:
-    """Return the items of a collection by index, key or attribute's name; None for a leaf."""
-    if isinstance(data, list | tuple):
-        return dict(enumerate(data))
-    if isinstance(data, Mapping):
-        return data
-    if is_dataclass(data) and not isinstance(data, type):
-        return {f.name: getattr(data, f.name) for f in fields(data) if hasattr(data, f.name)}
-    return None
 
 
 def leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -58,54 +42,6 @@ def leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         else:
             step = f"[{key!r}]" if isinstance(data, list | tuple | Mapping) else f".{key}"
         yield from leaves(item, path + step)
-
-
-def map_items(data: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply ``function`` to the items of a collection; the collection itself comes back if none changed."""
-    kind = type(data)
-    if kind is tuple or kind is list:  # most batches: without the walk's own bookkeeping
-        values = kind(map(function, data))
-        return data if all(map(is_, values, data)) else values
-    items = items_of(data)
-    if items is None:
-        return data
-    new = {key: function(item) for key, item in items.items()}
-    return data if all(map(is_, new.values(), items.values())) else rebuilt(data, new)
-
-
-def rebuilt(old: Any, items: dict[Any, Any]) -> Any:
-    """Return a collection of the kind of ``old`` with other items; a plain one where that kind refuses them."""
-    if isinstance(old, list | tuple):
-        values = list(items.values())
-        if type(old) is list:
-            return values
-        try:
-            return type(old)(*values) if hasattr(old, "_fields") else type(old)(values)
-        except TypeError:
-            return values if isinstance(old, list) else tuple(values)
-    if type(old) is dict:
-        return items
-    if isinstance(old, Mapping):
-        return _rebuilt_mapping(old, items)
-    new = copy.copy(old)
-    for name, item in items.items():
-        object.__setattr__(new, name, item)
-    return new
-
-
-def _rebuilt_mapping(old: Any, items: dict[Any, Any]) -> Any:
-    """Return a mapping of the kind of ``old`` with other items."""
-    try:
-        new = copy.copy(old)
-        for key, item in items.items():  # some mappings refuse update()
-            new[key] = item
-        return new
-    except TypeError:
-        pass
-    try:
-        return type(old)(items)
-    except TypeError:
-        return items
 
 
 def apply_to_collection(

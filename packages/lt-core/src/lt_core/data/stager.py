@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_core.data.nested import map_items, move_to_device
+from lt_core.data.nested import move_to_device
 from lt_interface import SideStream
+from lt_interface.nested import map_items
 
 __all__ = ["Stager"]
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lt_core.data.nested import items_of, move_to_device, rebuilt
+from lt_core.data.nested import move_to_device
 from lt_core.metrics.slot import is_metric_object
+from lt_interface.nested import items_of, rebuilt
 
 __all__ = ["collect", "find", "restore", "untouched"]
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from lt_core.data.nested import items_of
 from lt_core.model.hparams import PRIVATE_KEYS, AttributeDict
 from lt_core.notices import warn
 from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError, Problem, nearest
+from lt_interface.nested import items_of
 
 __all__ = ["build", "load_datamodule", "load_module", "not_on_instances", "read_hparams_file"]
 

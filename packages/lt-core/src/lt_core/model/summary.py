@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lt_core.data.nested import items_of, move_to_device
+from lt_core.data.nested import move_to_device
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, Problem
+from lt_interface.nested import items_of
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
