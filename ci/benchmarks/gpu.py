@@ -18,7 +18,6 @@ import importlib.util
 import json
 import logging
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,10 +26,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from overhead import figures, in_own_process
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]
@@ -230,24 +229,16 @@ def run_one(name: str, library: str, segments: int, device: str) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     job, turns = (JOBS[name], ByTurns) if name in JOBS else (COPIED, HereAndThere)
     data = train(importlib.import_module(LIBRARIES[library]), job, turns, segments, device)
-    # The first segments warm up caches and allocators.
-    settled = slice(min(3, segments - 1), None)
-    ratios = sorted(data.ratios[settled])
-    spread = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
-    step = median(data.hand[settled]) / job.segment
-    print(json.dumps({"ratio": median(ratios), "low": spread[0], "high": spread[1], "step_us": step * 1e6}))
+    print(json.dumps(figures(data.ratios, data.hand, job.segment)))
 
 
 def measured(name: str, library: str, given: argparse.Namespace) -> str:
     """Return a cell of the table: the figure of one job in a process of its own, or why there is none."""
-    command = [sys.executable, __file__, "--one", name, "--library", library]
-    command += ["--segments", str(given.segments), "--device", given.device]
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    if done.returncode:
-        return f"failed: {done.stderr.strip().splitlines()[-1:]}"
-    found = json.loads(done.stdout.splitlines()[-1])
-    return f"{found['ratio']:.3f} ({found['low']:.3f}-{found['high']:.3f}; {found['step_us']:.0f} us)"
+    options = ["--library", library, "--segments", str(given.segments), "--device", given.device]
+    found = in_own_process(__file__, "--one", name, *options)
+    if isinstance(found, str):
+        return found
+    return f"{found['ratio']:.3f} ({found['low']:.3f}-{found['high']:.3f}; {found['hand_us']:.0f} us)"
 
 
 def main() -> int:

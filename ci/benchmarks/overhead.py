@@ -193,12 +193,32 @@ def run_one(name: str, segments: int) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     turns = WAYS[name][1](segments)
-    # The first segments warm up caches and allocators.
-    settled = slice(min(3, segments - 1), None)
-    step = median(turns.hand[settled]) / SEGMENT
-    ratios = sorted(turns.ratios[settled])
-    spread = (ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4])
-    print(json.dumps({"ratio": median(ratios), "low": spread[0], "high": spread[1], "hand_us": step * 1e6}))
+    print(json.dumps(figures(turns.ratios, turns.hand, SEGMENT)))
+
+
+def figures(ratios: list[float], hand: list[float], steps: int) -> dict[str, float]:
+    """Return median and quartiles of segments' ratios, and the hand-written step in microseconds.
+
+    Args:
+        ratios: A ratio a segment; the first segments, which warm up caches and allocators, are left out.
+        hand: Seconds of each hand-written segment.
+        steps: Steps of a segment.
+    """
+    settled = slice(min(3, len(ratios) - 1), None)
+    ratios = sorted(ratios[settled])
+    spread = {"low": ratios[len(ratios) // 4], "high": ratios[3 * len(ratios) // 4]}
+    return {"ratio": median(ratios), **spread, "hand_us": median(hand[settled]) / steps * 1e6}
+
+
+def in_own_process(script: str, *arguments: str) -> dict[str, float] | str:
+    """Return the figures that a benchmark prints in a process of its own, or why there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, script, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    if done.returncode:
+        return f"failed: {done.stderr.strip().splitlines()[-1:]}"
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> int:
@@ -216,14 +236,11 @@ def main() -> int:
     for name, (module, _) in WAYS.items():
         if given.only not in name or importlib.util.find_spec(module) is None:
             continue
-        command = [sys.executable, __file__, "--one", name, "--segments", str(given.segments)]
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-        if done.returncode:
-            print(f"{name:<42} failed: {done.stderr.strip().splitlines()[-1:]}")
+        found = in_own_process(__file__, "--one", name, "--segments", str(given.segments))
+        if isinstance(found, str):
+            print(f"{name:<42} {found}")
             over = over or name in ALLOWED
             continue
-        found = json.loads(done.stdout.splitlines()[-1])
         allowed = ALLOWED.get(name)
         note = f"  allowed {allowed}" if allowed else ""
         print(
