@@ -14,11 +14,13 @@ from late_device import WRONG, LateAccelerator
 from quiet import QUIET
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from lt_core import LightningDataModule, LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.checkpoint import load_checkpoint
+from lt_core.data.feed import Feed
+from lt_core.data.stager import Stager
 from lt_core.profilers import PassThroughProfiler
 from lt_interface.testing import AcceleratorConformance
 
@@ -273,6 +275,24 @@ class Immediate:
 
     def join(self, mark: Any) -> None:
         raise AssertionError("there is nothing to join")
+
+
+def test_the_place_is_that_before_an_early_fetch() -> None:
+    """The saved place is that of the batch handed out, also where the sampler draws from a generator on the way."""
+
+    def places(stager: Stager | None) -> list[Any]:
+        drawn = torch.Generator().manual_seed(4)
+        sampler = RandomSampler(range(10), replacement=True, num_samples=96, generator=drawn)  # 32 are drawn at once
+        torch.manual_seed(3)
+        feed = Feed(shuffled(1, shuffle=False, sampler=sampler), stage="train")
+        feed.stager = stager
+        found = [(bits(feed.state_dict()), feed.samples) for _ in feed.epoch(0)]
+        feed.close()
+        return found
+
+    plain = places(None)
+    assert len({str(place) for place, _ in plain}) == 48
+    assert places(Stager(Immediate(), torch.device("cpu"))) == plain
 
 
 class Lengthy:
