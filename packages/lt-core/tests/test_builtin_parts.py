@@ -322,6 +322,27 @@ def test_meta_modules_are_filled_from_the_inside() -> None:
     assert net.scale.no_decay
 
 
+def test_what_torch_builds_of_parts_is_filled_as_here() -> None:
+    """Attention fills itself as when built here, and a tied weight is filled by the module that had it first."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.attention = nn.Embedding(5, 4), nn.TransformerEncoderLayer(4, 2, 8)
+            self.head = nn.Linear(4, 5, bias=False)
+            self.head.weight = self.words.weight
+
+    torch.manual_seed(5)
+    here = Net()
+    with torch.device("meta"):
+        net = Net()
+    torch.manual_seed(5)
+    SingleDeviceStrategy().shard(net, FullPrecision(), loads_weights=False)
+    assert net.head.weight is net.words.weight
+    for (name, p), q in zip(net.named_parameters(), here.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
 def test_no_init_draws_nothing() -> None:
     """Modules constructed without initialisation draw no random number and keep shapes and names."""
     state = torch.get_rng_state()

@@ -27,17 +27,26 @@ class WholeModuleStrategy(StrategyVerbs):
     A subclass adds ``name``, ``problems``, ``setup``, ``init_context`` and ``leave``.
 
     Example:
+        >>> from lt_interface import PlainPrecision
         >>> class Card:
+        ...     def __str__(self):
+        ...         return "card"
         ...     type = "cuda"
         >>> class Net(dict):
+        ...     _parameters = _buffers = {}
+        ...     def named_children(self):
+        ...         return []
         ...     def to(self, device):
         ...         print("now on the", device)
+        ...         return self
         >>> strategy, net = WholeModuleStrategy(), Net(weight=0.5)
+        >>> strategy.device = Card()
+        >>> net = strategy.shard(net, PlainPrecision(), loads_weights=False)
+        now on the card
         >>> strategy.weights(net) is net, strategy.checkpoint_io()
         (True, 'safetensors')
         >>> strategy.engine(net, [], [], None, None, default=lambda *args: "the plain engine")
         'the plain engine'
-        >>> strategy.device = Card()
         >>> strategy.release(net, [])
         now on the cpu
     """
@@ -114,16 +123,15 @@ class WholeModuleStrategy(StrategyVerbs):
 def _materialise(module: nn.Module, device: torch.device, loads_weights: bool) -> None:
     made: dict[int, Tensor] = {}
     empty = [(name, part) for name, part in _inside_out(module, "", set()) if _fill(part, device, made)]
-    blank = [name or type(part).__name__ for name, part in empty if not hasattr(part, "reset_parameters")]
+    resets: list[Any] = [getattr(p, "reset_parameters", getattr(p, "_reset_parameters", None)) for _, p in empty]
+    blank = [name or type(part).__name__ for (name, part), reset in zip(empty, resets, strict=True) if reset is None]
     if blank and not loads_weights:
         rule, fix = "modules built on the meta device need weights", "reset_parameters() method, or load a checkpoint"
         raise MisconfigurationException(
             Problem(type(module).__name__, rule, f"none for {', '.join(blank)}", f"Give them a {fix}.")
         )
-    for _, part in empty:  # once all have memory: a module may fill its children's
-        reset: Any = getattr(part, "reset_parameters", None)
-        if reset is not None:
-            reset()
+    for reset in filter(None, resets):  # once all have memory: a module may fill its children's
+        reset()
 
 
 def _inside_out(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -136,14 +144,14 @@ def _inside_out(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[
 
 
 def _fill(part: nn.Module, device: torch.device, made: dict[int, Tensor]) -> bool:
-    """Give memory to a module's own tensors that have none; return whether there were any."""
+    """Give memory to a module's own tensors that have none; return whether one was no other module's before."""
     found = False
     for tensors in (part._parameters, part._buffers):
         for name, old in tensors.items():
             if old is None or not old.is_meta:
                 continue
-            found = True
             if id(old) not in made:
+                found = True
                 kind: Any = type(old)
                 new = old.new_empty_strided(old.size(), old.stride(), device=device)
                 if tensors is part._parameters:
