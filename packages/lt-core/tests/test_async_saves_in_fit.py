@@ -37,7 +37,7 @@ def saver(folder: pathlib.Path, name: str, **options: Any) -> ModelCheckpoint:
 
 @pytest.mark.parametrize("refused", ["a", "b", "c"])
 def test_the_save_that_failed_is_the_one_that_is_reported(refused: str, tmp_path: pathlib.Path) -> None:
-    """Of several that are due at one boundary the others are written, and of the failed one the file before it stays."""
+    """The others of its boundary are written, and of the one that failed the file before it stays."""
     kinds: dict[str, dict[str, Any]] = {"a": {}, "b": {"save_weights_only": True, "mode": "max"}, "c": {"monitor": "x"}}
     savers = {name: saver(tmp_path, name, **options) for name, options in kinds.items()}
 

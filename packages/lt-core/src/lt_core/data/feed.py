@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
@@ -510,10 +511,11 @@ class Feed:
             leaf.release()
 
     def close(self) -> None:
-        """Shut down every worker."""
-        for leaf in self.leaves:
-            leaf.close()
-        self.close_epoch()
+        """Shut down every worker, those of each leaf, whatever fails at another's."""
+        with ExitStack() as rest:
+            rest.callback(self.close_epoch)
+            for leaf in self.leaves:
+                rest.callback(leaf.close)
 
 
 def _shared_weight(leaves: list[Leaf]) -> float:
