@@ -81,9 +81,14 @@ def test_a_teardown_that_raises_after_a_good_run_is_raised_behind_all_others() -
 
 
 class Stubborn:
-    """Batches, and their own iterator, whose workers cannot be ended."""
+    """Batches, and their own iterator, whose workers cannot be ended.
 
-    ended = 0
+    Args:
+        end: What trying it raises.
+    """
+
+    def __init__(self, end: type[BaseException]) -> None:
+        self.end, self.ended = end, 0
 
     def __iter__(self) -> Any:
         return self
@@ -93,7 +98,7 @@ class Stubborn:
 
     def _shutdown_workers(self) -> None:
         self.ended += 1
-        raise OSError("stubborn")
+        raise self.end("stubborn")
 
 
 class Beside(Torn):
@@ -103,13 +108,20 @@ class Beside(Torn):
         return super().training_step(batch["a"], batch_idx)
 
 
-def test_workers_that_cannot_be_ended_keep_nothing_else_from_being_given_back() -> None:
-    """Other loaders' workers, the collector, signal handlers and the module's trainer are then as after any run."""
+@pytest.mark.parametrize("end", [OSError, KeyboardInterrupt])
+def test_workers_that_cannot_be_ended_keep_nothing_else_from_being_given_back(
+    end: type[BaseException],
+) -> None:
+    """Other loaders' workers, the collector, signal handlers and the trainer are then as after any failed run."""
     before = gc.isenabled(), gc.get_freeze_count(), signal.getsignal(signal.SIGTERM)
-    data = {"a": Stubborn(), "b": Stubborn()}
+    data = {"a": Stubborn(end), "b": Stubborn(end)}
     run = Trainer(max_steps=2, limit_val_batches=0, gc_every_n_steps=1, **QUIET)
-    with pytest.raises(OSError, match="stubborn"):
-        run.fit(Beside(), data)
+    if end is OSError:
+        with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match="closing the loaders.*stubborn"):
+            run.fit(Beside(fails=True), data)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run.fit(Beside(fails=True), data)
     assert (gc.isenabled(), gc.get_freeze_count(), signal.getsignal(signal.SIGTERM)) == before
     assert [loader.ended for loader in data.values()] == [1, 1]
     assert not run.training

@@ -137,6 +137,7 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
         if teardown:
             _warn_of("teardown", run.hooks.fire_each("teardown", str(run.fn)))
         _attempt("profiler", lambda: _end_profiling(run))
+    _attempt("closing the loaders", run.feeds.close)
     _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
     return error
