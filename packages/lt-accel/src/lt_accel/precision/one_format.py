@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from lt_interface import PlainPrecision
 
@@ -47,5 +48,28 @@ def default_format(dtype: torch.dtype) -> Iterator[None]:
 
 
 def cast(batch: Any, dtype: torch.dtype) -> Any:
-    """Return a batch with its floating-point tensors in a format."""
-    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
+    """Return a batch with its floating-point tensors in a format.
+
+    Lists, tuples, named tuples, packed sequences, mappings and dataclasses are walked, and made anew as what they were.
+    """
+
+    def cast_item(item: Any) -> Any:
+        return cast(item, dtype)
+
+    if isinstance(batch, torch.Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(cast_item, batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(map(cast_item, batch))
+    if isinstance(batch, Mapping):
+        new: Any = copy.copy(batch)
+        for key, item in batch.items():
+            new[key] = cast_item(item)
+        return new
+    if is_dataclass(batch) and not isinstance(batch, type):
+        new = copy.copy(batch)
+        for field in fields(batch):
+            object.__setattr__(new, field.name, cast_item(getattr(batch, field.name)))
+        return new
+    return batch

@@ -57,9 +57,13 @@ class LossScaling:
             optimizers: All of them.
 
         Raises:
-            MisconfigurationException: If one computes its gradients several times a step.
+            MisconfigurationException: If one computes its gradients several times a step, or has complex parameters.
         """
         for optimizer in optimizers:
+            if any(p.is_complex() for group in optimizer.param_groups for p in group["params"]):
+                rule = "torch's loss scale divides no complex gradients"
+                got = f"complex parameters in {type(optimizer).__name__}"
+                raise MisconfigurationException(Problem(_WHERE, rule, got, 'Write precision="bf16-mixed".'))
             if _needs_closure(optimizer):
                 rule = "a loss scale needs an optimizer that steps once for each backward pass"
                 got = f"{type(optimizer).__name__}, which calls its closure itself"
