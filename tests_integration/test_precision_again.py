@@ -117,3 +117,61 @@ def test_steps_that_are_skipped_without_end_are_reported() -> None:
     with pytest.warns(UserWarning, match="40 steps in a row were skipped") as caught:
         by_trainer("16-mixed", "plain", "cpu", module=Never, max_epochs=12)
     assert len(caught) == 1
+
+
+class Often(Net):
+    """Module that steps several times in a batch, each time for a new forward pass.
+
+    Args:
+        form: As for `Net`; it optimizes manually in any case.
+        fused: Whether the optimizer is a fused one.
+    """
+
+    def __init__(self, form: str = "manual", fused: bool = False) -> None:
+        super().__init__("manual", fused)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer = self.optimizers()
+        for _ in range(3):
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.mse_loss(self.net(batch[0]), batch[1]))
+            self.change(optimizer)
+
+    def change(self, optimizer: Any) -> None:
+        """Step through the trainer."""
+        optimizer.step()
+
+
+class Raw(Often):
+    """The same, past the trainer."""
+
+    def change(self, optimizer: Any) -> None:
+        optimizer.optimizer.step()
+
+
+class Pulled(Often):
+    """The same, with weights that are changed by hand."""
+
+    def change(self, optimizer: Any) -> None:
+        optimizer.step()
+        with torch.no_grad():
+            for p in self.net.parameters():
+                p.mul_(0.9)
+
+
+@pytest.mark.parametrize(("name", "module"), [("16-mixed", Often), *(("bf16-mixed", m) for m in (Often, Raw, Pulled))])
+def test_each_forward_pass_of_a_batch_has_the_weights_of_that_moment(name: str, module: type[Often]) -> None:
+    """Steps inside one training_step are those of a loop with a context of its own around each forward pass."""
+    hand = ByHand(name, "plain", "cpu")
+    hand.schedule = torch.optim.lr_scheduler.StepLR(hand.optimizer, 1, 1.0)
+    for x, y in hand.batches:
+        for _ in range(3):
+            hand.optimizer.zero_grad()
+            hand.backward(hand.loss(x, y))
+            hand.update()
+            if module is Pulled:
+                with torch.no_grad():
+                    for p in hand.net.parameters():
+                        p.mul_(0.9)
+    _, net = by_trainer(name, "plain", "cpu", module=module, max_epochs=1)
+    same_weights(net.net, hand.net)

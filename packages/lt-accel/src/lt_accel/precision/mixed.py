@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
@@ -52,6 +52,7 @@ class MixedPrecision(PlainPrecision):
         self.scales = precision == "16-mixed" and (scaler is None or scaler.is_enabled())
         self._device_type = None if device is None else torch.device(device).type
         self._run_type = "cpu"
+        self._steps_itself = False  # whether weights may change inside a training step
         self._scaling = None if scaler is None else LossScaling(scaler)
 
     @property
@@ -79,13 +80,20 @@ class MixedPrecision(PlainPrecision):
             return [Problem(f"MixedPrecision({self.name!r}, {self._device_type!r})", rule, plan.device_type, fix)]
         return []
 
+    def convert(self, module: nn.Module) -> nn.Module:
+        """Return the module as it is, once it is noted whether it optimizes manually."""
+        self._steps_itself = not getattr(module, "automatic_optimization", True)
+        return super().convert(module)
+
     def forward(self) -> AbstractContextManager[Any]:
         """Return a new autocast context.
 
         It is made anew for each step, so that weights that were cast before the optimizer
-        changed them are never used again.
+        changed them are never used again. Under manual optimization they change inside it, by whatever
+        hand: there they are cast at every use.
         """
-        return torch.autocast(self.device_type, dtype=self.compute_dtype, cache_enabled=_cache_keeps_gradients())
+        kept = not self._steps_itself and _cache_keeps_gradients()
+        return torch.autocast(self.device_type, dtype=self.compute_dtype, cache_enabled=kept)
 
     def prepare(self, optimizers: Sequence[Optimizer]) -> Callable[[], None] | None:
         """Look at the optimizers; return what ends a batch, where there is a scale.
