@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -27,6 +28,13 @@ from lt_interface.errors import CheckpointError, ConfigError, Problem, raise_pro
 __all__ = ["Feed"]
 
 _INF = float("inf")
+
+
+@dataclass
+class _Failed:
+    """Error in the place of a batch that was fetched ahead."""
+
+    error: Exception
 
 
 class Feed:
@@ -267,6 +275,8 @@ class Feed:
         while self._rounds < self._total:
             if self._pending:  # taken ahead, when `last` was asked
                 batch, self._before = self._pending.pop(), None
+                if isinstance(batch, _Failed):
+                    raise batch.error
             else:
                 try:
                     batch = take()
@@ -327,12 +337,14 @@ class Feed:
         return self._look_ahead()
 
     def _look_ahead(self) -> bool:
-        """Fetch the next batch, to be handed out later; return whether there is none."""
+        """Fetch the next batch, or its error, to be handed out in its turn; return whether there is none."""
         try:
             self._pending.append(self._next())
         except StopIteration:
             self._pending.append(END)
             self._over = True
+        except Exception as error:
+            self._pending.append(_Failed(error))
         return self._pending[0] is END
 
     def _exhaust(self, leaf: Leaf) -> None:
