@@ -214,7 +214,7 @@ class Record:
         lambda x: {"x": x, "n": {"y": [x]}},
         lambda x: OrderedDict(x=x),
         lambda x: UserDict(x=x),
-        lambda x: Record(x),
+        Record,
         lambda x: pack_sequence([x, x[:1]]),
     ],
 )
