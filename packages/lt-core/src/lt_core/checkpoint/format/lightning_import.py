@@ -27,8 +27,9 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
     """Return the familiar checkpoint dict from a ``.ckpt`` file of PyTorch Lightning.
 
     Weights, hyper-parameters, counters, schedulers, callback states and the loss scale come over, and the user's own
-    keys. Optimizer states are kept by position there and by parameter name here: they come over if the file has the names, or if
-    ``module`` is given and its parameters fit in order. Random states and the place in the data are in no such file.
+    keys. Optimizer states are kept by position there and by parameter name here: they come over if the file has the
+    names, or if ``module`` is given and its parameters fit in order. Random states and the place in the data are in no
+    such file.
 
     Args:
         path: The file.
