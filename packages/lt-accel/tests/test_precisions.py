@@ -6,13 +6,14 @@ import importlib.util
 import pickle
 import sys
 import types
-from collections import UserDict
+from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 
 from lt_accel import (
     BFloat16MixedPrecision,
@@ -188,6 +189,47 @@ def test_lbfgs_is_refused_by_name() -> None:
             MixedPrecision("16-mixed", "cpu", scaler()).prepare([optimizer])
 
 
+def test_complex_parameters_with_a_loss_scale_are_refused() -> None:
+    """The optimizer that holds them is named where the run is built; torch would fail in the first step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1) * 1j)], lr=0.1)
+    with pytest.raises(MisconfigurationException, match=r"complex parameters in SGD.*bf16-mixed"):
+        MixedPrecision("16-mixed", "cpu", scaler()).prepare([optimizer])
+
+
+Named = namedtuple("Named", "x n")
+
+
+@dataclass(frozen=True)
+class Record:
+    x: Tensor
+    name: str = "a"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: [x, 3],
+        lambda x: (x, None),
+        lambda x: Named(x, "s"),
+        lambda x: {"x": x, "n": {"y": [x]}},
+        lambda x: OrderedDict(x=x),
+        lambda x: UserDict(x=x),
+        Record,
+        lambda x: pack_sequence([x, x[:1]]),
+    ],
+)
+def test_each_kind_of_batch_is_cast(make: Any) -> None:
+    """Floating-point tensors get the format in whatever holds them; that is made anew, and all else is as it was."""
+    x = torch.randn(2, 3)
+    batch = make(x)
+    found = OneFormat(torch.bfloat16).convert_batch(batch)
+    assert repr(found) == repr(make(x.to(torch.bfloat16)))
+    assert type(found) is type(batch)
+    assert repr(batch) == repr(make(x))
+    kept = make(torch.arange(2))
+    assert repr(OneFormat(torch.bfloat16).convert_batch(kept)) == repr(kept)
+
+
 def test_a_scale_survives_pickling_and_torchs_own_state() -> None:
     """A copy for another process goes on with the same scale; a state that torch's scaler wrote can be loaded."""
     precision = MixedPrecision("16-mixed", "cpu", scaler(init_scale=32.0))
@@ -212,6 +254,11 @@ def test_no_scaler_is_made_before_a_run() -> None:
         (lambda: MixedPrecision("32-mixed"), '"16-mixed" or "bf16-mixed"'),
         (lambda: MixedPrecision("bf16-mixed", "cpu", scaler()), "needs no scaler"),
         (lambda: BitsandbytesPrecision("nf5"), "nf4, nf4-dq"),
+        (lambda: MixedPrecision(["16-mixed"]), '"16-mixed" or "bf16-mixed"'),  # type: ignore[arg-type]
+        (lambda: MixedPrecision("16-mixed", "gpus"), "a kind that torch has. Got 'gpus'"),
+        (lambda: MixedPrecision("16-mixed", 0), "a kind that torch has. Got 0"),  # type: ignore[arg-type]
+        (lambda: MixedPrecision("16-mixed", "cpu", True), "must be a torch.amp.GradScaler. Got bool"),  # type: ignore[arg-type]
+        (lambda: MixedPrecision(16, "gpus", True), "3 problems"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_arguments_are_refused(make: Any, words: str) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -154,6 +155,24 @@ def test_a_failure_is_raised_once_at_the_next_call(tmp_path: pathlib.Path, gate:
     io.save({"a": 3}, tmp_path / "3.ckpt")
     io.wait()
     assert os.listdir(tmp_path) == ["3.ckpt"]
+
+
+def test_threads_that_share_a_store_take_turns(tmp_path: pathlib.Path) -> None:
+    """What each of them saves is what its file holds, though all are staged in one memory."""
+    io = AsyncCheckpointIO()
+
+    def save(number: int) -> None:
+        for turn in range(8):
+            value = number * 100.0 + turn
+            io.save({"state_dict": {"x": torch.full((20_000,), value)}}, tmp_path / f"{value:.0f}.ckpt")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(save, range(3)))
+    io.wait()
+    for number in range(3):
+        for value in range(number * 100, number * 100 + 8):
+            written = load_checkpoint(tmp_path / f"{value}.ckpt")["state_dict"]["x"]
+            assert torch.equal(written, torch.full((20_000,), float(value)))
 
 
 def test_a_tree_that_can_not_be_kept_is_refused_at_once(tmp_path: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,6 +129,30 @@ def test_a_run_inside_a_run_leaves_the_outer_one_in_control() -> None:
                 assert gc.get_freeze_count()
 
     fit(Outer(), gc_every_n_steps=2)
+
+
+def test_of_runs_in_two_threads_the_last_one_gives_the_collector_back() -> None:
+    """Whichever began it, the collector is off while either of them trains, and on when both have ended."""
+    begun, ended, off = threading.Event(), threading.Event(), []
+
+    class First(BoringModel):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                begun.set()
+                assert ended.wait(60)
+
+    class Second(BoringModel):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                ended.set()
+                first.join(60)
+                off.append(not gc.isenabled() and gc.get_freeze_count() > 0)
+
+    first = threading.Thread(target=fit, args=(First(),), kwargs={"gc_every_n_steps": 1})
+    first.start()
+    assert begun.wait(60)
+    fit(Second(), gc_every_n_steps=1)
+    assert off == [True]
 
 
 def test_workers_collect_by_themselves() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,53 @@ def test_a_teardown_that_raises_after_a_good_run_is_raised_behind_all_others() -
     with pytest.raises(OSError, match="careless"):
         run.fit(net, [torch.ones(1, 1)], [torch.ones(1, 1)])
     assert net.torn == 1
+
+
+class Stubborn:
+    """Batches, and their own iterator, whose workers cannot be ended.
+
+    Args:
+        end: What trying it raises.
+    """
+
+    def __init__(self, end: type[BaseException]) -> None:
+        self.end, self.ended = end, 0
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Tensor:
+        return torch.ones(1, 1)
+
+    def _shutdown_workers(self) -> None:
+        self.ended += 1
+        raise self.end("stubborn")
+
+
+class Beside(Torn):
+    """Module whose batches come from two loaders."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch["a"], batch_idx)
+
+
+@pytest.mark.parametrize("end", [OSError, KeyboardInterrupt])
+def test_workers_that_cannot_be_ended_keep_nothing_else_from_being_given_back(
+    end: type[BaseException],
+) -> None:
+    """Other loaders' workers, the collector, signal handlers and the trainer are then as after any failed run."""
+    before = gc.isenabled(), gc.get_freeze_count(), signal.getsignal(signal.SIGTERM)
+    data = {"a": Stubborn(end), "b": Stubborn(end)}
+    run = Trainer(max_steps=2, limit_val_batches=0, gc_every_n_steps=1, **QUIET)
+    if end is OSError:
+        with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match="closing the loaders.*stubborn"):
+            run.fit(Beside(fails=True), data)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run.fit(Beside(fails=True), data)
+    assert (gc.isenabled(), gc.get_freeze_count(), signal.getsignal(signal.SIGTERM)) == before
+    assert [loader.ended for loader in data.values()] == [1, 1]
+    assert not run.training
 
 
 class Unreadable(Dataset[Tensor]):

@@ -300,7 +300,11 @@ class TestDevices:
         assert parse({"devices": value}).devices in ("auto", -1)
 
     @pytest.mark.parametrize(
-        "wrong", [0, "0", [], -2, "-2", True, [True], [0, 0], [-1], ["0"], 2.0, None, "gpu", "", ",", {0: 1}]
+        "wrong",
+        [
+            *(0, "0", [], -2, "-2", True, [True], [0, 0], [-1], ["0"], 2.0, None, "gpu", "", ",", {0: 1}),
+            *(10**12, "999999999", np.array(1), np.array("1")),
+        ],
     )
     def test_refused(self, wrong):
         """No device, a negative one, one twice, and what is no number are refused."""

@@ -76,6 +76,17 @@ def test_an_imported_checkpoint_has_the_familiar_form(tmp_path: pathlib.Path) ->
 
 
 @needs_torch
+@pytest.mark.parametrize("key", ["MixedPrecision", "MixedPrecisionPlugin", "native_amp_scaling_state"])
+def test_a_loss_scale_comes_over(key: str, tmp_path: pathlib.Path) -> None:
+    """A run in 16-mixed goes on with the scale of the file, under whichever name its version kept it."""
+    scale = torch.amp.GradScaler("cpu", init_scale=4096.0).state_dict()
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    tree = import_lightning(lightning_file(tmp_path / "l.ckpt", module, **{key: scale}), module)
+    assert tree["precision"] == {"16-mixed": scale}
+    assert key not in tree
+
+
+@needs_torch
 def test_the_middle_of_an_epoch_is_kept(tmp_path: pathlib.Path) -> None:
     """A file saved inside an epoch opens it again."""
     loops = {

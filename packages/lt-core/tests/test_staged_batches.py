@@ -367,3 +367,42 @@ def test_prediction_goes_through_the_side_stream() -> None:
     found = Trainer(**{**QUIET, "max_epochs": 1, "accelerator": accelerator}).predict(module, numbered(3))
     assert found == [0.0, 6.0, 12.0]
     assert [what for what, _ in accelerator.events] == ["copy", "join"] * 3
+
+
+class Broken(Noisy):
+    """Samples of which one cannot be read."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 7:
+            raise OSError("unreadable")
+        return super().__getitem__(index)
+
+
+class Unsized:
+    """Batches of unknown number, of which the second cannot be read."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from numbered(1)
+        raise OSError("unreadable")
+
+
+FAILING: dict[str, tuple[Callable[[], Any], int]] = {
+    "workers": (lambda: DataLoader(Broken(), batch_size=2, num_workers=2), 3),
+    "two": (lambda: {"a": DataLoader(Broken(), batch_size=2, num_workers=1), "b": shuffled(0)}, 3),
+    "unsized": (Unsized, 1),
+}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("late", [False, True], ids=["plain", "late"])
+@pytest.mark.parametrize("kind", FAILING)
+def test_what_fails_when_it_is_fetched_early_fails_in_its_turn(kind: str, late: bool, accumulate: int) -> None:
+    """All batches before one that cannot be read are trained with, on whatever device and in windows of any length."""
+    make, good = FAILING[kind]
+    accelerator = LateAccelerator() if late else "cpu"
+    module = Net()
+    trainer = Trainer(**{**QUIET, "max_epochs": 1, "accelerator": accelerator, "accumulate_grad_batches": accumulate})
+    with pytest.raises(OSError, match="unreadable"):
+        trainer.fit(module, make())
+    assert len(module.events) == good
+    assert trainer.global_step == good // accumulate

@@ -9,12 +9,13 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
 from lt_accel.precision.scaling import LossScaling
-from lt_interface import MisconfigurationException, PlainPrecision, Plan, Problem
+from lt_interface import PlainPrecision, Plan, Problem
+from lt_interface.errors import raise_problems
 
 __all__ = ["BFloat16MixedPrecision", "Float16MixedPrecision", "MixedPrecision"]
 
@@ -34,7 +35,8 @@ class MixedPrecision(PlainPrecision):
         scaler: The scaler of ``"16-mixed"``; a new one with torch's settings if None.
 
     Raises:
-        MisconfigurationException: If the precision is neither, or a scaler is given for ``"bf16-mixed"``.
+        MisconfigurationException: If the precision is neither, the device or the scaler is none, or a scaler is given
+            for ``"bf16-mixed"``; all problems at once.
     """
 
     reduce_dtype = torch.float32
@@ -45,16 +47,12 @@ class MixedPrecision(PlainPrecision):
         device: str | torch.device | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        if precision not in _FORMATS:
-            rule, fix = 'this must be "16-mixed" or "bf16-mixed"', 'Write "bf16-mixed".'
-            raise MisconfigurationException(Problem("MixedPrecision", rule, repr(precision), fix))
+        raise_problems(_problems(precision, device, scaler))
         self.name, self.compute_dtype = precision, _FORMATS[precision]
         self.scales = precision == "16-mixed" and (scaler is None or scaler.is_enabled())
-        if scaler is not None and precision != "16-mixed":
-            rule, fix = "bfloat16 needs no scaler, since it has the range of 32-bit floats", "Leave scaler= out."
-            raise MisconfigurationException(Problem('MixedPrecision("bf16-mixed")', rule, type(scaler).__name__, fix))
         self._device_type = None if device is None else torch.device(device).type
         self._run_type = "cpu"
+        self._steps_itself = False  # whether weights may change inside a training step
         self._scaling = None if scaler is None else LossScaling(scaler)
 
     @property
@@ -82,15 +80,21 @@ class MixedPrecision(PlainPrecision):
             return [Problem(f"MixedPrecision({self.name!r}, {self._device_type!r})", rule, plan.device_type, fix)]
         return []
 
+    def convert(self, module: nn.Module) -> nn.Module:
+        """Return the module as it is, once it is noted whether it optimizes manually."""
+        self._steps_itself = not getattr(module, "automatic_optimization", True)
+        return super().convert(module)
+
     @property
     def forward(self) -> Callable[[], AbstractContextManager[Any]]:  # type: ignore[override]
         """Return what makes an autocast context.
 
         There is a new one for each step, so that weights that were cast before the optimizer
-        changed them are never used again.
+        changed them are never used again. Under manual optimization they change inside it, by whatever
+        hand: there they are cast at every use.
         """
-        cached = _cache_keeps_gradients()
-        return partial(torch.autocast, self.device_type, dtype=self.compute_dtype, cache_enabled=cached)
+        kept = not self._steps_itself and _cache_keeps_gradients()
+        return partial(torch.autocast, self.device_type, dtype=self.compute_dtype, cache_enabled=kept)
 
     def prepare(self, optimizers: Sequence[Optimizer]) -> Callable[[], None] | None:
         """Look at the optimizers; return what ends a batch, where there is a scale.
@@ -166,6 +170,28 @@ class Float16MixedPrecision(MixedPrecision):
 
     def __init__(self, device: str | torch.device | None = None, scaler: torch.amp.GradScaler | None = None) -> None:
         super().__init__("16-mixed", device, scaler)
+
+
+def _problems(precision: Any, device: Any, scaler: Any) -> list[Problem]:
+    """Return what is wrong with the arguments of `MixedPrecision`."""
+    found = []
+    if not isinstance(precision, str) or precision not in _FORMATS:
+        rule, fix = 'this must be "16-mixed" or "bf16-mixed"', 'Write "bf16-mixed".'
+        found.append(Problem("MixedPrecision", rule, repr(precision), fix))
+    try:
+        known = device is None or isinstance(device, torch.device) or torch.device(str(device)).type in device
+    except (RuntimeError, TypeError):
+        known = False
+    if not known:
+        rule, fix = "the device must be a kind that torch has", 'Write device="cuda", or leave it out.'
+        found.append(Problem("MixedPrecision", rule, repr(device), fix))
+    if scaler is not None and precision == "bf16-mixed":
+        rule, fix = "bfloat16 needs no scaler, since it has the range of 32-bit floats", "Leave scaler= out."
+        found.append(Problem('MixedPrecision("bf16-mixed")', rule, type(scaler).__name__, fix))
+    elif scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+        rule, fix = "the scaler must be a torch.amp.GradScaler", 'Write torch.amp.GradScaler("cuda"), or leave it out.'
+        found.append(Problem("MixedPrecision", rule, type(scaler).__name__, fix))
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ overflow in its own kernel, is not waited for.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,11 @@ from lt_interface import MisconfigurationException, Problem
 __all__ = ["LossScaling"]
 
 _WHERE = 'Trainer(precision="16-mixed")'
+_PATIENCE = 40  # halvings that bring torch's first scale, 2**16, to 2**-24, the smallest number of float16
+_ALWAYS = (
+    f"{_WHERE}: {_PATIENCE} steps in a row were skipped, since their gradients are inf or nan at every scale. "
+    "Pass detect_anomaly=True to find where that begins."
+)
 
 
 class LossScaling:
@@ -38,9 +44,9 @@ class LossScaling:
         self.scaler = scaler
         self._several = False
         self._scaled = 0  # how many losses were scaled so far
-        self._unscaled: set[int] = set()  # optimizers whose gradients have their true size and wait for their step
+        self._unscaled: dict[int, Optimizer] = {}  # those whose gradients have their true size and wait for their step
         self._stepped: dict[int, int] = {}  # optimizer -> `_scaled` at its last step
-        self._finished = False  # whether an optimizer of several stepped in this batch
+        self._skipped: dict[int, int] = {}  # optimizer -> how many of its steps in a row were skipped
         self._late: tuple[Any, Tensor] | None = None  # a fused step's finding, on its way here
         self._uncounted = False  # whether a step that was counted turned out to be skipped
 
@@ -51,19 +57,32 @@ class LossScaling:
             optimizers: All of them.
 
         Raises:
-            MisconfigurationException: If one computes its gradients several times a step.
+            MisconfigurationException: If one computes its gradients several times a step, or has complex parameters.
         """
         for optimizer in optimizers:
+            if any(p.is_complex() for group in optimizer.param_groups for p in group["params"]):
+                rule = "torch's loss scale divides no complex gradients"
+                got = f"complex parameters in {type(optimizer).__name__}"
+                raise MisconfigurationException(Problem(_WHERE, rule, got, 'Write precision="bf16-mixed".'))
             if _needs_closure(optimizer):
                 rule = "a loss scale needs an optimizer that steps once for each backward pass"
                 got = f"{type(optimizer).__name__}, which calls its closure itself"
                 raise MisconfigurationException(Problem(_WHERE, rule, got, 'Write precision="bf16-mixed".'))
         self._several = len(optimizers) > 1
+        # What a run left behind that ended between unscaling and stepping.
+        self._unscaled.clear()
+        self._stepped.clear()
+        self._skipped.clear()
+        self.scaler._per_optimizer_states.clear()
         return self.end_batch
 
     def scale(self, loss: Tensor) -> Tensor:
         """Return the loss times the scale."""
         self._scaled += 1
+        for key, optimizer in list(self._unscaled.items()):
+            if not _holds_any(optimizer):  # cleared in place of a step: what comes now is new
+                del self._unscaled[key]
+                self._keep_finding(key)
         scaled: Tensor = self.scaler.scale(loss)
         return scaled
 
@@ -85,7 +104,7 @@ class LossScaling:
             self._state(key)["stage"] = OptState.UNSCALED
         else:
             self.scaler.unscale_(optimizer)
-        self._unscaled.add(key)
+        self._unscaled[key] = optimizer
 
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None, **kwargs: Any) -> bool:
         """Step an optimizer unless its gradients overflowed; return whether a step is to be counted.
@@ -109,22 +128,27 @@ class LossScaling:
             counts = not any(found.item() for found in self._found(key))
             if counts:
                 optimizer.step(**kwargs)
-        self._unscaled.discard(key)
+        self._unscaled.pop(key, None)
         self._stepped[key] = self._scaled
+        self._skipped[key] = 0 if counts else self._skipped.get(key, 0) + 1
+        if self._skipped[key] == _PATIENCE:
+            warnings.warn(_ALWAYS, stacklevel=2)
         if self._several:
-            states: Any = self.scaler._per_optimizer_states
-            states[key, self._scaled, len(states)] = states.pop(key)  # it may step again, and the finding stays
-            self._finished = True
+            self._keep_finding(key)  # it may step again
         else:
             self.scaler.update()
         return counts
 
     def end_batch(self) -> None:
         """Change the scale by what was found in the batch, where a step did not do so already."""
-        if self._finished or self._unscaled:
-            self._finished = False
-            self._unscaled.clear()
+        self._unscaled.clear()
+        if self.scaler._per_optimizer_states:
             self.scaler.update()
+
+    def _keep_finding(self, key: int) -> None:
+        """Keep what was found in an optimizer's gradients for the batch's end, apart from what is found in its next."""
+        states: Any = self.scaler._per_optimizer_states
+        states[key, self._scaled, len(states)] = states.pop(key)
 
     def _state(self, key: int) -> dict[str, Any]:
         state: dict[str, Any] = self.scaler._per_optimizer_states[key]
@@ -179,6 +203,12 @@ class LossScaling:
 
 def _has_gradients(optimizer: Optimizer) -> bool:
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
+def _holds_any(optimizer: Optimizer) -> bool:
+    """Return whether a gradient is there that is not zero throughout."""
+    gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
+    return any(bool((g._values() if g.is_sparse else g).any()) for g in gradients if g is not None)
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:

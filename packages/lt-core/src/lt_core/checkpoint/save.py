@@ -154,9 +154,9 @@ def flush_saves(run: Run) -> None:
     queue, run.saves.queue = run.saves.queue, []
     if not queue:
         return
-    settle_saves(run)  # one save in flight: the last one is confirmed before the next begins
     trees: dict[bool, dict[str, Any]] = {}
     for request in queue:
+        settle_saves(run)  # one save in flight: the last one is confirmed, or reported, before the next begins
         error: Exception | None = None
         try:
             if run.strategy.collective_weights:

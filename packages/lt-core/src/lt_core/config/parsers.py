@@ -268,10 +268,12 @@ def devices(value: Any) -> str | int | tuple[int, ...]:
             raise FlagError(rule, nearest(text, ["auto"]))
         value = [int(part) for part in parts]
     elif is_whole(value):
-        if value > 0 or value == -1:
+        if 0 < value <= 10**6 or value == -1:
             return int(value)
-        raise FlagError(rule, "Leave it out to let the accelerator choose." if value == 0 else "")
-    if isinstance(value, (str, bytes, bool, Mapping)) or not isinstance(value, Iterable):
+        fix = "Leave it out to let the accelerator choose." if value == 0 else ""
+        raise FlagError(rule, "No machine has as many." if value > 0 else fix)
+    no_list = isinstance(value, (str, bytes, bool, Mapping)) or not isinstance(value, Iterable)
+    if no_list or getattr(value, "ndim", 1) == 0:  # an array of one number is iterable by its type alone
         raise FlagError(rule, _number_fix(value), is_type=True)
     indices = list(value)
     if indices and all(isinstance(i, str) and _OWN_WORD.fullmatch(i) for i in indices):

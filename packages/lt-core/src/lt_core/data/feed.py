@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -26,6 +28,13 @@ from lt_interface.errors import CheckpointError, ConfigError, Problem, raise_pro
 __all__ = ["Feed"]
 
 _INF = float("inf")
+
+
+@dataclass
+class _Failed:
+    """Error in the place of a batch that was fetched ahead."""
+
+    error: Exception
 
 
 class Feed:
@@ -271,6 +280,8 @@ class Feed:
         while self._rounds < self._total:
             if self._pending:  # taken ahead, when `last` was asked
                 batch, self._before, self._moment = self._pending.pop(), None, None
+                if isinstance(batch, _Failed):
+                    raise batch.error
             else:
                 try:
                     batch = take()
@@ -331,12 +342,14 @@ class Feed:
         return self._look_ahead()
 
     def _look_ahead(self) -> bool:
-        """Fetch the next batch, to be handed out later; return whether there is none."""
+        """Fetch the next batch, or its error, to be handed out in its turn; return whether there is none."""
         try:
             self._pending.append(self._next())
         except StopIteration:
             self._pending.append(END)
             self._over = True
+        except Exception as error:
+            self._pending.append(_Failed(error))
         return self._pending[0] is END
 
     def _exhaust(self, leaf: Leaf) -> None:
@@ -520,10 +533,11 @@ class Feed:
             leaf.release()
 
     def close(self) -> None:
-        """Shut down every worker."""
-        for leaf in self.leaves:
-            leaf.close()
-        self.close_epoch()
+        """Shut down every worker, those of each leaf, whatever fails at another's."""
+        with ExitStack() as rest:
+            rest.callback(self.close_epoch)
+            for leaf in self.leaves:
+                rest.callback(leaf.close)
 
 
 def _shared_weight(leaves: list[Leaf]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from lt_core.data.feed import Feed
@@ -49,9 +50,10 @@ class Feeds:
         self.epochs: dict[str, int] = {}
 
     def close(self) -> None:
-        """End the loaders' workers."""
-        for feed in self.made.values():
-            feed.close()
+        """End the loaders' workers, those of each feed, whatever fails at another's."""
+        with ExitStack() as rest:
+            for feed in self.made.values():
+                rest.callback(feed.close)
 
 
 def _make(run: Run, stage: Stage) -> Feed:

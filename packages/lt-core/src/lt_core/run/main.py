@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -136,6 +137,7 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
         if teardown:
             _warn_of("teardown", run.hooks.fire_each("teardown", str(run.fn)))
         _attempt("profiler", lambda: _end_profiling(run))
+    _attempt("closing the loaders", run.feeds.close)
     _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
     return error
@@ -169,13 +171,14 @@ def _give_back(run: Run, alone: bool = False) -> None:
 
 
 def _release(run: Run) -> None:
-    """Give back what the run took: workers, garbage collector, signals, the last graph, the module's log target."""
-    run.feeds.close()
-    if run.loop.collecting is not None:
-        run.loop.collecting.restore()
-    if run.signals is not None:
-        run.signals.stop()
-    run.metrics.release()
-    run.loop.fit.step = None
-    set_world(None)
-    run.trainer._end(run)
+    """Give back what the run took, all of it, whatever fails on the way: what is pushed last comes first."""
+    with ExitStack() as rest:
+        rest.callback(run.trainer._end, run)
+        rest.callback(set_world, None)
+        rest.callback(run.metrics.release)
+        if run.signals is not None:
+            rest.callback(run.signals.stop)
+        if run.loop.collecting is not None:
+            rest.callback(run.loop.collecting.restore)
+        run.loop.fit.step = None  # the last graph
+        run.feeds.close()  # the workers

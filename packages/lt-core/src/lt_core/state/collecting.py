@@ -13,6 +13,7 @@ import os
 __all__ = ["Collecting"]
 
 _active: list[Collecting] = []
+_found = [False, False]  # by the first of those: whether the collector was on, and nothing frozen
 
 
 class Collecting:
@@ -24,7 +25,7 @@ class Collecting:
 
     def __init__(self, every: int) -> None:
         self.every, self._last = every, 0
-        self._frozen = self._disabled = self._begun = False
+        self._begun = False
 
     def steps_left(self, step: int) -> int:
         """Return after how many more optimizer steps `collect` is due: one until it has begun."""
@@ -37,25 +38,27 @@ class Collecting:
         gc.collect()
         self._last = step
         if not self._begun:
-            self._begun, self._disabled, self._frozen = True, gc.isenabled(), not gc.get_freeze_count()
-            if self._frozen:
-                gc.freeze()
-            gc.disable()
+            self._begun = True
+            if not _active:
+                _found[:] = gc.isenabled(), not gc.get_freeze_count()
+                if _found[1]:
+                    gc.freeze()
+                gc.disable()
             _active.append(self)
 
     def restore(self) -> None:
-        """Leave the collector as it was found."""
+        """Leave the collector as it was found, once no other run controls it: one inside this, or in another thread."""
         if self._begun:
             self._begun = False
             _active.remove(self)
-            if self._frozen:
+            if not _active and _found[1]:
                 gc.unfreeze()
-            if self._disabled:
+            if not _active and _found[0]:
                 gc.enable()
 
 
 def _enable_in_child() -> None:
-    if any(one._disabled for one in _active):
+    if _active and _found[0]:
         gc.enable()  # a data worker has no boundaries
 
 

@@ -20,6 +20,9 @@ from lt_interface import CheckpointIO
 __all__ = ["AsyncCheckpointIO"]
 
 
+_turn = threading.Lock()  # trainers in several threads may share a store, and its copy's memory
+
+
 class AsyncCheckpointIO:
     """Store that writes checkpoints in a background thread.
 
@@ -60,18 +63,20 @@ class AsyncCheckpointIO:
                 asked for again.
             CheckpointError: If a value of the tree cannot be kept; the message has its path.
         """
-        self.wait()
         target = os.path.abspath(os.fspath(path))
-        if isinstance(self._io, SafetensorsIO):
-            prepared = self._io.prepare(tree)
-            copied = self._stage(prepared)
-            job: Callable[[], None] = partial(_write, self._io, prepared, target, copied)
-        else:
-            job = partial(self._io.save, clone(tree), target)
-        self._path = target
-        # Not a daemon: Python waits for it before it exits.
-        self._thread = threading.Thread(target=self._run, args=(job,), name="lt-checkpoint")
-        self._thread.start()
+        with _turn:
+            self.wait()
+            if isinstance(self._io, SafetensorsIO):
+                prepared = self._io.prepare(tree)
+                copied = self._stage(prepared)
+                job: Callable[[], None] = partial(_write, self._io, prepared, target, copied)
+            else:
+                job = partial(self._io.save, clone(tree), target)
+            self._path = target
+            # Not a daemon: Python waits for it before it exits.
+            thread = threading.Thread(target=self._run, args=(job,), name="lt-checkpoint")
+            thread.start()
+            self._thread = thread
 
     def wait(self) -> None:
         """Return when every save so far is durable.

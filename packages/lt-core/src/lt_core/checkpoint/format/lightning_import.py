@@ -20,13 +20,16 @@ _VERSION = "pytorch-lightning_version"
 _OURS = ("state_dict", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "lr_schedulers", "callbacks")
 _THEIRS = {_VERSION, "epoch", "global_step", "loops", "optimizer_states", "hparams_type", "_instantiator", *_OURS}
 
+_SCALES = {"MixedPrecision", "MixedPrecisionPlugin", "native_amp_scaling_state"}  # keys of the loss scale, newest first
+
 
 def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | None = None) -> dict[str, Any]:
     """Return the familiar checkpoint dict from a ``.ckpt`` file of PyTorch Lightning.
 
-    Weights, hyper-parameters, counters, schedulers and callback states come over, and the user's own keys. Optimizer
-    states are kept by position there and by parameter name here: they come over if the file has the names, or if
-    ``module`` is given and its parameters fit in order. Random states and the place in the data are in no such file.
+    Weights, hyper-parameters, counters, schedulers, callback states and the loss scale come over, and the user's own
+    keys. Optimizer states are kept by position there and by parameter name here: they come over if the file has the
+    names, or if ``module`` is given and its parameters fit in order. Random states and the place in the data are in no
+    such file.
 
     Args:
         path: The file.
@@ -60,6 +63,8 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
     }
     tree.update({key: found[key] for key in _OURS if key in found})
     tree.update({key: value for key, value in found.items() if key not in _THEIRS})
+    for key in _SCALES & tree.keys():
+        tree["precision"] = {"16-mixed": tree.pop(key)}
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):
         if isinstance(tree.get(key), dict):
             # Names to import and call are what this file must never bring over.
