@@ -37,7 +37,7 @@ else:
     __all__, __getattr__, __dir__ = lazy(
         __name__,
         {
-            "abilities": "Record SupportsAudio SupportsCheckpoints SupportsFigures SupportsGraph SupportsHistograms "
+            "abilities": "Record SupportsAudio SupportsCheckpoints SupportsFigures SupportsForget SupportsGraph SupportsHistograms "
             "SupportsImages SupportsJoin SupportsRecords SupportsReplay SupportsRewind SupportsSharedVersion "
             "SupportsTables SupportsText SupportsVideo SupportsWatch",
             "accelerator": "Accelerator ChecksPlan DescribesDevices ExplainsErrors",

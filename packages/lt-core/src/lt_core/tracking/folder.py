@@ -8,23 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.tracking.dummy import DummyLogger
 from lt_core.tracking.journal import NAME
+from lt_interface.abilities import ability
 from lt_interface.errors import ConfigError, Problem
 from lt_interface.versions import claim_version
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["old_journal", "refuse_twins", "run_folder", "share_versions", "version_of"]
+__all__ = ["folder_of", "old_journal", "refuse_twins", "run_folder", "share_versions", "version_of"]
+
+
+def folder_of(logger: Any) -> Path | None:
+    """Return the folder of a logger's run, or None."""
+    for name in ("directory", "log_dir"):
+        found = getattr(logger, name, None)
+        if isinstance(found, (str, os.PathLike)) and os.fspath(found):
+            return Path(found)
+    return None
 
 
 def share_versions(loggers: list[Any]) -> None:
     """Make loggers below one root write into one version's folder, that of the first."""
     versions: dict[str, int | str] = {}
     for logger in loggers:
-        root = getattr(logger, "root_dir", None) if hasattr(logger, "share_version") else None
-        if root:
+        share, root = ability(logger, "share_version"), getattr(logger, "root_dir", None)
+        if share and root:
             if (root := os.path.abspath(root)) in versions:
-                logger.share_version(versions[root])
+                share(versions[root])
             versions.setdefault(root, logger.version)
 
 
@@ -36,8 +46,8 @@ def refuse_twins(loggers: list[Any]) -> None:
     """
     seen: dict[tuple[type, str], Any] = {}
     for logger in loggers:
-        folder = getattr(logger, "directory", None)
-        if not folder:
+        folder = folder_of(logger)
+        if folder is None:
             continue
         key = type(logger), os.path.abspath(folder)
         if seen.setdefault(key, logger) is not logger or loggers.count(logger) > 1:
@@ -67,6 +77,8 @@ def _version_below(root: str, path: str | os.PathLike[str]) -> int | str | None:
         folder = Path(path).resolve().relative_to(Path(root).resolve()).parts[0]
     except (ValueError, IndexError):
         return None
+    if Path(root, NAME).is_file() and not Path(root, folder, NAME).is_file():
+        return ""  # the root itself is the run's folder
     number = folder.removeprefix("version_")
     return int(number) if folder.startswith("version_") and number.isdigit() else folder
 
@@ -77,9 +89,8 @@ def run_folder(run: Run, mark: dict[str, Any] | None = None) -> Path | None:
     Where no logger has a folder, the journal gets one of its own: what a tracker lacks must outlive the process.
     """
     for logger in run.tracking.loggers:
-        directory = getattr(logger, "directory", None) or getattr(logger, "log_dir", None)
-        if directory:
-            return Path(directory)
+        if (folder := folder_of(logger)) is not None:
+            return folder
     if all(isinstance(logger, DummyLogger) for logger in run.tracking.loggers):
         return None
     old = old_journal(run, mark) if run.tracking.adopts else None

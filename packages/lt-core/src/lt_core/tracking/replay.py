@@ -13,7 +13,7 @@ from typing import Any
 from lt_core.tracking.description import Description, descriptions
 from lt_core.tracking.journal import NAME, Journal
 from lt_core.tracking.lock import JournalLock
-from lt_core.tracking.position import Acknowledgement
+from lt_core.tracking.position import Acknowledgement, holds
 from lt_core.tracking.sender import Delivery
 from lt_interface import registry
 from lt_interface.errors import ConfigError, Problem
@@ -64,9 +64,13 @@ def pending(run_dir: str | os.PathLike[str]) -> list[Replayed]:
     known = list(descriptions(path))
     if not known:
         raise _undescribed(run_dir)
-    with closing(Journal(path, read_only=True)) as journal:
-        has = [Acknowledgement(journal, described.number).sequence for described in known]
-        return [Replayed(one.kind, 0, max(journal.sequence - n, 0)) for one, n in zip(known, has, strict=True)]
+    with closing(Journal(path, read_only=True).all_runs()) as journal:
+        return [Replayed(one.kind, 0, _lacks(journal, one.number)) for one in known]
+
+
+def _lacks(journal: Journal, number: int) -> int:
+    has = Acknowledgement(journal, number).has
+    return sum(not holds(has, record.end) for record in journal.read())
 
 
 def replay(
@@ -84,7 +88,7 @@ def replay(
     """
     path = find_journal(run_dir)
     known: list[tuple[Description, Any]]
-    with JournalLock(path), closing(Journal(path)) as journal:
+    with JournalLock(path), closing(Journal(path).all_runs()) as journal:
         kept = {described.number: described for described in descriptions(path)}
         if loggers is None:
             known = [(described, None) for described in kept.values()]
@@ -100,20 +104,16 @@ def _replay_one(journal: Journal, described: Description, logger: Any, timeout: 
         logger = _made_again(described, Path(str(journal.path)).parent) if logger is None else logger
         delivery = Delivery(logger, journal, start=None, number=described.number)
     except Exception as error:
-        has = Acknowledgement(journal, described.number).sequence
-        return Replayed(described.kind, 0, journal.sequence - has, f"{type(error).__name__}: {error}")
-    before = _left(delivery)
+        return Replayed(described.kind, 0, _lacks(journal, described.number), f"{type(error).__name__}: {error}")
+    before = delivery.lacks()
     hparams, status = described.hparams, described.status or "interrupted"
     delivery.start(hparams)
     end = time.monotonic() + timeout
     while not delivery.flush(timeout) and time.monotonic() < end:
         time.sleep(0.2)
     delivery.stop(status, timeout)
-    return Replayed(described.kind, before - _left(delivery), _left(delivery), delivery.trouble)
-
-
-def _left(delivery: Delivery) -> int:
-    return sum(1 for _ in delivery.journal.read(delivery.acknowledged))
+    left = delivery.lacks()
+    return Replayed(described.kind, before - left, left, delivery.trouble)
 
 
 def _made_again(described: Description, folder: Path) -> Any:
