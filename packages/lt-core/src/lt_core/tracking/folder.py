@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_core.tracking.dummy import DummyLogger
-from lt_core.tracking.journal import NAME
+from lt_core.tracking.journal import NAME, Journal
 from lt_interface.abilities import ability
 from lt_interface.errors import ConfigError, Problem
 from lt_interface.versions import claim_version
@@ -101,13 +102,21 @@ def run_folder(run: Run, mark: dict[str, Any] | None = None) -> Path | None:
 
 
 def old_journal(run: Run, mark: dict[str, Any] | None) -> Path | None:
-    """Return the journal that a checkpoint was written beside, if it is still there.
+    """Return the journal that a checkpoint was written beside, if it is still there: of a copied folder the copy's own.
 
     One that is shorter than it was then is taken only where no other is found.
     """
     if not mark or not mark.get("file") or run.resumed.path is None:
         return None
     checkpoint = Path(run.resumed.path).absolute()
-    near = [folder / NAME for folder in list(checkpoint.parents)[:2]]  # the folder may have been moved
-    found = [path for path in (Path(mark["file"]), *near) if path.is_file()]
-    return next((path for path in found if path.stat().st_size >= int(mark["offset"])), found[0] if found else None)
+    near = [folder / NAME for folder in list(checkpoint.parents)[:2]]
+    found = [path for path in (*near, Path(mark["file"])) if path.is_file()]
+    return next((path for path in found if _goes_on_at(path, mark)), found[-1] if found else None)
+
+
+def _goes_on_at(path: Path, mark: dict[str, Any]) -> bool:
+    """Return whether a run can go on in a journal where a checkpoint says."""
+    with closing(Journal(path, read_only=True)) as journal, suppress(ValueError):
+        journal.resume(int(mark["offset"]))
+        return journal.sequence == int(mark["sequence"])
+    return False

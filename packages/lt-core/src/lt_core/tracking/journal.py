@@ -19,7 +19,7 @@ import tempfile
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ class Journal:
         sequence: How many records this run has.
         readers: Those who are fed from it in this process, by their number; a reference may be dead.
         abandoned: The parts of the file that belong to this run, but to its history no more.
-        others: The parts that belong to other runs, as the file was when it was opened.
+        first: Where this run begins in the file.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, read_only: bool = False) -> None:
@@ -100,7 +100,7 @@ class Journal:
         # thread sees both as they were at one moment.
         self._state: tuple[Parts, bytes] = chain, b""
         mine = [(one.start, one.end) for one in self._segments if one.run == run]
-        self.others = tuple((one.start, one.end) for one in self._segments if one.run != run)
+        self.first = mine[0][0] if mine else os.fstat(self._fd).st_size
         self.abandoned = without(mine, chain)
         self.sequence = self._length(chain)
         self._times: dict[str, list[float]] = {}
@@ -190,10 +190,16 @@ class Journal:
         if self.abandoned and not self._read_only:
             self._append(b"")  # a segment, though nothing may ever be logged in it
 
-    def all_runs(self) -> Journal:
-        """Return this journal, reading the newest history of every run, as it is when no run goes on."""
+    def of_runs(self, firsts: Collection[int]) -> Journal:
+        """Return this journal, reading the newest history of several runs, as it is when none goes on.
+
+        Args:
+            firsts: Where each of the runs begins.
+        """
         newest = {one.run: one.chain for one in self._segments}
-        self._state, self.others = (tuple(sorted(part for chain in newest.values() for part in chain)), b""), ()
+        begun = {one.run: one.start for one in reversed(self._segments)}
+        chains = [part for run, chain in newest.items() if begun[run] in firsts for part in chain]
+        self._state, self.abandoned = (tuple(sorted(chains)), b""), ()
         return self
 
     @property

@@ -67,8 +67,9 @@ class Acknowledgement:
         number: The logger's number among those that read it.
 
     Attributes:
-        has: The parts that the logger has, or that were never meant for it; of a new logger those of earlier runs.
+        has: The parts that the logger has.
         gone: The parts that were abandoned, and that the logger has forgotten.
+        runs: Where the runs begin whose records are meant for the logger.
         found: Whether a sender of this place began before: the logger may have more than ``has`` says.
     """
 
@@ -77,7 +78,8 @@ class Acknowledgement:
         self._path = None if journal.path is None else f"{journal.path}.{number}.ack"
         self._fd: int | None = None
         self._kept, self._width = b"", _WIDTH
-        self.has, self.gone = journal.others, journal.abandoned
+        self.has: Parts = ()
+        self.gone, self.runs = journal.abandoned, (journal.first,)
         self.found = False
         with suppress(OSError, ValueError, KeyError, TypeError):
             text, _, crc = Path(str(self._path)).read_text(encoding="utf-8").strip().rpartition(" ")
@@ -86,6 +88,7 @@ class Acknowledgement:
             # An empty journal is any run's: its identity says nothing.
             if kept["journal"] == (journal.identity() or None) and int(crc, 16) == zlib.crc32(text.rstrip().encode()):
                 self.has, self.gone = self._parts(kept), _parts(kept.get("gone", ()))
+                self.runs = tuple(int(first) for first in kept.get("runs", [0]))
 
     def _parts(self, kept: dict[str, Any]) -> Parts:
         """Return the parts that are kept; what the file lost in a crash of the machine is in none."""
@@ -101,7 +104,8 @@ class Acknowledgement:
         """Write down which parts the logger has, and has forgotten; at worst it is asked again after a crash."""
         if self._path is None:
             return
-        text = json.dumps({"has": has, "gone": gone, "journal": self._journal.identity()})
+        runs = sorted({*self.runs, self._journal.first})
+        text = json.dumps({"has": has, "gone": gone, "runs": runs, "journal": self._journal.identity()})
         line = f"{text} {zlib.crc32(text.encode()):08x}".encode()
         with suppress(OSError):
             if self._fd is None:
