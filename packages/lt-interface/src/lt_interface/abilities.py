@@ -1,6 +1,7 @@
 """Abilities of a logger beyond metrics: small protocols, each asked for on its own.
 
-A logger has an ability by having its method; `Logger` itself has none of them. The core calls each
+A logger has an ability by having its method; `Logger` itself has none of them, but draws no graph and keeps no
+checkpoint where it is asked to. The core calls each
 one on rank 0 alone, inside ``logger.exclusive()``.
 
 Example:
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import getattr_static
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ __all__ = [
     "SupportsVideo",
     "SupportsWatch",
     "ability",
+    "fact",
     "takes_records",
 ]
 
@@ -77,6 +80,25 @@ def ability(logger: Any, name: str) -> Callable[..., Any] | None:
         return None
     found = getattr(logger, name, None)
     return found if callable(found) else None
+
+
+def fact(logger: Any, name: str, default: Any = None) -> Any:
+    """Return what a logger says of itself: a text, a path or a number; what is neither counts as unsaid.
+
+    Args:
+        logger: The logger.
+        name: The attribute's name.
+        default: What is returned where it says nothing.
+
+    Example:
+        >>> from unittest.mock import MagicMock
+        >>> class Remote:
+        ...     version = "a1b2"
+        >>> fact(Remote(), "version"), fact(Remote(), "log_dir"), fact(MagicMock(), "flush_timeout", 30.0)
+        ('a1b2', None, 30.0)
+    """
+    found = getattr(logger, name, None)
+    return found if isinstance(found, (str, PurePath, int, float)) else default
 
 
 def takes_records(logger: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.tracking.dummy import DummyLogger
 from lt_core.tracking.journal import NAME, Journal
-from lt_interface.abilities import ability
+from lt_interface.abilities import ability, fact
 from lt_interface.errors import ConfigError, Problem
 from lt_interface.versions import claim_version
 
@@ -22,8 +22,7 @@ __all__ = ["folder_of", "old_journal", "refuse_twins", "run_folder", "share_vers
 def folder_of(logger: Any) -> Path | None:
     """Return the folder of a logger's run, or None."""
     for name in ("directory", "log_dir"):
-        found = getattr(logger, name, None)
-        if isinstance(found, (str, os.PathLike)) and os.fspath(found):
+        if found := fact(logger, name):
             return Path(found)
     return None
 
@@ -32,7 +31,7 @@ def share_versions(loggers: list[Any]) -> None:
     """Make loggers below one root write into one version's folder, that of the first."""
     versions: dict[str, int | str] = {}
     for logger in loggers:
-        share, root = ability(logger, "share_version"), getattr(logger, "root_dir", None)
+        share, root = ability(logger, "share_version"), fact(logger, "root_dir")
         if share and root:
             if (root := os.path.abspath(root)) in versions:
                 share(versions[root])
@@ -62,7 +61,7 @@ def version_of(run: Run, logger: Any, looks_far: bool) -> int | str | None:
 
     Looking far, the journal that the checkpoint names may lie there instead.
     """
-    root = getattr(logger, "root_dir", None)
+    root = fact(logger, "root_dir")
     if not root:
         return None
     version = _version_below(root, run.resumed.path or "")

