@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from inspect import isroutine
+from inspect import signature
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -50,17 +50,22 @@ class _OneByOne:
     """
 
     def __init__(self, logger: Any) -> None:
-        self._log, self._end = logger.log_metrics, 0
+        self._log, self._end = _by_name(logger.log_metrics), 0
 
     def log_records(self, records: Sequence[Record], unsure: bool) -> None:
         """Hand over the values of each record that was not taken yet."""
         for record in records:
             if record.end > self._end:
-                if isroutine(self._log):
-                    self._log(dict(record.values), record.step)
-                else:  # a mock is asked what it was called with, by the names that are usual
-                    self._log(metrics=dict(record.values), step=record.step)
+                self._log(dict(record.values), record.step)
                 self._end = record.end
+
+
+def _by_name(log: Callable[..., Any]) -> Callable[[dict[str, float], int], Any]:
+    """Return what calls ``log_metrics`` by the usual names, where it has them: mocks are asked what they were given."""
+    with suppress(TypeError, ValueError):
+        signature(log).bind(metrics={}, step=0)
+        return lambda values, step: log(metrics=values, step=step)
+    return log
 
 
 class Delivery:
