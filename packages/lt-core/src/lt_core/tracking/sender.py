@@ -118,7 +118,8 @@ class Delivery:
         # What a process that died may have sent beyond its last acknowledgement.
         self._unsure_below = journal.offset if ack.found else 0
         forget = ability(logger, "forget") if start is None and ack.found else None
-        self._forget = partial(forget, step=clock() if left else None) if forget and (self._sent or left) else None
+        has_some = self._sent > min((begin for begin, _ in journal.chain), default=0)
+        self._forget = partial(forget, step=clock() if left else None) if forget and (has_some or left) else None
         # What is made anew as it was is the same record, with the same wall time.
         before = list(journal.read(parts=left)) if start is None else []
         self._has_times = {record.time for record in before if not forget and holds(self._had, record.end)}
