@@ -388,9 +388,10 @@ class Delivery:
             self._forget, self._gone = None, self.journal.abandoned
             self._ack.keep(self.has, self._gone)
         try:
-            while self._sent < self.journal.offset and not self._followed:
+            while self._sent < (end := self.journal.offset) and not self._followed:
                 batch = list(islice(self.journal.read(self._sent), self._batch))
-                if not batch:
+                if not batch:  # a segment in which nothing was logged yet, or what cannot be read
+                    self._sent = end
                     break
                 self._take(batch)
         finally:  # what it took before it failed is not to come again
