@@ -84,7 +84,9 @@ def test_a_test_after_a_fit_writes_its_own_rows_only(tmp_path: Path, monkeypatch
     """The file only grows, and the logger gets no record a second time."""
     got: list[int] = []
     take = CSVLogger.log_records
-    monkeypatch.setattr(CSVLogger, "log_records", lambda self, r, unsure=False: (got.extend(r), take(self, r, unsure))[1])
+    monkeypatch.setattr(
+        CSVLogger, "log_records", lambda self, r, unsure=False: (got.extend(r), take(self, r, unsure))[1]
+    )
     logger = CSVLogger(tmp_path)
     one = trainer(logger, tmp_path)
     one.fit(Net(), DATA)
@@ -112,7 +114,13 @@ def test_a_test_in_another_process_adds_to_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "shared", "inside"),
-    [("last", False, "checkpoints"), ("last", True, ""), ("path", False, ""), ("path", True, "a/b"), ("last", False, "a/b")],
+    [
+        ("last", False, "checkpoints"),
+        ("last", True, ""),
+        ("path", False, ""),
+        ("path", True, "a/b"),
+        ("last", False, "a/b"),
+    ],
 )
 def test_a_flat_folder_is_gone_on_in(word: str, shared: bool, inside: str, tmp_path: Path) -> None:
     """A run that lies in no version's folder is resumed in its file: no stale metrics-1.csv, each row once."""

@@ -89,7 +89,8 @@ class Deliveries(RuleBasedStateMachine):
         elif fresh:
             self.journal.begin()
         self.senders = [
-            Delivery(one, self.journal, None, inline=True, number=n, clock=lambda: step) for n, one in enumerate(self._made)
+            Delivery(one, self.journal, None, inline=True, number=n, clock=lambda: step)
+            for n, one in enumerate(self._made)
         ]
         for one in self.senders:
             one.start()
@@ -143,7 +144,9 @@ class Deliveries(RuleBasedStateMachine):
             self.run, self.variant = self.runs, 0
         self._open(fresh=name == "run")
 
-    @rule(checkpoint=checkpoints, otherwise=st.booleans(), dies=st.sampled_from(["", "dies", "and its last word is lost"]))
+    @rule(
+        checkpoint=checkpoints, otherwise=st.booleans(), dies=st.sampled_from(["", "dies", "and its last word is lost"])
+    )
     def resume(self, checkpoint: Any, otherwise: bool, dies: str) -> None:
         """Resume a checkpoint of any run, here or after a death, and go on as before or otherwise."""
         self._close(dies=bool(dies))

@@ -62,13 +62,13 @@ MOCKS: dict[str, Callable[[], Any]] = {
     "of the CSV logger": lambda: MagicMock(spec=CSVLogger),
     "of an object": lambda: Mock(spec=CSVLogger("nowhere")),
     "autospec": lambda: create_autospec(Logger, instance=True),
-    "named": lambda: MagicMock(**{"name": "n", "version": 3, "save_dir": None, "log_dir": None}),
+    "named": lambda: MagicMock(name="n", version=3, save_dir=None, log_dir=None),
 }
 
 
 @pytest.mark.parametrize("kind", list(MOCKS))
 def test_mocks_are_asked_as_any_logger(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fit and test with checkpoints work, the calls are there by the usual names, and no folder is named after a mock."""
+    """Fit and test with checkpoints work, the calls are there by the usual names, and no folder is named after a mock."""
     monkeypatch.chdir(tmp_path)
     logger = MOCKS[kind]()
     trainer = fit([logger] if kind == "Mock" else logger, tmp_path)

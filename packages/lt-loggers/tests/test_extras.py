@@ -49,7 +49,9 @@ def test_missing_extra(name: str, extra: str, asks: str) -> None:
     """Without its extra a logger can be imported, by its class or by name, and when it is made the error is the command."""
     hidden = HIDE.format(hidden=["tensorboard", "tensorboardX", "wandb", "mlflow"])
     asks = asks.format(name=name, extra=extra)
-    tried = f"from lt_loggers import {name}\ntry: {asks}\nexcept ImportError as error: print(type(error).__name__, error)"
+    tried = (
+        f"from lt_loggers import {name}\ntry: {asks}\nexcept ImportError as error: print(type(error).__name__, error)"
+    )
     assert run(f"{hidden}from lt_interface.registry import loggers\n{tried}") == (
         f"MissingPackageError {name}: this logger needs a package that is not installed. "
         f"Run: pip install 'lt-loggers[{extra}]'\n"

@@ -273,7 +273,7 @@ class CSVLogger(VersionedLogger):
         history = [place for place, row in enumerate(rows) if epoch in row or not stays[place]]
         gone = [place for place in history if not stays[place]]
         last = history[-1] if history else -1
-        if last < 0 or (number := rows[last].get("step", "")).isdigit() and int(number) <= step:
+        if last < 0 or ((number := rows[last].get("step", "")).isdigit() and int(number) <= step):
             gone.append(len(rows))
         for place, row in enumerate(rows):
             number, after = row.get("step", ""), bisect(history, place)

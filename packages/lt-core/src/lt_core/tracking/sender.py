@@ -7,16 +7,16 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import partial
-from inspect import signature
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import info
 from lt_core.tracking.description import Description, number_of
 from lt_core.tracking.journal import Journal, Record
+from lt_core.tracking.one_by_one import OneByOne
 from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal, report
 from lt_core.tracking.position import Acknowledgement, Parts, holds, place_in, rest, union, up_to, without
 from lt_interface import Logger
@@ -40,32 +40,6 @@ BATCH = 500
 MOST_REFUSED = 3
 
 _left_behind: weakref.WeakSet[Delivery] = weakref.WeakSet()
-
-
-class _OneByOne:
-    """What takes records for a logger that has only ``log_metrics``; it cannot be asked, so none comes twice.
-
-    Args:
-        logger: The logger.
-    """
-
-    def __init__(self, logger: Any) -> None:
-        self._log, self._end = _by_name(logger.log_metrics), 0
-
-    def log_records(self, records: Sequence[Record], unsure: bool) -> None:
-        """Hand over the values of each record that was not taken yet."""
-        for record in records:
-            if record.end > self._end:
-                self._log(dict(record.values), record.step)
-                self._end = record.end
-
-
-def _by_name(log: Callable[..., Any]) -> Callable[[dict[str, float], int], Any]:
-    """Return what calls ``log_metrics`` by the usual names, where it has them: mocks are asked what they were given."""
-    with suppress(TypeError, ValueError):
-        signature(log).bind(metrics={}, step=0)
-        return lambda values, step: log(metrics=values, step=step)
-    return log
 
 
 class Delivery:
@@ -125,7 +99,7 @@ class Delivery:
         self._has_times = {record.time for record in before if not forget and holds(self._had, record.end)}
         self._unsure_times = {record.time for record in before if ack.found}
         batches = takes_records(logger)
-        self._takes: Any = logger if batches else _OneByOne(logger)
+        self._takes: Any = logger if batches else OneByOne(logger)
         self._batch = BATCH if batches else 1
         # A save that does nothing: what the logger took, it has.
         save = getattr(logger, "save", None)
