@@ -84,9 +84,12 @@ def test_a_test_after_a_fit_writes_its_own_rows_only(tmp_path: Path, monkeypatch
     """The file only grows, and the logger gets no record a second time."""
     got: list[int] = []
     take = CSVLogger.log_records
-    monkeypatch.setattr(
-        CSVLogger, "log_records", lambda self, r, unsure=False: (got.extend(r), take(self, r, unsure))[1]
-    )
+
+    def note(self: CSVLogger, records: Any, unsure: bool = False) -> None:
+        got.extend(record.sequence for record in records)
+        take(self, records, unsure)
+
+    monkeypatch.setattr(CSVLogger, "log_records", note)
     logger = CSVLogger(tmp_path)
     one = trainer(logger, tmp_path)
     one.fit(Net(), DATA)
@@ -145,7 +148,7 @@ def test_a_flat_folder_is_gone_on_in(word: str, shared: bool, inside: str, tmp_p
 
 
 def test_a_resumed_fold_leaves_the_other_fold_s_rows(tmp_path: Path) -> None:
-    """Of a file of two trainers a resumed run takes out its own rows behind the checkpoint, and nothing of the other."""
+    """Of a file of two trainers a resumed run takes out its own rows behind the checkpoint, and no others."""
     logger = CSVLogger(tmp_path)
     saves = ModelCheckpoint(dirpath=tmp_path / "a", filename="{epoch}", save_top_k=-1)
     with_saves = {"callbacks": [saves], "enable_checkpointing": True}

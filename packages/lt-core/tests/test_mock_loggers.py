@@ -68,7 +68,7 @@ MOCKS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("kind", list(MOCKS))
 def test_mocks_are_asked_as_any_logger(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fit and test with checkpoints work, the calls are there by the usual names, and no folder is named after a mock."""
+    """Fit and test with checkpoints work, the calls are there by the usual names, and no folder is named so."""
     monkeypatch.chdir(tmp_path)
     logger = MOCKS[kind]()
     trainer = fit([logger] if kind == "Mock" else logger, tmp_path)

@@ -114,7 +114,7 @@ class Net(LightningModule):
 @pytest.mark.parametrize("error_too", [False, True], ids=["stdout", "stdout and stderr"])
 @pytest.mark.parametrize("kind", list(STREAMS))
 def test_no_stream_ends_a_run(kind: str, error_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bar, summary and tables are written to any stream, or left out; fit, validate, test and a further fit end well."""
+    """Bar, summary and tables are written to any stream, or left out; fit, validate and test end well."""
     monkeypatch.setattr(sys, "stdout", stream := STREAMS[kind]())
     if error_too:
         monkeypatch.setattr(sys, "stderr", stream)

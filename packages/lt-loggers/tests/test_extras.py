@@ -46,7 +46,7 @@ MADE = [
 @pytest.mark.parametrize("asks", MADE)
 @pytest.mark.parametrize(("name", "extra"), LOGGERS.items())
 def test_missing_extra(name: str, extra: str, asks: str) -> None:
-    """Without its extra a logger can be imported, by its class or by name, and when it is made the error is the command."""
+    """Without its extra a logger can be imported; when it is made, the error is the command that helps."""
     hidden = HIDE.format(hidden=["tensorboard", "tensorboardX", "wandb", "mlflow"])
     asks = asks.format(name=name, extra=extra)
     tried = (

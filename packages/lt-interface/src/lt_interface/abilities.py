@@ -251,16 +251,16 @@ class SupportsForget(Protocol):
     def forget(self, records: Sequence[Record], step: int | None) -> None:
         """Drop what was logged of some records, and nothing of any other run.
 
-        The core calls it once before it sends anything to a logger that has records of the same journal: with those that
-        a resumed run has abandoned, some of which may never have arrived, or with none.
+        The core calls it once before it sends anything to a logger that has records of the same run: with those that
+        the run has abandoned since it was resumed, some of which may never have arrived, or with none.
 
         Args:
             records: The records, in their order.
             step: The optimizer step from which the run is resumed; None where it was not.
 
         Raises:
-            OSError: If nothing can be written. Where all that the logger had is gone, the error's attribute ``lost_all``
-                is True, and all records come again from the first.
+            OSError: If nothing can be written. Where all that the logger had is gone, the error's attribute
+                ``lost_all`` is True, and all records come again from the first.
         """
 
 

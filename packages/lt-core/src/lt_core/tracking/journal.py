@@ -6,8 +6,8 @@ training: what it refused waits in memory, where readers see it too, and is writ
 
 Nothing is ever taken back. A resumed run, or another run in the same folder, opens a **segment**: a line that names its
 parent, the offset at which that run goes on, or none for a new run. A run's history is its **chain** of segments, each
-up to the offset that its child names; what lies behind that offset is **abandoned**. Offsets only grow along a chain, so
-that a place in the file says what a logger has, whatever was resumed since. A file without such a line is one segment.
+up to the offset that its child names; what lies behind that is **abandoned**. Offsets only grow along a chain, so that
+a place in the file says what a logger has, whatever was resumed since. A file without such a line is one segment.
 """
 
 from __future__ import annotations
@@ -305,7 +305,8 @@ class Journal:
         for line, end in self._history(start, parts):
             found = _parsed(line)
             if isinstance(found, list):
-                yield Record(*found, end)
+                sequence, stage, axis, at, wall, values = found
+                yield Record(sequence, stage, axis, at, wall, values, end)
 
     def _history(self, start: int = 0, parts: Parts | None = None) -> Iterator[tuple[bytes, int]]:
         chain, waiting = self._state

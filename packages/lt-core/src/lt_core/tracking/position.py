@@ -79,7 +79,8 @@ class Acknowledgement:
         self._fd: int | None = None
         self._kept, self._width = b"", _WIDTH
         self.has: Parts = ()
-        self.gone, self.runs = journal.abandoned, (journal.first,)
+        self.gone = journal.abandoned
+        self.runs: tuple[int, ...] = (journal.first,)
         self.found = False
         with suppress(OSError, ValueError, KeyError, TypeError):
             text, _, crc = Path(str(self._path)).read_text(encoding="utf-8").strip().rpartition(" ")

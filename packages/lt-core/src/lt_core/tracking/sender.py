@@ -85,8 +85,8 @@ class Delivery:
         self._ack = ack = Acknowledgement(journal, number)
         self.description = Description(number, None, self._who)
         knows_all = ack.found and getattr(logger, "knows_all", False) is True
-        self._had: Parts = () if start is not None or knows_all else ack.has
-        self._gone = journal.abandoned if forgot else ack.gone
+        self._had: Parts = () if start is not None or knows_all else without(ack.has, ack.gone)
+        self._gone = journal.abandoned if forgot else without(ack.gone, journal.chain)
         left = without(journal.abandoned, self._gone)
         self._sent = self.acknowledged = place_in(journal.chain, self._had) if start is None else start
         # What a process that died may have sent beyond its last acknowledgement.
@@ -360,6 +360,7 @@ class Delivery:
             with self._calling():
                 self._forget(list(self.journal.read(parts=without(self.journal.abandoned, self._gone))))
             self._forget, self._gone = None, self.journal.abandoned
+            self._had = without(self._had, self._gone)
             self._ack.keep(self.has, self._gone)
         try:
             while self._sent < (end := self.journal.offset) and not self._followed:
