@@ -38,8 +38,8 @@ else:
         __name__,
         {
             "abilities": "Record SupportsAudio SupportsCheckpoints SupportsFigures SupportsForget SupportsGraph "
-            "SupportsHistograms SupportsImages SupportsJoin SupportsRecords SupportsReplay SupportsRewind SupportsSharedVersion "
-            "SupportsTables SupportsText SupportsVideo SupportsWatch",
+            "SupportsHistograms SupportsImages SupportsJoin SupportsRecords SupportsReplay SupportsRewind "
+            "SupportsSharedVersion SupportsTables SupportsText SupportsVideo SupportsWatch",
             "accelerator": "Accelerator ChecksPlan DescribesDevices ExplainsErrors",
             "checkpoint": "CheckpointIO SavesItself",
             "cluster": "ClusterEnvironment",
