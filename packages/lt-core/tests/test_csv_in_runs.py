@@ -147,6 +147,21 @@ def test_a_flat_folder_is_gone_on_in(word: str, shared: bool, inside: str, tmp_p
     assert [path.name for path in tmp_path.rglob("*.csv")] == ["metrics.csv"]
 
 
+@pytest.mark.parametrize("word", ["last", "path"])
+def test_checkpoints_elsewhere_go_on_in_the_file(word: str, tmp_path: Path) -> None:
+    """Where checkpoints lie outside of the logger's folder, the run they are of goes on in its file all the same."""
+    for epochs in (2, 3):
+        saves = ModelCheckpoint(dirpath=tmp_path / "c", filename="{epoch}", save_top_k=-1, save_last=True)
+        logger = CSVLogger(tmp_path / "logs", version=0)
+        ckpt = None if epochs == 2 else "last" if word == "last" else tmp_path / "c" / "epoch=0.ckpt"
+        flags = {"callbacks": [saves], "enable_checkpointing": True, "max_epochs": epochs}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer(logger, tmp_path, **flags).fit(Net(), DATA, ckpt_path=ckpt)
+    assert column(logger, "x") == [0.0, 1.0, 2.0, 3.0] * 3
+    assert [path.name for path in tmp_path.rglob("*.csv")] == ["metrics.csv"]
+
+
 def test_a_resumed_fold_leaves_the_other_fold_s_rows(tmp_path: Path) -> None:
     """Of a file of two trainers a resumed run takes out its own rows behind the checkpoint, and no others."""
     logger = CSVLogger(tmp_path)

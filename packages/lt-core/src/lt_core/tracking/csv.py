@@ -271,14 +271,14 @@ class CSVLogger(VersionedLogger):
         """Mark the user's own rows of later steps beside rows that go, or at the file's end behind this run's last."""
         epoch = self._prefixed("epoch")  # the history names it
         history = [place for place, row in enumerate(rows) if epoch in row or not stays[place]]
-        gone = [place for place in history if not stays[place]]
+        gone = {place for place in history if not stays[place]}
         last = history[-1] if history else -1
         if last < 0 or ((number := rows[last].get("step", "")).isdigit() and int(number) <= step):
-            gone.append(len(rows))
+            gone.add(len(rows))
         for place, row in enumerate(rows):
             number, after = row.get("step", ""), bisect(history, place)
             beside = {*history[max(after - 1, 0) : after + 1], *([len(rows)] if after == len(history) else [])}
-            if epoch not in row and number.isdigit() and int(number) > step and beside.intersection(gone):
+            if epoch not in row and number.isdigit() and int(number) > step and beside & gone:
                 stays[place] = False
 
     def _replace(self, path: Path, rows: list[dict[str, str]]) -> None:

@@ -145,7 +145,11 @@ def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
     step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
     for logger in run.tracking.loggers:
         rewind, join = ability(logger, "rewind"), ability(logger, "join")
-        version = version_of(run, logger, adopt) if rewind or join else None
+        if not (rewind or join):
+            continue
+        # Its own folder may hold the journal of a checkpoint that lies elsewhere.
+        is_used = not adopt and (own := folder_of(logger)) is not None and (own / NAME).is_file()
+        version = version_of(run, logger, adopt or is_used)
         if version is None or (not adopt and str(logger.version) != str(version)):
             continue
         folder = Path(logger.root_dir) / (f"version_{version}" if isinstance(version, int) else version)
