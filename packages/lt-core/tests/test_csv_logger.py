@@ -129,19 +129,25 @@ def test_two_runs_in_one_version_do_not_mix(tmp_path: Path) -> None:
     assert (Path(logger.log_dir) / "metrics-1.csv").read_text().split() == ["step,x", "0,1.0"]
 
 
-def test_rewind_goes_on_in_the_old_folder(tmp_path: Path) -> None:
-    """A resumed run asks for the whole history; of the old file the user's own rows up to the checkpoint stay."""
+def test_what_was_abandoned_is_forgotten_in_the_old_folder(tmp_path: Path) -> None:
+    """A resumed run's file loses the rows of given records and the user's own of later steps, and no others."""
     old = CSVLogger(tmp_path)
+    records = [Record(i, "train", "step", i, 0.0, {"x": 1.0, "epoch": 0, "new": i} if i > 2 else {"x": 1.0, "epoch": 0})
+               for i in range(4)]  # fmt: skip
     for step in range(4):
-        old.log_metrics({"x": 1.0, "epoch": 0}, step)
+        old.log_records(records[step : step + 1])
         old.log_metrics({"own": float(step)}, step)
     old.finish("interrupted")
     new = CSVLogger(tmp_path)
-    assert new.rewind(1, old.version) is True
+    new.join(old.version)
+    new.forget(records[2:], 2)
     assert new.log_dir == old.log_dir
     new.log_metrics({"x": 5.0, "epoch": 0}, 0)
-    own = [{"epoch": "", "step": str(step), "own": f"{step}.0", "x": ""} for step in range(3)]
-    assert rows(new) == [*own, {"epoch": "0", "step": "0", "own": "", "x": "5.0"}]
+    assert [tuple(row.values()) for row in rows(new)] == [
+        ("0", "0", "1.0", ""), ("", "0", "", "0.0"), ("0", "1", "1.0", ""), ("", "1", "", "1.0"), ("", "2", "", "2.0"),
+        ("0", "0", "5.0", ""),
+    ]  # fmt: skip
+    assert list(rows(new)[0]) == ["epoch", "step", "x", "own"]
     assert [p.name for p in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
 
 

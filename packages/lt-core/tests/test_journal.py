@@ -113,14 +113,14 @@ def test_damage_in_the_middle_costs_one_record(tmp_path: Path) -> None:
 
 @given(st.integers(0, 8), st.integers(0, 4))
 @settings(deadline=None, max_examples=20)
-def test_cut_is_as_if_nothing_came_after(tmp_path_factory: pytest.TempPathFactory, keep: int, more: int) -> None:
-    """A journal that was cut and goes on is the one that never had the rest, now and when opened again."""
+def test_resuming_is_as_if_nothing_came_after(tmp_path_factory: pytest.TempPathFactory, keep: int, more: int) -> None:
+    """A journal that goes on from a place reads as the one that never had the rest, now and when opened again."""
     path = tmp_path_factory.mktemp("j") / "j"
     journal = filled(path, keep)
-    offset, sequence = journal.offset, journal.sequence
+    offset = journal.offset
     for i in range(5):
         journal.append("train", "step", 100 + i, {"gone": 1.0})
-    journal.cut(offset, sequence)
+    journal.resume(offset)
     for i in range(more):
         journal.append("train", "step", 50 + i, {"x": 1.0})
     expected = [*range(keep), *range(50, 50 + more)]
@@ -130,11 +130,11 @@ def test_cut_is_as_if_nothing_came_after(tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("offset", [3, 10**6])
-def test_cut_only_at_a_record(tmp_path: Path, offset: int) -> None:
-    """An offset that is no record's end is refused and nothing is cut."""
+def test_resuming_only_at_a_record(tmp_path: Path, offset: int) -> None:
+    """An offset that is no record's end is refused, and the journal goes on as it was."""
     journal = filled(tmp_path / "j", 3)
     with pytest.raises(ValueError, match="end of a record"):
-        journal.cut(offset, 1)
+        journal.resume(offset)
     assert journal.offset == (tmp_path / "j").stat().st_size
 
 

@@ -36,13 +36,22 @@ def test_import_brings_nothing() -> None:
     assert json.loads(found) == []
 
 
-@pytest.mark.parametrize("asks", ["from lt_loggers import {name}", "loggers.get('{extra}')(save_dir='x')"])
+MADE = [
+    "import lt_loggers; lt_loggers.{name}('x')",
+    "from lt_loggers.{extra} import {name}; {name}('x')",
+    "loggers.get('{extra}')(save_dir='x')",
+]
+
+
+@pytest.mark.parametrize("asks", MADE)
 @pytest.mark.parametrize(("name", "extra"), LOGGERS.items())
 def test_missing_extra(name: str, extra: str, asks: str) -> None:
-    """Without its extra a logger can be had neither by import nor by name, and the error is the command that helps."""
+    """Without its extra a logger can be imported; when it is made, the error is the command that helps."""
     hidden = HIDE.format(hidden=["tensorboard", "tensorboardX", "wandb", "mlflow"])
     asks = asks.format(name=name, extra=extra)
-    tried = f"try: {asks}\nexcept ImportError as error: print(type(error).__name__, error)"
+    tried = (
+        f"from lt_loggers import {name}\ntry: {asks}\nexcept ImportError as error: print(type(error).__name__, error)"
+    )
     assert run(f"{hidden}from lt_interface.registry import loggers\n{tried}") == (
         f"MissingPackageError {name}: this logger needs a package that is not installed. "
         f"Run: pip install 'lt-loggers[{extra}]'\n"

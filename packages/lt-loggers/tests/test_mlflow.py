@@ -515,3 +515,16 @@ def test_other_ranks_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     logger.log_text("a", "b")
     logger.finish("success")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("uri", ["file:{}/x", "file://{}/x", "{}/x", "sqlite:///{}/x.db", None])
+def test_a_store_that_cannot_be_written_is_one_clear_error(
+    uri: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder or a database where nothing can be made is named before anything is logged, with what to change."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "file").write_text("in the way")
+    folder = tmp_path / "file" if uri is None else tmp_path / "mine"
+    logger = MLFlowLogger(tracking_uri=uri and uri.format(tmp_path / "file"), save_dir=folder / "s")
+    with pytest.raises(ConfigError, match=r"MLFlowLogger\(tracking_uri=.*folder must be writable.*Give another path"):
+        _ = logger.experiment

@@ -6,10 +6,12 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import suppress
+from typing import Any
 
 from lt_interface import is_rank_zero
 
-__all__ = ["PossibleUserWarning", "info", "warn"]
+__all__ = ["PossibleUserWarning", "info", "is_terminal", "say", "warn"]
 
 _log = logging.getLogger("lt_core")
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -28,7 +30,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
         level, frame = level + 1, frame.f_back
     if frame.f_globals.get("__name__") == "threading":  # a thread of ours: there is no place in the user's code
         level = 2
-    warnings.warn(message, category, stacklevel=level)
+    with suppress(OSError, ValueError):  # standard error may be closed or full
+        warnings.warn(message, category, stacklevel=level)
 
 
 def info(message: str) -> None:
@@ -36,6 +39,30 @@ def info(message: str) -> None:
     if not is_rank_zero():
         return
     if _log.hasHandlers():
-        _log.info(message)
+        with suppress(OSError, ValueError):
+            _log.info(message)
     elif _log.level <= logging.INFO:
-        print(message, file=sys.stderr)
+        say(message, sys.stderr)
+
+
+def say(text: str, stream: Any = None) -> None:
+    """Print a text; a stream that is closed, full, of another encoding or hardly a stream at all ends no run.
+
+    Args:
+        text: What to print.
+        stream: Where to; standard output if None.
+    """
+    out = sys.stdout if stream is None else stream
+    with suppress(Exception):
+        try:
+            print(text, file=out, flush=True)
+        except UnicodeEncodeError:
+            encoding = getattr(out, "encoding", None) or "ascii"
+            print(text.encode(encoding, "replace").decode(encoding), file=out, flush=True)
+
+
+def is_terminal(stream: Any = None) -> bool:
+    """Return whether a stream, standard output if None, leads to a terminal; what cannot say so does not."""
+    with suppress(Exception):
+        return bool((sys.stdout if stream is None else stream).isatty())
+    return False

@@ -37,9 +37,9 @@ else:
     __all__, __getattr__, __dir__ = lazy(
         __name__,
         {
-            "abilities": "Record SupportsAudio SupportsCheckpoints SupportsFigures SupportsGraph SupportsHistograms "
-            "SupportsImages SupportsJoin SupportsRecords SupportsReplay SupportsRewind SupportsSharedVersion "
-            "SupportsTables SupportsText SupportsVideo SupportsWatch",
+            "abilities": "Record SupportsAudio SupportsCheckpoints SupportsFigures SupportsForget SupportsGraph "
+            "SupportsHistograms SupportsImages SupportsJoin SupportsRecords SupportsReplay SupportsRewind "
+            "SupportsSharedVersion SupportsTables SupportsText SupportsVideo SupportsWatch",
             "accelerator": "Accelerator ChecksPlan DescribesDevices ExplainsErrors",
             "checkpoint": "CheckpointIO SavesItself",
             "cluster": "ClusterEnvironment",

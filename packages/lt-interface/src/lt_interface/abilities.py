@@ -1,6 +1,7 @@
 """Abilities of a logger beyond metrics: small protocols, each asked for on its own.
 
-A logger has an ability by having its method; `Logger` itself has none of them. The core calls each
+A logger has an ability by having its method; `Logger` itself has none of them, but draws no graph and keeps no
+checkpoint where it is asked to. The core calls each
 one on rank 0 alone, inside ``logger.exclusive()``.
 
 Example:
@@ -13,8 +14,10 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import getattr_static
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ __all__ = [
     "SupportsAudio",
     "SupportsCheckpoints",
     "SupportsFigures",
+    "SupportsForget",
     "SupportsGraph",
     "SupportsHistograms",
     "SupportsImages",
@@ -38,6 +42,9 @@ __all__ = [
     "SupportsText",
     "SupportsVideo",
     "SupportsWatch",
+    "ability",
+    "fact",
+    "takes_records",
 ]
 
 # What a module can show with one call to all loggers, and the word for it in messages.
@@ -50,6 +57,74 @@ MEDIA = {
     "log_audio": "audio",
     "log_video": "video",
 }
+
+
+def ability(logger: Any, name: str) -> Callable[..., Any] | None:
+    """Return a method that a logger or its class really has; None for one that only answers to any name, as mocks do.
+
+    Args:
+        logger: The logger.
+        name: The method's name.
+
+    Example:
+        >>> from unittest.mock import MagicMock
+        >>> class Remote:
+        ...     def join(self, version):
+        ...         print("joined", version)
+        >>> ability(Remote(), "join")("a1b2")
+        joined a1b2
+        >>> ability(Remote(), "rewind") is None, ability(MagicMock(), "join") is None
+        (True, True)
+    """
+    if getattr_static(logger, name, None) is None:
+        return None
+    found = getattr(logger, name, None)
+    return found if callable(found) else None
+
+
+def fact(logger: Any, name: str, default: Any = None) -> Any:
+    """Return what a logger says of itself: a text, a path or a number; what is neither counts as unsaid.
+
+    Args:
+        logger: The logger.
+        name: The attribute's name.
+        default: What is returned where it says nothing.
+
+    Example:
+        >>> from unittest.mock import MagicMock
+        >>> class Remote:
+        ...     version = "a1b2"
+        >>> fact(Remote(), "version"), fact(Remote(), "log_dir"), fact(MagicMock(), "flush_timeout", 30.0)
+        ('a1b2', None, 30.0)
+    """
+    found = getattr(logger, name, None)
+    return found if issubclass(type(found), (str, PurePath, int, float)) else default  # a mock may claim to be one
+
+
+def takes_records(logger: Any) -> bool:
+    """Return whether a logger is to be given records; not where its ``log_metrics`` was overridden or replaced later.
+
+    Args:
+        logger: The logger.
+
+    Example:
+        >>> class Lines:
+        ...     def log_records(self, records, unsure=False): ...
+        ...     def log_metrics(self, metrics, step=None): ...
+        >>> class Filtered(Lines):
+        ...     def log_metrics(self, metrics, step=None): ...
+        >>> takes_records(Lines()), takes_records(Filtered())
+        (True, False)
+    """
+    own = getattr(logger, "__dict__", {})
+    for names in (own, *(vars(kind) for kind in type(logger).__mro__)):
+        if "log_records" in names:
+            plain = names.get("log_metrics")
+            home = getattr(plain, "__module__", None)  # of one that a program put in its place: elsewhere
+            return plain is None or home == names.get("__module__", home)
+        if "log_metrics" in names:
+            return False
+    return False
 
 
 @dataclass(frozen=True)
@@ -151,6 +226,41 @@ class SupportsRewind(Protocol):
 
         Raises:
             OSError: If the tracker cannot be read or written.
+        """
+
+
+@runtime_checkable
+class SupportsForget(Protocol):
+    """Logger that can take back what it was given, record by record, and knows whether it still has the rest.
+
+    Example:
+        >>> class ListLogger:
+        ...     def __init__(self):
+        ...         self.rows = []
+        ...     def log_records(self, records, unsure=False):
+        ...         self.rows += records
+        ...     def forget(self, records, step):
+        ...         self.rows = [row for row in self.rows if row not in records]
+        >>> logger, first = ListLogger(), Record(0, "train", "step", 0, 1.7e9, {"loss": 1.0})
+        >>> logger.log_records([first])
+        >>> logger.forget([first], step=0)
+        >>> logger.rows
+        []
+    """
+
+    def forget(self, records: Sequence[Record], step: int | None) -> None:
+        """Drop what was logged of some records, and nothing of any other run.
+
+        The core calls it once before it sends anything to a logger that has records of the same run: with those that
+        the run has abandoned since it was resumed, some of which may never have arrived, or with none.
+
+        Args:
+            records: The records, in their order.
+            step: The optimizer step from which the run is resumed; None where it was not.
+
+        Raises:
+            OSError: If nothing can be written. Where all that the logger had is gone, the error's attribute
+                ``lost_all`` is True, and all records come again from the first.
         """
 
 

@@ -229,6 +229,27 @@ class Logger:
             >>> Logger().log_hyperparams({"lr": 0.1, "act": max})
         """
 
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Draw nothing: the base shows no graph.
+
+        Args:
+            model: The model.
+            input_array: A batch to trace it with.
+
+        Example:
+            >>> Logger().log_graph(None)
+        """
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Keep nothing: the base takes no checkpoints.
+
+        Args:
+            checkpoint_callback: The callback that saved.
+
+        Example:
+            >>> Logger().after_save_checkpoint(None)
+        """
+
     def save(self) -> None:
         """Write what is held in memory, so that a reader sees it; an OSError makes the core send it again later."""
 

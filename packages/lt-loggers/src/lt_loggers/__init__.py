@@ -1,10 +1,9 @@
 """Log to experiment trackers. Importing this imports no tracker and no torch.
 
-Each logger is imported when it is first asked for, and only where its extra is installed.
+Each logger is imported when it is first asked for; one whose extra is not installed reports that when it is made.
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lt_loggers.version import __version__
@@ -16,23 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["MLFlowLogger", "TensorBoardLogger", "WandbLogger", "__version__"]
 
-# Where each one lives, which extra brings what it needs, and the packages of which one must be there.
-_HOMES = {
-    "MLFlowLogger": ("mlflow", "mlflow", ("mlflow",)),
-    "TensorBoardLogger": ("tensorboard", "tensorboard", ("tensorboard", "tensorboardX")),
-    "WandbLogger": ("wandb", "wandb", ("wandb",)),
-}
+_HOMES = {"MLFlowLogger": "mlflow", "TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home, extra, packages = _HOMES[name]
-    if not any(find_spec(package) for package in packages):
-        from lt_loggers.arguments import missing
-
-        raise missing(name, extra)
-    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     return value
 
 

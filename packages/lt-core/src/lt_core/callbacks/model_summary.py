@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lt_core.callback import Callback
 from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.model.summary import ModuleSummary, summarize
+from lt_core.notices import say
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -42,7 +43,7 @@ class ModelSummary(Callback):
         if detect() is Screen.TERMINAL:
             print_table(summary, **kwargs)
         else:
-            print(summary, flush=True)
+            say(str(summary))
 
 
 class RichModelSummary(ModelSummary):
@@ -54,7 +55,7 @@ class RichModelSummary(ModelSummary):
 
 
 def print_table(summary: ModuleSummary, **table_kwargs: Any) -> None:
-    """Write a summary as a rich table, and the totals below it."""
+    """Write a summary as a rich table, and the totals below it; plainly where the screen cannot show that."""
     from rich.console import Console
     from rich.table import Table
 
@@ -65,8 +66,11 @@ def print_table(summary: ModuleSummary, **table_kwargs: Any) -> None:
         table.add_column(name, justify="right" if right else "left", style="dim" if name == " " else None)
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
-    console.print(table)
     totals = Table.grid(padding=(0, 2))
     for value, meaning in summary.totals():
         totals.add_row(f"[bold]{value}[/]", meaning)
-    console.print(totals)
+    try:
+        console.print(table)
+        console.print(totals)
+    except Exception:
+        say(str(summary))

@@ -287,7 +287,7 @@ def _journal_mark(run: Run) -> dict[str, Any]:
     if journal.path is not None:
         journal.flush()  # after a crash of the machine the mark must not lie behind its end
     else:
-        kept = journal.contents()[: mark["offset"]] or b"\n"
+        kept = journal.contents(mark["offset"]) or b"\n"
         mark["records"] = torch.frombuffer(bytearray(kept), dtype=torch.uint8)
     return mark
 

@@ -10,6 +10,7 @@ from lt_core.checkpoint.engine_folder import KEY
 from lt_core.checkpoint.parts import restore
 from lt_core.notices import info, warn
 from lt_core.state.agreement import decided_by_rank_zero
+from lt_interface.abilities import fact
 from lt_interface.errors import CheckpointError, ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def search_folders(run: Run) -> list[Path]:
     folders = [Path(f) for c in trainer.checkpoint_callbacks for f in getattr(c, "folders", list)()]
     if not folders or any(not getattr(c, "dirpath", None) for c in trainer.checkpoint_callbacks):
         for logger in trainer.loggers:
-            if root := getattr(logger, "root_dir", None):
+            if root := fact(logger, "root_dir"):
                 folders += sorted(Path(root).glob("*/checkpoints"))
         folders.append(Path(trainer.default_root_dir) / "checkpoints")
     return [f for f in dict.fromkeys(f.absolute() for f in folders) if f.is_dir()]

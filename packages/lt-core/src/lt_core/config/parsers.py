@@ -325,6 +325,13 @@ def plugin(
     return parse
 
 
+def _logs(value: Any) -> bool:
+    """Return whether an object takes metrics: by its class, or, as mocks and proxies do, by itself."""
+    if isinstance(value, (str, type)):
+        return False
+    return provides(value, LOGGER_METHODS) or all(callable(getattr(value, name, None)) for name in LOGGER_METHODS)
+
+
 def _instance_fix(value: Any, methods: Iterable[str]) -> str:
     if isinstance(value, type) and all(callable(getattr(value, m, None)) for m in methods):
         return f"Pass an instance: {value.__name__}(...)."
@@ -360,8 +367,10 @@ def loggers(registry: Registry[Any]) -> Parser:
         if is_bool(value):
             return ("csv",) if value else ()
         several = not isinstance(value, (str, bytes, Mapping)) and isinstance(value, Iterable)
-        given = tuple(value) if several and not provides(value, LOGGER_METHODS) else (value,)
+        given = tuple(value) if several and not _logs(value) else (value,)
         for one in given:
+            if _logs(one):
+                continue
             try:
                 known(one)
             except FlagError as refused:

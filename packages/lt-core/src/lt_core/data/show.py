@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lt_core.data.nested import leaves
+from lt_core.notices import say
 from lt_core.state.rng import isolate
 from lt_core.state.stage import STAGES
 from lt_interface.errors import ConfigError, Problem, nearest
@@ -97,7 +98,7 @@ def show(batch: Any, *, n: int = 16, path: Any = None, title: str = "") -> Figur
     if path is not None:
         Path(path).write_text(table + "\n", encoding="utf-8")
     elif not hasattr(builtins, "__IPYTHON__"):  # there the returned table is shown
-        print(table)
+        say(table)
     return table
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import suppress
+
+from lt_core.notices import is_terminal, say
 
 __all__ = ["print_results"]
 
@@ -14,15 +16,16 @@ def print_results(stage: str, results: list[dict[str, float]]) -> None:
         return
     head = [f"loader {i}" for i in range(len(results))] if len(results) > 1 else ["value"]
     rows = [[name, *(f"{r[name]:.6g}" if name in r else "" for r in results)] for name in names]
-    if sys.stdout is not None and sys.stdout.isatty():
+    if is_terminal():
         from rich.console import Console
         from rich.table import Table
 
         table = Table("metric", *head, title=stage)
         for row in rows:
             table.add_row(*row)
-        Console().print(table)
-        return
+        with suppress(Exception):  # a screen that cannot show it gets the plain lines
+            Console().print(table)
+            return
     width = max(len(name) for name in names)
     for row in rows:
-        print(f"{stage}  {row[0]:<{width}}  {'  '.join(row[1:])}")
+        say(f"{stage}  {row[0]:<{width}}  {'  '.join(row[1:])}")

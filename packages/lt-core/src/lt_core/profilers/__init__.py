@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lt_core.notices import say
 from lt_interface import Profiler
 
 __all__ = ["PassThroughProfiler", "Profiler"]
@@ -47,7 +48,7 @@ class PassThroughProfiler:
         """Print the report, if there is one."""
         text = self.summary()
         if text:
-            print(text)
+            say(text)
 
     def teardown(self, stage: str | None) -> None:
         """Free what setup took."""

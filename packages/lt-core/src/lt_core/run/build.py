@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,8 @@ from lt_core.state.run import Run
 from lt_core.state.signals import SignalWatch
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
-from lt_interface import Plan, PluginError, SupportsSideStream, TakesDevice, World, registry, set_world
+from lt_core.tracking.outbox import exclusive
+from lt_interface import Logger, Plan, PluginError, SupportsSideStream, TakesDevice, World, registry, set_world
 
 if TYPE_CHECKING:
     from lt_core.run.request import Request
@@ -337,18 +338,23 @@ def _hparams(run: Run) -> dict[str, Any] | None:
     return merged_hparams(run.module, run.datamodule) or None
 
 
+def _draws(logger: Any) -> bool:
+    graph = getattr(logger, "log_graph", None)
+    return graph is not None and getattr(graph, "__func__", None) is not Logger.log_graph
+
+
 def _show_graph(run: Run) -> None:
     """Give the model to the loggers that draw its graph, before the first step."""
     if not run.fits or not run.world.is_global_zero:
         return
-    drawing = [x for x in run.tracking.loggers if id(x) not in run.tracking.late and hasattr(x, "log_graph")]
+    drawing = [logger for logger in run.tracking.loggers if id(logger) not in run.tracking.late and _draws(logger)]
     if drawing and run.world.size > 1 and run.strategy.collective_forward:
         names = ", ".join(type(logger).__name__ for logger in drawing)
         info(f"{names}: no graph is drawn, since it takes a forward pass that every rank would have to run.")
         return
     for logger in drawing:
         try:
-            with logger.exclusive() if hasattr(logger, "exclusive") else nullcontext():
+            with exclusive(logger):
                 logger.log_graph(run.module)
         except Exception as error:  # a picture is not worth a run
             warn(f"{type(logger).__name__}.log_graph: it raised {type(error).__name__}: {error}")

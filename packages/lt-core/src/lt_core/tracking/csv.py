@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-import weakref
 from argparse import Namespace
+from bisect import bisect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -34,7 +35,6 @@ class CSVLogger(VersionedLogger):
 
     NAME_METRICS_FILE = "metrics.csv"
     NAME_HPARAMS_FILE = "hparams.yaml"
-    knows_all = True  # its file is written anew from the history
     _metric_fix = "Keep anything else in a file of its own."
 
     def __init__(
@@ -60,16 +60,11 @@ class CSVLogger(VersionedLogger):
         self._every = every
         self._rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
-        self._opened = False
+        self._opened = self._saves = False
+        self._goes_on = False  # whether the file that is there is this run's own
         self._count = 0
-        self._taken_from: weakref.ref[Any] | None = None
-        self._saves = False
-        self._taken = -1  # the last record in the file or among the rows that wait
         self.hparams: dict[str, Any] = {}
         self._hparams_written = True
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_taken_from": None, "_taken": -1}
 
     def _claim(self) -> int:
         self._opened = True  # nobody wrote in a folder that was made just now
@@ -85,7 +80,10 @@ class CSVLogger(VersionedLogger):
             os.makedirs(self.log_dir, exist_ok=True)
             if not self._opened:
                 self._opened = True
-                self._set_aside()
+                if not self._goes_on:
+                    self._set_aside()
+                elif os.path.exists(self.metrics_file_path):
+                    self._columns = _header(Path(self.metrics_file_path))
         except OSError as error:
             raise self._unwritable(error) from error
         return self
@@ -113,22 +111,34 @@ class CSVLogger(VersionedLogger):
 
     @unless_silent
     def log_records(self, records: Sequence[Record], unsure: bool = False) -> None:
-        """Add the rows of records; where all come again from the first, the file is written anew.
+        """Add the rows of records.
 
         Args:
             records: What to write.
-            unsure: Whether rows of theirs may be there.
+            unsure: Whether the first of them may be there: the end of the file shows how many.
         """
         with self.exclusive():
-            last = None if self._taken_from is None else self._taken_from() or self  # weakly: it holds the run
-            if last is not self._feed:  # another run's records have the same numbers
-                self._taken, self._taken_from = -1, None if self._feed is None else weakref.ref(self._feed)
             if unsure:
-                if self._taken < 0 and records and records[0].sequence == 0:
-                    self.rewind(2**62, None)
-                records = [record for record in records if record.sequence > self._taken]
+                records = records[self._known([self._row(record.values, record.step) for record in records]) :]
             self._add([(record.values, record.step) for record in records])
-            self._taken = records[-1].sequence if records else self._taken
+
+    def _known(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Return how many rows, from the first on, were the last to be written; the user's own may lie between them."""
+        _ = self.experiment
+        path, epoch, wanted = Path(self.metrics_file_path), self._prefixed("epoch"), [_text(row) for row in rows]
+        there = [*(_read(path) if path.exists() else []), *map(_text, self._rows)]
+
+        def ends_with(left: int) -> bool:
+            for row in reversed(there):
+                if row == wanted[left - 1]:
+                    left -= 1
+                    if not left:
+                        return True
+                elif epoch in row:
+                    return False
+            return False
+
+        return next((count for count in range(len(wanted), 0, -1) if ends_with(count)), 0)
 
     @unless_silent
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -155,8 +165,7 @@ class CSVLogger(VersionedLogger):
         """Add rows and write them when enough are due; after an error none of them is held."""
         waiting, number = len(self._rows), self._count
         for metrics, step in rows:
-            row = {self._prefixed(key): self._number(key, value) for key, value in metrics.items()}
-            self._rows.append({"step": self._count if step is None else step, **row})
+            self._rows.append(self._row(metrics, step))
             self._count += 1
         if may_write and len(self._rows) >= self._every:
             try:
@@ -166,13 +175,17 @@ class CSVLogger(VersionedLogger):
                 self._count = number
                 raise
 
-    def _write_rows(self, path: Path | None = None) -> None:
+    def _row(self, metrics: Mapping[str, Any], step: int | None) -> dict[str, Any]:
+        values = {self._prefixed(key): self._number(key, value) for key, value in metrics.items()}
+        return {"step": self._count if step is None else step, **values}
+
+    def _write_rows(self) -> None:
         if not self._rows:
             return
         _ = self.experiment
-        path = Path(self.metrics_file_path) if path is None else path
+        path = Path(self.metrics_file_path)
         if self._columns and not path.exists():
-            self._rows, self._columns, self._taken = [], [], -1
+            self._rows, self._columns = [], []
             raise files_are_gone(path)  # what was in it has to come again
         # In the order of their first row, so that the file does not depend on when it was written.
         names = dict.fromkeys(k for row in self._rows for k in sorted(row))
@@ -199,12 +212,7 @@ class CSVLogger(VersionedLogger):
         old = _read(path) if path.exists() else []
         columns = [*self._columns, *new]
         if old:
-            temporary = path.with_suffix(".csv.tmp")
-            with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(old)
-            os.replace(temporary, path)
+            self._write_file(path, columns, old)
         else:
             path.unlink(missing_ok=True)
         self._columns = columns  # only now: on a full disk the file keeps its narrower header
@@ -223,25 +231,74 @@ class CSVLogger(VersionedLogger):
             replace_text(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), text)
             self._hparams_written = True
 
-    def rewind(self, step: int, version: int | str | None) -> bool:
-        """Go on in a version's folder; the history is sent again, so of the file only the user's own rows stay."""
+    def join(self, version: int | str) -> None:
+        """Go on in a version's file."""
         with self.exclusive():
-            if version is not None:
-                self._version = version
-            self._rows, self._columns, self._opened, self._count, self._taken = [], [], True, 0, -1
+            if version != self._version or not self._opened:
+                self._version, self._goes_on, self._opened = version, True, False
+                self._columns, self._count = [], 0
+
+    def forget(self, records: Sequence[Record], step: int | None) -> None:
+        """Take the rows of records out of the file, and between them the user's own of later steps.
+
+        Args:
+            records: The records.
+            step: The step from which the run is resumed; None leaves the user's own rows.
+
+        Raises:
+            FileNotFoundError: If the file is gone; its attribute ``lost_all`` is True.
+        """
+        with self.exclusive():
+            self._write_rows()
             _ = self.experiment
             path = Path(self.metrics_file_path)
-            if path.exists():
-                epoch = self._prefixed("epoch")
-                self._rows = [row for row in _read(path) if _is_own(row, step, epoch)]
-                draft = path.with_suffix(".csv.rewound")
-                draft.unlink(missing_ok=True)
-                if self._rows:  # at no moment are they in no file
-                    self._write_rows(draft)
-                    os.replace(draft, path)
-                else:
-                    path.unlink()
-        return True
+            if not path.exists():
+                self._columns = []
+                raise files_are_gone(path)
+            if not records:
+                return
+            rows = _read(path)
+            stays = [True] * len(rows)
+            lost = Counter(_key(_text(self._row(record.values, record.step))) for record in records)
+            for place in reversed(range(len(rows))):
+                if lost[key := _key(rows[place])]:
+                    lost[key], stays[place] = lost[key] - 1, False
+            if step is not None:
+                self._forget_own(rows, stays, step)
+            self._replace(path, [row for row, stay in zip(rows, stays, strict=True) if stay])
+
+    def _forget_own(self, rows: list[dict[str, str]], stays: list[bool], step: int) -> None:
+        """Mark the user's own rows of later steps beside rows that go, or at the file's end behind this run's last."""
+        epoch = self._prefixed("epoch")  # the history names it
+        history = [place for place, row in enumerate(rows) if epoch in row or not stays[place]]
+        gone = {place for place in history if not stays[place]}
+        last = history[-1] if history else -1
+        if last < 0 or ((number := rows[last].get("step", "")).isdigit() and int(number) <= step):
+            gone.add(len(rows))
+        for place, row in enumerate(rows):
+            number, after = row.get("step", ""), bisect(history, place)
+            beside = {*history[max(after - 1, 0) : after + 1], *([len(rows)] if after == len(history) else [])}
+            if epoch not in row and number.isdigit() and int(number) > step and beside & gone:
+                stays[place] = False
+
+    def _replace(self, path: Path, rows: list[dict[str, str]]) -> None:
+        """Write a file anew, in one step, with the columns that rows have."""
+        names = dict.fromkeys(key for row in rows for key in sorted(row))
+        columns = [key for key in dict.fromkeys(["epoch", "step", *names]) if key in names]
+        if columns:
+            self._write_file(path, columns, rows)
+        else:
+            path.unlink()
+        self._columns = columns
+
+    @staticmethod
+    def _write_file(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+        draft = path.with_suffix(".csv.tmp")
+        with open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(draft, path)
 
     def replay_state(self) -> dict[str, Any]:
         """Return what finds this run again."""
@@ -252,17 +309,25 @@ class CSVLogger(VersionedLogger):
     def from_replay_state(cls, state: Mapping[str, Any]) -> CSVLogger:
         """Return a logger of the run that `replay_state` described."""
         made = cls(**state)
-        made._opened = True  # the file there is its own
+        made._goes_on = True
         return made
-
-
-def _is_own(row: Mapping[str, str], step: int, epoch: str) -> bool:
-    """Return whether a row is of the user's own ``log_metrics``, up to a step: the history names the epoch."""
-    number = row.get("step", "")
-    return epoch not in row and number.isdigit() and int(number) <= step + 1  # after step s, global_step is s + 1
 
 
 def _read(path: Path) -> list[dict[str, str]]:
     """Return a file's rows without their empty fields."""
     with open(path, newline="", encoding="utf-8", errors="backslashreplace") as file:
-        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+        return [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
+
+
+def _header(path: Path) -> list[str]:
+    with open(path, newline="", encoding="utf-8", errors="backslashreplace") as file:
+        return next(csv.reader(file), [])
+
+
+def _text(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row as it is read from the file."""
+    return {key.encode("utf-8", "backslashreplace").decode(): str(value) for key, value in row.items()}
+
+
+def _key(row: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(row.items())

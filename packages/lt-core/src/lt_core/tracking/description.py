@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_interface import registry
+from lt_interface.abilities import ability, fact
 from lt_interface.versions import replace_text
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Description:
     def of(cls, logger: Any, number: int, with_state: bool = True) -> Description:
         """Return the description of a logger as it is now."""
         found = cls(number, registry.loggers.name_of(type(logger)), type(logger).__name__, _run_of(logger))
-        state = getattr(logger, "replay_state", None)
-        found.state = state() if with_state and callable(state) and found.plugin else None
+        state = ability(logger, "replay_state")
+        found.state = state() if with_state and state and found.plugin else None
         return found
 
     def keep(self, journal: Journal) -> None:
@@ -63,7 +64,7 @@ class Description:
 
 
 def _run_of(logger: Any) -> list[str | None]:
-    found = [getattr(logger, key, None) for key in ("name", "version")]
+    found = [fact(logger, key) for key in ("name", "version")]
     return [None if value is None else str(value) for value in found]
 
 

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_core.tracking.dummy import DummyLogger
-from lt_core.tracking.journal import NAME
+from lt_core.tracking.journal import NAME, Journal
+from lt_interface.abilities import ability, fact
 from lt_interface.errors import ConfigError, Problem
 from lt_interface.versions import claim_version
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["old_journal", "refuse_twins", "run_folder", "share_versions", "version_of"]
+__all__ = ["folder_of", "old_journal", "refuse_twins", "run_folder", "share_versions", "version_of"]
+
+
+def folder_of(logger: Any) -> Path | None:
+    """Return the folder of a logger's run, or None."""
+    for name in ("directory", "log_dir"):
+        if found := fact(logger, name):
+            return Path(found)
+    return None
 
 
 def share_versions(loggers: list[Any]) -> None:
     """Make loggers below one root write into one version's folder, that of the first."""
     versions: dict[str, int | str] = {}
     for logger in loggers:
-        root = getattr(logger, "root_dir", None) if hasattr(logger, "share_version") else None
-        if root:
+        share, root = ability(logger, "share_version"), fact(logger, "root_dir")
+        if share and root:
             if (root := os.path.abspath(root)) in versions:
-                logger.share_version(versions[root])
+                share(versions[root])
             versions.setdefault(root, logger.version)
 
 
@@ -36,8 +46,8 @@ def refuse_twins(loggers: list[Any]) -> None:
     """
     seen: dict[tuple[type, str], Any] = {}
     for logger in loggers:
-        folder = getattr(logger, "directory", None)
-        if not folder:
+        folder = folder_of(logger)
+        if folder is None:
             continue
         key = type(logger), os.path.abspath(folder)
         if seen.setdefault(key, logger) is not logger or loggers.count(logger) > 1:
@@ -51,7 +61,7 @@ def version_of(run: Run, logger: Any, looks_far: bool) -> int | str | None:
 
     Looking far, the journal that the checkpoint names may lie there instead.
     """
-    root = getattr(logger, "root_dir", None)
+    root = fact(logger, "root_dir")
     if not root:
         return None
     version = _version_below(root, run.resumed.path or "")
@@ -67,6 +77,8 @@ def _version_below(root: str, path: str | os.PathLike[str]) -> int | str | None:
         folder = Path(path).resolve().relative_to(Path(root).resolve()).parts[0]
     except (ValueError, IndexError):
         return None
+    if Path(root, NAME).is_file() and not Path(root, folder, NAME).is_file():
+        return ""  # the root itself is the run's folder
     number = folder.removeprefix("version_")
     return int(number) if folder.startswith("version_") and number.isdigit() else folder
 
@@ -77,9 +89,8 @@ def run_folder(run: Run, mark: dict[str, Any] | None = None) -> Path | None:
     Where no logger has a folder, the journal gets one of its own: what a tracker lacks must outlive the process.
     """
     for logger in run.tracking.loggers:
-        directory = getattr(logger, "directory", None) or getattr(logger, "log_dir", None)
-        if directory:
-            return Path(directory)
+        if (folder := folder_of(logger)) is not None:
+            return folder
     if all(isinstance(logger, DummyLogger) for logger in run.tracking.loggers):
         return None
     old = old_journal(run, mark) if run.tracking.adopts else None
@@ -90,13 +101,21 @@ def run_folder(run: Run, mark: dict[str, Any] | None = None) -> Path | None:
 
 
 def old_journal(run: Run, mark: dict[str, Any] | None) -> Path | None:
-    """Return the journal that a checkpoint was written beside, if it is still there.
+    """Return the journal that a checkpoint was written beside, if it is still there: of a copied folder the copy's own.
 
     One that is shorter than it was then is taken only where no other is found.
     """
     if not mark or not mark.get("file") or run.resumed.path is None:
         return None
     checkpoint = Path(run.resumed.path).absolute()
-    near = [folder / NAME for folder in list(checkpoint.parents)[:2]]  # the folder may have been moved
-    found = [path for path in (Path(mark["file"]), *near) if path.is_file()]
-    return next((path for path in found if path.stat().st_size >= int(mark["offset"])), found[0] if found else None)
+    near = [folder / NAME for folder in list(checkpoint.parents)[:2]]
+    found = [path for path in (*near, Path(mark["file"])) if path.is_file()]
+    return next((path for path in found if _goes_on_at(path, mark)), found[-1] if found else None)
+
+
+def _goes_on_at(path: Path, mark: dict[str, Any]) -> bool:
+    """Return whether a run can go on in a journal where a checkpoint says."""
+    with closing(Journal(path, read_only=True)) as journal, suppress(ValueError):
+        journal.resume(int(mark["offset"]))
+        return journal.sequence == int(mark["sequence"])
+    return False

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import warn
 from lt_core.tracking.attempt import Attempt
 from lt_core.tracking.description import descriptions
-from lt_core.tracking.folder import old_journal, refuse_twins, run_folder, share_versions, version_of
+from lt_core.tracking.folder import folder_of, old_journal, refuse_twins, run_folder, share_versions, version_of
 from lt_core.tracking.journal import NAME, Journal
 from lt_core.tracking.lock import JournalLock
 from lt_core.tracking.replay import pending
 from lt_core.tracking.sender import Delivery
+from lt_interface.abilities import ability, fact
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -87,10 +86,13 @@ def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
     share_versions(run.tracking.loggers)
     refuse_twins(run.tracking.loggers)
     for logger in run.tracking.loggers:  # before anybody touches what may be another's
-        folder = getattr(logger, "directory", None)
-        if folder and os.path.isdir(folder):
-            _lock(run, Path(folder) / NAME)
+        folder = folder_of(logger)
+        if folder and folder.is_dir():
+            _lock(run, folder / NAME)
     for logger in run.tracking.loggers:
+        join, folder = ability(logger, "join"), folder_of(logger)
+        if join and not run.fits and ability(logger, "forget") and folder and (folder / NAME).is_file():
+            join(logger.version)  # what is logged goes behind what the newest run there has logged
         _open(run, logger)
 
 
@@ -118,8 +120,8 @@ def _open(run: Run, logger: Any) -> None:
     def start() -> None:
         getattr(logger, "experiment", None)
 
-    limit = getattr(logger, "open_seconds", OPEN_SECONDS)
-    if limit is None:  # it has a limit of its own, and asks for this thread
+    limit = fact(logger, "open_seconds", OPEN_SECONDS)
+    if getattr(logger, "open_seconds", limit) is None:  # it has a limit of its own, and asks for this thread
         start()
         return
     who = type(logger).__name__
@@ -142,17 +144,21 @@ def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
     """Bring loggers back to the checkpoint: where its run goes on, or where they write to that run's folder anyway."""
     step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
     for logger in run.tracking.loggers:
-        can_go_on = hasattr(logger, "rewind") or hasattr(logger, "join")
-        version = version_of(run, logger, adopt) if can_go_on else None
+        rewind, join = ability(logger, "rewind"), ability(logger, "join")
+        if not (rewind or join):
+            continue
+        # Its own folder may hold the journal of a checkpoint that lies elsewhere.
+        is_used = not adopt and (own := folder_of(logger)) is not None and (own / NAME).is_file()
+        version = version_of(run, logger, adopt or is_used)
         if version is None or (not adopt and str(logger.version) != str(version)):
             continue
         folder = Path(logger.root_dir) / (f"version_{version}" if isinstance(version, int) else version)
         if (folder / NAME).is_file():
             _lock(run, folder / NAME)
-        if hasattr(logger, "rewind"):
-            run.tracking.rewound[id(logger)] = logger.rewind(step, version)
-        else:
-            logger.join(version)
+        if rewind:
+            run.tracking.rewound[id(logger)] = rewind(step, version)
+        elif join:
+            join(version)
 
 
 def open_journal(run: Run, checkpoint: dict[str, Any] | None) -> None:
@@ -211,38 +217,36 @@ def _unwritable(run: Run, folder: Path, error: OSError) -> ConfigError:
 
 
 def _opened(run: Run, path: Path, mark: dict[str, Any] | None) -> Journal:
-    old = old_journal(run, mark)
-    if not run.fits or old is None or mark is None:
-        if run.fits:
-            _clear(path)  # a folder used again by a new run
-        return Journal(path)
-    if old.resolve() != path.resolve():
-        with open(old, "rb") as source, open(path, "wb") as target:
-            target.write(source.read(int(mark["offset"])))
+    old = old_journal(run, mark) if run.fits else None
+    is_used = path.exists()
     journal = Journal(path)
-    if journal.offset >= int(mark["offset"]):
-        journal.cut(int(mark["offset"]), int(mark["sequence"]))
+    if not run.fits:
+        return journal
+    if old is None or mark is None:
+        if is_used:
+            _warn_of_rest(path)
+        journal.begin()
+        return journal
+    source = journal if old.resolve() == path.resolve() else Journal(old, read_only=True)
+    if source.size >= int(mark["offset"]):
+        source.resume(int(mark["offset"]))
     else:  # the machine went down, and took what was not on its disk yet
-        lost = int(mark["sequence"]) - journal.sequence
-        warn(f"Trainer.{run.fn}: {lost} records of metrics before the checkpoint are not in {path} any more.")
+        lost = int(mark["sequence"]) - source.sequence
+        warn(f"Trainer.{run.fn}: {lost} records of metrics before the checkpoint are not in {old} any more.")
+    if source is not journal:
+        journal.begin()
+        journal.fill(source.contents())
+        source.close()
     return journal
 
 
-def _clear(path: Path) -> None:
-    """Remove an older run's journal; one that holds what a logger did not get yet is set aside."""
-    files = [file for file in path.parent.glob(f"{path.name}*") if file.name != f"{path.name}.lock"]
-    if path.exists() and any(descriptions(path)) and any(one.left for one in pending(path)):
-        free = next(n for n in count(1) if not path.with_name(f"{path.stem}-{n}{path.suffix}").exists())
-        for file in files:
-            file.rename(file.with_name(file.name.replace(path.stem, f"{path.stem}-{free}", 1)))
-        aside = path.with_name(f"{path.stem}-{free}{path.suffix}")
+def _warn_of_rest(path: Path) -> None:
+    """Warn where loggers of an earlier run did not get all that it has logged."""
+    if any(descriptions(path)) and any(one.left for one in pending(path)):
         warn(
             f"{path.parent}: an earlier run has records there that its loggers did not get. They are kept. "
-            f"Send them with: python -m lt_core.journal replay {aside}"
+            f"Send them with: python -m lt_core.journal replay {path.parent}"
         )
-        return
-    for file in files:
-        file.unlink()
 
 
 def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
@@ -257,12 +261,11 @@ def start_deliveries(run: Run, hparams: dict[str, Any] | None) -> None:
     clock = partial(getattr, run.trainer, "global_step")
     for logger in tracking.loggers:
         again = tracking.rewound.get(id(logger))
-        has_at_most = journal.sequence if again is False else None
         start = 0 if again else journal.offset if journal.path is None else None
         late = tracking.late.get(id(logger))
-        inline = (getattr(logger, "delivery", None) or run.trainer.logger_delivery) == "sync" and late is None
+        inline = (fact(logger, "delivery") or run.trainer.logger_delivery) == "sync" and late is None
         ended = _shared_lock(run)
-        delivery = Delivery(logger, journal, start, has_at_most, inline, clock=clock, ended=ended, late=late)
+        delivery = Delivery(logger, journal, start, again is False, inline, clock=clock, ended=ended, late=late)
         tracking.deliveries.append(delivery)
         if inline:
             tracking.inline.append(delivery)

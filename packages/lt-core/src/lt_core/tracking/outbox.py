@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lt_core.notices import warn
+from lt_interface.abilities import ability
 from lt_interface.errors import LTError
 
 __all__ = ["Call", "Calls", "exclusive", "fed", "is_refusal", "report"]
@@ -33,8 +34,8 @@ def is_refusal(error: Exception) -> bool:
 
 def exclusive(logger: Any) -> AbstractContextManager[Any]:
     """Return what holds a logger's lock, where it has one."""
-    found: AbstractContextManager[Any] = logger.exclusive() if hasattr(logger, "exclusive") else nullcontext()
-    return found
+    hold = ability(logger, "exclusive")
+    return nullcontext() if hold is None else hold()
 
 
 def report(message: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from lt_core.tracking.description import Description, descriptions
 from lt_core.tracking.journal import NAME, Journal
 from lt_core.tracking.lock import JournalLock
-from lt_core.tracking.position import Acknowledgement
+from lt_core.tracking.position import Acknowledgement, Parts, holds
 from lt_core.tracking.sender import Delivery
 from lt_interface import registry
 from lt_interface.errors import ConfigError, Problem
@@ -64,9 +64,20 @@ def pending(run_dir: str | os.PathLike[str]) -> list[Replayed]:
     known = list(descriptions(path))
     if not known:
         raise _undescribed(run_dir)
-    with closing(Journal(path, read_only=True)) as journal:
-        has = [Acknowledgement(journal, described.number).sequence for described in known]
-        return [Replayed(one.kind, 0, max(journal.sequence - n, 0)) for one, n in zip(known, has, strict=True)]
+    return [Replayed(one.kind, 0, _lacks(path, one.number)) for one in known]
+
+
+def _meant_for(path: Path, number: int, read_only: bool) -> tuple[Journal, Parts]:
+    """Return the journal of all runs whose records are meant for a logger, and which of them it has."""
+    journal = Journal(path, read_only)
+    kept = Acknowledgement(journal, number)
+    return journal.of_runs(kept.runs), kept.has
+
+
+def _lacks(path: Path, number: int) -> int:
+    journal, has = _meant_for(path, number, read_only=True)
+    with closing(journal):
+        return sum(not holds(has, record.end) for record in journal.read())
 
 
 def replay(
@@ -84,7 +95,7 @@ def replay(
     """
     path = find_journal(run_dir)
     known: list[tuple[Description, Any]]
-    with JournalLock(path), closing(Journal(path)) as journal:
+    with JournalLock(path):
         kept = {described.number: described for described in descriptions(path)}
         if loggers is None:
             known = [(described, None) for described in kept.values()]
@@ -92,28 +103,26 @@ def replay(
             known = [(kept.get(n) or Description(n, None, type(one).__name__), one) for n, one in enumerate(loggers)]
         if not known:
             raise _undescribed(run_dir)
-        return [_replay_one(journal, described, logger, timeout) for described, logger in known]
+        return [_replay_one(path, described, logger, timeout) for described, logger in known]
 
 
-def _replay_one(journal: Journal, described: Description, logger: Any, timeout: float) -> Replayed:
+def _replay_one(path: Path, described: Description, logger: Any, timeout: float) -> Replayed:
     try:
-        logger = _made_again(described, Path(str(journal.path)).parent) if logger is None else logger
+        logger = _made_again(described, path.parent) if logger is None else logger
+        journal, _ = _meant_for(path, described.number, read_only=False)
         delivery = Delivery(logger, journal, start=None, number=described.number)
     except Exception as error:
-        has = Acknowledgement(journal, described.number).sequence
-        return Replayed(described.kind, 0, journal.sequence - has, f"{type(error).__name__}: {error}")
-    before = _left(delivery)
+        return Replayed(described.kind, 0, _lacks(path, described.number), f"{type(error).__name__}: {error}")
+    before = delivery.lacks()
     hparams, status = described.hparams, described.status or "interrupted"
     delivery.start(hparams)
     end = time.monotonic() + timeout
     while not delivery.flush(timeout) and time.monotonic() < end:
         time.sleep(0.2)
     delivery.stop(status, timeout)
-    return Replayed(described.kind, before - _left(delivery), _left(delivery), delivery.trouble)
-
-
-def _left(delivery: Delivery) -> int:
-    return sum(1 for _ in delivery.journal.read(delivery.acknowledged))
+    left = delivery.lacks()
+    journal.close()
+    return Replayed(described.kind, before - left, left, delivery.trouble)
 
 
 def _made_again(described: Description, folder: Path) -> Any:

@@ -9,15 +9,18 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from itertools import islice, takewhile
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lt_core.notices import info
 from lt_core.tracking.description import Description, number_of
 from lt_core.tracking.journal import Journal, Record
+from lt_core.tracking.one_by_one import OneByOne
 from lt_core.tracking.outbox import Call, Calls, exclusive, fed, is_refusal, report
-from lt_core.tracking.position import Acknowledgement, rest
+from lt_core.tracking.position import Acknowledgement, Parts, holds, place_in, rest, union, up_to, without
 from lt_interface import Logger
+from lt_interface.abilities import ability, fact, takes_records
 from lt_interface.hyperparameters import plain
 
 if TYPE_CHECKING:
@@ -51,8 +54,8 @@ class Delivery:
         logger: Takes ``log_metrics(values, step)``, or ``log_records(records, unsure)``.
         journal: What is sent.
         start: Byte offset of the first record to send. None goes on behind what the logger is
-            known to have, even where the journal was cut since and its records are made anew.
-        has_at_most: How many records the logger can have, if it forgot later ones itself.
+            known to have, even where the run was resumed since and its records are made anew.
+        forgot: Whether the logger has itself forgotten what was abandoned when the run was resumed.
         inline: Whether records are sent by the one who logs, and no thread is started.
         number: The logger's number among those that read this journal; found by the logger's run if None.
         clock: Returns the step that the run is at.
@@ -69,7 +72,7 @@ class Delivery:
         logger: Any,
         journal: Journal,
         start: int | None = 0,
-        has_at_most: int | None = None,
+        forgot: bool = False,
         inline: bool = False,
         number: int | None = None,
         clock: Callable[[], int] = int,
@@ -79,24 +82,33 @@ class Delivery:
         self.logger, self.journal, self.inline = logger, journal, inline
         self._clock, self._ended, self._who = clock, ended, type(logger).__name__
         number = number_of(journal, logger) if number is None else number
-        self._ack = Acknowledgement(journal, number)
+        self._ack = ack = Acknowledgement(journal, number)
         self.description = Description(number, None, self._who)
-        knows_all = self._ack.found and getattr(logger, "knows_all", False)
-        self._has = 0 if start is not None or knows_all else self._ack.sequence
-        if has_at_most is not None:
-            self._has = min(self._has, has_at_most)
-        self._has_for_good = self._has
+        knows_all = ack.found and getattr(logger, "knows_all", False) is True
+        self._had: Parts = () if start is not None or knows_all else without(ack.has, ack.gone)
+        self._gone = journal.abandoned if forgot else without(ack.gone, journal.chain)
+        left = without(journal.abandoned, self._gone)
+        self._sent = self.acknowledged = place_in(journal.chain, self._had) if start is None else start
         # What a process that died may have sent beyond its last acknowledgement.
-        self._unsure_below = max(journal.highest, self._ack.sequence) if self._ack.found else 0
-        self._sent = self.acknowledged = self._place() if start is None else start
+        self._unsure_below = journal.offset if ack.found else 0
+        forget = ability(logger, "forget") if start is None and ack.found else None
+        has_some = self._sent > min((begin for begin, _ in journal.chain), default=0)
+        self._forget = partial(forget, step=clock() if left else None) if forget and (has_some or left) else None
+        # What is made anew as it was is the same record, with the same wall time.
+        before = list(journal.read(parts=left)) if start is None else []
+        self._has_times = {record.time for record in before if not forget and holds(self._had, record.end)}
+        self._unsure_times = {record.time for record in before if ack.found}
+        batches = takes_records(logger)
+        self._takes: Any = logger if batches else OneByOne(logger)
+        self._batch = BATCH if batches else 1
         # A save that does nothing: what the logger took, it has.
-        self._keeps_at_once = getattr(type(logger), "save", Logger.save) is Logger.save
-        self._batches = callable(getattr(logger, "log_records", None))
-        self._unsure = self._unsaved = self._calls_failing = False
+        save = getattr(logger, "save", None)
+        self._keeps_at_once = save is None or getattr(save, "__func__", None) is Logger.save
+        self._unsure = self._calls_failing = False
+        self._unsaved = 0
         self._late, self._failing = late, late is not None  # reported by whoever could not open it
         self._calls = Calls(lambda: self._calling(patient=True), lambda text: report(f"{self._who}: {text}"))
-        self._changes = len(journal.changes)
-        self._tries = self._attempts = self._waited = self._refused = self._left_out = 0
+        self._tries = self._attempts = self._taken = self._waited = self._refused = self._left_out = 0
         self._last_refusal = self.trouble = ""
         self._wake, self._news = threading.Event(), threading.Condition()
         self._retry, self._retry_at, self._outage_at = FIRST_RETRY_SECONDS, 0.0, time.monotonic()
@@ -111,14 +123,17 @@ class Delivery:
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
 
-    def _place(self) -> int:
-        """Return where the records end that the logger has.
+    @property
+    def has(self) -> Parts:
+        """Return the parts of the journal that the logger has for good."""
+        return union(self._had, up_to(self.journal.chain, self.acknowledged))
 
-        The offset that was acknowledged may lie inside a record by now: those that were made anew
-        after a cut have the same numbers, but not always the same lengths.
-        """
-        has = takewhile(lambda record: record.sequence < self._has, self.journal.read())
-        return max((record.end for record in has), default=0)
+    def lacks(self) -> int:
+        """Return how many records the logger does not have."""
+        return sum(1 for record in self.journal.read(self.acknowledged) if not self._has(record))
+
+    def _has(self, record: Record) -> bool:
+        return record.time in self._has_times or holds(self._had, record.end)
 
     # ------------------------------------------------------------ the two ends
 
@@ -128,7 +143,7 @@ class Delivery:
         Args:
             hparams: What ``log_hyperparams`` gets before anything else, or None.
         """
-        self._ack.keep(min(self._has, self._ack.sequence))
+        self._ack.keep(self.has, self._gone)
         self.description = Description.of(self.logger, self.description.number)
         if hparams:
             self.description.hparams = plain(hparams)
@@ -178,7 +193,7 @@ class Delivery:
         fed.discard(self)
         if getattr(self.logger, "_feed", None) is self:
             self.logger._feed = None
-        left = sum(1 for _ in self.journal.read(self.acknowledged))
+        left = self.lacks()
         waiting = self.journal.write_waiting()
         for message in rest(self.journal, left, waiting, self._left_out, self._calls.left(), self._replay):
             report(f"{self._who}: {message}")
@@ -260,7 +275,7 @@ class Delivery:
 
     def _wait(self, done: Callable[[], bool], timeout: float | None) -> None:
         """Wait until something is done, or the tracker hangs or makes no progress; the logger's own timeout if None."""
-        timeout = float(getattr(self.logger, "flush_timeout", 30.0)) if timeout is None else timeout
+        timeout = float(fact(self.logger, "flush_timeout", 30.0)) if timeout is None else timeout
         begun = time.monotonic()
         while not done():
             now, busy = time.monotonic(), self._busy
@@ -285,9 +300,9 @@ class Delivery:
             if other._thread is not None:
                 other._thread.join()
             self._busy = None
-            if self._goes_on and other.journal is self.journal and other._has_for_good > self._has:
-                self._has = self._has_for_good = other._has_for_good
-                self._sent = self.acknowledged = self._place()
+            if self._goes_on and other.journal is self.journal:
+                self._had = union(self._had, other.has)
+                self._sent = self.acknowledged = max(self.acknowledged, place_in(self.journal.chain, self._had))
 
     def _open(self) -> None:
         """Open the logger, where that has failed or is still tried."""
@@ -322,18 +337,13 @@ class Delivery:
         done = self._failing or self._calls.make(0, at_once)  # hyper-parameters first
         try:
             self._open()
-            while self._sent < self.journal.offset and not self._followed:
-                batch = list(islice(self.journal.read(self._sent), BATCH))
-                if not batch:
-                    break
-                self._take(batch)
-            if self._unsaved:
-                self._save()
+            self._send_records()
         except Exception as caught:
             error, self._unsure, done = caught, True, False
             if getattr(error, "lost_all", False):  # what the logger had is gone: all of it comes again
-                self._sent = self.acknowledged = self._has = self._has_for_good = 0
-                self._unsure_below = self.journal.highest
+                self._had, self._has_times, self._gone, self._forget = (), set(), self.journal.abandoned, None
+                self._sent = self.acknowledged = 0
+                self._unsure_below = self.journal.offset
             self._fails(error)
         else:
             self._works()
@@ -344,6 +354,27 @@ class Delivery:
             self._news.notify_all()
         return done
 
+    def _send_records(self) -> None:
+        """Send the records that are due and not taken, and make the logger save them."""
+        if self._forget is not None:
+            with self._calling():
+                self._forget(list(self.journal.read(parts=without(self.journal.abandoned, self._gone))))
+            self._forget, self._gone = None, self.journal.abandoned
+            self._had = without(self._had, self._gone)
+            self._ack.keep(self.has, self._gone)
+        try:
+            while self._sent < (end := self.journal.offset) and not self._followed:
+                batch = list(islice(self.journal.read(self._sent), self._batch))
+                if not batch:  # a segment in which nothing was logged yet, or what cannot be read
+                    self._sent = end
+                    break
+                self._take(batch)
+        finally:  # what it took before it failed is not to come again
+            if self._unsaved:
+                self._save()
+        if self.acknowledged != self._sent:  # all that came was there
+            self._acknowledge()
+
     def _report_calls(self) -> None:
         """Report once an outage that something other than records is not taken."""
         trouble, was_failing = self._calls.trouble, self._calls_failing
@@ -351,46 +382,26 @@ class Delivery:
         if trouble and not was_failing:
             report(f"{self._who}: {trouble}. It is tried again.")
 
-    def _note_changes(self) -> None:
-        """Where the run made other records than before a cut, the logger has none of those, whatever their numbers."""
-        changes = self.journal.changes
-        if len(changes) > self._changes:
-            first, self._changes = min(changes[self._changes :]), len(changes)
-            self._has, self._has_for_good = min(self._has, first), min(self._has_for_good, first)
-
     def _take(self, batch: list[Record]) -> None:
-        """Give the logger some records, and acknowledge those that it has for good."""
-        self._note_changes()
-        fresh = [record for record in batch if record.sequence >= self._has]
-        if not fresh:
-            self._sent = batch[-1].end
-            self._acknowledge()
-        elif not self._batches:
-            try:
-                for record in batch:
-                    if record.sequence >= self._has:
-                        self._take_one(record)
-                    self._took(record, save=False)
-            finally:  # what it took before it failed is not to come again
-                if self._unsaved:
-                    self._save()
-        else:
-            try:
+        """Give the logger some records."""
+        fresh = [record for record in batch if not self._has(record)]
+        count = len(fresh)
+        try:
+            if fresh:
                 self._give(fresh)
-            except Exception as error:
-                if not is_refusal(error):
-                    raise
-                for record in fresh:  # one of them is at fault: the others must not suffer
-                    self._take_one(record)
-                    self._took(record)
-            else:
                 self._refused = 0
-                self._took(batch[-1])
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            for record in fresh:  # one of them is at fault: the others must not suffer
+                self._take_one(record)
+            count = 0
+        self._took(batch[-1], count)
 
     def _give(self, records: list[Record]) -> None:
-        unsure = self._unsure or records[0].sequence < self._unsure_below
+        doubtful = any(record.end <= self._unsure_below or record.time in self._unsure_times for record in records)
         with self._calling():
-            self.logger.log_records(records, unsure=unsure)
+            self._takes.log_records(records, unsure=self._unsure or doubtful)
         self._unsure = False
 
     def _take_one(self, record: Record) -> None:
@@ -401,23 +412,20 @@ class Delivery:
         """
         while True:
             try:
-                if self._batches:
-                    self._unsure = True  # it may be part of what was taken before the refusal
-                    self._give([record])
-                else:
-                    with self._calling():
-                        self.logger.log_metrics(dict(record.values), record.step)
+                self._unsure = True  # it may be part of what was taken before the refusal
+                self._give([record])
                 self._refused = 0
-                return
             except Exception as error:
                 if not is_refusal(error):
                     raise
                 self._tries += 1
-                if self._tries >= LAST_TRIES:
-                    self._tries = 0
-                    self._leave_out(record, error)
-                    return
-                time.sleep(min(FIRST_RETRY_SECONDS, 0.1))
+                if self._tries < LAST_TRIES:
+                    time.sleep(min(FIRST_RETRY_SECONDS, 0.1))
+                    continue
+                self._tries = 0
+                self._leave_out(record, error)
+            self._took(record, 1)
+            return
 
     def _leave_out(self, record: Record, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
@@ -430,14 +438,14 @@ class Delivery:
             what = f"step {record.step} ({', '.join(record.values)})"
             report(f"{self._who}: refused {what} with {reason}. More of the kind are not reported.")
 
-    def _took(self, record: Record, save: bool = True) -> None:
+    def _took(self, record: Record, count: int) -> None:
         """Note that the logger took everything up to a record."""
         self._tries, self._retry = 0, FIRST_RETRY_SECONDS  # it is there, if not all the time
-        self._has, self._sent, self._unsaved = max(self._has, record.sequence + 1), record.end, True
-        self._progress_at = time.monotonic()
+        self._sent, self._progress_at = record.end, time.monotonic()
+        self._unsaved, self._taken = self._unsaved + count, self._taken + count
         if self._keeps_at_once:
             self._acknowledge()
-        elif save:
+        elif self._unsaved >= BATCH:
             self._save()
 
     def _save(self) -> None:
@@ -447,16 +455,15 @@ class Delivery:
             if save is not None:
                 with self._calling():
                     save()
-        except Exception:
-            if self._batches:  # what was not saved comes again: the logger recognises what it has of that
-                self._sent, self._has, self._unsaved = self.acknowledged, self._has_for_good, False
+        except Exception:  # what was not saved comes again: the logger recognises what it has of that
+            self._sent, self._unsaved = self.acknowledged, 0
             raise
         self._acknowledge()
 
     def _acknowledge(self) -> None:
-        self._unsaved = False
-        self.acknowledged, self._has_for_good = self._sent, self._has
-        self._ack.keep(self._has)
+        self._unsaved = 0
+        self.acknowledged = self._sent
+        self._ack.keep(self.has, self._gone)
 
     @contextmanager
     def _calling(self, patient: bool = False) -> Iterator[None]:
@@ -479,7 +486,7 @@ class Delivery:
         self._retry = min(2 * pause, LAST_RETRY_SECONDS) if self._failing else FIRST_RETRY_SECONDS
         if not self._failing:
             self._failing, self._outage_at = True, time.monotonic()
-            self._waited = self._has
+            self._waited = self._taken
             report(
                 f"{self._who}: logging failed at {time.strftime('%H:%M:%S')} with {type(error).__name__}: {error}. "
                 f"Training goes on; the metrics wait in {self.journal.path or 'memory'}."
@@ -488,7 +495,7 @@ class Delivery:
     def _works(self) -> None:
         if self._failing:
             self._failing, self._retry = False, FIRST_RETRY_SECONDS
-            seconds, count = time.monotonic() - self._outage_at, self._has - self._waited
+            seconds, count = time.monotonic() - self._outage_at, self._taken - self._waited
             info(f"{self._who}: works again after {seconds:.0f} s; the {count} records that had waited were sent.")
 
     @property
@@ -498,7 +505,7 @@ class Delivery:
         return f"python -m lt_core.journal replay {path.parent}" if path and self.description.plugin else ""
 
     def _close(self, status: str) -> None:
-        close = getattr(self.logger, "finish", None) or getattr(self.logger, "finalize", None)
+        close = ability(self.logger, "finish") or getattr(self.logger, "finalize", None)
         try:
             if close is not None:
                 with self._calling(patient=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lt_core.state.progress import RunningStage, TrainerStatus
 from lt_core.state.stage import PREDICT, TEST, TRAIN, VALIDATE, Stage
 from lt_interface import World
+from lt_interface.abilities import fact
 from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class TrainerView:
     @property
     def log_dir(self) -> str | None:
         """Return the folder of the first logger's run, else the root folder."""
-        folder = getattr(self.logger, "log_dir", None) or getattr(self.logger, "save_dir", None)
+        folder = fact(self.logger, "log_dir") or fact(self.logger, "save_dir")
         return str(folder) if folder else self.default_root_dir
 
     loggers: list[Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -131,26 +132,30 @@ def make_client(uri: str) -> Any:
     """Return an MlflowClient for a URI, its folder made.
 
     Raises:
+        ConfigError: If its folder cannot be written.
         MisconfigurationException: If MLflow has no store of that kind.
     """
     scheme = uri.partition(":")[0] if "://" in uri or uri.startswith("file:") else ""
     if scheme in ("", "file"):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # who names a folder means it
     where = f"MLFlowLogger(tracking_uri={redacted(uri)!r})"
-    if uri.startswith("sqlite:///"):
-        folder = os.path.dirname(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
-        try:
-            os.makedirs(folder or ".", exist_ok=True)
-        except OSError as error:
-            problem = Problem(where, "the database's folder must be writable", str(error), "Give another path.")
-            raise ConfigError(problem) from error
+    is_database, is_folder = uri.startswith("sqlite:///"), scheme == "file" or (not scheme and "/" in uri)
+    path = unquote(uri.removeprefix("sqlite:///" if is_database else "file:").partition("?")[0])
     try:
+        if is_database or is_folder:
+            folder = os.path.dirname(path) if is_database else re.sub("^//+", "/", path)
+            os.makedirs(folder or ".", exist_ok=True)
+            if not os.access(folder or ".", os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
         from mlflow.tracking import MlflowClient
 
         with _alone(uri):
             return MlflowClient(tracking_uri=uri)
-    except OSError:
-        raise
+    except OSError as error:
+        if not (is_database or is_folder):
+            raise
+        rule = f"the {'database' if is_database else 'store'}'s folder must be writable"
+        raise ConfigError(Problem(where, rule, str(error), "Give another path.")) from error
     except Exception as error:
         fix = "Write http(s)://host:port, sqlite:///path (this needs the full mlflow) or file:path."
         got = redacted(" ".join(str(error).split()))[:300].rstrip(".")

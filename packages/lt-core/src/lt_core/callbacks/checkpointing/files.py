@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import owner_of
 from lt_core.notices import warn
+from lt_interface.abilities import fact
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -126,13 +127,13 @@ def default_folder(trainer: Trainer) -> str:
     if not trainer.loggers:
         return os.path.join(trainer.default_root_dir, "checkpoints")
     logger = trainer.loggers[0]
-    save_dir, version = getattr(logger, "save_dir", None), logger.version
+    save_dir, version = fact(logger, "save_dir"), fact(logger, "version")
     root = save_dir if save_dir is not None else trainer.default_root_dir
     folder = f"version_{version}" if isinstance(version, int) else version
-    own_root = getattr(logger, "root_dir", None)
+    own_root = fact(logger, "root_dir")
     if own_root and version is not None and os.path.abspath(own_root) != os.path.abspath(root):
         return os.path.join(os.fspath(own_root), str(folder), "checkpoints")
-    parts = [logger.name, folder, "checkpoints"]
+    parts = [fact(logger, "name"), folder, "checkpoints"]
     return os.path.join(os.fspath(root), *(str(part) for part in parts if part is not None))
 
 

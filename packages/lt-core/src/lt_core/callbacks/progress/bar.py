@@ -13,6 +13,7 @@ from lt_core.callbacks.progress.lines import PlainLines
 from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.callbacks.progress.view import Display, View
 from lt_core.callbacks.timer import Timer
+from lt_core.notices import warn
 from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, Problem
 
@@ -107,7 +108,7 @@ class RichProgressBar(ProgressBar):
         if self._display is None or kwargs:
             super().print(*args, sep=sep, **kwargs)
         else:
-            self._display.write(sep.join(map(str, args)))
+            self._on_display("write", sep.join(map(str, args)))
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """Return the columns of the terminal's bar, ``rich.progress.ProgressColumn``s; override it for others.
@@ -139,9 +140,17 @@ class RichProgressBar(ProgressBar):
 
     def _close(self) -> None:
         if self._display is not None:
-            self._display.close()
+            self._on_display("close")
             self._display = None
         self._due = math.inf
+
+    def _on_display(self, act: str, *values: Any) -> None:
+        """Draw, write or close; a screen that cannot take it ends the bar, not the run."""
+        try:
+            getattr(self._display, act)(*values)
+        except Exception as error:
+            self._display = PlainLines(self._line_interval, number=self.theme.metrics_format)
+            warn(f"{type(self).__name__}: {type(error).__name__}: {error}. Progress goes on as plain lines.")
 
     # Training
 
@@ -168,7 +177,7 @@ class RichProgressBar(ProgressBar):
         """Draw the epoch's last view."""
         self._forecast.away(self._done, self._clock())
         if self._display is not None:
-            self._display.finish(self._train_view(trainer, pl_module))
+            self._on_display("finish", self._train_view(trainer, pl_module))
             self._rest()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -211,7 +220,7 @@ class RichProgressBar(ProgressBar):
         if self._is_inside_epoch(trainer):
             self._forecast.back(self._clock())
         elif not trainer.sanity_checking and self._display is not None:
-            self._display.finish(self._eval_view(trainer, pl_module))
+            self._on_display("finish", self._eval_view(trainer, pl_module))
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             self._close()
 
@@ -248,7 +257,7 @@ class RichProgressBar(ProgressBar):
         view = self._eval_view(trainer, pl_module) if evaluating else None
         if view is None or self._is_inside_epoch(trainer):
             view = self._train_view(trainer, pl_module, view)
-        self._display.show(view)
+        self._on_display("show", view)
         self._rest()
 
     def _train_view(self, trainer: Trainer, pl_module: LightningModule, inner: View | None = None) -> View:

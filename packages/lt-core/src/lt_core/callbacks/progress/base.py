@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lt_core.callback import Callback
 from lt_core.notices import warn
+from lt_interface.abilities import fact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -131,7 +132,7 @@ class ProgressBar(Callback):
         Override it to add or drop something.
         """
         shown: dict[str, Any] = {}
-        version = trainer.loggers[0].version if trainer.loggers else None
+        version = fact(trainer.loggers[0], "version") if trainer.loggers else None
         if version not in (None, ""):
             shown["v_num"] = version[-4:] if isinstance(version, str) else version
         logged = trainer.shown_metrics()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from lt_core.callbacks.progress.forecast import duration_text
 from lt_core.callbacks.progress.view import View, metrics_text
+from lt_core.notices import say
 
 __all__ = ["PlainLines", "line"]
 
@@ -36,7 +36,7 @@ class PlainLines:
     def __init__(self, interval: float = 10.0, write: Callable[[str], None] | None = None, number: str = ".3f") -> None:
         self.interval = interval
         self._number = number
-        self._write = write or partial(print, flush=True)
+        self._write = write or say
 
     def show(self, view: View) -> None:
         """Write a line."""

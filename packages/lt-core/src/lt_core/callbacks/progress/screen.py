@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from enum import Enum
-from typing import IO, Any
+from typing import IO
+
+from lt_core.notices import is_terminal
 
 __all__ = ["Screen", "detect"]
 
@@ -23,9 +25,4 @@ def detect(stream: IO[str] | None = None) -> Screen:
     ipython = sys.modules.get("IPython")  # a kernel has imported it long before us
     if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
         return Screen.NOTEBOOK
-    out: Any = sys.stdout if stream is None else stream
-    try:
-        is_terminal = bool(out.isatty())
-    except (AttributeError, ValueError):  # no stream at all, or a closed one
-        is_terminal = False
-    return Screen.TERMINAL if is_terminal and os.environ.get("TERM") != "dumb" else Screen.LINES
+    return Screen.TERMINAL if is_terminal(stream) and os.environ.get("TERM") != "dumb" else Screen.LINES
