@@ -36,7 +36,7 @@ class Leaf:
         user: The loader as the user gave it.
         number: Its number among the loaders of its stage.
         whole: Batches that the loader gives this rank in a whole pass; infinity where unknown.
-        exact: Whether ``size`` is where a pass really ends.
+        exact: Whether ``size`` is where a pass really ends, and not just what the user's object says.
         indexed: Whether ``taken`` yields the index batch of each batch.
         batches: Batches of the running pass handed out so far, those before a resume included.
         samples: Samples in them, over all ranks, as far as they are known without looking at data.
@@ -68,8 +68,9 @@ class Leaf:
     weight = 1.0
     dealer: Dealer | None = None
 
-    def __init__(self, user: Any, number: int, size: int | float) -> None:
-        self.user, self.number, self.whole = user, number, size
+    def __init__(self, user: Any, number: int, sized: Any) -> None:
+        self.user, self.number, self._sized = user, number, sized
+        self.measure()
         self.batches = self.samples = self.cycle = self.epoch = 0
         self.iterator: Iterator[Any] = iter(())
         self._raw: Iterator[Any] = self.iterator
@@ -83,6 +84,10 @@ class Leaf:
         self._ahead: list[Any] = []
         self.start: dict[str, Any] | None = None
         self._start_generators: list[Any] = []
+
+    def measure(self) -> None:
+        """Ask how many batches a whole pass has: it may differ from epoch to epoch."""
+        self.whole = length(self._sized)
 
     @property
     def size(self) -> int | float:
@@ -259,7 +264,7 @@ class SequenceLeaf(Leaf):
     early = True
 
     def __init__(self, user: Any, number: int) -> None:
-        super().__init__(user, number, len(user))
+        super().__init__(user, number, user)
 
     def _begin(self, skip: int, samples: int) -> None:
         self._give(islice(self.user, skip, None) if skip else iter(self.user))

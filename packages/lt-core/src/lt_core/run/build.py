@@ -64,6 +64,7 @@ def new_run(request: Request) -> Run:
         cadence=Cadence(),
         compiled=request.compiled,
     )
+    run.resumed.rest = request.rest
     last = trainer._run
     if last is not None and not run.fits and module is last.module:
         run.optimizers, run.schedulers = last.optimizers, last.schedulers
@@ -218,6 +219,7 @@ def _load(run: Run) -> dict[str, Any] | None:
     if run.resumed.path is None:
         return None
     checkpoint: dict[str, Any] = run.saves.io.load(run.resumed.path)
+    run.resumed.counts = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}
     if checkpoint.get("seed") is not None:
         run.plan = replace(run.plan, seed=checkpoint["seed"])
     with run.metrics.current.inside("on_load_checkpoint"):

@@ -87,7 +87,7 @@ def _finish(run: Run, travels: bool) -> None:
         _give_back(run)
         if run.fits:
             run.hooks.fire("on_fit_end")
-            run.saves.kept = parts_of_ranks(run) if travels else {}
+            run.saves.kept = parts_of_ranks(run) if travels or not run.progress.epoch_closed else {}
     except BaseException as error:
         cause = _fail(run, error, devices=False)
         if cause is not error:
