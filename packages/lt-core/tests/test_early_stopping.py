@@ -28,7 +28,10 @@ def _trainer(**changes):
         "should_stop": False,
         "collectives": PlainCollectives(),
     }
-    return SimpleNamespace(**{**values, **changes})
+    made = SimpleNamespace(**{**values, **changes})
+    made.request_stop = lambda by: setattr(made, "should_stop", True)
+    made.withdraw_stop = lambda by: setattr(made, "should_stop", False)
+    return made
 
 
 def _feed(callback, values, trainer=None):

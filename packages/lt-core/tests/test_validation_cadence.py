@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -67,16 +68,18 @@ def validations(n: int, loader: Any = None, **flags: Any) -> list[int]:
     return net.validations
 
 
-def by_hand(n: int, epochs: int, interval: float, every: int | None, max_steps: int = -1) -> list[int]:
-    """Return after how many batches validation is due, counting one by one."""
+def by_hand(n: int, epochs: int, interval: float, every: int | None, max_steps: int = -1, window: int = 1) -> list[int]:
+    """Return after how many batches validation runs, counting one by one: where it was due and the window closes."""
     check = interval if isinstance(interval, int) else max(1, int(n * interval))
-    found, total = [], 0
+    found, total, due = [], 0, False
     for epoch in range(epochs):
         for i in range(n):
             total += 1
             counted = total if every is None else i + 1
-            if counted % check == 0 and (every is None or (epoch + 1) % every == 0):
+            due = due or (counted % check == 0 and (every is None or (epoch + 1) % every == 0))
+            if due and ((i + 1) % window == 0 or i + 1 == n):
                 found.append(total)
+                due = False
             if total == max_steps:
                 return found
     return found
@@ -91,16 +94,18 @@ def test_validation_runs_where_counting_says(data: Any, n: int, epochs: int, siz
     if every is not None and sized:
         interval = data.draw(st.one_of(st.just(interval), st.floats(0.01, 1.0)))
     steps = data.draw(st.one_of(st.just(-1), st.integers(1, n * epochs))) if accumulate == 1 else -1
-    found = validations(
-        n,
-        batches(n) if sized else Unsized(n),
-        max_epochs=epochs,
-        max_steps=steps,
-        val_check_interval=interval,
-        check_val_every_n_epoch=every,
-        accumulate_grad_batches=accumulate,
-    )
-    assert found == by_hand(n, epochs, interval, every, steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*at the end of an accumulation window", UserWarning)
+        found = validations(
+            n,
+            batches(n) if sized else Unsized(n),
+            max_epochs=epochs,
+            max_steps=steps,
+            val_check_interval=interval,
+            check_val_every_n_epoch=every,
+            accumulate_grad_batches=accumulate,
+        )
+    assert found == by_hand(n, epochs, interval, every, steps, accumulate)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -207,6 +207,7 @@ def finish_due(run: Run, index: int) -> bool:
     fit.pending = fit.before_validation = None
     if not fit.skipped:
         step_plateau(run, "step", progress.step)
+    fit.settled = progress.batch
     flush_saves(run)
     if run.loop.collecting is not None:
         run.loop.collecting.collect(progress.step)

@@ -186,7 +186,7 @@ def end_of_data(run: Run, skipped: bool) -> None:
     step_epoch(run)
     settle(run)
     log_step(run)  # a short window's step came before its batch was due
-    progress, cadence = run.progress, run.cadence
-    if not skipped and cadence.at_end and progress.batch and run.loop.fit.validated_batch != progress.batch:
+    progress = run.progress
+    if not skipped and run.loop.fit.settled != progress.batch:
         run.loop.fit.pending = "validation"
         finish_due(run, progress.batch - 1)
