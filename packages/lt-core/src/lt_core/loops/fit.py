@@ -187,6 +187,6 @@ def end_of_data(run: Run, skipped: bool) -> None:
     settle(run)
     log_step(run)  # a short window's step came before its batch was due
     progress = run.progress
-    if not skipped and run.loop.fit.settled != progress.batch:
+    if not skipped and progress.batch and run.loop.fit.settled != progress.batch:
         run.loop.fit.pending = "validation"
         finish_due(run, progress.batch - 1)

@@ -93,7 +93,7 @@ def _finish(run: Run, travels: bool) -> None:
         if cause is not error:
             raise cause from error
         raise
-    errors: list[BaseException] = [*run.hooks.fire_each("teardown", str(run.fn))]
+    errors = run.hooks.fire_each("teardown", str(run.fn))
     if not errors:
         try:
             run.collectives.barrier("the end of the run")
@@ -149,7 +149,7 @@ def _attempt(what: str, call: Callable[[], Any]) -> None:
         _warn_of(what, [error])
 
 
-def _warn_of(what: str, errors: list[Exception]) -> None:
+def _warn_of(what: str, errors: list[BaseException]) -> None:
     for error in errors:
         warn(f"{what}, after an error: it raised {type(error).__name__}: {error}")
 
