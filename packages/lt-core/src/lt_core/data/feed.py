@@ -486,9 +486,11 @@ class Feed:
 
     def matches(self, state: dict[str, Any]) -> bool:
         """Return whether a place that another feed was left at can be found in this one: loaders alike, not used up."""
-        saved = [(one["size"], one.get("world", leaf.shards)) for one, leaf in zip(state["leaves"], self.leaves, strict=False)]
-        alike = len(state["leaves"]) == len(self.leaves) and saved == [(leaf.size, leaf.shards) for leaf in self.leaves]
-        return alike and not any(getattr(leaf, "one_shot", False) for leaf in self.leaves)
+        saved = state["leaves"]
+        return len(saved) == len(self.leaves) and not any(
+            getattr(leaf, "one_shot", False) or (leaf.exact and leaf.size != one["size"])
+            for leaf, one in zip(self.leaves, saved, strict=True)
+        )
 
     def resume(self, epoch: int) -> Iterator[Any]:
         """Go on inside the epoch of the loaded state, at the batch after the last one handed out.
