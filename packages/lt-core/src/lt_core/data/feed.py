@@ -513,8 +513,10 @@ class Feed:
             return iter(())
         before = rng.capture()
         try:
-            for leaf, one in zip(self.leaves, state["leaves"], strict=True):
+            for leaf in self.leaves:
                 leaf.set_epoch(epoch)
+            self.measure()
+            for leaf, one in zip(self.leaves, state["leaves"], strict=True):
                 leaf.resume(one, epoch)
             self._rounds = -(-state["rounds"] * state["world"] // self.world.data_size)
             self._total = self._latest_end()
