@@ -347,7 +347,7 @@ class TrainerView:
         run = self._run
         if run is None or not run.cadence.validates or run.cadence.val_seconds is not None:
             return False
-        return run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx))
+        return not run.window_open(batch_idx) and run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx))
 
     @property
     def is_last_batch(self) -> bool:
