@@ -182,8 +182,9 @@ def test_sizes_are_asked_anew_each_epoch(workers: int, window: int) -> None:
     """An epoch may have fewer or more batches than the one before, and is validated at its own end."""
     loader = DataLoader(SAMPLES, batch_sampler=Buckets(), num_workers=workers)
     sizes: list[Any] = []
-    net, run = Net(), Trainer(
-        **QUIET, max_epochs=3, num_sanity_val_steps=0, accumulate_grad_batches=window, log_every_n_steps=0
+    net, run = (
+        Net(),
+        Trainer(**QUIET, max_epochs=3, num_sanity_val_steps=0, accumulate_grad_batches=window, log_every_n_steps=0),
     )
     run.on("train_batch_start", every=1)(lambda trainer: sizes.append(trainer.num_training_batches))
     run.fit(net, loader, [torch.ones(1, 1)])

@@ -163,7 +163,7 @@ class Feed:
 
     def _latest_end(self) -> int | float:
         """Return after how many rounds an epoch ends at the latest: by its size where that is known, else by the limit."""
-        if self.exact or 0 <= self.limit < 1 and isinstance(self.limit, float):
+        if self.exact or (0 <= self.limit < 1 and isinstance(self.limit, float)):
             return self.num_batches
         return self.limit if isinstance(self.limit, int) else _INF
 

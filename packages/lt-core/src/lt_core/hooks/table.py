@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from lt_core.hooks.handlers import Handler
     from lt_core.metrics.results import Metrics
 
-__all__ = ["HOOKS", "Hook", "HookTable", "bind", "declared", "hook_problems", "method_of", "overrides", "table_markdown"]
+__all__ = [
+    "HOOKS",
+    "Hook",
+    "HookTable",
+    "bind",
+    "declared",
+    "hook_problems",
+    "method_of",
+    "overrides",
+    "table_markdown",
+]
 
 CALLBACKS_MODULE = "callbacks, module"
 DATA_CALLBACKS_MODULE = "data module, callbacks, module"
@@ -138,13 +148,11 @@ def overrides(obj: Any, name: str) -> bool:
     return mine is not None and not is_default(mine)
 
 
-def method_of(owner: Any, name: str) -> Callable[..., Any]:
-    """Return an object's method for a hook; its default where the object has None in its place."""
-    found: Callable[..., Any] | None = getattr(owner, name)
-    if found is not None:
-        return found
-    default = next(vars(base)[name] for base in type(owner).__mro__ if is_default(vars(base).get(name)))
-    return partial(default, owner)
+def method_of(owner: Any, name: str) -> Any:
+    """Return an object's method for a hook or step: its default where the object has None in its place, if any."""
+    found = getattr(owner, name, None)
+    default = next((vars(base)[name] for base in type(owner).__mro__ if is_default(vars(base).get(name))), None)
+    return partial(default, owner) if found is None and default is not None else found
 
 
 def declared(kind: type, name: str) -> bool:

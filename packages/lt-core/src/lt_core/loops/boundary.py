@@ -29,7 +29,10 @@ _NEVER = 1 << 62
 
 
 def validation_batches(
-    interval: int | float | timedelta, num_batches: int | float, every_n_epoch: int | None, longest: int | float = math.inf
+    interval: int | float | timedelta,
+    num_batches: int | float,
+    every_n_epoch: int | None,
+    longest: int | float = math.inf,
 ) -> int | float:
     """Return after how many batches validation is due; inf for the end of an epoch of unknown length.
 

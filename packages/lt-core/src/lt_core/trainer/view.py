@@ -13,7 +13,6 @@ from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
 
     import torch
     from torch import Tensor
