@@ -1,4 +1,4 @@
-"""Check that an epoch ends where its data ends, whatever its loader said, and that all that belongs to its end is done."""
+"""Check that an epoch ends where its data ends, whatever its loader said, with all that belongs to its end."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def fit(loader: Any, **flags: Any) -> tuple[Net, Trainer]:
 def test_a_wrong_length_loses_no_batch_and_nothing_of_the_epochs_end(
     kind: str, said: int, window: int, tmp_path: Path
 ) -> None:
-    """All batches are trained on, the open window steps, schedulers step, validation and saves follow the last batch."""
+    """All batches are trained, the open window and schedulers step, validation and saves follow the last batch."""
     saving = ModelCheckpoint(tmp_path, monitor="val", save_top_k=-1, filename="{epoch}-{step}")
     net, run = fit(
         KINDS[kind](said),
@@ -170,7 +170,7 @@ class Buckets(Sampler[list[int]]):
         return [2, 4, 1][self.epoch]
 
     def __len__(self) -> int:
-        return -(-8 // self.size())
+        return (8 + self.size() - 1) // self.size()
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter([list(range(i, min(8, i + self.size()))) for i in range(0, 8, self.size())])
@@ -208,7 +208,7 @@ def test_an_interval_beyond_a_later_epochs_end_is_no_error() -> None:
     """Only the first epoch's size, where it is known, can show that an interval was a mistake."""
     samples = [torch.ones(1)] * 3
     run, net = Trainer(**QUIET, max_epochs=2, num_sanity_val_steps=0, val_check_interval=3), Net()
-    run.on("train_epoch_end")(lambda: samples.pop())
+    run.on("train_epoch_end")(samples.pop)
     run.fit(net, DataLoader(samples), [torch.ones(1, 1)])  # type: ignore[arg-type]
     assert net.validated == [3]
     with pytest.raises(ConfigError, match="at most the 2 training batches"):
@@ -229,6 +229,6 @@ def test_a_window_longer_than_was_said_weighs_its_batches_alike() -> None:
 def test_an_evaluation_takes_all_that_a_loader_gives() -> None:
     """Its length is no limit there either, and may differ from call to call."""
     run, net, seen = Trainer(**QUIET, max_epochs=1), Noting(), []
-    run.on("validation_batch_end")(lambda batch_idx: seen.append(batch_idx))
+    run.on("validation_batch_end")(seen.append)
     run.validate(net, Batches(4, 2), verbose=False)
     assert seen == [0, 1, 2, 3]

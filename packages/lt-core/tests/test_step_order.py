@@ -1,4 +1,4 @@
-"""Check in which order and how often things happen around the optimizer step: unscaling, hooks, clipping, schedulers."""
+"""Check in which order and how often things happen around the step: unscaling, hooks, clipping, schedulers."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_validation_data_that_cannot_be_used_is_refused_before_training(
 ) -> None:
     """Whether there is a sanity check or not, and however late validation is due."""
     run, seen = Trainer(**QUIET, max_epochs=3, num_sanity_val_steps=sanity, check_val_every_n_epoch=every, **flags), []
-    run.on("train_batch_start")(lambda batch_idx: seen.append(batch_idx))
+    run.on("train_batch_start")(seen.append)
     with pytest.raises(ConfigError, match=message):
         run.fit(Net(), BATCHES, loader)
     assert seen == []

@@ -162,7 +162,7 @@ class Feed:
         raise_problems(problems if first or self.train else [])
 
     def _latest_end(self) -> int | float:
-        """Return after how many rounds an epoch ends at the latest: by its size where that is known, else by the limit."""
+        """Return after how many rounds an epoch ends at the latest: by its size if that is known, else by the limit."""
         if self.exact or (0 <= self.limit < 1 and isinstance(self.limit, float)):
             return self.num_batches
         return self.limit if isinstance(self.limit, int) else _INF

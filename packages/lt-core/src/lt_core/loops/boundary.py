@@ -32,7 +32,7 @@ def validation_batches(
     interval: int | float | timedelta,
     num_batches: int | float,
     every_n_epoch: int | None,
-    longest: int | float = math.inf,
+    longest: int | float,
 ) -> int | float:
     """Return after how many batches validation is due; inf for the end of an epoch of unknown length.
 
@@ -136,7 +136,7 @@ class Cadence:
         return min((done // self.accumulate + steps) * self.accumulate, max(self.total, done + 1))
 
     def validation_due(self, index: int, last: bool) -> bool:
-        """Return whether validation runs after batch ``index``, which closes a window: it was due at one in it, or a stop.
+        """Return whether validation runs after batch ``index``, which closes a window: it was due at one of its batches.
 
         A stop validates first, unless this batch was validated already.
         """
@@ -158,8 +158,8 @@ class Cadence:
         every = self.val_batches
         if self.validates and every < self.accumulate and run.loop.first_time("val_check_interval"):
             warn(
-                f"Trainer(val_check_interval={run.trainer.val_check_interval}): validation is due every {every} batches, "
-                f"and runs at the end of an accumulation window, every {self.accumulate}. Make it a multiple of that."
+                f"Trainer(val_check_interval={run.trainer.val_check_interval}): validation is due every {every} "
+                f"batches, and runs at the end of an accumulation window, every {self.accumulate}. Make it a multiple of that."
             )
 
 
@@ -230,8 +230,8 @@ def end_epoch(run: Run, over: bool) -> None:
 
     Args:
         run: The run.
-        over: Whether its data has ended. Else a stop leaves the epoch open: hooks and loggers get its values so far, and
-            a later fit or resume goes on with its next batch, and with its values.
+        over: Whether its data has ended. Else a stop leaves the epoch open: hooks and loggers get its values so far,
+            and a later fit or resume goes on with its next batch, and with its values.
     """
     progress, store, fit = run.progress, run.metrics.train, run.loop.fit
     run.loop.at_boundary = False

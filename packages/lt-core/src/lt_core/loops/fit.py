@@ -123,8 +123,7 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
 
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
-    progress, trainer, loop = run.progress, run.trainer, run.loop
-    feed = feed_of(run, TRAIN)
+    progress, loop, feed = run.progress, run.loop, feed_of(run, TRAIN)
     check_alike(run, TRAIN.loader, "batches", feed.num_batches)
     resumed = not progress.epoch_closed
     changed = rebuild(run)
@@ -143,11 +142,8 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
     module_start = refusal(run, hooks.module_train_batch_start)
     schedule, hear = after_step(run), listen(run)
-    pending = resumed and loop.fit.pending is not None
-    if (pending and finish_due(run, progress.batch - 1)) or (resumed and stops_epoch(trainer)):
-        return end_epoch(run, over=run.is_last_batch(progress.batch - 1))
-    skipped = stopped = False
-    for i, batch in enumerate(run.timed_batches(batches, TRAIN), progress.batch):
+    stopped, skipped = resumed and stops_resumed(run), False
+    for i, batch in enumerate(() if stopped else run.timed_batches(batches, TRAIN), progress.batch):
         if place is not None:
             batch = place(batch, 0)
         loop.at_boundary = False
@@ -174,11 +170,16 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
             if stopped:
                 break
     store.scope, store.batch = FORBIDDEN, None
-    over = not stopped or run.is_last_batch(progress.batch - 1)
     del batches
     if not stopped:
         end_of_data(run, skipped)
-    end_epoch(run, over)
+    end_epoch(run, over=not stopped or run.is_last_batch(progress.batch - 1))
+
+
+def stops_resumed(run: Run) -> bool:
+    """Do what the resumed run was stopped before, and return whether no batch of its epoch follows."""
+    pending = run.loop.fit.pending is not None and finish_due(run, run.progress.batch - 1)
+    return pending or stops_epoch(run.trainer)
 
 
 def end_of_data(run: Run, skipped: bool) -> None:
