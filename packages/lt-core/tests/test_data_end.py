@@ -208,7 +208,7 @@ def test_an_interval_beyond_a_later_epochs_end_is_no_error() -> None:
     """Only the first epoch's size, where it is known, can show that an interval was a mistake."""
     samples = [torch.ones(1)] * 3
     run, net = Trainer(**QUIET, max_epochs=2, num_sanity_val_steps=0, val_check_interval=3), Net()
-    run.on("train_epoch_end")(samples.pop)
+    run.on("train_epoch_end")(lambda: samples.pop(0))
     run.fit(net, DataLoader(samples), [torch.ones(1, 1)])  # type: ignore[arg-type]
     assert net.validated == [3]
     with pytest.raises(ConfigError, match="at most the 2 training batches"):
@@ -229,6 +229,6 @@ def test_a_window_longer_than_was_said_weighs_its_batches_alike() -> None:
 def test_an_evaluation_takes_all_that_a_loader_gives() -> None:
     """Its length is no limit there either, and may differ from call to call."""
     run, net, seen = Trainer(**QUIET, max_epochs=1), Noting(), []
-    run.on("validation_batch_end")(seen.append)
+    run.on("validation_batch_end")(lambda batch_idx: seen.extend([batch_idx]))
     run.validate(net, Batches(4, 2), verbose=False)
     assert seen == [0, 1, 2, 3]

@@ -117,7 +117,7 @@ class Cadence:
         if self.every_batch:
             return done + 1
         run, step = self.run, self.run.progress.step
-        due = self.total
+        due = self._said_end(done)
         if self.log_every:
             due = min(due, self._after_steps(done, self.log_every - step % self.log_every))
         if run.trainer.max_steps > 0:
@@ -133,10 +133,14 @@ class Cadence:
 
     def _after_steps(self, done: int, steps: int) -> float:
         """Return the batch count at which ``steps`` more optimizer steps can have happened at the soonest."""
-        return min((done // self.accumulate + steps) * self.accumulate, max(self.total, done + 1))
+        return min((done // self.accumulate + steps) * self.accumulate, self._said_end(done))
+
+    def _said_end(self, done: int) -> float:
+        """Return how many batches the epoch has as far as its loader says; inf where it has given more already."""
+        return self.total if self.total > done else math.inf
 
     def validation_due(self, index: int, last: bool) -> bool:
-        """Return whether validation runs after batch ``index``, which closes a window: it was due at one of its batches.
+        """Return whether validation runs after batch ``index``, which closes the window in which it was due.
 
         A stop validates first, unless this batch was validated already.
         """
@@ -158,8 +162,8 @@ class Cadence:
         every = self.val_batches
         if self.validates and every < self.accumulate and run.loop.first_time("val_check_interval"):
             warn(
-                f"Trainer(val_check_interval={run.trainer.val_check_interval}): validation is due every {every} "
-                f"batches, and runs at the end of an accumulation window, every {self.accumulate}. Make it a multiple of that."
+                f"Trainer(val_check_interval={run.trainer.val_check_interval}): validation due every {every} batches "
+                f"runs where an accumulation window of {self.accumulate} ends. Make it a multiple of that."
             )
 
 
