@@ -152,12 +152,13 @@ class Feed:
                 got = f"a loader of length {whole}" + (f" for {leaf.shards} ranks" if whole else "")
                 problems.append(Problem(where, rule, got, fix))
         raise_problems(problems)
+        self._said = combined_size(sizes, self.mode)
         if self.mode == "sequential":
             pairs = zip(sizes, self._places(), strict=True)
             self.sizes = [limited(size, self.limit, where, problems) for size, where in pairs]
             self.num_batches: int | float = sum(self.sizes)
         else:
-            self.num_batches = limited(combined_size(sizes, self.mode), self.limit, self.where, problems)
+            self.num_batches = limited(self._said, self.limit, self.where, problems)
             self.sizes = [min(size, self.num_batches) for size in sizes] if self.train else [self.num_batches]
         raise_problems(problems if first or self.train else [])
 
@@ -309,8 +310,8 @@ class Feed:
                 break
         if not exact:
             self._last = self._over = True
-            if not self._rounds or (ends is None and self._rounds < min(self._total, self._claimed())):
-                self._ended_early(self._rounds, self._claimed())
+            if not self._rounds or (ends is None and self._rounds < min(self._total, self._said)):
+                self._ended_early(self._rounds, self._said)
         elif self._rounds < self._total:
             self._ended_early(self._rounds, self._total)
         elif single is not None:
@@ -322,10 +323,6 @@ class Feed:
         if self._last is None:
             self._last = self._is_last() if self.ends is None else self.ends.heard()
         return self._last
-
-    def _claimed(self) -> int | float:
-        """Return how many rounds the loaders say they have."""
-        return combined_size([min(leaf.size, leaf.limit) for leaf in self.leaves], self.mode)
 
     def _begin_together(self) -> None:
         """Fetch the first batch of those to come; a rank that has none ends the epoch for all."""
@@ -487,10 +484,7 @@ class Feed:
     def matches(self, state: dict[str, Any]) -> bool:
         """Return whether a place that another feed was left at can be found in this one: loaders alike, not used up."""
         saved = state["leaves"]
-        return len(saved) == len(self.leaves) and not any(
-            getattr(leaf, "one_shot", False) or (leaf.exact and leaf.size != one["size"])
-            for leaf, one in zip(self.leaves, saved, strict=True)
-        )
+        return len(saved) == len(self.leaves) and all(map(Leaf.matches, self.leaves, saved))
 
     def resume(self, epoch: int) -> Iterator[Any]:
         """Go on inside the epoch of the loaded state, at the batch after the last one handed out.

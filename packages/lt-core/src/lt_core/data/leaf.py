@@ -49,6 +49,7 @@ class Leaf:
         early: Whether a batch may be fetched in front of the step before its own and nobody can see it: this process
             draws nothing for it, and the place before it is cheap to note.
         keeps_place: Whether the place is kept by the user's own iterable, which nothing is replayed of.
+        one_shot: Whether the user's iterable can be used once, so that it stands where it was left.
         even: Whether all ranks take equally many batches, since they share one stream of indices.
         cut: Data ranks that the loader's index batches are shared among.
         dealer: Deals batches without indices among several ranks; None for one rank, and where there are indices.
@@ -63,7 +64,7 @@ class Leaf:
     exact = True
     snapshots = True
     peek_draws = True
-    early = keeps_place = even = False
+    early = keeps_place = even = one_shot = False
     cut = 1
     weight = 1.0
     dealer: Dealer | None = None
@@ -166,6 +167,10 @@ class Leaf:
                 return True
             self._ahead.append(one)
         return False
+
+    def matches(self, state: dict[str, Any]) -> bool:
+        """Return whether a place that another leaf was left at can be found in this one."""
+        return not self.one_shot and (not self.exact or self.size == state["size"])
 
     def consumed(self) -> int:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
