@@ -450,9 +450,7 @@ class Feed:
         """
         if self._state is not None:  # nothing was handed out since it was loaded
             return self._state
-        if not self.leaves:
-            return self._place()
-        single = self.leaves[0]
+        single = self.leaves[0] if self.leaves else Leaf([], 0, [])
         if self._last and len(self.leaves) == 1 and single.keeps_place:
             self._exhaust(single)  # whether its dataset has begun anew already, its state does not show
         if self._over if self.ends is None or not self._rounds else self.last:
@@ -483,8 +481,7 @@ class Feed:
 
     def matches(self, state: dict[str, Any]) -> bool:
         """Return whether a place that another feed was left at can be found in this one: loaders alike, not used up."""
-        saved = state["leaves"]
-        return len(saved) == len(self.leaves) and all(map(Leaf.matches, self.leaves, saved))
+        return len(state["leaves"]) == len(self.leaves) and all(map(Leaf.matches, self.leaves, state["leaves"]))
 
     def resume(self, epoch: int) -> Iterator[Any]:
         """Go on inside the epoch of the loaded state, at the batch after the last one handed out.
