@@ -450,9 +450,8 @@ class Feed:
         """
         if self._state is not None:  # nothing was handed out since it was loaded
             return self._state
-        single = self.leaves[0] if self.leaves else Leaf([], 0, [])
-        if self._last and len(self.leaves) == 1 and single.keeps_place:
-            self._exhaust(single)  # whether its dataset has begun anew already, its state does not show
+        if self._last and len(self.leaves) == 1 and self.leaves[0].keeps_place:
+            self._exhaust(self.leaves[0])  # whether its dataset has begun anew already, its state does not show
         if self._over if self.ends is None or not self._rounds else self.last:
             return {**self._place(), "over": True}
         return self._place() if self._before is None else dict(self._before)
