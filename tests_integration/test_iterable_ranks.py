@@ -154,7 +154,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "limit": {"limit_train_batches": 3},
     "limit beyond": {"limit_train_batches": 6, "accumulate_grad_batches": 2},
     "validation inside": {"val_check_interval": 2},
-    "validation inside a window": {"val_check_interval": 2, "accumulate_grad_batches": 3},
+    "validation inside a window": {"val_check_interval": 4, "accumulate_grad_batches": 3},
     "max_steps": {"max_steps": 7, "max_epochs": -1},
     "across epochs": {"val_check_interval": 3, "check_val_every_n_epoch": None, "max_epochs": 2},
 }
@@ -178,6 +178,7 @@ def test_flags_hold_where_ranks_end_with_the_shortest(tmp_path: Any) -> None:
         assert found["limit"][:3] == (3, [2], [3])
         assert found["limit beyond"][:4] == (5, [4], [5], [2, 4, 5])
         assert found["validation inside"][:3] == (5, [4], [2, 4])
+        assert found["validation inside a window"][2] == [5]
         assert found["max_steps"][0] == 7
         assert found["across epochs"][2] == [3, 6, 9]
 

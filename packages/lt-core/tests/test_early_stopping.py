@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from quiet import QUIET
 
+from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import EarlyStopping
 from lt_core.callbacks.early_stopping import EarlyStoppingReason as Reason
 from lt_interface import PlainCollectives
@@ -28,7 +30,10 @@ def _trainer(**changes):
         "should_stop": False,
         "collectives": PlainCollectives(),
     }
-    return SimpleNamespace(**{**values, **changes})
+    made = SimpleNamespace(**{**values, **changes})
+    made.request_stop = lambda by: setattr(made, "should_stop", True)
+    made.withdraw_stop = lambda by: setattr(made, "should_stop", False)
+    return made
 
 
 def _feed(callback, values, trainer=None):
@@ -194,3 +199,92 @@ def test_all_wrong_arguments_are_told_at_once():
     with pytest.raises(ConfigError, match="2 problems") as caught:
         EarlyStopping("loss", mode="mim", patience=-1)
     assert 'Did you mean "min"?' in str(caught.value)
+
+
+class _Scores(LightningModule):
+    """Module whose validation metric is a list's item by epoch."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.layer, self.values = torch.nn.Linear(1, 1), values
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log_dict({"a": self.values[self.current_epoch], "b": -self.values[self.current_epoch]})
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def _fit(values, callbacks, **flags):
+    trainer = Trainer(**QUIET, num_sanity_val_steps=0, max_epochs=len(values), callbacks=callbacks, **flags)
+    net = _Scores(values)
+    trainer.fit(net, [torch.ones(1, 1)] * 2, [torch.ones(1, 1)])
+    return trainer, net
+
+
+RECOVERS = [1.0, 2.0, 3.0, 0.5, 0.4, 0.3, 0.2, 0.1]
+
+
+def test_a_stop_that_waits_is_taken_back_if_the_metric_improves():
+    """Patience ran out before min_epochs, then the metric improved: training goes on."""
+    stopping = EarlyStopping("a", patience=2)
+    trainer, _ = _fit(RECOVERS, [stopping], min_epochs=5)
+    assert (trainer.current_epoch, trainer.should_stop) == (8, False)
+    assert (stopping.stopping_reason, stopping.stopped_epoch, stopping.stopping_reason_message) == (
+        Reason.NOT_STOPPED,
+        0,
+        None,
+    )
+
+
+def test_a_stop_that_waits_stays_without_an_improvement():
+    """It comes as soon as min_epochs allows."""
+    trainer, _ = _fit([1.0, 2.0, 3.0, 1.5, 1.4, 1.3, 1.2, 1.1], [EarlyStopping("a", patience=2)], min_epochs=5)
+    assert trainer.current_epoch == 5
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_only_ones_own_stop_is_taken_back(order):
+    """A second callback that asked for a stop still gets it, whichever comes first."""
+    callbacks = [EarlyStopping("a", patience=2), EarlyStopping("b", patience=3)][::order]
+    trainer, _ = _fit([1.0, 2.0, 3.0, 0.9, 1.0, 0.8, 0.7, 0.6, 0.5], [*callbacks], min_epochs=5)
+    assert trainer.current_epoch < 9
+
+
+def test_a_users_stop_is_not_taken_back():
+    """should_stop = True stands, whatever a metric does."""
+
+    class Stops(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                trainer.should_stop = True
+
+    trainer, _ = _fit(RECOVERS, [EarlyStopping("a", patience=2), Stops()], min_epochs=5)
+    assert trainer.current_epoch == 5
+
+
+def test_a_user_may_take_back_every_stop():
+    """should_stop = False forgets what callbacks asked for, too."""
+
+    class Goes(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = False
+
+    stopping = EarlyStopping("a", patience=1, check_on_train_epoch_end=False)
+    trainer, _ = _fit([1.0, 2.0, 3.0], [stopping, Goes()], min_epochs=3)
+    assert (trainer.current_epoch, trainer.should_stop) == (3, False)
+
+
+def test_arguments_are_not_restored(tmp_path):
+    """A run is resumed with the patience that its callback is given now."""
+    trainer, net = _fit([1.0, 2.0, 3.0], [EarlyStopping("a", patience=5)])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    net.values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    stopping = EarlyStopping("a", patience=3)
+    trainer = Trainer(**QUIET, num_sanity_val_steps=0, max_epochs=8, callbacks=[stopping])
+    trainer.fit(net, [torch.ones(1, 1)] * 2, [torch.ones(1, 1)], ckpt_path=tmp_path / "a.ckpt")
+    assert (stopping.patience, trainer.current_epoch) == (3, 4)
+    assert "patience" not in stopping.state_dict()

@@ -127,6 +127,27 @@ def test_workers_that_cannot_be_ended_keep_nothing_else_from_being_given_back(
     assert not run.training
 
 
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.filterwarnings("ignore:teardown, after an error. it raised KeyboardInterrupt")
+def test_ctrl_c_in_a_teardown_leaves_no_clean_up_out(fails: bool) -> None:
+    """The other hooks, the strategy and the loggers get their turn; an error that came first is the one raised."""
+
+    class Interrupted(Callback):
+        def teardown(self, *args: Any) -> None:
+            raise KeyboardInterrupt
+
+    net, left = Torn(fails), []
+    run = Trainer(callbacks=[Interrupted()], max_epochs=1, **QUIET)
+    leave = run.strategy.leave
+    run.strategy.leave = lambda error: (left.append(type(error)), leave(error))  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError if fails else KeyboardInterrupt):
+        run.fit(net, [torch.ones(1, 1)] * 2, [torch.ones(1, 1)])
+    assert (net.torn, left) == (1, [ZeroDivisionError if fails else KeyboardInterrupt])
+    assert run.interrupted
+    assert run.state.stopped
+    assert not run.state.finished
+
+
 class Unreadable(Dataset[Tensor]):
     """Dataset with one sample that cannot be read."""
 

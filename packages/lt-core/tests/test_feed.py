@@ -222,7 +222,7 @@ class Counted(Countless):
         (lambda: DataLoader(Noisy(10), batch_sampler=Unsized(10, 4), num_workers=1), 3),  # type: ignore[arg-type]
         (lambda: DataLoader(Countless(10), 4), 3),
         (lambda: DataLoader(Counted(10), 4), 3),
-        (lambda: DataLoader(Counted(10), 4, num_workers=2), 3),
+        (lambda: DataLoader(Counted(10), 4, num_workers=2), 6),  # each worker gives all of it
         (lambda: lambda: iter("abc"), 3),
         (lambda: [DataLoader(Noisy(10), 4), DataLoader(Noisy(4), 4)], 3),
         (lambda: [DataLoader(Countless(10), 4), DataLoader(Noisy(4), 4)], 3),

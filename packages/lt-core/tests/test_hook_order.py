@@ -129,8 +129,8 @@ def test_fit_calls_everything_in_the_documented_order() -> None:
     step = ["LM.optimizer_step", "LM.training_step", *ZERO, *BACKWARD, *UPDATE]
     assert calls == [
         *START_FIT,
-        "CB.on_sanity_check_start",
         "DM.val_dataloader",
+        "CB.on_sanity_check_start",
         *evaluation("validation"),
         "CB.on_sanity_check_end",
         "DM.train_dataloader",

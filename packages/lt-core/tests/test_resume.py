@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lt_core import Callback, LightningDataModule, LightningModule, Trainer
 from lt_core.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lt_core.checkpoint import load_checkpoint
+from lt_core.state.progress import Progress
 from lt_interface.errors import CheckpointError, ConfigError
 
 
@@ -447,7 +448,7 @@ def test_a_sticky_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 @pytest.mark.parametrize("weights_only", [True, False])
 def test_entry_points_load_the_weights_they_are_given(tmp_path: Path, stage: str, weights_only: bool) -> None:
-    """validate, test and predict take weights from a file of either kind, and leave fit's counters alone."""
+    """validate, test and predict take weights and counters from a file of either kind; fit's counters are its own."""
 
     class All(Net):
         def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -459,8 +460,10 @@ def test_entry_points_load_the_weights_they_are_given(tmp_path: Path, stage: str
     file, net = saved(tmp_path, weights_only=weights_only), All()
     run = trainer(tmp_path, enable_checkpointing=False)
     getattr(run, stage)(net, shuffled_val(), ckpt_path=file)
-    assert bits(net.state_dict()) == bits(load_checkpoint(file)["state_dict"])
-    assert (run.global_step, run.current_epoch) == (0, 0)
+    tree = load_checkpoint(file)
+    assert bits(net.state_dict()) == bits(tree["state_dict"])
+    assert (run.global_step, run.current_epoch) == (tree["global_step"], tree["epoch"])
+    assert run._progress == Progress()
 
 
 # ------------------------------------------------------------------ states of others

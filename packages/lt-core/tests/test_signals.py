@@ -330,3 +330,30 @@ def test_a_signal_outside_of_a_fit_ends_after_the_batch(
         getattr(trainer(default_root_dir=tmp_path), stage)(net, BATCHES)
     assert done == {"step": [0, 1], "on_{}_start": [0], "on_{}_end": list(range(6))}[place]
     assert net.events[-1] == f"teardown {stage}"
+
+
+@pytest.mark.parametrize("saves", ["model_checkpoint", "on_exception"])
+def test_a_signal_never_begins_a_validation(tmp_path: Path, saves: str) -> None:
+    """One that comes in the batch after which validation is due leaves it to the run that resumes."""
+    callback: Any = OnExceptionCheckpoint(tmp_path)
+    if saves == "model_checkpoint":
+        callback = ModelCheckpoint(tmp_path, save_on_exception=True, every_n_epochs=10)
+    net = Net(signal.SIGTERM, "train", 2)
+    stop(net, trainer(val_check_interval=3, callbacks=[callback], enable_checkpointing=True))
+    assert net.events == ["train 0", "end 0", "train 1", "end 1", "train 2", "end 2", "teardown fit"]
+    (file,) = tmp_path.glob("*.ckpt")
+    again = Net()
+    run = trainer(val_check_interval=3, max_epochs=1, callbacks=[callback], enable_checkpointing=True)
+    run.fit(again, BATCHES, BATCHES[:2], ckpt_path=file)
+    assert again.events[:4] == ["val 0", "val 1", "train 3", "end 3"]
+
+
+def test_a_signal_inside_validation_ends_after_the_batch_and_the_resume_validates_anew(tmp_path: Path) -> None:
+    """The rest of it is left out, its end hooks too, and the resumed run begins with its first batch."""
+    net = Net(signal.SIGTERM, "val", 0)
+    stop(net, trainer(val_check_interval=3, callbacks=[OnExceptionCheckpoint(tmp_path)], enable_checkpointing=True))
+    assert net.events[-3:] == ["end 2", "val 0", "teardown fit"]
+    (file,) = tmp_path.glob("*.ckpt")
+    again = Net()
+    trainer(val_check_interval=3, max_epochs=1).fit(again, BATCHES, BATCHES[:2], ckpt_path=file)
+    assert again.events[:4] == ["val 0", "val 1", "train 3", "end 3"]

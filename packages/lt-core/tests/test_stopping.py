@@ -60,18 +60,18 @@ def fit(net: Net, n: int = 3, **flags: Any) -> Trainer:
     ("flags", "epochs", "steps", "total"),
     [
         ({"max_epochs": 2}, 2, 6, 6),
-        ({"max_steps": 4}, 2, 4, 4),
+        ({"max_steps": 4}, 1, 4, 4),
         ({"max_epochs": 1, "max_steps": 4}, 1, 3, 3),
         ({"max_epochs": 5, "max_steps": 3}, 1, 3, 3),
-        ({"max_epochs": -1, "max_steps": 7}, 3, 7, 7),
-        ({"max_steps": 3, "accumulate_grad_batches": 2}, 2, 3, 5),
+        ({"max_epochs": -1, "max_steps": 7}, 2, 7, 7),
+        ({"max_steps": 3, "accumulate_grad_batches": 2}, 1, 3, 5),
         ({"max_steps": 0}, 0, 0, 0),
         ({"max_epochs": 0}, 0, 0, 0),
-        ({"max_steps": 5, "min_epochs": 4}, 2, 5, 5),
+        ({"max_steps": 5, "min_epochs": 4}, 1, 5, 5),
     ],
 )
 def test_epochs_and_steps_end_a_fit(flags: dict[str, Any], epochs: int, steps: int, total: int) -> None:
-    """Whichever of max_epochs and max_steps comes first ends it; an epoch that was begun counts."""
+    """Whichever of max_epochs and max_steps comes first ends it; an epoch counts once all its batches are done."""
     net = Net()
     run = fit(net, **flags)
     assert (run.current_epoch, run.global_step, len(net.batches)) == (epochs, steps, total)
@@ -84,7 +84,7 @@ def test_a_stop_inside_an_epoch_first_runs_the_validation() -> None:
     net = Net(at=lambda net: len(net.batches) == 2)
     run = fit(net, max_epochs=3)
     assert net.events == [(0, 0), (0, 1), "validation", "epoch end"]
-    assert (run.current_epoch, run.global_step) == (1, 2)
+    assert (run.current_epoch, run.global_step) == (0, 2)
 
 
 def test_max_steps_inside_an_epoch_forces_no_validation() -> None:
@@ -208,12 +208,12 @@ def test_a_second_fit_goes_on_where_the_first_ended() -> None:
 
 
 def test_a_second_fit_forgets_the_first_ones_stop() -> None:
-    """should_stop is False again when fit begins."""
+    """should_stop is False again when fit begins, which goes on with the next batch of the epoch that was left."""
     net = Net(at=lambda net: len(net.batches) == 1)
     run = fit(net, max_epochs=2)
     assert run.should_stop
-    run.fit(net, batches(2), batches(1))
-    assert net.batches == [(0, 0), (1, 0), (1, 1)]
+    run.fit(net, batches(3), batches(1))
+    assert net.batches == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert not run.should_stop
 
 

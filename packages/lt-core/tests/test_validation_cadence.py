@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lt_core import LightningModule, Trainer
+from lt_core.callbacks import ModelCheckpoint
 from lt_interface.errors import ConfigError
 
 
@@ -67,16 +69,18 @@ def validations(n: int, loader: Any = None, **flags: Any) -> list[int]:
     return net.validations
 
 
-def by_hand(n: int, epochs: int, interval: float, every: int | None, max_steps: int = -1) -> list[int]:
-    """Return after how many batches validation is due, counting one by one."""
+def by_hand(n: int, epochs: int, interval: float, every: int | None, max_steps: int = -1, window: int = 1) -> list[int]:
+    """Return after how many batches validation runs, counting one by one: where it was due and the window closes."""
     check = interval if isinstance(interval, int) else max(1, int(n * interval))
-    found, total = [], 0
+    found, total, due = [], 0, False
     for epoch in range(epochs):
         for i in range(n):
             total += 1
             counted = total if every is None else i + 1
-            if counted % check == 0 and (every is None or (epoch + 1) % every == 0):
+            due = due or (counted % check == 0 and (every is None or (epoch + 1) % every == 0))
+            if due and ((i + 1) % window == 0 or i + 1 == n):
                 found.append(total)
+                due = False
             if total == max_steps:
                 return found
     return found
@@ -91,16 +95,18 @@ def test_validation_runs_where_counting_says(data: Any, n: int, epochs: int, siz
     if every is not None and sized:
         interval = data.draw(st.one_of(st.just(interval), st.floats(0.01, 1.0)))
     steps = data.draw(st.one_of(st.just(-1), st.integers(1, n * epochs))) if accumulate == 1 else -1
-    found = validations(
-        n,
-        batches(n) if sized else Unsized(n),
-        max_epochs=epochs,
-        max_steps=steps,
-        val_check_interval=interval,
-        check_val_every_n_epoch=every,
-        accumulate_grad_batches=accumulate,
-    )
-    assert found == by_hand(n, epochs, interval, every, steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*an accumulation window", UserWarning)
+        found = validations(
+            n,
+            batches(n) if sized else Unsized(n),
+            max_epochs=epochs,
+            max_steps=steps,
+            val_check_interval=interval,
+            check_val_every_n_epoch=every,
+            accumulate_grad_batches=accumulate,
+        )
+    assert found == by_hand(n, epochs, interval, every, steps, accumulate)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -267,7 +273,101 @@ def test_intervals_and_limits_that_the_data_can_not_keep(flags: dict[str, Any], 
     assert net.done == 0
 
 
+# ------------------------------------------------------------------ accumulation windows
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"val_check_interval": 4}, [6, 9]),
+        ({"val_check_interval": 3}, [3, 6, 9]),
+        ({"val_check_interval": 2}, [3, 6, 9]),
+        ({"val_check_interval": 1}, [3, 6, 9]),
+        ({"val_check_interval": 8}, [9]),
+        ({"val_check_interval": 4, "max_epochs": 2}, [6, 9, 15, 18]),
+        ({"val_check_interval": 5, "check_val_every_n_epoch": None, "max_epochs": 2}, [6, 12, 15]),
+        ({"val_check_interval": 4, "automatic": False}, [4, 8]),
+        ({"val_check_interval": 4, "optimizers": False}, [4, 8]),
+    ],
+)
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.filterwarnings("ignore:.*an accumulation window", "ignore:.*configure_optimizers returned None")
+def test_validation_waits_for_the_window_to_close(flags: dict[str, Any], expected: list[int], sized: bool) -> None:
+    """Due inside a window it runs at its end, two of one window are one, and the next is counted as ever."""
+    flags = dict(flags)
+    automatic, optimizers = flags.pop("automatic", True), flags.pop("optimizers", True)
+    net = Net()
+    net.automatic_optimization = automatic
+    if not optimizers:
+        net.configure_optimizers = lambda: None  # type: ignore[method-assign]
+    window = 3 if automatic else 1
+    run = trainer(accumulate_grad_batches=window, **{"max_epochs": 1, **flags})
+    run.fit(net, batches(9) if sized else Unsized(9), batches(1))
+    assert net.validations == expected
+
+
+def test_what_was_validated_is_what_is_saved(tmp_path: Any) -> None:
+    """Validating the best file gives the best score."""
+
+    class Scores(Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("score", sum(p.double().sum() for p in self.parameters()))
+
+    saving = ModelCheckpoint(tmp_path, monitor="score", save_top_k=-1)
+    run = trainer(
+        accumulate_grad_batches=3, val_check_interval=4, max_epochs=1, callbacks=[saving], enable_checkpointing=True
+    )
+    run.fit(Scores(), batches(9), batches(1))
+    assert len(saving.best_k_models) == 2
+    for path, score in saving.best_k_models.items():
+        (found,) = run.validate(Scores(), batches(1), ckpt_path=path, verbose=False)
+        assert found["score"] == pytest.approx(float(score))
+
+
+def test_an_interval_below_the_window_is_warned_of_once() -> None:
+    """It cannot be kept; one that is longer and no multiple can."""
+    with pytest.warns(UserWarning, match=r"val_check_interval=2\).*every 2 batches .* window of 3") as caught:
+        validations(9, val_check_interval=2, accumulate_grad_batches=3, max_epochs=2)
+    assert len(caught) == 1
+    validations(9, val_check_interval=4, accumulate_grad_batches=3)
+
+
 # ------------------------------------------------------------------ reloading
+
+
+@pytest.mark.parametrize("resumed_at", [None, 2, 3])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_no_loader_is_used_when_it_should_have_been_made_anew(
+    n: int, every: int, resumed_at: int | None, tmp_path: Any
+) -> None:
+    """Each epoch's loaders were made in its own n epochs, whenever validation runs, and after a resume as well."""
+    made, used = {"train": -1, "val": -1}, []
+
+    class Loads(Net):
+        def train_dataloader(self) -> Any:
+            made["train"] = self.current_epoch
+            return batches(1)
+
+        def val_dataloader(self) -> Any:
+            made["val"] = self.current_epoch
+            return batches(1)
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            used.append((self.current_epoch, made["train"]))
+
+        def on_validation_start(self) -> None:
+            used.append((self.current_epoch, made["val"]))
+
+    flags: dict[str, Any] = {"reload_dataloaders_every_n_epochs": n, "check_val_every_n_epoch": every}
+    path = None
+    if resumed_at is not None:
+        run, path = trainer(max_epochs=resumed_at, **flags), tmp_path / "a.ckpt"
+        run.fit(Loads())
+        run.save_checkpoint(path)
+    trainer(max_epochs=6, **flags).fit(Loads(), ckpt_path=path)
+    assert [(now, then) for now, then in used if now // n != then // n] == []
+    assert [now for now, _ in used if now == 5] == [5] * (2 if 6 % every == 0 else 1)
 
 
 @pytest.mark.parametrize(

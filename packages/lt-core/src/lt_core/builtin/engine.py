@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lt_core.hooks.table import method_of
 from lt_core.optim.states import load_named_states, named_states
 from lt_core.state.stage import STAGES
 from lt_interface import MisconfigurationException, PlainPrecision, Plan, Precision, PreparesOptimizers, SideStream
@@ -119,7 +120,7 @@ class PlainEngine:
 
 
 def _steps(module: nn.Module, precision: Precision) -> dict[str, Callable[..., Any]]:
-    found = {name: step for name in STEPS if callable(step := getattr(module, name, None))}
+    found = {name: step for name in STEPS if callable(step := method_of(module, name))}
     if precision.forward is None and precision.convert_output is None:
         return found
     return {name: _within(step, precision.forward, precision.convert_output) for name, step in found.items()}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EarlyStopping", "EarlyStoppingReason"]
 
-_KEPT = ("wait_count", "stopped_epoch", "best_score", "patience", "stopping_reason", "stopping_reason_message")
+_KEPT = ("wait_count", "stopped_epoch", "best_score", "stopping_reason", "stopping_reason_message")
 
 
 class EarlyStoppingReason(str, Enum):
@@ -39,6 +39,7 @@ class EarlyStoppingReason(str, Enum):
 class EarlyStopping(Callback):
     """Callback that stops training when a metric stopped improving, reached a goal, diverged or is no longer finite.
 
+    A stop that has to wait, as for ``min_epochs``, is taken back where the metric improves meanwhile.
     The metric is looked at once after each validation, or at each epoch's end where validation
     runs once an epoch or not at all. Patience counts these looks, not epochs.
 
@@ -118,11 +119,13 @@ class EarlyStopping(Callback):
         return {name: getattr(self, name) for name in _KEPT} | {"stopping_reason": str(self.stopping_reason)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over count and best score; a stop that has happened does not stop the resumed run."""
+        """Take over count and best score; a stop that has happened does not stop the resumed run.
+
+        Arguments are this object's own: a run may be resumed with more patience.
+        """
         self.wait_count = state_dict["wait_count"]
         self.stopped_epoch = state_dict["stopped_epoch"]
         self.best_score = torch.as_tensor(state_dict["best_score"])
-        self.patience = state_dict["patience"]
         self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", "not_stopped"))
         self.stopping_reason_message = state_dict.get("stopping_reason_message")
 
@@ -147,11 +150,14 @@ class EarlyStopping(Callback):
             warn(message)
             return
         reason, message = self._evaluate(current)
-        self.stopping_reason = reason or self.stopping_reason
         if reason is not None:
-            trainer.should_stop = True
+            trainer.request_stop(self)
+            self.stopping_reason, self.stopping_reason_message = reason, message or None
             self.stopped_epoch = trainer.current_epoch
-            self.stopping_reason_message = message or None
+        elif not self.wait_count:  # it improved before a stop could come, as where min_epochs is not reached
+            trainer.withdraw_stop(self)
+            self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+            self.stopped_epoch = 0
         if message and self.verbose and (trainer.is_global_zero or not self.log_rank_zero_only):
             info(message)
 

@@ -96,7 +96,7 @@ def parts(run: Run) -> list[Part]:
         Part("callbacks", _callbacks(run), "callbacks", default={}),
         Part("rng", _random(run), "random", per_rank=True),
         Part("seed", _Of(lambda: run.plan.seed)),
-        Part("metrics", run.metrics.train, "training", per_rank=True),
+        Part("metrics", _metrics(run), "training", per_rank=True),
         Part("metric_objects", _metric_objects(run), "training", per_rank=True),
         Part("callback_metrics", _Of(lambda: dict(results.callback), results.restore_callback), "training"),
         Part("logged", _logged(run), "training", default={}),
@@ -243,8 +243,15 @@ def _callbacks(run: Run) -> Stateful:
     return _Of(lambda: {c.state_key: state for c in run.callbacks if (state := c.state_dict())}, give)
 
 
+def _metrics(run: Run) -> Stateful:
+    store, fit = run.metrics.train, run.loop.fit
+    return _Of(lambda: fit.kept["metrics"] if fit.kept else store.state_dict(), store.load_state_dict)
+
+
 def _metric_objects(run: Run) -> Stateful:
-    return _Of(lambda: objects.collect(run.module), lambda states: objects.restore(run.module, states))
+    module, fit = run.module, run.loop.fit
+    kept = fit.kept["objects"] if fit.kept else None
+    return _Of(lambda: objects.collect(module) if kept is None else kept, lambda state: objects.restore(module, state))
 
 
 def _random(run: Run) -> Stateful:

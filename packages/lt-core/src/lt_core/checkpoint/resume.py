@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import KEY
 from lt_core.checkpoint.parts import restore
+from lt_core.hooks.table import method_of
 from lt_core.notices import info, warn
 from lt_core.state.agreement import decided_by_rank_zero
 from lt_interface.abilities import fact
@@ -117,7 +118,7 @@ def restore_callbacks(run: Run, checkpoint: dict[str, Any]) -> None:
             "Add them to resume them."
         )
     for callback in run.callbacks:
-        callback.on_load_checkpoint(run.trainer, run.module, checkpoint)
+        method_of(callback, "on_load_checkpoint")(run.trainer, run.module, checkpoint)
     restore(run, checkpoint, "callbacks")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import refuse_alone, remove_folders, write_folder
 from lt_core.checkpoint.parts import ONLY_IN_RANKS, gather, parts
+from lt_core.hooks.table import method_of
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
 from lt_core.state.timing import timed
@@ -90,8 +91,8 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
         tree.update(checkpoint_entries(run.datamodule, "datamodule_"))
     with run.metrics.current.inside("on_save_checkpoint"):
         for callback in run.callbacks if not weights_only else ():
-            callback.on_save_checkpoint(run.trainer, run.module, tree)
-        run.module.on_save_checkpoint(tree)
+            method_of(callback, "on_save_checkpoint")(run.trainer, run.module, tree)
+        method_of(run.module, "on_save_checkpoint")(tree)
     return tree
 
 

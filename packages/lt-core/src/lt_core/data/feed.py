@@ -12,7 +12,7 @@ import torch
 
 from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
 from lt_core.data.dealing import END
-from lt_core.data.given import advise, limited, names_of, source_problems
+from lt_core.data.given import advise, is_empty, limited, names_of, source_problems
 from lt_core.data.leaf import Leaf, Moment
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
@@ -67,7 +67,8 @@ class Feed:
         user: What the user gave.
         loaders: The loaders in it.
         names: The metric suffix of each.
-        num_batches: Batches of a training epoch after the limit; in evaluation the sum of ``sizes``.
+        num_batches: Batches of a training epoch after the limit, as far as loaders say; in evaluation the sum of
+            ``sizes``. Asked anew each epoch.
         sizes: Batches of each loader after the limit.
         last: Whether the batch handed out last ends its epoch (training).
         batch_indices: Dataset indices of the batch handed out last, where it came from a map-style DataLoader.
@@ -75,7 +76,7 @@ class Feed:
             a batch that only repeats samples. With several loaders side by side, 1 where theirs differ.
         stager: What batches of training take to the device, one batch ahead where that leaves no trace; they come from
             the feed on the device then. None leaves them as they are. To be set before an epoch begins.
-        exact: Whether the number of batches, where no limit comes first, is known and not just what a loader says.
+        exact: Whether the number of batches is known, and not just what a loader says or a limit allows.
         moved: Batches of the epoch that were done, where a resume found other batches or ranks; None where it did not.
         ends: As above, where the ranks look ahead; else None.
 
@@ -109,7 +110,7 @@ class Feed:
         combined = source if isinstance(source, CombinedLoader) else None
         self.mode: str = combined.mode if combined is not None else "max_size_cycle" if self.train else "sequential"
         tree = combined.iterables if combined is not None else source
-        self.loaders, paths = flatten(tree)
+        self.loaders, paths = ([], []) if not self.train and is_empty(tree) else flatten(tree)
         self._tree = outline(tree)
         self.names = names_of(paths)
         problems = source_problems(self.loaders, paths, self.where, self.stage, self.mode)
@@ -132,8 +133,8 @@ class Feed:
             self._peers.join(self.leaves, self._places(), self.train)
         self.exact = all(leaf.exact and leaf.whole != _INF for leaf in self.leaves)
         self.ends = None if self._peers is None or self.exact else ends
-        self.bare = not paths[0]
-        self._measure()
+        self.bare = bool(paths) and not paths[0]
+        self._measure(first=True)
         if not sequential and device is None:
             advise(self.leaves, self.stage, self.where)
         self._reset(0)
@@ -143,25 +144,38 @@ class Feed:
         self._next: Callable[[], Any] = iter(()).__next__
         self._state: dict[str, Any] | None = None
 
-    def _measure(self) -> None:
-        """Set the sizes and apply the limit."""
+    def measure(self) -> None:
+        """Ask the loaders for their sizes anew: samplers and datasets may differ from epoch to epoch."""
+        for leaf in self.leaves:
+            leaf.measure()
+        self._measure()
+
+    def _measure(self, first: bool = False) -> None:
+        """Set the sizes and apply the limit; later on only a training that has nothing left is refused."""
         sizes = [min(leaf.size, leaf.limit) for leaf in self.leaves]
         rule, problems = "a loader must have at least one batch", list[Problem]()
         fix = "Check the dataset's length, batch_size and drop_last, or set the limit to 0."
         for leaf, size, where in zip(self.leaves, sizes, self._places(), strict=True):
-            if size == 0 and self.limit != 0:
+            if size == 0 and self.limit != 0 and (first or (self.train and leaf.exact)):
                 whole = min(leaf.whole, leaf.limit)
                 got = f"a loader of length {whole}" + (f" for {leaf.shards} ranks" if whole else "")
                 problems.append(Problem(where, rule, got, fix))
         raise_problems(problems)
+        self._said = combined_size(sizes, self.mode)
         if self.mode == "sequential":
             pairs = zip(sizes, self._places(), strict=True)
             self.sizes = [limited(size, self.limit, where, problems) for size, where in pairs]
             self.num_batches: int | float = sum(self.sizes)
         else:
-            self.num_batches = limited(combined_size(sizes, self.mode), self.limit, self.where, problems)
+            self.num_batches = limited(self._said, self.limit, self.where, problems)
             self.sizes = [min(size, self.num_batches) for size in sizes] if self.train else [self.num_batches]
-        raise_problems(problems)
+        raise_problems(problems if first or self.train else [])
+
+    def _latest_end(self) -> int | float:
+        """Return after how many rounds an epoch ends at the latest: by its size if that is known, else by the limit."""
+        if self.exact or (0 <= self.limit < 1 and isinstance(self.limit, float)):
+            return self.num_batches
+        return self.limit if isinstance(self.limit, int) else _INF
 
     def relimit(self, limit: int | float | None) -> None:
         """Set another limit, from the next epoch on.
@@ -170,7 +184,7 @@ class Feed:
             ConfigError: If the limit cannot be used.
         """
         self.limit = 1.0 if limit is None else limit
-        self._measure()
+        self._measure(first=True)
 
     @property
     def early(self) -> bool:
@@ -199,11 +213,13 @@ class Feed:
         self._state = None
         if not self.train:
             return self._evaluation(epoch, _INF if limit is None else limit)
-        self._total = self.num_batches
+        for leaf in self.leaves:
+            leaf.set_epoch(epoch)
+        self.measure()
+        self._total = self._latest_end()
         if not self._total:
             return iter(())
         for leaf in self.leaves:
-            leaf.set_epoch(epoch)
             leaf.open(epoch)
         self._settle_size()
         return self._training()
@@ -212,7 +228,8 @@ class Feed:
         """Measure anew what was found to be dealt, and end the epoch where the rank with the fewest batches ends."""
         if self._peers is not None and not self._peers.even:
             self._measure()
-            self._total = self.num_batches = self._peers.fewest(self.num_batches)
+            self._total = self._peers.fewest(self._latest_end())
+            self.num_batches = self._peers.fewest(self.num_batches)
 
     def _reset(self, epoch: int) -> None:
         self._epoch, self._rounds, self._open, self._over = epoch, 0, True, False
@@ -309,8 +326,8 @@ class Feed:
                 break
         if not exact:
             self._last = self._over = True
-            if not self._rounds:
-                self._ended_early(0, _INF)
+            if not self._rounds or (ends is None and self._rounds < min(self._total, self._said)):
+                self._ended_early(self._rounds, self._said)
         elif self._rounds < self._total:
             self._ended_early(self._rounds, self._total)
         elif single is not None:
@@ -369,7 +386,9 @@ class Feed:
             if hasattr(type(self.loaders[0]), "__next__"):
                 fix = "A generator can be used once: give a function that makes one."
             raise ConfigError(Problem(self.where, f"epoch {self._epoch} must have a batch", "no batch", fix))
-        if total != _INF:
+        self._last = True
+        if total != _INF and not self._reported:
+            self._reported = True
             warn(f"{self.where} said it has {total} batches but ended after {done}. Correct its __len__.")
 
     def _evaluation(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
@@ -449,13 +468,14 @@ class Feed:
 
         The process's own random state is the caller's to save.
         """
-        single = self.leaves[0]
-        if self._last and len(self.leaves) == 1 and single.keeps_place:
-            self._exhaust(single)  # whether its dataset has begun anew already, its state does not show
+        if self._state is not None:  # nothing was handed out since it was loaded
+            return self._state
+        if self._last and len(self.leaves) == 1 and self.leaves[0].keeps_place:
+            self._exhaust(self.leaves[0])  # whether its dataset has begun anew already, its state does not show
         if self._over if self.ends is None or not self._rounds else self.last:
             return {**self._place(), "over": True}
         if self._moment is not None:
-            with single.at(self._moment):
+            with self.leaves[0].at(self._moment):
                 return self._place()
         return self._place() if self._before is None else dict(self._before)
 
@@ -474,12 +494,16 @@ class Feed:
         for leaf, one, where in zip(self.leaves, saved, self._places(), strict=True):
             leaf.load(one)
             same_world = one.get("world", leaf.shards) == leaf.shards
-            if same_world and one["size"] != leaf.size:
+            if same_world and leaf.exact and one["size"] != leaf.size:
                 warn(
                     f"{where}: {leaf.size} batches now, {one['size']} when the checkpoint was made. "
                     "The resumed run cannot be the same as an uninterrupted one."
                 )
         self._state = state
+
+    def matches(self, state: dict[str, Any]) -> bool:
+        """Return whether a place that another feed was left at can be found in this one: loaders alike, not used up."""
+        return len(state["leaves"]) == len(self.leaves) and all(map(Leaf.matches, self.leaves, state["leaves"]))
 
     def resume(self, epoch: int) -> Iterator[Any]:
         """Go on inside the epoch of the loaded state, at the batch after the last one handed out.
@@ -502,19 +526,23 @@ class Feed:
             return iter(())
         before = rng.capture()
         try:
-            for leaf, one in zip(self.leaves, state["leaves"], strict=True):
+            for leaf in self.leaves:
                 leaf.set_epoch(epoch)
+            self.measure()
+            for leaf, one in zip(self.leaves, state["leaves"], strict=True):
                 leaf.resume(one, epoch)
             self._rounds = -(-state["rounds"] * state["world"] // self.world.data_size)
-            self._total = self.num_batches
+            self._total = self._latest_end()
             self._settle_size()
             leaf = self.leaves[0]
             if len(self.leaves) == 1 and isinstance(leaf, ViewLeaf):
                 self._rounds = leaf.batches
-                rest = leaf.batches + leaf.rest()
-                self._total = rest if self.num_batches >= leaf.size else min(self.num_batches, rest)
+                if self.exact:
+                    rest = leaf.batches + leaf.rest()
+                    self._total = rest if self.num_batches >= leaf.size else min(self.num_batches, rest)
             self.moved = self._rounds if self._rounds != state["rounds"] else None
             batches = self._training()
+            self._last = self._rounds >= self._total if self.exact or self.ends is not None else None
             if state.get("ahead") is not None:
                 rng.restore(state["ahead"])
                 self._before = self._place()

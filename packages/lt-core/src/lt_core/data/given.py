@@ -14,7 +14,7 @@ from lt_core.data.loader_leaf import ViewLeaf
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_interface.errors import Problem
 
-__all__ = ["advise", "limited", "names_of", "source_problems"]
+__all__ = ["advise", "is_empty", "limited", "names_of", "source_problems"]
 
 _INF = float("inf")
 
@@ -26,6 +26,13 @@ def names_of(paths: list[tuple[Any, ...]]) -> list[str]:
     if all(isinstance(key, str) for path in paths for key in path):
         return ["/" + "/".join(path) for path in paths]
     return [f"/dataloader_idx_{number}" for number in range(len(paths))]
+
+
+def is_empty(source: Any) -> bool:
+    """Return whether a source holds no loader at all: None, or collections of nothing."""
+    if isinstance(source, Mapping):
+        return all(map(is_empty, source.values()))
+    return source is None or (isinstance(source, list | tuple) and all(map(is_empty, source)))
 
 
 def source_problems(
@@ -41,7 +48,7 @@ def source_problems(
         mode: How they are combined.
     """
     problems: list[Problem] = []
-    if not loaders:
+    if not loaders and stage == "train":
         problems.append(Problem(where, "at least one loader is needed", "an empty collection", "Give a DataLoader."))
     if stage == "train" and mode == "sequential":
         fix = 'Use mode="max_size_cycle", "max_size" or "min_size".'

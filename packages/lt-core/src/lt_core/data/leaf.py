@@ -37,7 +37,7 @@ class Leaf:
         user: The loader as the user gave it.
         number: Its number among the loaders of its stage.
         whole: Batches that the loader gives this rank in a whole pass; infinity where unknown.
-        exact: Whether ``size`` is where a pass really ends.
+        exact: Whether ``size`` is where a pass really ends, and not just what the user's object says.
         indexed: Whether ``taken`` yields the index batch of each batch.
         batches: Batches of the running pass handed out so far, those before a resume included.
         samples: Samples in them, over all ranks, as far as they are known without looking at data.
@@ -50,6 +50,7 @@ class Leaf:
         early: Whether a batch may be fetched in front of the step before its own and nobody can see it: this process
             draws nothing for it, and the place before it is cheap to note.
         keeps_place: Whether the place is kept by the user's own iterable, which nothing is replayed of.
+        one_shot: Whether the user's iterable can be used once, so that it stands where it was left.
         even: Whether all ranks take equally many batches, since they share one stream of indices.
         cut: Data ranks that the loader's index batches are shared among.
         dealer: Deals batches without indices among several ranks; None for one rank, and where there are indices.
@@ -64,13 +65,14 @@ class Leaf:
     exact = True
     snapshots = True
     peek_draws = True
-    early = keeps_place = even = False
+    early = keeps_place = even = one_shot = False
     cut = 1
     weight = 1.0
     dealer: Dealer | None = None
 
-    def __init__(self, user: Any, number: int, size: int | float) -> None:
-        self.user, self.number, self.whole = user, number, size
+    def __init__(self, user: Any, number: int, sized: Any) -> None:
+        self.user, self.number, self._sized = user, number, sized
+        self.measure()
         self.batches = self.samples = self.cycle = self.epoch = 0
         self.iterator: Iterator[Any] = iter(())
         self._raw: Iterator[Any] = self.iterator
@@ -84,6 +86,10 @@ class Leaf:
         self._ahead: list[Any] = []
         self.start: dict[str, Any] | None = None
         self._start_generators: list[Any] = []
+
+    def measure(self) -> None:
+        """Ask how many batches a whole pass has: it may differ from epoch to epoch."""
+        self.whole = length(self._sized)
 
     @property
     def size(self) -> int | float:
@@ -162,6 +168,10 @@ class Leaf:
                 return True
             self._ahead.append(one)
         return False
+
+    def matches(self, state: dict[str, Any]) -> bool:
+        """Return whether a place that another leaf was left at can be found in this one."""
+        return not self.one_shot and (not self.exact or self.size == state["size"])
 
     def consumed(self) -> int:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
@@ -278,7 +288,7 @@ class SequenceLeaf(Leaf):
     early = True
 
     def __init__(self, user: Any, number: int) -> None:
-        super().__init__(user, number, len(user))
+        super().__init__(user, number, user)
 
     def _begin(self, skip: int, samples: int) -> None:
         self._give(islice(self.user, skip, None) if skip else iter(self.user))

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from lt_core.data.leaf import END, Leaf, SequenceLeaf, is_stateful, length, shut_down
 from lt_core.data.opaque_leaf import OpaqueLeaf, fast_forward
-from lt_core.data.stream import IndexStream, find_generators, is_sharded, share_count
+from lt_core.data.stream import IndexStream, find_generators, is_sharded, samplers_in, share_count
 from lt_core.notices import warn
 from lt_core.state import rng
 from lt_interface import World
@@ -46,8 +46,10 @@ class ViewLeaf(Leaf):
             generator=user.generator,
         )
         self.view = _view(user, self.stream)
-        super().__init__(user, number, length(self.stream) if self.indexed else length(user))
-        self.exact = self.indexed or user.num_workers < 2
+        super().__init__(user, number, self.stream if self.indexed else user)
+        # Torch's own samplers give as many indices as they say, and draw when a pass begins, not with each index.
+        plain = all(type(s).__module__.startswith("torch.") for s in samplers_in(user.sampler, inner))
+        self.exact = self.indexed and plain
         self.generators = find_generators(self.view, self.stream.inner)
         self.sampling = find_generators(self.stream.inner, user.generator) if self.indexed else []
         self.stateful = is_stateful(user.dataset)
@@ -57,11 +59,7 @@ class ViewLeaf(Leaf):
         self.ordered = getattr(user, "in_order", True) or user.num_workers < 2
         self.fresh, self._rewarm = True, False
         self.peek_draws = not user.num_workers
-        # Torch's own samplers draw when a pass begins, those of others perhaps with each index.
-        samplers = (
-            type(s).__module__.startswith("torch.") for s in (user.sampler, user.batch_sampler) if s is not None
-        )
-        self.early = bool(user.num_workers) and not self.stateful and all(samplers)
+        self.early = bool(user.num_workers) and not self.stateful and plain
         # An iterable dataset keeps its own place; copies of it in workers cannot be asked.
         self.keeps_place = self.stateful and not self.indexed and not user.num_workers
 
@@ -90,7 +88,8 @@ class ViewLeaf(Leaf):
 
     def consumed(self) -> int:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
-        return int(min(super().consumed(), length(self.stream.inner))) if self.cut > 1 else super().consumed()
+        used = super().consumed()
+        return int(min(used, length(self.stream.inner))) if self.cut > 1 and self.exact else used
 
     def rest(self) -> int | float:
         """Return how many batches of the pass are left for this rank, from where it began."""

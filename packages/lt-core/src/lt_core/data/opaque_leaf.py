@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from lt_core.data.leaf import END, Leaf, is_stateful, length
+from lt_core.data.leaf import END, Leaf, is_stateful
 from lt_core.data.stream import find_generators
 from lt_core.notices import info, warn
 
@@ -22,9 +22,11 @@ class OpaqueLeaf(Leaf):
     batches, with a warning that says how many.
     """
 
+    exact = False
+
     def __init__(self, user: Any, number: int, source: Any = None) -> None:
         self.source = user if source is None else source
-        super().__init__(user, number, length(self.source))
+        super().__init__(user, number, self.source)
         self.stateful = is_stateful(user)
         self.one_shot = hasattr(self.source, "__next__")
         self.drawn = 0

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from lt_core.data.feed import Feed
+from lt_core.data.given import is_empty
 from lt_core.hooks.table import overrides
 from lt_core.state.agreement import SharedEnd
 from lt_core.state.stage import TRAIN, VALIDATE, Stage
@@ -29,8 +30,11 @@ def owner_of(run: Run, hook: str) -> Any:
 
 
 def has_loader(run: Run, stage: Stage) -> bool:
-    """Return whether the stage has data: an argument, or a hook of the data module or module."""
-    return run.feeds.given.get(stage.word) is not None or owner_of(run, stage.loader) is not None
+    """Return whether the stage has data: an argument, or a hook of the data module or module, with a loader in it."""
+    if stage.word in run.feeds.made:
+        return bool(run.feeds.made[stage.word].loaders)
+    given = run.feeds.given.get(stage.word)
+    return owner_of(run, stage.loader) is not None if given is None else not is_empty(given)
 
 
 class Feeds:
@@ -83,11 +87,14 @@ def _make(run: Run, stage: Stage) -> Feed:
 
 
 def feed_of(run: Run, stage: Stage) -> Feed:
-    """Return a stage's feed, made anew at the first call and where a reload is due."""
+    """Return a stage's feed: made at the first call, anew where a reload is due, and else with its newest sizes.
+
+    A reload is due once in every so many epochs, counted from the first: where a run was resumed changes nothing.
+    """
     feeds, epoch = run.feeds, run.progress.epoch
     every = run.trainer.reload_dataloaders_every_n_epochs
     made = feeds.made.get(stage.word)
-    due = every and epoch % every == 0 and feeds.epochs.get(stage.word) != epoch and not run.sanity_checking
+    due = every and epoch // every > feeds.epochs.get(stage.word, epoch) // every and not run.sanity_checking
     if made is None or due:
         if made is not None:
             made.close()
@@ -97,4 +104,6 @@ def feed_of(run: Run, stage: Stage) -> Feed:
         limit = limit_of(run, stage)
         if (type(limit), limit) != (type(made.limit), made.limit):  # the integer 1 is not the fraction 1.0
             made.relimit(limit)
+        else:
+            made.measure()
     return made

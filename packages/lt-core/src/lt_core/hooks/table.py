@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from lt_core.hooks.handlers import Handler
     from lt_core.metrics.results import Metrics
 
-__all__ = ["HOOKS", "Hook", "HookTable", "bind", "declared", "hook_problems", "overrides", "table_markdown"]
+__all__ = [
+    "HOOKS",
+    "Hook",
+    "HookTable",
+    "bind",
+    "declared",
+    "hook_problems",
+    "method_of",
+    "overrides",
+    "table_markdown",
+]
 
 CALLBACKS_MODULE = "callbacks, module"
 DATA_CALLBACKS_MODULE = "data module, callbacks, module"
@@ -112,7 +122,7 @@ _HOOKS = [
     Hook("on_train_batch_end", ("outputs", "batch", "batch_idx"), scope=m.TRAIN_BATCH_END, when="after a step"),
     Hook("on_train_epoch_end", (), MONITORS_LAST, m.TRAIN_EPOCH_END, _DONE),
     Hook("on_train_end", when="training is over"),
-    Hook("on_validation_model_zero_grad", order=MODULE, when="before validation inside fit, not in an open window"),
+    Hook("on_validation_model_zero_grad", order=MODULE, when="before validation inside fit"),
     *_evaluation("validation"),
     *_evaluation("test"),
     *_evaluation("predict"),
@@ -130,11 +140,19 @@ _OWN_CALLERS |= {hook.name for hook in _HOOKS if hook.order == DATA_OR_MODULE}
 
 
 def overrides(obj: Any, name: str) -> bool:
-    """Return whether ``obj`` has a ``name`` of its own, in its class or on the instance."""
-    if name in getattr(obj, "__dict__", ()):
-        return True
+    """Return whether ``obj`` has a ``name`` of its own, in its class or on the instance; None counts as nothing."""
+    own = getattr(obj, "__dict__", {})
+    if name in own:
+        return own[name] is not None
     mine = getattr(type(obj), name, None)
     return mine is not None and not is_default(mine)
+
+
+def method_of(owner: Any, name: str) -> Any:
+    """Return an object's method for a hook or step: its default where the object has None in its place, if any."""
+    found = getattr(owner, name, None)
+    default = next((vars(base)[name] for base in type(owner).__mro__ if is_default(vars(base).get(name))), None)
+    return partial(default, owner) if found is None and default is not None else found
 
 
 def declared(kind: type, name: str) -> bool:
@@ -235,7 +253,7 @@ class HookTable:
         if not declared(type(owner), hook.name) or not (default_runs or overrides(owner, hook.name)):
             return []
         leads = kind == "Callback"
-        bound = bind(getattr(owner, hook.name), ("trainer", "pl_module", *hook.args) if leads else hook.args)
+        bound = bind(method_of(owner, hook.name), ("trainer", "pl_module", *hook.args) if leads else hook.args)
         if bound is None:
             return []  # refused with the other problems before the run began
         call = partial(bound, *self._lead) if leads else bound
@@ -249,14 +267,14 @@ class HookTable:
             for f in getattr(self, name):
                 f(*args)
 
-    def fire_each(self, name: str, *args: Any) -> list[Exception]:
+    def fire_each(self, name: str, *args: Any) -> list[BaseException]:
         """Call one hook on everybody who has it, also after one of them raised; return what was raised."""
-        found: list[Exception] = []
+        found: list[BaseException] = []
         with self._inside(name):
             for f in getattr(self, name):
                 try:
                     f(*args)
-                except Exception as error:
+                except BaseException as error:
                     found.append(error)
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 from lt_core.checkpoint.parts import validation_place
 from lt_core.checkpoint.save import flush_saves
 from lt_core.loops.evaluate import evaluate
-from lt_core.loops.schedule import step_plateau
+from lt_core.loops.schedule import step_epoch, step_plateau
+from lt_core.metrics import objects
 from lt_core.metrics.store import FORBIDDEN, TRAIN_EPOCH_END
 from lt_core.notices import warn
 from lt_core.state.agreement import from_rank_zero, settle, stop_is_settled
@@ -21,34 +23,43 @@ from lt_interface.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["Cadence", "close_epoch", "finish_due", "log_step", "run_due", "validation_batches"]
+__all__ = ["Cadence", "end_epoch", "finish_due", "log_step", "run_due", "validation_batches"]
 
 _NEVER = 1 << 62
 
 
 def validation_batches(
-    interval: int | float | timedelta, num_batches: int | float, every_n_epoch: int | None
+    interval: int | float | timedelta,
+    num_batches: int | float,
+    every_n_epoch: int | None,
+    longest: int | float,
 ) -> int | float:
     """Return after how many batches validation is due; inf for the end of an epoch of unknown length.
+
+    Args:
+        interval: What ``val_check_interval`` is.
+        num_batches: Batches of an epoch, as far as its loader says.
+        every_n_epoch: What ``check_val_every_n_epoch`` is.
+        longest: What the interval may be at most.
 
     Raises:
         ConfigError: If the interval is longer than the epoch, or a fraction of an unknown length.
     """
     if isinstance(interval, timedelta):
-        return float("inf")
+        return math.inf
     if isinstance(interval, int):
-        if every_n_epoch is not None and interval > num_batches:
+        if every_n_epoch is not None and interval > longest:
             raise ConfigError(
                 Problem(
                     f"Trainer(val_check_interval={interval})",
-                    f"this must be at most the {num_batches} training batches of an epoch",
+                    f"this must be at most the {longest} training batches of an epoch",
                     fix="To count batches across epochs, set check_val_every_n_epoch=None.",
                 )
             )
         return interval
-    if num_batches == float("inf"):
+    if num_batches == math.inf:
         if interval == 1.0:
-            return float("inf")
+            return math.inf
         raise ConfigError(
             Problem(
                 f"Trainer(val_check_interval={interval})",
@@ -78,19 +89,23 @@ class Cadence:
         """Read, once an epoch, how often something is due; the train feed must stand."""
         trainer = run.trainer
         self.run = run
-        self.total = run.feed.num_batches
-        self.accumulate = run.plan.accumulate if run.module.automatic_optimization else 1
+        feed = run.feed
+        self.total, self.accumulate = feed.num_batches, run.accumulate
         self.log_every = trainer.log_every_n_steps
         every = trainer.check_val_every_n_epoch
         self.across = every is None
         self.validates = trainer.enable_validation and (every is None or (run.progress.epoch + 1) % every == 0)
-        self.val_batches = validation_batches(trainer.val_check_interval, self.total, every)
         interval = trainer.val_check_interval
         self.val_seconds = interval.total_seconds() if isinstance(interval, timedelta) else None
-        whole = self.val_batches == float("inf") or (
-            isinstance(interval, float) and interval == 1.0 and not self.across
-        )
+        # Only a size that is known, and before any was trained, can make an interval a mistake: later ones may differ.
+        longest = self.total if feed.exact and not run.progress.batches else math.inf
+        self.val_batches = validation_batches(interval, self.total, every, longest)
+        if isinstance(interval, float) and interval == 1.0 and not self.across:
+            self.val_batches = math.inf
+        # What the last batch would have brought, had the data ended where its loader says, its true last one brings.
+        whole = self.val_batches == math.inf or (not self.across and self.total % self.val_batches == 0)
         self.at_end = self.validates and whole and self.val_seconds is None
+        self._warn_short(run)
         plateau = any(s.reduce_on_plateau and s.interval == "step" for s in run.schedulers)
         self.every_batch = (self.validates and self.val_seconds is not None) or (
             plateau and run.module.automatic_optimization
@@ -102,36 +117,54 @@ class Cadence:
         if self.every_batch:
             return done + 1
         run, step = self.run, self.run.progress.step
-        due = self.total
+        due = self._said_end(done)
         if self.log_every:
             due = min(due, self._after_steps(done, self.log_every - step % self.log_every))
         if run.trainer.max_steps > 0:
             due = min(due, self._after_steps(done, max(run.trainer.max_steps - step, 1)))
         if run.loop.collecting is not None:
             due = min(due, self._after_steps(done, run.loop.collecting.steps_left(step)))
-        if self.validates and self.val_batches != float("inf"):
+        if self.validates and self.val_batches != math.inf:
             before = run.progress.batches if self.across else 0
             every = int(self.val_batches)
-            due = min(due, done + every - (before + done) % every)
+            at = done + every - (before + done) % every
+            due = min(due, -(-at // self.accumulate) * self.accumulate)  # in an open window: when it closes
         return int(due) if due < _NEVER else _NEVER
 
     def _after_steps(self, done: int, steps: int) -> float:
         """Return the batch count at which ``steps`` more optimizer steps can have happened at the soonest."""
-        return min((done // self.accumulate + steps) * self.accumulate, max(self.total, done + 1))
+        return min((done // self.accumulate + steps) * self.accumulate, self._said_end(done))
+
+    def _said_end(self, done: int) -> float:
+        """Return how many batches the epoch has as far as its loader says; inf where it has given more already."""
+        return self.total if self.total > done else math.inf
 
     def validation_due(self, index: int, last: bool) -> bool:
-        """Return whether validation runs after batch ``index``."""
+        """Return whether validation runs after batch ``index``, which closes the window in which it was due.
+
+        A stop validates first, unless this batch was validated already.
+        """
         run = self.run
-        if not self.validates:
+        if not self.validates or run.loop.fit.validated_batch == index + 1:
             return False
+        if (stop_is_settled(run) and may_stop(run.trainer)) or (last and self.at_end):
+            return True
         if self.val_seconds is not None:
             return from_rank_zero(run.trainer, time.monotonic() - run.loop.fit.validated_at >= self.val_seconds)
-        if self.val_batches == float("inf"):
-            return last
-        if stop_is_settled(run) and may_stop(run.trainer) and not self.across:
-            return True
+        if self.val_batches == math.inf:
+            return False
         before = run.progress.batches if self.across else 0
-        return bool((before + index + 1) % self.val_batches == 0) or (last and self.at_end)
+        opened = index - index % self.accumulate
+        return bool((before + index + 1) // self.val_batches > (before + opened) // self.val_batches)
+
+    def _warn_short(self, run: Run) -> None:
+        """Warn of validation that is due more often than a window closes."""
+        every = self.val_batches
+        if self.validates and every < self.accumulate and run.loop.first_time("val_check_interval"):
+            warn(
+                f"Trainer(val_check_interval={run.trainer.val_check_interval}): validation due every {every} batches "
+                f"runs where an accumulation window of {self.accumulate} ends. Make it a multiple of that."
+            )
 
 
 def run_due(run: Run, index: int) -> bool:
@@ -140,6 +173,8 @@ def run_due(run: Run, index: int) -> bool:
     settle(run)
     if not run.window_open(index):
         log_step(run)
+        if run.is_last_batch(index):
+            step_epoch(run)
     run.loop.fit.pending = "validation"
     return finish_due(run, index)
 
@@ -155,31 +190,36 @@ def log_step(run: Run) -> None:
 
 
 def finish_due(run: Run, index: int) -> bool:
-    """Do the part of what is due that begins with validation; a run stopped inside it resumes here."""
-    trainer, progress, cadence = run.trainer, run.progress, run.cadence
-    opened = run.window_open(index)
-    run.loop.at_boundary = not opened
-    stopping = trainer.should_stop and may_stop(trainer)
-    if cadence.validation_due(index, run.is_last_batch(index)) and not (stopping and opened):
-        run.loop.fit.validated_at = time.monotonic()
-        if not opened:
-            run.hooks.fire("on_validation_model_zero_grad")
-        run.loop.fit.validated_batch = progress.batch
-        run.loop.fit.before_validation = validation_place(run)
-        evaluate(run, VALIDATE)
-        settle(run)
-    run.loop.fit.pending = run.loop.fit.before_validation = None
-    if not opened:
-        if not run.loop.fit.skipped:
-            step_plateau(run, "step", progress.batch)
-        flush_saves(run)
-        if run.loop.collecting is not None:
-            run.loop.collecting.collect(progress.step)
-        raise_signal(run)
-    cadence.next = cadence.after(progress.batch)
-    if opened:  # whatever asked for attention waits for the window's end
+    """Do the part of what is due that begins with validation; a run stopped in or before it resumes here.
+
+    In an open accumulation window all of it waits for the window's end.
+    """
+    trainer, progress, cadence, fit = run.trainer, run.progress, run.cadence, run.loop.fit
+    if run.window_open(index):
+        run.loop.at_boundary, fit.pending = False, None
+        cadence.next = cadence.after(progress.batch)
         run.loop.attention = run.loop.attention or bool(run.saves.queue) or trainer.should_stop or _signalled(run)
         return False
+    run.loop.at_boundary = True
+    if _signalled(run):
+        flush_saves(run)
+        raise_signal(run)
+    if cadence.validation_due(index, run.is_last_batch(index)):
+        fit.validated_at = time.monotonic()
+        run.hooks.fire("on_validation_model_zero_grad")
+        before, fit.validated_batch = fit.validated_batch, progress.batch
+        fit.before_validation = {**validation_place(run), "validated": before}
+        evaluate(run, VALIDATE)
+        settle(run)
+    fit.pending = fit.before_validation = None
+    if not fit.skipped:
+        step_plateau(run, "step", progress.step)
+    fit.settled = progress.batch
+    flush_saves(run)
+    if run.loop.collecting is not None:
+        run.loop.collecting.collect(progress.step)
+    raise_signal(run)
+    cadence.next = cadence.after(progress.batch)
     if trainer.should_stop and not may_stop(trainer):
         run.loop.attention = True
     return stops_epoch(trainer)
@@ -189,32 +229,48 @@ def _signalled(run: Run) -> bool:
     return run.signals is not None and run.signals.heeded is not None
 
 
-def close_epoch(run: Run) -> None:
-    """End an epoch: its hooks, plateau schedulers, metrics, counters and saves."""
-    progress, store = run.progress, run.metrics.train
+def end_epoch(run: Run, over: bool) -> None:
+    """Run what belongs to an epoch's end: its hooks, plateau schedulers, metrics, counters and saves.
+
+    Args:
+        run: The run.
+        over: Whether its data has ended. Else a stop leaves the epoch open: hooks and loggers get its values so far,
+            and a later fit or resume goes on with its next batch, and with its values.
+    """
+    progress, store, fit = run.progress, run.metrics.train, run.loop.fit
     run.loop.at_boundary = False
     store.batch = None
+    if not over:
+        fit.left, fit.kept = progress.batch, {"metrics": store.state_dict(), "objects": objects.collect(run.module)}
     store.scope = TRAIN_EPOCH_END
     store.sync()  # before the hooks: each rank's callbacks see the same values
     run.hooks.fire("on_train_epoch_end")
-    step_plateau(run, "epoch", progress.epoch + 1)
+    if over:
+        step_plateau(run, "epoch", progress.epoch + 1)
     run.metrics.results.read_callback(store)
     run.metrics.results.read_bar(store)
     run.log(store.take_epoch(), "train", of="epoch")
     store.scope = FORBIDDEN
     run.count_samples()
+    if over:
+        _close(run)
+    store.reset()
+    run.loop.at_boundary = True
+    fit.pending = None
+    settle(run)
+    flush_saves(run)
+    raise_signal(run)
+
+
+def _close(run: Run) -> None:
+    """Count an epoch whose data has ended."""
+    progress = run.progress
     run.feed.close_epoch()
     progress.batches += progress.batch
     progress.epoch += 1
     progress.batch = 0
     progress.epoch_closed = True
     _warn_uncounted(run)
-    store.reset()
-    run.loop.at_boundary = True
-    run.loop.fit.pending = None
-    settle(run)
-    flush_saves(run)
-    raise_signal(run)
 
 
 def _warn_uncounted(run: Run) -> None:

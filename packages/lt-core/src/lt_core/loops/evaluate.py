@@ -21,6 +21,7 @@ from lt_core.metrics.store import (
     FORBIDDEN,
     MetricStore,
 )
+from lt_core.notices import warn
 from lt_core.state.agreement import heard
 from lt_core.state.progress import RunningStage
 from lt_core.state.stage import VALIDATE, Stage
@@ -72,6 +73,9 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
         with run.metrics.evaluation() as store, rng.isolate(run.trainer.accelerator, run.device):
             feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
             check_alike(run, stage.loader, "loaders", len(feed.loaders))
+            if not feed.loaders:
+                warn(f"Trainer.{run.fn}: {feed.where} gave no loader, so there is nothing to run.")
+                return []
             with evaluation_modes(run, stage), _grad_context(run):
                 results = _loop(run, feed, stage, store)
     finally:

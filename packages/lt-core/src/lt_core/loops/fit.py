@@ -9,11 +9,12 @@ from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of
 from lt_core.data.stager import Stager
 from lt_core.data.to_device import build_place
-from lt_core.loops.boundary import close_epoch, finish_due, log_step, run_due
+from lt_core.loops.boundary import end_epoch, finish_due, log_step, run_due
 from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
 from lt_core.metrics.store import FORBIDDEN, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
+from lt_core.state import rng
 from lt_core.state.agreement import listen, refusal, settle
 from lt_core.state.collecting import Collecting
 from lt_core.state.limits import fit_is_over, stops_epoch
@@ -42,7 +43,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
                 step: training_step, zero_grad, backward, clip, optimizer step
                 on_train_batch_end
                 if anything is due: log, validate, plateau schedulers, save, stop
-            on_train_epoch_end, log, save
+            on_train_epoch_end, log, save; where a stop came first, the epoch stays open
         on_train_end
 
     Args:
@@ -53,6 +54,9 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     from lt_core.checkpoint.save import flush_saves
 
     trainer = run.trainer
+    if trainer.enable_validation:  # before any batch: what is wrong with the validation data shows at once
+        with rng.isolate(trainer.accelerator, run.device):
+            feed_of(run, VALIDATE)
     check_alike(run, VALIDATE.loader, "validations", int(trainer.enable_validation))
     sanity_check(run)
     if not fit_is_over(trainer):
@@ -64,6 +68,8 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if run.resumed.tree is not None:
         restore(run, run.resumed.tree, "data", "random")
         run.resumed.tree = None
+    elif not run.progress.epoch_closed:
+        _take_up(run)
     if trainer.validate_at_start and run.progress.step == 0 and trainer.enable_validation:
         evaluate(run, VALIDATE)
     settle(run)
@@ -77,7 +83,21 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
 
 def _is_over(run: Run) -> bool:
     """Return whether no further epoch begins, for want of data too."""
-    return fit_is_over(run.trainer) or (run.progress.epoch_closed and feed_of(run, TRAIN).num_batches == 0)
+    return fit_is_over(run.trainer) or (run.progress.epoch_closed and not feed_of(run, TRAIN).limit)
+
+
+def _take_up(run: Run) -> None:
+    """Go on in the epoch that an earlier fit of the trainer left open; where the data is another one, begin anew."""
+    from lt_core.checkpoint.parts import restore
+
+    ranks = run.resumed.rest.get("ranks") or [run.resumed.rest]
+    state = ranks[run.world.rank]["data"][TRAIN.word]
+    feed = feed_of(run, TRAIN)
+    if feed.matches(state):
+        feed.load_state_dict(state)
+        restore(run, run.resumed.rest, "training")
+    else:
+        run.progress.abandon_epoch()
 
 
 def open_epoch(run: Run) -> None:
@@ -103,8 +123,7 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
 
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
-    progress, trainer, loop = run.progress, run.trainer, run.loop
-    feed = feed_of(run, TRAIN)
+    progress, loop, feed = run.progress, run.loop, feed_of(run, TRAIN)
     check_alike(run, TRAIN.loader, "batches", feed.num_batches)
     resumed = not progress.epoch_closed
     changed = rebuild(run)
@@ -119,14 +138,12 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     feed.stager = place if isinstance(place, Stager) and feed.early else None
     if feed.stager is not None:
         place = None
+    batches = begin_batches(run, resumed)
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
     module_start = refusal(run, hooks.module_train_batch_start)
     schedule, hear = after_step(run), listen(run)
-    if resumed and ((loop.fit.pending is not None and finish_due(run, progress.batch - 1)) or stops_epoch(trainer)):
-        return close_epoch(run)
-    skipped = stopped = False
-    batches = begin_batches(run, resumed)
-    for i, batch in enumerate(run.timed_batches(batches, TRAIN), progress.batch):
+    stopped, skipped = resumed and stops_resumed(run), False
+    for i, batch in enumerate(() if stopped else run.timed_batches(batches, TRAIN), progress.batch):
         if place is not None:
             batch = place(batch, 0)
         loop.at_boundary = False
@@ -154,17 +171,23 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
                 break
     store.scope, store.batch = FORBIDDEN, None
     del batches
-    if not stopped and progress.batch < feed.num_batches:
-        stopped = end_of_data(run, skipped)
-    return close_epoch(run)
+    if not stopped:
+        end_of_data(run, skipped)
+    end_epoch(run, over=not stopped or run.is_last_batch(progress.batch - 1))
 
 
-def end_of_data(run: Run, skipped: bool) -> bool:
+def stops_resumed(run: Run) -> bool:
+    """Do what the resumed run was stopped before, and return whether no batch of its epoch follows."""
+    pending = run.loop.fit.pending is not None and finish_due(run, run.progress.batch - 1)
+    return pending or stops_epoch(run.trainer)
+
+
+def end_of_data(run: Run, skipped: bool) -> None:
     """Do what the last batch of an epoch would have done, had its loader said that it is the last."""
     step_epoch(run)
     settle(run)
     log_step(run)  # a short window's step came before its batch was due
-    progress, cadence = run.progress, run.cadence
-    if skipped or not cadence.at_end or not progress.batch or run.loop.fit.validated_batch == progress.batch:
-        return False
-    return finish_due(run, progress.batch - 1)
+    progress = run.progress
+    if not skipped and progress.batch and run.loop.fit.settled != progress.batch:
+        run.loop.fit.pending = "validation"
+        finish_due(run, progress.batch - 1)

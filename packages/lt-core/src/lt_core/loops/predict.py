@@ -34,6 +34,9 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
 
     feed = feed_of(run, PREDICT)
     check_alike(run, PREDICT.loader, "loaders", len(feed.loaders))
+    if not feed.loaders:
+        warn(f"Trainer.{run.fn}: {feed.where} gave no loader, so there is nothing to run.")
+        return [] if keep else None
     hooks = run.hooks
     place = build_place(run)
     kept: list[list[Any]] = [[] for _ in feed.loaders]

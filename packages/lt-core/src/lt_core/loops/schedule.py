@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,8 +49,8 @@ def _own_step(run: Run, config: SchedulerConfig, metric: Any) -> None:
 def after_step(run: Run) -> Callable[[int], None] | None:
     """Return what the loop calls after each step for schedulers that need no metric, or None.
 
-    Those of interval ``"step"`` step after a batch in which the optimizer stepped, unless the engine steps them; those
-    of interval ``"epoch"`` after the epoch's last batch.
+    Those of interval ``"step"`` step after every ``frequency``-th optimizer step of the whole training, unless the
+    engine steps them; those of interval ``"epoch"`` after the epoch's last batch. To be called once its size is known.
     """
     configs, owned = _active(run), []
     if "schedule" in run.engine.owns:
@@ -62,15 +63,16 @@ def after_step(run: Run) -> Callable[[int], None] | None:
         return None
     fit, progress = run.loop.fit, run.progress
     before = progress.step
+    last = run.feed.num_batches if run.feed.exact else math.inf  # else at the end of the data
 
     def step(index: int) -> None:
         nonlocal before
         fit.skipped, before = progress.step == before, progress.step
         if by_step and not fit.skipped:
             for f, frequency in by_step:
-                if (index + 1) % frequency == 0:
+                if progress.step % frequency == 0:
                     f(None)
-        if by_epoch and index + 1 >= run.feed.num_batches:  # of unknown length: at the end of the data
+        if by_epoch and index + 1 >= last:
             step_epoch(run)
 
     return step
@@ -96,7 +98,7 @@ def step_plateau(run: Run, interval: str, count: int) -> None:
     Args:
         run: The run.
         interval: ``"step"`` or ``"epoch"``.
-        count: Completed batches or epochs, against the scheduler's frequency.
+        count: Optimizer steps or completed epochs, against the scheduler's frequency.
 
     Raises:
         MisconfigurationException: If a watched metric is not logged and the scheduler is strict.

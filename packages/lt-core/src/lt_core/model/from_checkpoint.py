@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from lt_core.hooks.table import method_of
 from lt_core.model.hparams import PRIVATE_KEYS, AttributeDict
 from lt_core.notices import warn
 from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError, Problem, nearest
@@ -86,9 +87,8 @@ def load_module(
     elif _says_strictness(module) and strict != module.strict_loading:
         rule = "strict must be what the module's own strict_loading is"
         raise ConfigError(Problem(where, rule, f"strict={strict} and {module.strict_loading}", "Leave strict out."))
-    module.configure_model()
-    module.configure_sharded_model()
-    module.on_load_checkpoint(checkpoint)
+    for hook, args in (("configure_model", ()), ("configure_sharded_model", ()), ("on_load_checkpoint", (checkpoint,))):
+        method_of(module, hook)(*args)
     weights = checkpoint.get("state_dict") or {}
     if not weights and KEY in checkpoint:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from lt_core.checkpoint.engine_folder import load_folder
 from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.save import Saves
 from lt_core.data.sources import Feeds
-from lt_core.hooks.table import HookTable, overrides
+from lt_core.hooks.table import HookTable, method_of, overrides
 from lt_core.loops.boundary import Cadence
 from lt_core.loops.calls import manual_backward_of
 from lt_core.loops.schedule import with_each_step
@@ -65,6 +65,7 @@ def new_run(request: Request) -> Run:
         cadence=Cadence(),
         compiled=request.compiled,
     )
+    run.resumed.rest = request.rest
     last = trainer._run
     if last is not None and not run.fits and module is last.module:
         run.optimizers, run.schedulers = last.optimizers, last.schedulers
@@ -160,7 +161,7 @@ def merge_callbacks(run: Run) -> None:
     """Add the module's own callbacks; one of the same type replaces the trainer's."""
     trainer, module = run.trainer, run.module
     with run.metrics.current.inside("configure_callbacks"):
-        returned = module.configure_callbacks()
+        returned = method_of(module, "configure_callbacks")()
     own = list(returned) if isinstance(returned, (list, tuple)) else [returned] if returned else []
     types = {type(c) for c in own}
     kept = [c for c in trainer.callbacks if type(c) not in types]
@@ -191,7 +192,7 @@ def _prepare_data(run: Run) -> None:
         once = run.world.local_rank if getattr(owner, "prepare_data_per_node", True) else run.world.rank
         if once == 0:
             with run.metrics.current.inside("prepare_data"):
-                owner.prepare_data()
+                method_of(owner, "prepare_data")()
     run.collectives.barrier("prepare_data")
     heed(run)
 
@@ -219,10 +220,11 @@ def _load(run: Run) -> dict[str, Any] | None:
     if run.resumed.path is None:
         return None
     checkpoint: dict[str, Any] = run.saves.io.load(run.resumed.path)
+    run.resumed.counts = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}
     if checkpoint.get("seed") is not None:
         run.plan = replace(run.plan, seed=checkpoint["seed"])
     with run.metrics.current.inside("on_load_checkpoint"):
-        run.module.on_load_checkpoint(checkpoint)
+        method_of(run.module, "on_load_checkpoint")(checkpoint)
     return checkpoint
 
 

@@ -89,7 +89,9 @@ def compiled_methods(model: Any, names: Iterable[str]) -> dict[str, Callable[...
     """Return the compiled form of these methods of a ``torch.compile``d module; empty for any other."""
     if not _is_compiled(model):
         return {}
-    return {name: model.dynamo_ctx(getattr(model._orig_mod, name)) for name in names if hasattr(model._orig_mod, name)}
+    return {
+        name: model.dynamo_ctx(getattr(model._orig_mod, name)) for name in names if getattr(model._orig_mod, name, None)
+    }
 
 
 def _is_compiled(model: Any) -> bool:

@@ -88,13 +88,13 @@ def _finish(run: Run, travels: bool) -> None:
         _give_back(run)
         if run.fits:
             run.hooks.fire("on_fit_end")
-            run.saves.kept = parts_of_ranks(run) if travels else {}
+            run.saves.kept = parts_of_ranks(run) if travels or not run.progress.epoch_closed else {}
     except BaseException as error:
         cause = _fail(run, error, devices=False)
         if cause is not error:
             raise cause from error
         raise
-    errors: list[BaseException] = [*run.hooks.fire_each("teardown", str(run.fn))]
+    errors = run.hooks.fire_each("teardown", str(run.fn))
     if not errors:
         try:
             run.collectives.barrier("the end of the run")
@@ -151,7 +151,7 @@ def _attempt(what: str, call: Callable[[], Any]) -> None:
         _warn_of(what, [error])
 
 
-def _warn_of(what: str, errors: list[Exception]) -> None:
+def _warn_of(what: str, errors: list[BaseException]) -> None:
     for error in errors:
         warn(f"{what}, after an error: it raised {type(error).__name__}: {error}")
 

@@ -52,6 +52,9 @@ def prepare(
     if fn is TrainerFn.FITTING:
         request.sources[VALIDATE.word] = given.val_loaders
     request.ckpt_path = _resolve_path(trainer, fn, ckpt_path)
+    last = trainer._last_fit
+    if fn is TrainerFn.FITTING and request.ckpt_path is None and last is not None and last.module is given.module:
+        request.rest = last.saves.kept
     if request.travels:
         request.process = process_state()
         # until an outcome has come back

@@ -144,13 +144,14 @@ def settle(run: Run) -> None:
     if run.world.size == 1 or loop.alone:
         return
     loop.wish = False  # before anything is read: a signal that comes now is a wish for the next time
-    bits = (_STOP if trainer.should_stop else 0) | (_SAVE if saves.queue else 0)
+    bits = (_STOP if trainer._should_stop else 0) | (_SAVE if saves.queue else 0)
     bits |= 0 if watch is None else _SIGNALS.get(watch.received or 0, 0)  # type: ignore[call-overload]
     # Two calls: the first returns what is still on its way, the second what was sent just now.
     before = run.collectives.agree(bits)
     loop.ends = loop.ends or bool(before & _END)
     seen = before | run.collectives.settle()
-    trainer._should_stop = loop.stop = bool(seen & _STOP)
+    trainer._should_stop = bool(seen & _STOP)
+    loop.stop = trainer.should_stop
     if watch is not None:
         watch.heeded = next((number for number, bit in _SIGNALS.items() if seen & bit), None)
         loop.attention = loop.attention or watch.heeded is not None

@@ -23,10 +23,11 @@ def stops_epoch(trainer: Trainer) -> bool:
 
 
 def fit_is_over(trainer: Trainer) -> bool:
-    """Return whether no further epoch begins; one that is open is closed first."""
+    """Return whether no further batch follows; a stop that has not left the open epoch yet does so first."""
     progress = trainer._progress
     if not progress.epoch_closed:
-        return False
+        left = trainer._run.loop.fit.left if trainer._run is not None else -1
+        return left == progress.batch and stops_epoch(trainer)
     return (trainer.max_epochs != -1 and progress.epoch >= trainer.max_epochs) or stops_epoch(trainer)
 
 

@@ -33,6 +33,9 @@ class FitState:
         before_validation: What the running validation began with; a run that is stopped inside it repeats it.
         stepped: Whether an optimizer stepped since the loop last looked, under manual optimization.
         skipped: Whether no optimizer stepped in the last batch, where a scheduler is to step with it.
+        settled: After how many batches of this epoch all that was due was last done; -1 for not yet.
+        left: After how many batches of this epoch a stop last left it open, its end hooks done; -1 for not yet.
+        kept: Metrics and metric objects of an epoch that was left open, as they were before its end hooks.
     """
 
     step: Callable[[Any, int], Any] | None = None
@@ -48,19 +51,26 @@ class FitState:
     before_validation: dict[str, Any] | None = None
     stepped: bool = False
     skipped: bool = False
+    settled: int = -1
+    left: int = -1
+    kept: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what of this epoch is done already."""
-        return {"epoch_done": self.schedulers_done, "validated": self.validated_batch}
+        validated = (self.before_validation or {}).get("validated", self.validated_batch)
+        done = {"validated": validated, "settled": self.settled, "left": self.left}
+        return {"epoch_done": self.schedulers_done, **done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; what an older file lacks is not yet done."""
         self.schedulers_done = state.get("epoch_done", False)
-        self.validated_batch = state.get("validated", -1)
+        self.validated_batch, self.left = state.get("validated", -1), state.get("left", -1)
+        self.settled = state.get("settled", self.validated_batch)
 
     def begin_epoch(self) -> None:
         """Forget what belongs to the epoch before."""
-        self.validated_batch, self.samples_seen, self.schedulers_done = -1, 0, False
+        self.validated_batch = self.settled = self.left = -1
+        self.samples_seen, self.schedulers_done, self.kept = 0, False, None
 
 
 @dataclass

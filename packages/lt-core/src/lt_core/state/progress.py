@@ -17,6 +17,11 @@ class TrainerStatus(str, Enum):
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
 
+    @property
+    def stopped(self) -> bool:
+        """Return whether a call has ended, well or not."""
+        return self in (TrainerStatus.FINISHED, TrainerStatus.INTERRUPTED)
+
     __str__ = str.__str__
 
 
@@ -56,6 +61,16 @@ class TrainerState:
     fn: TrainerFn | None = None
     stage: RunningStage | None = None
 
+    @property
+    def finished(self) -> bool:
+        """Return whether the last call ended well."""
+        return self.status is TrainerStatus.FINISHED
+
+    @property
+    def stopped(self) -> bool:
+        """Return whether no call runs any more: the last one ended, well or not."""
+        return self.status.stopped
+
 
 @dataclass
 class Progress:
@@ -76,6 +91,10 @@ class Progress:
     samples: int = 0
     epoch_closed: bool = True
     batches: int = 0
+
+    def abandon_epoch(self) -> None:
+        """Forget an epoch that was left open: the next batch begins it anew."""
+        self.epoch_closed, self.batch = True, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters."""

@@ -45,10 +45,14 @@ class Resumed:
     Attributes:
         path: The file; None for a run that began without one.
         tree: What it holds, until the last part is restored.
+        counts: The epoch and the global step that it names.
+        rest: Without a checkpoint: parts of the epoch that the trainer's last fit left open.
     """
 
     path: str | None = None
     tree: dict[str, Any] | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -128,25 +132,33 @@ class Run:
             self.loop.fit.samples_seen = seen
 
     @property
+    def accumulate(self) -> int:
+        """Return how many batches an accumulation window has; one where the user, or nobody, steps an optimizer."""
+        return self.plan.accumulate if self.module.automatic_optimization and self.optimizers else 1
+
+    @property
     def axis(self) -> int:
         """Return the x-axis value of what is logged now: the 0-based index of the last step."""
         return max(self.progress.step - 1, 0) if self.fits else self.progress.step
 
     def is_last_batch(self, index: int) -> bool:
         """Return whether batch ``index`` of the running epoch is its last."""
-        return index + 1 >= self.feed.num_batches or self.feed.last
+        feed = self.feed
+        return index + 1 >= feed.num_batches if feed.exact else feed.last
 
     def window(self, index: int) -> tuple[int, bool, bool]:
-        """Return the length of batch ``index``'s accumulation window, and whether it opens and closes it."""
+        """Return the length of batch ``index``'s accumulation window, and whether it opens and closes it.
+
+        The length of an epoch's last window is what the loader's length says; the data decides where it closes.
+        """
         n = self.plan.accumulate
         start = index - index % n
-        total = self.feed.num_batches
-        length = int(min(n, total - start)) if total != float("inf") else n
-        return length, index == start, index + 1 - start >= length or self.feed.last
+        left = self.feed.num_batches - start
+        return int(min(n, left)) if left > 0 else n, index == start, index + 1 - start >= n or self.feed.last
 
     def window_open(self, index: int) -> bool:
         """Return whether batch ``index`` leaves an accumulation window open behind it."""
-        return bool(self.module.automatic_optimization) and not self.window(index)[2]
+        return self.accumulate > 1 and not self.window(index)[2]
 
     def index_of(self, optimizer: Any) -> int | None:
         """Return the place of an optimizer, the engine's or a handle's too, among the run's; None for others."""

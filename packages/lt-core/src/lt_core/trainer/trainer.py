@@ -59,6 +59,7 @@ class Trainer(TrainerView):
         self._progress, self.state = Progress(), TrainerState()
         self._handlers: list[Handler] = []
         self._results = Results()
+        self._stop_requests: set[int] = set()
         self._take_parts(config)
         self._take_flags(config)
         self._apply_torch_flags(config)
@@ -225,9 +226,10 @@ class Trainer(TrainerView):
         self._results = run.metrics.results
         self.state.fn, self.state.status = run.fn, TrainerStatus.RUNNING
         if run.fits:
-            self._should_stop = False
-            if not self._progress.epoch_closed:  # an earlier fit was stopped inside an epoch
-                self._progress.epoch_closed, self._progress.batch = True, 0
+            self._should_stop, self._last_fit = False, None
+            self._stop_requests.clear()
+            if not self._progress.epoch_closed and not run.resumed.rest:  # an earlier fit failed, or had another module
+                self._progress.abandon_epoch()
         for owner in (run.module, run.datamodule):
             if owner is not None:
                 owner.trainer = self
@@ -235,6 +237,8 @@ class Trainer(TrainerView):
     def _end(self, run: Run) -> None:
         """Leave the trainer readable after a run."""
         self.state.stage = None
+        if run.fits and not self._progress.epoch_closed and run.saves.kept:
+            self._last_fit = run
 
     # ------------------------------------------------------------ what users call during a run
 
@@ -260,6 +264,26 @@ class Trainer(TrainerView):
     def off(self, function: Callable[..., Any]) -> None:
         """Detach a function that `on` attached."""
         self._handlers = [h for h in self._handlers if h.function is not function]
+
+    def request_stop(self, by: object) -> None:
+        """Ask for training to stop, as ``should_stop = True`` does, in a way that can be taken back.
+
+        Every rank calls it at the same place.
+
+        Args:
+            by: Who asks.
+        """
+        self._stop_requests.add(id(by))
+        if self._run is not None:
+            self._run.loop.attention = True
+
+    def withdraw_stop(self, by: object) -> None:
+        """Take back what one asked for by `request_stop`, if the stop has not come yet; other requests stand.
+
+        Args:
+            by: Who asked.
+        """
+        self._stop_requests.discard(id(by))
 
     def save_checkpoint(
         self, filepath: str | os.PathLike[str], weights_only: bool | None = False, storage_options: Any = None
@@ -405,7 +429,7 @@ class Trainer(TrainerView):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but the run: module, data and optimizers belong to it."""
-        return {key: value for key, value in vars(self).items() if key not in ("_run", "_returned")}
+        return {key: value for key, value in vars(self).items() if key not in ("_run", "_last_fit", "_returned")}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

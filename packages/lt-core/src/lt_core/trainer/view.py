@@ -6,7 +6,7 @@ import math
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from lt_core.state.progress import RunningStage, TrainerStatus
+from lt_core.state.progress import Progress, RunningStage, TrainerStatus
 from lt_core.state.stage import PREDICT, TEST, TRAIN, VALIDATE, Stage
 from lt_interface import World
 from lt_interface.abilities import fact
@@ -14,7 +14,6 @@ from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
 
     import torch
     from torch import Tensor
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from lt_core.data.feed import Feed
     from lt_core.metrics.results import Results
     from lt_core.optim.parse import SchedulerConfig
-    from lt_core.state.progress import Progress
     from lt_core.state.run import Run
     from lt_core.tracking.history import History
     from lt_interface import Accelerator, Collectives, Outcome, Precision, Strategy
@@ -33,11 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["TrainerView"]
 
 
-def _live(attribute: str, doc: str, kind: Callable[[Any], Any] = lambda value: value) -> Any:
+def _live(attribute: str, doc: str) -> Any:
     """Return a property whose change the loop looks up before its next step."""
 
     def change(self: TrainerView, value: Any) -> None:
-        setattr(self, attribute, kind(value))
+        setattr(self, attribute, value)
         self._call_attention()
 
     return property(attrgetter(attribute), change, doc=doc)
@@ -57,6 +55,7 @@ class TrainerView:
     """Properties of `Trainer`: what it consists of, where its run is, and what it knows."""
 
     _run: Run | None = None
+    _last_fit: Run | None = None
     _returned: Outcome | None = None
     _journal: Any = None
     _own_ckpt_path: str | os.PathLike[str] | None = None
@@ -64,6 +63,7 @@ class TrainerView:
     _announced: bool = False
     _save_counter: int = 0
     _should_stop: bool = False
+    _stop_requests: set[int]
     _max_epochs: int
     _max_steps: int
     _progress: Progress
@@ -78,9 +78,20 @@ class TrainerView:
 
     # ------------------------------------------------------------ limits that may be changed while training runs
 
-    should_stop: bool = _live("_should_stop", "Whether training stops at the next chance; set True to stop.", bool)
     max_epochs: int = _live("_max_epochs", "After how many epochs training stops; -1 for no limit.")
     max_steps: int = _live("_max_steps", "After how many optimizer steps training stops; -1 for no limit.")
+
+    @property
+    def should_stop(self) -> bool:
+        """Return whether training stops at the next chance; set True to stop, False to take back all requests."""
+        return self._should_stop or bool(self._stop_requests)
+
+    @should_stop.setter
+    def should_stop(self, stop: bool) -> None:
+        self._should_stop = bool(stop)
+        if not stop:
+            self._stop_requests.clear()
+        self._call_attention()
 
     def _call_attention(self) -> None:
         """Make the loop look up what was changed."""
@@ -298,12 +309,19 @@ class TrainerView:
     @property
     def global_step(self) -> int:
         """Return in how many batches an optimizer stepped."""
-        return self._progress.step
+        return self._counts("global_step", self._progress.step)
+
+    def _counts(self, name: str, own: int) -> int:
+        """Return the trainer's own count, or that of the checkpoint which is evaluated."""
+        run = self._run
+        if run is None or run.fits or not (run.metrics.live or self._progress == Progress()):
+            return own
+        return run.resumed.counts.get(name, own)
 
     @property
     def current_epoch(self) -> int:
-        """Return the running epoch's index: the number of completed ones."""
-        return self._progress.epoch
+        """Return the running epoch's index: the number of completed ones; that of the checkpoint in an evaluation."""
+        return self._counts("epoch", self._progress.epoch)
 
     @property
     def batches_done(self) -> int:
@@ -329,7 +347,7 @@ class TrainerView:
         run = self._run
         if run is None or not run.cadence.validates or run.cadence.val_seconds is not None:
             return False
-        return run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx))
+        return not run.window_open(batch_idx) and run.cadence.validation_due(batch_idx, run.is_last_batch(batch_idx))
 
     @property
     def is_last_batch(self) -> bool:
@@ -386,7 +404,8 @@ class TrainerView:
         """Return after how many batches validation is due."""
         from lt_core.loops.boundary import validation_batches
 
-        return validation_batches(self.val_check_interval, self.num_training_batches, self.check_val_every_n_epoch)
+        size = self.num_training_batches
+        return validation_batches(self.val_check_interval, size, self.check_val_every_n_epoch, size)
 
     val_check_interval: Any
     check_val_every_n_epoch: int | None
