@@ -68,6 +68,8 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     outer_stage = trainer.state.stage
     if outer_stage is not RunningStage.SANITY_CHECKING:
         trainer.state.stage = stage.running
+        if run.fits:
+            run.metrics.look_at_training(watched(run))
     try:
         with run.metrics.evaluation() as store, rng.isolate(run.trainer.accelerator, run.device):
             feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
@@ -77,6 +79,12 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     finally:
         trainer.state.stage = outer_stage
     return results
+
+
+def watched(run: Run) -> set[str]:
+    """Return the names of metrics that callbacks and schedulers look at."""
+    found = {str(s.monitor) for s in run.schedulers if s.monitor is not None}
+    return found.union(*(callback._watched() for callback in run.callbacks))
 
 
 def _grad_context(run: Run) -> Any:

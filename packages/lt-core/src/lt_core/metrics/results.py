@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
+from lt_core.metrics.outlets import Newest, as_tensor
 from lt_core.metrics.store import MetricStore, SilentStore
 
 __all__ = ["Metrics", "Results"]
@@ -14,21 +17,42 @@ __all__ = ["Metrics", "Results"]
 class Results:
     """Newest values of one run, by name.
 
+    Each has the time at which it was logged or reduced, by the clock of the training's store: whoever reads, and
+    however often, of two values of a name the newer one is found.
+
     Attributes:
         callback: For callbacks, as 0-dim tensors.
+        times: The time of each of them; what a callback wrote there itself has none.
+        so_far: Names of those that are reduced over the part of an epoch that was over by then.
         logged: What the loggers were last given.
         bar: What the progress bar shows.
+        doubles: Names whose values are shown in double precision.
     """
 
     def __init__(self) -> None:
         self.callback: dict[str, Any] = {}
+        self.times: dict[str, int] = {}
+        self.so_far: set[str] = set()
         self.logged: dict[str, float] = {}
         self.bar: dict[str, float] = {}
+        self.doubles: set[str] = set()
 
     def read_callback(self, store: MetricStore) -> dict[str, Any]:
         """Take over what a store holds for callbacks, and return all values for callbacks."""
-        self.callback.update(store.callback_metrics())
+        self.take(store.newest(self.times))
         return self.callback
+
+    def take(self, found: Newest, so_far: bool = False) -> None:
+        """Take over values that are newer than the known ones.
+
+        Args:
+            found: The values and their times.
+            so_far: Whether they are reduced over a part of an epoch.
+        """
+        newer = {name: each for name, each in found.items() if each[0] > self.times.get(name, -1)}
+        self.times.update((name, time) for name, (time, _) in newer.items())
+        self.callback.update((name, value) for name, (_, value) in newer.items())
+        self.so_far = self.so_far | set(newer) if so_far else self.so_far - set(newer)
 
     def read_bar(self, store: MetricStore, wait: bool = True) -> dict[str, float]:
         """Take over what a store holds for the progress bar, and return all values for the bar."""
@@ -39,14 +63,20 @@ class Results:
         """Remember what the loggers are given."""
         self.logged.update(values)
 
+    def logged_tensors(self) -> dict[str, Tensor]:
+        """Return what the loggers were last given as 0-dim tensors."""
+        return {name: as_tensor(value, name in self.doubles) for name, value in self.logged.items()}
+
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Put back, after a block that ends well, what was there before it: nothing, or what a resumed run had."""
-        kept = [(shown, dict(shown)) for shown in (self.callback, self.logged, self.bar)]
+        kept = [(shown, dict(shown)) for shown in (self.callback, self.times, self.logged, self.bar)]
+        so_far = self.so_far
         yield
         for shown, before in kept:
             shown.clear()
             shown.update(before)
+        self.so_far = so_far
 
     def restore_callback(self, values: Mapping[str, Any]) -> None:
         """Add the values for callbacks that a checkpoint holds."""
@@ -79,7 +109,7 @@ class Metrics:
 
     def _make(self) -> MetricStore:
         store = self._kind(**self._ranks)
-        store.module = self._module
+        store.module, store.doubles = self._module, self.results.doubles
         return store
 
     def _use(self, store: MetricStore) -> None:
@@ -101,11 +131,34 @@ class Metrics:
         """Let ``self.log`` write to a new store inside the block."""
         outer = self.current
         store = self._make()
+        store.time = outer.time
         self._use(store)
         try:
             yield store
         finally:
             self._use(outer)
+            outer.time = store.time
+
+    def look_at_training(self, watched: Set[str]) -> None:
+        """Show, before a validation, what training has logged so far; every rank must call it.
+
+        Args:
+            watched: The names that somebody looks at.
+        """
+        self.results.read_callback(self.train)
+        self.results.take(self.train.so_far(watched), so_far=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what training logged in the running epoch, and the times of the values for callbacks."""
+        self.results.read_callback(self.train)
+        shown = {"times": dict(self.results.times), "so_far": sorted(self.results.so_far)}
+        return {**self.train.state_dict(), **shown}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; in files of earlier releases no value has a time."""
+        self.train.load_state_dict(state)
+        self.results.times.update(state.get("times", {}))
+        self.results.so_far.update(state.get("so_far", ()))
 
     def release(self) -> None:
         """Let go of the module: what it logs from now on belongs to the run around this one, or to none."""

@@ -170,9 +170,22 @@ class TrainerView:
     _results: Results
 
     @property
-    def logged_metrics(self) -> dict[str, float]:
-        """Return what the loggers were last given."""
-        return self._results.logged
+    def logged_metrics(self) -> dict[str, Tensor]:
+        """Return what the loggers were last given, as 0-dim tensors."""
+        return self._results.logged_tensors()
+
+    @property
+    def open_metrics(self) -> frozenset[str]:
+        """Return the names in `callback_metrics` whose values are over an epoch that was not over when they were made.
+
+        These are the training's with ``on_epoch=True``, from a validation inside the epoch to the epoch's end.
+        """
+        return frozenset(self._results.so_far)
+
+    @property
+    def validated_in_epoch(self) -> bool:
+        """Return whether a validation began in the running epoch."""
+        return self._run is not None and self._run.loop.fit.validated_batch >= 0
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
