@@ -55,10 +55,9 @@ class Callback:
         """Return the name under which a checkpoint keeps this callback's state."""
         return type(self).__qualname__
 
-    def _watched(self) -> set[str]:
-        """Return the names of metrics that this callback looks at; metric objects are computed early for these."""
-        monitor = getattr(self, "monitor", None)
-        return {monitor} if isinstance(monitor, str) else set()
+    def _named(self) -> set[str]:
+        """Return the metrics that this callback reads after a validation, besides its ``monitor``."""
+        return set()
 
     def _generate_state_key(self, **kwargs: Any) -> str:
         """Return a key that differs between instances with different arguments."""

@@ -30,12 +30,15 @@ class Outlets:
     Attributes:
         scope: The place of the code that runs now; sets defaults and what is allowed.
         time: The clock: how many values were logged and reduced.
+        reduced_at: When an epoch's values were reduced last, by the clock.
+        evaluates: Whether this is an evaluation's store.
     """
 
     def __init__(self, collectives: Any, device: Any, world_size: int) -> None:
         self.collectives, self.device, self.world_size = collectives, device, world_size
         self.scope: int = FORBIDDEN
-        self.time = self._reduced = 0
+        self.time = self.reduced_at = 0
+        self.evaluates = False
         self._slots: dict[tuple[int, str], Slot] = {}
         self._shown: dict[tuple[int, str], float] = {}  # step values as they were last read
         self._closed = False
@@ -86,7 +89,7 @@ class Outlets:
         Args:
             objects: The slots of the metric objects to compute; all that were not computed yet if None.
         """
-        self.time = self._reduced = self.time + 1
+        self.time = self.reduced_at = self.time + 1
         if self.world_size <= 1:
             return
         slots = [s for s in self._slots.values() if s.sync and s.code]
@@ -126,7 +129,7 @@ class Outlets:
             else:
                 value = self._epoch_value(slot) if slot in objects else None
             if value is not None:
-                found[slot.plain_name] = found[slot.epoch_name] = self._reduced, as_tensor(value, slot.double)
+                found[slot.plain_name] = found[slot.epoch_name] = self.reduced_at, as_tensor(value, slot.double)
             slot.synced = slot.result = None  # the epoch's end reduces anew
         return found
 
@@ -182,7 +185,7 @@ class Outlets:
             if new and slot.step and not slot.evaluating and (last := self._last(slot)) is not None:
                 out[slot.plain_name] = out[slot.step_name] = slot.time, as_tensor(last, slot.double)
         for slot in slots if self._at_end() else ():
-            time = max(self._reduced, slot.time)
+            time = max(self.reduced_at, slot.time)
             new = time > known.get(slot.epoch_name, -1)
             if new and slot.epoch and (value := self._epoch_value(slot)) is not None:
                 out[slot.plain_name] = out[slot.epoch_name] = time, as_tensor(value, slot.double)

@@ -23,7 +23,7 @@ class Results:
     Attributes:
         callback: For callbacks, as 0-dim tensors.
         times: The time of each of them; what a callback wrote there itself has none.
-        so_far: Names of those that are reduced over the part of an epoch that was over by then.
+        names: The names that training, and evaluations, logged so far.
         logged: What the loggers were last given.
         bar: What the progress bar shows.
         doubles: Names whose values are shown in double precision.
@@ -32,27 +32,27 @@ class Results:
     def __init__(self) -> None:
         self.callback: dict[str, Any] = {}
         self.times: dict[str, int] = {}
-        self.so_far: set[str] = set()
+        self.names: tuple[set[str], set[str]] = set(), set()
         self.logged: dict[str, float] = {}
         self.bar: dict[str, float] = {}
         self.doubles: set[str] = set()
 
     def read_callback(self, store: MetricStore) -> dict[str, Any]:
         """Take over what a store holds for callbacks, and return all values for callbacks."""
-        self.take(store.newest(self.times))
+        self.take(store.newest(self.times), store.evaluates)
         return self.callback
 
-    def take(self, found: Newest, so_far: bool = False) -> None:
+    def take(self, found: Newest, evaluates: bool = False) -> None:
         """Take over values that are newer than the known ones.
 
         Args:
             found: The values and their times.
-            so_far: Whether they are reduced over a part of an epoch.
+            evaluates: Whether they are an evaluation's, not training's.
         """
-        newer = {name: each for name, each in found.items() if each[0] > self.times.get(name, -1)}
-        self.times.update((name, time) for name, (time, _) in newer.items())
-        self.callback.update((name, value) for name, (_, value) in newer.items())
-        self.so_far = self.so_far | set(newer) if so_far else self.so_far - set(newer)
+        self.names[evaluates].update(found)
+        for name, (time, value) in found.items():
+            if time > self.times.get(name, -1):
+                self.times[name], self.callback[name] = time, value
 
     def read_bar(self, store: MetricStore, wait: bool = True) -> dict[str, float]:
         """Take over what a store holds for the progress bar, and return all values for the bar."""
@@ -71,12 +71,10 @@ class Results:
     def untouched(self) -> Iterator[None]:
         """Put back, after a block that ends well, what was there before it: nothing, or what a resumed run had."""
         kept = [(shown, dict(shown)) for shown in (self.callback, self.times, self.logged, self.bar)]
-        so_far = self.so_far
         yield
         for shown, before in kept:
             shown.clear()
             shown.update(before)
-        self.so_far = so_far
 
     def restore_callback(self, values: Mapping[str, Any]) -> None:
         """Add the values for callbacks that a checkpoint holds."""
@@ -131,7 +129,7 @@ class Metrics:
         """Let ``self.log`` write to a new store inside the block."""
         outer = self.current
         store = self._make()
-        store.time = outer.time
+        store.time, store.evaluates = outer.time, True
         self._use(store)
         try:
             yield store
@@ -146,19 +144,22 @@ class Metrics:
             watched: The names that somebody looks at.
         """
         self.results.read_callback(self.train)
-        self.results.take(self.train.so_far(watched), so_far=True)
+        self.results.take(self.train.so_far(watched))
+
+    def of_epoch(self) -> frozenset[str]:
+        """Return the names whose newest value is training's, reduced over the epoch or its part up to now."""
+        self.results.read_callback(self.current)
+        return frozenset(name for name, time in self.results.times.items() if time == self.train.reduced_at)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training logged in the running epoch, and the times of the values for callbacks."""
         self.results.read_callback(self.train)
-        shown = {"times": dict(self.results.times), "so_far": sorted(self.results.so_far)}
-        return {**self.train.state_dict(), **shown}
+        return {**self.train.state_dict(), "times": dict(self.results.times)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned; in files of earlier releases no value has a time."""
         self.train.load_state_dict(state)
         self.results.times.update(state.get("times", {}))
-        self.results.so_far.update(state.get("so_far", ()))
 
     def release(self) -> None:
         """Let go of the module: what it logs from now on belongs to the run around this one, or to none."""

@@ -341,12 +341,12 @@ class MetricStore(Outlets):
             value = {"last": lasts.get(slot.key), "total": slot.total, "weight": slot.weight}
             times = {"fresh": slot.time > slot.taken, "time": slot.time, "double": slot.double}
             slots.append({**place, **value, **times, "returned": slot.returned, "metric": path})
-        return {"slots": slots, "time": self.time}
+        return {"slots": slots, "time": self.time, "reduced_at": self.reduced_at}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned; metric objects are found again in ``module``."""
         self.reset()
-        self.time = state.get("time", 0)
+        self.time, self.reduced_at = state.get("time", 0), state.get("reduced_at", 0)
         objects = self._objects()
         for kept in state.get("slots", ()):
             slot = Slot(kept["name"], kept["scope"], kept["suffix"], kept["settings"])

@@ -175,12 +175,12 @@ class TrainerView:
         return self._results.logged_tensors()
 
     @property
-    def open_metrics(self) -> frozenset[str]:
-        """Return the names in `callback_metrics` whose values are over an epoch that was not over when they were made.
+    def epoch_metrics(self) -> frozenset[str]:
+        """Return the names whose values in `callback_metrics` are training's over the epoch.
 
-        These are the training's with ``on_epoch=True``, from a validation inside the epoch to the epoch's end.
+        From a validation inside the epoch on these are the values over its part up to that validation.
         """
-        return frozenset(self._results.so_far)
+        return frozenset() if self._run is None else self._run.metrics.of_epoch()
 
     @property
     def validated_in_epoch(self) -> bool:
