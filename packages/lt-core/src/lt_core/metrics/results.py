@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lt_core.callback import RUNNING
 from lt_core.metrics.outlets import Newest, as_tensor
 from lt_core.metrics.store import MetricStore, SilentStore
 
@@ -100,7 +101,7 @@ class Metrics:
         self._kind = SilentStore if silent else MetricStore
         self._ranks: dict[str, Any] = {}
         # Of a run that goes on around this one, where a hook hands its module to another trainer.
-        self._outer = module._metrics, module._trainer_ref
+        self._outer = module._metrics, module._trainer_ref, RUNNING.get()
         self.train = self._make()
         self.current: MetricStore = self.train
         self._use(self.train)
@@ -112,6 +113,7 @@ class Metrics:
 
     def _use(self, store: MetricStore) -> None:
         self.current = self._module._metrics = store
+        RUNNING.set(self._module)
 
     @property
     def live(self) -> bool:
@@ -163,8 +165,9 @@ class Metrics:
 
     def release(self) -> None:
         """Let go of the module: what it logs from now on belongs to the run around this one, or to none."""
-        store, trainer = self._outer
+        store, trainer, running = self._outer
         self._module._metrics = store
+        RUNNING.set(running)
         if store is not None:
             self._module._trainer_ref = trainer
         self.current = SilentStore()

@@ -108,6 +108,8 @@ class MetricStore(Outlets):
         """
         # This is the one place of the trainer that users run many times a step. A plain value costs
         # no further call, however it is reduced; that is why so much is written out here.
+        if batch_size is not None and (type(batch_size) is not int or batch_size <= 0):
+            batch_size = as_weight(name, batch_size)
         try:
             slot = self._tables[self.scope][name + self.suffix if self.suffix else name]
         except (KeyError, TypeError):
@@ -116,8 +118,6 @@ class MetricStore(Outlets):
             slot = self._slot(name, value, options)
             if slot is None:
                 return
-        if batch_size is not None and (type(batch_size) is not int or batch_size <= 0):
-            batch_size = as_weight(name, batch_size)
         if self.muted:
             if slot.metric is None and is_metric_object(value):
                 slot.metric = value  # which all ranks compute at the epoch's end
