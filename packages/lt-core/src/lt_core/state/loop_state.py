@@ -25,6 +25,7 @@ class FitState:
         seen: What users may change, as it was at the last look.
         engine_inputs: What the engine was built for.
         logged_step: The step whose values were logged last.
+        first_step: How many steps were made when the running epoch began.
         schedulers_done: Whether the schedulers of interval ``"epoch"`` stepped in this epoch.
         validated_batch: After how many batches of this epoch was validated last; -1 for not yet.
         validated_at: When the last validation began, in seconds of the monotonic clock.
@@ -40,6 +41,7 @@ class FitState:
     seen: tuple[Any, ...] = ()
     engine_inputs: tuple[Any, ...] = ()
     logged_step: int = 0
+    first_step: int = 0
     schedulers_done: bool = False
     validated_batch: int = -1
     validated_at: float = 0.0
@@ -51,15 +53,21 @@ class FitState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what of this epoch is done already."""
-        return {"epoch_done": self.schedulers_done, "validated": self.validated_batch}
+        return {
+            "epoch_done": self.schedulers_done,
+            "validated": self.validated_batch,
+            "first_step": self.first_step,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; what an older file lacks is not yet done."""
         self.schedulers_done = state.get("epoch_done", False)
         self.validated_batch = state.get("validated", -1)
+        self.first_step = state.get("first_step", 0)
 
-    def begin_epoch(self) -> None:
-        """Forget what belongs to the epoch before."""
+    def begin_epoch(self, step: int) -> None:
+        """Forget what belongs to the epoch before; ``step`` steps were made."""
+        self.first_step = step
         self.validated_batch, self.samples_seen, self.schedulers_done = -1, 0, False
 
 
