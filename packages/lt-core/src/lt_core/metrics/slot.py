@@ -174,7 +174,11 @@ def as_number(name: str, value: Any) -> float:
         if value.numel() != 1 or value.is_complex():
             got = f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
             raise ValueError(str(Problem(where, rule, got, "Reduce it, for example with value.mean().")))
-        return float(value.item())
+        try:
+            return float(value.item())
+        except RuntimeError as error:
+            got, fix = "a tensor that cannot be read", "Log it while its memory is there."
+            raise ValueError(str(Problem(where, rule, got, fix))) from error
     if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
         value = value.item()  # an array or a scalar of another library
     if isinstance(value, Real):
