@@ -185,7 +185,6 @@ def test_two_values_of_one_key_are_refused(tmp_path, names, momentum):
         )
 
 
-
 def test_it_needs_a_logger(tmp_path):
     """Without a logger there is nowhere to log to."""
     with pytest.raises(MisconfigurationException, match="needs a logger"):

@@ -129,7 +129,7 @@ HOOKS += ["on_validation_epoch_end", "on_validation_end"]
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_training_is_current_in_each_hook_of_a_validation(hook: str) -> None:
-    """A value by step is the last step's, one by epoch is that of the epoch's part up to now, and never an older one."""
+    """A value by step is the last step's, one by epoch that of the epoch's part up to now, and never an older one."""
     look = Look(hook, names=("s", "b", "b_step", "b_epoch", "e"))
     fit(Net(s="s", b="se", e="e"), look, val_check_interval=2)
     assert look.seen == [
@@ -301,8 +301,9 @@ def test_a_plateau_scheduler_by_step_waits_for_an_epochs_value() -> None:
 
 def test_one_warning_for_a_monitored_name_of_two_stages() -> None:
     """A monitored name that training and validation log is warned of once, whoever monitors it and for however long."""
+    stops = EarlyStopping("x", patience=9), EarlyStopping("x", mode="max")
     with pytest.warns(UserWarning, match="'x' is monitored, and logged in training as well as in validation") as given:
-        fit(Net("x", "y", x="s", y="s"), EarlyStopping("x", patience=9), EarlyStopping("x", mode="max"), val_check_interval=1)
+        fit(Net("x", "y", x="s", y="s"), *stops, val_check_interval=1)
     assert len(given) == 1
     fit(Net("x", x="s"), EarlyStopping("val"))  # any warning would be an error
 

@@ -136,9 +136,9 @@ class Outlets:
     def take_epoch(self) -> dict[str, float]:
         """Return the epoch's values for the loggers, and reset the metric objects that they came from."""
         self.sync()
-        self._closed = True
         slots = [s for s in self._by_time() if s.epoch]
         values = {s.key: self._epoch_value(s) for s in slots}
+        self._closed = True
         objects = {}
         for slot in slots:
             if slot.metric is not None:
@@ -150,8 +150,10 @@ class Outlets:
 
     def _epoch_value(self, slot: Slot) -> float | None:
         if slot.metric is not None:
-            # With several ranks `sync` computed it: here it would wait for ranks that may not read at all.
-            return computed(slot) if slot.result is None and self.world_size <= 1 else slot.result
+            # With several ranks `sync` computed it: here it would wait for ranks that may not read at all. Once the
+            # epoch is closed the object is reset.
+            known = slot.result is not None or self.world_size > 1 or self._closed
+            return slot.result if known else computed(slot)
         fold(slot)
         return slot.reduced()
 
