@@ -301,6 +301,7 @@ def test_names_that_only_some_ranks_have_so_far_are_waited_for() -> None:
 
     def job(store: MetricStore, rank: int) -> Any:
         log(store, "own", 1.0, on_step=False, on_epoch=True)
+        log(store, "both", float(rank), on_step=False, on_epoch=True, sync_dist=True)
         if rank:
             log(store, "late", 2.0, on_step=False, on_epoch=True, sync_dist=True)
         early = so_far(store)
@@ -308,11 +309,11 @@ def test_names_that_only_some_ranks_have_so_far_are_waited_for() -> None:
             log(store, "late", 4.0, on_step=False, on_epoch=True, sync_dist=True)
         return early, epoch_of(store)
 
-    assert on_ranks(2, job)[:2] == [({"own": 1.0}, {"own": 1.0, "late": 3.0})] * 2
+    assert on_ranks(2, job)[:2] == [({"own": 1.0, "both": 0.5}, {"own": 1.0, "both": 0.5, "late": 3.0})] * 2
 
 
 def test_shared_objects_are_computed_early_for_who_asks() -> None:
-    """A metric object that exchanges values is computed inside the epoch on all ranks if it is watched, else on none."""
+    """A metric object that exchanges values is computed inside the epoch on all ranks if watched, else on none."""
 
     def job(store: MetricStore, rank: int) -> Any:
         metrics = SharedSum(store.collectives), SharedSum(store.collectives)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from operator import attrgetter
 from typing import Any
 
@@ -81,23 +81,23 @@ class Outlets:
         names = [f"{s.scope}:{s.plain_name}" for s in objects]
         return sync_parts(parts, self.collectives, self.device, names)
 
-    def sync(self, objects: Sequence[Slot] | None = None) -> None:
+    def sync(self, among: Iterable[Slot] | None = None) -> None:
         """Reduce the epoch's values: let the ranks agree on those logged with ``sync_dist``; every rank must call it.
 
         Metric objects are computed, since they exchange values by themselves: reading them later never does.
 
         Args:
-            objects: The slots of the metric objects to compute; all that were not computed yet if None.
+            among: The slots whose values are reduced; all if None.
         """
         self.time = self.reduced_at = self.time + 1
         if self.world_size <= 1:
             return
-        slots = [s for s in self._slots.values() if s.sync and s.code]
+        among = list(self._slots.values() if among is None else among)
+        slots = [s for s in among if s.sync and s.code]
         for slot in slots:
             fold(slot)
         due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
-        if objects is None:
-            objects = [s for s in self._slots.values() if s.epoch and s.metric is not None and s.result is None]
+        objects = [s for s in among if s.epoch and s.metric is not None and s.result is None]
         parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight) for s in due.values()]
         found = self._exchange(parts, objects)
         for slot in slots:  # a rank without values takes the others'
@@ -109,26 +109,23 @@ class Outlets:
     def so_far(self, watched: Set[str]) -> Newest:
         """Return the epoch's values so far, over all ranks those logged with ``sync_dist``; every rank must call it.
 
-        Names that the ranks do not all have by now are left out; at the epoch's end they must.
+        Names that not all ranks have by now are left out; by the epoch's end they must have them.
 
         Args:
             watched: The names that somebody looks at: only for these metric objects are computed.
         """
-        slots = [s for s in self._by_time() if s.epoch]
-        objects = [s for s in slots if s.metric is not None and not watched.isdisjoint(s.names)]
-        floats([], slots)
-        agreed = True
+        floats([], self._slots.values())
+        slots = [s for s in self._by_time() if s.epoch and (s.metric is None or not watched.isdisjoint(s.names))]
         try:
-            self.sync(objects)
+            self.sync(slots)
         except MisconfigurationException:  # raised on every rank
-            agreed = False
+            own = {s.key for s in slots if s.sync or s.metric is not None}
+            missing = own - set.intersection(*self.collectives.gather_object(own))
+            slots = [s for s in slots if s.key not in missing]
+            self.sync(slots)
         found: Newest = {}
         for slot in slots:
-            if slot.metric is None:
-                value = slot.reduced() if agreed or not slot.sync else None
-            else:
-                value = self._epoch_value(slot) if slot in objects else None
-            if value is not None:
+            if (value := self._epoch_value(slot)) is not None:
                 found[slot.plain_name] = found[slot.epoch_name] = self.reduced_at, as_tensor(value, slot.double)
             slot.synced = slot.result = None  # the epoch's end reduces anew
         return found
