@@ -22,9 +22,6 @@ SHARED = pytest.mark.filterwarnings("ignore:.*is monitored, and logged in traini
 class Net(LightningModule):
     """Module that logs in training 10, 11, 12, ... under some names, and in validation the epoch's number plus 1."""
 
-    train: dict[str, dict[str, bool]]  # type: ignore[assignment]
-    shared: tuple[str, ...] = ()
-
     def __init__(self, *shared: str, **names: str) -> None:
         super().__init__()
         self.layer, self.shared, self.names = nn.Linear(1, 1), shared, names
