@@ -251,6 +251,57 @@ def test_one_rank_may_read_the_metrics(tmp_path: Path) -> None:
     assert on_two(job) == [0.5, 0.5]
 
 
+@pytest.mark.filterwarnings("ignore:.*is monitored, and logged in training as well")
+def test_training_is_current_in_a_validation_of_all_ranks(tmp_path: Path) -> None:
+    """Inside the epoch ranks see one value of what they log together, and decide at its end by that and as rank 0."""
+    import torchmetrics
+
+    class Look(Callback):
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            names = ("mean", "object", "shared", "own")
+            self.seen.append([float(trainer.callback_metrics[name]) for name in names])
+
+    def job(rank: int) -> Any:
+        module = JOB.network()
+        module.object = torchmetrics.MeanMetric()
+        whole = module.training_step
+
+        def training_step(batch: Any, batch_idx: int) -> Any:
+            value = float(module.global_step + 10 * rank)
+            module.object.update(value)
+            module.log("object", module.object, on_step=False, on_epoch=True)
+            module.log("mean", value, on_step=False, on_epoch=True, sync_dist=True)
+            module.log("shared", -1.0)
+            module.log("own", float(rank), on_step=False, on_epoch=True)
+            if rank == 0:
+                module.log("alone", value, on_step=False, on_epoch=True, rank_zero_only=True)
+            return whole(batch, batch_idx)
+
+        def validation_step(batch: Any, batch_idx: int) -> None:
+            module.log("shared", 1.0 + module.global_step, sync_dist=True)
+
+        module.training_step, module.validation_step = training_step, validation_step
+        look, stop = Look(), EarlyStopping("object", mode="min", patience=1)
+        saves = [
+            ModelCheckpoint(tmp_path, monitor=m, filename=f"{m}-{{step}}", save_top_k=-1) for m in ("alone", "shared")
+        ]
+        trainer = fit(rank, tmp_path, look, stop, *saves, module=module, val_check_interval=3)
+        return look.seen, trainer.global_step, float(stop.best_score), sorted(p.name for p in tmp_path.iterdir())
+
+    (first, *rest), (second, *others) = on_two(job)
+    assert [row[:3] for row in first] == [[6.0, 6.0, 4.0], [7.5, 7.5, 7.0], [12.0, 12.0, 10.0], [13.5, 13.5, 13.0]]
+    assert [row[:3] for row in second] == [row[:3] for row in first]
+    assert ({row[3] for row in first}, {row[3] for row in second}) == ({0.0}, {1.0})
+    assert rest == others
+    assert rest[:2] == [12, 7.5]
+    wanted = {*(f"alone-step={n}.ckpt" for n in (6, 12)), *(f"shared-step={n}.ckpt" for n in (3, 6, 9, 12))}
+    assert wanted <= set(rest[2])
+    assert not {f"alone-step={n}.ckpt" for n in (3, 9)} & set(rest[2])
+
+
 def test_a_missing_checkpoint_is_an_error_on_every_rank(tmp_path: Path) -> None:
     """What rank 0 does not find is reported by all ranks."""
 

@@ -51,7 +51,7 @@ def test_readme_example_is_short_and_learns() -> None:
     names = run(ROOT / "README.md")
     trainer = names["trainer"]
     assert trainer.callback_metrics["train_loss"] < 1e-2
-    assert len(trainer.history["train_loss"]) == 80 // 50
+    assert len(trainer.history["train_loss"]) == trainer.current_epoch  # where no 50th step is due, the last one
     assert (Path("lightning_logs") / "version_0" / "metrics.csv").is_file()
 
 

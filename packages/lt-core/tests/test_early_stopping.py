@@ -19,6 +19,9 @@ from lt_interface.errors import ConfigError, MisconfigurationException
 def _trainer(**changes):
     values = {
         "callback_metrics": {},
+        "logged_metrics": {},
+        "epoch_metrics": frozenset(),
+        "validated_in_epoch": False,
         "val_check_interval": 1.0,
         "check_val_every_n_epoch": 1,
         "enable_validation": True,

@@ -202,7 +202,7 @@ def test_modules_of_the_oldest_style(automatic: bool) -> None:
     assert set(history) == {"train_loss", "number", "val_loss", "val_n", "epoch"}
     assert (history["train_loss"], history["number"]) == ([1.0, 2.0, 6.0] * 2, [0.0, 1.0, 2.0] * 2)
     assert history["val_loss"] == [MEAN] * 2
-    assert float(trainer.callback_metrics["val_loss"]) == MEAN
+    assert trainer.callback_metrics["val_loss"] == torch.tensor(MEAN)
     assert trainer.test(module, DATA, verbose=False) == [{"test_loss": MEAN, "other": 1.0}]
 
 

@@ -166,12 +166,16 @@ def test_keys_of_several_optimizers(tmp_path):
     assert monitor.lrs == {"lr-SGD": [0.2], "lr-SGD-1": [0.1]}
 
 
-def test_groups_of_one_name_are_refused(tmp_path):
-    """Two groups of one optimizer that share a name could not be distinguished."""
-    groups = [{"name": "a"}, {"name": "a"}]
-    with pytest.raises(MisconfigurationException, match=r"need different names\. Got a, a"):
+@pytest.mark.parametrize(
+    ("names", "momentum"),
+    [(["a", "a"], False), ([1, "1"], False), (["pg2", None], False), (["a", "a-momentum"], True)],
+)
+def test_two_values_of_one_key_are_refused(tmp_path, names, momentum):
+    """Two values that would be logged under one key, whatever makes them alike, are an error that names the key."""
+    groups = [{} if name is None else {"name": name} for name in names]
+    with pytest.raises(MisconfigurationException, match=f"need different names.*Got twice lr-SGD/{names[0] or 'pg2'}"):
         _fit(
-            LearningRateMonitor(),
+            LearningRateMonitor(log_momentum=momentum),
             _Model(
                 lambda m: torch.optim.SGD(
                     [{**g, "params": [p]} for g, p in zip(groups, m.parameters(), strict=True)], lr=0.1

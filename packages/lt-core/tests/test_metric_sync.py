@@ -266,3 +266,63 @@ def test_a_metric_object_of_one_rank_is_named() -> None:
     for error in on_ranks(2, job, evaluation)[:2]:
         assert isinstance(error, MisconfigurationException)
         assert "sum (metric object)" in str(error)
+
+
+# ---------------------------------------------------------------- an epoch's part up to now
+
+
+def so_far(store: MetricStore, *watched: str) -> dict[str, float]:
+    """Look as a validation inside the epoch does."""
+    return {name: float(value) for name, (_, value) in store.so_far(set(watched)).items()}
+
+
+def test_a_part_of_an_epoch_is_over_all_ranks() -> None:
+    """Inside the epoch a value is that of all ranks so far, and its end counts what only some log after the look."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        for op in ("mean", "sum", "max"):
+            log(store, op, rank + 1.0, on_step=False, on_epoch=True, sync_dist=True, reduce_fx=op, batch_size=1)
+        log(store, "own", float(rank), on_step=False, on_epoch=True, batch_size=1)
+        first = so_far(store)
+        if rank == 0:
+            log(store, "mean", 9.0, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        return first, epoch_of(store)
+
+    first, second, _ = on_ranks(2, job)
+    assert first == (
+        {"mean": 1.5, "sum": 3.0, "max": 2.0, "own": 0.0},
+        {"mean": 4.0, "sum": 3.0, "max": 2.0, "own": 0.0},
+    )
+    assert second == ({**first[0], "own": 1.0}, {**first[1], "own": 1.0})
+
+
+def test_names_that_only_some_ranks_have_so_far_are_waited_for() -> None:
+    """Ranks need not have logged the same by the time of a look, only by the epoch's end: their values are left out."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        log(store, "own", 1.0, on_step=False, on_epoch=True)
+        log(store, "both", float(rank), on_step=False, on_epoch=True, sync_dist=True)
+        if rank:
+            log(store, "late", 2.0, on_step=False, on_epoch=True, sync_dist=True)
+        early = so_far(store)
+        if not rank:
+            log(store, "late", 4.0, on_step=False, on_epoch=True, sync_dist=True)
+        return early, epoch_of(store)
+
+    assert on_ranks(2, job)[:2] == [({"own": 1.0, "both": 0.5}, {"own": 1.0, "both": 0.5, "late": 3.0})] * 2
+
+
+def test_shared_objects_are_computed_early_for_who_asks() -> None:
+    """A metric object that exchanges values is computed inside the epoch on all ranks if watched, else on none."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        metrics = SharedSum(store.collectives), SharedSum(store.collectives)
+        for name, metric in zip(("a", "b"), metrics, strict=True):
+            metric.update(rank + 1.0)
+            log(store, name, metric, on_step=False, on_epoch=True)
+        early = so_far(store, "a")
+        reads = set(store.callback_metrics())
+        metrics[0].update(1.0)
+        return early, reads, epoch_of(store), [metric.computed for metric in metrics]
+
+    assert on_ranks(2, job)[:2] == [({"a": 3.0}, set(), {"a": 5.0, "b": 3.0}, [2, 1])] * 2

@@ -75,6 +75,7 @@ class FakeRun:
         self.precision = PlainPrecision()
         self.collectives = SimpleNamespace(barrier=self.calls.append, all_gather=self.gather)
         self.world, self.fits, self.feeds = World(), True, SimpleNamespace(made={})
+        self.metrics = SimpleNamespace(train=SimpleNamespace(scope=0))
 
     @property
     def loop(self) -> Any:

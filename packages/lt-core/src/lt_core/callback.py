@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from lt_core.notices import warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,8 +15,9 @@ if TYPE_CHECKING:
     from lt_core.module import LightningModule
     from lt_core.trainer import Trainer
 
-__all__ = ["Callback", "declares_hooks", "is_default"]
+__all__ = ["RUNNING", "Callback", "declares_hooks", "is_default"]
 
+RUNNING: ContextVar[LightningModule | None] = ContextVar("RUNNING", default=None)  # the module that a trainer runs
 C = TypeVar("C", bound=type)
 
 
@@ -55,9 +59,42 @@ class Callback:
         """Return the name under which a checkpoint keeps this callback's state."""
         return type(self).__qualname__
 
+    def _named(self) -> set[str]:
+        """Return the metrics that this callback reads after a validation, besides its ``monitor``."""
+        return set()
+
     def _generate_state_key(self, **kwargs: Any) -> str:
         """Return a key that differs between instances with different arguments."""
         return f"{type(self).__qualname__}{kwargs!r}"
+
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """Record a value under a name, as ``pl_module.log`` does in the hook that runs.
+
+        Args:
+            name: The name.
+            value: A number, a tensor of one element, or a metric object.
+            *args: As for ``LightningModule.log``.
+            **options: As for ``LightningModule.log``.
+        """
+        module = RUNNING.get()
+        if module is None:
+            warn(f"{type(self).__name__}.log({name!r}): no trainer is running, so nothing is logged.")
+        else:
+            module.log(name, value, *args, **options)
+
+    def log_dict(self, dictionary: Any, *args: Any, **options: Any) -> None:
+        """Record several values under their names, as ``pl_module.log_dict`` does.
+
+        Args:
+            dictionary: Values by name, or a collection of metric objects.
+            *args: As for ``LightningModule.log_dict``.
+            **options: As for ``LightningModule.log_dict``.
+        """
+        module = RUNNING.get()
+        if module is None:
+            warn(f"{type(self).__name__}.log_dict: no trainer is running, so nothing is logged.")
+        else:
+            module.log_dict(dictionary, *args, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prepare for a stage: fit, validate, test or predict."""

@@ -138,13 +138,15 @@ class EarlyStopping(Callback):
         self._look(trainer, is_epoch_end=False)
 
     def _look(self, trainer: Trainer, is_epoch_end: bool) -> None:
-        if not is_real_fit(trainer) or acts_at_epoch_end(trainer, self._check_on_train_epoch_end) != is_epoch_end:
+        if not is_real_fit(trainer):
+            return
+        if acts_at_epoch_end(trainer, self._check_on_train_epoch_end, self.monitor) != is_epoch_end:
             return
         metrics = trainer.callback_metrics
         found = metrics.get(self.monitor)
         current = from_rank_zero(trainer, None if found is None else snapshot(found))
         if current is None:
-            message = missing(f"EarlyStopping(monitor={self.monitor!r})", self.monitor, metrics)
+            message = missing(trainer, f"EarlyStopping(monitor={self.monitor!r})", self.monitor, metrics)
             if self.strict:
                 raise MonitorError(message)
             warn(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,19 +104,27 @@ class LearningRateMonitor(Callback):
             trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
 
     def _groups(self, trainer: Trainer, interval: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the key and the group of all that is due."""
-        for key, (optimizer, its_interval) in _sources(trainer).items():
-            if "any" not in (interval, its_interval) and its_interval != interval:
-                continue
+        """Yield the key and the group of all that is due.
+
+        Raises:
+            MisconfigurationException: If two values would get the same key.
+        """
+        due, taken = [], Counter[str]()
+        suffixes = ["", *["-momentum"] * self.log_momentum, *["-weight_decay"] * self.log_weight_decay]
+        for source, (optimizer, its_interval) in _sources(trainer).items():
             groups = optimizer.param_groups
-            given = [group["name"] for group in groups if group.get("name") is not None]
-            if len(given) != len(set(given)):
-                rule = f"the parameter groups of {key!r} need different names"
-                raise MisconfigurationException(Problem("LearningRateMonitor", rule, ", ".join(map(str, given))))
             for index, group in enumerate(groups, 1):
                 name = group.get("name")
-                suffix = f"/{name}" if name is not None else f"/pg{index}" if len(groups) > 1 else ""
-                yield f"{self.log_key_prefix or ''}{key}{suffix}", group
+                part = f"/{name}" if name is not None else f"/pg{index}" if len(groups) > 1 else ""
+                key = f"{self.log_key_prefix or ''}{source}{part}"
+                taken.update(key + suffix for suffix in suffixes)
+                if "any" in (interval, its_interval) or its_interval == interval:
+                    due.append((key, group))
+        if twice := [key for key, times in taken.items() if times > 1]:
+            rule = "parameter groups need different names, and so do optimizers"
+            fix = 'Set another "name" in a group, or in the dict of its scheduler.'
+            raise MisconfigurationException(Problem("LearningRateMonitor", rule, f"twice {', '.join(twice)}", fix))
+        yield from due
 
 
 def _sources(trainer: Trainer) -> dict[str, tuple[Optimizer, str]]:

@@ -15,7 +15,15 @@ from lt_interface.errors import MisconfigurationException, Problem, nearest
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = ["MonitorError", "acts_at_epoch_end", "candidates", "is_real_fit", "missing", "snapshot"]
+__all__ = [
+    "MonitorError",
+    "acts_at_epoch_end",
+    "candidates",
+    "is_real_fit",
+    "missing",
+    "snapshot",
+    "waits_for_epoch_end",
+]
 
 
 class MonitorError(MisconfigurationException, RuntimeError):
@@ -27,17 +35,27 @@ def is_real_fit(trainer: Trainer) -> bool:
     return bool(trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run)
 
 
-def acts_at_epoch_end(trainer: Trainer, choice: bool | None) -> bool:
+def waits_for_epoch_end(trainer: Trainer, monitor: str | None) -> bool:
+    """Return whether a monitored value is training's over a part of an epoch; every rank must call it.
+
+    Such a value is looked at when its epoch is over, in epochs in which there is a validation to look after.
+    """
+    if monitor is None:
+        return False
+    return from_rank_zero(trainer, monitor in trainer.epoch_metrics and trainer.validated_in_epoch)
+
+
+def acts_at_epoch_end(trainer: Trainer, choice: bool | None, monitor: str | None) -> bool:
     """Return whether a callback acts at the train epoch's end, and not at the end of validation.
 
     Args:
         trainer: The trainer, whose validation decides.
         choice: What the user chose; None where validation once an epoch, or none, means the epoch's end.
+        monitor: The metric that is looked at: one that is reduced over the epoch is waited for.
     """
-    if choice is not None:
-        return choice
     once_an_epoch = trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0
-    return once_an_epoch or not trainer.enable_validation
+    at_end = (once_an_epoch or not trainer.enable_validation) if choice is None else choice
+    return at_end or waits_for_epoch_end(trainer, monitor)
 
 
 def candidates(trainer: Trainer) -> dict[str, Tensor]:
@@ -54,13 +72,17 @@ def candidates(trainer: Trainer) -> dict[str, Tensor]:
     return found
 
 
-def missing(where: str, monitor: str, keys: Iterable[str]) -> str:
+def missing(trainer: Trainer, where: str, monitor: str, keys: Iterable[str]) -> str:
     """Return the sentence for a metric that is not there, with the keys that are."""
     known = sorted(set(keys) - {"epoch", "step"})
     there = f"Logged are: {', '.join(known)}." if known else "Nothing is logged so far."
-    fix = f"{there} {nearest(monitor, known)}".rstrip()
-    fix += f' Write self.log("{monitor}", value) in the module.'
-    return str(Problem(where, "no metric of that name was logged", fix=fix))
+    if monitor in trainer.logged_metrics:
+        rule = "a validation logs this metric by step only, and what is monitored is its value over all batches"
+        fix = f'{there} Write self.log("{monitor}", value, on_epoch=True) in validation_step.'
+    else:
+        rule = "no metric of that name was logged"
+        fix = f"{there} {nearest(monitor, known)}".rstrip() + f' Write self.log("{monitor}", value) in the module.'
+    return str(Problem(where, rule, fix=fix))
 
 
 def snapshot(value: Any) -> Tensor:

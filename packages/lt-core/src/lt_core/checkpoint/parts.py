@@ -98,7 +98,7 @@ def parts(run: Run) -> list[Part]:
         Part("seed", _Of(lambda: run.plan.seed)),
         Part("metrics", _metrics(run), "training", per_rank=True),
         Part("metric_objects", _metric_objects(run), "training", per_rank=True),
-        Part("callback_metrics", _Of(lambda: dict(results.callback), results.restore_callback), "training"),
+        Part("callback_metrics", _Of(lambda: dict(trainer.callback_metrics), results.restore_callback), "training"),
         Part("logged", _logged(run), "training", default={}),
         Part("schedule", loop.fit, "training"),
         Part("handlers", _handlers(trainer._handlers), "training"),
@@ -244,8 +244,8 @@ def _callbacks(run: Run) -> Stateful:
 
 
 def _metrics(run: Run) -> Stateful:
-    store, fit = run.metrics.train, run.loop.fit
-    return _Of(lambda: fit.kept["metrics"] if fit.kept else store.state_dict(), store.load_state_dict)
+    metrics, fit = run.metrics, run.loop.fit
+    return _Of(lambda: fit.kept["metrics"] if fit.kept else metrics.state_dict(), metrics.load_state_dict)
 
 
 def _metric_objects(run: Run) -> Stateful:

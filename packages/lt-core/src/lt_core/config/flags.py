@@ -146,7 +146,11 @@ class TrainerConfig:
         barebones=0,
     )
     log_every_n_steps: Parsed[int | None, int] = flag(
-        50, kinds.whole(0, off="never"), "Optimizer steps between two logger records.", attribute=True, barebones=0
+        50,
+        kinds.whole(0, off="never"),
+        "Optimizer steps between two logger records; unset, an epoch's last one if no other was due.",
+        attribute=True,
+        barebones=0,
     )
     enable_checkpointing: Switch = flag(
         True, kinds.switch, "Add a ModelCheckpoint if callbacks holds none; False excludes one there.", barebones=False

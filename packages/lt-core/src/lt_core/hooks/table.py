@@ -15,6 +15,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback, is_default
+from lt_core.metrics import slot
 from lt_core.metrics import store as m
 from lt_core.state.timing import timed
 from lt_interface.errors import Problem
@@ -44,7 +45,7 @@ CALLBACKS_DATA = "callbacks, data module"
 MODULE_CALLBACKS = "module, callbacks"
 DATA_OR_MODULE = "data module or else module"
 
-KEEP = -1  # the hook runs inside a section whose scope the loop has set already
+WITHIN_STEP = frozenset({slot.BEFORE_ZERO_GRAD, slot.BEFORE_BACKWARD, slot.AFTER_BACKWARD, slot.BEFORE_STEP})
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,14 @@ def _transfer(name: str, *args: str) -> Hook:
 
 
 def _evaluation(stage: str) -> list[Hook]:
-    start, end, before, after = m.EVAL_EPOCH_START, m.EVAL_EPOCH_END, m.EVAL_BATCH_START, m.EVAL_BATCH_END
+    first, start, end = m.EVAL_START, m.EVAL_EPOCH_START, m.EVAL_EPOCH_END
+    before, after = m.EVAL_BATCH_START, m.EVAL_BATCH_END
     if stage == "predict":
-        start = end = before = after = m.FORBIDDEN
+        first = start = end = before = after = m.FORBIDDEN
     batch = ("batch", "batch_idx", "dataloader_idx")
     hooks = [
         Hook(f"on_{stage}_model_eval", order=MODULE, when="before the loop: put the model in evaluation mode"),
-        Hook(f"on_{stage}_start", scope=start, when="the loop begins"),
+        Hook(f"on_{stage}_start", scope=first, when="the loop begins"),
         Hook(f"on_{stage}_epoch_start", scope=start, when="an epoch of the loop begins"),
         Hook(f"on_{stage}_batch_start", batch, scope=before, when="before a step"),
         Hook(f"on_{stage}_batch_end", ("outputs", *batch), scope=after, when="after a step"),
@@ -103,7 +105,7 @@ _HOOKS = [
     Hook("on_fit_start", when="all is built; weights and counters are restored"),
     Hook("on_sanity_check_start", order=CALLBACKS, when="before the sanity check"),
     Hook("on_sanity_check_end", order=CALLBACKS, when="after the sanity check"),
-    Hook("on_train_start", scope=m.TRAIN_EPOCH_START, when="training begins"),
+    Hook("on_train_start", scope=m.TRAIN_START, when="training begins"),
     Hook("on_train_epoch_start", scope=m.TRAIN_EPOCH_START, when="an epoch begins; not when resumed inside it"),
     _transfer("on_before_batch_transfer", "batch", "dataloader_idx"),
     _transfer("transfer_batch_to_device", "batch", "device", "dataloader_idx"),
@@ -115,10 +117,20 @@ _HOOKS = [
         when="before a step",
         returns="-1 from the module ends the epoch, on every rank",
     ),
-    Hook("on_before_zero_grad", ("optimizer",), scope=KEEP, when="after training_step, before gradients are cleared"),
-    Hook("on_before_backward", ("loss",), scope=KEEP, when="before the backward pass"),
-    Hook("on_after_backward", scope=KEEP, when="after the backward pass"),
-    Hook("on_before_optimizer_step", ("optimizer",), scope=KEEP, when="gradients are complete, unscaled, not clipped"),
+    Hook(
+        "on_before_zero_grad",
+        ("optimizer",),
+        scope=slot.BEFORE_ZERO_GRAD,
+        when="after training_step, before gradients are cleared",
+    ),
+    Hook("on_before_backward", ("loss",), scope=slot.BEFORE_BACKWARD, when="before the backward pass"),
+    Hook("on_after_backward", scope=slot.AFTER_BACKWARD, when="after the backward pass"),
+    Hook(
+        "on_before_optimizer_step",
+        ("optimizer",),
+        scope=slot.BEFORE_STEP,
+        when="gradients are complete, unscaled, not clipped",
+    ),
     Hook("on_train_batch_end", ("outputs", "batch", "batch_idx"), scope=m.TRAIN_BATCH_END, when="after a step"),
     Hook("on_train_epoch_end", (), MONITORS_LAST, m.TRAIN_EPOCH_END, _DONE),
     Hook("on_train_end", when="training is over"),
@@ -262,8 +274,8 @@ class HookTable:
 
     def fire(self, name: str, *args: Any) -> None:
         """Call one hook on everybody who has it, in the table's order."""
-        scope = HOOKS[name].scope
-        with nullcontext() if scope == KEEP else self._inside(name):
+        inside = HOOKS[name].scope not in WITHIN_STEP or self._metrics.current.scope in slot.STEP_SCOPES
+        with self._inside(name) if inside else nullcontext():
             for f in getattr(self, name):
                 f(*args)
 
@@ -288,7 +300,7 @@ def table_markdown() -> str:
     scopes = {getattr(m, k): k.lower().replace("_", " ") for k in m.__all__ if k.isupper()}
     rows = ["| hook | arguments | called, in order | when | returns | `self.log` |", "|---|---|---|---|---|---|"]
     for h in HOOKS.values():
-        scope = "as the step" if h.scope == KEEP else scopes.get(h.scope, "")
+        scope = "as the step" if h.scope in WITHIN_STEP else scopes.get(h.scope, "")
         args = ", ".join(f"`{a}`" for a in h.args)
         rows.append(f"| `{h.name}` | {args} | {h.order} | {h.when} | {h.returns} | {scope} |")
     return "\n".join(rows) + "\n"

@@ -78,6 +78,7 @@ class Cadence:
         validates: Whether this epoch validates.
         val_seconds: After how many seconds validation is due, where it goes by a clock.
         at_end: Whether validation is due at the epoch's end, wherever its data ends.
+        logs_last: Whether an epoch's last step is logged if no other one of it was.
     """
 
     def __init__(self) -> None:
@@ -92,6 +93,7 @@ class Cadence:
         feed = run.feed
         self.total, self.accumulate = feed.num_batches, run.accumulate
         self.log_every = trainer.log_every_n_steps
+        self.logs_last = "log_every_n_steps" not in trainer._config.explicit
         every = trainer.check_val_every_n_epoch
         self.across = every is None
         self.validates = trainer.enable_validation and (every is None or (run.progress.epoch + 1) % every == 0)
@@ -172,20 +174,27 @@ def run_due(run: Run, index: int) -> bool:
     run.loop.attention = False
     settle(run)
     if not run.window_open(index):
-        log_step(run)
-        if run.is_last_batch(index):
+        last = run.is_last_batch(index)
+        log_step(run, last)
+        if last:
             step_epoch(run)
     run.loop.fit.pending = "validation"
     return finish_due(run, index)
 
 
-def log_step(run: Run) -> None:
-    """Log the values of the step that was made last, if they are due and were not logged yet."""
-    trainer, step = run.trainer, run.progress.step
+def log_step(run: Run, last: bool) -> None:
+    """Log the values of the step that was made last, if they are due and were not logged yet.
+
+    Args:
+        run: The run.
+        last: Whether no other step of the epoch follows.
+    """
+    trainer, fit, step = run.trainer, run.loop.fit, run.progress.step
     every = trainer.log_every_n_steps
     stops = trainer.should_stop and may_stop(trainer)
-    if step != run.loop.fit.logged_step and every and (step % every == 0 or stops):
-        run.loop.fit.logged_step = step
+    only = last and run.cadence.logs_last and fit.logged_step <= fit.first_step
+    if step != fit.logged_step and every and (step % every == 0 or stops or only):
+        fit.logged_step = step
         run.log(run.metrics.train.take_step(), "train")
 
 
@@ -240,8 +249,12 @@ def end_epoch(run: Run, over: bool) -> None:
     progress, store, fit = run.progress, run.metrics.train, run.loop.fit
     run.loop.at_boundary = False
     store.batch = None
+    log_step(run, True)
     if not over:
-        fit.left, fit.kept = progress.batch, {"metrics": store.state_dict(), "objects": objects.collect(run.module)}
+        fit.left, fit.kept = (
+            progress.batch,
+            {"metrics": run.metrics.state_dict(), "objects": objects.collect(run.module)},
+        )
     store.scope = TRAIN_EPOCH_END
     store.sync()  # before the hooks: each rank's callbacks see the same values
     run.hooks.fire("on_train_epoch_end")

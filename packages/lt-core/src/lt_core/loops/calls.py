@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,6 +13,16 @@ from torch import Tensor
 from lt_core.data.nested import apply_to_collection
 from lt_core.hooks.table import bind, overrides
 from lt_core.metrics.objects import untouched
+from lt_core.metrics.slot import (
+    AFTER_BACKWARD,
+    BACKWARD,
+    BEFORE_BACKWARD,
+    BEFORE_STEP,
+    BEFORE_ZERO_GRAD,
+    CLIP,
+    TRAIN_STEP,
+    ZERO_GRAD,
+)
 from lt_core.notices import warn
 from lt_core.state.stage import TRAIN
 from lt_interface import PreparesBackward, SkipsBatches
@@ -154,8 +165,12 @@ def backward_of(run: Run) -> Callable[..., Any]:
             loss = scale(loss)
         if prepare is not None:
             prepare(loss)
+        outer = store.scope
+        store.scope = BACKWARD if outer == TRAIN_STEP else outer
         module.backward(loss, *args, **kwargs)
+        store.scope = outer
 
+    store = run.metrics.train
     return run.timed(overridden, "backward")
 
 
@@ -209,7 +224,7 @@ class Pieces:
         self.unsized = not run.feed.exact and not self.owned
         bound = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
         self.training_step = between(engine.before_forward, _with_shadows(run, bound) if self.shared else bound)
-        hooks = run.hooks
+        hooks, self.store = run.hooks, run.metrics.train
         self.before_zero_grad: tuple[Callable[..., Any], ...] = hooks.on_before_zero_grad  # type: ignore[attr-defined]
         self.before_backward: tuple[Callable[..., Any], ...] = hooks.on_before_backward  # type: ignore[attr-defined]
         self.after_backward: tuple[Callable[..., Any], ...] = hooks.on_after_backward  # type: ignore[attr-defined]
@@ -230,13 +245,19 @@ class Pieces:
             if own:
                 warn_owned(run, own[0], "clips the gradients")
         elif own:
-            self.clip = lambda: module.configure_gradient_clipping(self.optimizer, value, algorithm)
+            self.clip = partial(self._own_clip, value, algorithm)
         elif value and value > 0:
             self.clip = lambda: engine.clip(0, float(value), algorithm)
         # Where nobody looks at gradients the precision unscales by itself, a fused optimizer in its own kernel.
         looks = bool(self.before_step) or self.clip is not None
         scaled = looks and run.precision.scales and "unscale" not in engine.owns
         self.unscale: Callable[[int], None] | None = engine.unscale if scaled else None
+
+    def _own_clip(self, value: Any, algorithm: str) -> None:
+        """Call the module's clipping; what it logs is logged there."""
+        self.store.scope = CLIP
+        self.run.module.configure_gradient_clipping(self.optimizer, value, algorithm)
+        self.store.scope = TRAIN_STEP
 
     def inside(self, last: bool) -> AbstractContextManager[Any]:
         """Return the context around forward and backward of one batch.
@@ -275,7 +296,7 @@ class Pieces:
             The loss whose gradients were added: the batch's share of the window's. None for a skipped batch.
         """
         length, first, _ = window
-        run = self.run
+        run, store = self.run, self.store
         loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
         if loss is not None and length != 1 and not self.owned:
             loss = loss / length
@@ -283,18 +304,24 @@ class Pieces:
             loss = loss * run.feed.weight
         if first:
             for f in self.before_zero_grad:
+                store.scope = BEFORE_ZERO_GRAD
                 f(self.optimizer)
+                store.scope = TRAIN_STEP
             self.zero_grad(i)
         if loss is not None:
             for f in self.before_backward:
+                store.scope = BEFORE_BACKWARD
                 f(loss)
+                store.scope = TRAIN_STEP
             if self.optimizer is not None or loss.requires_grad:
                 try:
                     self.backward(loss)
                 except RuntimeError as error:
                     raise explain_backward(run, loss, i, error) from error
             for f in self.after_backward:
+                store.scope = AFTER_BACKWARD
                 f()
+                store.scope = TRAIN_STEP
         return loss
 
     def before_update(self) -> None:
@@ -302,7 +329,9 @@ class Pieces:
         if self.unscale is not None:
             self.unscale(0)
         for f in self.before_step:
+            self.store.scope = BEFORE_STEP
             f(self.optimizer)
+            self.store.scope = TRAIN_STEP
         if self.clip is not None:
             self.clip()
 
@@ -311,8 +340,14 @@ def _zero_grad(run: Run, optimizer: Any, overridden: bool) -> Callable[[int], An
     if optimizer is None or "zero_grad" in run.engine.owns:
         return lambda i: None
     if overridden:
-        module, progress = run.module, run.progress
-        return lambda i: module.optimizer_zero_grad(progress.epoch, i, optimizer)
+        module, progress, store = run.module, run.progress, run.metrics.train
+
+        def own(i: int) -> None:
+            store.scope = ZERO_GRAD
+            module.optimizer_zero_grad(progress.epoch, i, optimizer)
+            store.scope = TRAIN_STEP
+
+        return own
     return lambda i: optimizer.zero_grad()
 
 

@@ -69,6 +69,8 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     outer_stage = trainer.state.stage
     if outer_stage is not RunningStage.SANITY_CHECKING:
         trainer.state.stage = stage.running
+        if run.fits:
+            run.metrics.look_at_training(monitored(run).union(*(c._named() for c in run.callbacks)))
     try:
         with run.metrics.evaluation() as store, rng.isolate(run.trainer.accelerator, run.device):
             feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
@@ -81,6 +83,23 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     finally:
         trainer.state.stage = outer_stage
     return results
+
+
+def monitored(run: Run) -> set[str]:
+    """Return the names of metrics that callbacks and schedulers monitor."""
+    names = [s.monitor for s in run.schedulers] + [getattr(c, "monitor", None) for c in run.callbacks]
+    return {name for name in names if isinstance(name, str)}
+
+
+def warn_of_shared(run: Run) -> None:
+    """Warn once of each monitored name that both training and validation log."""
+    by_training, by_evaluation = run.metrics.results.names
+    for name in sorted(monitored(run) & by_training & by_evaluation):
+        if run.loop.first_time(f"shared {name}"):
+            warn(
+                f"{name!r} is monitored, and logged in training as well as in validation: what was logged or reduced "
+                "last is looked at. Log it under two names."
+            )
 
 
 def _grad_context(run: Run) -> Any:
@@ -108,6 +127,7 @@ def _loop(run: Run, feed: Feed, stage: Stage, store: MetricStore) -> list[dict[s
     run.metrics.results.read_bar(store)
     results = _results(store, feed)
     if not run.sanity_checking:
+        warn_of_shared(run)
         run.log(values, stage.word, of="epoch")
     store.scope = FORBIDDEN
     hooks.fire(f"on_{name}_end")

@@ -104,7 +104,7 @@ def open_epoch(run: Run) -> None:
     """Begin an epoch: counters, metrics and the epoch's first hook."""
     progress = run.progress
     progress.epoch_closed, progress.batch = False, 0
-    run.loop.fit.begin_epoch()
+    run.loop.fit.begin_epoch(progress.step)
     run.loop.at_boundary = False
     run.hooks.fire("on_train_epoch_start")
 
@@ -186,7 +186,7 @@ def end_of_data(run: Run, skipped: bool) -> None:
     """Do what the last batch of an epoch would have done, had its loader said that it is the last."""
     step_epoch(run)
     settle(run)
-    log_step(run)  # a short window's step came before its batch was due
+    log_step(run, True)  # a short window's step came before its batch was due
     progress = run.progress
     if not skipped and progress.batch and run.loop.fit.settled != progress.batch:
         run.loop.fit.pending = "validation"

@@ -107,7 +107,11 @@ def step_plateau(run: Run, interval: str, count: int) -> None:
         if config.interval != interval or not config.reduce_on_plateau or count % config.frequency:
             continue
         metrics = run.trainer.callback_metrics
-        value = from_rank_zero(run.trainer, metrics.get(config.monitor or ""))
+        name = config.monitor or ""
+        early = interval == "step" and name in run.trainer.epoch_metrics  # the epoch is not over
+        value, early = from_rank_zero(run.trainer, (metrics.get(name), early))
+        if early:
+            continue
         if value is None:
             _missing(config, list(metrics), interval)
             continue

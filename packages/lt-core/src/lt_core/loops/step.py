@@ -19,6 +19,7 @@ from lt_core.loops.calls import (
     rescale_short_window,
 )
 from lt_core.loops.window import closure_step
+from lt_core.metrics.slot import AFTER_BACKWARD, BEFORE_BACKWARD, BEFORE_STEP, BEFORE_ZERO_GRAD, TRAIN_STEP
 from lt_core.optim.parse import needs_closure
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _straight_step(p: Pieces) -> Step:
     training_step, backward, zero_grad = p.training_step, p.backward, p.zero_grad
     before_zero_grad, before_backward, after_backward = p.before_zero_grad, p.before_backward, p.after_backward
     before_step, unscale, clip, wants_outputs = p.before_step, p.unscale, p.clip, p.wants_outputs
-    plain_zero_grad = p.plain_zero_grad
+    plain_zero_grad, store = p.plain_zero_grad, p.store
     held: Tensor | None = None
 
     def step(batch: Any, i: int) -> Any:
@@ -64,24 +65,32 @@ def _straight_step(p: Pieces) -> Step:
         output = training_step(batch, i)
         loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
         for f in before_zero_grad:
+            store.scope = BEFORE_ZERO_GRAD
             f(optimizer)
+            store.scope = TRAIN_STEP
         if plain_zero_grad is not None:
             plain_zero_grad()
         else:
             zero_grad(i)
         if loss is not None:
             for f in before_backward:
+                store.scope = BEFORE_BACKWARD
                 f(loss)
+                store.scope = TRAIN_STEP
             try:
                 backward(loss)
             except RuntimeError as error:
                 raise explain_backward(run, loss, i, error) from error
             for f in after_backward:
+                store.scope = AFTER_BACKWARD
                 f()
+                store.scope = TRAIN_STEP
         if unscale is not None:
             unscale(0)
         for f in before_step:
+            store.scope = BEFORE_STEP
             f(optimizer)
+            store.scope = TRAIN_STEP
         if clip is not None:
             clip()
         if update(0, True):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lt_core.hooks.table import overrides
 from lt_core.loops.calls import Pieces, outputs_of, rescale_short_window
+from lt_core.metrics.slot import STEP, TRAIN_STEP
 from lt_core.notices import warn
 
 __all__ = ["closure_step"]
@@ -31,6 +32,7 @@ class _Window:
         self.run, self.pieces = pieces.run, pieces
         run = pieces.run
         self.wrapped = run.lightning_optimizers[0]
+        self.store = run.metrics.train
         self.overridden = overrides(run.module, "optimizer_step")
         self.batches: list[tuple[Any, int, float]] = []
         self.losses: list[Tensor | None] = []
@@ -52,6 +54,7 @@ class _Window:
         result: list[Any] = []
 
         def closure() -> Tensor | None:
+            outer, self.store.scope = self.store.scope, TRAIN_STEP  # what follows is the step's, inside another hook
             if not result:
                 with p.inside(True):  # the lines of forward_backward, a frame less
                     result.append(p.training_step(batch, i))
@@ -62,10 +65,13 @@ class _Window:
             factor = rescale_short_window(run, i, length) if p.unsized else 1.0
             p.before_update()
             loss = self.wrapped._loss = total(parts, factor)
+            self.store.scope = outer
             return loss
 
         if self.overridden:
+            self.store.scope = STEP
             run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)
+            self.store.scope = TRAIN_STEP
         else:
             self.wrapped.step(closure)
         self.batches.clear()

@@ -16,9 +16,10 @@ __all__ = ["AT_DEMAND", "computed", "floats", "fold"]
 AT_DEMAND: Any = object()  # a metric object's step value that is computed when somebody wants it
 
 
-def computed(slot: Slot) -> float:
-    """Return a metric object's value."""
-    return as_number(slot.name, slot.metric.compute())
+def computed(slot: Slot) -> float | None:
+    """Return a metric object's value, None if it has none yet."""
+    value = slot.metric.compute()
+    return None if value is None else as_number(slot.name, value)
 
 
 def fold(slot: Slot) -> None:
@@ -48,8 +49,8 @@ def _read(tensors: list[Tensor]) -> list[float]:
 def floats(slots: Iterable[Slot], folded: Iterable[Slot] = ()) -> dict[tuple[int, str], float]:
     """Return the slots' last values as floats, and add up what of others lies on a device; one wait for all."""
     tensors = {s.key: s.last for s in slots if isinstance(s.last, Tensor)}
-    others = [s for s in slots if s.key not in tensors]
-    values = {s.key: computed(s) if s.last is AT_DEMAND else float(s.last) for s in others}
+    others = {s.key: computed(s) if s.last is AT_DEMAND else s.last for s in slots if s.key not in tensors}
+    values = {key: float(last) for key, last in others.items() if last is not None}
     chunks = [(s, s.chunk) for s in folded if s.chunk]
     numbers = iter(_read([*tensors.values(), *(value for _, chunk in chunks for value, _ in chunk)]))
     values |= {key: next(numbers) for key in tensors}

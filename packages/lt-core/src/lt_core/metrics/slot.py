@@ -13,15 +13,25 @@ from torch import Tensor
 
 from lt_interface.errors import MisconfigurationException, Problem
 
-__all__ = ["NamedValues", "Slot", "as_number", "is_metric_object", "key_problem", "open_slot"]
+__all__ = ["NamedValues", "Slot", "as_number", "as_weight", "is_metric_object", "key_problem", "open_slot"]
 
 FORBIDDEN, TRAIN_BATCH_START, TRAIN_STEP, TRAIN_BATCH_END, TRAIN_EPOCH_START, TRAIN_EPOCH_END = range(6)
 EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END, EVAL_EPOCH_START, EVAL_EPOCH_END = range(6, 11)
+# A name's arguments hold for one hook, so each hook has a number. Checkpoints hold them: new ones come last.
+TRAIN_START, EVAL_START = 11, 12
+# Hooks and overridden methods inside a training step.
+ZERO_GRAD, BEFORE_BACKWARD, BACKWARD, AFTER_BACKWARD, BEFORE_STEP, CLIP, STEP, BEFORE_ZERO_GRAD = range(13, 21)
+SCOPES = 21
 
 # How `Slot.code` adds a value up; 0 keeps no epoch value.
 LAST_ONLY, BATCH_MEAN, HOOK_MEAN, SUM, MIN, MAX = range(6)
 
-_EPOCH_SCOPES = frozenset({TRAIN_EPOCH_START, TRAIN_EPOCH_END, EVAL_EPOCH_START, EVAL_EPOCH_END})
+STEP_SCOPES = frozenset({TRAIN_STEP, *range(ZERO_GRAD, SCOPES)})
+_BATCH_SCOPES = STEP_SCOPES | {TRAIN_BATCH_START, TRAIN_BATCH_END}
+_EVAL_SCOPES = frozenset({*range(EVAL_BATCH_START, EVAL_EPOCH_END + 1), EVAL_START})
+_EPOCH_SCOPES = frozenset(
+    {TRAIN_START, TRAIN_EPOCH_START, TRAIN_EPOCH_END, EVAL_START, EVAL_EPOCH_START, EVAL_EPOCH_END}
+)
 _REDUCTIONS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("mean", ("mean", "avg", torch.mean)),
     ("sum", ("sum", torch.sum, builtins.sum)),
@@ -51,7 +61,9 @@ class Slot:
         total: The sum of weighted values, or the smallest or largest value.
         weight: The sum of the weights, or the number of values.
         last: The newest value: a float, or a 0-dim tensor that still lies on its device.
-        fresh: Whether ``last`` was not yet taken.
+        time: When a value was logged last, by the store's clock.
+        taken: The time of the value that the loggers were given last.
+        double: Whether callbacks get this name in double precision, as it was logged.
         host: Whether tensors logged here lie in the host's memory, so that reading one waits for nothing.
         chunk: Values on a device, with their weights, that are not added up yet.
         metric: The metric object, for a slot of one.
@@ -62,9 +74,9 @@ class Slot:
     """
 
     __slots__ = (
-        "add_idx", "bar", "chunk", "code", "epoch", "epoch_name", "fresh", "group", "host", "last", "logger", "metric",
+        "add_idx", "bar", "chunk", "code", "double", "epoch", "epoch_name", "group", "host", "last", "logger", "metric",
         "name", "op", "options", "path", "plain_name", "rank_zero_only", "result", "returned", "scope", "step",
-        "step_name", "suffix", "sync", "synced", "total", "weight",
+        "step_name", "suffix", "sync", "synced", "taken", "time", "total", "weight",
     )  # fmt: skip
 
     def __init__(self, name: str, scope: int, suffix: str, settings: dict[str, Any]) -> None:
@@ -89,7 +101,8 @@ class Slot:
         self.total: float = _EMPTY.get(self.op, 0.0)
         self.weight: float = 0
         self.last: Any = None
-        self.fresh = self.host = self.returned = False
+        self.host = self.returned = self.double = False
+        self.time = self.taken = 0
         self.chunk: list[tuple[Tensor, float]] | None = None
         self.metric: Any = None
         self.path: str | None = None
@@ -104,7 +117,12 @@ class Slot:
     @property
     def evaluating(self) -> bool:
         """Return whether the slot belongs to an evaluation."""
-        return EVAL_BATCH_START <= self.scope <= EVAL_EPOCH_END
+        return self.scope in _EVAL_SCOPES
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Return the names under which values of this slot are read."""
+        return self.plain_name, self.step_name, self.epoch_name
 
     @property
     def waits(self) -> bool:
@@ -156,8 +174,14 @@ def as_number(name: str, value: Any) -> float:
         if value.numel() != 1 or value.is_complex():
             got = f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
             raise ValueError(str(Problem(where, rule, got, "Reduce it, for example with value.mean().")))
-        return float(value.item())
-    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            return float(value.item())
+        except RuntimeError as error:
+            got, fix = "a tensor that cannot be read", "Log it while its memory is there."
+            raise ValueError(str(Problem(where, rule, got, fix))) from error
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        value = value.item()  # an array or a scalar of another library
+    if isinstance(value, Real):
         return float(value)
     if isinstance(value, dict) or hasattr(value, "items"):
         raise ValueError(str(Problem(where, rule, type(value).__name__, "Use self.log_dict, without nested dicts.")))
@@ -194,7 +218,7 @@ def open_slot(name: str, scope: int, suffix: str, options: tuple[Any, ...], is_m
     bar, logger, on_step, on_epoch, reduce_fx, _, sync, group, add_idx, _, rank_zero_only = options
     where = f"self.log({name!r})"
     by_epoch = scope in _EPOCH_SCOPES
-    training_batch = scope in (TRAIN_BATCH_START, TRAIN_STEP, TRAIN_BATCH_END)
+    training_batch = scope in _BATCH_SCOPES
     step = training_batch if on_step is None else bool(on_step)
     epoch = not training_batch if on_epoch is None else bool(on_epoch)
     if by_epoch and step:
@@ -221,15 +245,19 @@ def _reduction(where: str, reduce_fx: Any) -> str:
     raise MisconfigurationException(Problem(where, "reduce_fx must be mean, sum, min or max", got, fix))
 
 
-def check_batch_size(name: str, size: Any) -> None:
-    """Refuse a weight that is not a whole number.
+def as_weight(name: str, size: Any) -> float:
+    """Return a given batch size as a Python number.
 
     Raises:
-        TypeError: If it is of another type.
-        ValueError: If it is negative.
+        TypeError: If it is not one real number.
+        ValueError: If it is not positive.
     """
-    if not isinstance(size, Integral) or isinstance(size, bool):
-        problem = Problem(f"self.log({name!r})", "batch_size must be an integer", f"{size!r:.80}", is_type=True)
+    where = f"self.log({name!r}, batch_size=...)"
+    number = size.item() if getattr(size, "shape", None) in ((), (1,)) and hasattr(size, "item") else size
+    if isinstance(number, bool) or not isinstance(number, int | Integral | float):
+        problem = Problem(where, "the batch size must be one number", f"{size!r:.80}", is_type=True)
         raise TypeError(str(problem))
-    if size < 0:
-        raise ValueError(str(Problem(f"self.log({name!r})", "batch_size must not be negative", repr(size))))
+    if not 0 < float(number) < math.inf:
+        fix = "A mean weighs each value by it: leave out a value that counts for nothing."
+        raise ValueError(str(Problem(where, "the batch size must be positive", repr(number), fix)))
+    return int(number) if isinstance(number, Integral) else float(number)

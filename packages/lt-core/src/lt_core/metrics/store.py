@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lt_core.metrics.reading import AT_DEMAND, computed, floats, fold
+from lt_core.metrics.outlets import Outlets, reset
+from lt_core.metrics.reading import AT_DEMAND, floats, fold
 from lt_core.metrics.slot import (
     BATCH_MEAN,
     EVAL_BATCH_END,
     EVAL_BATCH_START,
     EVAL_EPOCH_END,
     EVAL_EPOCH_START,
+    EVAL_START,
     EVAL_STEP,
     FORBIDDEN,
     HOOK_MEAN,
     MIN,
+    SCOPES,
     SUM,
     TRAIN_BATCH_END,
     TRAIN_BATCH_START,
     TRAIN_EPOCH_END,
     TRAIN_EPOCH_START,
+    TRAIN_START,
     TRAIN_STEP,
     Slot,
     as_number,
-    check_batch_size,
+    as_weight,
     is_metric_object,
     key_problem,
     open_slot,
 )
-from lt_core.metrics.sync import Part, sync_parts
 from lt_core.notices import PossibleUserWarning, warn
 from lt_interface.errors import MisconfigurationException, Problem
 
 __all__ = ["FORBIDDEN", "MetricStore", "Options", "SilentStore"]
-__all__ += ["EVAL_BATCH_END", "EVAL_BATCH_START", "EVAL_EPOCH_END", "EVAL_EPOCH_START", "EVAL_STEP"]
-__all__ += ["TRAIN_BATCH_END", "TRAIN_BATCH_START", "TRAIN_EPOCH_END", "TRAIN_EPOCH_START", "TRAIN_STEP"]
+__all__ += ["EVAL_BATCH_END", "EVAL_BATCH_START", "EVAL_EPOCH_END", "EVAL_EPOCH_START", "EVAL_START", "EVAL_STEP"]
+__all__ += ["TRAIN_BATCH_END", "TRAIN_BATCH_START", "TRAIN_EPOCH_END", "TRAIN_EPOCH_START", "TRAIN_START", "TRAIN_STEP"]
 
 _FOLD_EVERY = 1000  # values of a name on a device; where steps are logged all are read with these
 # prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
@@ -49,7 +52,7 @@ _DEFAULTS: Options = (False, None, None, None, "mean", False, False, None, True,
 _SYNCED: Options = (False, None, None, None, "mean", False, True, None, True, None, False)
 
 
-class MetricStore:
+class MetricStore(Outlets):
     """What one training, or one evaluation, logs: last values and running sums.
 
     Args:
@@ -59,35 +62,33 @@ class MetricStore:
         world_size: How many processes there are.
 
     Attributes:
-        scope: The place of the code that runs now; sets defaults and what is allowed.
         hook: The name of that place, for errors.
         batch: The running batch.
         size: Its size, or None if nobody needed it yet.
         muted: Whether values are ignored: a closure looks at the same batch again.
         suffix: What distinguishes the running loader from the others in a metric's name.
         module: Where restored metric objects are looked up, and the names of those to save.
+        doubles: Names whose values callbacks get in double precision.
     """
 
     def __init__(self, *, collectives: Any = None, device: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        self.collectives, self.device, self.rank, self.world_size = collectives, device, rank, world_size
-        self.scope: int = FORBIDDEN
+        super().__init__(collectives, device, world_size)
+        self.rank = rank
         self.hook: str = "__init__"
         self.batch: Any = None
         self.size: int | None = None
         self.muted: bool = False
         self.suffix: str = ""
         self.module: Any = None
+        self.doubles: set[str] = set()
         # One table a scope, so that a look-up needs no key of two parts. A table may hold a slot under
         # more than one key: with add_dataloader_idx=False, under one for each loader.
-        self._tables: list[dict[str, Slot]] = [{} for _ in range(EVAL_EPOCH_END + 1)]
-        self._slots: dict[tuple[int, str], Slot] = {}
-        self._shown: dict[tuple[int, str], float] = {}  # step values as they were last read
-        self._closed = False
+        self._tables: list[dict[str, Slot]] = [{} for _ in range(SCOPES)]
         self._warned: set[str] = set()
 
     # ------------------------------------------------------------ taking values
 
-    def add(self, name: str, value: Any, options: Options, batch_size: int | None = None) -> None:
+    def add(self, name: str, value: Any, options: Options, batch_size: float | None = None) -> None:
         """Take one value, as ``self.log`` does.
 
         A tensor is read at once if that waits for nothing, else copied: no graph is kept, whatever
@@ -102,17 +103,19 @@ class MetricStore:
         Raises:
             MisconfigurationException: Where logging has no meaning, or if the arguments cannot be
                 meant or differ from those that the same name was logged with before.
-            ValueError: If the value is not a single number.
-            TypeError: If the name is not a string.
+            ValueError: If the value is not a single number, or the batch size not positive.
+            TypeError: If the name is not a string, or the batch size no number.
         """
         # This is the one place of the trainer that users run many times a step. A plain value costs
         # no further call, however it is reduced; that is why so much is written out here.
+        if batch_size is not None and (type(batch_size) is not int or batch_size <= 0):
+            batch_size = as_weight(name, batch_size)
         try:
             slot = self._tables[self.scope][name + self.suffix if self.suffix else name]
         except (KeyError, TypeError):
             slot = None
         if slot is None or slot.options != options:
-            slot = self._slot(name, value, options, batch_size)
+            slot = self._slot(name, value, options)
             if slot is None:
                 return
         if self.muted:
@@ -153,7 +156,7 @@ class MetricStore:
                 slot.total = number
             slot.weight += weight
         slot.last = number
-        slot.fresh = True
+        slot.time = self.time = self.time + 1
 
     @contextmanager
     def inside(self, hook: str, scope: int = FORBIDDEN) -> Iterator[None]:
@@ -174,7 +177,7 @@ class MetricStore:
         finally:
             self.muted = before
 
-    def _slot(self, name: Any, value: Any, options: Options, batch_size: Any) -> Slot | None:
+    def _slot(self, name: Any, value: Any, options: Options) -> Slot | None:
         """Return the slot for a first call, or for one whose arguments look unlike the last; None drops the value.
 
         Raises:
@@ -189,8 +192,6 @@ class MetricStore:
             raise MisconfigurationException(
                 Problem(f"self.log({name!r})", f"You can't self.log() inside `{self.hook}`", fix=fix)
             )
-        if batch_size is not None:
-            check_batch_size(name, batch_size)
         metric = is_metric_object(value) and not hasattr(value, "items")
         new = open_slot(name, self.scope, self.suffix, options, metric)
         if new.rank_zero_only and self.rank != 0:
@@ -200,6 +201,10 @@ class MetricStore:
             if not metric and (not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex()):
                 as_number(name, value)  # a value that is refused leaves no slot behind
             slot = self._slots[new.key] = new
+            format_ = value.dtype if isinstance(value, Tensor) else torch.get_default_dtype()
+            slot.double = not metric and format_ == torch.float64
+            if slot.double:
+                self.doubles.update(slot.names)
             self._advise(slot, metric)
         else:
             _check_same(slot, new)
@@ -217,7 +222,7 @@ class MetricStore:
                 PossibleUserWarning,
             )
 
-    def _other(self, slot: Slot, value: Any, batch_size: int | None) -> None:
+    def _other(self, slot: Slot, value: Any, batch_size: float | None) -> None:
         """Take a value that is neither a float nor a plain tensor known to lie in the host's memory."""
         if isinstance(value, Tensor) and not value.is_cpu:
             if value.numel() != 1 or value.is_complex():
@@ -225,7 +230,8 @@ class MetricStore:
             if value.requires_grad:
                 value = value.detach()
             value = (value.reshape(()) if value.ndim else value).clone()
-            slot.last, slot.fresh, slot.host = value, True, False
+            slot.last, slot.host = value, False
+            slot.time = self.time = self.time + 1
             if slot.code:
                 if slot.chunk is None:
                     slot.chunk = []
@@ -234,17 +240,19 @@ class MetricStore:
                     floats([], self._slots.values())
             return
         if is_metric_object(value) and not hasattr(value, "items"):
-            slot.metric, slot.result, slot.fresh = value, None, True
+            slot.metric, slot.result = value, None
+            slot.time = self.time = self.time + 1
             slot.last = _step_result(slot) if slot.step else None
             return
         number = as_number(slot.name, value)
         slot.host = slot.host or isinstance(value, Tensor)
         fold(slot)  # what came before is added before
-        slot.last, slot.fresh = number, True
+        slot.last = number
+        slot.time = self.time = self.time + 1
         if slot.code:
             slot.accumulate(number, self._weight(slot, batch_size))
 
-    def _weight(self, slot: Slot, batch_size: int | None) -> float:
+    def _weight(self, slot: Slot, batch_size: float | None) -> float:
         if batch_size is not None:
             return batch_size
         if slot.code != BATCH_MEAN:
@@ -310,135 +318,13 @@ class MetricStore:
         if key in self._tables[self.scope]:
             self._tables[self.scope][key].returned = True
 
-    # ------------------------------------------------------------ giving values
-
-    def take_step(self) -> dict[str, float]:
-        """Return each step value that was logged for the loggers since the last call."""
-        due = [s for s in self._slots.values() if s.fresh and s.step]
-        if self.world_size <= 1:
-            values = floats(due, self._slots.values())
-        elif self.scope >= EVAL_BATCH_START:
-            # Ranks may differ in their number of evaluation batches, so each keeps its own values and exchanges none.
-            due = [s for s in due if s.last is not AT_DEMAND]
-            values = floats(due)
-        else:
-            values = self._synced_step(due)
-        for slot in due:
-            slot.fresh = False
-        self._shown.update(values)
-        return {s.step_name: values[s.key] for s in due if s.logger}
-
-    def _synced_step(self, due: list[Slot]) -> dict[tuple[int, str], float]:
-        """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
-        objects = [s for s in due if s.last is AT_DEMAND]
-        values = floats([s for s in due if s.last is not AT_DEMAND], self._slots.values())
-        synced = [s for s in due if s.sync]
-        parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
-        found = self._exchange(parts, objects)
-        values.update({s.key: found[f"{s.scope}:{s.step_name}"] for s in synced})
-        for slot in objects:
-            slot.last = values[slot.key] = computed(slot)
-        return values
-
-    def _exchange(self, parts: list[Part], objects: list[Slot]) -> dict[str, float]:
-        names = [f"{s.scope}:{s.plain_name}" for s in objects]
-        return sync_parts(parts, self.collectives, self.device, names)
-
-    def sync(self) -> None:
-        """Let the ranks agree on the epoch's values that were logged with ``sync_dist``; every rank must call it.
-
-        Metric objects are computed, since they exchange values by themselves: reading them later never does.
-        """
-        if self.world_size <= 1:
-            return
-        slots = [s for s in self._slots.values() if s.sync and s.code]
-        for slot in slots:
-            fold(slot)
-        due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
-        objects = [s for s in self._slots.values() if s.epoch and s.metric is not None and s.result is None]
-        parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight) for s in due.values()]
-        found = self._exchange(parts, objects)
-        for slot in slots:  # a rank without values takes the others'
-            if (key := f"{slot.scope}:{slot.epoch_name}") in found:
-                slot.synced = found[key], (slot.total, slot.weight)
-        for slot in objects:
-            slot.result = computed(slot)
-
-    def take_epoch(self) -> dict[str, float]:
-        """Return the epoch's values for the loggers, and reset the metric objects that they came from."""
-        self.sync()
-        self._closed = True
-        slots = [s for s in self._slots.values() if s.epoch]
-        values = {s.key: self._epoch_value(s) for s in slots}
-        objects = {}
-        for slot in slots:
-            if slot.metric is not None:
-                slot.result = values[slot.key]
-                slot.last = slot.result if slot.last is AT_DEMAND else slot.last
-                objects[id(slot.metric)] = slot.metric
-        _reset(objects.values())  # after all were computed: one may stand under two names
-        return {s.epoch_name: v for s in slots if s.logger and (v := values[s.key]) is not None}
-
-    def _epoch_value(self, slot: Slot) -> float | None:
-        if slot.metric is not None:
-            # With several ranks `sync` computed it: here it would wait for ranks that may not read at all.
-            return computed(slot) if slot.result is None and self.world_size <= 1 else slot.result
-        fold(slot)
-        return slot.reduced()
-
-    def _last(self, slot: Slot) -> Any:
-        """Return a slot's newest step value, None if there is none that one rank can find alone."""
-        if slot.last is AT_DEMAND:
-            return computed(slot) if self.world_size <= 1 else None
-        return slot.last
-
-    def _at_end(self) -> bool:
-        return self._closed or self.scope in (TRAIN_EPOCH_END, EVAL_EPOCH_END)
-
-    def callback_metrics(self) -> dict[str, Tensor]:
-        """Return the newest values as 0-dim tensors, whatever their destination.
-
-        Within an epoch these are the last step's; from its end hook on, the epoch's too. Of an
-        evaluation only the epoch's. A step's value that lies on a device stays there.
-        """
-        out: dict[str, Tensor] = {}
-        at_end = self._at_end()
-        for slot in self._slots.values():
-            if slot.step and not slot.evaluating and (last := self._last(slot)) is not None:
-                out[slot.plain_name] = out[slot.step_name] = _tensor(last)
-            if slot.epoch and at_end and (value := self._epoch_value(slot)) is not None:
-                out[slot.plain_name] = out[slot.epoch_name] = _tensor(value)
-        return out
-
-    def progress_bar_metrics(self, wait: bool = True) -> dict[str, float]:
-        """Return what was logged with ``prog_bar``: the last step's values, at an epoch's end the epoch's too.
-
-        Args:
-            wait: Whether to wait for values on a device. Else each is waited for once, and then is the one that
-                was read last.
-        """
-        bars = [s for s in self._slots.values() if s.bar]
-        steps = [s for s in bars if s.step and self._last(s) is not None]
-        known = {} if wait else {s.key: self._shown[s.key] for s in steps if s.waits and s.key in self._shown}
-        values = known | floats([s for s in steps if s.key not in known])
-        self._shown.update(values)
-        out = {s.step_name: values[s.key] for s in steps}
-        if self._at_end():
-            out.update({s.epoch_name: v for s in bars if s.epoch and (v := self._epoch_value(s)) is not None})
-        return out
-
-    def epoch_metrics(self) -> dict[str, float]:
-        """Return every epoch value under the name it is delivered by, whatever its destination."""
-        slots = [s for s in self._slots.values() if s.epoch]
-        return {s.epoch_name: v for s in slots if (v := self._epoch_value(s)) is not None}
-
     # ------------------------------------------------------------ epochs and checkpoints
 
     def reset(self) -> None:
         """Begin a new epoch: forget all values, and reset the metric objects that were logged for the epoch."""
         objects = {id(s.metric): s.metric for s in self._slots.values() if s.metric is not None and s.epoch}
         if not self._closed:  # else take_epoch did
-            _reset(objects.values())
+            reset(objects.values())
         self._slots.clear()
         for table in self._tables:
             table.clear()
@@ -454,18 +340,21 @@ class MetricStore:
             settings["group"] = None  # a process group belongs to its process; the next call names it again
             path = slot.path if slot.metric is None else paths.get(id(slot.metric))
             place = {"name": slot.name, "scope": slot.scope, "suffix": slot.suffix, "settings": settings}
-            value = {"last": lasts.get(slot.key), "fresh": slot.fresh, "total": slot.total, "weight": slot.weight}
-            slots.append({**place, **value, "returned": slot.returned, "metric": path})
-        return {"slots": slots}
+            value = {"last": lasts.get(slot.key), "total": slot.total, "weight": slot.weight}
+            times = {"fresh": slot.time > slot.taken, "time": slot.time, "double": slot.double}
+            slots.append({**place, **value, **times, "returned": slot.returned, "metric": path})
+        return {"slots": slots, "time": self.time, "reduced_at": self.reduced_at}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned; metric objects are found again in ``module``."""
         self.reset()
+        self.time, self.reduced_at = state.get("time", 0), state.get("reduced_at", 0)
         objects = self._objects()
         for kept in state.get("slots", ()):
             slot = Slot(kept["name"], kept["scope"], kept["suffix"], kept["settings"])
             slot.total, slot.weight, slot.returned = kept["total"], kept["weight"], kept["returned"]
-            slot.last, slot.fresh = kept["last"], kept["fresh"]
+            slot.last, slot.time, slot.double = kept["last"], kept.get("time", 0), kept.get("double", False)
+            slot.taken = slot.time - kept["fresh"]
             slot.path, slot.metric = kept["metric"], objects.get(kept["metric"])
             self._slots[slot.key] = slot
 
@@ -479,7 +368,7 @@ class MetricStore:
 class SilentStore(MetricStore):
     """Store that drops what it is given, with one warning: that of a trainer with ``barebones``."""
 
-    def add(self, name: str, value: Any, options: Options, batch_size: int | None = None) -> None:
+    def add(self, name: str, value: Any, options: Options, batch_size: float | None = None) -> None:
         """Drop a value."""
         self._warn_once("silent", "Trainer(barebones=True): self.log is switched off, and what it is given is dropped.")
 
@@ -514,15 +403,3 @@ def _step_result(slot: Slot) -> Any:
     if isinstance(found, Tensor) and found.device.type != "cpu" and found.numel() == 1:
         return found.detach().reshape(())
     return as_number(slot.name, found)
-
-
-def _reset(metrics: Iterable[Any]) -> None:
-    with torch.inference_mode(False):  # states made within it could not be updated in training
-        for metric in metrics:
-            metric.reset()
-
-
-def _tensor(value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value if value.dtype in (torch.float32, torch.float64) else value.to(torch.float32)
-    return torch.tensor(float(value), dtype=torch.float64)

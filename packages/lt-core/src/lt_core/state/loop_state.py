@@ -25,6 +25,7 @@ class FitState:
         seen: What users may change, as it was at the last look.
         engine_inputs: What the engine was built for.
         logged_step: The step whose values were logged last.
+        first_step: How many steps were made when the running epoch began.
         schedulers_done: Whether the schedulers of interval ``"epoch"`` stepped in this epoch.
         validated_batch: After how many batches of this epoch was validated last; -1 for not yet.
         validated_at: When the last validation began, in seconds of the monotonic clock.
@@ -43,6 +44,7 @@ class FitState:
     seen: tuple[Any, ...] = ()
     engine_inputs: tuple[Any, ...] = ()
     logged_step: int = 0
+    first_step: int = 0
     schedulers_done: bool = False
     validated_batch: int = -1
     validated_at: float = 0.0
@@ -59,16 +61,18 @@ class FitState:
         """Return what of this epoch is done already."""
         validated = (self.before_validation or {}).get("validated", self.validated_batch)
         done = {"validated": validated, "settled": self.settled, "left": self.left}
-        return {"epoch_done": self.schedulers_done, **done}
+        return {"epoch_done": self.schedulers_done, "first_step": self.first_step, **done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; what an older file lacks is not yet done."""
         self.schedulers_done = state.get("epoch_done", False)
         self.validated_batch, self.left = state.get("validated", -1), state.get("left", -1)
         self.settled = state.get("settled", self.validated_batch)
+        self.first_step = state.get("first_step", 0)
 
-    def begin_epoch(self) -> None:
-        """Forget what belongs to the epoch before."""
+    def begin_epoch(self, step: int) -> None:
+        """Forget what belongs to the epoch before; ``step`` steps were made."""
+        self.first_step = step
         self.validated_batch = self.settled = self.left = -1
         self.samples_seen, self.schedulers_done, self.kept = 0, False, None
 

@@ -201,12 +201,12 @@ class Run:
         """
         if not values:
             return
+        self.metrics.results.note_logged(values)
         due = dict(values)
         axis = self.axis if step is None else step
         if "step" in due:  # a logged value of that name sets the x-axis
             axis = int(due.pop("step"))
         due.setdefault("epoch", self.progress.epoch)
-        self.metrics.results.note_logged(due)
         append = timed(self.trainer._active_profiler, self.tracking.append, "[Trainer]log")
         append(stage or str(self.trainer.state.stage or "train"), of, axis, due)
 

@@ -182,9 +182,22 @@ class TrainerView:
     _results: Results
 
     @property
-    def logged_metrics(self) -> dict[str, float]:
-        """Return what the loggers were last given."""
-        return self._results.logged
+    def logged_metrics(self) -> dict[str, Tensor]:
+        """Return what the loggers were last given, as 0-dim tensors."""
+        return self._results.logged_tensors()
+
+    @property
+    def epoch_metrics(self) -> frozenset[str]:
+        """Return the names whose values in `callback_metrics` are training's over the epoch.
+
+        From a validation inside the epoch on these are the values over its part up to that validation.
+        """
+        return frozenset() if self._run is None else self._run.metrics.of_epoch()
+
+    @property
+    def validated_in_epoch(self) -> bool:
+        """Return whether a validation began in the running epoch."""
+        return self._run is not None and self._run.loop.fit.validated_batch >= 0
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:

@@ -14,7 +14,15 @@ from torch import Tensor
 from lt_core.callback import Callback
 from lt_core.callbacks.checkpointing import files, policy
 from lt_core.callbacks.checkpointing.policy import Decision
-from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, candidates, is_real_fit, missing, snapshot
+from lt_core.callbacks.monitored import (
+    MonitorError,
+    acts_at_epoch_end,
+    candidates,
+    is_real_fit,
+    missing,
+    snapshot,
+    waits_for_epoch_end,
+)
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
 from lt_interface.errors import raise_problems
@@ -270,6 +278,7 @@ class ModelCheckpoint(Checkpoint):
             self._last_time = time.monotonic()
             self._alarm.reset()
         lacks_monitor = self.monitor is not None and self.monitor not in candidates(trainer)
+        lacks_monitor = lacks_monitor or waits_for_epoch_end(trainer, self.monitor)
         if lacks_monitor or (self._needs_metrics() and trainer.validates_after(batch_idx)):
             self._deferred = True
         else:
@@ -282,7 +291,7 @@ class ModelCheckpoint(Checkpoint):
         metrics = candidates(trainer) if self._deferred else {}
         if self._deferred and (not trainer.enable_validation or self.monitor is None or self.monitor in metrics):
             self._act(trainer)
-        elif self._epoch_is_due(trainer) and acts_at_epoch_end(trainer, self._save_on_train_epoch_end):
+        elif self._epoch_is_due(trainer) and acts_at_epoch_end(trainer, self._save_on_train_epoch_end, self.monitor):
             self._act(trainer, is_epoch=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -290,9 +299,11 @@ class ModelCheckpoint(Checkpoint):
         self._validated = self._validated or not trainer.sanity_checking
         if self._is_idle(trainer):
             return
-        if self._deferred:
+        if self._deferred and not waits_for_epoch_end(trainer, self.monitor):
             self._act(trainer)
-        elif self._epoch_is_due(trainer) and not acts_at_epoch_end(trainer, self._save_on_train_epoch_end):
+        elif self._epoch_is_due(trainer) and not acts_at_epoch_end(
+            trainer, self._save_on_train_epoch_end, self.monitor
+        ):
             self._act(trainer, is_epoch=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -301,7 +312,7 @@ class ModelCheckpoint(Checkpoint):
             return
         metrics = candidates(trainer)
         if self._deferred and self.monitor is not None and self.monitor not in metrics:
-            warn(missing(f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics))
+            warn(missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics))
         if self.save_last and not self._newest and not self.last_model_path:
             self._decide_last(trainer, metrics)
 
@@ -339,15 +350,18 @@ class ModelCheckpoint(Checkpoint):
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
 
+    def _named(self) -> set[str]:
+        return set(files.fields(self.filename)) - {"epoch", "step"}
+
     def _needs_metrics(self) -> bool:
-        return self.monitor is not None or any(name not in {"epoch", "step"} for name in files.fields(self.filename))
+        return self.monitor is not None or bool(self._named())
 
     def _act(self, trainer: Trainer, is_epoch: bool = False) -> None:
         """Decide on a checkpoint of this moment: among the best, and as the last."""
         self._deferred = False
         metrics = candidates(trainer)
         if self.monitor is not None and self.monitor not in metrics:
-            message = missing(f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)
+            message = missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)
             if self._validated or not trainer.enable_validation:
                 raise MonitorError(message)
             warn(message)
