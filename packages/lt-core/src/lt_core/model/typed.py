@@ -29,6 +29,7 @@ __all__ = ["Scope", "attributes_of", "config_library", "plain", "unkept"]
 _CLASS, _ENUM, _TUPLE = "$class", "$enum", "$namedtuple"
 _SPACES = (Namespace, SimpleNamespace)
 _Space = dict[str, Any]
+_Test = Callable[[Any], bool]
 
 
 def config_library() -> Any:
@@ -160,7 +161,7 @@ class Scope:
             for hint in (*_hints(annotation).values(), *type.__subclasses__(annotation)):
                 self._learn(hint)
 
-    def _find(self, name: str, fits: Callable[[Any], bool]) -> type | None:
+    def _find(self, name: str, fits: _Test) -> type | None:
         """Return the type that a file names: one of the module that it names, else one of an annotation, else any."""
         module, _, path = name.partition(":")
         spaces = [*self._spaces, *(vars(m) for s in self._spaces for m in s.values() if isinstance(m, ModuleType))]
@@ -169,10 +170,20 @@ class Scope:
         found = [k for k in (*self._known, *silent) if isinstance(k, type) and k.__qualname__ == path and fits(k)]
         return next((k for k in found if k.__module__ == module), found[0] if found else None)
 
-    def _pick(self, wanted: list[Any], name: str | None, fits: Callable[[Any], bool]) -> Any:
-        """Return the type of a value: the one with its name, else the first of the annotation's that fits."""
-        asked = (kind for kind in wanted if isinstance(kind, type) and not get_args(kind) and fits(kind))
-        return (self._find(name, fits) if name else None) or next(asked, None)
+    def _pick(self, wanted: list[Any], name: str | None, fits: _Test, holds: _Test) -> Any:
+        """Return the type of a value, or None.
+
+        Args:
+            wanted: The types of the annotation; one of these that holds the value goes before any other.
+            name: What the file names.
+            fits: Whether a type is of the right kind.
+            holds: Whether such a type can take what the file has.
+        """
+        found = self._find(name, fits) if name else None
+        asked = [kind for kind in wanted if isinstance(kind, type) and not get_args(kind) and fits(kind)]
+        if found is not None and (not asked or issubclass(found, tuple(asked))):
+            return found
+        return next((kind for kind in (*filter(holds, asked), found, *asked) if kind is not None), None)
 
     def restore(self, value: Any, annotation: Any = None) -> Any:
         """Return a value as it was before `plain`, by the types that are known here.
@@ -199,7 +210,7 @@ class Scope:
         return _mapped(value, lambda k: self.restore(k, key), lambda v: self.restore(v, item))
 
     def _restore_member(self, wanted: list[Any], name: str, stored: Any, mixed: Any) -> Any:
-        kind = self._pick(wanted, name, lambda k: issubclass(k, Enum))
+        kind = self._pick(wanted, name, lambda k: issubclass(k, Enum), lambda k: stored in k.__members__)
         if kind is None:
             return _unnamed(name, f".{stored}") if mixed is None else mixed
         if not isinstance(stored, str):
@@ -209,7 +220,7 @@ class Scope:
         return kind[stored]
 
     def _restore_tuple(self, wanted: list[Any], name: str, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
-        kind = self._pick(wanted, name, lambda k: issubclass(k, tuple) and hasattr(k, "_fields"))
+        kind = self._pick(wanted, name, _is_named_tuple, lambda k: set(names) <= set(k._fields))
         if kind is None:
             return _unnamed(name, repr(values))
         hints, items = _hints(kind), dict(kind._field_defaults)
@@ -223,7 +234,11 @@ class Scope:
         """Return a dataclass or namespace; None for a dict that is to stay one."""
         items = dict(value if isinstance(value, dict) else vars(value))
         name = None if isinstance(value, dict) else items.pop(_CLASS, None)
-        kind = None if "$repr" in items else self._pick(wanted, name, is_dataclass)
+        kind = (
+            None
+            if "$repr" in items
+            else self._pick(wanted, name, is_dataclass, lambda k: items.keys() <= {f.name for f in fields(k)})
+        )
         if kind is None and isinstance(value, dict) and (Namespace not in wanted or "$repr" in items):
             return None
         hints = _hints(kind) if kind else {}
@@ -231,6 +246,10 @@ class Scope:
         if kind is None or next(unkept(items), None):
             return _space(value, items)
         return _made(kind, items, called=kind in self._known)
+
+
+def _is_named_tuple(kind: type) -> bool:
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")
 
 
 def _unnamed(name: str, text: str) -> dict[str, str]:
