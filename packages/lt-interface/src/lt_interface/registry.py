@@ -114,8 +114,8 @@ class Registry(Generic[T]):
             ring = "ring_kit:RingStrategy"
 
         >>> clocks = Registry("lt.clocks", "clock")
-        >>> clocks.names()
-        []
+        >>> clocks.names(), clocks.absent()
+        ([], {})
         >>> class Quartz:
         ...     pass
         >>> clocks.name_of(Quartz) is None
@@ -148,6 +148,11 @@ class Registry(Generic[T]):
         value = f"{plugin.__module__}:{plugin.__qualname__}"
         points = _scan().get(self.group, {})
         return next((name for name, same in points.items() if any(p.value == value for p in same)), None)
+
+    def absent(self) -> dict[str, str]:
+        """Return the names that sibling packages would bring, each with the command that installs it."""
+        installed = self.names()
+        return {name: _command(s) for name, s in SIBLINGS.get(self.group, {}).items() if name not in installed}
 
     def problem(self, name: str, where: str) -> Problem | None:
         """Return what is wrong with a name, or None if exactly one plugin has it; nothing is imported.

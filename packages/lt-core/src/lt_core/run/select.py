@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lt_core.notices import info, warn
 from lt_interface import Plan, World, registry
@@ -66,12 +69,28 @@ def find_accelerator(config: TrainerConfig) -> Any:
         meant = [registry.accelerators.get(given, where)()]
     usable = [a for a in meant if a.is_available()]
     if usable:
-        return max(usable, key=lambda a: a.priority)
+        best = max(usable, key=lambda a: a.priority)
+        if given == "auto" and best.kind == "cpu":
+            _warn_of_undriven(where)
+        return best
     for accelerator in meant:
         problem = accelerator.missing() if isinstance(accelerator, DescribesDevices) else None
         if problem is not None:
             raise MisconfigurationException(replace(problem, where=where))
     raise MisconfigurationException(Problem(where, "no such device can be used here", fix='Write accelerator="auto".'))
+
+
+def _warn_of_undriven(where: str) -> None:
+    """Warn of a device that torch can use, and for which a sibling package is missing."""
+    for name, command in registry.accelerators.absent().items():
+        modules = (getattr(torch, name, None), getattr(torch.backends, name, None))
+        with warnings.catch_warnings():  # an unusable driver is no news to who trains on the CPU
+            warnings.simplefilter("ignore")
+            seen = any(module.is_available() for module in modules if hasattr(module, "is_available"))
+        if seen:
+            warn(
+                f"{where}: torch can use {name} here, and nothing that is installed drives it: the CPU is used. {command}"
+            )
 
 
 def find_cluster(config: TrainerConfig) -> Any:
