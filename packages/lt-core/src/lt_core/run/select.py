@@ -88,9 +88,7 @@ def _warn_of_undriven(where: str) -> None:
             warnings.simplefilter("ignore")
             seen = any(module.is_available() for module in modules if hasattr(module, "is_available"))
         if seen:
-            warn(
-                f"{where}: torch can use {name} here, and nothing that is installed drives it: the CPU is used. {command}"
-            )
+            warn(f"{where}: torch can use {name} here, and nothing installed drives it, so the CPU is used. {command}")
 
 
 def find_cluster(config: TrainerConfig) -> Any:
