@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from itertools import product
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback, is_default
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
     from lt_core.hooks.handlers import Handler
     from lt_core.metrics.results import Metrics
 
-__all__ = ["HOOKS", "Hook", "HookTable", "bind", "declared", "hook_problems", "overrides", "table_markdown"]
+__all__ = [
+    "HOOKS",
+    "Hook",
+    "HookTable",
+    "bind",
+    "declared",
+    "hook_problems",
+    "overrides",
+    "signature_of",
+    "table_markdown",
+]
 
 CALLBACKS_MODULE = "callbacks, module"
 DATA_CALLBACKS_MODULE = "data module, callbacks, module"
@@ -142,29 +153,53 @@ def declared(kind: type, name: str) -> bool:
     return any(is_default(vars(base).get(name)) for base in kind.__mro__)
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Return what a callable takes: its own arguments if it lists them, else those of what it wraps.
+
+    Raises:
+        TypeError, ValueError: If nothing is known of it, as of a builtin.
+    """
+    own = inspect.signature(function, follow_wrapped=False)
+    inner = getattr(function, "__wrapped__", None)
+    if inner is None or all(p.kind is not p.VAR_POSITIONAL for p in own.parameters.values()):
+        return own
+    wrapped = signature_of(inner)
+    if isinstance(function, MethodType) and not isinstance(inner, MethodType):  # what is bound takes self no more
+        return wrapped.replace(parameters=list(wrapped.parameters.values())[1:])
+    return wrapped
+
+
 def bind(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any] | None:
     """Return ``function`` so that it takes the arguments ``names`` by position, or None if it cannot.
 
     A shorter form is fed by its parameters' names if we know them all, else by position.
     """
     try:
-        signature = inspect.signature(function)
+        signature = signature_of(function)
+        loose = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):  # a builtin or a mock: trust it
         return function
-    try:
+    with suppress(TypeError):
         signature.bind(*names)
         return function
-    except TypeError:
-        pass
+    fed = _fed(function, signature, names)
+    with suppress(TypeError):
+        loose.bind(*names)  # what it wraps may take self, and it is no method
+        return fed or function
+    return fed
+
+
+def _fed(function: Callable[..., Any], signature: inspect.Signature, names: Sequence[str]) -> Callable[..., Any] | None:
+    """Return ``function`` so that it gets those of the arguments ``names`` that a shorter signature takes, or None."""
     parameters = list(signature.parameters.values())
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    accepted = [p.name for p in parameters if p.name in names]
-    if required and set(required) <= set(names):
-        places = {name: names.index(name) for name in accepted}
+    places = {p.name: names.index(p.name) for p in parameters if p.name in names}
+    by_place = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    leading = list(places) == by_place == list(names[: len(by_place)])  # a wrapper may look at arguments by their place
+    if required and set(required) <= set(names) and not leading:
         return wraps(function)(lambda *a: function(**{name: a[place] for name, place in places.items()}))
     if len(required) <= len(names) and all(p.kind is not p.KEYWORD_ONLY for p in parameters if p.name in required):
-        count = len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)])
-        return wraps(function)(lambda *a: function(*a[:count]))
+        return wraps(function)(lambda *a: function(*a[: len(by_place)]))
     return None
 
 

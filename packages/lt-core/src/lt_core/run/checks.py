@@ -5,7 +5,6 @@ Nothing here touches a device, runs a hook of the user or changes an object.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lt_core.hooks.declared import DataModuleHooks, ModuleHooks
-from lt_core.hooks.table import HOOKS, bind, overrides
+from lt_core.hooks.table import HOOKS, bind, overrides, signature_of
 from lt_core.state.stage import STAGES, VALIDATE, stage_of
 from lt_interface.errors import Problem, nearest
 
@@ -278,7 +277,7 @@ def _signature_problems(given: Inputs, stage: str, loaders: Any) -> list[Problem
     if not callable(function):
         return [Problem(where, "a step must be a method", type(function).__name__, write, is_type=True)]
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = signature_of(function).parameters
     except (TypeError, ValueError):  # a builtin or a mock: trust it
         return []
     got = f"def {needs.step}({', '.join(['self', *(str(p) for p in parameters.values())])})"
