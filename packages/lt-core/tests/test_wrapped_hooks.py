@@ -210,3 +210,67 @@ def test_a_wrapper_with_arguments_of_its_own_decides() -> None:
     module = Fixed()
     fitted(module)
     assert [s for s in module.seen if isinstance(s, int) and not isinstance(s, bool)] == [0, 1]
+
+
+class ByOldName(Noting):
+    """Base class that creates a layer under the old name of configure_model."""
+
+    def configure_sharded_model(self) -> None:
+        self.made: Calls = [*getattr(self, "made", []), "old"]
+
+
+class Tracing(Noting):
+    """Base class that puts a wrapper around both names, whether they do anything or not."""
+
+    configure_model = wraps(Noting.configure_model)(lambda self: Noting.configure_model(self))  # type: ignore[assignment]
+    configure_sharded_model = wraps(Noting.configure_sharded_model)(  # type: ignore[assignment]
+        lambda self: Noting.configure_sharded_model(self)
+    )
+
+
+class NewAndTraced(Tracing):
+    """Module with a wrapped default of the old name and a method of the new one."""
+
+    def configure_model(self) -> None:
+        self.made: Calls = [*getattr(self, "made", []), "new"]
+
+
+class OldAndTraced(ByOldName, Tracing):
+    """Module with a wrapped default of the new name and a method of the old one."""
+
+
+class Both(ByOldName):
+    """Module with a method of the new name, whose base class has one of the old name."""
+
+    def configure_model(self) -> None:
+        self.made: Calls = [*getattr(self, "made", []), "new"]
+
+
+class Alias(Noting):
+    """Module with one method under both names."""
+
+    def configure_model(self) -> None:
+        self.made: Calls = [*getattr(self, "made", []), "new"]
+
+    configure_sharded_model = configure_model
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        (ByOldName, ["old"]),
+        (NewAndTraced, ["new"]),
+        (OldAndTraced, ["old"]),
+        (Both, ["new", "old"]),
+        (Alias, ["new"]),
+        (Tracing, []),
+    ],
+)
+def test_layers_are_created_under_either_name(tmp_path: Any, kind: type[Noting], made: Calls) -> None:
+    """A default of one name, wrapped or not, is no conflict with a method of the other; each method is called once."""
+    module = kind()
+    trainer = Trainer(**{**QUIET, "max_epochs": 1})
+    trainer.fit(module, BATCHES, BATCHES)
+    assert getattr(module, "made", []) == made
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    assert getattr(kind.load_from_checkpoint(tmp_path / "m.ckpt"), "made", []) == made

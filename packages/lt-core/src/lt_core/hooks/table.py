@@ -148,6 +148,19 @@ def overrides(obj: Any, name: str) -> bool:
     return mine is not None and not is_default(mine)
 
 
+def layer_hooks(module: Any) -> list[str]:
+    """Return under which names a module creates its layers: configure_model, or its old name, or both."""
+    functions = {}
+    for name in ("configure_model", "configure_sharded_model"):
+        function = getattr(module, name)
+        while function is not None and not is_default(function):
+            inner = getattr(function, "__wrapped__", getattr(function, "func", None))  # of a wrapper, or a partial
+            if inner is None:
+                functions.setdefault(getattr(function, "__func__", function), name)
+            function = inner
+    return list(functions.values())
+
+
 def declared(kind: type, name: str) -> bool:
     """Return whether a class inherits a default of the hook ``name``: only then is its own ever called."""
     return any(is_default(vars(base).get(name)) for base in kind.__mro__)

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from lt_core.hooks.table import layer_hooks
 from lt_core.model.hparams import PRIVATE_KEYS, AttributeDict
 from lt_core.model.typed import Scope, unkept
 from lt_core.notices import warn
@@ -87,8 +88,8 @@ def load_module(
     elif own is not None and strict != own:
         rule = "strict must be what the module's own strict_loading is"
         raise ConfigError(Problem(where, rule, f"strict={strict} and {own}", "Leave strict out."))
-    module.configure_model()
-    module.configure_sharded_model()
+    for name in layer_hooks(module):
+        getattr(module, name)()
     module.on_load_checkpoint(checkpoint)
     weights = checkpoint.get("state_dict") or {}
     if not weights and KEY in checkpoint:

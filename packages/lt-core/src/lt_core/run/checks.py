@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lt_core.hooks.declared import DataModuleHooks, ModuleHooks
-from lt_core.hooks.table import HOOKS, bind, overrides, signature_of
+from lt_core.hooks.table import HOOKS, bind, layer_hooks, overrides, signature_of
 from lt_core.state.stage import STAGES, VALIDATE, stage_of
 from lt_interface.errors import Problem, nearest
 
@@ -237,7 +237,8 @@ def _removed_problems(module: Any) -> list[Problem]:
         for hook, fix in REMOVED.items()
         if overrides(module, hook)
     ]
-    if all(overrides(module, hook) for hook in ("configure_model", "configure_sharded_model")):
+    both = layer_hooks(module)
+    if len(both) == 2 and any(vars(kind).keys() >= set(both) for kind in type(module).__mro__[:-1]):
         rule = "this is the old name of configure_model, and both are defined"
         found.append(Problem(f"{name}.configure_sharded_model", rule, fix="Keep configure_model alone."))
     return found
