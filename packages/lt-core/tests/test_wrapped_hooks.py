@@ -219,13 +219,21 @@ class ByOldName(Noting):
         self.made: Calls = [*getattr(self, "made", []), "old"]
 
 
+def passed_on(function: Any) -> Any:
+    """Return a wrapper that adds nothing."""
+
+    @wraps(function)
+    def inner(self: Any) -> Any:
+        return function(self)
+
+    return inner
+
+
 class Tracing(Noting):
     """Base class that puts a wrapper around both names, whether they do anything or not."""
 
-    configure_model = wraps(Noting.configure_model)(lambda self: Noting.configure_model(self))  # type: ignore[assignment]
-    configure_sharded_model = wraps(Noting.configure_sharded_model)(  # type: ignore[assignment]
-        lambda self: Noting.configure_sharded_model(self)
-    )
+    configure_model = passed_on(Noting.configure_model)
+    configure_sharded_model = passed_on(Noting.configure_sharded_model)
 
 
 class NewAndTraced(Tracing):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lt_core.callback import is_default
 from lt_core.hooks.declared import DataModuleHooks, ModuleHooks
 from lt_core.hooks.table import HOOKS, bind, layer_hooks, overrides, signature_of
 from lt_core.state.stage import STAGES, VALIDATE, stage_of
@@ -238,7 +239,8 @@ def _removed_problems(module: Any) -> list[Problem]:
         if overrides(module, hook)
     ]
     both = layer_hooks(module)
-    if len(both) == 2 and any(vars(kind).keys() >= set(both) for kind in type(module).__mro__[:-1]):
+    own = [kind for kind in type(module).__mro__ if not any(is_default(vars(kind).get(hook)) for hook in both)]
+    if len(both) == 2 and any(vars(kind).keys() >= set(both) for kind in own):
         rule = "this is the old name of configure_model, and both are defined"
         found.append(Problem(f"{name}.configure_sharded_model", rule, fix="Keep configure_model alone."))
     return found
