@@ -12,7 +12,7 @@ import torch
 from lt_core.notices import info, warn
 from lt_interface import Plan, World, registry
 from lt_interface.accelerator import DescribesDevices
-from lt_interface.errors import ConfigError, MisconfigurationException, Problem
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.callback import Callback
@@ -157,6 +157,9 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
         config: The flags.
         accelerator: The kind of device.
         cluster: The scheduler, or None.
+
+    Raises:
+        ConfigError: If the strategy cannot do with so many.
     """
     devices = tuple(_find_devices(config, accelerator, cluster))
     nodes = _find_nodes(config, cluster)
@@ -178,6 +181,15 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
     if may_shrink and alone and launcher.passes == "live" and len(devices) > 1:
         devices = devices[:1]
         strategy = _find_strategy(config, accelerator, 1, nodes)
+    spread = Plan(
+        accelerator=accelerator.kind,
+        device_type=accelerator.device(devices[0]).type,
+        strategy=strategy.name,
+        devices=devices,
+        num_nodes=nodes,
+        one_process_per_node=strategy.one_process_per_node,
+    )
+    raise_problems(strategy.problems(spread))
     return devices, nodes, strategy, launcher
 
 
