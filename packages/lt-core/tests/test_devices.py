@@ -14,6 +14,7 @@ from processes import ForkLauncher
 from quiet import QUIET, Noting
 
 from lt_core import Trainer
+from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.run import announce
 from lt_core.run.request import process_state, restore_process
 from lt_interface import ConfigError, MisconfigurationException, Problem, registry
@@ -109,6 +110,7 @@ class TestWhichAreTaken:
         assert Trainer(**FLAGS, strategy="single_device").num_devices == 1
         several = boards.Boards()
         monkeypatch.setattr(boards.Boards, "default_strategy", lambda self, devices, nodes: "single_device")
+        monkeypatch.setattr(SingleDeviceStrategy, "problems", lambda self, plan, module=None: [])
         assert Trainer(**{**FLAGS, "accelerator": several}, launcher=ForkLauncher()).num_devices == 4
 
     def test_auto_where_no_strategy_for_several_is_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:

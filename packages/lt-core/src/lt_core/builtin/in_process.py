@@ -26,7 +26,8 @@ class InProcessLauncher:
             Problem(
                 f"Trainer, launcher {self.name}",
                 "it starts one process only",
-                f"{plan.processes} processes" + (f", and WORLD_SIZE={there} in the environment" if there != "1" else ""),
+                f"{plan.processes} processes"
+                + (f", and WORLD_SIZE={there} in the environment" if there != "1" else ""),
                 "Set devices=1 and num_nodes=1, name a launcher that starts them, or start the script with torchrun.",
             )
         ]

@@ -189,7 +189,8 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
         num_nodes=nodes,
         one_process_per_node=strategy.one_process_per_node,
     )
-    raise_problems(strategy.problems(spread))
+    if spread.processes > 1:  # with the module and all other flags it is asked later
+        raise_problems(strategy.problems(spread))
     return devices, nodes, strategy, launcher
 
 
