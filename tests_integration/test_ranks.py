@@ -16,7 +16,6 @@ from lt_interface.testing import StrategyConformance
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.training import Job
 
-
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -178,7 +177,7 @@ def test_two_optimizers_train_as_one_process() -> None:
 
 
 def test_ranks_that_were_started_by_hand_train_together() -> None:
-    """Processes with RANK, WORLD_SIZE and MASTER_ADDR set, and nothing else, are the ranks of a strategy for as many."""
+    """Processes with RANK, WORLD_SIZE and MASTER_ADDR set by hand are the ranks of a strategy for as many."""
 
     def rank(number: int) -> Any:
         data = TensorDataset(torch.ones(8, 3))
