@@ -78,7 +78,10 @@ def leaves(draw: st.DrawFn) -> Make:
     """Draw a function that makes one loader: the same each time."""
     first, n, size = 100 * draw(st.integers(0, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 4))
     seed, drop = draw(st.none() | st.integers(0, 3)), draw(st.booleans()) and n >= size
-    data: Make = lambda: Drawn(first, n)
+
+    def data() -> Drawn:
+        return Drawn(first, n)
+
     kinds: dict[str, Make] = {
         "in order": lambda: DataLoader(data(), size, drop_last=drop),
         "shuffled": lambda: DataLoader(data(), size, shuffle=True, drop_last=drop, generator=seeded(seed)),
