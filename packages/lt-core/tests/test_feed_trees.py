@@ -50,10 +50,9 @@ class Kept(Streamed):
     at = 0
 
     def __iter__(self) -> Iterator[int]:
-        while self.at < self.n:
-            self.at += 1
-            yield self.first + self.at - 1
-        self.at = 0
+        for index in range(self.at, self.n):
+            self.at = (index + 1) % self.n
+            yield self.first + index
 
     def state_dict(self) -> dict[str, int]:
         return {"at": self.at}
