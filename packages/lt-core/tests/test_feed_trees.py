@@ -68,6 +68,17 @@ class Sized(Streamed):
         return self.n
 
 
+class KeptLoader:
+    """Batches in order from what goes on where it was left, without a length."""
+
+    def __init__(self, first: int, n: int) -> None:
+        self.data = Kept(first, n)
+        self.state_dict, self.load_state_dict = self.data.state_dict, self.data.load_state_dict
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (torch.tensor([number]) for number in self.data)
+
+
 def seeded(seed: int | None) -> torch.Generator | None:
     return None if seed is None else torch.Generator().manual_seed(seed)
 
@@ -96,6 +107,7 @@ def leaves(draw: st.DrawFn) -> Make:
         "sized stream": lambda: DataLoader(Sized(first, n), size),
         "stream with a state": lambda: DataLoader(Kept(first, n), size, drop_last=drop),
         "unbatched stream with a state": lambda: DataLoader(Kept(first, n), batch_size=None),
+        "loader with a state": lambda: KeptLoader(first, n),
         "list": lambda: [torch.arange(i, i + 2) + first for i in range(n)],
         "function": lambda: lambda: (torch.arange(i, i + 2) + first for i in range(n)),
     }

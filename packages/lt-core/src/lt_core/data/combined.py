@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from lt_core.data.leaf import length
+from lt_core.data.leaf import is_stateful, length
 from lt_core.data.nested import rebuilt
 from lt_interface.errors import ConfigError, Problem, nearest
 
@@ -45,7 +45,8 @@ def _holds_loaders(tree: Any) -> bool:
 def _hides_loaders(item: Any) -> bool:
     """Return whether an item of a list holds loaders; a mapping in a list may be a batch, and that of anything."""
     if isinstance(item, Mapping):
-        return any(_is_surely_loader(value) or _hides_loaders(value) for value in item.values())
+        values = item.values()
+        return any(_is_surely_loader(v) or (_is_loader(v) and is_stateful(v)) or _hides_loaders(v) for v in values)
     return isinstance(item, list | tuple) and _holds_loaders(item)
 
 
