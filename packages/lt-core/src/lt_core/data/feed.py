@@ -431,9 +431,9 @@ class Feed:
         """
         single = self.leaves[0]
         # Whether what keeps its own place has begun anew already, its state does not show: the feed must know.
-        if any(leaf.keeps_place for leaf in self.leaves) and self._open and self._rounds and self.last:
-            if len(self.leaves) == 1:
-                self._exhaust(single)
+        known = self._open and self._rounds and any(leaf.keeps_place for leaf in self.leaves)
+        if known and self.last and len(self.leaves) == 1:
+            self._exhaust(single)
         if self._over if self.ends is None or not self._rounds else self.last:
             return {**self._place(), "over": True}
         return self._place() if self._before is None else dict(self._before)

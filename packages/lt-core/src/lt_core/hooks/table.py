@@ -150,7 +150,7 @@ def overrides(obj: Any, name: str) -> bool:
 
 def layer_hooks(module: Any) -> list[str]:
     """Return under which names a module creates its layers: configure_model, or its old name, or both."""
-    functions = {}
+    functions: dict[Any, str] = {}
     for name in ("configure_model", "configure_sharded_model"):
         function = getattr(module, name)
         while function is not None and not is_default(function):

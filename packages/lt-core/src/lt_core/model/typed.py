@@ -174,7 +174,7 @@ class Scope:
         """Return the type of a value, or None.
 
         Args:
-            wanted: The types of the annotation; one of these that holds the value goes before any other.
+            wanted: The types of the annotation; one of these that holds the value comes before any other.
             name: What the file names.
             fits: Whether a type is of the right kind.
             holds: Whether such a type can take what the file has.

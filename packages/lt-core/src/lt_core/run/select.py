@@ -86,7 +86,7 @@ def _warn_of_undriven(where: str) -> None:
         modules = (getattr(torch, name, None), getattr(torch.backends, name, None))
         with warnings.catch_warnings():  # an unusable driver is no news to who trains on the CPU
             warnings.simplefilter("ignore")
-            seen = any(module.is_available() for module in modules if hasattr(module, "is_available"))
+            seen = any(module is not None and getattr(module, "is_available", bool)() for module in modules)
         if seen:
             warn(f"{where}: torch can use {name} here, and nothing installed drives it, so the CPU is used. {command}")
 
