@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
 from lt_core.data import CombinedLoader, Feed
 from lt_core.state import rng
+from lt_interface import ConfigError
 
 # What goes on without a state of its own is read again up to its place, and the user is warned of it.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,9 +51,10 @@ class Kept(Streamed):
     at = 0
 
     def __iter__(self) -> Iterator[int]:
-        for index in range(self.at, self.n):
-            self.at = (index + 1) % self.n
-            yield self.first + index
+        while self.at < self.n:
+            self.at += 1
+            yield self.first + self.at - 1
+        self.at = 0
 
     def state_dict(self) -> dict[str, int]:
         return {"at": self.at}
@@ -68,11 +70,20 @@ class Sized(Streamed):
         return self.n
 
 
+class Wrapping(Kept):
+    """Numbers in order that stands at its beginning again as soon as it has given the last."""
+
+    def __iter__(self) -> Iterator[int]:
+        for index in range(self.at, self.n):
+            self.at = (index + 1) % self.n
+            yield self.first + index
+
+
 class KeptLoader:
     """Batches in order from what goes on where it was left, without a length."""
 
-    def __init__(self, first: int, n: int) -> None:
-        self.data = Kept(first, n)
+    def __init__(self, first: int, n: int, kind: type[Kept] = Kept) -> None:
+        self.data = kind(first, n)
         self.state_dict, self.load_state_dict = self.data.state_dict, self.data.load_state_dict
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -188,7 +199,10 @@ def check(tree: Any, mode: str | None, limit: Any, ask: bool, data: st.DataObjec
     def make() -> Any:
         return made(tree, mode)
 
-    whole = trained(make, 2, limit, ask, [])
+    try:
+        whole = trained(make, 2, limit, ask, [])
+    except ConfigError:  # what the shortest loader left at its very end gives no batch to the next epoch
+        assume(False)
     count = len(whole[0])
     cuts = data.draw(st.lists(st.integers(1, count), min_size=1, max_size=3, unique=True), label="cuts")
     assert trained(make, 2, limit, ask, cuts) == whole
@@ -213,3 +227,14 @@ def test_a_cut_run_is_the_uncut_one_often(
 ) -> None:
     """The same for many more trees."""
     check(tree, mode, limit, ask, data)
+
+
+@pytest.mark.parametrize("cut", range(1, 7))
+@pytest.mark.parametrize("ask", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: DataLoader(Wrapping(0, 3), 1), lambda: DataLoader(Wrapping(0, 5), 2), lambda: KeptLoader(0, 3, Wrapping)],
+)
+def test_what_begins_anew_at_once_is_not_read_twice(make: Make, ask: bool, cut: int) -> None:
+    """A source whose state at its end is that of its beginning is known to be over, though nobody asked before."""
+    assert trained(make, 2, 1.0, ask, [cut]) == trained(make, 2, 1.0, ask, [])
