@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import refuse_alone, remove_folders, write_folder
 from lt_core.checkpoint.parts import ONLY_IN_RANKS, gather, parts
+from lt_core.checkpoint.preflight import advised
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
 from lt_core.state.timing import timed
-from lt_interface import SavesItself
-from lt_interface.errors import CheckpointError
+from lt_interface import RefusesValues, SavesItself
+from lt_interface.errors import CheckpointError, Problem
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -104,28 +105,49 @@ def parts_of_ranks(run: Run) -> dict[str, Any]:
     return found
 
 
+class _RefusedError(CheckpointError):
+    """Values that a checkpoint was written without, since its format cannot keep them."""
+
+
 def write_now(run: Run, path: str, weights_only: bool) -> None:
     """Write a checkpoint and return when it is durable.
 
     Raises:
-        OSError: If the disk refuses.
-        CheckpointError: If a value cannot be kept, on a rank that is alone with its part of the weights, or
-            on a rank whose file another one could not write.
+        OSError: If the disk refuses, on every rank.
+        CheckpointError: If a value cannot be kept, the file then being written without it, or on a rank that is alone
+            with its part of the weights.
     """
     settle_saves(run)
-    if run.strategy.collective_weights:
-        refuse_alone(run, path)
-    request, tree = SaveRequest(path, weights_only), build_tree(run, weights_only)
-    error: Exception | None = None
-    try:
-        _write(run, request, tree)
-        run.saves.io.wait()
-    except (OSError, CheckpointError) as caught:
-        error = caught
-    error = shared_failure(run, error)
+    request = SaveRequest(path, weights_only)
+    error = _attempt(run, request, {}, durable=True)
     _sweep(run, request, error)
     if error is not None:
         raise error
+
+
+def _attempt(
+    run: Run, request: SaveRequest, trees: dict[bool, dict[str, Any]], durable: bool = False
+) -> Exception | None:
+    """Write, or begin to write, one checkpoint; return the failure of any rank, on all of them.
+
+    Args:
+        run: The run.
+        request: What was asked for.
+        trees: Trees of this moment by whether they are of weights only; the one that is needed is added.
+        durable: Whether to wait until it is durable.
+    """
+    error: Exception | None = None
+    try:
+        if run.strategy.collective_weights:
+            refuse_alone(run, request.path)
+        if request.weights_only not in trees:
+            trees[request.weights_only] = build_tree(run, request.weights_only)
+        _write(run, request, trees[request.weights_only])
+        if durable:
+            run.saves.io.wait()
+    except (OSError, CheckpointError) as caught:
+        error = caught
+    return shared_failure(run, error)
 
 
 def _write(run: Run, request: SaveRequest, tree: dict[str, Any]) -> None:
@@ -136,47 +158,59 @@ def _write(run: Run, request: SaveRequest, tree: dict[str, Any]) -> None:
         refuse_alone(run, request.path)
     if writes_folder:
         request.folder = write_folder(run, request.path, tree)
-    if io.collective or run.world.is_global_zero:
-        timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")(tree, request.path)
+    if not io.collective and not run.world.is_global_zero:
+        return
+    save = timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")
+    try:
+        save(tree, request.path)
+    except CheckpointError as error:
+        kept, problems = io.without_refused(tree) if isinstance(io, RefusesValues) else ({}, [])
+        if not problems:
+            raise
+        save(kept, request.path)
+        where = f"checkpoint {request.path}"
+        note = Problem(where, "it is written without these entries, and the run ends, since a resume would lack them")
+        raise _RefusedError([*map(advised, problems), note]) from error
 
 
 def _sweep(run: Run, request: SaveRequest, error: BaseException | None) -> None:
     """Remove the engine's folder of a failed save, or those of the files that a save has replaced."""
     if run.world.is_global_zero:
-        if error is None:
+        if error is None or isinstance(error, _RefusedError):
             remove_folders(request.path, keep=request.folder)
         elif request.folder:
             shutil.rmtree(request.folder, ignore_errors=True)
 
 
 def flush_saves(run: Run) -> None:
-    """Write what was asked for since the last boundary; a failure is reported and training goes on."""
+    """Write what was asked for since the last boundary; where the disk refuses, it is reported and training goes on.
+
+    Raises:
+        CheckpointError: On every rank, once all is written, if a value cannot be kept.
+    """
     queue, run.saves.queue = run.saves.queue, []
     if not queue:
         return
     settle_saves(run)  # one save in flight: the last one is confirmed before the next begins
     trees: dict[bool, dict[str, Any]] = {}
+    errors = []
     for request in queue:
-        error: Exception | None = None
-        try:
-            if run.strategy.collective_weights:
-                refuse_alone(run, request.path)
-            if request.weights_only not in trees:
-                trees[request.weights_only] = build_tree(run, request.weights_only)
-            _write(run, request, trees[request.weights_only])
-        except (OSError, CheckpointError) as caught:
-            error = caught
-        error = shared_failure(run, error)
-        if error is not None:
-            _failed(run, request, error)
-        elif getattr(run.saves.io, "asynchronous", False):
+        error = _attempt(run, request, trees)
+        if error is None and getattr(run.saves.io, "asynchronous", False):
             run.saves.in_flight.append(request)
         else:
-            _saved(run, request)
+            errors += _ended(run, request, error)
+    if errors:
+        settle_saves(run)
+        raise errors[0]
 
 
 def settle_saves(run: Run) -> None:
-    """Wait for a save in flight and confirm it, or report its failure."""
+    """Wait for a save in flight and confirm it, or report its failure.
+
+    Raises:
+        CheckpointError: On every rank, if a value cannot be kept.
+    """
     requests, run.saves.in_flight = run.saves.in_flight, []
     if not requests:
         return
@@ -186,11 +220,18 @@ def settle_saves(run: Run) -> None:
     except (OSError, CheckpointError) as caught:
         error = caught
     error = shared_failure(run, error)
-    for request in requests:
-        if error is not None:
-            _failed(run, request, error)
-        else:
-            _saved(run, request)
+    errors = [each for request in requests for each in _ended(run, request, error)]
+    if errors:
+        raise errors[0]
+
+
+def _ended(run: Run, request: SaveRequest, error: Exception | None) -> list[Exception]:
+    """Confirm a save or report its failure; return the failure if no training goes on after it."""
+    if error is None or isinstance(error, _RefusedError):
+        _saved(run, request)
+    else:
+        _failed(run, request, error)
+    return [] if error is None or isinstance(error, OSError) else [error]
 
 
 def _saved(run: Run, request: SaveRequest) -> None:
@@ -209,9 +250,7 @@ def _saved(run: Run, request: SaveRequest) -> None:
 
 def _failed(run: Run, request: SaveRequest, error: BaseException) -> None:
     _sweep(run, request, error)
-    warn(
-        f"checkpoint {request.path}: not written, training goes on. {type(error).__name__}: {error}. "
-        "Older checkpoints stay."
-    )
+    goes_on = "training goes on. " if isinstance(error, OSError) else ""
+    warn(f"checkpoint {request.path}: not written, {goes_on}{type(error).__name__}: {error}. Older checkpoints stay.")
     if request.failed is not None:
         request.failed(error)

@@ -50,6 +50,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
         rebuild: Brings the run in line with what users changed; returns whether anything did.
     """
     from lt_core.checkpoint.parts import restore
+    from lt_core.checkpoint.preflight import check_data
     from lt_core.checkpoint.save import flush_saves
 
     trainer = run.trainer
@@ -57,6 +58,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     sanity_check(run)
     if not fit_is_over(trainer):
         feed_of(run, TRAIN)  # so that on_train_start finds the loader and its length
+        check_data(run)
     if trainer.gc_every_n_steps is not None:
         run.loop.collecting = Collecting(trainer.gc_every_n_steps)
     run.hooks.fire("on_train_start")

@@ -273,8 +273,8 @@ class Trainer(TrainerView):
 
         Raises:
             AttributeError: If no model was attached by a run.
-            OSError: If the disk refuses; an older file of that name stays.
-            CheckpointError: If a value cannot be kept, or on a rank whose file another one could not write.
+            OSError: If the disk refuses, on every rank; an older file of that name stays.
+            CheckpointError: If a value cannot be kept, on every rank; the file is written without it.
         """
         from lt_core.checkpoint.save import write_now
 

@@ -18,6 +18,7 @@ from lt_core.checkpoint.format.container import CHUNK, FORMAT, Header, Table, ch
 from lt_core.checkpoint.format.dtypes import DTYPES
 from lt_core.checkpoint.format.durable import AtomicFile
 from lt_core.checkpoint.format.refusal import damaged
+from lt_core.checkpoint.format.refused import without_refused
 from lt_core.checkpoint.format.signature import parameter_signature
 from lt_core.checkpoint.format.tree import decode, encode
 from lt_core.version import __version__
@@ -79,6 +80,10 @@ class SafetensorsIO:
         if isinstance(weights, Mapping):
             metadata["lt_parameters"] = parameter_signature(weights)
         return Prepared({"tree": node, "layouts": found.layouts}, list(found.entries.values()), metadata)
+
+    def without_refused(self, tree: dict[str, Any], where: str = "checkpoint") -> tuple[dict[str, Any], list[Problem]]:
+        """Return the tree without what cannot be kept, see `RefusesValues`."""
+        return without_refused(tree, where)
 
     def write(self, prepared: Prepared, path: str | os.PathLike[str]) -> None:
         """Write what `prepare` returned; when this returns, the file is durable.
