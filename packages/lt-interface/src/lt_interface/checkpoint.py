@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lt_interface.errors import Problem
 
-__all__ = ["CheckpointIO", "RefusesValues", "SavesItself"]
+__all__ = ["CheckpointIO", "KeepsObjects", "RefusesValues", "SavesItself"]
 
 
 @runtime_checkable
@@ -148,6 +148,33 @@ class RefusesValues(Protocol):
         Args:
             tree: The tree, or a part of it; it is left as it is.
             where: What it is called in the problems.
+        """
+
+
+@runtime_checkable
+class KeepsObjects(Protocol):
+    """Checkpoint format that keeps objects, too, so that hyper-parameters reach it as they are.
+
+    `CheckpointIO.load` refuses a file that holds some, since to make them runs what the file says.
+
+    Example:
+        >>> class PickleIO:
+        ...     def load_trusted(self, path):
+        ...         import pickle
+        ...         with open(path, "rb") as file:
+        ...             return pickle.load(file)
+        >>> isinstance(PickleIO(), KeepsObjects)
+        True
+    """
+
+    def load_trusted(self, path: str) -> dict[str, Any]:
+        """Read a tree with the objects in it; the core calls it where the user wrote ``weights_only=False``.
+
+        Args:
+            path: What ``save`` was given.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
         """
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import refuse_alone, remove_folders, write_folder
+from lt_core.checkpoint.format import reading
 from lt_core.checkpoint.parts import ONLY_IN_RANKS, gather, parts
 from lt_core.checkpoint.preflight import advised
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
 from lt_core.state.timing import timed
-from lt_interface import RefusesValues, SavesItself
+from lt_interface import KeepsObjects, RefusesValues, SavesItself
 from lt_interface.errors import CheckpointError, Problem
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Saves:
 
     Args:
         io: The checkpoint format.
+        trusted: Whether objects in a file may be made, which runs what it says.
 
     Attributes:
         queue: Requests that wait for the next boundary.
@@ -34,11 +36,19 @@ class Saves:
         kept: Parts that came back from ranks that are gone; they stand for this process's own.
     """
 
-    def __init__(self, io: Any) -> None:
-        self.io = io
+    def __init__(self, io: Any, trusted: bool = False) -> None:
+        self.io, self.trusted = io, trusted
         self.queue: list[SaveRequest] = []
         self.in_flight: list[SaveRequest] = []
         self.kept: dict[str, Any] = {}
+
+    def read(self, path: str) -> dict[str, Any]:
+        """Return the tree of a checkpoint, of this format or another one that is known here."""
+        return reading.load(path, self.io, self.trusted)
+
+    def peek(self, path: str) -> dict[str, Any]:
+        """Return the header of a checkpoint, of this format or another one that is known here."""
+        return reading.peek(path, self.io)
 
     def join(self, others: list[tuple[str, bool]]) -> None:
         """Add what another rank asked for and this one did not, so that all ranks write the same files."""
@@ -86,9 +96,10 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     if run.world.size > 1 and not weights_only and not run.loop.alone:
         own = {part.key: tree[part.key] for part in table if part.per_rank}
         tree["ranks"] = kept["ranks"] if "ranks" in kept else gather(run, own)
-    tree.update(checkpoint_entries(run.module))
+    objects = isinstance(run.saves.io, KeepsObjects)
+    tree.update(checkpoint_entries(run.module, objects=objects))
     if run.datamodule is not None:
-        tree.update(checkpoint_entries(run.datamodule, "datamodule_"))
+        tree.update(checkpoint_entries(run.datamodule, "datamodule_", objects))
     with run.metrics.current.inside("on_save_checkpoint"):
         for callback in run.callbacks if not weights_only else ():
             callback.on_save_checkpoint(run.trainer, run.module, tree)

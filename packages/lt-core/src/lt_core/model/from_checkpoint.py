@@ -59,6 +59,7 @@ def load_module(
     map_location: Any,
     hparams_file: Any,
     strict: bool | None,
+    trusted: bool,
     given: dict[str, Any],
 ) -> LightningModule:
     """Build a module, then load its weights.
@@ -68,6 +69,7 @@ def load_module(
         path: The checkpoint.
         map_location: Where to put the weights.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
+        trusted: Whether objects in the file may be made, which runs what it says.
         strict: Whether names of weights must match; None means as the module has it.
         given: Arguments that take precedence over the saved ones.
 
@@ -79,7 +81,7 @@ def load_module(
     from lt_core.checkpoint.weights import load_weights
 
     where = f"{cls.__name__}.load_from_checkpoint({str(path)!r})"
-    checkpoint = _read(path, map_location, hparams_file, "")
+    checkpoint = _read(path, map_location, hparams_file, trusted, "")
     module: LightningModule = build(cls, checkpoint, "", given, where)
     if strict is None:
         strict = module.strict_loading
@@ -102,7 +104,9 @@ def load_module(
     return module if module.device == device else module.to(device)
 
 
-def load_datamodule(cls: type, path: Any, map_location: Any, hparams_file: Any, given: dict[str, Any]) -> Any:
+def load_datamodule(
+    cls: type, path: Any, map_location: Any, hparams_file: Any, trusted: bool, given: dict[str, Any]
+) -> Any:
     """Build a data module from the hyper-parameters in a checkpoint.
 
     Args:
@@ -110,19 +114,21 @@ def load_datamodule(cls: type, path: Any, map_location: Any, hparams_file: Any, 
         path: The checkpoint.
         map_location: Where to put tensors among them.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
+        trusted: Whether objects in the file may be made, which runs what it says.
         given: Arguments that take precedence over the saved ones.
 
     Raises:
         CheckpointError: If the file or the arguments do not fit.
     """
     where = f"{cls.__name__}.load_from_checkpoint({str(path)!r})"
-    return build(cls, _read(path, map_location, hparams_file, "datamodule_"), "datamodule_", given, where)
+    checkpoint = _read(path, map_location, hparams_file, trusted, "datamodule_")
+    return build(cls, checkpoint, "datamodule_", given, where)
 
 
-def _read(path: Any, map_location: Any, hparams_file: Any, prefix: str) -> dict[str, Any]:
-    from lt_core.checkpoint import load_checkpoint
+def _read(path: Any, map_location: Any, hparams_file: Any, trusted: bool, prefix: str) -> dict[str, Any]:
+    from lt_core.checkpoint.format import reading
 
-    checkpoint = dict(load_checkpoint(path, map_location=map_location))
+    checkpoint = reading.load(path, trusted=trusted, map_location=map_location)
     if hparams_file is not None:
         checkpoint[f"{prefix}hyper_parameters"] = read_hparams_file(hparams_file)
     return checkpoint

@@ -142,7 +142,7 @@ class HyperparametersMixin:
                 saved.pop(name, None)
 
 
-def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[str, Any]:
+def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "", objects: bool = False) -> dict[str, Any]:
     """Return what a checkpoint holds of an object's hyper-parameters.
 
     Classes, functions and objects are replaced by their ``repr``, with one warning an object.
@@ -150,6 +150,7 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[st
     Args:
         owner: The module or data module.
         prefix: Put before each key: ``"datamodule_"`` for a data module.
+        objects: Whether the checkpoint keeps objects, too.
     """
     from lt_core.checkpoint.format.tree import soften
 
@@ -162,7 +163,7 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[st
         entries[f"{prefix}hparams_type"] = "DictConfig"
     else:
         values = {k: _plain(v, attributes=True) for k, v in owner._hparams.items()}
-    entries[f"{prefix}hyper_parameters"], softened = soften(values)
+    entries[f"{prefix}hyper_parameters"], softened = (values, []) if objects else soften(values)
     if softened and not owner._warned_of_softened:
         owner._warned_of_softened = True
         warn(

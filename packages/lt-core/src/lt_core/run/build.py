@@ -60,7 +60,7 @@ def new_run(request: Request) -> Run:
         metrics=Metrics(module, Results(), trainer.barebones),
         feeds=Feeds(request.sources),
         tracking=Tracking(trainer.loggers),
-        saves=Saves(trainer._checkpoint_io()),
+        saves=Saves(trainer._checkpoint_io(), request.trusted),
         cadence=Cadence(),
         compiled=request.compiled,
     )
@@ -102,7 +102,7 @@ def build_run(run: Run, request: Request) -> None:
         trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
     _prepare_data(run)
     run.resumed.path = resume.find_checkpoint(run, request.ckpt_path)
-    header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
+    header = run.saves.peek(run.resumed.path) if run.resumed.path is not None else None
     open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
     _set_up_users(run)
     _configure_model(run)
@@ -217,7 +217,7 @@ def _load(run: Run) -> dict[str, Any] | None:
     """Read and check the checkpoint, and let the module look at it."""
     if run.resumed.path is None:
         return None
-    checkpoint: dict[str, Any] = run.saves.io.load(run.resumed.path)
+    checkpoint: dict[str, Any] = run.saves.read(run.resumed.path)
     if checkpoint.get("seed") is not None:
         run.plan = replace(run.plan, seed=checkpoint["seed"])
     with run.metrics.current.inside("on_load_checkpoint"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from lt_core.checkpoint.format.refusal import shorten
@@ -15,7 +16,9 @@ _GONE: Any = object()
 _DEEPEST = 50
 
 
-def without_refused(tree: dict[str, Any], where: str = "checkpoint") -> tuple[dict[str, Any], list[Problem]]:
+def without_refused(
+    tree: dict[str, Any], where: str = "checkpoint", attempt: Callable[[Any, str], Problem | None] = try_encode
+) -> tuple[dict[str, Any], list[Problem]]:
     """Return a tree without the entries that cannot be kept, and a problem for each; the tree itself stays as it is.
 
     An entry is that of a dict: a list or tuple with a refused value goes as a whole, since its places mean something.
@@ -23,15 +26,18 @@ def without_refused(tree: dict[str, Any], where: str = "checkpoint") -> tuple[di
     Args:
         tree: The tree, or a part of it.
         where: What it is called in the problems.
+        attempt: Returns what hinders a value of that name from being kept, or None.
     """
     problems: list[Problem] = []
-    kept = _kept(tree, where, problems, 0)
+    kept = _kept(tree, where, attempt, problems, 0)
     return {} if kept is _GONE else kept, problems
 
 
-def _kept(value: Any, where: str, problems: list[Problem], depth: int) -> Any:
+def _kept(
+    value: Any, where: str, attempt: Callable[[Any, str], Problem | None], problems: list[Problem], depth: int
+) -> Any:
     """Return a value without its refused entries, or `_GONE`."""
-    problem = try_encode(value, where)
+    problem = attempt(value, where)
     if problem is None:
         return value
     found = len(problems)
@@ -39,15 +45,15 @@ def _kept(value: Any, where: str, problems: list[Problem], depth: int) -> Any:
     if depth < _DEEPEST and isinstance(value, dict):
         kept = copy.copy(value)
         for key, item in value.items():
-            inner = _kept(item, f"{where}[{shorten(key, 80)}]", problems, depth + 1)
+            inner = _kept(item, f"{where}[{shorten(key, 80)}]", attempt, problems, depth + 1)
             if inner is _GONE:
                 del kept[key]
             else:
                 kept[key] = inner
     elif depth < _DEEPEST and type(value) in (list, tuple):
-        items = [_kept(item, f"{where}[{number}]", problems, depth + 1) for number, item in enumerate(value)]
+        items = [_kept(item, f"{where}[{n}]", attempt, problems, depth + 1) for n, item in enumerate(value)]
         kept = _GONE if any(item is _GONE for item in items) else type(value)(items)
-    if len(problems) == found or (kept is not _GONE and try_encode(kept, where) is not None):
+    if len(problems) == found or (kept is not _GONE and attempt(kept, where) is not None):
         if len(problems) == found:
             problems.append(problem)
         return _GONE

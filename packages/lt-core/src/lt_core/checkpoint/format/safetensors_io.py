@@ -24,7 +24,16 @@ from lt_core.checkpoint.format.tree import decode, encode
 from lt_core.version import __version__
 from lt_interface import CheckpointError, Problem
 
-__all__ = ["MapLocation", "Prepared", "SafetensorsIO", "load_checkpoint", "peek", "save_checkpoint", "verify"]
+__all__ = [
+    "MapLocation",
+    "Prepared",
+    "SafetensorsIO",
+    "device_of",
+    "load_checkpoint",
+    "peek",
+    "save_checkpoint",
+    "verify",
+]
 
 MapLocation = str | torch.device | Mapping[str, str] | Callable[[Any, str], Any] | None
 _TREE = "lt_tree"
@@ -179,7 +188,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = No
         CheckpointError: If the file is missing, damaged, unsafe or too new.
     """
     where = os.fspath(path)
-    device = _device(map_location)
+    device = device_of(map_location)
     with _reading(where) as file:
         header = read_header(file, where)
         document = _document(header, file)
@@ -276,7 +285,7 @@ def _progress(tree: dict[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in progress.items() if type(value) in (int, bool, str)}
 
 
-def _device(location: MapLocation) -> torch.device:
+def device_of(location: MapLocation) -> torch.device:
     """Return the one device that ``map_location`` means for tensors kept without one."""
     if isinstance(location, Mapping):
         location = location.get("cpu")
