@@ -33,7 +33,7 @@ def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None 
         try:
             header = peek(path, io)
         except Exception as error:  # a format of the user's may raise whatever it likes
-            bad.append(str(error))
+            bad += [str(error)] if path.is_file() else []  # a folder may be anything
             continue
         noted = header.get("parameters")
         if parameters is None or noted in (None, parameters) or KEY in header.get("keys", ()):

@@ -160,7 +160,8 @@ def finish_due(run: Run, index: int) -> bool:
     opened = run.window_open(index)
     run.loop.at_boundary = not opened
     stopping = trainer.should_stop and may_stop(trainer)
-    if cadence.validation_due(index, run.is_last_batch(index)) and not (stopping and opened):
+    validated = run.loop.fit.pending == "validated"  # before the checkpoint that this run was resumed from
+    if not validated and cadence.validation_due(index, run.is_last_batch(index)) and not (stopping and opened):
         run.loop.fit.validated_at = time.monotonic()
         if not opened:
             run.hooks.fire("on_validation_model_zero_grad")
@@ -196,7 +197,8 @@ def close_epoch(run: Run) -> None:
     store.batch = None
     store.scope = TRAIN_EPOCH_END
     store.sync()  # before the hooks: each rank's callbacks see the same values
-    run.hooks.fire("on_train_epoch_end")
+    if run.loop.fit.pending != "closing":  # called before the checkpoint that this run was resumed from
+        run.hooks.fire("on_train_epoch_end")
     step_plateau(run, "epoch", progress.epoch + 1)
     run.metrics.results.read_callback(store)
     run.metrics.results.read_bar(store)

@@ -124,7 +124,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
     module_start = refusal(run, hooks.module_train_batch_start)
     schedule, hear = after_step(run), listen(run)
-    if resumed and ((loop.fit.pending is not None and finish_due(run, progress.batch - 1)) or stops_epoch(trainer)):
+    if resumed and (_finish_pending(run) or stops_epoch(trainer)):
         return close_epoch(run)
     skipped = stopped = False
     batches = begin_batches(run, resumed)
@@ -159,6 +159,13 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if not stopped and progress.batch < feed.num_batches:
         stopped = end_of_data(run, skipped)
     return close_epoch(run)
+
+
+def _finish_pending(run: Run) -> bool:
+    """Do what a resumed run begins with; return whether to leave the epoch."""
+    if run.loop.fit.pending in (None, "closing"):
+        return run.loop.fit.pending is not None
+    return (run_due if run.loop.fit.pending == "due" else finish_due)(run, run.progress.batch - 1)
 
 
 def end_of_data(run: Run, skipped: bool) -> bool:
