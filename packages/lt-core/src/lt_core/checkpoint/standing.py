@@ -34,9 +34,10 @@ class Standing:
         batch: Completed batches of the running epoch.
         closed: Whether no epoch is open.
         exact: Whether a resumed run does what this one would have done, to the bit.
-        pending: What it begins with: ``"due"``, all that is due after a batch; ``"validation"``; ``"validated"``, what
-            is due after one; ``"closing"``, what follows the epoch's end hooks; or None.
-        before: What the running validation began with, where that is repeated; its random state in any case.
+        pending: What it begins with: ``"due"``, all that is due after a batch; ``"validation"``, that but for logging;
+            ``"validating"``, with the validation that was running; ``"validated"``, with what is due after one;
+            ``"closing"``, with what follows the epoch's end hooks; or None.
+        before: What the running validation began with, where that is to come again; its random state in any case.
         data: The place in the training data; None for where the feed stands.
         unseen: Samples that the feed handed out, and that are not counted.
     """
@@ -59,6 +60,8 @@ def standing(run: Run) -> Standing:
     """Return where the run's loop stands now; nothing is exchanged with other ranks."""
     progress, loop, feed = run.progress, run.loop, run.feeds.made.get("train")
     before, pending = loop.fit.before_validation, loop.fit.pending
+    if before is not None and not progress.epoch_closed:
+        pending = "validating"
     here = Standing(progress.batch, progress.epoch_closed, loop.at_boundary, pending, before)
     if not run.fits or progress.epoch_closed or run.resumed.tree is not None or feed is None or feed.waits:
         return here
@@ -88,7 +91,7 @@ def _window_start(run: Run, index: int) -> int:
 
 def _again(run: Run, first: int, handed: int) -> Standing:
     """Return the place from which the batches from ``first`` on are trained again, if the data can go back there."""
-    feed = run.feed
+    feed, before = run.feed, run.loop.fit.before_validation
     place = feed.place_before(handed - first)
     if place is None:
         if run.loop.first_time("going back"):
@@ -96,9 +99,9 @@ def _again(run: Run, first: int, handed: int) -> Standing:
                 f"{feed.where}: it keeps its own place, which cannot go back. A run that resumes goes on behind batch "
                 f"{handed - 1}, which was not trained to its end when the checkpoint was made."
             )
-        return Standing(handed, False, False)
+        return Standing(handed, False, False, before=before)
     unseen = feed.samples - sum(leaf["samples"] for leaf in place["leaves"])
-    return Standing(first, False, False, data=place, unseen=unseen)
+    return Standing(first, False, False, before=before, data=place, unseen=unseen)
 
 
 def _is_last(run: Run, hook: str) -> bool:

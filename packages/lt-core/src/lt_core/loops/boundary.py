@@ -6,7 +6,6 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lt_core.checkpoint.parts import validation_place
 from lt_core.checkpoint.save import flush_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_plateau
@@ -160,16 +159,16 @@ def finish_due(run: Run, index: int) -> bool:
     opened = run.window_open(index)
     run.loop.at_boundary = not opened
     stopping = trainer.should_stop and may_stop(trainer)
-    validated = run.loop.fit.pending == "validated"  # before the checkpoint that this run was resumed from
-    if not validated and cadence.validation_due(index, run.is_last_batch(index)) and not (stopping and opened):
+    pending = run.loop.fit.pending  # "validating", "validated": as the checkpoint says that this run was resumed from
+    due = pending == "validating" or cadence.validation_due(index, run.is_last_batch(index))
+    if due and pending != "validated" and not (stopping and opened):
         run.loop.fit.validated_at = time.monotonic()
         if not opened:
             run.hooks.fire("on_validation_model_zero_grad")
         run.loop.fit.validated_batch = progress.batch
-        run.loop.fit.before_validation = validation_place(run)
         evaluate(run, VALIDATE)
         settle(run)
-    run.loop.fit.pending = run.loop.fit.before_validation = None
+    run.loop.fit.pending = None
     if not opened:
         if not run.loop.fit.skipped:
             step_plateau(run, "step", progress.batch)
