@@ -35,7 +35,7 @@ from lt_interface.errors import CheckpointError
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["ONLY_IN_RANKS", "Part", "gather", "parts", "restore", "validation_place"]
+__all__ = ["ONLY_IN_RANKS", "Part", "gather", "parts", "restore", "state_of", "validation_place"]
 
 # What a process that launched the ranks of a fit has in no other way.
 ONLY_IN_RANKS = frozenset(
@@ -133,15 +133,31 @@ def restore(run: Run, checkpoint: dict[str, Any], *moments: str) -> None:
     table = parts(run)
     by_rank = checkpoint.get("ranks") or [checkpoint]
     same_ranks = len(by_rank) == run.world.size
+    run.resumed.waiting -= set(moments)
     for part in (part for moment in moments for part in table if part.when == moment):
         if part.per_rank and not same_ranks and part.when != "data":
             if part.when == "random" and part.key in checkpoint:
                 _begin_anew(run, len(by_rank))
             continue
-        state = (by_rank[run.world.rank] if part.per_rank and same_ranks else checkpoint).get(part.key)
+        state = _own(part, checkpoint, run.world.rank, same_ranks)
         state = part.default if state is None else state
         if state is not _SKIP:
             part.stateful.load_state_dict(state)
+
+
+def _own(part: Part, tree: dict[str, Any], rank: int, same_ranks: bool) -> Any:
+    """Return what a tree holds of a part for a rank, or None."""
+    return (tree["ranks"][rank] if part.per_rank and same_ranks and "ranks" in tree else tree).get(part.key)
+
+
+def state_of(run: Run, part: Part) -> Any:
+    """Return a part's state: as in the checkpoint that is being resumed, where it is not restored from that yet."""
+    tree = run.resumed.tree
+    if tree is not None and part.when in run.resumed.waiting:
+        state = _own(part, tree, run.world.rank, len(tree.get("ranks") or [tree]) == run.world.size)
+        if state is not None:
+            return state
+    return part.stateful.state_dict()
 
 
 def gather(run: Run, own: dict[str, Any]) -> list[dict[str, Any]]:

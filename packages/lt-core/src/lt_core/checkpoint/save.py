@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import refuse_alone, remove_folders, write_folder
 from lt_core.checkpoint.format import reading
-from lt_core.checkpoint.parts import ONLY_IN_RANKS, gather, parts
+from lt_core.checkpoint.parts import ONLY_IN_RANKS, gather, parts, state_of
 from lt_core.checkpoint.preflight import advised
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
@@ -90,7 +90,7 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
         table = [part for part in table if not part.in_engine]
     kept = run.saves.kept
     for part in table:
-        state = kept[part.key] if part.key in kept else part.stateful.state_dict()
+        state = kept[part.key] if part.key in kept else state_of(run, part)
         if state or part.empty:
             tree[part.key] = state
     if run.world.size > 1 and not weights_only and not run.loop.alone:

@@ -67,7 +67,7 @@ def standing(run: Run) -> Standing:
         return here
     if not feed.began(progress.epoch):  # the epoch's first hooks, which come again
         return Standing(0, True, False)
-    hook, scope = run.metrics.current.hook, run.metrics.train.scope
+    hook, scope = run.metrics.current.hook, run.metrics.train.scope if loop.broke_in is None else loop.broke_in
     done, handed = progress.batch, feed.handed
     if scope == TRAIN_EPOCH_END:
         over = run.is_last_batch(done - 1)

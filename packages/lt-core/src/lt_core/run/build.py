@@ -318,12 +318,13 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Run on_fit_start between the restored weights and the restored optimizers, and try what saving needs."""
     from lt_core.checkpoint.preflight import check_saving
 
+    if checkpoint is not None:
+        run.resumed.tree, run.resumed.waiting = checkpoint, {"optimizers", "training", "data", "random"}
     run.hooks.fire("on_fit_start")
     if run.trainer.callbacks is not run.callbacks:
         run.hooks = _hooks(run)
     if checkpoint is not None:
         resume.restore_training(run, checkpoint)
-        run.resumed.tree = checkpoint
     check_saving(run)
     run.loop.fit.validated_at = time.monotonic()
 

@@ -94,6 +94,7 @@ class LoopState:
         ends: Whether any rank, where they are several and sizes are unknown, has no batch after the running one.
         alone: Whether the other ranks cannot be reached any more, since this one had an error.
         at_boundary: Whether the loop stands where a checkpoint is exact.
+        broke_in: After an error, the scope of ``self.log`` in the training loop where it was raised.
         collecting: Python's garbage collector, where the run controls it.
         warned: The topics that were warned of once.
     """
@@ -105,6 +106,7 @@ class LoopState:
     ends: bool = False
     alone: bool = False
     at_boundary: bool = True
+    broke_in: int | None = None
     collecting: Collecting | None = None
     warned: set[str] = field(default_factory=set)
     fit: FitState = field(default_factory=FitState)

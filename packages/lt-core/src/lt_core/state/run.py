@@ -45,10 +45,12 @@ class Resumed:
     Attributes:
         path: The file; None for a run that began without one.
         tree: What it holds, until the last part is restored.
+        waiting: The moments whose parts are not restored yet: a checkpoint that is written now has them from the tree.
     """
 
     path: str | None = None
     tree: dict[str, Any] | None = None
+    waiting: set[str] = field(default_factory=set)
 
 
 @dataclass(eq=False)
@@ -121,8 +123,8 @@ class Run:
         return self.feeds.made[TRAIN.word]
 
     def count_samples(self) -> None:
-        """Add the samples that the feed handed out since the last count."""
-        if TRAIN.word in self.feeds.made:
+        """Add the samples that the feed handed out in the running epoch since the last count."""
+        if TRAIN.word in self.feeds.made and self.feed.began(self.progress.epoch):
             seen = self.feed.samples
             self.progress.samples += max(seen - self.loop.fit.samples_seen, 0)
             self.loop.fit.samples_seen = seen
