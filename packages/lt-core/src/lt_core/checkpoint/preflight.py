@@ -114,7 +114,7 @@ def _writable(where: str, folder: str) -> Problem | None:
 
 def _room(run: Run, where: str, folder: str) -> Problem | None:
     """Check that one checkpoint fits: the weights, and twice as much for an optimizer's averages."""
-    need = 3 * sum(p.numel() * p.element_size() for p in run.module.parameters())
+    need = 3 * sum(p.numel() * p.element_size() for p in run.module.parameters() if not is_lazy(p))
     free = shutil.disk_usage(folder).free
     if free >= need:
         return None

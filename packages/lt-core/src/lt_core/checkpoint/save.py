@@ -179,6 +179,7 @@ def _write(run: Run, request: SaveRequest, tree: dict[str, Any]) -> None:
         if not problems:
             raise
         save(kept, request.path)
+        io.wait()
         where = f"checkpoint {request.path}"
         note = Problem(where, "it is written without these entries, and the run ends, since a resume would lack them")
         raise _RefusedError([*map(advised, problems), note]) from error

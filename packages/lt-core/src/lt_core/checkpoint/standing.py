@@ -1,4 +1,4 @@
-"""Say where the loop stands when a checkpoint is made: what is done, and with what a run that resumes begins.
+"""Find where the loop stands when a checkpoint is made: what is done, and with what a run that resumes begins.
 
 At a boundary that is what the loop itself notes. ``trainer.save_checkpoint`` may be called in any hook, though, and
 after an error. From ``on_train_batch_end`` on the batch is done; what is due after it (logging, validation, plateau
