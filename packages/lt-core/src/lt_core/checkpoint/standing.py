@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lt_core.metrics.store import TRAIN_BATCH_END, TRAIN_EPOCH_END
@@ -60,28 +60,36 @@ def standing(run: Run) -> Standing:
     """Return where the run's loop stands now; nothing is exchanged with other ranks."""
     progress, loop, feed = run.progress, run.loop, run.feeds.made.get("train")
     before, pending = loop.fit.before_validation, loop.fit.pending
-    if before is not None and not progress.epoch_closed:
-        pending = "validating"
+    hook, scope = run.metrics.current.hook, run.metrics.train.scope if loop.broke_in is None else loop.broke_in
     here = Standing(progress.batch, progress.epoch_closed, loop.at_boundary, pending, before)
+    if before is not None and not progress.epoch_closed:
+        here = _in_validation(run, here, hook)
     if not run.fits or progress.epoch_closed or run.resumed.tree is not None or feed is None or feed.waits:
         return here
     if not feed.began(progress.epoch):  # the epoch's first hooks, which come again
         return Standing(0, True, False)
-    hook, scope = run.metrics.current.hook, run.metrics.train.scope if loop.broke_in is None else loop.broke_in
     done, handed = progress.batch, feed.handed
     if scope == TRAIN_EPOCH_END:
         over = run.is_last_batch(done - 1)
-        here = Standing(done, False, _is_last(run, hook), "closing" if over else None)
+        here = Standing(done, False, _is_last(run, "on_train_epoch_end"), "closing" if over else None)
     elif handed > done and scope == TRAIN_BATCH_END:
         done += 1
         here = Standing(done, False, _is_last(run, "on_train_batch_end"), "due")
     elif handed > done:
         return _again(run, _window_start(run, done), handed)
-    elif hook == "on_validation_end" and before is not None:
-        here = Standing(done, False, loop.at_boundary and _is_last(run, hook), "validated", {"rng": before["rng"]})
     if scope != TRAIN_EPOCH_END and done and run.window_open(done - 1):
         return _again(run, _window_start(run, done - 1), handed)
     return here
+
+
+def _in_validation(run: Run, here: Standing, hook: str) -> Standing:
+    """Return the place inside a validation: it comes again as a whole, unless its last hooks are being called."""
+    if hook == "on_validation_end" and here.before is not None:
+        exact = here.exact and _is_last(run, hook)
+        return replace(here, exact=exact, pending="validated", before={"rng": here.before["rng"]})
+    # After an error some of the last hooks may have been called, and come again; a signal comes between two batches.
+    whole = run.loop.broke_in is None or (run.signals is not None and run.signals.heeded is not None)
+    return replace(here, exact=here.exact and whole, pending="validating")
 
 
 def _window_start(run: Run, index: int) -> int:

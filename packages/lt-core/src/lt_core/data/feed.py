@@ -447,6 +447,8 @@ class Feed:
         left = self.handed - rounds
         if len(self.leaves) > 1 and self.mode == "sequential":
             return None
+        if len(self.leaves) == 1:
+            self.leaves[0].indices = self.batch_indices
         # One that was not begun anew may have ended before the others.
         leaves = [
             leaf.state_at(

@@ -192,6 +192,8 @@ class Leaf:
         used = batches * self.shards if batches < rounds else self._skip + (batches - rounds) * self.shards
         size = getattr(self.user, "batch_size", None)
         samples = used * size if size else self.samples * used // max(self.consumed(), 1)
+        if not size and self.indices is not None and self.shards == 1 and batches == self.batches - 1:
+            samples = self.samples - count(self.indices)
         whole = {"place_in_samples": samples if size and self.indexed else None}
         return {**self.state(), **whole, "batches": used, "samples": min(samples, self.samples), "replayed": True}
 
