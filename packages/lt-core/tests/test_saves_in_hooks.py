@@ -278,7 +278,7 @@ def test_a_resumed_run_saves_what_it_has_not_restored_yet(tmp_path: Path, hook: 
 
 
 def test_data_that_cannot_go_back_goes_on_with_a_warning(tmp_path: Path) -> None:
-    """A file saved in on_exception begins with the batch that raised, its window or its validation."""
+    """A stream that keeps its own place passes over the batch that was not trained to its end; indices stay right."""
     LOADERS["keeping"] = lambda: DataLoader(Keeping(), batch_size=2)
     with pytest.warns(UserWarning, match="it keeps its own place, which cannot go back"):
         whole = Job(tmp_path, "on_train_batch_start", 8, "keeping")
