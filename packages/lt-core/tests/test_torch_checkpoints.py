@@ -82,6 +82,7 @@ def test_a_file_has_lightnings_layout(tmp_path: Path) -> None:
     assert fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"] == 8
 
 
+@pytest.mark.filterwarnings("ignore:.*Only best_model_path")
 def test_a_resume_is_exact(tmp_path: Path) -> None:
     """A run resumed in mid-epoch from such a file ends with the bits of one that was not interrupted."""
 
@@ -142,7 +143,7 @@ def test_a_batch_of_lightning_is_done_in_its_end_hook() -> None:
 
 @pytest.mark.parametrize("plugins", [[], [TorchCheckpointIO()]])
 def test_last_and_load_from_checkpoint_read_the_file(tmp_path: Path, plugins: list[Any]) -> None:
-    """`"last"`, `"best"` and load_from_checkpoint find the format by themselves; other models' files are passed over."""
+    """`"last"`, `"best"` and load_from_checkpoint find the format by themselves; other models' files are left."""
     net = Net()
     run = fitted(tmp_path, net)
     loaded = Net.load_from_checkpoint(tmp_path / "x.ckpt")
@@ -152,14 +153,15 @@ def test_last_and_load_from_checkpoint_read_the_file(tmp_path: Path, plugins: li
     again = trainer(tmp_path, plugins=plugins, max_epochs=3)
     again.fit(Net(), datamodule=Data(), ckpt_path="last")
     assert again.global_step == 12
-    run.test(Tested(), DataLoader(torch.ones(2, 1)), ckpt_path="best", verbose=False)  # type: ignore[arg-type]
+    run.test(Judged(), DataLoader(torch.ones(2, 1)), ckpt_path="best", verbose=False)  # type: ignore[arg-type]
 
 
-class Tested(Net):
+class Judged(Net):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.log("x", self.layer(batch).sum())
 
 
+@pytest.mark.filterwarnings("ignore:.*Only best_model_path")
 def test_objects_are_made_with_consent_alone(tmp_path: Path) -> None:
     """A file that holds objects is refused, with the ways to consent, and read where consent was given."""
     fitted(tmp_path, Net(thing=Thing()))
@@ -244,6 +246,6 @@ def test_a_store_of_the_users_is_honoured(tmp_path: Path, store: Callable[[], Js
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), net.parameters(), strict=True))
     assert run._run is not None
     other = trainer(tmp_path, plugins=store())
-    other.test(Tested(), DataLoader(torch.ones(2, 1)), ckpt_path="last", verbose=False)  # type: ignore[arg-type]
+    other.test(Judged(), DataLoader(torch.ones(2, 1)), ckpt_path="last", verbose=False)  # type: ignore[arg-type]
     assert other.resumed_from is not None
     assert Path(other.resumed_from).parent == tmp_path

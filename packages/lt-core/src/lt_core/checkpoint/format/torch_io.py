@@ -223,7 +223,7 @@ def _read(where: str, weights_only: bool) -> dict[str, Any]:
         with torch.serialization.safe_globals([*_HARMLESS, *_numpy()]):
             found = torch.load(where, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
-        blocked = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))))
+        blocked = ", ".join(sorted(set(re.findall(r"GLOBAL (\S+)", str(error)))))
         got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]
         fix = (
             "If you trust it, pass weights_only=False to the call (fit, test, load_from_checkpoint...), or write "
