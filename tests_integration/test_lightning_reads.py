@@ -19,7 +19,7 @@ from lt_core.checkpoint import TorchCheckpointIO
 
 # An interpreter that has Lightning; this one, where it is installed beside us.
 LIGHTNING = os.environ.get("LIGHTNING_PYTHON") or sys.executable
-HERE = LIGHTNING != sys.executable or importlib.util.find_spec("pytorch_lightning") is not None
+HERE = sys.executable != LIGHTNING or importlib.util.find_spec("pytorch_lightning") is not None
 
 pytestmark = [
     pytest.mark.slow,
@@ -82,7 +82,7 @@ def test_lightning_goes_on_from_a_file_of_ours(tmp_path: Path, step: int, left: 
     class Saves(Callback):
         def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
             if trainer.global_step == step:
-                self.weight = float(pl_module.layer.weight)
+                self.weight = pl_module.layer.weight.item()
                 trainer.request_checkpoint(tmp_path / "x.ckpt")
 
     torch.manual_seed(3)
@@ -95,12 +95,12 @@ def test_lightning_goes_on_from_a_file_of_ours(tmp_path: Path, step: int, left: 
     script = tmp_path / "resumed.py"
     script.write_text(RESUMED, encoding="utf-8")
     command = [LIGHTNING, str(script), str(tmp_path / "x.ckpt"), str(tmp_path)]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or LIGHTNING == sys.executable}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or sys.executable == LIGHTNING}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     steps, batches, weight, loaded, optimizer_steps, rate, size = json.loads(done.stdout.splitlines()[-1])
     assert (steps, optimizer_steps, size) == (12, 12, 1)
     assert batches == (left or [[e, i] for e in (1, 2) for i in range(4)])
     assert loaded == saves.weight
-    assert weight == pytest.approx(float(net.layer.weight), rel=1e-6)
+    assert weight == pytest.approx(net.layer.weight.item(), rel=1e-6)
     assert rate == pytest.approx(trainer.optimizers[0].param_groups[0]["lr"])
