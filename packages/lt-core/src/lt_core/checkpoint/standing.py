@@ -87,9 +87,7 @@ def _in_validation(run: Run, here: Standing, hook: str) -> Standing:
     if hook == "on_validation_end" and here.before is not None:
         exact = here.exact and _is_last(run, hook)
         return replace(here, exact=exact, pending="validated", before={"rng": here.before["rng"]})
-    # After an error some of the last hooks may have been called, and come again; a signal comes between two batches.
-    whole = run.loop.broke_in is None or (run.signals is not None and run.signals.heeded is not None)
-    return replace(here, exact=here.exact and whole, pending="validating")
+    return replace(here, pending="validating")
 
 
 def _window_start(run: Run, index: int) -> int:
