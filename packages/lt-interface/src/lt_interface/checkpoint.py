@@ -148,6 +148,9 @@ class RefusesValues(Protocol):
         Args:
             tree: The tree, or a part of it; it is left as it is.
             where: What it is called in the problems.
+
+        Returns:
+            The tree without them, and the problems.
         """
 
 
@@ -172,6 +175,9 @@ class KeepsObjects(Protocol):
 
         Args:
             path: What ``save`` was given.
+
+        Returns:
+            The tree, its tensors on the CPU.
 
         Raises:
             CheckpointError: If the file is missing or damaged.

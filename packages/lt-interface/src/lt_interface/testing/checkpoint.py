@@ -23,7 +23,7 @@ class _Opaque:
     """Value that no checkpoint can keep: it cannot be pickled either."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("this is not to be pickled")
+        raise pickle.PicklingError("this is not to be pickled")
 
 
 class _Bomb:
