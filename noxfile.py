@@ -196,7 +196,7 @@ def integration(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def faults(session: nox.Session) -> None:
     """Run the slow tests: kills at random moments, trackers that are away, full disks, long runs."""
-    install(session, PACKAGES, *PYTEST, *TRACKERS, "scikit-learn")
+    install(session, PACKAGES, *PYTEST, *TRACKERS, "scikit-learn", "pytorch-lightning")
     pytest(session, "faults", "packages/lt-core/tests", "packages/lt-loggers/tests", "tests_integration", select="slow")
 
 

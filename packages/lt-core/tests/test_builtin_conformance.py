@@ -11,6 +11,7 @@ from lt_core.builtin.cpu import CPUAccelerator
 from lt_core.builtin.engine import PlainEngine
 from lt_core.builtin.precision import FullPrecision
 from lt_core.builtin.single_device import SingleDeviceStrategy
+from lt_core.checkpoint import AsyncCheckpointIO, TorchCheckpointIO
 from lt_interface import Accelerator, Engine, Logger, Precision
 from lt_interface.testing import (
     AcceleratorConformance,
@@ -88,6 +89,18 @@ class TestSafetensorsIO(CheckpointIOConformance):
 
 class TestAsyncCheckpointIO(CheckpointIOConformance):
     plugin = "async"
+
+
+class TestTorchCheckpointIO(CheckpointIOConformance):
+    def make(self) -> Any:
+        return TorchCheckpointIO()
+
+
+class TestAsyncTorchCheckpointIO(CheckpointIOConformance):
+    """The background store over the one that keeps objects."""
+
+    def make(self) -> Any:
+        return AsyncCheckpointIO(TorchCheckpointIO())
 
 
 class TestCSVLogger(LoggerConformance):

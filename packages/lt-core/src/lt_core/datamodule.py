@@ -103,13 +103,14 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
             checkpoint_path: The file.
             map_location: Where to put tensors among them, as for ``torch.load``.
             hparams_file: A .yaml or .csv file of hyper-parameters, used instead of the checkpoint's.
-            weights_only: Taken for compatibility; loading is always safe.
+            weights_only: False consents to make the objects that a file of ``torch.save`` holds, as for modules.
             kwargs: Arguments of ``__init__``, which take precedence over the saved ones.
 
         Raises:
             CheckpointError: If the file does not fit, or an argument is missing.
         """
-        return cast("Self", load_datamodule(cls, checkpoint_path, map_location, hparams_file, kwargs))
+        trusted = weights_only is False
+        return cast("Self", load_datamodule(cls, checkpoint_path, map_location, hparams_file, trusted, kwargs))
 
     def show_batch(
         self, stage: str = "train", n: int = 16, path: str | PathLike[str] | None = None

@@ -535,14 +535,15 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
     ) -> Self:
         """Build a module from a checkpoint: hyper-parameters to ``__init__``, then the weights.
 
-        No code runs but your class's own: nothing in the file is imported or executed.
+        No code runs but your class's own: nothing in the file is imported or executed, unless you consent to it.
 
         Args:
             checkpoint_path: The file.
             map_location: Where to put the weights, as for ``torch.load``.
             hparams_file: A .yaml or .csv file of hyper-parameters, used instead of the checkpoint's.
             strict: Whether names of weights must match; ``self.strict_loading`` if None.
-            weights_only: Taken for compatibility; loading is always safe.
+            weights_only: False consents to make the objects that a file of ``torch.save`` holds, which runs what it
+                says; our own files hold none.
             kwargs: Arguments of ``__init__``, which take precedence over the saved ones. Classes, functions
                 and objects are not kept in a file and must be given here.
 
@@ -553,7 +554,8 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
             CheckpointError: If the file or its weights do not fit, or an argument is missing.
             ValueError: If ``strict`` contradicts the module's own ``strict_loading``.
         """
-        return cast("Self", load_module(cls, checkpoint_path, map_location, hparams_file, strict, kwargs))
+        trusted = weights_only is False
+        return cast("Self", load_module(cls, checkpoint_path, map_location, hparams_file, strict, trusted, kwargs))
 
     def _keep_logging_out_of_graphs(self) -> None:
         """Hide logging from ``torch.compile``; called when compiled steps are about to run, as it costs a call."""

@@ -41,7 +41,7 @@ else:
             "SupportsHistograms SupportsImages SupportsJoin SupportsRecords SupportsReplay SupportsRewind "
             "SupportsSharedVersion SupportsTables SupportsText SupportsVideo SupportsWatch",
             "accelerator": "Accelerator ChecksPlan DescribesDevices ExplainsErrors",
-            "checkpoint": "CheckpointIO SavesItself",
+            "checkpoint": "CheckpointIO KeepsObjects RefusesValues SavesItself",
             "cluster": "ClusterEnvironment",
             "engine": "Engine PreparesBackward SkipsBatches",
             "errors": "CheckpointError ConfigError ConfigTypeError InterfaceVersionError LTError "

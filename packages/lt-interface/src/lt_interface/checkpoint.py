@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["CheckpointIO", "SavesItself"]
+from lt_interface.errors import Problem
+
+__all__ = ["CheckpointIO", "KeepsObjects", "RefusesValues", "SavesItself"]
 
 
 @runtime_checkable
@@ -118,6 +120,67 @@ class CheckpointIO(Protocol):
         Raises:
             OSError: If the disk refused one of them; raised once.
             CheckpointError: If a value of one of them cannot be kept; raised once.
+        """
+
+
+@runtime_checkable
+class RefusesValues(Protocol):
+    """Checkpoint format that cannot keep every value, and says which.
+
+    The core asks it before the first batch, part by part, and when `CheckpointIO.save` raised a CheckpointError: the
+    checkpoint is then written without what is refused, and the run ends with an error that lists it.
+
+    Example:
+        >>> class NumbersIO:
+        ...     def without_refused(self, tree, where="checkpoint"):
+        ...         kept = {key: value for key, value in tree.items() if isinstance(value, (int, float))}
+        ...         bad = [Problem(f"{where}[{k!r}]", "this must be a number") for k in tree if k not in kept]
+        ...         return kept, bad
+        >>> NumbersIO().without_refused({"epoch": 1, "note": "late"})[0]
+        {'epoch': 1}
+        >>> isinstance(NumbersIO(), RefusesValues)
+        True
+    """
+
+    def without_refused(self, tree: dict[str, Any], where: str = "checkpoint") -> tuple[dict[str, Any], list[Problem]]:
+        """Return the tree without the entries that cannot be kept, and a problem for each of them.
+
+        Args:
+            tree: The tree, or a part of it; it is left as it is.
+            where: What it is called in the problems.
+
+        Returns:
+            The tree without them, and the problems.
+        """
+
+
+@runtime_checkable
+class KeepsObjects(Protocol):
+    """Checkpoint format that keeps objects, too, so that hyper-parameters reach it as they are.
+
+    `CheckpointIO.load` refuses a file that holds some, since to make them runs what the file says.
+
+    Example:
+        >>> class PickleIO:
+        ...     def load_trusted(self, path):
+        ...         import pickle
+        ...         with open(path, "rb") as file:
+        ...             return pickle.load(file)
+        >>> isinstance(PickleIO(), KeepsObjects)
+        True
+    """
+
+    def load_trusted(self, path: str) -> dict[str, Any]:
+        """Read a tree with the objects in it; the core calls it where the user wrote ``weights_only=False``.
+
+        Args:
+            path: What ``save`` was given.
+
+        Returns:
+            The tree, its tensors on the CPU.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
         """
 
 

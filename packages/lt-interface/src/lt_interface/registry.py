@@ -62,7 +62,7 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "wandb": "lt-loggers[wandb]",
         "mlflow": "lt-loggers[mlflow]",
     },
-    "lt.checkpoint_io": {"safetensors": "lt-core", "async": "lt-core"},
+    "lt.checkpoint_io": {"safetensors": "lt-core", "async": "lt-core", "lightning-layout": "lt-core"},
     "lt.launchers": {"in_process": "lt-core"},
     "lt.clusters": {"slurm": "lt-accel", "torchrun": "lt-accel"},
     "lt.profilers": {"passthrough": "lt-core"},

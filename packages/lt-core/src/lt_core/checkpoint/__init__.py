@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lt_core.checkpoint.format.lightning_import import *
     from lt_core.checkpoint.format.safetensors_io import *
     from lt_core.checkpoint.format.signature import *
+    from lt_core.checkpoint.format.torch_io import *
     from lt_core.checkpoint.format.tree import *
 else:
     # Read when first asked for, so that `import lt_core` does not wait for the file format.
@@ -23,6 +24,7 @@ else:
             "format.lightning_import": "import_lightning",
             "format.safetensors_io": "SafetensorsIO load_checkpoint peek save_checkpoint verify",
             "format.signature": "parameter_signature",
+            "format.torch_io": "TorchCheckpointIO",
             "format.tree": "soften try_encode",
         },
     )

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lt_core.checkpoint.engine_folder import KEY
-from lt_core.checkpoint.format.safetensors_io import peek, verify
-from lt_interface import CheckpointError
+from lt_core.checkpoint.format.reading import peek, verify
 
 __all__ = ["find_last"]
 
 _SUFFIXES = {".ckpt", ".safetensors"}
 
 
-def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None = None) -> Path | None:
+def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None = None, io: Any = None) -> Path | None:
     """Return the newest valid checkpoint of some folders, or None.
 
     Newest by the counters in the files: steps, then epochs and batches completed, then the counter of saves.
@@ -25,23 +24,25 @@ def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None 
     Args:
         folders: Where to look; folders below them are not searched.
         parameters: Only files of a model with this `parameter_signature` count; any if None.
-            So do files whose weights an engine wrote beside them.
+            So do files whose weights an engine wrote beside them, and those of a format that notes none.
+        io: The format that is tried first; None for those that are known here.
     """
     bad: list[str] = []
     found: dict[Path, tuple[Any, ...]] = {}
     for path in _candidates(folders):
         try:
-            header = peek(path)
-        except CheckpointError as error:
-            bad.append(str(error))
+            header = peek(path, io)
+        except Exception as error:  # a format of the user's may raise whatever it likes
+            bad += [str(error)] if path.is_file() else []  # a folder may be anything
             continue
-        if parameters is None or header["parameters"] == parameters or KEY in header["keys"]:
-            found[path] = _age(header["progress"], path)
+        noted = header.get("parameters")
+        if parameters is None or noted in (None, parameters) or KEY in header.get("keys", ()):
+            found[path] = _age(header.get("progress"), path)
     best = None
     for path in sorted(found, key=found.__getitem__, reverse=True):
         try:
-            verify(path)
-        except CheckpointError as error:
+            verify(path, io)
+        except Exception as error:
             bad.append(str(error))
         else:
             best = path
@@ -63,7 +64,7 @@ def _candidates(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
             continue
         for name in names:
             path = Path(folder) / name
-            if path.suffix in _SUFFIXES and not name.startswith(".") and path.is_file():
+            if path.suffix in _SUFFIXES and not name.startswith(".") and path.exists():
                 # A link stands for its file: the file's own name is the one to go on with.
                 found.setdefault(os.path.realpath(path), path)
     return list(found.values())

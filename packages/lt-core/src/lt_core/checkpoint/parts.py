@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from lt_core.checkpoint.standing import Standing, standing
 from lt_core.checkpoint.weights import load_weights, with_plain_names
 from lt_core.data.nested import move_to_device
 from lt_core.data.sources import feed_of, has_loader
@@ -33,7 +35,7 @@ from lt_interface.errors import CheckpointError
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["ONLY_IN_RANKS", "Part", "gather", "parts", "restore", "validation_place"]
+__all__ = ["ONLY_IN_RANKS", "Part", "gather", "parts", "restore", "state_of", "validation_place"]
 
 # What a process that launched the ranks of a fit has in no other way.
 ONLY_IN_RANKS = frozenset(
@@ -81,29 +83,35 @@ class Part:
     empty: bool = True
 
 
-def parts(run: Run) -> list[Part]:
-    """Return the table for a run, in the order of the file."""
+def parts(run: Run, stand: Standing | None = None) -> list[Part]:
+    """Return the table for a run, in the order of the file.
+
+    Args:
+        run: The run.
+        stand: Where its loop stands; asked for where it is not given.
+    """
+    stand = stand or standing(run)
     trainer, results, loop = run.trainer, run.metrics.results, run.loop
     table = [
         Part("epoch", _Of(lambda: _epoch(run)), in_weights=True),
         Part("global_step", _Of(lambda: run.progress.step), in_weights=True),
         Part("lt_core_version", _Of(lambda: __version__), in_weights=True),
-        Part("progress", _progress(run), "progress", in_weights=True),
+        Part("progress", _progress(run, stand), "progress", in_weights=True),
         Part("state_dict", _weights(run), "weights", in_weights=True, in_engine=True),
-        Part("loops", _Of(lambda: _loops(run), loop.evaluation.load_state_dict), "progress", in_weights=True),
+        Part("loops", _Of(lambda: _loops(run, stand), loop.evaluation.load_state_dict), "progress", in_weights=True),
         Part("optimizer_states", _optimizers(run), "optimizers", in_engine=True),
         Part("lr_schedulers", _schedulers(run), "optimizers", default=[]),
         Part("callbacks", _callbacks(run), "callbacks", default={}),
-        Part("rng", _random(run), "random", per_rank=True),
+        Part("rng", _random(run, stand), "random", per_rank=True),
         Part("seed", _Of(lambda: run.plan.seed)),
         Part("metrics", _metrics(run), "training", per_rank=True),
-        Part("metric_objects", _metric_objects(run), "training", per_rank=True),
+        Part("metric_objects", _metric_objects(run, stand), "training", per_rank=True),
         Part("callback_metrics", _Of(lambda: dict(trainer.callback_metrics), results.restore_callback), "training"),
         Part("logged", _logged(run), "training", default={}),
         Part("schedule", loop.fit, "training"),
         Part("handlers", _handlers(trainer._handlers), "training"),
-        Part("journal", _Of(lambda: _journal_mark(run))),
-        Part("data", _data(run), "data", per_rank=True),
+        Part("journal", _Of(lambda: _journal_mark(run, stand))),
+        Part("data", _data(run, stand), "data", per_rank=True),
         Part("precision", _precision(run), "optimizers", empty=False),
     ]
     if run.datamodule is not None:
@@ -125,15 +133,31 @@ def restore(run: Run, checkpoint: dict[str, Any], *moments: str) -> None:
     table = parts(run)
     by_rank = checkpoint.get("ranks") or [checkpoint]
     same_ranks = len(by_rank) == run.world.size
+    run.resumed.waiting -= set(moments)
     for part in (part for moment in moments for part in table if part.when == moment):
         if part.per_rank and not same_ranks and part.when != "data":
             if part.when == "random" and part.key in checkpoint:
                 _begin_anew(run, len(by_rank))
             continue
-        state = (by_rank[run.world.rank] if part.per_rank and same_ranks else checkpoint).get(part.key)
+        state = _own(part, checkpoint, run.world.rank, same_ranks)
         state = part.default if state is None else state
         if state is not _SKIP:
             part.stateful.load_state_dict(state)
+
+
+def _own(part: Part, tree: dict[str, Any], rank: int, same_ranks: bool) -> Any:
+    """Return what a tree holds of a part for a rank, or None."""
+    return (tree["ranks"][rank] if part.per_rank and same_ranks and "ranks" in tree else tree).get(part.key)
+
+
+def state_of(run: Run, part: Part) -> Any:
+    """Return a part's state: as in the checkpoint that is being resumed, where it is not restored from that yet."""
+    tree = run.resumed.tree
+    if tree is not None and part.when in run.resumed.waiting:
+        state = _own(part, tree, run.world.rank, len(tree.get("ranks") or [tree]) == run.world.size)
+        if state is not None:
+            return state
+    return part.stateful.state_dict()
 
 
 def gather(run: Run, own: dict[str, Any]) -> list[dict[str, Any]]:
@@ -153,16 +177,27 @@ def _begin_anew(run: Run, saved_by: int) -> None:
 
 def validation_place(run: Run) -> dict[str, Any]:
     """Return all that a validation moves on: a checkpoint that is saved inside one takes what was before it."""
-    journal = run.tracking.journal
     return {
-        "journal": {"offset": journal.offset, "sequence": journal.sequence},
+        "journal": _journal_place(run),
         **run.loop.evaluation.state_dict(),
-        "data": {word: feed.state_dict() for word, feed in run.feeds.made.items() if word != TRAIN.word},
+        "data": _evaluation_data(run),
+        "rng": rng.capture(run.trainer.accelerator, run.device),
+        "metric_objects": objects.collect(run.module),
     }
 
 
-def _before_validation(run: Run) -> dict[str, Any]:
-    return run.loop.fit.before_validation or validation_place(run)
+def _journal_place(run: Run) -> dict[str, int]:
+    journal = run.tracking.journal
+    return {"offset": journal.offset, "sequence": journal.sequence}
+
+
+def _evaluation_data(run: Run) -> dict[str, Any]:
+    return {word: feed.state_dict() for word, feed in run.feeds.made.items() if word != TRAIN.word}
+
+
+def _as_before(stand: Standing, key: str, now: Callable[[], Any]) -> Any:
+    """Return what was before the running validation, where that is repeated; else what is now."""
+    return stand.before[key] if stand.before is not None and key in stand.before else now()
 
 
 def _epoch(run: Run) -> int:
@@ -170,13 +205,13 @@ def _epoch(run: Run) -> int:
     return max(progress.epoch - 1, 0) if progress.epoch_closed else progress.epoch
 
 
-def _progress(run: Run) -> Stateful:
+def _progress(run: Run, stand: Standing) -> Stateful:
     trainer, progress, loop = run.trainer, run.progress, run.loop
 
     def take() -> dict[str, Any]:
         trainer._save_counter += 1
         run.count_samples()
-        return {**progress.state_dict(), "save_counter": trainer._save_counter, **loop.state_dict()}
+        return {**stand.counters(run), "save_counter": trainer._save_counter}
 
     def give(state: dict[str, Any]) -> None:
         progress.load_state_dict(state)
@@ -204,12 +239,12 @@ def _weights(run: Run) -> Stateful:
     return _Of(take, give)
 
 
-def _loops(run: Run) -> dict[str, Any]:
+def _loops(run: Run, stand: Standing) -> dict[str, Any]:
     """Return the counters for readers of the file, and what the evaluation loops count."""
     progress = run.progress
-    counters = {"epoch": progress.epoch, "batch": progress.batch, "global_step": progress.step}
-    before = run.loop.fit.before_validation or run.loop.evaluation.state_dict()
-    return {"fit_loop": counters, "seen_batches": before["seen_batches"]}
+    counters = {"epoch": progress.epoch, "batch": stand.batch, "global_step": progress.step}
+    seen = _as_before(stand, "seen_batches", lambda: dict(run.loop.evaluation.seen_batches))
+    return {"fit_loop": counters, "seen_batches": seen}
 
 
 def _optimizers(run: Run) -> Stateful:
@@ -250,15 +285,16 @@ def _metrics(run: Run) -> Stateful:
     return _Of(lambda: fit.kept["metrics"] if fit.kept else metrics.state_dict(), metrics.load_state_dict)
 
 
-def _metric_objects(run: Run) -> Stateful:
+def _metric_objects(run: Run, stand: Standing) -> Stateful:
     module, fit = run.module, run.loop.fit
     kept = fit.kept["objects"] if fit.kept else None
-    return _Of(lambda: objects.collect(module) if kept is None else kept, lambda state: objects.restore(module, state))
+    take = partial(_as_before, stand, "metric_objects", lambda: objects.collect(module) if kept is None else kept)
+    return _Of(take, lambda states: objects.restore(module, states))
 
 
-def _random(run: Run) -> Stateful:
+def _random(run: Run, stand: Standing) -> Stateful:
     where = run.trainer.accelerator, run.device
-    return _Of(lambda: rng.capture(*where), lambda state: rng.restore(state, *where))
+    return _Of(partial(_as_before, stand, "rng", lambda: rng.capture(*where)), lambda state: rng.restore(state, *where))
 
 
 def _logged(run: Run) -> Stateful:
@@ -289,10 +325,10 @@ def _precision(run: Run) -> Stateful:
     return _Of(lambda: {precision.name: state} if (state := precision.state_dict()) else {}, give)
 
 
-def _journal_mark(run: Run) -> dict[str, Any]:
+def _journal_mark(run: Run, stand: Standing) -> dict[str, Any]:
     """Return where the journal is to go on; one without a file is carried whole."""
     journal = run.tracking.journal
-    mark = {**_before_validation(run)["journal"], "file": run.tracking.journal_file}
+    mark = {**_as_before(stand, "journal", lambda: _journal_place(run)), "file": run.tracking.journal_file}
     if journal.path is not None:
         journal.flush()  # after a crash of the machine the mark must not lie behind its end
     else:
@@ -301,12 +337,12 @@ def _journal_mark(run: Run) -> dict[str, Any]:
     return mark
 
 
-def _data(run: Run) -> Stateful:
+def _data(run: Run, stand: Standing) -> Stateful:
     made = run.feeds.made
 
     def take() -> dict[str, Any]:
-        train = {TRAIN.word: made[TRAIN.word].state_dict()} if TRAIN.word in made else {}
-        return {**_before_validation(run)["data"], **train}
+        train = {TRAIN.word: stand.data or made[TRAIN.word].state_dict()} if TRAIN.word in made else {}
+        return {**_as_before(stand, "data", lambda: _evaluation_data(run)), **train}
 
     def give(states: dict[str, Any]) -> None:
         for word, state in states.items():

@@ -93,7 +93,7 @@ def _last(run: Run) -> str | None:
 
     state = run.module.state_dict()
     signature = parameter_signature(state) if state else None
-    found = find_last(search_folders(run), signature)
+    found = find_last(search_folders(run), signature, run.saves.io)
     return None if found is None else str(found)
 
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import refuse_alone, remove_folders, write_folder
-from lt_core.checkpoint.parts import ONLY_IN_RANKS, gather, parts
+from lt_core.checkpoint.format import reading
+from lt_core.checkpoint.parts import ONLY_IN_RANKS, gather, parts, state_of
+from lt_core.checkpoint.preflight import advised
 from lt_core.hooks.table import method_of
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
 from lt_core.state.timing import timed
-from lt_interface import SavesItself
-from lt_interface.errors import CheckpointError
+from lt_interface import KeepsObjects, RefusesValues, SavesItself
+from lt_interface.errors import CheckpointError, Problem
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -27,6 +29,7 @@ class Saves:
 
     Args:
         io: The checkpoint format.
+        trusted: Whether objects in a file may be made, which runs what it says.
 
     Attributes:
         queue: Requests that wait for the next boundary.
@@ -34,11 +37,19 @@ class Saves:
         kept: Parts that came back from ranks that are gone; they stand for this process's own.
     """
 
-    def __init__(self, io: Any) -> None:
-        self.io = io
+    def __init__(self, io: Any, trusted: bool = False) -> None:
+        self.io, self.trusted = io, trusted
         self.queue: list[SaveRequest] = []
         self.in_flight: list[SaveRequest] = []
         self.kept: dict[str, Any] = {}
+
+    def read(self, path: str) -> dict[str, Any]:
+        """Return the tree of a checkpoint, of this format or another one that is known here."""
+        return reading.load(path, self.io, self.trusted)
+
+    def peek(self, path: str) -> dict[str, Any]:
+        """Return the header of a checkpoint, of this format or another one that is known here."""
+        return reading.peek(path, self.io)
 
     def join(self, others: list[tuple[str, bool]]) -> None:
         """Add what another rank asked for and this one did not, so that all ranks write the same files."""
@@ -80,15 +91,16 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
         table = [part for part in table if not part.in_engine]
     kept = run.saves.kept
     for part in table:
-        state = kept[part.key] if part.key in kept else part.stateful.state_dict()
+        state = kept[part.key] if part.key in kept else state_of(run, part)
         if state or part.empty:
             tree[part.key] = state
     if run.world.size > 1 and not weights_only and not run.loop.alone:
         own = {part.key: tree[part.key] for part in table if part.per_rank}
         tree["ranks"] = kept["ranks"] if "ranks" in kept else gather(run, own)
-    tree.update(checkpoint_entries(run.module))
+    objects = isinstance(run.saves.io, KeepsObjects)
+    tree.update(checkpoint_entries(run.module, objects=objects))
     if run.datamodule is not None:
-        tree.update(checkpoint_entries(run.datamodule, "datamodule_"))
+        tree.update(checkpoint_entries(run.datamodule, "datamodule_", objects))
     with run.metrics.current.inside("on_save_checkpoint"):
         for callback in run.callbacks if not weights_only else ():
             method_of(callback, "on_save_checkpoint")(run.trainer, run.module, tree)
@@ -105,28 +117,49 @@ def parts_of_ranks(run: Run) -> dict[str, Any]:
     return found
 
 
+class _RefusedError(CheckpointError):
+    """Values that a checkpoint was written without, since its format cannot keep them."""
+
+
 def write_now(run: Run, path: str, weights_only: bool) -> None:
     """Write a checkpoint and return when it is durable.
 
     Raises:
-        OSError: If the disk refuses.
-        CheckpointError: If a value cannot be kept, on a rank that is alone with its part of the weights, or
-            on a rank whose file another one could not write.
+        OSError: If the disk refuses, on every rank.
+        CheckpointError: If a value cannot be kept, the file then being written without it, or on a rank that is alone
+            with its part of the weights.
     """
     settle_saves(run)
-    if run.strategy.collective_weights:
-        refuse_alone(run, path)
-    request, tree = SaveRequest(path, weights_only), build_tree(run, weights_only)
-    error: Exception | None = None
-    try:
-        _write(run, request, tree)
-        run.saves.io.wait()
-    except (OSError, CheckpointError) as caught:
-        error = caught
-    error = shared_failure(run, error)
+    request = SaveRequest(path, weights_only)
+    error = _attempt(run, request, {}, durable=True)
     _sweep(run, request, error)
     if error is not None:
         raise error
+
+
+def _attempt(
+    run: Run, request: SaveRequest, trees: dict[bool, dict[str, Any]], durable: bool = False
+) -> Exception | None:
+    """Write, or begin to write, one checkpoint; return the failure of any rank, on all of them.
+
+    Args:
+        run: The run.
+        request: What was asked for.
+        trees: Trees of this moment by whether they are of weights only; the one that is needed is added.
+        durable: Whether to wait until it is durable.
+    """
+    error: Exception | None = None
+    try:
+        if run.strategy.collective_weights:
+            refuse_alone(run, request.path)
+        if request.weights_only not in trees:
+            trees[request.weights_only] = build_tree(run, request.weights_only)
+        _write(run, request, trees[request.weights_only])
+        if durable:
+            run.saves.io.wait()
+    except (OSError, CheckpointError) as caught:
+        error = caught
+    return shared_failure(run, error)
 
 
 def _write(run: Run, request: SaveRequest, tree: dict[str, Any]) -> None:
@@ -137,61 +170,86 @@ def _write(run: Run, request: SaveRequest, tree: dict[str, Any]) -> None:
         refuse_alone(run, request.path)
     if writes_folder:
         request.folder = write_folder(run, request.path, tree)
-    if io.collective or run.world.is_global_zero:
-        timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")(tree, request.path)
+    if not io.collective and not run.world.is_global_zero:
+        return
+    save = timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")
+    try:
+        save(tree, request.path)
+    except CheckpointError as error:
+        kept, problems = io.without_refused(tree) if isinstance(io, RefusesValues) else ({}, [])
+        if not problems:
+            raise
+        save(kept, request.path)
+        io.wait()
+        where = f"checkpoint {request.path}"
+        note = Problem(where, "it is written without these entries, and the run ends, since a resume would lack them")
+        raise _RefusedError([*map(advised, problems), note]) from error
 
 
 def _sweep(run: Run, request: SaveRequest, error: BaseException | None) -> None:
     """Remove the engine's folder of a failed save, or those of the files that a save has replaced."""
     if run.world.is_global_zero:
-        if error is None:
+        if error is None or isinstance(error, _RefusedError):
             remove_folders(request.path, keep=request.folder)
         elif request.folder:
             shutil.rmtree(request.folder, ignore_errors=True)
 
 
 def flush_saves(run: Run) -> None:
-    """Write what was asked for since the last boundary; a failure is reported and training goes on."""
+    """Write what was asked for since the last boundary; where the disk refuses, it is reported and training goes on.
+
+    Raises:
+        CheckpointError: On every rank, once all is written, if a value cannot be kept.
+    """
     queue, run.saves.queue = run.saves.queue, []
     if not queue:
         return
     trees: dict[bool, dict[str, Any]] = {}
+    errors = []
     for request in queue:
-        settle_saves(run)  # one save in flight: the last one is confirmed, or reported, before the next begins
-        error: Exception | None = None
-        try:
-            if run.strategy.collective_weights:
-                refuse_alone(run, request.path)
-            if request.weights_only not in trees:
-                trees[request.weights_only] = build_tree(run, request.weights_only)
-            _write(run, request, trees[request.weights_only])
-        except (OSError, CheckpointError) as caught:
-            error = caught
-        error = shared_failure(run, error)
-        if error is not None:
-            _failed(run, request, error)
-        elif getattr(run.saves.io, "asynchronous", False):
+        errors += _settled(run)  # one save in flight: the last one is confirmed, or reported, before the next begins
+        error = _attempt(run, request, trees)
+        if error is None and getattr(run.saves.io, "asynchronous", False):
             run.saves.in_flight.append(request)
         else:
-            _saved(run, request)
+            errors += _ended(run, request, error)
+    if errors:
+        _settled(run)
+        raise errors[0]
 
 
 def settle_saves(run: Run) -> None:
-    """Wait for a save in flight and confirm it, or report its failure."""
+    """Wait for a save in flight and confirm it, or report its failure.
+
+    Raises:
+        CheckpointError: On every rank, if a value cannot be kept.
+    """
+    errors = _settled(run)
+    if errors:
+        raise errors[0]
+
+
+def _settled(run: Run) -> list[Exception]:
+    """Do what `settle_saves` does, and return the failures that no training goes on after."""
     requests, run.saves.in_flight = run.saves.in_flight, []
     if not requests:
-        return
+        return []
     error: Exception | None = None
     try:
         run.saves.io.wait()
     except (OSError, CheckpointError) as caught:
         error = caught
     error = shared_failure(run, error)
-    for request in requests:
-        if error is not None:
-            _failed(run, request, error)
-        else:
-            _saved(run, request)
+    return [each for request in requests for each in _ended(run, request, error)]
+
+
+def _ended(run: Run, request: SaveRequest, error: Exception | None) -> list[Exception]:
+    """Confirm a save or report its failure; return the failure if no training goes on after it."""
+    if error is None or isinstance(error, _RefusedError):
+        _saved(run, request)
+    else:
+        _failed(run, request, error)
+    return [] if error is None or isinstance(error, OSError) else [error]
 
 
 def _saved(run: Run, request: SaveRequest) -> None:
@@ -210,9 +268,7 @@ def _saved(run: Run, request: SaveRequest) -> None:
 
 def _failed(run: Run, request: SaveRequest, error: BaseException) -> None:
     _sweep(run, request, error)
-    warn(
-        f"checkpoint {request.path}: not written, training goes on. {type(error).__name__}: {error}. "
-        "Older checkpoints stay."
-    )
+    goes_on = "training goes on. " if isinstance(error, OSError) else ""
+    warn(f"checkpoint {request.path}: not written, {goes_on}{type(error).__name__}: {error}. Older checkpoints stay.")
     if request.failed is not None:
         request.failed(error)

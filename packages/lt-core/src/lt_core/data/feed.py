@@ -85,6 +85,7 @@ class Feed(Passes):
     """
 
     moved: int | None
+    _state: dict[str, Any] | None
 
     def __init__(
         self,
@@ -142,7 +143,6 @@ class Feed(Passes):
         self._open = self._reported = False
         self._total: int | float = self.num_batches
         self._next: Callable[[], Any] = iter(()).__next__
-        self._state: dict[str, Any] | None = None
 
     def measure(self) -> None:
         """Ask the loaders for their sizes anew: samplers and datasets may differ from epoch to epoch."""
@@ -210,7 +210,6 @@ class Feed(Passes):
             In training an iterator of batches, else one of ``(batch, batch_idx, dataloader_idx)``.
         """
         self._reset(epoch)
-        self._state = None
         if not self.train:
             return self._evaluation(epoch, _INF if limit is None else limit)
         for leaf in self.leaves:
@@ -238,7 +237,7 @@ class Feed(Passes):
         self._moment: Moment | None = None
         self._last: bool | None = False  # None: not yet found out
         self.batch_indices: list[int] | None = None
-        self.weight, self.moved = 1.0, None
+        self.weight, self.moved, self._state = 1.0, None, None
 
     def _training(self) -> Iterator[Any]:
         """Return the generator that fits the sources: for one plain sized loader, the shortest."""
@@ -412,6 +411,41 @@ class Feed(Passes):
             "leaves": [leaf.state() for leaf in self.leaves],
             "ahead": None,
         }
+
+    @property
+    def waits(self) -> bool:
+        """Return whether a state was loaded that nothing went on from yet."""
+        return self._state is not None
+
+    def began(self, epoch: int) -> bool:
+        """Return whether the batches of an epoch were begun, and the epoch not closed."""
+        return self._open and self._epoch == epoch
+
+    @property
+    def handed(self) -> int:
+        """Return how many batches of the running epoch were handed out."""
+        return int((self._before or self._place())["rounds"])
+
+    def place_before(self, rounds: int) -> dict[str, Any] | None:
+        """Return the place that the feed had some batches ago, or None where it cannot be found again.
+
+        Args:
+            rounds: How many of the batches handed out last are to come again.
+        """
+        ahead = 1 if self._pending and self._pending[0] is not END else 0
+        left = self.handed - rounds
+        if len(self.leaves) > 1 and self.mode == "sequential":
+            return None
+        if len(self.leaves) == 1:
+            self.leaves[0].indices = self.batch_indices
+        # One that was not begun anew may have ended before the others.
+        leaves = [
+            leaf.state_at(
+                leaf.batches - rounds - ahead if leaf.cycle or len(self.leaves) == 1 else min(leaf.batches, left)
+            )
+            for leaf in self.leaves
+        ]
+        return None if None in leaves else {**self._place(), "rounds": left, "leaves": leaves}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the running epoch, and what outlives an epoch, as plain values and tensors.

@@ -209,6 +209,23 @@ class Leaf:
         self.batches, self.samples, generators = moment
         self._set_generators(generators)
 
+    def state_at(self, batches: int) -> dict[str, Any] | None:
+        """Return the place behind an earlier batch of the running pass, or None where it cannot be found again.
+
+        Args:
+            batches: How many of this rank's batches come before it.
+        """
+        if batches < 0:
+            return None
+        rounds = -(-self._skip // self.shards)  # of this rank, before the pass was begun anew
+        used = batches * self.shards if batches < rounds else self._skip + (batches - rounds) * self.shards
+        size = getattr(self.user, "batch_size", None)
+        samples = used * size if size else self.samples * used // max(self.consumed(), 1)
+        if not size and self.indices is not None and self.shards == 1 and batches == self.batches - 1:
+            samples = self.samples - count(self.indices)
+        whole = {"place_in_samples": samples if size and self.indexed else None}
+        return {**self.state(), **whole, "batches": used, "samples": min(samples, self.samples), "replayed": True}
+
     def load(self, state: dict[str, Any]) -> None:
         """Take over what outlives an epoch: the state of the loader's own generators, and how it is dealt."""
         if self.dealer is not None:
@@ -235,7 +252,8 @@ class Leaf:
 
     def _settle(self, state: dict[str, Any]) -> None:
         """Give the loader's own generators the state that they had when the place was saved."""
-        self._set_generators(state["now"])
+        if not state.get("replayed"):
+            self._set_generators(state["now"])
 
     def _set_generators(self, states: list[Any]) -> None:
         for generator, state in zip(self.generators, states, strict=True):

@@ -113,6 +113,10 @@ class ViewLeaf(Leaf):
             "batch_size": self.user.batch_size,
         }
 
+    def state_at(self, batches: int) -> dict[str, Any] | None:
+        """Return an earlier place, which an iterable dataset that keeps its own has not."""
+        return None if self.keeps_place else super().state_at(batches)
+
     def load(self, state: dict[str, Any]) -> None:
         """Take over generators, the dataset's own state, and whether workers were up."""
         self.close()
@@ -133,6 +137,8 @@ class ViewLeaf(Leaf):
 
     def _settle(self, state: dict[str, Any]) -> None:
         """Set generators as saved; where prefetching changed, those that indices come from stay as replayed."""
+        if state.get("replayed"):
+            return
         same = state.get("prefetch") == self.prefetch and state.get("world") == self.shards
         for generator, start, now in zip(self.generators, state["start"], state["now"], strict=True):
             if same or _equal(rng.generator_state(generator), start):

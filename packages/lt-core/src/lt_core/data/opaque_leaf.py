@@ -46,6 +46,10 @@ class OpaqueLeaf(Leaf):
             "user": copy.deepcopy(self.user.state_dict()) if self.stateful else None,
         }
 
+    def state_at(self, batches: int) -> dict[str, Any] | None:
+        """Return an earlier place, which a loader that keeps its own has not."""
+        return None if self.stateful else super().state_at(batches)
+
     def load(self, state: dict[str, Any]) -> None:
         """Take over the loader's own state."""
         super().load(state)

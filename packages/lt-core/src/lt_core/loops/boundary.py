@@ -7,7 +7,6 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lt_core.checkpoint.parts import validation_place
 from lt_core.checkpoint.save import flush_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_epoch, step_plateau
@@ -213,14 +212,14 @@ def finish_due(run: Run, index: int) -> bool:
     if _signalled(run):
         flush_saves(run)
         raise_signal(run)
-    if cadence.validation_due(index, run.is_last_batch(index)):
+    again = fit.pending == "validating" and cadence.validates  # as the checkpoint says that this run was resumed from
+    if again or (fit.pending != "validated" and cadence.validation_due(index, run.is_last_batch(index))):
         fit.validated_at = time.monotonic()
         run.hooks.fire("on_validation_model_zero_grad")
-        before, fit.validated_batch = fit.validated_batch, progress.batch
-        fit.before_validation = {**validation_place(run), "validated": before}
+        fit.validated_batch = progress.batch
         evaluate(run, VALIDATE)
         settle(run)
-    fit.pending = fit.before_validation = None
+    fit.pending = None
     if not fit.skipped:
         step_plateau(run, "step", progress.step)
     fit.settled = progress.batch
@@ -250,14 +249,12 @@ def end_epoch(run: Run, over: bool) -> None:
     run.loop.at_boundary = False
     store.batch = None
     log_step(run, True)
-    if not over:
-        fit.left, fit.kept = (
-            progress.batch,
-            {"metrics": run.metrics.state_dict(), "objects": objects.collect(run.module)},
-        )
+    fit.left = -1 if over else progress.batch
+    fit.kept = None if over else {"metrics": run.metrics.state_dict(), "objects": objects.collect(run.module)}
     store.scope = TRAIN_EPOCH_END
     store.sync()  # before the hooks: each rank's callbacks see the same values
-    run.hooks.fire("on_train_epoch_end")
+    if fit.pending != "closing":  # called before the checkpoint that this run was resumed from
+        run.hooks.fire("on_train_epoch_end")
     if over:
         step_plateau(run, "epoch", progress.epoch + 1)
     run.metrics.results.read_callback(store)

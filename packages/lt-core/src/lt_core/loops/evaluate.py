@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lt_core.checkpoint.parts import validation_place
 from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of, has_loader, limit_of
 from lt_core.hooks.table import bind, declared, overrides, signature_of
@@ -65,7 +66,9 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
     """
     from lt_core.state import rng
 
-    trainer = run.trainer
+    trainer, fit = run.trainer, run.loop.fit
+    if run.fits:
+        fit.before_validation = validation_place(run)
     outer_stage = trainer.state.stage
     if outer_stage is not RunningStage.SANITY_CHECKING:
         trainer.state.stage = stage.running
@@ -77,11 +80,11 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
             check_alike(run, stage.loader, "loaders", len(feed.loaders))
             if not feed.loaders:
                 warn(f"Trainer.{run.fn}: {feed.where} gave no loader, so there is nothing to run.")
-                return []
             with evaluation_modes(run, stage), _grad_context(run):
-                results = _loop(run, feed, stage, store)
+                results = _loop(run, feed, stage, store) if feed.loaders else []
     finally:
         trainer.state.stage = outer_stage
+    fit.before_validation = None  # not after an error: what is saved then repeats it
     return results
 
 

@@ -51,6 +51,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
         rebuild: Brings the run in line with what users changed; returns whether anything did.
     """
     from lt_core.checkpoint.parts import restore
+    from lt_core.checkpoint.preflight import check_data
     from lt_core.checkpoint.save import flush_saves
 
     trainer = run.trainer
@@ -61,6 +62,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     sanity_check(run)
     if not fit_is_over(trainer):
         feed_of(run, TRAIN)  # so that on_train_start finds the loader and its length
+        check_data(run)
     if trainer.gc_every_n_steps is not None:
         run.loop.collecting = Collecting(trainer.gc_every_n_steps)
     run.hooks.fire("on_train_start")
@@ -173,13 +175,15 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     del batches
     if not stopped:
         end_of_data(run, skipped)
-    end_epoch(run, over=not stopped or run.is_last_batch(progress.batch - 1))
+    end_epoch(run, over=not stopped or loop.fit.pending == "closing" or run.is_last_batch(progress.batch - 1))
 
 
 def stops_resumed(run: Run) -> bool:
     """Do what the resumed run was stopped before, and return whether no batch of its epoch follows."""
-    pending = run.loop.fit.pending is not None and finish_due(run, run.progress.batch - 1)
-    return pending or stops_epoch(run.trainer)
+    pending, index = run.loop.fit.pending, run.progress.batch - 1
+    if pending is None or pending == "closing":
+        return pending is not None or stops_epoch(run.trainer)
+    return (run_due if pending == "due" else finish_due)(run, index) or stops_epoch(run.trainer)
 
 
 def end_of_data(run: Run, skipped: bool) -> None:

@@ -60,6 +60,7 @@ def load_module(
     map_location: Any,
     hparams_file: Any,
     strict: bool | None,
+    trusted: bool,
     given: dict[str, Any],
 ) -> LightningModule:
     """Build a module, then load its weights.
@@ -69,6 +70,7 @@ def load_module(
         path: The checkpoint, or a binary file that is open for reading.
         map_location: Where to put the weights.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
+        trusted: Whether objects in the file may be made, which runs what it says.
         strict: Whether names of weights must match; None means as the module has it.
         given: Arguments that take precedence over the saved ones.
 
@@ -80,7 +82,7 @@ def load_module(
     from lt_core.checkpoint.weights import load_weights
 
     where = _where(cls, path)
-    checkpoint = _read(path, map_location, hparams_file, "")
+    checkpoint = _read(path, map_location, hparams_file, trusted, "")
     module: LightningModule = build(cls, checkpoint, "", given, where)
     own = vars(module).get("strict_loading")  # as the instance has it: what a class says is a default
     if strict is None:
@@ -104,7 +106,9 @@ def load_module(
     return module if module.device == device else module.to(device)
 
 
-def load_datamodule(cls: type, path: Any, map_location: Any, hparams_file: Any, given: dict[str, Any]) -> Any:
+def load_datamodule(
+    cls: type, path: Any, map_location: Any, hparams_file: Any, trusted: bool, given: dict[str, Any]
+) -> Any:
     """Build a data module from the hyper-parameters in a checkpoint.
 
     Args:
@@ -112,13 +116,14 @@ def load_datamodule(cls: type, path: Any, map_location: Any, hparams_file: Any, 
         path: The checkpoint, or a binary file that is open for reading.
         map_location: Where to put tensors among them.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
+        trusted: Whether objects in the file may be made, which runs what it says.
         given: Arguments that take precedence over the saved ones.
 
     Raises:
         CheckpointError: If the file or the arguments do not fit.
     """
     where = _where(cls, path)
-    return build(cls, _read(path, map_location, hparams_file, "datamodule_"), "datamodule_", given, where)
+    return build(cls, _read(path, map_location, hparams_file, trusted, "datamodule_"), "datamodule_", given, where)
 
 
 def _where(cls: type, path: Any) -> str:
@@ -126,15 +131,15 @@ def _where(cls: type, path: Any) -> str:
     return f"{cls.__name__}.load_from_checkpoint({str(name)!r})"
 
 
-def _read(path: Any, map_location: Any, hparams_file: Any, prefix: str) -> dict[str, Any]:
-    from lt_core.checkpoint import load_checkpoint
+def _read(path: Any, map_location: Any, hparams_file: Any, trusted: bool, prefix: str) -> dict[str, Any]:
+    from lt_core.checkpoint.format import reading
 
     with TemporaryDirectory() if hasattr(path, "read") else nullcontext() as folder:
         if folder is not None:
             source, path = path, Path(folder, "checkpoint")
             with path.open("wb") as copy:
                 copyfileobj(source, copy)
-        checkpoint = dict(load_checkpoint(path, map_location=map_location))
+        checkpoint = reading.load(path, trusted=trusted, map_location=map_location)
     if hparams_file is not None:
         checkpoint[f"{prefix}hyper_parameters"] = read_hparams_file(hparams_file)
     return checkpoint

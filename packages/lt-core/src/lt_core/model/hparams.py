@@ -144,7 +144,7 @@ class HyperparametersMixin:
                 saved.pop(name, None)
 
 
-def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[str, Any]:
+def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "", objects: bool = False) -> dict[str, Any]:
     """Return what a checkpoint holds of an object's hyper-parameters.
 
     Classes, functions and objects are replaced by their ``repr``, with one warning an object.
@@ -152,6 +152,7 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[st
     Args:
         owner: The module or data module.
         prefix: Put before each key: ``"datamodule_"`` for a data module.
+        objects: Whether the checkpoint keeps objects, too.
     """
     from lt_core.checkpoint.format.tree import soften
 
@@ -163,9 +164,9 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[st
         values = config.to_container(owner._hparams, resolve=True)
         entries[f"{prefix}hparams_type"] = "DictConfig"
     else:
-        values = {k: plain(v, named=True) for k, v in owner._hparams.items()}
-    entries[f"{prefix}hyper_parameters"], _ = soften(values)
-    softened = [path[1:] for path, _ in unkept(entries[f"{prefix}hyper_parameters"])]
+        values = dict(owner._hparams) if objects else {k: plain(v, named=True) for k, v in owner._hparams.items()}
+    entries[f"{prefix}hyper_parameters"] = values if objects else soften(values)[0]
+    softened = [] if objects else [path[1:] for path, _ in unkept(entries[f"{prefix}hyper_parameters"])]
     if softened and not owner._warned_of_softened:
         owner._warned_of_softened = True
         warn(

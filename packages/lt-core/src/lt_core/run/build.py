@@ -61,7 +61,7 @@ def new_run(request: Request) -> Run:
         metrics=Metrics(module, Results(), trainer.barebones),
         feeds=Feeds(request.sources),
         tracking=Tracking(trainer.loggers),
-        saves=Saves(trainer._checkpoint_io()),
+        saves=Saves(trainer._checkpoint_io(), request.trusted),
         cadence=Cadence(),
         compiled=request.compiled,
     )
@@ -104,7 +104,7 @@ def build_run(run: Run, request: Request) -> None:
         trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
     _prepare_data(run)
     run.resumed.path = resume.find_checkpoint(run, request.ckpt_path)
-    header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
+    header = run.saves.peek(run.resumed.path) if run.resumed.path is not None else None
     open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
     _set_up_users(run)
     _configure_model(run)
@@ -215,7 +215,7 @@ def _load(run: Run) -> dict[str, Any] | None:
     """Read and check the checkpoint, and let the module look at it."""
     if run.resumed.path is None:
         return None
-    checkpoint: dict[str, Any] = run.saves.io.load(run.resumed.path)
+    checkpoint: dict[str, Any] = run.saves.read(run.resumed.path)
     run.resumed.counts = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}
     if checkpoint.get("seed") is not None:
         run.plan = replace(run.plan, seed=checkpoint["seed"])
@@ -317,12 +317,13 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Run on_fit_start between the restored weights and the restored optimizers, and try what saving needs."""
     from lt_core.checkpoint.preflight import check_saving
 
+    if checkpoint is not None:
+        run.resumed.tree, run.resumed.waiting = checkpoint, {"optimizers", "training", "data", "random"}
     run.hooks.fire("on_fit_start")
     if run.trainer.callbacks is not run.callbacks:
         run.hooks = _hooks(run)
     if checkpoint is not None:
         resume.restore_training(run, checkpoint)
-        run.resumed.tree = checkpoint
     check_saving(run)
     run.loop.fit.validated_at = time.monotonic()
 

@@ -124,7 +124,7 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
     trainer = run.trainer
     trainer.state.status = TrainerStatus.INTERRUPTED
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-    run.metrics.current.batch = None
+    run.metrics.current.batch, run.loop.broke_in = None, run.metrics.train.scope
     error = report(run, error)
     _attempt("explaining", lambda: explain(run, error))
     if run.hooks is not None:

@@ -38,6 +38,7 @@ class Request:
         model: The module as the user gave it: in its ``torch.compile`` wrapper, if there is one.
         sources: The loaders that the call was given, by the stage's word.
         keep: Whether predictions are returned.
+        trusted: Whether objects in the checkpoint may be made, which runs what the file says.
         passes: How the request reaches the ranks, as of `lt_interface.Launcher`.
         rest: For a fit: parts of the epoch that an earlier fit of the same module left open; empty without one.
         process: What of the launching process other ones go on with: its random state, and how torch computes.
@@ -51,6 +52,7 @@ class Request:
     sources: dict[str, Any] = field(default_factory=dict)
     ckpt_path: Any = None
     keep: bool = True
+    trusted: bool = False
     passes: str = "live"
     rest: dict[str, Any] = field(default_factory=dict)
     process: dict[str, Any] = field(default_factory=dict)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lt_core.state.signals import raise_signal
 from lt_interface import ReportsFailures
-from lt_interface.errors import CheckpointError
+from lt_interface.errors import LTError
 
 if TYPE_CHECKING:
     from lt_core.state.loop_state import LoopState
@@ -83,14 +83,17 @@ def decided_by_rank_zero(run: Run, decide: Callable[[], T]) -> T:
 
 
 def shared_failure(run: Run, error: Exception | None) -> Exception | None:
-    """Return a failure on every rank, if any rank had one; each calls it with its own, or with None."""
+    """Return a failure on every rank, if any rank had one; each calls it with its own, or with None.
+
+    That of another rank is of the same kind here: an OSError, or an error of this package.
+    """
     if run.world.size == 1 or run.loop.alone:
         return error
     if not run.collectives.any(error is not None):
         return None
-    own = None if error is None else f"{type(error).__name__}: {error}"
-    texts = run.collectives.gather_object(own)
-    return error or CheckpointError(next(filter(None, texts)))
+    travels = error is None or isinstance(error, LTError) or type(error).__module__ == "builtins"
+    errors = run.collectives.gather_object(error if travels else OSError(f"{type(error).__name__}: {error}"))
+    return error or next(filter(None, errors))
 
 
 def listen(run: Run) -> Callable[[], None] | None:

@@ -30,7 +30,7 @@ class FitState:
         validated_batch: After how many batches of this epoch was validated last; -1 for not yet.
         validated_at: When the last validation began, in seconds of the monotonic clock.
         samples_seen: How many samples of this epoch are counted in the progress.
-        pending: What a run that is stopped now begins with when it is resumed: ``"validation"``, or None.
+        pending: What a run that is stopped now begins with when it is resumed, as of `lt_core.checkpoint.standing`.
         before_validation: What the running validation began with; a run that is stopped inside it repeats it.
         stepped: Whether an optimizer stepped since the loop last looked, under manual optimization.
         skipped: Whether no optimizer stepped in the last batch, where a scheduler is to step with it.
@@ -59,8 +59,7 @@ class FitState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what of this epoch is done already."""
-        validated = (self.before_validation or {}).get("validated", self.validated_batch)
-        done = {"validated": validated, "settled": self.settled, "left": self.left}
+        done = {"validated": self.validated_batch, "settled": self.settled, "left": self.left}
         return {"epoch_done": self.schedulers_done, "first_step": self.first_step, **done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,6 +107,7 @@ class LoopState:
         ends: Whether any rank, where they are several and sizes are unknown, has no batch after the running one.
         alone: Whether the other ranks cannot be reached any more, since this one had an error.
         at_boundary: Whether the loop stands where a checkpoint is exact.
+        broke_in: After an error, the scope of ``self.log`` in the training loop where it was raised.
         collecting: Python's garbage collector, where the run controls it.
         warned: The topics that were warned of once.
     """
@@ -119,6 +119,7 @@ class LoopState:
     ends: bool = False
     alone: bool = False
     at_boundary: bool = True
+    broke_in: int | None = None
     collecting: Collecting | None = None
     warned: set[str] = field(default_factory=set)
     fit: FitState = field(default_factory=FitState)

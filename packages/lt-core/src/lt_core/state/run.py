@@ -47,12 +47,14 @@ class Resumed:
         tree: What it holds, until the last part is restored.
         counts: The epoch and the global step that it names.
         rest: Without a checkpoint: parts of the epoch that the trainer's last fit left open.
+        waiting: The moments whose parts are not restored yet: a checkpoint that is written now has them from the tree.
     """
 
     path: str | None = None
     tree: dict[str, Any] | None = None
     counts: dict[str, int] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
 
 
 @dataclass(eq=False)
@@ -125,8 +127,8 @@ class Run:
         return self.feeds.made[TRAIN.word]
 
     def count_samples(self) -> None:
-        """Add the samples that the feed handed out since the last count."""
-        if TRAIN.word in self.feeds.made:
+        """Add the samples that the feed handed out in the running epoch since the last count."""
+        if TRAIN.word in self.feeds.made and self.feed.began(self.progress.epoch):
             seen = self.feed.samples
             self.progress.samples += max(seen - self.loop.fit.samples_seen, 0)
             self.loop.fit.samples_seen = seen

@@ -66,7 +66,7 @@ def version_of(run: Run, logger: Any, looks_far: bool) -> int | str | None:
         return None
     version = _version_below(root, run.resumed.path or "")
     if version is None and looks_far:
-        journal = (run.saves.io.load(run.resumed.path).get("journal") or {}).get("file")
+        journal = (run.saves.read(run.resumed.path or "").get("journal") or {}).get("file")
         version = _version_below(root, journal) if journal and Path(journal).exists() else None
     return version
 

@@ -104,6 +104,10 @@ class Trainer(TrainerView):
         if self._own_io is None:
             given = self._config.plugin("checkpoint_io")
             self._own_io = registry.checkpoint_ios.get(self._strategy.checkpoint_io())() if given is None else given
+            if given is not None:
+                from lt_core.checkpoint.format.reading import remember
+
+                remember(given)
         return self._own_io
 
     @property
@@ -136,12 +140,14 @@ class Trainer(TrainerView):
             datamodule: Holds the loaders instead.
             ckpt_path: Resume from a file, from ``"last"``, ``"best"``, ``"hpc"``, or ``"auto"``: resume
                 if there is something, else start.
-            weights_only: Accepted for familiarity; our files never hold code.
+            weights_only: False consents to make the objects that a file of ``torch.save`` holds, which runs what it
+                says; our own files hold none.
 
         Raises:
             ConfigError: If module, data and flags do not fit; lists every problem.
         """
         request = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
+        request.trusted = weights_only is False
         receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
 
     def validate(
@@ -161,12 +167,13 @@ class Trainer(TrainerView):
             ckpt_path: Weights to load first: a path, ``"best"`` or ``"last"``.
             verbose: Whether to print the metrics.
             datamodule: Holds the loaders instead.
-            weights_only: Accepted for familiarity; our files never hold code.
+            weights_only: False consents to make the objects that a file of ``torch.save`` holds, which runs what it
+                says; our own files hold none.
 
         Returns:
             One dict of metrics for each loader.
         """
-        return self._evaluate(TrainerFn.VALIDATING, model, dataloaders, ckpt_path, verbose, datamodule)
+        return self._evaluate(TrainerFn.VALIDATING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     def test(
         self,
@@ -178,7 +185,7 @@ class Trainer(TrainerView):
         weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """Run one evaluation over the test set; takes and returns what `validate` does."""
-        return self._evaluate(TrainerFn.TESTING, model, dataloaders, ckpt_path, verbose, datamodule)
+        return self._evaluate(TrainerFn.TESTING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     def predict(
         self,
@@ -197,21 +204,30 @@ class Trainer(TrainerView):
             datamodule: Holds the loaders instead.
             return_predictions: Whether to keep and return the predictions.
             ckpt_path: Weights to load first.
-            weights_only: Accepted for familiarity; our files never hold code.
+            weights_only: False consents to make the objects that a file of ``torch.save`` holds, which runs what it
+                says; our own files hold none.
 
         Returns:
             A list of batches' predictions, a list of such lists for several loaders, or None.
         """
         request = prepare(self, TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
-        request.keep = return_predictions is not False
+        request.keep, request.trusted = return_predictions is not False, weights_only is False
         outcome = self._launcher.launch(main, request, request.plan, self._cluster)
         predictions: list[Any] | None = receive(request, outcome)
         return predictions
 
     def _evaluate(
-        self, fn: TrainerFn, model: Any, loaders: Any, ckpt_path: Any, verbose: bool, datamodule: Any
+        self,
+        fn: TrainerFn,
+        model: Any,
+        loaders: Any,
+        ckpt_path: Any,
+        verbose: bool,
+        datamodule: Any,
+        weights_only: bool | None,
     ) -> list[dict[str, float]]:
         request = prepare(self, fn, model, loaders, datamodule, ckpt_path)
+        request.trusted = weights_only is False
         outcome = self._launcher.launch(main, request, request.plan, self._cluster)
         results: list[dict[str, float]] = receive(request, outcome)
         if verbose and self.is_global_zero:
@@ -297,8 +313,8 @@ class Trainer(TrainerView):
 
         Raises:
             AttributeError: If no model was attached by a run.
-            OSError: If the disk refuses; an older file of that name stays.
-            CheckpointError: If a value cannot be kept, or on a rank whose file another one could not write.
+            OSError: If the disk refuses, on every rank; an older file of that name stays.
+            CheckpointError: If a value cannot be kept, on every rank; the file is written without it.
         """
         from lt_core.checkpoint.save import write_now
 

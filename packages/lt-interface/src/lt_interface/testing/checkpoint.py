@@ -20,7 +20,10 @@ __all__ = ["CheckpointIOConformance"]
 
 
 class _Opaque:
-    """Value that no checkpoint can keep."""
+    """Value that no checkpoint can keep: it cannot be pickled either."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise pickle.PicklingError("this is not to be pickled")
 
 
 class _Bomb:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import mmap
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from lt_core.checkpoint.format.safetensors_io import Prepared, SafetensorsIO
 from lt_core.checkpoint.format.tree import clone
-from lt_interface import CheckpointIO
+from lt_interface import CheckpointError, CheckpointIO, KeepsObjects, RefusesValues
 
 __all__ = ["AsyncCheckpointIO"]
 
@@ -44,6 +46,9 @@ class AsyncCheckpointIO:
         self._path = ""
         self._failure: BaseException | None = None
         self._buffer: Tensor | None = None
+        for name in ("without_refused", "load_trusted"):  # what the store below is able to do
+            if hasattr(self._io, name):
+                setattr(self, name, getattr(self._io, name))
 
     @property
     def collective(self) -> bool:
@@ -71,7 +76,8 @@ class AsyncCheckpointIO:
                 copied = self._stage(prepared)
                 job: Callable[[], None] = partial(_write, self._io, prepared, target, copied)
             else:
-                job = partial(self._io.save, clone(tree), target)
+                own = clone(tree) if not isinstance(self._io, KeepsObjects) else self._copy_of(tree)
+                job = partial(self._io.save, own, target)
             self._path = target
             # Not a daemon: Python waits for it before it exits.
             thread = threading.Thread(target=self._run, args=(job,), name="lt-checkpoint")
@@ -126,6 +132,12 @@ class AsyncCheckpointIO:
         thread.join()
         self._thread = None
 
+    def _copy_of(self, tree: dict[str, Any]) -> dict[str, Any]:
+        problems = self._io.without_refused(tree)[1] if isinstance(self._io, RefusesValues) else []
+        if problems:
+            raise CheckpointError(problems)
+        return _copy_of(tree)
+
     def _stage(self, prepared: Prepared) -> list[torch.Event]:
         """Copy all tensors into one buffer, and let the blobs read from there once the returned events have come."""
         blobs = sorted(prepared.blobs, key=lambda blob: -blob.source.element_size())  # keeps each aligned
@@ -144,11 +156,35 @@ class AsyncCheckpointIO:
         return [torch.accelerator.current_stream(device).record_event() for device in devices] if queued else []
 
 
-def _write(io: SafetensorsIO, prepared: Prepared, target: str, copied: list[torch.Event]) -> None:
+def _write(store: SafetensorsIO, prepared: Prepared, target: str, copied: list[torch.Event]) -> None:
     """Write a staged tree, once its copies are done."""
     for event in copied:
         event.synchronize()
-    io.write(prepared, target)
+    store.write(prepared, target)
+
+
+def _copy_of(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a tree, objects included, its tensors on the CPU."""
+    tensors: list[Tensor] = []
+
+    class Writer(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            if isinstance(obj, Tensor):
+                tensors.append(obj)
+                return len(tensors) - 1
+            return None
+
+    class Reader(pickle.Unpickler):
+        def persistent_load(self, pid: Any) -> Any:
+            return copies[pid]
+
+    stream = io.BytesIO()
+    Writer(stream).dump(tree)
+    memo = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in tensors}
+    copies = [memo[id(tensor)] for tensor in tensors]
+    stream.seek(0)
+    copied: dict[str, Any] = Reader(stream).load()
+    return copied
 
 
 def _allocate(size: int, pinned: bool) -> Tensor:

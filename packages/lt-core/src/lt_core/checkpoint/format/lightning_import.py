@@ -14,13 +14,15 @@ from lt_core.checkpoint.format.container import open_checkpoint
 from lt_core.checkpoint.format.tree import soften
 from lt_interface import CheckpointError, Problem
 
-__all__ = ["import_lightning"]
+__all__ = ["VERSION", "check_torch", "import_lightning", "imported"]
 
-_VERSION = "pytorch-lightning_version"
-_OURS = ("state_dict", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "lr_schedulers", "callbacks")
-_THEIRS = {_VERSION, "epoch", "global_step", "loops", "optimizer_states", "hparams_type", "_instantiator", *_OURS}
-
-_SCALES = {"MixedPrecision", "MixedPrecisionPlugin", "native_amp_scaling_state"}  # keys of the loss scale, newest first
+VERSION = "pytorch-lightning_version"
+_OURS = ["state_dict", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "lr_schedulers", "callbacks"]
+_OURS += ["optimizer_states"]
+# The state of the loss scale, by the names that it has had; only 16-mixed has one.
+_SCALES = ("MixedPrecision", "MixedPrecisionPlugin", "NativeMixedPrecisionPlugin", "native_amp_scaling_state")
+_THEIRS = {VERSION, "epoch", "global_step", "loops", "hparams_type", "_instantiator", "amp_scaling_state"}
+_THEIRS |= {*_OURS, *_SCALES}
 
 
 def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | None = None) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
             running code, or it is no such checkpoint.
     """
     where = os.fspath(path)
-    _check_torch(where)
+    check_torch(where)
     open_checkpoint(where).close()
     try:
         found = torch.load(where, map_location="cpu", weights_only=True)
@@ -52,30 +54,50 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
     except Exception as error:  # a damaged file makes torch raise errors of many kinds
         rule = f"this is no file of torch.save that can be read ({type(error).__name__}: {str(error)[:200]})"
         raise CheckpointError(Problem(where, rule)) from error
+    tree = imported(found, where)
+    states = _optimizers(tree.pop("optimizer_states", None), module, where)
+    if states is not None:
+        tree["optimizer_states"] = states
+    return tree
+
+
+def imported(found: Any, where: str) -> dict[str, Any]:
+    """Return the familiar checkpoint dict from what is in a file of Lightning, optimizer states as they are there.
+
+    Args:
+        found: What is in the file.
+        where: Its name, for errors.
+
+    Raises:
+        CheckpointError: If it is no such checkpoint.
+    """
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), Mapping):
         rule = "a Lightning checkpoint is a dict with a state_dict"
         raise CheckpointError(Problem(where, rule, type(found).__name__))
     tree: dict[str, Any] = {
         "epoch": _count(found.get("epoch")),
         "global_step": _count(found.get("global_step")),
-        "imported_from": f"pytorch-lightning {found.get(_VERSION, '(unknown version)')}",
+        "imported_from": f"pytorch-lightning {found.get(VERSION, '(unknown version)')}",
         "progress": _progress(found),
     }
     tree.update({key: found[key] for key in _OURS if key in found})
     tree.update({key: value for key, value in found.items() if key not in _THEIRS})
-    for key in _SCALES & tree.keys():
-        tree["precision"] = {"16-mixed": tree.pop(key)}
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):
         if isinstance(tree.get(key), dict):
             # Names to import and call are what this file must never bring over.
             tree[key] = soften({name: value for name, value in tree[key].items() if name != "_instantiator"})[0]
-    states = _optimizers(found.get("optimizer_states"), module, where)
-    if states is not None:
-        tree["optimizer_states"] = states
+    scale = next((found[key] for key in _SCALES if isinstance(found.get(key), Mapping)), None)
+    if scale:
+        tree["precision"] = {"16-mixed": dict(scale)}
     return tree
 
 
-def _check_torch(where: str) -> None:
+def check_torch(where: str) -> None:
+    """Refuse to read a pickle where torch is too old to do it safely.
+
+    Raises:
+        CheckpointError: If it is.
+    """
     major, minor = (int(part) for part in re.findall(r"\d+", str(torch.__version__))[:2])
     if (major, minor) < (2, 10):
         rule = "importing a pickle is safe only with torch 2.10 or newer"
@@ -102,12 +124,15 @@ def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
     done = _count(_dig(fit, "epoch_progress", "current", "completed"))
     # A file saved at an epoch's end was written before that epoch was counted as completed.
     processed = _count(_dig(fit, "epoch_progress", "current", "processed"))
-    batch = _count(_dig(fit, "epoch_loop.batch_progress", "current", "completed"))
+    completed = _count(_dig(fit, "epoch_loop.batch_progress", "current", "completed"))
+    # Inside on_train_batch_end the batch is trained, but its counters come later.
+    batch = max(completed, _count(_dig(fit, "epoch_loop.batch_progress", "current", "processed")))
     closed = bool(_dig(fit, "epoch_loop.batch_progress", "is_last_batch")) or batch == 0
     return {
         "epoch": max(done, processed) if closed else done,
         "batch": 0 if closed else batch,
-        "step": _count(_dig(fit, "epoch_loop.state_dict", "_batches_that_stepped")) or step,
+        "step": (_count(_dig(fit, "epoch_loop.state_dict", "_batches_that_stepped")) if batch == completed else 0)
+        or step,
         "samples": 0,
         "epoch_closed": closed,
     }

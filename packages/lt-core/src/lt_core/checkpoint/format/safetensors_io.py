@@ -18,12 +18,22 @@ from lt_core.checkpoint.format.container import CHUNK, FORMAT, Header, Table, ch
 from lt_core.checkpoint.format.dtypes import DTYPES
 from lt_core.checkpoint.format.durable import AtomicFile
 from lt_core.checkpoint.format.refusal import damaged
+from lt_core.checkpoint.format.refused import without_refused
 from lt_core.checkpoint.format.signature import parameter_signature
 from lt_core.checkpoint.format.tree import decode, encode
 from lt_core.version import __version__
 from lt_interface import CheckpointError, Problem
 
-__all__ = ["MapLocation", "Prepared", "SafetensorsIO", "load_checkpoint", "peek", "save_checkpoint", "verify"]
+__all__ = [
+    "MapLocation",
+    "Prepared",
+    "SafetensorsIO",
+    "device_of",
+    "load_checkpoint",
+    "peek",
+    "save_checkpoint",
+    "verify",
+]
 
 MapLocation = str | torch.device | Mapping[str, str] | Callable[[Any, str], Any] | None
 _TREE = "lt_tree"
@@ -79,6 +89,10 @@ class SafetensorsIO:
         if isinstance(weights, Mapping):
             metadata["lt_parameters"] = parameter_signature(weights)
         return Prepared({"tree": node, "layouts": found.layouts}, list(found.entries.values()), metadata)
+
+    def without_refused(self, tree: dict[str, Any], where: str = "checkpoint") -> tuple[dict[str, Any], list[Problem]]:
+        """Return the tree without what cannot be kept, see `RefusesValues`."""
+        return without_refused(tree, where)
 
     def write(self, prepared: Prepared, path: str | os.PathLike[str]) -> None:
         """Write what `prepare` returned; when this returns, the file is durable.
@@ -174,7 +188,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = No
         CheckpointError: If the file is missing, damaged, unsafe or too new.
     """
     where = os.fspath(path)
-    device = _device(map_location)
+    device = device_of(map_location)
     with _reading(where) as file:
         header = read_header(file, where)
         document = _document(header, file)
@@ -271,7 +285,7 @@ def _progress(tree: dict[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in progress.items() if type(value) in (int, bool, str)}
 
 
-def _device(location: MapLocation) -> torch.device:
+def device_of(location: MapLocation) -> torch.device:
     """Return the one device that ``map_location`` means for tensors kept without one."""
     if isinstance(location, Mapping):
         location = location.get("cpu")

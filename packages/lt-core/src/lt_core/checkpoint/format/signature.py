@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["parameter_signature", "plain_name"]
+__all__ = ["parameter_signature", "plain_name", "signature_of"]
 
 
 def plain_name(name: str) -> str:
@@ -18,10 +18,14 @@ def plain_name(name: str) -> str:
 
 def parameter_signature(state_dict: Mapping[str, Any]) -> str:
     """Return a short hash of the names and shapes of all tensors, the same for the same model."""
+    tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+    is_lazy = torch.nn.parameter.is_lazy
+    return signature_of({name: "?" if is_lazy(value) else tuple(value.shape) for name, value in tensors.items()})
+
+
+def signature_of(shapes: Mapping[str, Any]) -> str:
+    """Return the `parameter_signature` of tensors with these shapes by name."""
     digest = hashlib.sha256()
-    for name in sorted(key for key, value in state_dict.items() if isinstance(value, torch.Tensor)):
-        value = state_dict[name]
-        name = plain_name(name)
-        shape = "?" if torch.nn.parameter.is_lazy(value) else tuple(value.shape)
-        digest.update(f"{name}{shape}\n".encode("utf-8", "surrogatepass"))
+    for name in sorted(shapes):
+        digest.update(f"{plain_name(name)}{shapes[name]}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:32]
