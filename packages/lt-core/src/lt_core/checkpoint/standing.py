@@ -66,6 +66,8 @@ def standing(run: Run) -> Standing:
         here = _in_validation(run, here, hook)
     if not run.fits or progress.epoch_closed or run.resumed.tree is not None or feed is None or feed.waits:
         return here
+    if run.saves.kept:  # after a fit that left its epoch open: the feed is closed
+        return here
     if not feed.began(progress.epoch):  # the epoch's first hooks, which come again
         return Standing(0, True, False)
     done, handed = progress.batch, feed.handed
