@@ -286,6 +286,63 @@ def test_data_that_cannot_go_back_goes_on_with_a_warning(tmp_path: Path) -> None
     assert rest.net.batches == whole.net.batches[8:]
 
 
+def test_an_epoch_that_a_refused_batch_ended_is_over(tmp_path: Path) -> None:
+    """Saved in on_train_epoch_end, after on_train_batch_start returned -1: a resumed run begins the next epoch."""
+
+    class Short(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if (self.current_epoch, batch_idx) == (0, 2) else None
+
+        def on_train_epoch_end(self) -> None:
+            if self.current_epoch == 0:
+                self.trainer.save_checkpoint(tmp_path / "short.ckpt")
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = [(torch.ones(2, 1), torch.zeros(2))] * 4
+    for path, epochs in ((None, [0, 0, 1, 1, 1, 1]), (tmp_path / "short.ckpt", [1, 1, 1, 1])):
+        net = Short()
+        Trainer(**QUIET | {"max_epochs": 2}).fit(net, data, HELD_OUT, ckpt_path=path)
+        assert [batch[0] for batch in net.batches] == epochs
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_batch_end"])
+def test_a_second_fit_saves_in_the_epoch_that_it_takes_up(tmp_path: Path, hook: str) -> None:
+    """Saved in the first hooks of a fit that goes on in an open epoch, a file goes on in that epoch, too."""
+    path, data = tmp_path / "second.ckpt", [(torch.ones(2, 1), torch.full((2,), i)) for i in range(4)]
+
+    class Saving(Net):
+        hook = ""
+
+        def setup(self, stage: str) -> None:
+            self.done = False
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.trainer.should_stop = not self.hook and batch_idx == 1
+            self.save("on_train_batch_end")
+
+        def on_fit_start(self) -> None:
+            self.save("on_fit_start")
+
+        def on_train_start(self) -> None:
+            self.save("on_train_start")
+
+        def save(self, hook: str) -> None:
+            if hook == self.hook and not self.done:
+                self.done = True
+                self.trainer.save_checkpoint(path)
+
+    net, trainer = Saving(), Trainer(**QUIET | {"max_epochs": 1, "num_sanity_val_steps": 0})
+    trainer.fit(net, data, HELD_OUT)
+    net.hook = hook
+    trainer.fit(net, data, HELD_OUT)
+    assert [batch[1] for batch in net.batches] == [0, 1, 2, 3]
+    rest = Net()
+    Trainer(**QUIET | {"max_epochs": 1}).fit(rest, data, HELD_OUT, ckpt_path=path)
+    assert rest.batches == net.batches[3 if hook == "on_train_batch_end" else 2 :]
+
+
 def test_a_look_at_the_file_does_not_change_the_run(tmp_path: Path) -> None:
     """A run that saves in every hook trains as one that saves in none."""
     whole = Job(tmp_path)

@@ -34,7 +34,7 @@ class Saves:
     Attributes:
         queue: Requests that wait for the next boundary.
         in_flight: Requests whose files are being written.
-        kept: Parts that came back from ranks that are gone; they stand for this process's own.
+        kept: Parts that came back from ranks that are gone, or that an earlier fit left; they stand for the run's own.
     """
 
     def __init__(self, io: Any, trusted: bool = False) -> None:

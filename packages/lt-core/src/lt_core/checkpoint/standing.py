@@ -66,7 +66,7 @@ def standing(run: Run) -> Standing:
         here = _in_validation(run, here, hook)
     if not run.fits or progress.epoch_closed or run.resumed.tree is not None or feed is None or feed.waits:
         return here
-    if run.saves.kept:  # after a fit that left its epoch open: the feed is closed
+    if run.saves.kept:  # between fits that go on in one epoch: the feed is closed, or not set to its place yet
         return here
     if not feed.began(progress.epoch):  # the epoch's first hooks, which come again
         return Standing(0, True, False)

@@ -92,12 +92,13 @@ def _take_up(run: Run) -> None:
     """Go on in the epoch that an earlier fit of the trainer left open; where the data is another one, begin anew."""
     from lt_core.checkpoint.parts import restore
 
-    ranks = run.resumed.rest.get("ranks") or [run.resumed.rest]
+    rest, run.saves.kept = run.saves.kept, {}
+    ranks = rest.get("ranks") or [rest]
     state = ranks[run.world.rank]["data"][TRAIN.word]
     feed = feed_of(run, TRAIN)
     if feed.matches(state):
         feed.load_state_dict(state)
-        restore(run, run.resumed.rest, "training")
+        restore(run, rest, "training")
     else:
         run.progress.abandon_epoch()
 

@@ -65,7 +65,7 @@ def new_run(request: Request) -> Run:
         cadence=Cadence(),
         compiled=request.compiled,
     )
-    run.resumed.rest = request.rest
+    run.saves.kept = request.rest
     last = trainer._run
     if last is not None and not run.fits and module is last.module:
         run.optimizers, run.schedulers = last.optimizers, last.schedulers

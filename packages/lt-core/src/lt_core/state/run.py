@@ -46,14 +46,12 @@ class Resumed:
         path: The file; None for a run that began without one.
         tree: What it holds, until the last part is restored.
         counts: The epoch and the global step that it names.
-        rest: Without a checkpoint: parts of the epoch that the trainer's last fit left open.
         waiting: The moments whose parts are not restored yet: a checkpoint that is written now has them from the tree.
     """
 
     path: str | None = None
     tree: dict[str, Any] | None = None
     counts: dict[str, int] = field(default_factory=dict)
-    rest: dict[str, Any] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
 
 

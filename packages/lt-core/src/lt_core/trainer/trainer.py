@@ -244,7 +244,7 @@ class Trainer(TrainerView):
         if run.fits:
             self._should_stop, self._last_fit = False, None
             self._stop_requests.clear()
-            if not self._progress.epoch_closed and not run.resumed.rest:  # an earlier fit failed, or had another module
+            if not self._progress.epoch_closed and not run.saves.kept:  # an earlier fit failed, or had another module
                 self._progress.abandon_epoch()
         for owner in (run.module, run.datamodule):
             if owner is not None:
