@@ -412,6 +412,13 @@ class Feed(Passes):
             "ahead": None,
         }
 
+    def _place_now(self) -> dict[str, Any]:
+        """Return the place behind the batch handed out last, whatever was looked ahead at."""
+        if self._moment is not None:
+            with self.leaves[0].at(self._moment):
+                return self._place()
+        return self._place() if self._before is None else dict(self._before)
+
     @property
     def waits(self) -> bool:
         """Return whether a state was loaded that nothing went on from yet."""
@@ -424,7 +431,7 @@ class Feed(Passes):
     @property
     def handed(self) -> int:
         """Return how many batches of the running epoch were handed out."""
-        return int((self._before or self._place())["rounds"])
+        return int(self._place_now()["rounds"])
 
     def place_before(self, rounds: int) -> dict[str, Any] | None:
         """Return the place that the feed had some batches ago, or None where it cannot be found again.
@@ -460,10 +467,7 @@ class Feed(Passes):
             self._exhaust(self.leaves[0])
         if self._over if self.ends is None or not self._rounds else self.last:
             return {**self._place(), "over": True}
-        if self._moment is not None:
-            with self.leaves[0].at(self._moment):
-                return self._place()
-        return self._place() if self._before is None else dict(self._before)
+        return self._place_now()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state: then ``resume`` goes on inside its epoch, ``epoch`` begins the next.
