@@ -256,6 +256,11 @@ class VersionedLogger(NamedLogger):
                     self._version = self._claim()
         return self._version
 
+    @property
+    def settled_version(self) -> int | str | None:
+        """Return the run's number or folder name if it was given or claimed already."""
+        return self._version
+
     def _claim(self) -> int:
         try:
             return claim_version(Path(self.root_dir))

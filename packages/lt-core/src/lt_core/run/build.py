@@ -10,9 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lt_core.builtin.engine import PlainEngine
-from lt_core.checkpoint import resume
+from lt_core.checkpoint import find, resume
 from lt_core.checkpoint.engine_folder import load_folder
 from lt_core.checkpoint.parts import restore
+from lt_core.checkpoint.runs import RunRecord
 from lt_core.checkpoint.save import Saves
 from lt_core.data.sources import Feeds
 from lt_core.hooks.table import HookTable, overrides
@@ -27,7 +28,7 @@ from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.announce import announce
 from lt_core.run.select import ordered
 from lt_core.state import rng
-from lt_core.state.agreement import heed
+from lt_core.state.agreement import decided_by_rank_zero, heed
 from lt_core.state.run import Run
 from lt_core.state.signals import SignalWatch
 from lt_core.state.stage import stage_of
@@ -65,6 +66,8 @@ def new_run(request: Request) -> Run:
         compiled=request.compiled,
     )
     last = trainer._run
+    if last is not None and module is last.module:
+        run.record = last.record
     if last is not None and not run.fits and module is last.module:
         run.optimizers, run.schedulers = last.optimizers, last.schedulers
     return run
@@ -101,8 +104,12 @@ def build_run(run: Run, request: Request) -> None:
     if trainer._active_profiler is not None:
         trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
     _prepare_data(run)
-    run.resumed.path = resume.find_checkpoint(run, request.ckpt_path)
+    run.resumed.path = find.find_checkpoint(run, request.ckpt_path, request.ordinal)
     header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
+    if run.fits:
+        before = header or {}
+        step = int(before.get("progress", {}).get("step", 0))
+        run.record = decided_by_rank_zero(run, lambda: RunRecord.begun(request.ordinal, before.get("run"), step))
     open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
     _set_up_users(run)
     _configure_model(run)
@@ -325,6 +332,9 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
         resume.restore_training(run, checkpoint)
         run.resumed.tree = checkpoint
     check_saving(run)
+    if run.record is not None and run.world.is_global_zero and not run.trainer.fast_dev_run:
+        callbacks = run.trainer.checkpoint_callbacks
+        run.record.keep(folders[0] for c in callbacks if (folders := getattr(c, "folders", list)()))
     run.loop.fit.validated_at = time.monotonic()
 
 

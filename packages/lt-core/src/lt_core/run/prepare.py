@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lt_core.checkpoint.runs import number_of_fit
 from lt_core.hooks.table import hook_problems
 from lt_core.notices import warn
 from lt_core.run.checks import module_problems, module_remarks, read_inputs
@@ -52,6 +53,8 @@ def prepare(
     if fn is TrainerFn.FITTING:
         request.sources[VALIDATE.word] = given.val_loaders
     request.ckpt_path = _resolve_path(trainer, fn, ckpt_path)
+    request.place = _place(trainer)
+    request.ordinal = number_of_fit(request.place)
     if request.travels:
         request.process = process_state()
         # until an outcome has come back
@@ -101,6 +104,13 @@ def _resolve_path(trainer: Trainer, fn: TrainerFn, ckpt_path: Any) -> Any:
         if any(isinstance(c, OnExceptionCheckpoint) for c in trainer.callbacks):
             return "auto"
     return ckpt_path
+
+
+def _place(trainer: Trainer) -> str:
+    """Return where a trainer's fits save to: the first folder that was chosen for it."""
+    chosen = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    chosen += [getattr(logger, "save_dir", None) for logger in trainer.loggers]
+    return str(next(filter(None, chosen), trainer.default_root_dir))
 
 
 def _plan(trainer: Trainer, stage: str, compiled: bool) -> Plan:

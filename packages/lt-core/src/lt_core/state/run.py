@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lt_core.callback import Callback
+    from lt_core.checkpoint.runs import RunRecord
     from lt_core.checkpoint.save import Saves
     from lt_core.data.feed import Feed
     from lt_core.data.sources import Feeds
@@ -59,6 +60,7 @@ class Run:
         stage: What the call began with: training, validation, test or prediction.
         compiled: Compiled forms of the module's methods by name, for a module that ``torch.compile`` wraps.
         lightning_optimizers: What users get from ``self.optimizers()``, one for each of ``optimizers``.
+        record: What its checkpoints say of this fit, and of how it ends; of another stage's run the fit's before it.
         loop: What the running loops know; the one part that changes with each batch, beside the progress.
     """
 
@@ -83,6 +85,7 @@ class Run:
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[SchedulerConfig] = field(default_factory=list)
     lightning_optimizers: list[LightningOptimizer] = field(default_factory=list)
+    record: RunRecord | None = None
     signals: SignalWatch | None = None
     hooks: HookTable = _UNBUILT
     engine: Engine = _UNBUILT

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
+from lt_core.checkpoint.runs import count_fit
 from lt_core.config.row import takes_flags
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
@@ -142,6 +143,8 @@ class Trainer(TrainerView):
         """
         request = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
         receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
+        if not self.fast_dev_run:
+            count_fit(request.place)
 
     def validate(
         self,

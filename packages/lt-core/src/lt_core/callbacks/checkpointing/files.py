@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import owner_of
+from lt_core.checkpoint.find import default_folders
+from lt_core.checkpoint.runs import FOLDER
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, Problem
 
@@ -123,24 +125,15 @@ def free_path(trainer: Trainer, path: str, own: str, join: str, start: int) -> s
 
 def default_folder(trainer: Trainer) -> str:
     """Return ``<first logger's run folder>/checkpoints``, or ``<default_root_dir>/checkpoints`` without a logger."""
-    if not trainer.loggers:
-        return os.path.join(trainer.default_root_dir, "checkpoints")
-    logger = trainer.loggers[0]
-    save_dir, version = getattr(logger, "save_dir", None), logger.version
-    root = save_dir if save_dir is not None else trainer.default_root_dir
-    folder = f"version_{version}" if isinstance(version, int) else version
-    own_root = getattr(logger, "root_dir", None)
-    if own_root and version is not None and os.path.abspath(own_root) != os.path.abspath(root):
-        return os.path.join(os.fspath(own_root), str(folder), "checkpoints")
-    parts = [logger.name, folder, "checkpoints"]
-    return os.path.join(os.fspath(root), *(str(part) for part in parts if part is not None))
+    version = trainer.loggers[0].version if trainer.loggers else None
+    return str(default_folders(trainer, version)[-1])
 
 
 def warn_of_strangers(folder: str, own: Iterable[str]) -> None:
     """Warn where the folder holds anything that is not this callback's own."""
     if not os.path.isdir(folder):
         return
-    ours = {os.path.basename(path) for path in own}
+    ours = {os.path.basename(path) for path in own} | {FOLDER}
     if any(owner_of(name) not in ours and not name.startswith("metrics.journal") for name in os.listdir(folder)):
         warn(f"The checkpoint folder {folder} exists and is not empty.")
 

@@ -75,6 +75,8 @@ class SafetensorsIO:
             "lt_progress": _compact(_progress(tree)),
             "lt_keys": _compact([key for key in tree if isinstance(key, str)]),
         }
+        if isinstance(tree.get("lt_run"), Mapping):
+            metadata["lt_run"] = _compact(dict(tree["lt_run"]))
         weights = tree.get("state_dict")
         if isinstance(weights, Mapping):
             metadata["lt_parameters"] = parameter_signature(weights)
@@ -217,8 +219,8 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what the header of a checkpoint says, reading no tensor.
 
     Returns:
-        ``format`` (a number), ``versions``, ``progress``, ``parameters`` (a signature or None), ``keys`` of the
-        checkpoint dict, ``size`` in bytes, and ``tensors``: format and shape of each by name.
+        ``format`` (a number), ``versions``, ``progress``, ``run`` (the mark of the run that wrote it, or None),
+        ``parameters`` (a signature or None), ``keys`` of the checkpoint dict, ``size`` in bytes, and ``tensors``: format and shape of each by name.
 
     Raises:
         CheckpointError: If the file is missing, not whole, unsafe or too new.
@@ -231,6 +233,7 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
         "format": int(metadata["lt_format"]),
         "versions": checked_json(metadata.get("lt_versions", "{}"), where),
         "progress": checked_json(metadata.get("lt_progress", "{}"), where),
+        "run": checked_json(metadata.get("lt_run", "null"), where),
         "parameters": metadata.get("lt_parameters"),
         "keys": checked_json(metadata.get("lt_keys", "[]"), where),
         "size": header.size,
