@@ -104,6 +104,7 @@ def build_run(run: Run, request: Request) -> None:
     if trainer._active_profiler is not None:
         trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
     _prepare_data(run)
+    run.resumed.asked = request.ckpt_path is not None
     run.resumed.path = find.find_checkpoint(run, request.ckpt_path, request.ordinal)
     header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
     if run.fits:

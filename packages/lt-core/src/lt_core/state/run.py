@@ -44,10 +44,12 @@ class Resumed:
     """Checkpoint that a run began with.
 
     Attributes:
+        asked: Whether the call was asked to resume, by a path or a word, whatever was found.
         path: The file; None for a run that began without one.
         tree: What it holds, until the last part is restored.
     """
 
+    asked: bool = False
     path: str | None = None
     tree: dict[str, Any] | None = None
 

@@ -276,6 +276,11 @@ class TrainerView:
         return None if self._run is None else self._run.resumed.path
 
     @property
+    def was_to_resume(self) -> bool:
+        """Return whether this or the last call was asked to resume, by a path or a word, whatever was found."""
+        return self._run is not None and self._run.resumed.asked
+
+    @property
     def requested_checkpoints(self) -> list[str]:
         """Return the paths that `request_checkpoint` was given and that are not safe on the disk yet."""
         saves = None if self._run is None else self._run.saves

@@ -245,7 +245,7 @@ class ModelCheckpoint(Checkpoint):
         if not self._folder_is_given:
             folder = os.path.expanduser(files.default_folder(trainer)) if trainer.is_global_zero else ""
             self.dirpath = folder = from_rank_zero(trainer, os.path.abspath(folder))
-        if trainer.is_global_zero and self.save_top_k != 0 and not trainer.resumed_from:
+        if trainer.is_global_zero and self.save_top_k != 0 and not trainer.was_to_resume:
             files.warn_of_strangers(folder, [*self.best_k_models, self.best_model_path, self.last_model_path])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
