@@ -194,7 +194,7 @@ def test_asynchronous_saves_keep_the_same_files(tmp_path):
 
     saver = ModelCheckpoint(tmp_path / "c", "{epoch}", monitor="val_loss", save_top_k=2, save_last="link")
     _trainer(tmp_path, [saver], max_epochs=4, plugins=[AsyncCheckpointIO()]).fit(_Model([0.5, 0.7, 0.4, 0.3]))
-    assert sorted(path.name for path in (tmp_path / "c").glob("*.ckpt")) == ["epoch=2.ckpt", "epoch=3.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in (tmp_path / "c").glob("*.ckpt")) == ["epoch=2.ckpt", "epoch=3.ckpt", "last.ckpt"]
     assert os.readlink(tmp_path / "c" / "last.ckpt") == "epoch=3.ckpt"
     assert load_checkpoint(tmp_path / "c" / "last.ckpt")["global_step"] == 16
 

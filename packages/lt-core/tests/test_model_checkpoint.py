@@ -241,14 +241,39 @@ def test_a_step_save_that_never_found_its_metric_is_told(tmp_path):
     assert _files(tmp_path) == []
 
 
-def test_last_goes_with_each_save(tmp_path):
-    """last.ckpt is a file of its own, the same as the newest save."""
-    callback = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_last=True)
-    _fit(tmp_path, callback, _Model([1.0, 0.5, 2.0]))
-    assert _files(tmp_path) == ["epoch=1.ckpt", "last.ckpt"]
+@pytest.mark.parametrize("save_last", [True, "link"])
+@pytest.mark.parametrize(("losses", "best", "is_link"), [([3.0, 0.5, 2.0], 1, False), ([3.0, 2.0, 1.0], 2, True)])
+def test_last_is_the_newest_moment_at_which_saving_was_due(tmp_path, save_last, losses, best, is_link):
+    """last.ckpt is of the last epoch, though another one was best; a link to it only where that one was best."""
+    callback = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_last=save_last)
+    _fit(tmp_path, callback, _Model(losses))
+    assert _files(tmp_path) == [f"epoch={best}.ckpt", "last.ckpt"]
     assert callback.last_model_path == str(tmp_path / "last.ckpt")
-    assert not os.path.islink(tmp_path / "last.ckpt")
-    assert _step(tmp_path / "last.ckpt") == 8
+    assert os.path.islink(tmp_path / "last.ckpt") == (is_link and save_last == "link")
+    assert (_step(tmp_path / "last.ckpt"), _step(tmp_path / f"epoch={best}.ckpt")) == (12, 4 * best + 4)
+
+
+def test_a_link_takes_the_place_of_a_file_and_the_other_way_round(tmp_path):
+    """With "link", last.ckpt is a file after an epoch that was not among the best, a link again after one that was."""
+    seen = []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch:
+                seen.append((os.path.islink(tmp_path / "last.ckpt"), _step(tmp_path / "last.ckpt")))
+
+    callback = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_last="link")
+    _fit(tmp_path, [Look(), callback], _Model([3.0, 4.0, 2.0, 5.0, 6.0]), max_epochs=5)
+    assert seen == [(True, 4), (False, 8), (True, 12), (False, 16)]
+    assert _files(tmp_path) == ["epoch=2.ckpt", "last.ckpt"]
+
+
+def test_last_is_written_where_the_monitor_is_not_there_yet(tmp_path):
+    """An epoch without the monitored metric warns that nothing can be best, and last.ckpt is of it all the same."""
+    callback = ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True, save_on_train_epoch_end=True)
+    with pytest.warns(UserWarning, match="no metric of that name"):
+        _fit(tmp_path, callback, _Model([1.0]), max_epochs=1, check_val_every_n_epoch=2)
+    assert _files(tmp_path) == ["last.ckpt"]
 
 
 def test_last_by_steps_goes_with_each_trigger(tmp_path):

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import KEY
-from lt_core.checkpoint.format.safetensors_io import SafetensorsIO
 from lt_core.checkpoint.runs import FINISHED, RUNNING, RunMark, is_live, read_records
 from lt_core.notices import info, warn
 from lt_core.state.agreement import decided_by_rank_zero
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
     from lt_core.state.run import Run
     from lt_core.trainer import Trainer
 
-__all__ = ["default_folders", "find_checkpoint", "find_last"]
+__all__ = ["WORDS", "default_folders", "find_checkpoint", "find_last", "has_own_folder", "search_folders"]
 
+WORDS = ("last", "auto", "best", "hpc")  # what ckpt_path may be besides a path
 _SUFFIXES = {".ckpt", ".safetensors"}
 
 
@@ -58,8 +58,8 @@ class _File:
         # With equal counters a file with a name of its own is newer than its copy "last".
         own = not self.path.stem.startswith("last")
         exact = known.get("exact") is not False
-        self.order = (self.step, count("epoch"), count("batch"), exact, count("save_counter"), own)
-        self.order += (-self.place, self.date)
+        counters = self.step, count("epoch"), count("batch"), exact, count("save_counter")
+        self.order = (*counters, own, -self.place, self.date)
 
     def fits(self, parameters: str | None) -> bool:
         """Return whether it is of a model with these parameters, as far as it says."""
@@ -187,9 +187,7 @@ def _assembled(files: list[_File], records: dict[str, tuple[RunMark, dict[str, A
     return run
 
 
-def find_last(
-    folders: Iterable[str | os.PathLike[str]], parameters: str | None = None, io: Any = None
-) -> Path | None:
+def find_last(folders: Iterable[str | os.PathLike[str]], parameters: str | None = None, io: Any = None) -> Path | None:
     """Return the newest valid checkpoint of the run in some folders that was begun last, or None.
 
     Newest by the counters in the files: steps, then epochs and batches completed; then exact ones before those saved
@@ -201,7 +199,11 @@ def find_last(
             So do files whose weights an engine wrote beside them.
         io: The checkpoint format; this package's own if None.
     """
-    found = _Survey(folders, parameters, SafetensorsIO() if io is None else io).newest()
+    if io is None:
+        from lt_core.checkpoint.format.safetensors_io import SafetensorsIO
+
+        io = SafetensorsIO()
+    found = _Survey(folders, parameters, io).newest()
     return None if found is None else found[1]
 
 
@@ -245,7 +247,6 @@ def _find(run: Run, path: str, ordinal: int) -> str | None:
         return _chosen(run, path, ordinal)
     if path == "hpc":
         return _hpc(run)
-    path = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(path):
         raise CheckpointError(_missing(run, path))
     return path
@@ -325,9 +326,14 @@ def search_folders(trainer: Trainer) -> list[Path]:
     """Return where checkpoints of this trainer can lie: the callbacks' own folders, then those of all versions."""
     callbacks = trainer.checkpoint_callbacks
     folders = [Path(f) for c in callbacks for f in getattr(c, "folders", list)()]
-    if not folders or any(not getattr(c, "dirpath", None) for c in callbacks):
+    if not folders or not all(has_own_folder(c) for c in callbacks):
         folders += default_folders(trainer)
     return [f for f in dict.fromkeys(f.absolute() for f in folders) if f.is_dir()]
+
+
+def has_own_folder(callback: Any) -> bool:
+    """Return whether a callback saves to a folder that its user chose."""
+    return bool(getattr(callback, "folder_is_given", getattr(callback, "dirpath", None)))
 
 
 def default_folders(trainer: Trainer, version: int | str | None = None) -> list[Path]:

@@ -335,7 +335,7 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     check_saving(run)
     if run.record is not None and run.world.is_global_zero and not run.trainer.fast_dev_run:
         callbacks = run.trainer.checkpoint_callbacks
-        run.record.keep(folders[0] for c in callbacks if (folders := getattr(c, "folders", list)()))
+        run.record.keep(callback.folders()[0] for callback in callbacks if callback.folders())
     run.loop.fit.validated_at = time.monotonic()
 
 

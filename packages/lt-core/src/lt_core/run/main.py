@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,7 +143,7 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
         _attempt("profiler", lambda: _end_profiling(run))
     _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
     if run.fits and run.record is not None:
-        _attempt("recording", lambda: run.record.end(STOPPED))
+        _attempt("recording", partial(run.record.end, STOPPED))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
     return error
 

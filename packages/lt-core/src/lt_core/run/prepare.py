@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lt_core.checkpoint.find import WORDS, has_own_folder
 from lt_core.checkpoint.runs import number_of_fit
 from lt_core.hooks.table import hook_problems
 from lt_core.notices import warn
@@ -16,6 +17,7 @@ from lt_core.state.stage import VALIDATE, stage_of
 from lt_interface import Plan
 from lt_interface.accelerator import ChecksPlan
 from lt_interface.errors import MisconfigurationException, Problem, raise_problems
+from lt_interface.paths import local_path
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
@@ -44,6 +46,8 @@ def prepare(
     if not any(p.is_type for p in problems):
         problems += hook_problems(given.module, given.datamodule, trainer.callbacks)
     plan = _plan(trainer, stage, compiled=given.model is not given.module)
+    if fn is TrainerFn.FITTING and not trainer.fast_dev_run:
+        problems += [problem for callback in trainer.checkpoint_callbacks for problem in callback.problems()]
     problems += _plugin_problems(trainer, plan, None if any(p.is_type for p in problems) else given.module)
     raise_problems(problems)
     for remark in module_remarks(model, datamodule, stage, loaders, trainer, val_loaders=val_loaders):
@@ -103,12 +107,14 @@ def _resolve_path(trainer: Trainer, fn: TrainerFn, ckpt_path: Any) -> Any:
 
         if any(isinstance(c, OnExceptionCheckpoint) for c in trainer.callbacks):
             return "auto"
-    return ckpt_path
+    if ckpt_path is None or ckpt_path in WORDS:
+        return ckpt_path
+    return local_path(f"Trainer.{fn}(ckpt_path={ckpt_path!r})", ckpt_path)
 
 
 def _place(trainer: Trainer) -> str:
     """Return where a trainer's fits save to: the first folder that was chosen for it."""
-    chosen = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    chosen = [callback.dirpath for callback in trainer.checkpoint_callbacks if has_own_folder(callback)]
     chosen += [getattr(logger, "save_dir", None) for logger in trainer.loggers]
     return str(next(filter(None, chosen), trainer.default_root_dir))
 

@@ -106,8 +106,7 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         if experiment is not None and not hasattr(experiment, "id"):
             rule, fix = "it must be what wandb.init returned", "Leave it out for a new run."
             raise ConfigError(Problem(f"WandbLogger(experiment={experiment!r})", rule, fix=fix))
-        folder = os.path.abspath(os.path.expanduser(os.fspath(save_dir if dir is None else dir)))
-        super().__init__(folder, prefix, delivery, flush_timeout)
+        super().__init__(save_dir if dir is None else dir, prefix, delivery, flush_timeout)
         self._display_name = None if name is None else str(name)
         self._id = id if id is not None else None if version is None else str(version)
         self._project, self._given, self._is_identified = project, experiment, False

@@ -22,6 +22,7 @@ from lt_core.checkpoint.format.signature import parameter_signature
 from lt_core.checkpoint.format.tree import decode, encode
 from lt_core.version import __version__
 from lt_interface import CheckpointError, Problem
+from lt_interface.paths import local_path
 
 __all__ = ["MapLocation", "Prepared", "SafetensorsIO", "load_checkpoint", "peek", "save_checkpoint", "verify"]
 
@@ -105,7 +106,7 @@ class SafetensorsIO:
         table = Table([(blob.name, blob.code, blob.shape, blob.nbytes) for blob in blobs], metadata)
         by_name = {blob.name: blob for blob in blobs}
         checksums = []
-        with AtomicFile(os.fspath(path), table.size) as file:
+        with AtomicFile(local_path(f"checkpoint {os.fspath(path)!r}", path), table.size) as file:
             file.write(table.render())
             small = bytearray()
             for entry in table.entries:
@@ -220,7 +221,8 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         ``format`` (a number), ``versions``, ``progress``, ``run`` (the mark of the run that wrote it, or None),
-        ``parameters`` (a signature or None), ``keys`` of the checkpoint dict, ``size`` in bytes, and ``tensors``: format and shape of each by name.
+        ``parameters`` (a signature or None), ``keys`` of the checkpoint dict, ``size`` in bytes, and ``tensors``:
+        format and shape of each by name.
 
     Raises:
         CheckpointError: If the file is missing, not whole, unsafe or too new.
