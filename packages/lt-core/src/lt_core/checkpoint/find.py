@@ -227,7 +227,7 @@ def find_checkpoint(run: Run, ckpt_path: str | os.PathLike[str] | None, ordinal:
     """Return the file that ``ckpt_path`` means, or None to start without one; rank 0 looks, for all ranks.
 
     Args:
-        run: The run; its record, if it has one, is that of this trainer's fit before.
+        run: The run.
         ckpt_path: What the call was given.
         ordinal: Which fit of its process it is.
 
@@ -260,7 +260,7 @@ def _chosen(run: Run, word: str, ordinal: int) -> str | None:
     folders = search_folders(run.trainer)
     survey = _Survey(folders, parameter_signature(state) if state else None, run.saves.io)
     where = f'{run.fn}(ckpt_path="{word}")'
-    own = None if run.record is None else run.record.mark.id
+    own = run.trainer._run_id
     again = {job.id for job in current_jobs() if job.restarts}
     of_job = [one for one in survey.runs if one.mark and one.mark.ordinal == ordinal and again & set(one.jobs)]
     by_job = bool(run.fits and again and (of_job or word == "auto"))

@@ -111,6 +111,7 @@ def build_run(run: Run, request: Request) -> None:
         before = header or {}
         step = int(before.get("progress", {}).get("step", 0))
         run.record = decided_by_rank_zero(run, lambda: RunRecord.begun(request.ordinal, before.get("run"), step))
+        trainer._run_id = run.record.mark.id
     open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
     _set_up_users(run)
     _configure_model(run)

@@ -58,6 +58,7 @@ class TrainerView:
     _run: Run | None = None
     _returned: Outcome | None = None
     _journal: Any = None
+    _run_id: str | None = None  # of this trainer's last fit
     _own_ckpt_path: str | os.PathLike[str] | None = None
     _own_io: Any = None
     _announced: bool = False
