@@ -341,6 +341,33 @@ def test_taken_names_get_a_version(tmp_path):
     assert _step(tmp_path / "one.ckpt") == 4
 
 
+@pytest.mark.parametrize(
+    ("k", "kept"),
+    [
+        (-1, {"same.ckpt": 4, "same-v1.ckpt": 8, "same-v2.ckpt": 12, "same-v3.ckpt": 16, "same-v4.ckpt": 20}),
+        (2, {"same.ckpt": 20, "same-v1.ckpt": 8}),
+        (3, {"same.ckpt": 4, "same-v1.ckpt": 8, "same-v2.ckpt": 20}),
+    ],
+)
+def test_a_name_without_fields_keeps_as_many_as_are_asked_for(tmp_path, k, kept):
+    """Under one constant name each kept checkpoint has a version of its own, and one that leaves gives its name on."""
+    callback = ModelCheckpoint(tmp_path, "same", monitor="val_loss", save_top_k=k)
+    _fit(tmp_path, callback, _Model([3.0, 1.0, 4.0, 5.0, 2.0]), max_epochs=5)
+    assert {name: _step(tmp_path / name) for name in _files(tmp_path)} == kept
+    assert sorted(map(os.path.basename, callback.best_k_models)) == sorted(kept)
+    assert callback.best_model_path == str(tmp_path / "same-v1.ckpt")
+
+
+@pytest.mark.parametrize("k", [-1, 1])
+def test_a_name_without_fields_and_monitor(tmp_path, k):
+    """All are kept under versions of the name, or the newest alone under the name itself."""
+    callback = ModelCheckpoint(tmp_path, "same", save_top_k=k)
+    _fit(tmp_path, callback)
+    expected = {"same.ckpt": 4, "same-v1.ckpt": 8, "same-v2.ckpt": 12} if k == -1 else {"same.ckpt": 12}
+    assert {name: _step(tmp_path / name) for name in _files(tmp_path)} == expected
+    assert _step(callback.best_model_path) == 12
+
+
 def test_two_callbacks_do_not_share_a_name(tmp_path):
     """Two callbacks that would write one file at one boundary get two."""
     callbacks = [ModelCheckpoint(tmp_path, save_top_k=-1), ModelCheckpoint(tmp_path, monitor="step", save_top_k=-1)]
