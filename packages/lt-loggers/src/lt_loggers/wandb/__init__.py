@@ -127,6 +127,11 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         return self._project or ""
 
     @property
+    def settled_version(self) -> str | None:
+        """Return the run's id if it was given or made up already."""
+        return self._id
+
+    @property
     def version(self) -> str:
         """Return the run's id; it is known without a server."""
         self._identify()
