@@ -85,8 +85,8 @@ class CheckpointIO(Protocol):
     def peek(self, path: str) -> dict[str, Any]:
         """Return the header alone: versions and ``progress``; no tensor is read.
 
-        Where it also has ``run`` (the tree's ``lt_run``), ``keys`` (of the tree) and ``parameters`` (a signature of the
-        weights), the core tells runs apart, and files with weights only and of other models, when it looks for the newest.
+        It may also have ``run`` (the tree's ``lt_run``), ``keys`` (of the tree) and ``parameters`` (a signature of the
+        weights): then the search for the newest run distinguishes runs, files with weights only, and other models.
 
         Args:
             path: What ``save`` was given.
