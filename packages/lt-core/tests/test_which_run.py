@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The checkpoint folder .* is not empty",
     "ignore:.*it holds the state of callbacks",
     "ignore:Net. there is a val",
+    "ignore:ModelCheckpoint.*was written with",
 )
 FEW = torch.ones(4, 1)
 
@@ -201,6 +202,26 @@ def test_a_run_that_was_brought_back_goes_on_from_there(tmp_path: Path) -> None:
     assert fit(tmp_path, 2, "last").began == 5
 
 
+def test_a_file_that_is_replaced_while_a_run_begins_is_taken_as_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many steps a resumed run began with is what was loaded, though the file said less when it was found."""
+    fit(tmp_path, 1, callbacks=[ModelCheckpoint(tmp_path / "c", "same", every_n_train_steps=1)])
+    shutil.copy(tmp_path / "c" / "same.ckpt", tmp_path / "early.ckpt")
+    fit(tmp_path, 2, "last", callbacks=[ModelCheckpoint(tmp_path / "c", "same", every_n_train_steps=1)])
+    shutil.copy(tmp_path / "c" / "same.ckpt", tmp_path / "late.ckpt")
+    shutil.copy(tmp_path / "early.ckpt", tmp_path / "c" / "same.ckpt")
+
+    class Late(Net):
+        def setup(self, stage: str) -> None:
+            shutil.copy(tmp_path / "late.ckpt", tmp_path / "c" / "same.ckpt")
+
+    net = fit(tmp_path, 3, tmp_path / "c" / "same.ckpt", Late(fails_at=8))
+    assert net.began == 8
+    (record,) = [json.loads(p.read_text()) for p in (tmp_path / "checkpoints" / ".runs").glob("*.json")]
+    assert record["from_step"] == 8
+
+
 def test_files_with_weights_only_serve_all_but_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Both words pass over them in fit, and take them in validate, where they are the newest."""
     full = ModelCheckpoint(tmp_path / "c", "{step}", every_n_train_steps=3, save_top_k=-1)
@@ -230,7 +251,7 @@ def test_a_run_that_goes_on_is_passed_over(tmp_path: Path) -> None:
     fit(tmp_path, 2, None, Net(fails_at=2))
     fit(tmp_path, 2, None, Net(fails_at=6))
     (newest,) = (tmp_path / "checkpoints").glob("*step=6.ckpt")
-    record = runs.RunRecord.begun(1, peek(newest)["run"], 6)
+    record = runs.RunRecord.begun(1, peek(newest)["run"])
     record.keep([str(tmp_path / "checkpoints")])
     try:
         assert fit(tmp_path, 1, "auto").began == 2

@@ -94,21 +94,24 @@ class RunRecord:
         self._locks: list[JournalLock] = []
 
     @classmethod
-    def begun(cls, ordinal: int, resumed: Any = None, from_step: int = 0) -> RunRecord:
+    def begun(cls, ordinal: int, resumed: Any = None) -> RunRecord:
         """Return the record of a run that begins now.
 
         Args:
             ordinal: Which fit of its process it is.
             resumed: The mark in the checkpoint that it goes on from, as it was read, if there is one.
-            from_step: How many steps are done.
         """
         now = time.time()
         before = RunMark.read(resumed) or RunMark(secrets.token_hex(8), now, now)
-        return cls(replace(before, newest_start=now, from_step=from_step, ordinal=ordinal))
+        return cls(replace(before, newest_start=now, from_step=0, ordinal=ordinal))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the mark as plain values."""
         return asdict(self.mark)
+
+    def starts_from(self, step: int) -> None:
+        """Note how many steps are done, once they are read: a header that was looked at before may be another's now."""
+        self.mark = replace(self.mark, from_step=step)
 
     def keep(self, folders: Iterable[str]) -> None:
         """Lock the run in each folder and record it there as running; a disk that refuses gives a warning.

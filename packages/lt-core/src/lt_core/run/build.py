@@ -108,9 +108,8 @@ def build_run(run: Run, request: Request) -> None:
     run.resumed.path = find.find_checkpoint(run, request.ckpt_path, request.ordinal)
     header = run.saves.io.peek(run.resumed.path) if run.resumed.path is not None else None
     if run.fits:
-        before = header or {}
-        step = int(before.get("progress", {}).get("step", 0))
-        run.record = decided_by_rank_zero(run, lambda: RunRecord.begun(request.ordinal, before.get("run"), step))
+        mark = (header or {}).get("run")
+        run.record = decided_by_rank_zero(run, lambda: RunRecord.begun(request.ordinal, mark))
         trainer._run_id = run.record.mark.id
     open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
     _set_up_users(run)
@@ -334,7 +333,9 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
         resume.restore_training(run, checkpoint)
         run.resumed.tree = checkpoint
     check_saving(run)
-    if run.record is not None and run.world.is_global_zero and not run.trainer.fast_dev_run:
+    assert run.record is not None  # of a fit
+    run.record.starts_from(run.progress.step)
+    if run.world.is_global_zero and not run.trainer.fast_dev_run:
         callbacks = run.trainer.checkpoint_callbacks
         run.record.keep(callback.folders()[0] for callback in callbacks if callback.folders())
     run.loop.fit.validated_at = time.monotonic()
