@@ -173,6 +173,14 @@ class Logger:
         return None
 
     @property
+    def settled_version(self) -> int | str | None:
+        """Return the version if it is given or claimed already, None as long as the next free one is to be taken.
+
+        Nothing is made and no tracker is asked; with a version, checkpoints of other versions are none of this run's.
+        """
+        return None
+
+    @property
     def save_dir(self) -> str | None:
         """Return the folder below which all experiments lie."""
         return None

@@ -46,6 +46,11 @@ class MLFlowRun(NamedLogger):
         return self._experiment_id or self._experiment_name
 
     @property
+    def settled_version(self) -> str | None:
+        """Return the run's id if it was given, or is known already."""
+        return self._folder or self._run_id
+
+    @property
     def version(self) -> str | None:
         """Return the run's id, or a name of this machine's where the server was away when the run began."""
         if self._folder is None and not self._is_silent():
