@@ -201,6 +201,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(requires=["build"])
+def mutation(session: nox.Session) -> None:
+    """Break lt-core in 200 small ways, one at a time; the tests must notice 95 % of them. Takes hours."""
+    install(session, PACKAGES, *PYTEST, *TRACKERS, "scikit-learn", "coverage", "pytest-cov", "pytest-xdist")
+    session.run("python", "ci/mutation.py", *session.posargs)
+
+
+@nox.session(requires=["build"])
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error, and the pages of hooks and flags must be the code's."""
     install(session, ["lt-interface", "lt-core"], "sphinx", "furo", "myst-parser", extras=False)

@@ -23,6 +23,7 @@ MODULES = {
         "lt_core.data",
         "lt_core.demos",
         "lt_core.loggers",
+        "lt_core.plugins",
         "lt_core.profilers",
     ],
     "lt-loggers": ["lt_loggers"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from precision_cases import CLIP, FLAGS, FORMATS, Net, by_trainer, loader, network, new_scaler, precision_of
 from torch import Tensor, nn
 
-from lt_accel import MixedPrecision
+from lt_accel import MixedPrecision, TransformerEnginePrecision
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import LightningModule, Trainer
 from lt_core.builtin.precision import BFloat16Precision, HalfPrecision
@@ -330,3 +331,13 @@ def test_the_scale_of_several_optimizers_changes_once_a_batch_on_ranks() -> None
     first, second = run_ranks(rank, 2, timeout=120)
     assert first == second
     assert (first["scale"], first["_growth_tracker"]) == (2.0**11, 1)  # 4 global batches, growing after 3
+
+
+@pytest.mark.parametrize("module", ["lt_core.plugins", "lt_core.plugins.precision"])
+def test_users_imports_find_the_precisions(module: str) -> None:
+    """Precisions of this package are found under the paths that programs import them from."""
+    found = import_module(module)
+    assert found.MixedPrecision is MixedPrecision
+    assert found.TransformerEnginePrecision is TransformerEnginePrecision
+    with pytest.raises(ImportError, match="cannot import name 'Mixed'"):
+        exec(f"from {module} import Mixed")

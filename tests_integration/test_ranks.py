@@ -10,10 +10,18 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lt_accel.strategies.ddp import DDPEngine, DDPStrategy
-from lt_core import LightningModule
+from lt_core import LightningModule, Trainer
+from lt_interface import ConfigError
 from lt_interface.testing import StrategyConformance
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.training import Job
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 class TestDDPOnRanks(StrategyConformance):
@@ -166,3 +174,17 @@ def test_two_optimizers_train_as_one_process() -> None:
 
     for found in run_ranks(lambda rank: train(2, strategy=DDPStrategy()), timeout=60.0):
         assert found == pytest.approx(train(1), abs=1e-6)
+
+
+def test_ranks_that_were_started_by_hand_train_together() -> None:
+    """Processes with RANK, WORLD_SIZE and MASTER_ADDR set by hand are the ranks of a strategy for as many."""
+
+    def rank(number: int) -> Any:
+        data = TensorDataset(torch.ones(8, 3))
+        made = Trainer(strategy="ddp", devices=2, max_epochs=1, accelerator="cpu", **QUIET)
+        made.fit(Gan(), DataLoader(data, 2))
+        with pytest.raises(ConfigError, match=r"Got 3 processes, and WORLD_SIZE=2 in the environment"):
+            Trainer(strategy="ddp", devices=3, max_epochs=1, accelerator="cpu", **QUIET).fit(Gan(), DataLoader(data, 2))
+        return made.global_rank, made.world_size, made.global_step
+
+    assert run_ranks(rank, timeout=60.0) == [(0, 2, 2), (1, 2, 2)]

@@ -14,9 +14,10 @@ from processes import ForkLauncher
 from quiet import QUIET, Noting
 
 from lt_core import Trainer
+from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.run import announce
 from lt_core.run.request import process_state, restore_process
-from lt_interface import ConfigError, MisconfigurationException, Problem
+from lt_interface import ConfigError, MisconfigurationException, Problem, registry
 
 BATCHES = [torch.ones(2, 1)] * 2
 FLAGS: dict[str, Any] = {**QUIET, "max_epochs": 1, "accelerator": "auto", "limit_val_batches": 0}
@@ -29,6 +30,23 @@ def _nothing_said_before() -> Iterator[None]:
     announce._once.cache_clear()
     yield
     announce._once.cache_clear()
+
+
+@pytest.mark.parametrize(("device", "command"), [("cuda", r"'lt-accel\[cuda\]'"), ("mps", "lt-accel")])
+def test_a_device_that_nothing_drives_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, device: str, command: str
+) -> None:
+    """Where torch sees a device and its package is missing, "auto" warns once, with the command that installs it."""
+    with monkeypatch.context() as patch:
+        cpu = registry._scan()["lt.accelerators"]["cpu"]
+        patch.setitem(registry._scan(), "lt.accelerators", {"cpu": cpu})
+        patch.setattr(getattr(torch, device) if device == "cuda" else torch.backends.mps, "is_available", lambda: True)
+        with pytest.warns(UserWarning, match=f"accelerator='auto'.*torch can use {device} here.*{command}$") as found:
+            Trainer(**FLAGS)
+        assert len(found) == 1
+        Trainer(**{**FLAGS, "accelerator": "cpu"})
+        patch.setitem(registry._scan(), "lt.accelerators", {"cpu": cpu, device: cpu})
+        Trainer(**FLAGS)
 
 
 class HasTest(Noting):
@@ -93,6 +111,7 @@ class TestWhichAreTaken:
         assert Trainer(**FLAGS, strategy="single_device").num_devices == 1
         several = boards.Boards()
         monkeypatch.setattr(boards.Boards, "default_strategy", lambda self, devices, nodes: "single_device")
+        monkeypatch.setattr(SingleDeviceStrategy, "problems", lambda self, plan, module=None: [])
         assert Trainer(**{**FLAGS, "accelerator": several}, launcher=ForkLauncher()).num_devices == 4
 
     def test_auto_where_no_strategy_for_several_is_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,9 +265,10 @@ def test_nested_objects_become_plain() -> None:
 
     model = Nested(Config(), [Namespace(a=Config(lr=1.0))])
     kept = checkpoint_entries(model)["hyper_parameters"]
+    named = {"$class": f"{Config.__module__}:Config"}
     assert kept == {
-        "conf": Namespace(lr=0.1, layers=[1, 2]),
-        "more": [Namespace(a=Namespace(lr=1.0, layers=[1, 2]))],
+        "conf": Namespace(lr=0.1, layers=[1, 2], **named),
+        "more": [Namespace(a=Namespace(lr=1.0, layers=[1, 2], **named))],
     }
     assert merged_hparams(model)["conf"] == {"lr": 0.1, "layers": [1, 2]}
     assert isinstance(model.hparams.conf, Config)

@@ -185,13 +185,13 @@ def test_namespace_and_untyped_objects_come_back(file: Path) -> None:
 
 
 def test_objects_among_arguments_come_back(file: Path) -> None:
-    """A dataclass among the arguments is rebuilt if annotated, else a Namespace; dicts stay dicts."""
+    """A dataclass among the arguments is rebuilt if its class can be named here; dicts stay dicts."""
     save(Parts(Config(width=7), {"a": 1}), file)
     loaded = Parts.load_from_checkpoint(file)
     assert loaded.conf == Config(width=7)
     assert type(loaded.other) is dict
     save(Parts(None, Inner(0.2)), file)
-    assert Parts.load_from_checkpoint(file).other == Namespace(rate=0.2)
+    assert Parts.load_from_checkpoint(file).other == Inner(0.2)
 
 
 def test_deep_classes_are_asked_for(file: Path) -> None:
@@ -223,17 +223,54 @@ def test_hparams_file_errors(tmp_path: Path, file: Path) -> None:
             Net.load_from_checkpoint(file, hparams_file=tmp_path / name)
 
 
-def test_strictness(file: Path) -> None:
-    """Strictness defaults to strict_loading, and may not contradict it."""
+class Loose(Net):
+    """Net whose class is loose."""
 
-    class Loose(Net):
-        strict_loading = False
+    strict_loading = False
 
+
+class Says(Net):
+    """Net whose instances say themselves how strict they are."""
+
+    def __init__(self, width: int, depth: int = 1, act: Any = nn.ReLU, says: bool | None = None) -> None:
+        super().__init__(width, depth, act)
+        self.strict_loading = says  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("kind", "says", "strict", "outcome"),
+    [
+        (Net, {}, None, "strict"),
+        (Net, {}, True, "strict"),
+        (Net, {}, False, "loose"),
+        (Loose, {}, None, "loose"),
+        (Loose, {}, True, "strict"),
+        (Loose, {}, False, "loose"),
+        (Says, {"says": None}, None, "strict"),
+        (Says, {"says": None}, True, "strict"),
+        (Says, {"says": None}, False, "loose"),
+        (Says, {"says": False}, None, "loose"),
+        (Says, {"says": False}, False, "loose"),
+        (Says, {"says": False}, True, "conflict"),
+        (Says, {"says": True}, None, "strict"),
+        (Says, {"says": True}, False, "conflict"),
+    ],
+)
+def test_strictness(file: Path, kind: type[Net], says: dict[str, Any], strict: bool | None, outcome: str) -> None:
+    """Strict decides; without it the module's strict_loading, None of which is True; only an instance's contradicts."""
     save(Net(3, depth=1), file)
-    Loose.load_from_checkpoint(file, depth=2, act=nn.ReLU)
-    Loose.load_from_checkpoint(file, depth=2, act=nn.ReLU, strict=False)
-    with pytest.raises(ValueError, match="strict must be what the module's own strict_loading is"):
-        Loose.load_from_checkpoint(file, act=nn.ReLU, strict=True)
+
+    def load() -> Any:
+        return kind.load_from_checkpoint(file, depth=2, act=nn.ReLU, strict=strict, **says)
+
+    if outcome == "loose":
+        assert load().hparams.depth == 2
+        return
+    error, text = (
+        (CheckpointError, "missing in the file") if outcome == "strict" else (ValueError, "strict must be what")
+    )
+    with pytest.raises(error, match=text):
+        load()
 
 
 def test_hooks_run_in_order(file: Path) -> None:

@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from lt_interface.errors import InterfaceVersionError, PluginError, Problem, UnknownPluginError, nearest_name
@@ -66,6 +67,12 @@ SIBLINGS: dict[str, dict[str, str]] = {
     "lt.clusters": {"slurm": "lt-accel", "torchrun": "lt-accel"},
     "lt.profilers": {"passthrough": "lt-core"},
 }
+# The classes that users import by name from where all plugins seem to be, and the packages that have them.
+CLASSES: dict[str, dict[str, str]] = {
+    "lt.precisions": dict.fromkeys(
+        ("BitsandbytesPrecision", "MixedPrecision", "TransformerEnginePrecision"), "lt-accel"
+    ),
+}
 
 
 @lru_cache(maxsize=1)
@@ -114,8 +121,11 @@ class Registry(Generic[T]):
             ring = "ring_kit:RingStrategy"
 
         >>> clocks = Registry("lt.clocks", "clock")
-        >>> clocks.names()
-        []
+        >>> clocks.names(), clocks.absent()
+        ([], {})
+        >>> clocks.class_named("Quartz", "clock_kit")
+        Traceback (most recent call last):
+        AttributeError: module 'clock_kit' has no attribute 'Quartz'
         >>> class Quartz:
         ...     pass
         >>> clocks.name_of(Quartz) is None
@@ -148,6 +158,34 @@ class Registry(Generic[T]):
         value = f"{plugin.__module__}:{plugin.__qualname__}"
         points = _scan().get(self.group, {})
         return next((name for name, same in points.items() if any(p.value == value for p in same)), None)
+
+    def absent(self) -> dict[str, str]:
+        """Return the names that sibling packages would bring, each with the command that installs it."""
+        installed = self.names()
+        return {name: _command(s) for name, s in SIBLINGS.get(self.group, {}).items() if name not in installed}
+
+    def class_named(self, name: str, module: str) -> Any:
+        """Return a class of a sibling package that users import from a module of another one.
+
+        Args:
+            name: The class's name.
+            module: The module that they import it from, for messages.
+
+        Raises:
+            AttributeError: If no sibling has a class of that name.
+            ImportError: If it is not installed; the message has the command.
+        """
+        package = CLASSES.get(self.group, {}).get(name)
+        if package is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        points = _scan().get(self.group, {}).values()
+        for top in sorted({p.module.partition(".")[0] for same in points for p in same}):
+            found = getattr(import_module(top), name, None)
+            if found is not None:
+                return found
+        raise ImportError(
+            str(Problem(f"{module}.{name}", "this class comes with another package", "", _command(package)))
+        )
 
     def problem(self, name: str, where: str) -> Problem | None:
         """Return what is wrong with a name, or None if exactly one plugin has it; nothing is imported.

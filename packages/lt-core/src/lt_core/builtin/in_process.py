@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,14 +18,16 @@ class InProcessLauncher:
     passes = "live"
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
-        """Refuse a plan of more than one process."""
-        if plan.processes == 1:
+        """Refuse a plan of more than one process, unless this is one of so many that the user started by hand."""
+        there = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+        if there == str(plan.processes):
             return []
         return [
             Problem(
                 f"Trainer, launcher {self.name}",
                 "it starts one process only",
-                f"{plan.processes} processes",
+                f"{plan.processes} processes"
+                + (f", and WORLD_SIZE={there} in the environment" if there != "1" else ""),
                 "Set devices=1 and num_nodes=1, name a launcher that starts them, or start the script with torchrun.",
             )
         ]

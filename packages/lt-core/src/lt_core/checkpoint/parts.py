@@ -198,7 +198,9 @@ def _weights(run: Run) -> Stateful:
 
     def give(state: dict[str, Any]) -> None:  # before there is an engine
         weights = run.strategy.weights(run.module)
-        load_weights(run.module, state, run.module.strict_loading, run.resumed.path or "checkpoint", weights)
+        load_weights(
+            run.module, state, run.module.strict_loading is not False, run.resumed.path or "checkpoint", weights
+        )
 
     return _Of(take, give)
 

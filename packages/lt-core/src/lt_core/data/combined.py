@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from lt_core.data.leaf import length
+from lt_core.data.leaf import is_stateful, length
 from lt_interface.errors import ConfigError, Problem, nearest
 from lt_interface.nested import rebuilt
 
@@ -24,17 +24,30 @@ _BATCHES = (list, tuple, Mapping, torch.Tensor, str, bytes)
 
 def _is_loader(thing: Any) -> bool:
     """Return whether a thing gives batches, where a list of batches does not count."""
-    if isinstance(thing, DataLoader | CombinedLoader | IterableDataset | FunctionType | MethodType | partial):
+    if _is_surely_loader(thing):
         return True
     if isinstance(thing, _BATCHES) or hasattr(thing, "__array__"):
         return False
     return hasattr(type(thing), "__iter__") and not hasattr(thing, "to")
 
 
+def _is_surely_loader(thing: Any) -> bool:
+    """Return whether a thing is of a kind that is in no batch."""
+    return isinstance(thing, DataLoader | CombinedLoader | IterableDataset | FunctionType | MethodType | partial)
+
+
 def _holds_loaders(tree: Any) -> bool:
     if not isinstance(tree, list | tuple):
         return isinstance(tree, Mapping)
-    return any(_is_loader(item) or (isinstance(item, list | tuple) and _holds_loaders(item)) for item in tree)
+    return any(_is_loader(item) or _hides_loaders(item) for item in tree)
+
+
+def _hides_loaders(item: Any) -> bool:
+    """Return whether an item of a list holds loaders; a mapping in a list may be a batch, and that of anything."""
+    if isinstance(item, Mapping):
+        values = item.values()
+        return any(_is_surely_loader(v) or (_is_loader(v) and is_stateful(v)) or _hides_loaders(v) for v in values)
+    return isinstance(item, list | tuple) and _holds_loaders(item)
 
 
 def flatten(tree: Any) -> tuple[list[Any], list[tuple[Any, ...]]]:

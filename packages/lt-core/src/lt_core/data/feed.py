@@ -470,8 +470,10 @@ class Feed:
         """
         if self._state is not None:  # nothing was handed out since it was loaded
             return self._state
-        if self._last and len(self.leaves) == 1 and self.leaves[0].keeps_place:
-            self._exhaust(self.leaves[0])  # whether its dataset has begun anew already, its state does not show
+        # Whether what keeps its own place has begun anew already, its state does not show: the feed must know.
+        known = self._open and self._rounds and any(leaf.keeps_place for leaf in self.leaves)
+        if known and self.last and len(self.leaves) == 1:
+            self._exhaust(self.leaves[0])
         if self._over if self.ends is None or not self._rounds else self.last:
             return {**self._place(), "over": True}
         if self._moment is not None:

@@ -27,7 +27,7 @@ class OpaqueLeaf(Leaf):
     def __init__(self, user: Any, number: int, source: Any = None) -> None:
         self.source = user if source is None else source
         super().__init__(user, number, self.source)
-        self.stateful = is_stateful(user)
+        self.stateful = self.keeps_place = is_stateful(user)
         self.one_shot = hasattr(self.source, "__next__")
         self.drawn = 0
         self.generators = find_generators(user) if isinstance(user, DataLoader) else []

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from itertools import product
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback, is_default
@@ -33,6 +34,7 @@ __all__ = [
     "hook_problems",
     "method_of",
     "overrides",
+    "signature_of",
     "table_markdown",
 ]
 
@@ -167,9 +169,38 @@ def method_of(owner: Any, name: str) -> Any:
     return partial(default, owner) if found is None and default is not None else found
 
 
+def layer_hooks(module: Any) -> list[str]:
+    """Return under which names a module creates its layers: configure_model, or its old name, or both."""
+    functions: dict[Any, str] = {}
+    for name in ("configure_model", "configure_sharded_model"):
+        function = getattr(module, name)
+        while function is not None and not is_default(function):
+            inner = getattr(function, "__wrapped__", getattr(function, "func", None))  # of a wrapper, or a partial
+            if inner is None:
+                functions.setdefault(getattr(function, "__func__", function), name)
+            function = inner
+    return list(functions.values())
+
+
 def declared(kind: type, name: str) -> bool:
     """Return whether a class inherits a default of the hook ``name``: only then is its own ever called."""
     return any(is_default(vars(base).get(name)) for base in kind.__mro__)
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Return what a callable takes: its own arguments if it lists them, else those of what it wraps.
+
+    Raises:
+        TypeError, ValueError: If nothing is known of it, as of a builtin.
+    """
+    own = inspect.signature(function, follow_wrapped=False)
+    inner = getattr(function, "__wrapped__", None)
+    if inner is None or all(p.kind is not p.VAR_POSITIONAL for p in own.parameters.values()):
+        return own
+    wrapped = signature_of(inner)
+    if isinstance(function, MethodType) and not isinstance(inner, MethodType):  # what is bound takes self no more
+        return wrapped.replace(parameters=list(wrapped.parameters.values())[1:])
+    return wrapped
 
 
 def bind(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any] | None:
@@ -178,23 +209,31 @@ def bind(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., An
     A shorter form is fed by its parameters' names if we know them all, else by position.
     """
     try:
-        signature = inspect.signature(function)
+        signature = signature_of(function)
+        loose = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):  # a builtin or a mock: trust it
         return function
-    try:
+    with suppress(TypeError):
         signature.bind(*names)
         return function
-    except TypeError:
-        pass
+    fed = _fed(function, signature, names)
+    with suppress(TypeError):
+        loose.bind(*names)  # what it wraps may take self, and it is no method
+        return fed or function
+    return fed
+
+
+def _fed(function: Callable[..., Any], signature: inspect.Signature, names: Sequence[str]) -> Callable[..., Any] | None:
+    """Return ``function`` so that it gets those of the arguments ``names`` that a shorter signature takes, or None."""
     parameters = list(signature.parameters.values())
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    accepted = [p.name for p in parameters if p.name in names]
-    if required and set(required) <= set(names):
-        places = {name: names.index(name) for name in accepted}
+    places = {p.name: names.index(p.name) for p in parameters if p.name in names}
+    by_place = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    leading = list(places) == by_place == list(names[: len(by_place)])  # a wrapper may look at arguments by their place
+    if required and set(required) <= set(names) and not leading:
         return wraps(function)(lambda *a: function(**{name: a[place] for name, place in places.items()}))
     if len(required) <= len(names) and all(p.kind is not p.KEYWORD_ONLY for p in parameters if p.name in required):
-        count = len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)])
-        return wraps(function)(lambda *a: function(*a[:count]))
+        return wraps(function)(lambda *a: function(*a[: len(by_place)]))
     return None
 
 

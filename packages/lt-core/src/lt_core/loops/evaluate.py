@@ -10,7 +10,7 @@ import torch
 
 from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of, has_loader, limit_of
-from lt_core.hooks.table import bind, declared, overrides
+from lt_core.hooks.table import bind, declared, overrides, signature_of
 from lt_core.loops.calls import between
 from lt_core.metrics.objects import untouched
 from lt_core.metrics.store import (
@@ -188,11 +188,9 @@ def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], A
     Raises:
         ConfigError: If several loaders are given and the step takes no ``dataloader_idx``.
     """
-    import inspect
-
     call = run.engine.call[name]
     try:
-        parameters = [p for p in inspect.signature(call).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        parameters = [p for p in signature_of(call).parameters.values() if p.kind is not p.VAR_KEYWORD]
         takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         takes_three = several if takes_any else len(parameters) >= 3
     except (TypeError, ValueError):

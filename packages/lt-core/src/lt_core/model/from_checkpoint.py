@@ -9,20 +9,20 @@ from __future__ import annotations
 import ast
 import csv
 import inspect
-from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import wraps
-from itertools import takewhile
 from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
 from types import MethodType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from lt_core.hooks.table import method_of
+from lt_core.hooks.table import layer_hooks, method_of
 from lt_core.model.hparams import PRIVATE_KEYS, AttributeDict
+from lt_core.model.typed import Scope, unkept
 from lt_core.notices import warn
 from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError, Problem, nearest
-from lt_interface.nested import items_of
 
 __all__ = ["build", "load_datamodule", "load_module", "not_on_instances", "read_hparams_file"]
 
@@ -66,7 +66,7 @@ def load_module(
 
     Args:
         cls: The class to build.
-        path: The checkpoint.
+        path: The checkpoint, or a binary file that is open for reading.
         map_location: Where to put the weights.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
         strict: Whether names of weights must match; None means as the module has it.
@@ -79,16 +79,18 @@ def load_module(
     from lt_core.checkpoint.engine_folder import KEY
     from lt_core.checkpoint.weights import load_weights
 
-    where = f"{cls.__name__}.load_from_checkpoint({str(path)!r})"
+    where = _where(cls, path)
     checkpoint = _read(path, map_location, hparams_file, "")
     module: LightningModule = build(cls, checkpoint, "", given, where)
+    own = vars(module).get("strict_loading")  # as the instance has it: what a class says is a default
     if strict is None:
-        strict = module.strict_loading
-    elif _says_strictness(module) and strict != module.strict_loading:
+        strict = module.strict_loading is not False
+    elif own is not None and strict != own:
         rule = "strict must be what the module's own strict_loading is"
-        raise ConfigError(Problem(where, rule, f"strict={strict} and {module.strict_loading}", "Leave strict out."))
-    for hook, args in (("configure_model", ()), ("configure_sharded_model", ()), ("on_load_checkpoint", (checkpoint,))):
-        method_of(module, hook)(*args)
+        raise ConfigError(Problem(where, rule, f"strict={strict} and {own}", "Leave strict out."))
+    for name in layer_hooks(module):
+        getattr(module, name)()
+    method_of(module, "on_load_checkpoint")(checkpoint)
     weights = checkpoint.get("state_dict") or {}
     if not weights and KEY in checkpoint:
         raise CheckpointError(
@@ -107,7 +109,7 @@ def load_datamodule(cls: type, path: Any, map_location: Any, hparams_file: Any, 
 
     Args:
         cls: The class to build.
-        path: The checkpoint.
+        path: The checkpoint, or a binary file that is open for reading.
         map_location: Where to put tensors among them.
         hparams_file: A file of hyper-parameters to use instead of the checkpoint's, or None.
         given: Arguments that take precedence over the saved ones.
@@ -115,14 +117,24 @@ def load_datamodule(cls: type, path: Any, map_location: Any, hparams_file: Any, 
     Raises:
         CheckpointError: If the file or the arguments do not fit.
     """
-    where = f"{cls.__name__}.load_from_checkpoint({str(path)!r})"
+    where = _where(cls, path)
     return build(cls, _read(path, map_location, hparams_file, "datamodule_"), "datamodule_", given, where)
+
+
+def _where(cls: type, path: Any) -> str:
+    name = getattr(path, "name", type(path).__name__) if hasattr(path, "read") else path
+    return f"{cls.__name__}.load_from_checkpoint({str(name)!r})"
 
 
 def _read(path: Any, map_location: Any, hparams_file: Any, prefix: str) -> dict[str, Any]:
     from lt_core.checkpoint import load_checkpoint
 
-    checkpoint = dict(load_checkpoint(path, map_location=map_location))
+    with TemporaryDirectory() if hasattr(path, "read") else nullcontext() as folder:
+        if folder is not None:
+            source, path = path, Path(folder, "checkpoint")
+            with path.open("wb") as copy:
+                copyfileobj(source, copy)
+        checkpoint = dict(load_checkpoint(path, map_location=map_location))
     if hparams_file is not None:
         checkpoint[f"{prefix}hyper_parameters"] = read_hparams_file(hparams_file)
     return checkpoint
@@ -158,12 +170,6 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _says_strictness(module: LightningModule) -> bool:
-    """Return whether the user set ``strict_loading`` on the object or its class."""
-    own = takewhile(lambda c: c.__module__ != "lt_core.module", type(module).__mro__)
-    return any("strict_loading" in vars(owner) for owner in (module, *own))
-
-
 def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, Any], where: str) -> Any:
     """Call a class with the hyper-parameters of a checkpoint.
 
@@ -188,76 +194,82 @@ def build(cls: type, checkpoint: dict[str, Any], prefix: str, given: dict[str, A
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     names, required = {p.name for p in named}, {p.name for p in named if p.default is p.empty}
     if name in names:  # one argument held all values; others can be among them only if they have no default
-        wanted = (required | set(given)) & names
-        arguments = {key: value for key, value in values.items() if key in wanted}
+        taken = given.keys() if accepts_any else given.keys() & names
+        arguments = {key: value for key, value in values.items() if key in taken or key in required}
         if saved:
             arguments.setdefault(name, {k: v for k, v in values.items() if k not in given or k in saved})
     else:
         arguments = {key: value for key, value in values.items() if accepts_any or key in names}
     _refuse_unkept(arguments, given, where)
-    hints = _hints(cls.__init__)  # type: ignore[misc]
-    for key in arguments.keys() - given.keys():
-        kind = checkpoint.get(f"{prefix}hparams_type") if key == name else None
-        arguments[key] = _typed(hints.get(key), arguments[key], kind)
-        if key == name and hints.get(key) is not dict and type(arguments[key]) is dict:
-            arguments[key] = AttributeDict(arguments[key])
+    kinds = {name: checkpoint.get(f"{prefix}hparams_type")}
+    arguments |= _restored(cls, {k: v for k, v in arguments.items() if k not in given}, kinds, where)
+    _refuse_unkept(arguments, given, where)
     lacking = sorted(required - set(arguments))
     if lacking:
-        hint = ", ".join(f"{key}=..." for key in lacking)
         raise CheckpointError(
             f"{where}: every argument of {cls.__name__}.__init__ without default must be saved or given. "
-            f"Got none for {', '.join(lacking)}. Give them: load_from_checkpoint(path, {hint})."
+            f"Got none for {', '.join(lacking)}. Give them: {_call(lacking)}."
         )
     ignored = [key for key in given if key not in arguments and key not in saved]
     if ignored:
         hint = nearest(ignored[0], names)
         warn(f"{where}: {cls.__name__}.__init__ takes no {', '.join(ignored)}, so it is ignored. {hint}".rstrip())
-    return cls(**arguments)
+    return _called(cls, arguments)
+
+
+def _restored(cls: type, arguments: dict[str, Any], kinds: dict[Any, Any], where: str) -> dict[str, Any]:
+    """Give saved arguments the types that the class itself can name.
+
+    Args:
+        cls: The class.
+        arguments: What the file holds.
+        kinds: For the argument that held all values, None or ``"DictConfig"``.
+        where: The call, for errors.
+
+    Raises:
+        CheckpointError: If a type refuses what the file holds.
+    """
+    scope, made, failed = Scope(cls), {}, {}
+    for key, value in arguments.items():
+        if kinds.get(key) == "DictConfig":
+            from omegaconf import OmegaConf  # type: ignore[import-not-found, unused-ignore]
+
+            made[key] = OmegaConf.create(value)
+            continue
+        try:
+            made[key] = scope.restore(value, scope.hints.get(key))
+        except Exception as error:  # of the user's own class
+            failed[key] = f"{type(error).__name__}: {str(error).rstrip('.')}"
+        else:
+            if key in kinds and scope.hints.get(key) is not dict and type(made[key]) is dict:
+                made[key] = AttributeDict(made[key])
+    if failed:
+        listed = "; ".join(f"{key} ({text})" for key, text in failed.items())
+        raise CheckpointError(
+            f"{where}: the types of its arguments must take what was saved. Got {listed}. Give them: {_call(failed)}."
+        )
+    return made
 
 
 def _refuse_unkept(arguments: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
     """Raise if an argument was a class, function or object, of which the file holds only the text."""
-    lost = {k: found for k, v in arguments.items() if k not in given and (found := list(_unkept(v, k)))}
+    lost = {k: found for k, v in arguments.items() if k not in given and (found := list(unkept(v, k)))}
     if lost:
         listed = ", ".join(f"{path} ({text})" for found in lost.values() for path, text in found)
-        call = ", ".join(f"{key}=..." for key in lost)
         raise CheckpointError(
             f"{where}: classes, functions and objects are not kept in a checkpoint. Got {listed}. "
-            f"Give them: load_from_checkpoint(path, {call})."
+            f"Give them: {_call(lost)}."
         )
 
 
-def _unkept(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the path and text of every value that the checkpoint holds only the ``repr`` of."""
-    items = vars(value) if isinstance(value, Namespace) else items_of(value) or {}
-    if set(items) == {"$repr"}:
-        yield path, str(items["$repr"])
-        return
-    for key, item in items.items():
-        yield from _unkept(item, f"{path}[{key}]" if isinstance(value, (list, tuple)) else f"{path}.{key}")
+def _call(names: Iterable[str]) -> str:
+    return f"load_from_checkpoint(path, {', '.join(f'{name}=...' for name in names)})"
 
 
-def _hints(obj: Any) -> dict[str, Any]:
-    try:
-        return get_type_hints(obj)
-    except Exception:  # names that exist for type checkers only
-        return {}
-
-
-def _typed(annotation: Any, value: Any, kind: str | None = None) -> Any:
-    """Give saved names and values the type that the class's own annotation asks for."""
-    if kind == "DictConfig":
-        from omegaconf import OmegaConf  # type: ignore[import-not-found, unused-ignore]
-
-        return OmegaConf.create(value)
-    if not isinstance(value, (dict, Namespace)) or (isinstance(value, dict) and set(value) == {"$repr"}):
-        return value
-    items = vars(value) if isinstance(value, Namespace) else value
-    for wanted in get_args(annotation) or (annotation,):  # X | None counts as X
-        if wanted is Namespace:
-            return Namespace(**items)
-        if isinstance(wanted, type) and is_dataclass(wanted):
-            hints = _hints(wanted)
-            known = {f.name for f in fields(wanted) if f.init}
-            return wanted(**{key: _typed(hints.get(key), item) for key, item in items.items() if key in known})
-    return value
+def _called(cls: type, arguments: dict[str, Any]) -> Any:
+    """Call a class with arguments by name, those that it takes by position alone in their order."""
+    first: list[Any] = []
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            first.append(arguments.pop(parameter.name, parameter.default))
+    return cls(*first, **arguments)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
+from reprlib import recursive_repr
 from types import CodeType, FrameType
 from typing import Any
 
+from lt_core.model.typed import attributes_of, config_library, plain, unkept
 from lt_core.notices import warn
 from lt_interface.errors import ConfigTypeError, MisconfigurationException, Problem, nearest
 
@@ -45,6 +46,7 @@ class AttributeDict(dict[str, Any]):
         except KeyError:
             raise AttributeError(f'No hyper-parameter "{name}".') from None
 
+    @recursive_repr()
     def __repr__(self) -> str:
         width = max((len(str(key)) for key in self), default=0) + 2
         return "\n".join(f"{f'{key}:':{width}}{self[key]}" for key in sorted(self, key=str))
@@ -156,13 +158,14 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "") -> dict[st
     if not owner._hparams:
         return {}
     entries: dict[str, Any] = {f"{prefix}hparams_name": owner._hparams_name}
-    config = _omegaconf()
+    config = config_library()
     if config is not None and config.is_config(owner._hparams):
         values = config.to_container(owner._hparams, resolve=True)
         entries[f"{prefix}hparams_type"] = "DictConfig"
     else:
-        values = {k: _plain(v, attributes=True) for k, v in owner._hparams.items()}
-    entries[f"{prefix}hyper_parameters"], softened = soften(values)
+        values = {k: plain(v, named=True) for k, v in owner._hparams.items()}
+    entries[f"{prefix}hyper_parameters"], _ = soften(values)
+    softened = [path[1:] for path, _ in unkept(entries[f"{prefix}hyper_parameters"])]
     if softened and not owner._warned_of_softened:
         owner._warned_of_softened = True
         warn(
@@ -182,7 +185,7 @@ def merged_hparams(module: HyperparametersMixin, datamodule: HyperparametersMixi
     merged: dict[str, Any] = {}
     clashes: list[str] = []
     for source in sources:
-        values = {k: _plain(v, attributes=False) for k, v in source.hparams_initial.items() if k not in PRIVATE_KEYS}
+        values = {k: plain(v, named=False) for k, v in source.hparams_initial.items() if k not in PRIVATE_KEYS}
         both = [key for key in values if key in merged and not _same(merged[key], values[key])]
         clashes += [f"{key} ({merged[key]!r} and {values[key]!r})" for key in both]
         merged.update(values)
@@ -243,10 +246,10 @@ def _holds(argument: Any, value: Any) -> bool:
 
 
 def _from_object(value: Any, owner: object) -> MutableMapping[str, Any]:
-    config = _omegaconf()
+    config = config_library()
     if config is not None and config.is_config(value) and isinstance(value, MutableMapping):
         return copy.deepcopy(value)  # the user's own must not change when values are ignored or added
-    named = value if isinstance(value, Mapping) and not is_dataclass(value) else _attributes(value)
+    named = value if isinstance(value, Mapping) and not is_dataclass(value) else attributes_of(value)
     if named is not None:
         return AttributeDict(named)
     if isinstance(value, _VALUE_TYPES) or not hasattr(value, "__dict__") or isinstance(value, type):
@@ -259,57 +262,38 @@ def _from_object(value: Any, owner: object) -> MutableMapping[str, Any]:
 # ---------------------------------------------------------------- what becomes of them
 
 
-def _omegaconf() -> Any:
-    """Return OmegaConf's class if the user imported that library, else None."""
-    return getattr(sys.modules.get("omegaconf"), "OmegaConf", None)
+def _frozen(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """Copy containers, so that later changes do not reach the copy; keep all other objects.
 
-
-def _frozen(value: Any) -> Any:
-    """Copy containers, so that later changes do not reach the copy; keep all other objects."""
-    config = _omegaconf()
+    Args:
+        value: The value; it may hold itself.
+        memo: The copies made so far, by the id of what was copied.
+    """
+    memo = {} if memo is None else memo
+    if id(value) in memo:
+        return memo[id(value)]
+    config = config_library()
     if config is not None and config.is_config(value):
         return copy.deepcopy(value)
     if isinstance(value, AttributeDict) or type(value) is dict:
-        return type(value)({key: _frozen(item) for key, item in value.items()})
-    if type(value) in (list, tuple):
-        return type(value)(_frozen(item) for item in value)
+        memo[id(value)] = twin = type(value)()
+        twin.update({key: _frozen(item, memo) for key, item in value.items()})
+        return twin
+    if type(value) is list:
+        memo[id(value)] = made = []
+        made += [_frozen(item, memo) for item in value]
+        return made
+    if type(value) is tuple:
+        return tuple(_frozen(item, memo) for item in value)
     if type(value) is set:
         return set(value)
-    named = _attributes(value)
+    named = attributes_of(value)
     if named is None:
         return value
-    twin = copy.copy(value)
+    memo[id(value)] = other = copy.copy(value)
     for name, item in named.items():
-        object.__setattr__(twin, name, _frozen(item))
-    return twin
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """Return the attributes of a Namespace or dataclass; None for all else."""
-    if isinstance(value, Namespace):
-        return vars(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: getattr(value, f.name) for f in fields(value)}
-    return None
-
-
-def _plain(value: Any, *, attributes: bool) -> Any:
-    """Turn dataclasses and configs, at any depth, into containers that a checkpoint and loggers can keep.
-
-    With ``attributes`` what had attributes becomes a Namespace, else a dict.
-    """
-    config = _omegaconf()
-    if config is not None and config.is_config(value):
-        return config.to_container(value, resolve=True)
-    named = _attributes(value)
-    if named is not None:
-        items = {key: _plain(item, attributes=attributes) for key, item in named.items()}
-        return Namespace(**items) if attributes else items
-    if isinstance(value, AttributeDict) or type(value) is dict:
-        return {key: _plain(item, attributes=attributes) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(item, attributes=attributes) for item in value)
-    return value
+        object.__setattr__(other, name, _frozen(item, memo))
+    return other
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -17,6 +17,7 @@ from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 __all__ = ["SchedulerConfig", "check_exchanged", "check_optimizers", "needs_closure", "parse_optimizers"]
 
 _WHERE = "LightningModule.configure_optimizers"
+_ABILITIES = ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups", "state", "defaults")
 _FORMS = (
     "Return an optimizer, a list of them, ([optimizers], [schedulers]), "
     '{"optimizer": ..., "lr_scheduler": ...}, a list of such dicts, or None.'
@@ -50,8 +51,16 @@ def _refuse(rule: str, got: Any = None, fix: str = _FORMS, where: str = _WHERE) 
     return MisconfigurationException(Problem(where, rule, "" if got is None else repr(got), fix))
 
 
-def _is_scheduler(x: Any) -> bool:
-    return isinstance(x, (LRScheduler, ReduceLROnPlateau)) or (hasattr(x, "step") and not isinstance(x, Optimizer))
+def _is_optimizer(x: Any) -> bool:
+    """Return whether something is an optimizer, by its class or by what it can do."""
+    return isinstance(x, Optimizer) or (not isinstance(x, type) and all(hasattr(x, name) for name in _ABILITIES))
+
+
+def _steps(scheduler: Any, optimizers: Sequence[Any]) -> bool:
+    """Return whether a scheduler's optimizer, if it has one, is among these, or one of these wraps it."""
+    owner = getattr(scheduler, "optimizer", None)
+    groups = [o.param_groups for o in optimizers]
+    return not isinstance(owner, Optimizer) or any(owner.param_groups is own for own in groups)
 
 
 def parse_optimizers(returned: Any, module: Any) -> tuple[list[Optimizer], list[SchedulerConfig]]:
@@ -61,9 +70,8 @@ def parse_optimizers(returned: Any, module: Any) -> tuple[list[Optimizer], list[
         MisconfigurationException: If the form or a scheduler's settings are none we know.
     """
     optimizers, raw = _split(returned)
-    schedulers = [_scheduler(item, monitor, optimizers, module) for item, monitor in raw]
     check_optimizers(optimizers, module)
-    return optimizers, schedulers
+    return optimizers, [_scheduler(item, monitor, optimizers, module) for item, monitor in raw]
 
 
 def check_optimizers(optimizers: Sequence[Any], module: Any, where: str = _WHERE) -> None:
@@ -79,7 +87,7 @@ def check_optimizers(optimizers: Sequence[Any], module: Any, where: str = _WHERE
         ConfigError: If there are several under automatic optimization.
     """
     for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
+        if not _is_optimizer(optimizer):
             raise _refuse("every optimizer must be a torch.optim.Optimizer", optimizer, where=where)
     if not module.automatic_optimization:
         return
@@ -98,32 +106,32 @@ def check_exchanged(optimizers: Sequence[Any], schedulers: Sequence[SchedulerCon
         ConfigError: If there are several under automatic optimization.
     """
     check_optimizers(optimizers, module, "trainer.optimizers")
-    for owner in (getattr(config.scheduler, "optimizer", None) for config in schedulers):
-        if isinstance(owner, Optimizer) and all(owner is not o for o in optimizers):
+    for config in schedulers:
+        if not _steps(config.scheduler, optimizers):
+            kind = type(config.scheduler.optimizer).__name__
             warn(
-                f"trainer.optimizers: a learning-rate scheduler still steps a {type(owner).__name__} that is not among "
-                "them. Exchange trainer.lr_scheduler_configs too."
+                f"trainer.optimizers: a learning-rate scheduler still steps a {kind} that is not among them. "
+                "Exchange trainer.lr_scheduler_configs too."
             )
 
 
 def _split(returned: Any) -> tuple[list[Any], list[tuple[Any, str | None]]]:
     """Return optimizers and (scheduler or its dict, monitor) pairs."""
-    if returned is None:
-        warn(f"{_WHERE} returned None: this fit will run with no optimizer.")
+    if returned is None or returned in ([], ()):
+        warn(f"{_WHERE} returned {returned}: this fit will run with no optimizer.")
         return [], []
-    if isinstance(returned, Optimizer):
-        return [returned], []
     if isinstance(returned, Mapping):
         return _from_dicts([returned])
+    if _is_optimizer(returned):
+        return [returned], []
     if isinstance(returned, (list, tuple)):
-        if len(returned) == 2 and all(isinstance(x, (list, tuple)) for x in returned):
-            return list(returned[0]), [(s, None) for s in returned[1]]
-        if returned and all(isinstance(x, Mapping) for x in returned):
+        if len(returned) == 2 and isinstance(returned[0], (list, tuple)):
+            schedulers = returned[1] if isinstance(returned[1], (list, tuple)) else [returned[1]]
+            return list(returned[0]), [(s, None) for s in schedulers if s is not None]
+        if all(isinstance(x, Mapping) for x in returned):
             return _from_dicts(returned)
-        if returned and all(isinstance(x, Optimizer) for x in returned):
+        if all(map(_is_optimizer, returned)):
             return list(returned), []
-        if len(returned) == 2 and isinstance(returned[0], (list, tuple)) and _is_scheduler(returned[1]):
-            return list(returned[0]), [(returned[1], None)]
     raise _refuse("unknown form of return value", returned)
 
 
@@ -174,8 +182,9 @@ def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], m
     if foreign and automatic and not overrides(module, "lr_scheduler_step"):
         rule = "the trainer does not know how to step a scheduler that is none of torch's"
         raise _refuse(rule, scheduler, "Override lr_scheduler_step(self, scheduler, metric) in the module.")
-    owner = getattr(scheduler, "optimizer", None)
-    if isinstance(owner, Optimizer) and all(owner is not o for o in optimizers):
+    if not hasattr(scheduler, "step") and not overrides(module, "lr_scheduler_step"):
+        raise _refuse("a scheduler must have a step method", scheduler)
+    if not _steps(scheduler, optimizers):
         raise _refuse("a scheduler's optimizer must be among those returned", fix="Return that optimizer too.")
     if isinstance(scheduler, (OneCycleLR, CyclicLR)) and config.interval == "epoch" and automatic:
         warn(

@@ -16,7 +16,7 @@ from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.runs import RunRecord
 from lt_core.checkpoint.save import Saves
 from lt_core.data.sources import Feeds
-from lt_core.hooks.table import HookTable, method_of, overrides
+from lt_core.hooks.table import HookTable, layer_hooks, method_of
 from lt_core.loops.boundary import Cadence
 from lt_core.loops.calls import manual_backward_of
 from lt_core.loops.schedule import with_each_step
@@ -214,13 +214,9 @@ def _set_up_users(run: Run) -> None:
 
 def _configure_model(run: Run) -> None:
     """Call the module's configure_model under the right device and format."""
-    module = run.module
-    names = ("configure_model", "configure_sharded_model")
-    for name in names:
-        if overrides(module, name):
-            with run.strategy.init_context(), run.precision.init_context(), run.metrics.current.inside(name):
-                getattr(module, name)()
-            break
+    for name in layer_hooks(run.module):
+        with run.strategy.init_context(), run.precision.init_context(), run.metrics.current.inside(name):
+            getattr(run.module, name)()
 
 
 def _load(run: Run) -> dict[str, Any] | None:

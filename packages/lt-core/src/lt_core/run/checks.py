@@ -5,7 +5,6 @@ Nothing here touches a device, runs a hook of the user or changes an object.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lt_core.callback import is_default
 from lt_core.hooks.declared import DataModuleHooks, ModuleHooks
-from lt_core.hooks.table import HOOKS, bind, overrides
+from lt_core.hooks.table import HOOKS, bind, layer_hooks, overrides, signature_of
 from lt_core.state.stage import STAGES, VALIDATE, stage_of
 from lt_interface.errors import Problem, nearest
 
@@ -240,7 +240,9 @@ def _removed_problems(module: Any) -> list[Problem]:
         for hook, fix in REMOVED.items()
         if overrides(module, hook)
     ]
-    if all(overrides(module, hook) for hook in ("configure_model", "configure_sharded_model")):
+    both = layer_hooks(module)
+    own = [kind for kind in type(module).__mro__ if not any(is_default(vars(kind).get(hook)) for hook in both)]
+    if len(both) == 2 and any(vars(kind).keys() >= set(both) for kind in own):
         rule = "this is the old name of configure_model, and both are defined"
         found.append(Problem(f"{name}.configure_sharded_model", rule, fix="Keep configure_model alone."))
     return found
@@ -280,7 +282,7 @@ def _signature_problems(given: Inputs, stage: str, loaders: Any) -> list[Problem
     if not callable(function):
         return [Problem(where, "a step must be a method", type(function).__name__, write, is_type=True)]
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = signature_of(function).parameters
     except (TypeError, ValueError):  # a builtin or a mock: trust it
         return []
     got = f"def {needs.step}({', '.join(['self', *(str(p) for p in parameters.values())])})"

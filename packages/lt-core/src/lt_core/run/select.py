@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lt_core.notices import info, warn
 from lt_interface import Plan, World, registry
 from lt_interface.accelerator import DescribesDevices
-from lt_interface.errors import ConfigError, MisconfigurationException, Problem
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.callback import Callback
@@ -66,12 +69,26 @@ def find_accelerator(config: TrainerConfig) -> Any:
         meant = [registry.accelerators.get(given, where)()]
     usable = [a for a in meant if a.is_available()]
     if usable:
-        return max(usable, key=lambda a: a.priority)
+        best = max(usable, key=lambda a: a.priority)
+        if given == "auto" and best.kind == "cpu":
+            _warn_of_undriven(where)
+        return best
     for accelerator in meant:
         problem = accelerator.missing() if isinstance(accelerator, DescribesDevices) else None
         if problem is not None:
             raise MisconfigurationException(replace(problem, where=where))
     raise MisconfigurationException(Problem(where, "no such device can be used here", fix='Write accelerator="auto".'))
+
+
+def _warn_of_undriven(where: str) -> None:
+    """Warn of a device that torch can use, and for which a sibling package is missing."""
+    for name, command in registry.accelerators.absent().items():
+        modules = (getattr(torch, name, None), getattr(torch.backends, name, None))
+        with warnings.catch_warnings():  # an unusable driver is no news to who trains on the CPU
+            warnings.simplefilter("ignore")
+            seen = any(module is not None and getattr(module, "is_available", bool)() for module in modules)
+        if seen:
+            warn(f"{where}: torch can use {name} here, and nothing installed drives it, so the CPU is used. {command}")
 
 
 def find_cluster(config: TrainerConfig) -> Any:
@@ -140,6 +157,9 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
         config: The flags.
         accelerator: The kind of device.
         cluster: The scheduler, or None.
+
+    Raises:
+        ConfigError: If the strategy cannot do with so many.
     """
     devices = tuple(_find_devices(config, accelerator, cluster))
     nodes = _find_nodes(config, cluster)
@@ -161,6 +181,16 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
     if may_shrink and alone and launcher.passes == "live" and len(devices) > 1:
         devices = devices[:1]
         strategy = _find_strategy(config, accelerator, 1, nodes)
+    spread = Plan(
+        accelerator=accelerator.kind,
+        device_type=accelerator.device(devices[0]).type,
+        strategy=strategy.name,
+        devices=devices,
+        num_nodes=nodes,
+        one_process_per_node=strategy.one_process_per_node,
+    )
+    if spread.processes > 1:  # with the module and all other flags it is asked later
+        raise_problems(strategy.problems(spread))
     return devices, nodes, strategy, launcher
 
 

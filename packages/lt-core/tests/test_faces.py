@@ -1,0 +1,32 @@
+"""Paths that users' imports name, beside those where things live."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from lt_core.builtin.precision import DoublePrecision, HalfPrecision
+from lt_interface import registry
+
+MODULES = ["lt_core.plugins", "lt_core.plugins.precision"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_own_precisions_are_there(module: str) -> None:
+    """Precisions of the core are the same classes under the paths of plugins."""
+    found = importlib.import_module(module)
+    assert (found.DoublePrecision, found.HalfPrecision) == (DoublePrecision, HalfPrecision)
+    assert not hasattr(found, "SinglePrecision")
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("name", ["MixedPrecision", "TransformerEnginePrecision", "BitsandbytesPrecision"])
+def test_those_of_a_missing_package_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    """A class of a sibling package that is not installed is an ImportError with the command."""
+    points = {key: registry._scan()["lt.precisions"][key] for key in ("32-true", "64-true")}
+    monkeypatch.setitem(registry._scan(), "lt.precisions", points)
+    with pytest.raises(ImportError, match=rf"^{module}\.{name}: .*Run: pip install (--upgrade )?lt-accel$"):
+        getattr(importlib.import_module(module), name)
