@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
 
 from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_last, outline, rounds, unflatten
 from lt_core.data.dealing import END
+from lt_core.data.evaluation import Passes, shared_weight
 from lt_core.data.given import advise, is_empty, limited, names_of, source_problems
 from lt_core.data.leaf import Leaf, Moment
 from lt_core.data.leaf import count as samples_in
@@ -37,7 +37,7 @@ class _Failed:
     error: Exception
 
 
-class Feed:
+class Feed(Passes):
     """Batches of one stage, epoch after epoch, from whatever the user gave.
 
     In training, ``last`` says of the batch handed out last whether it ends its epoch: by size where the
@@ -309,7 +309,7 @@ class Feed:
             self._rounds += 1
             if single is not None:
                 self.batch_indices = single.indices
-            self.weight = _shared_weight(self.leaves) if single is None else single.weight
+            self.weight = shared_weight(self.leaves) if single is None else single.weight
             self._last = self._rounds == self._total if exact else None
             mine = False
             if ends is not None:
@@ -390,56 +390,6 @@ class Feed:
         if total != _INF and not self._reported:
             self._reported = True
             warn(f"{self.where} said it has {total} batches but ended after {done}. Correct its __len__.")
-
-    def _evaluation(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
-        try:
-            if self.mode != "sequential":
-                yield from self._side_by_side(epoch, limit)
-                return
-            for number, leaf in enumerate(self.leaves):
-                if min(self.sizes[number], limit):
-                    self._open_evaluation(leaf, epoch)
-                    size = min(self.sizes[number], limit)
-                    yield from self._one_by_one(leaf, number, _INF if size >= leaf.size else size)
-                    leaf.release()
-        finally:
-            for leaf in self.leaves:
-                leaf.release()
-
-    def _open_evaluation(self, leaf: Leaf, epoch: int) -> None:
-        leaf.set_epoch(epoch)
-        leaf.open(epoch)
-        if leaf.dealer is not None:
-            self._measure()
-
-    def _one_by_one(self, leaf: Leaf, number: int, size: int | float) -> Iterator[tuple[Any, int, int]]:
-        self.batch_indices, batch = None, END
-        meets = self._peers if self.shadows and not leaf.even else None
-        for index in count():
-            before = batch
-            try:
-                batch = leaf.take() if index < size else END
-            except StopIteration:
-                batch = END
-            ended = batch is END
-            if meets is not None and meets.collectives.any(not ended):  # as many rounds as the longest rank has
-                batch = before if ended else batch
-            if batch is END:
-                return
-            self.batch_indices, self.weight = leaf.indices, 0.0 if ended else leaf.weight
-            if self.weight or self.shadows or not index:
-                yield batch, index, number
-
-    def _side_by_side(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
-        if not min(self.num_batches, limit):
-            return
-        for leaf in self.leaves:
-            self._open_evaluation(leaf, epoch)
-        total = min(self.num_batches, limit)
-        steps = count() if total == _INF else range(int(total))
-        for index, items in zip(steps, rounds(self.leaves, self.mode), strict=False):
-            self.weight = _shared_weight(self.leaves)
-            yield unflatten(self._tree, iter(items)), index, 0
 
     # -- the place --
 
@@ -568,9 +518,3 @@ class Feed:
             rest.callback(self.close_epoch)
             for leaf in self.leaves:
                 rest.callback(leaf.close)
-
-
-def _shared_weight(leaves: list[Leaf]) -> float:
-    """Return the weight of a round of batches: 1 where those of its leaves differ."""
-    weight = leaves[0].weight
-    return weight if all(leaf.weight == weight for leaf in leaves) else 1.0
