@@ -202,7 +202,7 @@ def test_file_names_are_current(tmp_path: Path) -> None:
     """A training value in a file name is that of the moment, by step and by epoch, from the first validation on."""
     save = ModelCheckpoint(tmp_path, monitor="val", filename="{step}-{s:.1f}-{e:.1f}", save_top_k=-1)
     fit(Net(s="s", e="e"), save, val_check_interval=2)
-    names = {path.stem for path in tmp_path.iterdir()}
+    names = {path.stem for path in tmp_path.glob("*.ckpt")}
     assert names == {f"step={n}-s={s}-e={e}" for n, s, e in
                      [(2, 11.0, 10.5), (4, 13.0, 11.5), (6, 15.0, 14.5), (8, 17.0, 15.5)]}  # fmt: skip
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_an_epochs_value_waits_for_it(tmp_path: Path) -> None:
     """Where validation is the place to save, a monitored training value is looked at when its epoch is over."""
     save = ModelCheckpoint(tmp_path, monitor="x", mode="max", filename="{step}-{x:.1f}", save_top_k=-1)
     fit(Net(x="e"), save, val_check_interval=2)
-    assert {path.stem for path in tmp_path.iterdir()} == {"step=4-x=11.5", "step=8-x=15.5"}
+    assert {path.stem for path in tmp_path.glob("*.ckpt")} == {"step=4-x=11.5", "step=8-x=15.5"}
 
 
 @pytest.mark.parametrize("way", ["e", "se"])
@@ -232,7 +232,7 @@ def test_an_epochs_value_is_not_waited_for_where_nothing_asks(tmp_path: Path) ->
     """In epochs without a validation a callback that acts after validation does not act."""
     save = ModelCheckpoint(tmp_path, monitor="x", filename="{step}", save_top_k=-1)
     fit(Net(x="e"), save, check_val_every_n_epoch=2, max_epochs=4)
-    assert {path.stem for path in tmp_path.iterdir()} == {"step=8", "step=16"}
+    assert {path.stem for path in tmp_path.glob("*.ckpt")} == {"step=8", "step=16"}
 
 
 def test_steps_are_not_waited_for(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_steps_are_not_waited_for(tmp_path: Path) -> None:
     for monitor in ("x", "val"):
         save = ModelCheckpoint(tmp_path / monitor, monitor=monitor, filename="{step}", save_top_k=-1)
         fit(Net(x="s"), save, val_check_interval=2)
-        assert {path.stem for path in (tmp_path / monitor).iterdir()} == {"step=2", "step=4", "step=6", "step=8"}
+        assert {path.stem for path in (tmp_path / monitor).glob("*.ckpt")} == {"step=2", "step=4", "step=6", "step=8"}
 
 
 @SHARED
