@@ -258,20 +258,31 @@ def test_monitors_see_the_validation_of_a_shared_name(tmp_path: Path, flags: dic
     )
 
 
+class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+    """Plateau scheduler that only notes what it is given.
+
+    Args:
+        seen: Where it notes it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, seen: list[float]) -> None:
+        super().__init__(optimizer)
+        self.seen = seen
+
+    def step(self, metrics: Any, epoch: Any = None) -> None:
+        self.seen.append(float(metrics))
+
+
 @SHARED
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_a_plateau_scheduler_sees_the_newest_value(interval: str) -> None:
     """A plateau scheduler gets the validation's value of a shared name after it, the step's by step before it."""
     seen: list[float] = []
 
-    class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
-        def step(self, metrics: Any, epoch: Any = None) -> None:
-            seen.append(float(metrics))
-
     class Scheduled(Net):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-            return [optimizer], [{"scheduler": Plateau(optimizer), "monitor": "x", "interval": interval}]
+            return [optimizer], [{"scheduler": Plateau(optimizer, seen), "monitor": "x", "interval": interval}]
 
     fit(Scheduled("x", x="s"))
     assert seen == ([1.0, 2.0] if interval == "epoch" else [10.0, 11.0, 12.0, 1.0, 14.0, 15.0, 16.0, 2.0])
@@ -281,14 +292,10 @@ def test_a_plateau_scheduler_by_step_waits_for_an_epochs_value() -> None:
     """What is over a part of an epoch is nothing to step by, as it is nothing to save or stop by."""
     seen: list[float] = []
 
-    class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
-        def step(self, metrics: Any, epoch: Any = None) -> None:
-            seen.append(float(metrics))
-
     class Scheduled(Net):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-            config = {"scheduler": Plateau(optimizer), "monitor": "x", "interval": "step", "strict": False}
+            config = {"scheduler": Plateau(optimizer, seen), "monitor": "x", "interval": "step", "strict": False}
             return [optimizer], [config]
 
     with pytest.warns(UserWarning, match="must be logged by the end of each step"):

@@ -251,10 +251,8 @@ def end_epoch(run: Run, over: bool) -> None:
     store.batch = None
     log_step(run, True)
     if not over:
-        fit.left, fit.kept = (
-            progress.batch,
-            {"metrics": run.metrics.state_dict(), "objects": objects.collect(run.module)},
-        )
+        fit.left = progress.batch
+        fit.kept = {"metrics": run.metrics.state_dict(), "objects": objects.collect(run.module)}
     store.scope = TRAIN_EPOCH_END
     store.sync()  # before the hooks: each rank's callbacks see the same values
     run.hooks.fire("on_train_epoch_end")
