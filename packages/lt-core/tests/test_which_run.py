@@ -327,6 +327,14 @@ def test_the_callbacks_own_folder_and_a_given_version_are_where_it_looks(tmp_pat
         fit(tmp_path, 1, "last", logger=CSVLogger(tmp_path, version="z"))
 
 
+def test_a_version_that_was_looked_at_narrows_nothing(tmp_path: Path) -> None:
+    """A logger whose next free version was asked for before the fit still goes on with the newest of all versions."""
+    fit(tmp_path, 2, None, Net(fails_at=3), logger=CSVLogger(tmp_path))
+    logger = CSVLogger(tmp_path)
+    assert logger.version == 1
+    assert fit(tmp_path, 2, "last", logger=logger).began == 3
+
+
 def test_a_trainers_own_run_comes_before_later_ones_of_others(tmp_path: Path) -> None:
     """After fit, "last" is what this trainer trained, whoever began to save in that folder since."""
     trainer = make(tmp_path, 1)

@@ -173,10 +173,10 @@ class Logger:
         return None
 
     @property
-    def settled_version(self) -> int | str | None:
-        """Return the version if it is given or claimed already, None as long as the next free one is to be taken.
+    def given_version(self) -> int | str | None:
+        """Return the version if its user chose it, None where this run's is made up or the next free one.
 
-        Nothing is made and no tracker is asked; with a version, checkpoints of other versions are none of this run's.
+        Where it was chosen, checkpoints of other versions are none of this run's.
         """
         return None
 

@@ -238,7 +238,7 @@ class VersionedLogger(NamedLogger):
         flush_timeout: float = 30.0,
     ) -> None:
         super().__init__(save_dir, prefix, delivery, flush_timeout)
-        self._name, self._version = name or "", version
+        self._name, self._version, self._given_version = name or "", version, version
 
     @property
     def name(self) -> str:
@@ -261,9 +261,9 @@ class VersionedLogger(NamedLogger):
         return self._version
 
     @property
-    def settled_version(self) -> int | str | None:
-        """Return the run's number or folder name if it was given or claimed already."""
-        return self._version
+    def given_version(self) -> int | str | None:
+        """Return the run's number or folder name if it was given."""
+        return self._given_version
 
     def _claim(self) -> int:
         try:

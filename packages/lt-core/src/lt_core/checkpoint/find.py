@@ -340,12 +340,12 @@ def has_own_folder(callback: Any) -> bool:
 def default_folders(trainer: Trainer, version: int | str | None = None) -> list[Path]:
     """Return the folders that checkpoints go to, or may have gone to, where no callback has a folder of its own.
 
-    Below the first logger's run folder, that of its version if it has one already, else those of all versions;
+    Below the first logger's run folder, that of its version if its user chose one, else those of all versions;
     without a logger ``<default_root_dir>/checkpoints``.
 
     Args:
         trainer: The trainer.
-        version: The version of the first logger; None for the one that it has already.
+        version: The version of the first logger; None for the one that its user chose.
     """
     if not trainer.loggers:
         return [Path(trainer.default_root_dir, "checkpoints")]
@@ -354,7 +354,7 @@ def default_folders(trainer: Trainer, version: int | str | None = None) -> list[
     own = fact(logger, "root_dir")
     if own is None or os.path.abspath(own) == os.path.abspath(root):
         own = os.path.join(root, str(fact(logger, "name", "")))
-    version = fact(logger, "settled_version") if version is None else version
+    version = fact(logger, "given_version") if version is None else version
     if version is not None:
         return [Path(own, f"version_{version}" if isinstance(version, int) else str(version), "checkpoints")]
     return [*sorted(Path(own).glob("*/checkpoints")), Path(own, "checkpoints")]

@@ -101,7 +101,7 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         if nested_run_id is not None:
             self._tags["mlflow.parentRunId"] = nested_run_id
         self._log_model, self._artifact_location = log_model, artifact_location
-        self._run_id, self._on_unreachable = run_id, on_unreachable
+        self._run_id, self._given_id, self._on_unreachable = run_id, run_id, on_unreachable
         self._token = uuid.uuid4().hex
         self._direct: list[tuple[Mapping[str, float], float, int]] = []
         self._direct_waits = self._direct_unsure = False

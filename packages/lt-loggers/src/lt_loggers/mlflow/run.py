@@ -32,6 +32,7 @@ class MLFlowRun(NamedLogger):
     _names: dict[str, str]
 
     _run_id: str | None = None
+    _given_id: str | None = None
     _experiment_id: str | None = None
     _folder: str | None = None
     _client: Any = None
@@ -46,9 +47,9 @@ class MLFlowRun(NamedLogger):
         return self._experiment_id or self._experiment_name
 
     @property
-    def settled_version(self) -> str | None:
-        """Return the run's id if it was given, or is known already."""
-        return self._folder or self._run_id
+    def given_version(self) -> str | None:
+        """Return the run's id if it was given."""
+        return self._given_id
 
     @property
     def version(self) -> str | None:

@@ -109,6 +109,7 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         super().__init__(save_dir if dir is None else dir, prefix, delivery, flush_timeout)
         self._display_name = None if name is None else str(name)
         self._id = id if id is not None else None if version is None else str(version)
+        self._given_id = self._id if experiment is None else str(experiment.id)
         self._project, self._given, self._is_identified = project, experiment, False
         self._offline, self._anonymous, self._per_rank, self._kwargs = offline, anonymous, per_rank, kwargs
         self._log_model, self._checkpoint_name, self._add_file_policy = log_model, checkpoint_name, add_file_policy
@@ -127,9 +128,9 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         return self._project or ""
 
     @property
-    def settled_version(self) -> str | None:
-        """Return the run's id if it was given or made up already."""
-        return self._id
+    def given_version(self) -> str | None:
+        """Return the run's id if it was given, here or in the environment."""
+        return self._given_id or os.environ.get("WANDB_RUN_ID") or None
 
     @property
     def version(self) -> str:
