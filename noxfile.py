@@ -97,7 +97,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def types(session: nox.Session) -> None:
     """Check all packages with mypy, strictly."""
-    install(session, PACKAGES, "mypy", "types-PyYAML", "nox", "scikit-learn", "packaging")
+    install(session, PACKAGES, "mypy", "types-PyYAML", "nox", "scikit-learn", "packaging", "coverage")
     session.run("mypy", *SOURCES, "ci", "examples", "noxfile.py")
 
 

@@ -7,6 +7,7 @@ The data set comes with scikit-learn (1,797 pictures of 8 x 8 pixels, from the U
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lt_core.callbacks import EarlyStopping, ModelCheckpoint
 from lt_core.loggers import CSVLogger
 
 Batch = tuple[Tensor, Tensor]
+DEFAULT_FOLDER = Path("quickstart_run")
 
 
 class Digits(LightningDataModule):
@@ -110,7 +112,7 @@ def train(folder: Path, epochs: int, resume: bool) -> float:
     )
     digits = Digits()
     start = time.perf_counter()
-    trainer.fit(SmallNet(), datamodule=digits, ckpt_path="auto" if resume else None)
+    trainer.fit(SmallNet(), datamodule=digits, ckpt_path="last" if resume else None)
     seconds = time.perf_counter() - start
     accuracy = float(trainer.test(ckpt_path="best", datamodule=digits, verbose=False)[0]["test_accuracy"])
 
@@ -121,14 +123,15 @@ def train(folder: Path, epochs: int, resume: bool) -> float:
     print(f"  learning curve  {picture}")
     print(f"  metrics         {logs / 'metrics.csv'}")
     print(f"  checkpoint      {best.best_model_path}")
+    where = "" if folder == DEFAULT_FOLDER.resolve() else f" --folder {shlex.quote(str(folder))}"
     print("To go on where a run ended or was killed, with the same last weights as if nothing had happened:")
-    print(f"  bash ci/quickstart --resume --epochs {2 * epochs}")
+    print(f"  bash ci/quickstart --resume --epochs {2 * max(epochs, trainer.current_epoch)}{where}")
     return accuracy
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=Path("quickstart_run"), help="where everything is written")
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="where everything is written")
     parser.add_argument("--epochs", type=int, default=25, help="how many epochs at most")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
     given = parser.parse_args()

@@ -291,7 +291,7 @@ def test_an_empty_loader_of_one_rank_ends_both(tmp_path: Path, stage: str, who: 
     def job(rank: int) -> Any:
         data: dict[str, Any] = {"train": own(3), "val": own(3)}
         if rank == who:
-            data[stage] = []
+            data[stage] = own(0)
         return outcome(lambda: trainer_in(tmp_path).fit(Net(), data["train"], data["val"]))
 
     found = on_two(job)

@@ -71,7 +71,8 @@ def _train(rank: int, folder: Path, epochs: int, ckpt_path: Any = None, fails_at
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.name.rpartition("-")[0] if ".engine-" in path.name else path.name for path in folder.iterdir())
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(path.name.rpartition("-")[0] if ".engine-" in path.name else path.name for path in visible)
 
 
 def test_ranks_resume_what_each_wrote(tmp_path: Path) -> None:

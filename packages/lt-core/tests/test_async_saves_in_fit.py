@@ -54,7 +54,9 @@ def test_the_save_that_failed_is_the_one_that_is_reported(refused: str, tmp_path
         trainer.fit(Logs())
     assert len([w for w in caught if "not written" in str(w.message)]) == 1
     steps = {name: 1 if name == refused else 2 for name in kinds}
-    assert sorted(os.listdir(tmp_path)) == [f"{name}-step={step}.ckpt" for name, step in steps.items()]
+    assert sorted(p.name for p in tmp_path.glob("*.ckpt")) == [
+        f"{name}-step={step}.ckpt" for name, step in steps.items()
+    ]
     for name, step in steps.items():
         assert savers[name].best_model_path == str(tmp_path / f"{name}-step={step}.ckpt")
         assert load_checkpoint(savers[name].best_model_path)["global_step"] == step

@@ -168,13 +168,12 @@ def test_resumed_from_any_save_a_run_ends_the_same(tmp_path, every):
     torch.manual_seed(0)
     _trainer(tmp_path, [*parts(tmp_path / "x"), keep], max_epochs=3).fit(_Model([0.5, 0.4, 0.3]))
     whole, trainer = run(tmp_path / "whole")
-    for name in sorted(os.listdir(tmp_path / "all")):
-        path = tmp_path / "all" / name
+    for path in sorted((tmp_path / "all").glob("*.ckpt")):
         if load_checkpoint(path)["global_step"] > 8:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # another folder, and a callback that is not there
-            again, resumed = run(tmp_path / f"again-{name}", ckpt_path=path)
+            again, resumed = run(tmp_path / f"again-{path.name}", ckpt_path=path)
         assert all(torch.equal(whole[k], again[k]) for k in whole)
         assert resumed.early_stopping_callback.best_score == trainer.early_stopping_callback.best_score
 
@@ -195,7 +194,7 @@ def test_asynchronous_saves_keep_the_same_files(tmp_path):
 
     saver = ModelCheckpoint(tmp_path / "c", "{epoch}", monitor="val_loss", save_top_k=2, save_last="link")
     _trainer(tmp_path, [saver], max_epochs=4, plugins=[AsyncCheckpointIO()]).fit(_Model([0.5, 0.7, 0.4, 0.3]))
-    assert sorted(os.listdir(tmp_path / "c")) == ["epoch=2.ckpt", "epoch=3.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in (tmp_path / "c").glob("*.ckpt")) == ["epoch=2.ckpt", "epoch=3.ckpt", "last.ckpt"]
     assert os.readlink(tmp_path / "c" / "last.ckpt") == "epoch=3.ckpt"
     assert load_checkpoint(tmp_path / "c" / "last.ckpt")["global_step"] == 16
 

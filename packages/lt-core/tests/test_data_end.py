@@ -127,7 +127,7 @@ def test_a_wrong_length_loses_no_batch_and_nothing_of_the_epochs_end(
     assert net.validated == [steps, 2 * steps]
     assert run.current_epoch == 2
     assert run.optimizers[0].param_groups[0]["lr"] == 0.25
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(p.name for p in tmp_path.glob("*.ckpt")) == [
         f"epoch=0-step={steps}.ckpt",
         f"epoch=1-step={2 * steps}.ckpt",
     ]

@@ -284,6 +284,16 @@ def test_lock_is_the_process_s(tmp_path: Path) -> None:
         os.waitpid(child, 0)
 
 
+def test_what_an_earlier_holder_left_in_the_locks_file_is_replaced(tmp_path: Path) -> None:
+    """However long the name of a holder that died was, the file names the one of now, and nothing of the old one."""
+    lock = JournalLock(tmp_path / "j")
+    Path(lock.path).write_text("4294967295 " + "a-very-long-name-of-a-machine" * 9, encoding="utf-8")
+    assert lock.acquire(alone=True)
+    assert Path(lock.path).read_text(encoding="utf-8") == f"{os.getpid()} {os.uname().nodename}"
+    assert f"process {os.getpid()} on {os.uname().nodename}" in str(lock.refusal("here", "one at a time", "Wait."))
+    lock.release()
+
+
 def test_hung_call_that_comes_back_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """A logger whose call hung over the end of one run and is fed by the next gets each record once."""
     monkeypatch.setattr(module, "HANG_SECONDS", 0.2)

@@ -68,7 +68,8 @@ def fit(folder: Path, epochs: int, strategy: Any = None, ckpt_path: Any = None, 
 
 def names(folder: Path) -> set[str]:
     """Return what lies in the folder, the number of a save left out."""
-    return {path.name.rpartition("-")[0] if ".engine-" in path.name else path.name for path in folder.iterdir()}
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return {path.name.rpartition("-")[0] if ".engine-" in path.name else path.name for path in visible}
 
 
 def test_the_file_names_the_folder_and_holds_the_rest(tmp_path: Path) -> None:

@@ -127,10 +127,11 @@ class TestTypes:
         assert problems(deterministic=1)
 
     def test_root_folder(self, tmp_path):
-        """The root is a path or a URL; a file in its place is refused."""
+        """The root is a folder of this machine; a file in its place and a remote address are refused."""
         assert parse({"default_root_dir": tmp_path}).default_root_dir == str(tmp_path)
         assert parse({"default_root_dir": "~/runs"}).default_root_dir == os.path.join(os.path.expanduser("~"), "runs")
-        assert parse({"default_root_dir": "s3://bucket/runs"}).default_root_dir == "s3://bucket/runs"
+        assert parse({"default_root_dir": "runs"}).default_root_dir == os.path.join(os.getcwd(), "runs")
+        assert "remote addresses are not supported" in problems(default_root_dir="s3://bucket/runs")[0]
         file = tmp_path / "file"
         file.touch()
         assert "must be a folder" in problems(default_root_dir=file)[0]

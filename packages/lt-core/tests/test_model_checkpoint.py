@@ -241,14 +241,39 @@ def test_a_step_save_that_never_found_its_metric_is_told(tmp_path):
     assert _files(tmp_path) == []
 
 
-def test_last_goes_with_each_save(tmp_path):
-    """last.ckpt is a file of its own, the same as the newest save."""
-    callback = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_last=True)
-    _fit(tmp_path, callback, _Model([1.0, 0.5, 2.0]))
-    assert _files(tmp_path) == ["epoch=1.ckpt", "last.ckpt"]
+@pytest.mark.parametrize("save_last", [True, "link"])
+@pytest.mark.parametrize(("losses", "best", "is_link"), [([3.0, 0.5, 2.0], 1, False), ([3.0, 2.0, 1.0], 2, True)])
+def test_last_is_the_newest_moment_at_which_saving_was_due(tmp_path, save_last, losses, best, is_link):
+    """last.ckpt is of the last epoch, though another one was best; a link to it only where that one was best."""
+    callback = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_last=save_last)
+    _fit(tmp_path, callback, _Model(losses))
+    assert _files(tmp_path) == [f"epoch={best}.ckpt", "last.ckpt"]
     assert callback.last_model_path == str(tmp_path / "last.ckpt")
-    assert not os.path.islink(tmp_path / "last.ckpt")
-    assert _step(tmp_path / "last.ckpt") == 8
+    assert os.path.islink(tmp_path / "last.ckpt") == (is_link and save_last == "link")
+    assert (_step(tmp_path / "last.ckpt"), _step(tmp_path / f"epoch={best}.ckpt")) == (12, 4 * best + 4)
+
+
+def test_a_link_takes_the_place_of_a_file_and_the_other_way_round(tmp_path):
+    """With "link", last.ckpt is a file after an epoch that was not among the best, a link again after one that was."""
+    seen = []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch:
+                seen.append((os.path.islink(tmp_path / "last.ckpt"), _step(tmp_path / "last.ckpt")))
+
+    callback = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_last="link")
+    _fit(tmp_path, [Look(), callback], _Model([3.0, 4.0, 2.0, 5.0, 6.0]), max_epochs=5)
+    assert seen == [(True, 4), (False, 8), (True, 12), (False, 16)]
+    assert _files(tmp_path) == ["epoch=2.ckpt", "last.ckpt"]
+
+
+def test_last_is_written_where_the_monitor_is_not_there_yet(tmp_path):
+    """An epoch without the monitored metric warns that nothing can be best, and last.ckpt is of it all the same."""
+    callback = ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True, save_on_train_epoch_end=True)
+    with pytest.warns(UserWarning, match="no metric of that name"):
+        _fit(tmp_path, callback, _Model([1.0]), max_epochs=1, check_val_every_n_epoch=2)
+    assert _files(tmp_path) == ["last.ckpt"]
 
 
 def test_last_by_steps_goes_with_each_trigger(tmp_path):
@@ -314,6 +339,33 @@ def test_taken_names_get_a_version(tmp_path):
     with pytest.warns(UserWarning, match="exists and is not empty"):
         _fit(tmp_path, ModelCheckpoint(tmp_path, "one", enable_version_counter=False), max_epochs=1)
     assert _step(tmp_path / "one.ckpt") == 4
+
+
+@pytest.mark.parametrize(
+    ("k", "kept"),
+    [
+        (-1, {"same.ckpt": 4, "same-v1.ckpt": 8, "same-v2.ckpt": 12, "same-v3.ckpt": 16, "same-v4.ckpt": 20}),
+        (2, {"same.ckpt": 20, "same-v1.ckpt": 8}),
+        (3, {"same.ckpt": 4, "same-v1.ckpt": 8, "same-v2.ckpt": 20}),
+    ],
+)
+def test_a_name_without_fields_keeps_as_many_as_are_asked_for(tmp_path, k, kept):
+    """Under one constant name each kept checkpoint has a version of its own, and one that leaves gives its name on."""
+    callback = ModelCheckpoint(tmp_path, "same", monitor="val_loss", save_top_k=k)
+    _fit(tmp_path, callback, _Model([3.0, 1.0, 4.0, 5.0, 2.0]), max_epochs=5)
+    assert {name: _step(tmp_path / name) for name in _files(tmp_path)} == kept
+    assert sorted(map(os.path.basename, callback.best_k_models)) == sorted(kept)
+    assert callback.best_model_path == str(tmp_path / "same-v1.ckpt")
+
+
+@pytest.mark.parametrize("k", [-1, 1])
+def test_a_name_without_fields_and_monitor(tmp_path, k):
+    """All are kept under versions of the name, or the newest alone under the name itself."""
+    callback = ModelCheckpoint(tmp_path, "same", save_top_k=k)
+    _fit(tmp_path, callback)
+    expected = {"same.ckpt": 4, "same-v1.ckpt": 8, "same-v2.ckpt": 12} if k == -1 else {"same.ckpt": 12}
+    assert {name: _step(tmp_path / name) for name in _files(tmp_path)} == expected
+    assert _step(callback.best_model_path) == 12
 
 
 def test_two_callbacks_do_not_share_a_name(tmp_path):

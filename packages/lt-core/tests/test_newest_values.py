@@ -202,7 +202,7 @@ def test_file_names_are_current(tmp_path: Path) -> None:
     """A training value in a file name is that of the moment, by step and by epoch, from the first validation on."""
     save = ModelCheckpoint(tmp_path, monitor="val", filename="{step}-{s:.1f}-{e:.1f}", save_top_k=-1)
     fit(Net(s="s", e="e"), save, val_check_interval=2)
-    names = {path.stem for path in tmp_path.iterdir()}
+    names = {path.stem for path in tmp_path.glob("*.ckpt")}
     assert names == {f"step={n}-s={s}-e={e}" for n, s, e in
                      [(2, 11.0, 10.5), (4, 13.0, 11.5), (6, 15.0, 14.5), (8, 17.0, 15.5)]}  # fmt: skip
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_an_epochs_value_waits_for_it(tmp_path: Path) -> None:
     """Where validation is the place to save, a monitored training value is looked at when its epoch is over."""
     save = ModelCheckpoint(tmp_path, monitor="x", mode="max", filename="{step}-{x:.1f}", save_top_k=-1)
     fit(Net(x="e"), save, val_check_interval=2)
-    assert {path.stem for path in tmp_path.iterdir()} == {"step=4-x=11.5", "step=8-x=15.5"}
+    assert {path.stem for path in tmp_path.glob("*.ckpt")} == {"step=4-x=11.5", "step=8-x=15.5"}
 
 
 @pytest.mark.parametrize("way", ["e", "se"])
@@ -232,7 +232,7 @@ def test_an_epochs_value_is_not_waited_for_where_nothing_asks(tmp_path: Path) ->
     """In epochs without a validation a callback that acts after validation does not act."""
     save = ModelCheckpoint(tmp_path, monitor="x", filename="{step}", save_top_k=-1)
     fit(Net(x="e"), save, check_val_every_n_epoch=2, max_epochs=4)
-    assert {path.stem for path in tmp_path.iterdir()} == {"step=8", "step=16"}
+    assert {path.stem for path in tmp_path.glob("*.ckpt")} == {"step=8", "step=16"}
 
 
 def test_steps_are_not_waited_for(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_steps_are_not_waited_for(tmp_path: Path) -> None:
     for monitor in ("x", "val"):
         save = ModelCheckpoint(tmp_path / monitor, monitor=monitor, filename="{step}", save_top_k=-1)
         fit(Net(x="s"), save, val_check_interval=2)
-        assert {path.stem for path in (tmp_path / monitor).iterdir()} == {"step=2", "step=4", "step=6", "step=8"}
+        assert {path.stem for path in (tmp_path / monitor).glob("*.ckpt")} == {"step=2", "step=4", "step=6", "step=8"}
 
 
 @SHARED
@@ -258,20 +258,31 @@ def test_monitors_see_the_validation_of_a_shared_name(tmp_path: Path, flags: dic
     )
 
 
+class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+    """Plateau scheduler that only notes what it is given.
+
+    Args:
+        seen: Where it notes it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, seen: list[float]) -> None:
+        super().__init__(optimizer)
+        self.seen = seen
+
+    def step(self, metrics: Any, epoch: Any = None) -> None:
+        self.seen.append(float(metrics))
+
+
 @SHARED
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_a_plateau_scheduler_sees_the_newest_value(interval: str) -> None:
     """A plateau scheduler gets the validation's value of a shared name after it, the step's by step before it."""
     seen: list[float] = []
 
-    class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
-        def step(self, metrics: Any, epoch: Any = None) -> None:
-            seen.append(float(metrics))
-
     class Scheduled(Net):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-            return [optimizer], [{"scheduler": Plateau(optimizer), "monitor": "x", "interval": interval}]
+            return [optimizer], [{"scheduler": Plateau(optimizer, seen), "monitor": "x", "interval": interval}]
 
     fit(Scheduled("x", x="s"))
     assert seen == ([1.0, 2.0] if interval == "epoch" else [10.0, 11.0, 12.0, 1.0, 14.0, 15.0, 16.0, 2.0])
@@ -281,14 +292,10 @@ def test_a_plateau_scheduler_by_step_waits_for_an_epochs_value() -> None:
     """What is over a part of an epoch is nothing to step by, as it is nothing to save or stop by."""
     seen: list[float] = []
 
-    class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
-        def step(self, metrics: Any, epoch: Any = None) -> None:
-            seen.append(float(metrics))
-
     class Scheduled(Net):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-            config = {"scheduler": Plateau(optimizer), "monitor": "x", "interval": "step", "strict": False}
+            config = {"scheduler": Plateau(optimizer, seen), "monitor": "x", "interval": "step", "strict": False}
             return [optimizer], [config]
 
     with pytest.warns(UserWarning, match="must be logged by the end of each step"):

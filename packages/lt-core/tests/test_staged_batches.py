@@ -125,7 +125,7 @@ def bits(value: Any) -> Any:
     if isinstance(value, Tensor):
         return str(value.dtype), repr(value.tolist())
     if isinstance(value, dict):
-        return {str(k): bits(v) for k, v in value.items() if k not in ("journal", "callbacks")}
+        return {str(k): bits(v) for k, v in value.items() if k not in ("journal", "lt_run", "callbacks")}
     return [bits(v) for v in value] if isinstance(value, list | tuple) else value
 
 

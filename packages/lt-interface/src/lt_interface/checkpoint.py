@@ -87,6 +87,9 @@ class CheckpointIO(Protocol):
     def peek(self, path: str) -> dict[str, Any]:
         """Return the header alone: versions and ``progress``; no tensor is read.
 
+        It may also have ``run`` (the tree's ``lt_run``), ``keys`` (of the tree) and ``parameters`` (a signature of the
+        weights): then the search for the newest run distinguishes runs, files with weights only, and other models.
+
         Args:
             path: What ``save`` was given.
 

@@ -173,6 +173,14 @@ class Logger:
         return None
 
     @property
+    def given_version(self) -> int | str | None:
+        """Return the version if its user chose it, None where this run's is made up or the next free one.
+
+        Where it was chosen, checkpoints of other versions are none of this run's.
+        """
+        return None
+
+    @property
     def save_dir(self) -> str | None:
         """Return the folder below which all experiments lie."""
         return None

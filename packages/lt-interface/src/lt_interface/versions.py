@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 from lt_interface.hyperparameters import number
 from lt_interface.logger import Logger
+from lt_interface.paths import local_path
 from lt_interface.ranks import DummyExperiment, is_rank_zero
 
 __all__ = ["NamedLogger", "VersionedLogger", "claim_version", "files_are_gone", "last_version", "replace_text"]
@@ -131,7 +132,7 @@ class NamedLogger(Logger):
     """Logger that is silent on all processes but the first, and gives metrics names with a prefix.
 
     Args:
-        save_dir: The folder below which everything of this machine lies.
+        save_dir: The folder below which everything of this machine lies; a relative one is that of this moment.
         prefix: Text before each metric's name, followed by ``-``.
         delivery: ``"sync"``, ``"async"`` or None, as of `Logger`.
         flush_timeout: How many seconds the end of a run, or ``flush``, waits without progress.
@@ -150,10 +151,13 @@ class NamedLogger(Logger):
     _metric_got = "{value!r} of type {kind}"
     _metric_fix = ""
 
-    def __init__(self, save_dir: str, prefix: str, delivery: str | None, flush_timeout: float = 30.0) -> None:
+    def __init__(
+        self, save_dir: str | os.PathLike[str], prefix: str, delivery: str | None, flush_timeout: float = 30.0
+    ) -> None:
         super().__init__()
         self.delivery, self.flush_timeout = delivery, flush_timeout
-        self._save_dir, self._prefix = save_dir, prefix
+        self._save_dir = local_path(f"{type(self).__name__}(save_dir={save_dir!r})", save_dir)
+        self._prefix = prefix
         self._warned: set[str] = set()
 
     @property
@@ -208,7 +212,7 @@ class VersionedLogger(NamedLogger):
     """Logger whose runs are the folders ``<save_dir>/<name>/version_N``.
 
     Args:
-        save_dir: The folder of all experiments.
+        save_dir: The folder of all experiments; a relative one is that of this moment.
         name: The experiment; an empty name or None leaves out its folder.
         version: A number or a folder's name; None takes the next free number at the first use.
         prefix: Text before each metric's name, followed by ``-``.
@@ -217,7 +221,7 @@ class VersionedLogger(NamedLogger):
 
     Example:
         >>> logger = VersionedLogger("logs", "digits", version=3, prefix="", delivery=None)
-        >>> logger.log_dir.replace(os.sep, "/")
+        >>> os.path.relpath(logger.log_dir).replace(os.sep, "/")
         'logs/digits/version_3'
         >>> logger.share_version(7)
         >>> logger.version
@@ -226,7 +230,7 @@ class VersionedLogger(NamedLogger):
 
     def __init__(
         self,
-        save_dir: str,
+        save_dir: str | os.PathLike[str],
         name: str | None,
         version: int | str | None,
         prefix: str,
@@ -234,7 +238,7 @@ class VersionedLogger(NamedLogger):
         flush_timeout: float = 30.0,
     ) -> None:
         super().__init__(save_dir, prefix, delivery, flush_timeout)
-        self._name, self._version = name or "", version
+        self._name, self._version, self._given_version = name or "", version, version
 
     @property
     def name(self) -> str:
@@ -255,6 +259,11 @@ class VersionedLogger(NamedLogger):
                 if self._version is None:
                     self._version = self._claim()
         return self._version
+
+    @property
+    def given_version(self) -> int | str | None:
+        """Return the run's number or folder name if it was given."""
+        return self._given_version
 
     def _claim(self) -> int:
         try:

@@ -39,12 +39,18 @@ def check_texts(where: str, **given: Any) -> None:
 
 
 def check_paths(where: str, **given: Any) -> None:
-    """Check that each value is a path, or None.
+    """Check that each value is a path, or None; trackers keep paths as text, so its bytes must be some.
 
     Raises:
         ConfigError: If one is not.
     """
     _check(where, given, (str, os.PathLike, type(None)), "it must be a path")
+    for name, value in given.items():
+        try:
+            os.fspath(value or "").encode()
+        except UnicodeEncodeError:
+            rule, fix = "this tracker takes paths in UTF-8 only", "Rename the folder, or choose another one."
+            raise ConfigError(Problem(f"{where}({name}={value!r})", rule, "bytes that are no text", fix)) from None
 
 
 def check_numbers(where: str, **given: Any) -> None:

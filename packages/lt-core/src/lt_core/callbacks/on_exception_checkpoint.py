@@ -10,6 +10,7 @@ from lt_core.callbacks.checkpointing.files import remove_checkpoint
 from lt_core.callbacks.monitored import is_real_fit
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, Problem
+from lt_interface.paths import local_path, path_problem
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -34,9 +35,12 @@ class OnExceptionCheckpoint(Checkpoint):
     FILE_EXTENSION = ".ckpt"
 
     def __init__(self, dirpath: str | os.PathLike[str], filename: str = "on_exception") -> None:
+        where = f"OnExceptionCheckpoint(filename={filename!r})"
         if not filename:
-            raise ConfigError(Problem(f"OnExceptionCheckpoint(filename={filename!r})", "the file needs a name"))
-        self.dirpath = os.path.abspath(os.path.expanduser(os.fspath(dirpath)))
+            raise ConfigError(Problem(where, "the file needs a name"))
+        if (problem := path_problem(where, filename + self.FILE_EXTENSION)) is not None:
+            raise ConfigError(problem)
+        self.dirpath = local_path(f"OnExceptionCheckpoint(dirpath={dirpath!r})", dirpath)
         self.filename = filename
         self._failed = False
 

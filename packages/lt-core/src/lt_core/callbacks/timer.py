@@ -26,6 +26,9 @@ class Timer(Callback):
 
     A checkpoint keeps what was used, so that a resumed run goes on with the same budget.
 
+    Attributes:
+        time_is_up: Whether it has stopped the running fit, or the last one.
+
     Args:
         duration: The budget: ``"DD:HH:MM:SS"``, a timedelta or a dict of its arguments; None never stops.
         interval: Look at the clock at each ``"step"`` or each ``"epoch"``.
@@ -53,6 +56,7 @@ class Timer(Callback):
         self._end: dict[RunningStage, float | None] = dict.fromkeys(RunningStage)
         self._offset = 0.0
         self._alarm = SharedAlarm(self._seconds_left)
+        self.time_is_up = False
 
     def start_time(self, stage: str = RunningStage.TRAINING) -> float | None:
         """Return when a stage began, in seconds of the monotonic clock; None if it did not."""
@@ -85,6 +89,7 @@ class Timer(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop at once where a resumed run has used up its time."""
+        self.time_is_up = False
         if self._duration is not None:
             self._start[RunningStage.TRAINING] = self._end[RunningStage.TRAINING] = None
             self._alarm = SharedAlarm(self._seconds_left)
@@ -136,6 +141,6 @@ class Timer(Callback):
 
     def _look(self, trainer: Trainer) -> None:
         if self._alarm.rings(trainer) and not trainer.should_stop:
-            trainer.should_stop = True
+            trainer.should_stop = self.time_is_up = True
             if self._verbose:
                 info(f"Timer: the time is used up after {timedelta(seconds=int(self.time_elapsed()))}. Training stops.")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["ONLY_IN_RANKS", "Part", "gather", "parts", "restore", "state_of", "validation_place"]
 
 # What a process that launched the ranks of a fit has in no other way.
-ONLY_IN_RANKS = frozenset(
+ONLY_IN_RANKS = {"lt_run"} | frozenset(
     ("loops", "rng", "seed", "metrics", "metric_objects", "logged", "schedule", "handlers", "data", "precision")
 )
 
@@ -96,6 +96,7 @@ def parts(run: Run, stand: Standing | None = None) -> list[Part]:
         Part("epoch", _Of(lambda: _epoch(run)), in_weights=True),
         Part("global_step", _Of(lambda: run.progress.step), in_weights=True),
         Part("lt_core_version", _Of(lambda: __version__), in_weights=True),
+        Part("lt_run", _Of(lambda: run.record.state_dict() if run.record else {}), in_weights=True, empty=False),
         Part("progress", _progress(run, stand), "progress", in_weights=True),
         Part("state_dict", _weights(run), "weights", in_weights=True, in_engine=True),
         Part("loops", _Of(lambda: _loops(run, stand), loop.evaluation.load_state_dict), "progress", in_weights=True),

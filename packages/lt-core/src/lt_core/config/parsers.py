@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_interface import registry as plugins
 from lt_interface.errors import Problem, nearest
+from lt_interface.paths import path_problem
 
 if TYPE_CHECKING:
     from lt_interface.registry import Registry
@@ -391,16 +392,14 @@ def loggers(registry: Registry[Any]) -> Parser:
 
 
 def folder(value: Any) -> str:
-    """Parse a path or a URL; ``~`` is the home folder."""
+    """Parse a path of this machine; ``~`` is the home folder, and a relative one is that of this moment."""
     try:
         path = os.fsdecode(value)
     except TypeError:
         raise FlagError("must be a path", is_type=True) from None
-    if "\0" in path:
-        raise FlagError("must be a path: it holds a zero byte")
-    if "://" in path:
-        return str(path)
-    path = os.path.normpath(os.path.expanduser(path)) if path else os.getcwd()
+    if (problem := path_problem("", path)) is not None:
+        raise FlagError(problem.rule, problem.fix)
+    path = os.path.abspath(os.path.expanduser(path))
     if os.path.exists(path) and not os.path.isdir(path):
         raise FlagError("must be a folder, and this is a file")
     return path

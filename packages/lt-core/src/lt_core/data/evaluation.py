@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -16,7 +17,7 @@ __all__ = ["Passes", "shared_weight"]
 _INF = float("inf")
 
 
-class Passes:
+class Passes(ABC):
     """The part of a feed that evaluates: each batch comes with its number in its loader and the loader's number."""
 
     leaves: list[Leaf]
@@ -29,8 +30,9 @@ class Passes:
     _peers: FeedPeers | None
     _tree: Any
 
+    @abstractmethod
     def _measure(self, first: bool = False) -> None:
-        raise NotImplementedError
+        """Set the sizes."""
 
     def _evaluation(self, epoch: int, limit: int | float) -> Iterator[tuple[Any, int, int]]:
         try:

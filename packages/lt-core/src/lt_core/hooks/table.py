@@ -32,6 +32,7 @@ __all__ = [
     "bind",
     "declared",
     "hook_problems",
+    "layer_hooks",
     "method_of",
     "overrides",
     "signature_of",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lt_core.data.feed import Feed
     from lt_core.state.run import Run
 
-__all__ = ["evaluate", "evaluation_modes", "sanity_check", "shadow_step"]
+__all__ = ["evaluate", "evaluation_modes", "loaders_of", "sanity_check", "shadow_step"]
 
 
 @contextmanager
@@ -76,16 +76,24 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
             run.metrics.look_at_training(monitored(run).union(*(c._named() for c in run.callbacks)))
     try:
         with run.metrics.evaluation() as store, rng.isolate(run.trainer.accelerator, run.device):
-            feed = feed_of(run, stage)  # the user's loader hook must not run under inference mode
-            check_alike(run, stage.loader, "loaders", len(feed.loaders))
-            if not feed.loaders:
-                warn(f"Trainer.{run.fn}: {feed.where} gave no loader, so there is nothing to run.")
-            with evaluation_modes(run, stage), _grad_context(run):
-                results = _loop(run, feed, stage, store) if feed.loaders else []
+            feed = loaders_of(run, stage)  # the user's loader hook must not run under inference mode
+            results = []
+            if feed.loaders:
+                with evaluation_modes(run, stage), _grad_context(run):
+                    results = _loop(run, feed, stage, store)
     finally:
         trainer.state.stage = outer_stage
     fit.before_validation = None  # not after an error: what is saved then repeats it
     return results
+
+
+def loaders_of(run: Run, stage: Stage) -> Feed:
+    """Return the feed of a stage that evaluates or predicts; warn where it has no loader."""
+    feed = feed_of(run, stage)
+    check_alike(run, stage.loader, "loaders", len(feed.loaders))
+    if not feed.loaders:
+        warn(f"Trainer.{run.fn}: {feed.where} gave no loader, so there is nothing to run.")
+    return feed
 
 
 def monitored(run: Run) -> set[str]:

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.data.alike import check_alike
-from lt_core.data.sources import feed_of
 from lt_core.data.to_device import build_place
-from lt_core.loops.evaluate import eval_step, evaluation_modes, shadow_step
+from lt_core.loops.evaluate import eval_step, evaluation_modes, loaders_of, shadow_step
 from lt_core.notices import warn
 from lt_core.state.agreement import heard
 from lt_core.state.stage import PREDICT
@@ -32,10 +30,8 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
     """
     from lt_core.data.nested import move_to_device
 
-    feed = feed_of(run, PREDICT)
-    check_alike(run, PREDICT.loader, "loaders", len(feed.loaders))
+    feed = loaders_of(run, PREDICT)
     if not feed.loaders:
-        warn(f"Trainer.{run.fn}: {feed.where} gave no loader, so there is nothing to run.")
         return [] if keep else None
     hooks = run.hooks
     place = build_place(run)

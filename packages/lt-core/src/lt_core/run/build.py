@@ -10,9 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lt_core.builtin.engine import PlainEngine
-from lt_core.checkpoint import resume
+from lt_core.checkpoint import find, resume
 from lt_core.checkpoint.engine_folder import load_folder
 from lt_core.checkpoint.parts import restore
+from lt_core.checkpoint.runs import RunRecord
 from lt_core.checkpoint.save import Saves
 from lt_core.data.sources import Feeds
 from lt_core.hooks.table import HookTable, layer_hooks, method_of
@@ -27,7 +28,7 @@ from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.announce import announce
 from lt_core.run.select import ordered
 from lt_core.state import rng
-from lt_core.state.agreement import heed
+from lt_core.state.agreement import decided_by_rank_zero, heed
 from lt_core.state.run import Run
 from lt_core.state.signals import SignalWatch
 from lt_core.state.stage import stage_of
@@ -67,6 +68,8 @@ def new_run(request: Request) -> Run:
     )
     run.saves.kept = request.rest
     last = trainer._run
+    if last is not None and module is last.module:
+        run.record = last.record
     if last is not None and not run.fits and module is last.module:
         run.optimizers, run.schedulers = last.optimizers, last.schedulers
     return run
@@ -103,8 +106,13 @@ def build_run(run: Run, request: Request) -> None:
     if trainer._active_profiler is not None:
         trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
     _prepare_data(run)
-    run.resumed.path = resume.find_checkpoint(run, request.ckpt_path)
+    run.resumed.asked = request.ckpt_path is not None
+    run.resumed.path = find.find_checkpoint(run, request.ckpt_path, request.ordinal)
     header = run.saves.peek(run.resumed.path) if run.resumed.path is not None else None
+    if run.fits:
+        mark = (header or {}).get("run")
+        run.record = decided_by_rank_zero(run, lambda: RunRecord.begun(request.ordinal, mark))
+        trainer._run_id = run.record.mark.id
     open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
     _set_up_users(run)
     _configure_model(run)
@@ -325,6 +333,11 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     if checkpoint is not None:
         resume.restore_training(run, checkpoint)
     check_saving(run)
+    assert run.record is not None  # of a fit
+    run.record.starts_from(run.progress.step)
+    if run.world.is_global_zero and not run.trainer.fast_dev_run:
+        callbacks = run.trainer.checkpoint_callbacks
+        run.record.keep(callback.folders()[0] for callback in callbacks if callback.folders())
     run.loop.fit.validated_at = time.monotonic()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lt_core.checkpoint.runs import FINISHED, STOPPED
 from lt_core.checkpoint.save import flush_saves, parts_of_ranks, settle_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.fit import run_fit
@@ -16,6 +18,7 @@ from lt_core.run.announce import explain
 from lt_core.run.build import build_run, new_run, rebuild
 from lt_core.run.request import Request, restore_process
 from lt_core.state.agreement import heed, report
+from lt_core.state.limits import is_out_of_time
 from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
@@ -105,6 +108,8 @@ def _finish(run: Run, travels: bool) -> None:
     run.strategy.leave(None)
     stop_deliveries(run, "success")
     trainer.state.status = TrainerStatus.FINISHED
+    if run.fits and run.record is not None:
+        run.record.end(STOPPED if is_out_of_time(trainer) else FINISHED)
     _end_profiling(run)
 
 
@@ -139,6 +144,8 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
         _attempt("profiler", lambda: _end_profiling(run))
     _attempt("closing the loaders", run.feeds.close)
     _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
+    if run.fits and run.record is not None:
+        _attempt("recording", partial(run.record.end, STOPPED))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)
     return error
 

@@ -102,6 +102,7 @@ def receive(request: Request, outcome: Outcome) -> Any:
         merge_callbacks(run)
     run.resumed.path = outcome.progress.get("resumed_from")
     run.saves.kept = outcome.checkpoint_parts
+    trainer._run_id = outcome.checkpoint_parts.get("lt_run", {}).get("id", trainer._run_id)
     trainer._save_counter = outcome.progress.get("save_counter", trainer._save_counter)
     run.progress.load_state_dict(outcome.progress)
     trainer._should_stop = outcome.stop_reason == "should_stop"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lt_core.checkpoint.find import WORDS, has_own_folder
+from lt_core.checkpoint.runs import number_of_fit
 from lt_core.hooks.table import hook_problems
 from lt_core.notices import warn
 from lt_core.run.checks import module_problems, module_remarks, read_inputs
@@ -13,8 +15,10 @@ from lt_core.run.request import Request, process_state
 from lt_core.state.progress import TrainerFn, TrainerStatus
 from lt_core.state.stage import VALIDATE, stage_of
 from lt_interface import Plan
+from lt_interface.abilities import fact
 from lt_interface.accelerator import ChecksPlan
 from lt_interface.errors import MisconfigurationException, Problem, raise_problems
+from lt_interface.paths import local_path
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
@@ -43,6 +47,8 @@ def prepare(
     if not any(p.is_type for p in problems):
         problems += hook_problems(given.module, given.datamodule, trainer.callbacks)
     plan = _plan(trainer, stage, compiled=given.model is not given.module)
+    if fn is TrainerFn.FITTING and not trainer.fast_dev_run:
+        problems += [problem for callback in trainer.checkpoint_callbacks for problem in callback.problems()]
     problems += _plugin_problems(trainer, plan, None if any(p.is_type for p in problems) else given.module)
     raise_problems(problems)
     for remark in module_remarks(model, datamodule, stage, loaders, trainer, val_loaders=val_loaders):
@@ -55,6 +61,8 @@ def prepare(
     last = trainer._last_fit
     if fn is TrainerFn.FITTING and request.ckpt_path is None and last is not None and last.module is given.module:
         request.rest = last.saves.kept
+    request.place = _place(trainer)
+    request.ordinal = number_of_fit(request.place)
     if request.travels:
         request.process = process_state()
         # until an outcome has come back
@@ -103,7 +111,16 @@ def _resolve_path(trainer: Trainer, fn: TrainerFn, ckpt_path: Any) -> Any:
 
         if any(isinstance(c, OnExceptionCheckpoint) for c in trainer.callbacks):
             return "auto"
-    return ckpt_path
+    if ckpt_path is None or ckpt_path in WORDS:
+        return ckpt_path
+    return local_path(f"Trainer.{fn}(ckpt_path={ckpt_path!r})", ckpt_path)
+
+
+def _place(trainer: Trainer) -> str:
+    """Return where a trainer's fits save to: the first folder that was chosen for it."""
+    chosen = [callback.dirpath for callback in trainer.checkpoint_callbacks if has_own_folder(callback)]
+    chosen += [fact(logger, "save_dir") for logger in trainer.loggers]
+    return str(next(filter(None, chosen), trainer.default_root_dir))
 
 
 def _plan(trainer: Trainer, stage: str, compiled: bool) -> Plan:

@@ -39,6 +39,8 @@ class Request:
         sources: The loaders that the call was given, by the stage's word.
         keep: Whether predictions are returned.
         trusted: Whether objects in the checkpoint may be made, which runs what the file says.
+        place: Where a fit saves to.
+        ordinal: Which fit of the launching process it is, of those that save there.
         passes: How the request reaches the ranks, as of `lt_interface.Launcher`.
         rest: For a fit: parts of the epoch that an earlier fit of the same module left open; empty without one.
         process: What of the launching process other ones go on with: its random state, and how torch computes.
@@ -53,6 +55,8 @@ class Request:
     ckpt_path: Any = None
     keep: bool = True
     trusted: bool = False
+    place: str = ""
+    ordinal: int = 1
     passes: str = "live"
     rest: dict[str, Any] = field(default_factory=dict)
     process: dict[str, Any] = field(default_factory=dict)

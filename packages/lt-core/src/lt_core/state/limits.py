@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = ["fit_is_over", "may_stop", "stop_reason", "stops_epoch"]
+__all__ = ["fit_is_over", "is_out_of_time", "may_stop", "stop_reason", "stops_epoch"]
 
 
 def may_stop(trainer: Trainer) -> bool:
@@ -29,6 +29,14 @@ def fit_is_over(trainer: Trainer) -> bool:
         left = trainer._run.loop.fit.left if trainer._run is not None else -1
         return left == progress.batch and stops_epoch(trainer)
     return (trainer.max_epochs != -1 and progress.epoch >= trainer.max_epochs) or stops_epoch(trainer)
+
+
+def is_out_of_time(trainer: Trainer) -> bool:
+    """Return whether nothing but its time ended training, so that it may be resumed with more."""
+    progress = trainer._progress
+    reached = trainer.max_epochs != -1 and progress.epoch_closed and progress.epoch >= trainer.max_epochs
+    reached = reached or (trainer.max_steps != -1 and progress.step >= trainer.max_steps)
+    return not reached and any(getattr(callback, "time_is_up", False) for callback in trainer.callbacks)
 
 
 def stop_reason(trainer: Trainer) -> str | None:

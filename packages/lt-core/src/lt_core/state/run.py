@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lt_core.callback import Callback
+    from lt_core.checkpoint.runs import RunRecord
     from lt_core.checkpoint.save import Saves
     from lt_core.data.feed import Feed
     from lt_core.data.sources import Feeds
@@ -43,12 +44,14 @@ class Resumed:
     """Checkpoint that a run began with.
 
     Attributes:
+        asked: Whether the call was asked to resume, by a path or a word, whatever was found.
         path: The file; None for a run that began without one.
         tree: What it holds, until the last part is restored.
         counts: The epoch and the global step that it names.
         waiting: The moments whose parts are not restored yet: a checkpoint that is written now has them from the tree.
     """
 
+    asked: bool = False
     path: str | None = None
     tree: dict[str, Any] | None = None
     counts: dict[str, int] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class Run:
         stage: What the call began with: training, validation, test or prediction.
         compiled: Compiled forms of the module's methods by name, for a module that ``torch.compile`` wraps.
         lightning_optimizers: What users get from ``self.optimizers()``, one for each of ``optimizers``.
+        record: What its checkpoints say of this fit, and of how it ends; of another stage's run the fit's before it.
         loop: What the running loops know; the one part that changes with each batch, beside the progress.
     """
 
@@ -87,6 +91,7 @@ class Run:
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[SchedulerConfig] = field(default_factory=list)
     lightning_optimizers: list[LightningOptimizer] = field(default_factory=list)
+    record: RunRecord | None = None
     signals: SignalWatch | None = None
     hooks: HookTable = _UNBUILT
     engine: Engine = _UNBUILT

@@ -53,10 +53,7 @@ class CSVLogger(VersionedLogger):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             where = f"CSVLogger(flush_logs_every_n_steps={every!r})"
             raise ConfigError(Problem(where, "it must be a whole number from 1 on"))
-        if not isinstance(save_dir, (str, os.PathLike)):
-            fix = "Write a folder, such as 'logs'."
-            raise ConfigError(Problem(f"CSVLogger(save_dir={save_dir!r})", "it must be a path", fix=fix))
-        super().__init__(os.fspath(save_dir), name, version, prefix, delivery)
+        super().__init__(save_dir, name, version, prefix, delivery)
         self._every = every
         self._rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
@@ -302,7 +299,7 @@ class CSVLogger(VersionedLogger):
 
     def replay_state(self) -> dict[str, Any]:
         """Return what finds this run again."""
-        state = {"save_dir": os.path.abspath(self._save_dir), "name": self._name, "version": self.version}
+        state = {"save_dir": self._save_dir, "name": self._name, "version": self.version}
         return {**state, "prefix": self._prefix}
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from lt_core.checkpoint.runs import count_fit
 from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
 from lt_core.config.row import takes_flags
 from lt_core.hooks.handlers import Handler, make_handler
@@ -30,6 +31,7 @@ from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerSta
 from lt_core.trainer.view import TrainerView
 from lt_interface import registry
 from lt_interface.errors import MisconfigurationException
+from lt_interface.paths import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,6 +151,8 @@ class Trainer(TrainerView):
         request = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
         request.trusted = weights_only is False
         receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
+        if not self.fast_dev_run:
+            count_fit(request.place)
 
     def validate(
         self,
@@ -327,7 +331,8 @@ class Trainer(TrainerView):
             raise TypeError(
                 "trainer.save_checkpoint(storage_options=...): this checkpoint format takes none. Leave it out."
             )
-        write_now(run, os.fspath(filepath), bool(weights_only))
+        path = local_path(f"trainer.save_checkpoint({os.fspath(filepath)!r})", filepath)
+        write_now(run, path, bool(weights_only))
 
     def request_checkpoint(
         self,
@@ -364,7 +369,8 @@ class Trainer(TrainerView):
         run = self._run
         if run is None or not run.metrics.live or not run.fits:
             raise MisconfigurationException("trainer.request_checkpoint: the loop writes checkpoints only inside fit.")
-        run.saves.queue.append(SaveRequest(os.fspath(path), weights_only, saved, failed))
+        name = local_path(f"trainer.request_checkpoint({os.fspath(path)!r})", path)
+        run.saves.queue.append(SaveRequest(name, weights_only, saved, failed))
         if together:
             run.loop.attention = True
         else:

@@ -58,6 +58,7 @@ class TrainerView:
     _last_fit: Run | None = None
     _returned: Outcome | None = None
     _journal: Any = None
+    _run_id: str | None = None  # of this trainer's last fit
     _own_ckpt_path: str | os.PathLike[str] | None = None
     _own_io: Any = None
     _announced: bool = False
@@ -299,6 +300,11 @@ class TrainerView:
     def resumed_from(self) -> str | None:
         """Return the checkpoint that this or the last run took its state from, or None."""
         return None if self._run is None else self._run.resumed.path
+
+    @property
+    def was_to_resume(self) -> bool:
+        """Return whether this or the last call was asked to resume, by a path or a word, whatever was found."""
+        return self._run is not None and self._run.resumed.asked
 
     @property
     def requested_checkpoints(self) -> list[str]:

@@ -93,15 +93,15 @@ class MLFlowLogger(MLFlowParams, MLFlowMedia):
         check_paths("MLFlowLogger", save_dir=save_dir)
         check_numbers("MLFlowLogger", flush_timeout=flush_timeout)
         _check_names(experiment_name, tags)
-        folder = os.path.abspath(os.path.expanduser(os.fspath(save_dir or "./mlruns")))
-        super().__init__(folder, prefix, "sync" if synchronous and delivery is None else delivery, flush_timeout)
+        delivery = "sync" if synchronous and delivery is None else delivery
+        super().__init__(save_dir or "./mlruns", prefix, delivery, flush_timeout)
         self._experiment_name, self._run_name = str(experiment_name), run_name
         self._uri = tracking_uri or default_uri(self._save_dir)
         self._tags = {str(key): str(value) for key, value in (tags or {}).items()}
         if nested_run_id is not None:
             self._tags["mlflow.parentRunId"] = nested_run_id
         self._log_model, self._artifact_location = log_model, artifact_location
-        self._run_id, self._on_unreachable = run_id, on_unreachable
+        self._run_id, self._given_id, self._on_unreachable = run_id, run_id, on_unreachable
         self._token = uuid.uuid4().hex
         self._direct: list[tuple[Mapping[str, float], float, int]] = []
         self._direct_waits = self._direct_unsure = False

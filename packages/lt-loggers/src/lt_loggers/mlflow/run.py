@@ -32,6 +32,7 @@ class MLFlowRun(NamedLogger):
     _names: dict[str, str]
 
     _run_id: str | None = None
+    _given_id: str | None = None
     _experiment_id: str | None = None
     _folder: str | None = None
     _client: Any = None
@@ -44,6 +45,11 @@ class MLFlowRun(NamedLogger):
             return self._experiment_name
         _ = self.version
         return self._experiment_id or self._experiment_name
+
+    @property
+    def given_version(self) -> str | None:
+        """Return the run's id if it was given."""
+        return self._given_id
 
     @property
     def version(self) -> str | None:

@@ -75,12 +75,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
         check_numbers("TensorBoardLogger", flush_timeout=flush_timeout)
         if save_dir is None:
             raise ConfigError(Problem("TensorBoardLogger(save_dir=None)", "it must be a path", fix="Write '.'."))
-        if "://" in os.fspath(save_dir):
-            raise MisconfigurationException(
-                f"TensorBoardLogger(save_dir={os.fspath(save_dir)!r}): this must be a folder of this machine. "
-                "Log to a local folder and copy it, or mount the remote one."
-            )
-        super().__init__(os.path.expanduser(os.fspath(save_dir)), name, version, prefix, delivery, flush_timeout)
+        super().__init__(save_dir, name, version, prefix, delivery, flush_timeout)
         self._log_graph, self._default_hp_metric = log_graph, default_hp_metric
         self._sub_dir = None if sub_dir is None else os.path.expanduser(os.path.expandvars(os.fspath(sub_dir)))
         self._kwargs = kwargs
@@ -348,7 +343,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
     def replay_state(self) -> dict[str, Any]:
         """Return what finds this run again."""
         return {
-            "save_dir": os.path.abspath(self._save_dir),
+            "save_dir": self._save_dir,
             "name": self._name,
             "version": self.version,
             "prefix": self._prefix,

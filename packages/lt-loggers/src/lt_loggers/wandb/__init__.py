@@ -106,10 +106,10 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         if experiment is not None and not hasattr(experiment, "id"):
             rule, fix = "it must be what wandb.init returned", "Leave it out for a new run."
             raise ConfigError(Problem(f"WandbLogger(experiment={experiment!r})", rule, fix=fix))
-        folder = os.path.abspath(os.path.expanduser(os.fspath(save_dir if dir is None else dir)))
-        super().__init__(folder, prefix, delivery, flush_timeout)
+        super().__init__(save_dir if dir is None else dir, prefix, delivery, flush_timeout)
         self._display_name = None if name is None else str(name)
         self._id = id if id is not None else None if version is None else str(version)
+        self._given_id = self._id if experiment is None else str(experiment.id)
         self._project, self._given, self._is_identified = project, experiment, False
         self._offline, self._anonymous, self._per_rank, self._kwargs = offline, anonymous, per_rank, kwargs
         self._log_model, self._checkpoint_name, self._add_file_policy = log_model, checkpoint_name, add_file_policy
@@ -126,6 +126,11 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         """Return the project's name."""
         self._identify()
         return self._project or ""
+
+    @property
+    def given_version(self) -> str | None:
+        """Return the run's id if it was given, here or in the environment."""
+        return self._given_id or os.environ.get("WANDB_RUN_ID") or None
 
     @property
     def version(self) -> str:

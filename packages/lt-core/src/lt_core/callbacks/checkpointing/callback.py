@@ -25,7 +25,8 @@ from lt_core.callbacks.monitored import (
 )
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
-from lt_interface.errors import raise_problems
+from lt_interface.errors import Problem, raise_problems
+from lt_interface.paths import local_path
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -46,7 +47,11 @@ class Checkpoint(Callback):
     best_model_path: str = ""
 
     def folders(self) -> list[str]:
-        """Return the folders in which this callback's checkpoints lie."""
+        """Return the folders in which this callback's checkpoints lie, that of all first."""
+        return []
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with what this callback would write; asked for before a fit starts."""
         return []
 
 
@@ -61,7 +66,8 @@ class ModelCheckpoint(Checkpoint):
         filename: A template such as ``"{epoch}-{val_loss:.2f}"``; None means ``"{epoch}-{step}"``.
         monitor: The metric that says which is best; None keeps the newest.
         verbose: Whether each save is reported.
-        save_last: True also writes ``last.ckpt`` beside each save; ``"link"`` makes it a link.
+        save_last: True also writes ``last.ckpt`` wherever saving is due, best or not; ``"link"`` makes it a link to the
+            file of that moment, where there is one.
         save_top_k: How many of the best are kept; -1 all, 0 none.
         save_on_exception: Whether to save when the run fails.
         save_weights_only: Whether to leave out optimizers, callbacks and all else.
@@ -115,8 +121,8 @@ class ModelCheckpoint(Checkpoint):
         self.mode = mode
         self.auto_insert_metric_name = auto_insert_metric_name
         self.filename = filename
-        self.dirpath = None if dirpath is None else os.path.abspath(os.path.expanduser(os.fspath(dirpath)))
-        self._folder_is_given = dirpath is not None
+        self.dirpath = None if dirpath is None else local_path(f"ModelCheckpoint(dirpath={dirpath!r})", dirpath)
+        self._default_folder: str | None = None  # what stands in dirpath where no user wrote it
         no_trigger = every_n_train_steps is None and every_n_epochs is None and train_time_interval is None
         self._every_n_epochs = 1 if no_trigger else every_n_epochs or 0
         self._every_n_train_steps = every_n_train_steps or 0
@@ -167,8 +173,19 @@ class ModelCheckpoint(Checkpoint):
         return torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
 
     def folders(self) -> list[str]:
-        """Return the folder, once it is known."""
-        return [] if self.dirpath is None else [self.dirpath]
+        """Return the folder, once it is known, and those below it that the file names lead to."""
+        return [] if self.dirpath is None else [self.dirpath, *files.folders_below(self.dirpath, self.filename)]
+
+    def problems(self) -> list[Problem]:
+        """Return what a fit with this callback would come to too late: file names that are too long for a disk."""
+        insert, equals = self.auto_insert_metric_name, self.CHECKPOINT_EQUALS_CHAR
+        where = f"ModelCheckpoint(filename={self.filename!r})"
+        return files.length_problems(where, self.filename, insert, equals, self.FILE_EXTENSION)
+
+    @property
+    def folder_is_given(self) -> bool:
+        """Return whether ``dirpath`` is the user's choice, and not the run's own folder."""
+        return self.dirpath is not None and self.dirpath != self._default_folder
 
     def format_checkpoint_name(
         self, metrics: Mapping[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
@@ -226,7 +243,7 @@ class ModelCheckpoint(Checkpoint):
         self.best_model_path = state_dict["best_model_path"]
         before = state_dict.get("dirpath", self.dirpath)
         if self.dirpath is None:
-            self.dirpath = before
+            self.dirpath = self._default_folder = before
         elif before != self.dirpath:
             warn(
                 f"ModelCheckpoint(dirpath={self.dirpath!r}): the checkpoint was written with {before!r}. "
@@ -249,11 +266,13 @@ class ModelCheckpoint(Checkpoint):
         if stage != "fit" or trainer.fast_dev_run:
             return
         self._saved_step = self._durable_step = 0
-        folder = self.dirpath or ""
-        if not self._folder_is_given:
+        raise_problems(self.problems())
+        if self.folder_is_given:
+            folder = self.dirpath = local_path(f"ModelCheckpoint(dirpath={self.dirpath!r})", self.dirpath)
+        else:
             folder = os.path.expanduser(files.default_folder(trainer)) if trainer.is_global_zero else ""
-            self.dirpath = folder = from_rank_zero(trainer, os.path.abspath(folder))
-        if trainer.is_global_zero and self.save_top_k != 0 and not trainer.resumed_from:
+            self.dirpath = self._default_folder = folder = from_rank_zero(trainer, os.path.abspath(folder))
+        if trainer.is_global_zero and self.save_top_k != 0 and not trainer.was_to_resume:
             files.warn_of_strangers(folder, [*self.best_k_models, self.best_model_path, self.last_model_path])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -289,22 +308,22 @@ class ModelCheckpoint(Checkpoint):
         if self._is_idle(trainer):
             return
         metrics = candidates(trainer) if self._deferred else {}
-        if self._deferred and (not trainer.enable_validation or self.monitor is None or self.monitor in metrics):
+        due = self._deferred and (not trainer.enable_validation or self.monitor is None or self.monitor in metrics)
+        if not due and self._epoch_is_due(trainer):
+            due = acts_at_epoch_end(trainer, self._save_on_train_epoch_end, self.monitor)
+        if due:
             self._act(trainer)
-        elif self._epoch_is_due(trainer) and acts_at_epoch_end(trainer, self._save_on_train_epoch_end, self.monitor):
-            self._act(trainer, is_epoch=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save by epochs where validation is the place, or what waited for it."""
         self._validated = self._validated or not trainer.sanity_checking
         if self._is_idle(trainer):
             return
-        if self._deferred and not waits_for_epoch_end(trainer, self.monitor):
+        due = self._deferred and not waits_for_epoch_end(trainer, self.monitor)
+        if not due and self._epoch_is_due(trainer):
+            due = not acts_at_epoch_end(trainer, self._save_on_train_epoch_end, self.monitor)
+        if due:
             self._act(trainer)
-        elif self._epoch_is_due(trainer) and not acts_at_epoch_end(
-            trainer, self._save_on_train_epoch_end, self.monitor
-        ):
-            self._act(trainer, is_epoch=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last checkpoint where none was written yet."""
@@ -356,21 +375,19 @@ class ModelCheckpoint(Checkpoint):
     def _needs_metrics(self) -> bool:
         return self.monitor is not None or bool(self._named())
 
-    def _act(self, trainer: Trainer, is_epoch: bool = False) -> None:
+    def _act(self, trainer: Trainer) -> None:
         """Decide on a checkpoint of this moment: among the best, and as the last."""
         self._deferred = False
         metrics = candidates(trainer)
-        if self.monitor is not None and self.monitor not in metrics:
+        saved = False
+        if self.monitor is None or self.monitor in metrics:
+            saved = self._decide_best(trainer, metrics)
+        else:
             message = missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)
             if self._validated or not trainer.enable_validation:
                 raise MonitorError(message)
             warn(message)
-            return
-        saved = self._decide_best(trainer, metrics)
-        if self.save_last == "link":
-            if not self._newest:
-                self._decide_last(trainer, metrics)
-        elif self.save_last and (saved or not is_epoch or self.save_top_k == 0):
+        if self.save_last and not (saved and self.save_last == "link"):
             self._decide_last(trainer, metrics)
 
     def _decide_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> bool:
@@ -456,7 +473,7 @@ class ModelCheckpoint(Checkpoint):
         wanted = {self.best_model_path, self.last_model_path, *self.best_k_models, *self._pending, *self._superseded}
         for path in old:
             if path not in wanted and files.may_remove(path, decision.path, self.dirpath, trainer.resumed_from):
-                files.remove_checkpoint(trainer, path)
+                files.remove_checkpoint(trainer, path, self.dirpath)
 
     def _take_back(self, decision: Decision) -> None:
         """Undo a decision whose file could not be written: the older ones stay."""

@@ -6,19 +6,24 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_core.checkpoint.engine_folder import owner_of
+from lt_core.checkpoint.engine_folder import owner_of, remove_folders
+from lt_core.checkpoint.find import default_folders
+from lt_core.checkpoint.runs import FOLDER
 from lt_core.notices import warn
 from lt_interface.abilities import fact
 from lt_interface.errors import ConfigError, Problem
+from lt_interface.paths import path_problem
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = ["DEFAULT_TEMPLATE", "default_folder", "fields", "first_free", "format_name", "free_path", "link"]
+__all__ = ["DEFAULT_TEMPLATE", "default_folder", "fields", "first_free", "folders_below", "format_name", "free_path"]
+__all__ += ["length_problems", "link"]
 __all__ += ["may_remove", "remove_checkpoint", "template_problem", "warn_of_strangers"]
 
 DEFAULT_TEMPLATE = "{epoch}-{step}"
@@ -91,10 +96,39 @@ def format_name(
                 where = f"ModelCheckpoint(filename={template!r})"
                 raise ConfigError(Problem(where, f"{name!r} does not fit its format", repr(value))) from None
             text = format(int(value), spec)  # a metric that counts, asked for as {name:d}
-        return f"{name}{equals}{text}" if auto_insert else text
+        # A slash would make a folder of the first part of "val/loss".
+        return (f"{name}{equals}{text}" if auto_insert else text).replace("/", "_").replace(os.sep, "_")
 
     name = _FIELD.sub(fill, template)
     return f"{prefix}{join}{name}" if prefix else name
+
+
+def length_problems(where: str, template: str | None, auto_insert: bool, equals: str, extension: str) -> list[Problem]:
+    """Return what is wrong with the names that a template gives where the numbers are long.
+
+    Args:
+        where: The place as the user wrote it.
+        template: Text with fields.
+        auto_insert: Whether a field shows its name.
+        equals: What stands between a name and its value.
+        extension: The files' extension.
+    """
+    template, samples = DEFAULT_TEMPLATE if template is None else template, (-1e-6 / 3, 1_000_000)
+    names = [
+        format_name(template, dict.fromkeys(fields(template), value), auto_insert=auto_insert, equals=equals)
+        for value in samples
+        if all(_fits(value, match["spec"] or "") for match in _FIELD.finditer(template))
+    ]
+    longest = max(names or [template], key=lambda name: len(os.fsencode(name)))
+    problem = path_problem(where, f"{longest}-v10{extension}")
+    return [] if problem is None else [problem]
+
+
+def folders_below(folder: str, template: str | None) -> list[str]:
+    """Return the folders in a folder that a template's own slashes lead to, as far as they are there."""
+    depth = _FIELD.sub("", template or "").count("/")
+    found = [path for i in range(1, depth + 1) for path in sorted(Path(folder).glob("/".join("*" * i)))]
+    return [str(path) for path in found if path.is_dir()]
 
 
 def first_free(path: str, taken: Callable[[str], bool], *, join: str = "-", start: int = 1) -> str:
@@ -124,24 +158,15 @@ def free_path(trainer: Trainer, path: str, own: str, join: str, start: int) -> s
 
 def default_folder(trainer: Trainer) -> str:
     """Return ``<first logger's run folder>/checkpoints``, or ``<default_root_dir>/checkpoints`` without a logger."""
-    if not trainer.loggers:
-        return os.path.join(trainer.default_root_dir, "checkpoints")
-    logger = trainer.loggers[0]
-    save_dir, version = fact(logger, "save_dir"), fact(logger, "version")
-    root = save_dir if save_dir is not None else trainer.default_root_dir
-    folder = f"version_{version}" if isinstance(version, int) else version
-    own_root = fact(logger, "root_dir")
-    if own_root and version is not None and os.path.abspath(own_root) != os.path.abspath(root):
-        return os.path.join(os.fspath(own_root), str(folder), "checkpoints")
-    parts = [fact(logger, "name"), folder, "checkpoints"]
-    return os.path.join(os.fspath(root), *(str(part) for part in parts if part is not None))
+    version = fact(trainer.loggers[0], "version") if trainer.loggers else None
+    return str(default_folders(trainer, version)[-1])
 
 
 def warn_of_strangers(folder: str, own: Iterable[str]) -> None:
     """Warn where the folder holds anything that is not this callback's own."""
     if not os.path.isdir(folder):
         return
-    ours = {os.path.basename(path) for path in own}
+    ours = {os.path.basename(path) for path in own} | {FOLDER}
     if any(owner_of(name) not in ours and not name.startswith("metrics.journal") for name in os.listdir(folder)):
         warn(f"The checkpoint folder {folder} exists and is not empty.")
 
@@ -158,12 +183,23 @@ def may_remove(path: str, current: str, folder: str | None, resumed: str | None)
     return folder is not None and Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
 
 
-def remove_checkpoint(trainer: Trainer, path: str) -> None:
-    """Delete a checkpoint, or the link to one; a disk that refuses gives a warning, never a stop."""
+def remove_checkpoint(trainer: Trainer, path: str, folder: str | None = None) -> None:
+    """Delete a checkpoint, or the link to one; a disk that refuses gives a warning, never a stop.
+
+    Args:
+        trainer: The trainer whose format knows how.
+        path: The checkpoint.
+        folder: The folder of all; those in it that led to the file go too when they are empty.
+    """
     try:
         trainer.remove_checkpoint(path)
     except OSError as error:
         warn(f"The old checkpoint {path} could not be removed: {error}")
+    above = Path(path).parent
+    with suppress(OSError):
+        while folder is not None and Path(folder) in above.parents:
+            above.rmdir()
+            above = above.parent
 
 
 def link(target: str, path: str) -> None:
@@ -178,3 +214,4 @@ def link(target: str, path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)  # a folder cannot be replaced by renaming
     os.replace(temporary, path)
+    remove_folders(path)

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from lt_core.checkpoint.format.dtypes import DTYPES
 from lt_core.checkpoint.format.refusal import damaged
 from lt_interface.errors import CheckpointError, Problem, nearest
+from lt_interface.paths import path_problem
 
 __all__ = ["FORMAT", "Entry", "Header", "Table", "checked_json", "open_checkpoint", "read_header"]
 
@@ -131,6 +132,8 @@ def open_checkpoint(path: str) -> BinaryIO:
     Raises:
         CheckpointError: If it is missing, no regular file or cannot be read.
     """
+    if (problem := path_problem(path, path)) is not None:
+        raise CheckpointError(problem)
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):

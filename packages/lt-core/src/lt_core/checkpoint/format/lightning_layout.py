@@ -18,7 +18,7 @@ __all__ = ["OWN_KEYS", "from_layout", "header_of", "to_layout"]
 # What Lightning's layout has no place for.
 OWN_KEYS = frozenset(
     {"lt_core_version", "progress", "rng", "seed", "metrics", "metric_objects", "callback_metrics", "logged"}
-    | {"schedule", "handlers", "journal", "data", "precision", "ranks", "engine_folder", "loops", "run"}
+    | {"schedule", "handlers", "journal", "data", "precision", "ranks", "engine_folder", "loops", "lt_run"}
     | {"hparams_type", "datamodule_hparams_type"}
 )
 _OWN = "lt_core"
@@ -81,6 +81,7 @@ def header_of(found: Mapping[str, Any]) -> dict[str, Any]:
         "progress": tree.get("progress") or {"epoch": tree.get("epoch", 0), "step": tree.get("global_step", 0)},
         "parameters": None if shapes is None else signature_of(shapes),
         "keys": list(tree),
+        "run": tree.get("lt_run"),
     }
 
 

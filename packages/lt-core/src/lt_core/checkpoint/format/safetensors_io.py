@@ -23,6 +23,7 @@ from lt_core.checkpoint.format.signature import parameter_signature
 from lt_core.checkpoint.format.tree import decode, encode
 from lt_core.version import __version__
 from lt_interface import CheckpointError, Problem
+from lt_interface.paths import local_path
 
 __all__ = [
     "MapLocation",
@@ -85,6 +86,8 @@ class SafetensorsIO:
             "lt_progress": _compact(_progress(tree)),
             "lt_keys": _compact([key for key in tree if isinstance(key, str)]),
         }
+        if isinstance(tree.get("lt_run"), Mapping):
+            metadata["lt_run"] = _compact(dict(tree["lt_run"]))
         weights = tree.get("state_dict")
         if isinstance(weights, Mapping):
             metadata["lt_parameters"] = parameter_signature(weights)
@@ -117,7 +120,7 @@ class SafetensorsIO:
         table = Table([(blob.name, blob.code, blob.shape, blob.nbytes) for blob in blobs], metadata)
         by_name = {blob.name: blob for blob in blobs}
         checksums = []
-        with AtomicFile(os.fspath(path), table.size) as file:
+        with AtomicFile(local_path(f"checkpoint {os.fspath(path)!r}", path), table.size) as file:
             file.write(table.render())
             small = bytearray()
             for entry in table.entries:
@@ -231,8 +234,9 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what the header of a checkpoint says, reading no tensor.
 
     Returns:
-        ``format`` (a number), ``versions``, ``progress``, ``parameters`` (a signature or None), ``keys`` of the
-        checkpoint dict, ``size`` in bytes, and ``tensors``: format and shape of each by name.
+        ``format`` (a number), ``versions``, ``progress``, ``run`` (the mark of the run that wrote it, or None),
+        ``parameters`` (a signature or None), ``keys`` of the checkpoint dict, ``size`` in bytes, and ``tensors``:
+        format and shape of each by name.
 
     Raises:
         CheckpointError: If the file is missing, not whole, unsafe or too new.
@@ -245,6 +249,7 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
         "format": int(metadata["lt_format"]),
         "versions": checked_json(metadata.get("lt_versions", "{}"), where),
         "progress": checked_json(metadata.get("lt_progress", "{}"), where),
+        "run": checked_json(metadata.get("lt_run", "null"), where),
         "parameters": metadata.get("lt_parameters"),
         "keys": checked_json(metadata.get("lt_keys", "[]"), where),
         "size": header.size,
