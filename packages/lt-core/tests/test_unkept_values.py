@@ -276,7 +276,7 @@ def test_a_full_disk_is_survived_and_a_lost_value_is_not(tmp_path: Path, monkeyp
     ):
         run.fit(Net(), batches())
     assert run.global_step == 4
-    assert [p.name for p in tmp_path.iterdir()] == ["x.ckpt"]
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["x.ckpt"]
 
 
 @pytest.mark.parametrize("store", [TorchCheckpointIO, lambda: AsyncCheckpointIO(TorchCheckpointIO())])
