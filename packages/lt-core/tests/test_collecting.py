@@ -34,6 +34,7 @@ class Watching(BoringModel):
         self.frozen: list[bool] = []
 
     def on_train_start(self) -> None:
+        gc.collect()  # so that none comes by itself before the first step
         gc.callbacks.append(self._note)
 
     def on_train_end(self) -> None:
