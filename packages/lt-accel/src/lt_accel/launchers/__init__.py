@@ -1,0 +1,1 @@
+"""Launchers: start the ranks of a run in processes of their own."""
