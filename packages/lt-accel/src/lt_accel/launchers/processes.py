@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import socket
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
+from lt_accel.launchers.place import MARK, node_problems, places, threads_of
 from lt_accel.launchers.rank import END, WATCHED, Failure, run_rank
 from lt_interface import ClusterEnvironment, Outcome, Plan, Problem, RankFailedError
 from lt_interface.errors import MisconfigurationException
@@ -27,7 +27,6 @@ __all__ = ["ForkLauncher", "RankError", "SpawnLauncher"]
 _GRACE = 4.0  # seconds for the others to end in order after a rank has failed
 _LOOK = 0.1
 _NO_GUARD = 77  # exit code of a rank that would launch ranks while it imports the user's script
-_MARK = "LT_LAUNCHED_RANK"  # set in each rank, which must not launch ranks of its own
 
 
 class RankError(RuntimeError):
@@ -49,21 +48,16 @@ class ProcessLauncher:
         """Return what hinders this process from starting ranks."""
         where, found = f"Trainer(launcher={self.name!r})", []
         _end_without_guard()
-        if os.environ.get(_MARK):
+        if os.environ.get(MARK):
             rule = "a launched rank starts no ranks of its own"
-            found.append(Problem(where, rule, f"rank {os.environ[_MARK]}", "Call the trainer in the main process."))
+            found.append(Problem(where, rule, f"rank {os.environ[MARK]}", "Call the trainer in the main process."))
         if self._method not in multiprocessing.get_all_start_methods():
             fix = 'Write strategy="ddp_spawn".'
             found.append(Problem(where, "this system must be able to fork processes", sys.platform, fix))
         if multiprocessing.current_process().daemon:
             rule = "a daemonic process of multiprocessing may have no children"
             found.append(Problem(where, rule, multiprocessing.current_process().name, "Start it with daemon=False."))
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]
-        if plan.num_nodes > 1 and missing:
-            rule = "on several nodes each process must know rank 0's address and its node's number"
-            fix = "Set them on every node, or start the program by torchrun."
-            found.append(Problem(where, rule, f"no {', '.join(missing)}", fix))
-        return found
+        return found + node_problems(where, plan)
 
     def launch(
         self, main: Callable[[Any], Outcome], request: Any, plan: Plan, cluster: ClusterEnvironment | None
@@ -82,8 +76,8 @@ class ProcessLauncher:
         ranks = _Ranks(multiprocessing.get_context(self._method))
         with _forwarded(ranks) as received:
             try:
-                for place in _places(plan):
-                    ranks.start(place, main, payload, _threads(plan.local_processes))
+                for place in places(plan):
+                    ranks.start(place, main, payload, threads_of(plan.local_processes))
                 answers = ranks.answers()
             finally:
                 ranks.end()
@@ -161,11 +155,7 @@ class _Ranks:
     def kill(self) -> None:
         """End every rank and its children at once."""
         for process in self._processes:
-            with suppress(OSError):
-                if hasattr(os, "killpg"):
-                    os.killpg(process.pid, signal.SIGKILL)
-            with suppress(OSError):  # it leads no group yet
-                process.kill()
+            _kill(process)
 
     def answers(self) -> list[Any]:
         """Return what each rank sent, None for those that sent nothing; wait for the others after a failure, not long.
@@ -182,6 +172,7 @@ class _Ranks:
                     self._answers[i] = pickle.loads(data)
                 elif ended:
                     self._lost[i] = self._processes[i].exitcode
+                    _kill(self._processes[i])  # what it started holds its connections open
             if self._lost or any(isinstance(answer, Failure) for answer in self._answers.values()):
                 until = min(until, time.monotonic() + _GRACE)
             if time.monotonic() > until:
@@ -247,46 +238,19 @@ def _gone(rank: int, code: int, failures: Mapping[int, Failure]) -> BaseExceptio
     return RankFailedError(f"rank {rank}: it must run to its end. Got its end by {what}, without an error. {fix}")
 
 
+def _kill(process: Any) -> None:
+    """End a rank and its children."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+    with suppress(OSError):  # it leads no group yet
+        process.kill()
+
+
 def _end_without_guard() -> None:
     """End this process if it is a new rank that is still importing the user's script."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         os._exit(_NO_GUARD)
-
-
-def _places(plan: Plan) -> list[dict[str, str]]:
-    """Return for each rank of this node the variables that say which one it is, and where rank 0 is found."""
-    several = plan.num_nodes > 1
-    node = int(os.environ["NODE_RANK"]) if several else 0
-    address = {
-        "MASTER_ADDR": os.environ["MASTER_ADDR"] if several else "127.0.0.1",
-        "MASTER_PORT": os.environ["MASTER_PORT"] if several else str(_free_port()),
-    }
-    size = plan.local_processes
-    return [
-        {
-            **address,
-            _MARK: str(node * size + i),
-            "RANK": str(node * size + i),
-            "WORLD_SIZE": str(plan.processes),
-            "LOCAL_RANK": str(i),
-            "LOCAL_WORLD_SIZE": str(size),
-            "NODE_RANK": str(node),
-        }
-        for i in range(size)
-    ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _threads(ranks: int) -> int:
-    """Return with how many threads each rank computes: as the user says, else its share of the cores."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else max((os.cpu_count() or 1) // ranks, 1)
 
 
 @contextmanager

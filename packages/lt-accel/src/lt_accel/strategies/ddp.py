@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lt_interface import (
     Accelerator,
     ClusterEnvironment,
     Collectives,
+    ConfigError,
     Engine,
     MisconfigurationException,
     PlainCollectives,
@@ -38,6 +40,12 @@ from lt_interface import (
 __all__ = ["DDPEngine", "DDPStrategy"]
 
 _MB = 1 << 20
+# By start method: the strategy's name and the launcher.
+_LAUNCHERS = {
+    "popen": ("ddp", "subprocess"),
+    "spawn": ("ddp_spawn", "spawn"),
+    "fork": ("ddp_fork", "fork"),
+}
 _torch: Any = dist  # whose stubs leave the reducer out
 
 
@@ -51,9 +59,9 @@ class DDPStrategy(WholeModuleStrategy):
         gradient_as_bucket_view: Let gradients be views of what is exchanged, which saves their memory once.
         bucket_cap_mb: Size of one exchange, in MB.
         timeout: How long a collective waits for the other ranks.
+        start_method: What starts the ranks where no scheduler has: ``"popen"`` runs the script again, ``"spawn"``
+            starts new interpreters, ``"fork"`` forks this process.
     """
-
-    name = "ddp"
 
     def __init__(
         self,
@@ -61,7 +69,12 @@ class DDPStrategy(WholeModuleStrategy):
         gradient_as_bucket_view: bool = False,
         bucket_cap_mb: int = 25,
         timeout: timedelta = timedelta(minutes=30),
+        start_method: str = "popen",
     ) -> None:
+        if start_method not in _LAUNCHERS:
+            rule = f"it must be one of {', '.join(map(repr, _LAUNCHERS))}"
+            raise ConfigError(Problem("DDPStrategy(start_method)", rule, repr(start_method)))
+        self.name, self.default_launcher = _LAUNCHERS[start_method]
         self.find_unused_parameters = find_unused_parameters
         self.gradient_as_bucket_view = gradient_as_bucket_view
         self.bucket_cap_mb = bucket_cap_mb
@@ -91,7 +104,7 @@ class DDPStrategy(WholeModuleStrategy):
         if world.size != max(plan.processes, 1):
             raise MisconfigurationException(
                 Problem(
-                    'Trainer(strategy="ddp")',
+                    f"Trainer(strategy={self.name!r})",
                     f"there must be as many ranks as devices, {plan.processes}",
                     f"WORLD_SIZE={world.size}",
                     f"Start the script with torchrun --nproc-per-node {len(plan.devices)}, or set devices=.",
@@ -312,3 +325,15 @@ def _parts(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
             part, size = [], 0
     if part:
         yield part
+
+
+
+# By the names that users pass.
+ddp_find_unused_parameters_false = partial(DDPStrategy, False)
+ddp_find_unused_parameters_true = partial(DDPStrategy, True)
+ddp_spawn = partial(DDPStrategy, start_method="spawn")
+ddp_spawn_find_unused_parameters_false = partial(DDPStrategy, False, start_method="spawn")
+ddp_spawn_find_unused_parameters_true = partial(DDPStrategy, True, start_method="spawn")
+ddp_fork = partial(DDPStrategy, start_method="fork")
+ddp_fork_find_unused_parameters_false = partial(DDPStrategy, False, start_method="fork")
+ddp_fork_find_unused_parameters_true = partial(DDPStrategy, True, start_method="fork")

@@ -1,0 +1,81 @@
+"""Ranks that run a script again: each knows its place from the variables of the process that started it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from functools import cache
+from types import TracebackType
+
+from lt_accel.clusters.variables import number
+from lt_accel.launchers.place import MARK
+from lt_accel.launchers.script import PIPE
+from lt_interface import RankFailedError, World
+
+__all__ = ["LaunchedCluster"]
+
+
+class LaunchedCluster:
+    """Processes that run the script of another one again, as its further ranks."""
+
+    name = "subprocess"
+    creates_processes = True
+
+    @staticmethod
+    def detect() -> bool:
+        """Return whether this process is such a rank; from then on it ends with the process that started it."""
+        is_rank = MARK in os.environ and PIPE in os.environ
+        if is_rank:
+            _follow(int(os.environ[PIPE]))
+        return is_rank
+
+    @property
+    def main_address(self) -> str:
+        """Return the host of rank 0."""
+        return os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+    @property
+    def main_port(self) -> int:
+        """Return the port of rank 0."""
+        return number("MASTER_PORT", self.name)
+
+    def world(self) -> World:
+        """Return the place of this process.
+
+        Raises:
+            MisconfigurationException: If a variable is missing or no number.
+        """
+        rank, size = number("RANK", self.name), number("WORLD_SIZE", self.name)
+        return World(
+            rank=rank,
+            size=size,
+            local_rank=number("LOCAL_RANK", self.name),
+            local_size=number("LOCAL_WORLD_SIZE", self.name, size),
+            node_rank=number("NODE_RANK", self.name, 0),
+            data_rank=rank,
+            data_size=size,
+        )
+
+
+@cache
+def _follow(pipe: int) -> None:
+    """End this process when the one that started it is gone; leave errors that name another rank to that rank."""
+    threading.Thread(target=_wait, args=(pipe,), name="lt-rank", daemon=True).start()
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, RankFailedError):
+            shown(kind, error, trace)
+
+    sys.excepthook = show
+
+
+def _wait(pipe: int) -> None:
+    with contextlib.suppress(OSError):
+        os.read(pipe, 1)
+    with contextlib.suppress(OSError):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)

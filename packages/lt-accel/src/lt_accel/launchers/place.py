@@ -1,0 +1,71 @@
+"""Places of ranks: the environment variables that say which rank a process is, and where rank 0 is found."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from lt_interface import Plan, Problem
+
+__all__ = ["MARK", "node_problems", "places", "threads_of"]
+
+MARK = "LT_LAUNCHED_RANK"  # set in each rank that a launcher of this package started
+
+
+def node_problems(where: str, plan: Plan) -> list[Problem]:
+    """Return what the environment does not say that processes on several nodes must know.
+
+    Args:
+        where: Start of the message.
+        plan: What was decided.
+    """
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]
+    if plan.num_nodes == 1 or not missing:
+        return []
+    rule = f"with num_nodes={plan.num_nodes} each node's program must know rank 0's address and its node's number"
+    fix = "Set them where you start the program on each node, or start it by torchrun."
+    return [Problem(where, rule, f"no {', '.join(missing)}", fix)]
+
+
+def places(plan: Plan) -> list[dict[str, str]]:
+    """Return for each rank of this node the variables that say which one it is, and where rank 0 is found.
+
+    Args:
+        plan: What was decided.
+    """
+    several = plan.num_nodes > 1
+    node = int(os.environ["NODE_RANK"]) if several else 0
+    address = {
+        "MASTER_ADDR": os.environ["MASTER_ADDR"] if several else "127.0.0.1",
+        "MASTER_PORT": os.environ["MASTER_PORT"] if several else str(_free_port()),
+    }
+    size = plan.local_processes
+    return [
+        {
+            **address,
+            MARK: str(node * size + i),
+            "RANK": str(node * size + i),
+            "WORLD_SIZE": str(plan.processes),
+            "LOCAL_RANK": str(i),
+            "LOCAL_WORLD_SIZE": str(size),
+            "NODE_RANK": str(node),
+        }
+        for i in range(size)
+    ]
+
+
+def threads_of(ranks: int) -> int:
+    """Return with how many threads each rank of a node computes: as the user says, else its share of the cores.
+
+    Args:
+        ranks: How many ranks the node has.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else max((os.cpu_count() or 1) // ranks, 1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

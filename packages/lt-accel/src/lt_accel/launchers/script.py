@@ -1,0 +1,221 @@
+"""Launcher that runs the user's script again in each further rank; this process is the first one.
+
+All ranks run the whole script, so each call of a trainer in it meets the same call in the others. They are started at
+the first call and serve all later ones. Each leads a session of its own and reads a pipe of this process: when that
+closes, whatever ended this process, they are gone too. A rank that dies ends this process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lt_accel.launchers.place import MARK, node_problems, places, threads_of
+from lt_interface import ClusterEnvironment, MisconfigurationException, Outcome, Plan, Problem, RankFailedError
+
+__all__ = ["PIPE", "ScriptLauncher"]
+
+PIPE = "LT_LAUNCHED_PIPE"  # the number of a rank's end of the pipe
+_GRACE = 4.0  # seconds for this process to learn by itself that a rank is gone
+_END = 30.0  # seconds that a rank may go on after this process has come to its end
+_LOOK = 0.1
+
+
+class ScriptLauncher:
+    """Launcher that runs the script again in each further rank: for ``python train.py`` and ``python -m``."""
+
+    name, passes = "subprocess", "script"
+
+    def problems(self, plan: Plan) -> Sequence[Problem]:
+        """Return what hinders the script from running again."""
+        where = f"Trainer(strategy={plan.strategy!r}, devices={len(plan.devices)})"
+        found = node_problems(where, plan)
+        if plan.processes > 1 and _job.size in (0, 1) and _command() is None:
+            rule = "each rank runs the script again, so there must be one"
+            fix = 'Save the program in a file, or write strategy="ddp_notebook".'
+            found.append(Problem(where, rule, "an interactive session or standard input", fix))
+        return found
+
+    def launch(
+        self, main: Callable[[Any], Outcome], request: Any, plan: Plan, cluster: ClusterEnvironment | None
+    ) -> Outcome:
+        """Run a call as the first rank of this node, once the others are started.
+
+        Raises:
+            RankFailedError: If another rank has ended.
+            MisconfigurationException: If an earlier call of this process had another number of ranks.
+        """
+        if plan.processes == 1 and _job.size == 0:
+            return main(request)
+        _job.start(plan)
+        try:
+            with _job.running():
+                return main(request)
+        except RankFailedError:
+            _job.let_the_first_speak()
+            raise
+
+
+class _Job:
+    """Ranks that run this process's script again, started once.
+
+    Attributes:
+        size: How many ranks there are on all nodes, 0 before they are started.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._ranks: dict[int, subprocess.Popen[bytes]] = {}
+        self._calls = 0
+
+    def start(self, plan: Plan) -> None:
+        """Start the ranks, unless they are there."""
+        if self.size == 0:
+            self._start(plan)
+        elif self.size != plan.processes:
+            raise MisconfigurationException(
+                Problem(
+                    f"Trainer(devices={len(plan.devices)})",
+                    "all calls of a script that is run by several ranks need as many ranks",
+                    f"{plan.processes}, after {self.size}",
+                    "Use the same devices= and num_nodes=, or a script of its own.",
+                )
+            )
+        for rank, process in self._ranks.items():
+            if process.poll() is not None:
+                raise _gone(rank, process.returncode)
+
+    def _start(self, plan: Plan) -> None:
+        command = _command()
+        assert command is not None  # `problems` was asked
+        own, *others = places(plan)
+        own["OMP_NUM_THREADS"] = str(threads_of(plan.local_processes))
+        read, write = os.pipe()
+        try:
+            for place in others:
+                environment = {**os.environ, **own, **place, PIPE: str(read)}
+                self._ranks[int(place["RANK"])] = subprocess.Popen(
+                    command + _of_hydra(place["LOCAL_RANK"]),
+                    env=environment,
+                    pass_fds=(read,),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        finally:
+            os.close(read)
+        if hasattr(os, "register_at_fork"):  # a loader's worker must not hold the pipe open
+            os.register_at_fork(after_in_child=lambda: _close(write))
+        import torch
+
+        torch.set_num_threads(int(own["OMP_NUM_THREADS"]))
+        os.environ.update(own)
+        self.size = plan.processes
+        threading.Thread(target=self._watch, name="lt-ranks", daemon=True).start()
+        atexit.register(self._end)
+
+    @contextlib.contextmanager
+    def running(self) -> Any:
+        """Return a context in which a rank's death ends this process, if that does not come to know of it."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    def let_the_first_speak(self) -> None:
+        """Wait a moment for a rank that failed to write what its error is."""
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until and all(process.poll() is None for process in self._ranks.values()):
+            time.sleep(_LOOK / 2)
+
+    def _watch(self) -> None:
+        """End this process where a rank died and a call goes on, since it may wait for that rank without end."""
+        while True:
+            time.sleep(_LOOK)
+            dead = {rank: p.returncode for rank, p in self._ranks.items() if p.poll()}
+            for rank in dead:
+                _kill(self._ranks[rank])  # what it started holds its connections open
+            if dead and self._calls:
+                until = time.monotonic() + _GRACE
+                while self._calls and time.monotonic() < until:
+                    time.sleep(_LOOK)
+                if self._calls:
+                    error = _gone(*next(iter(dead.items())))
+                    with contextlib.suppress(Exception):
+                        sys.stdout.flush()
+                        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                    self._kill()
+                    os._exit(1)
+
+    def _end(self) -> None:
+        """Wait at this process's end for the others to come to theirs; report one that failed by the exit code."""
+        failed = getattr(sys, "last_value", None) is not None
+        until = time.monotonic() + (_GRACE if failed else _END)
+        while time.monotonic() < until and any(p.poll() is None for p in self._ranks.values()):
+            time.sleep(_LOOK / 2)
+        codes = {rank: p.poll() for rank, p in self._ranks.items()}
+        self._kill()
+        bad = {rank: code for rank, code in codes.items() if code != 0}
+        if bad and not failed:
+            rank, code = next(iter(bad.items()))
+            what = f"it was still running {_END:g} s after rank 0's end" if code is None else _how(code)
+            print(f"rank {rank}: it must come to its end with rank 0. Got: {what}.", file=sys.stderr, flush=True)
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(1)
+
+    def _kill(self) -> None:
+        for process in self._ranks.values():
+            _kill(process)
+
+
+_job = _Job()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a rank and its children, such as a loader's workers."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _command() -> list[str] | None:
+    """Return what runs this program again, None where it was typed or piped in."""
+    main = sys.modules["__main__"]
+    is_script = getattr(main, "__file__", None) is not None or getattr(main, "__spec__", None) is not None
+    has_code = "-c" in sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    if not (is_script or has_code) or hasattr(sys, "ps1"):
+        return None
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def _of_hydra(local_rank: str) -> list[str]:
+    """Return Hydra's arguments that keep a rank from a folder of its own, where Hydra runs this program."""
+    if "hydra.core.hydra_config" not in sys.modules:
+        return []
+    config: Any = sys.modules["hydra.core.hydra_config"].HydraConfig
+    if not config.initialized():
+        return []
+    job = f"hydra.job.name={config.get().job.name}_rank_{local_rank}"
+    return [f'hydra.run.dir="{os.getcwd()}"', "hydra.output_subdir=null", job]
+
+
+def _gone(rank: int, code: int) -> RankFailedError:
+    fix = f"Look at what rank {rank} wrote."
+    return RankFailedError(f"rank {rank}: it must run as long as the others. Got its end by {_how(code)}. {fix}")
+
+
+def _how(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"
+
+
+def _close(number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(number)
