@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from lt_interface import Outcome
 
-__all__ = ["END", "Failure", "WATCHED", "run_rank"]
+__all__ = ["END", "WATCHED", "Failure", "run_rank"]
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
 END = "end"  # what a rank is sent when all ranks have answered

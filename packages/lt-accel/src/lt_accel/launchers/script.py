@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lt_accel.launchers.place import MARK, node_problems, places, threads_of
+from lt_accel.launchers.place import node_problems, places, threads_of
 from lt_interface import ClusterEnvironment, MisconfigurationException, Outcome, Plan, Problem, RankFailedError
 
 __all__ = ["PIPE", "ScriptLauncher"]
@@ -59,8 +59,10 @@ class ScriptLauncher:
         try:
             with _job.running():
                 return main(request)
-        except RankFailedError:
-            _job.let_the_first_speak()
+        except Exception as error:
+            killed = _job.killed()
+            if killed is not None:
+                raise killed from error
             raise
 
 
@@ -130,11 +132,12 @@ class _Job:
         finally:
             self._calls -= 1
 
-    def let_the_first_speak(self) -> None:
-        """Wait a moment for a rank that failed to write what its error is."""
+    def killed(self) -> RankFailedError | None:
+        """Return the error of a rank that was killed; wait a moment for one that failed to write what its error is."""
         until = time.monotonic() + 1.0
         while time.monotonic() < until and all(process.poll() is None for process in self._ranks.values()):
             time.sleep(_LOOK / 2)
+        return next((_gone(rank, p.returncode) for rank, p in self._ranks.items() if (p.poll() or 0) < 0), None)
 
     def _watch(self) -> None:
         """End this process where a rank died and a call goes on, since it may wait for that rank without end."""

@@ -327,7 +327,6 @@ def _parts(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield part
 
 
-
 # By the names that users pass.
 ddp_find_unused_parameters_false = partial(DDPStrategy, False)
 ddp_find_unused_parameters_true = partial(DDPStrategy, True)
