@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from quiet import QUIET, SILENT, Noting
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -69,7 +70,7 @@ def test_a_metric_object_of_an_epoch_whose_batches_are_all_done_survives_a_resum
 
     fit("first", None)
     resumed = fit("again", tmp_path / "saved" / "epoch=0-step=3.ckpt")
-    assert resumed.history["seen"] == [6.0, 6.0]
+    assert logged(resumed)["seen"] == [6.0, 6.0]
 
 
 class Stream(IterableDataset[Tensor]):
@@ -121,9 +122,9 @@ def test_a_dataset_that_keeps_its_own_place_resumes_at_the_end_of_an_epoch(datas
         return run
 
     torch.manual_seed(1)
-    whole = fit("whole", None).history
+    whole = logged(fit("whole", None))
     for place in ("saved", "ends"):
-        resumed = fit(place + " resumed", tmp_path / place / "epoch=0-step=3.ckpt").history
+        resumed = logged(fit(place + " resumed", tmp_path / place / "epoch=0-step=3.ckpt"))
         assert resumed == whole
         assert resumed.steps == whole.steps
 
@@ -162,10 +163,10 @@ def test_a_validation_that_was_cut_short_is_repeated_from_its_own_start(fails_at
         run.fit(Stopped(fails_at), [torch.ones(1, 1)] * 2, loader, ckpt_path=ckpt_path)
         return run
 
-    whole = fit("whole").history
+    whole = logged(fit("whole"))
     with pytest.raises(ZeroDivisionError):
         fit("cut", fails_at)
-    resumed = fit("resumed", 0, tmp_path / "saved" / "on_exception.ckpt").history
+    resumed = logged(fit("resumed", 0, tmp_path / "saved" / "on_exception.ckpt"))
     assert resumed == whole
     assert resumed.steps == whole.steps
 

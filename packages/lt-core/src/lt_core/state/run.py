@@ -208,7 +208,8 @@ class Run:
             axis = int(due.pop("step"))
         due.setdefault("epoch", self.progress.epoch)
         append = timed(self.trainer._active_profiler, self.tracking.append, "[Trainer]log")
-        append(stage or str(self.trainer.state.stage or "train"), of, axis, due)
+        epoch = self.progress.epoch if self.fits else None
+        append(stage or str(self.trainer.state.stage or "train"), of, axis, due, epoch)
 
     @property
     def sanity_checking(self) -> bool:

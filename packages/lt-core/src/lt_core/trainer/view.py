@@ -214,10 +214,11 @@ class TrainerView:
 
     @property
     def history(self) -> History:
-        """Return every value of this run that was due to the loggers, read from its journal."""
+        """Return what the newest fit logged, resumed parts included: a list a name, one value an epoch."""
         from lt_core.tracking.history import History
 
-        return History.read(self._journal) if self._journal is not None else History()
+        epochs = self._progress.epoch + (not self._progress.epoch_closed)
+        return History() if self._journal is None else History.read(self._journal, epochs)
 
     # ------------------------------------------------------------ ranks and devices
 
