@@ -224,6 +224,15 @@ class Feed(Passes):
         self._settle_size()
         return self._training()
 
+    def foresee(self) -> int | float:
+        """Return the batches of a training epoch, before the first one, too, where data is dealt; all ranks call it."""
+        if self._peers is not None and any(leaf.dealer and leaf.dealer.dealt is None for leaf in self.leaves):
+            for leaf in self.leaves:
+                leaf.foresee()
+            self._measure()
+            self.num_batches = self._peers.fewest(self.num_batches)
+        return self.num_batches
+
     def _settle_size(self) -> None:
         """Measure anew what was found to be dealt, and end the epoch where the rank with the fewest batches ends."""
         if self._peers is not None and not self._peers.even:

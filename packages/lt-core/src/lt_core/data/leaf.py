@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain, islice
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from lt_core.data.dealing import END, Dealer
 from lt_core.data.stream import Share, samplers_in
@@ -122,6 +125,20 @@ class Leaf:
         """Set the pass's iterator: the one given, or this rank's share of its batches."""
         self._raw = raw
         self.iterator = raw if self.dealer is None else self.dealer.deal(raw, self._begins)
+
+    def foresee(self) -> None:
+        """Find out, before the first pass, whether a loader of known length is dealt; nobody sees the batch drawn."""
+        dealer, source = self.dealer, self.user
+        if dealer is None or dealer.dealt is not None or self.whole == _INF or self.one_shot:
+            return
+        with rng.isolate(), self.agreed():
+            states = [rng.generator_state(g) for g in self.generators]
+            if isinstance(source, DataLoader):
+                source, dataset = copy.copy(source), copy.copy(source.dataset)
+                source.__dict__.update(dataset=dataset, num_workers=0, _iterator=None, persistent_workers=False)
+            first = next(iter(source), END)
+            self._set_generators(states)
+        dealer.foresee(first)
 
     def restart(self) -> None:
         """Begin another pass within the epoch."""
