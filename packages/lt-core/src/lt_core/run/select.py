@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -189,9 +190,30 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
         num_nodes=nodes,
         one_process_per_node=strategy.one_process_per_node,
     )
+    if not started and spread.processes == 1 and strategy.name == Plan.strategy:
+        _warn_of_ranks(config, accelerator)
     if spread.processes > 1:  # with the module and all other flags it is asked later
         raise_problems(strategy.problems(spread))
     return devices, nodes, strategy, launcher
+
+
+def _warn_of_ranks(config: TrainerConfig, accelerator: Any) -> None:
+    """Warn where the environment knows of several ranks that no scheduler is recognised by, and each trains alone."""
+    if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
+        return
+    size, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not size.isdecimal() or int(size) < 2:
+        return
+    here = int(local) if local.isdecimal() and int(local) else int(size)
+    strategy = accelerator.default_strategy(int(size), 1)
+    nodes = f", num_nodes={int(size) // here}" if int(size) > here else ""
+    lacks = registry.strategies.absent().get(strategy, "")
+    seen = ", ".join(f"{n}={os.environ[n]}" for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if n in os.environ)
+    warn(
+        f"Trainer(strategy={config.strategy!r}, devices={config.devices!r}): this process trains alone. Got {seen} in "
+        f'the environment. For one training of all, write Trainer(strategy="{strategy}", devices={here}{nodes}) or start '
+        f"them with torchrun; for trainings of their own, unset WORLD_SIZE. {lacks}".rstrip()
+    )
 
 
 def _find_strategy(config: TrainerConfig, accelerator: Any, devices: int, nodes: int) -> Any:
