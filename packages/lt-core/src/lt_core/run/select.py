@@ -211,8 +211,8 @@ def _warn_of_ranks(config: TrainerConfig, accelerator: Any) -> None:
     seen = ", ".join(f"{n}={os.environ[n]}" for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if n in os.environ)
     warn(
         f"Trainer(strategy={config.strategy!r}, devices={config.devices!r}): this process trains alone. Got {seen} in "
-        f'the environment. For one training of all, write Trainer(strategy="{strategy}", devices={here}{nodes}) or start '
-        f"them with torchrun; for trainings of their own, unset WORLD_SIZE. {lacks}".rstrip()
+        f'the environment. For one training of all, write Trainer(strategy="{strategy}", devices={here}{nodes}) or '
+        f"start them with torchrun; for trainings of their own, unset WORLD_SIZE. {lacks}".rstrip()
     )
 
 

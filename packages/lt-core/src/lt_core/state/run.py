@@ -153,8 +153,12 @@ class Run:
         """
         n = self.plan.accumulate
         start = index - index % n
-        left = self.feed.num_batches - start
-        return int(min(n, left)) if left > 0 else n, index == start, index + 1 - start >= n or self.feed.last
+        return self.window_length(start), index == start, index + 1 - start >= n or self.feed.last
+
+    def window_length(self, start: int) -> int:
+        """Return the length of the accumulation window that batch ``start`` opens."""
+        n, left = self.plan.accumulate, self.feed.num_batches - start
+        return int(min(n, left)) if left > 0 else n
 
     def window_open(self, index: int) -> bool:
         """Return whether batch ``index`` leaves an accumulation window open behind it."""
