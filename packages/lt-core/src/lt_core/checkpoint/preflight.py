@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lt_core.hooks.table import method_of
 from lt_interface.errors import Problem, raise_problems
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _trials(run: Run) -> Iterator[Problem | None]:
     from lt_core.checkpoint.format.tree import try_encode
 
     for callback in run.callbacks:
-        yield try_encode(callback.state_dict(), f"{type(callback).__name__}.state_dict()")
+        yield try_encode(method_of(callback, "state_dict")(), f"{type(callback).__name__}.state_dict()")
     for callback in run.trainer.checkpoint_callbacks if run.world.is_global_zero else ():
         folder = os.fspath(getattr(callback, "dirpath", None) or "")
         if folder:
