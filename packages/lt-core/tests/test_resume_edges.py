@@ -188,3 +188,46 @@ def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     other = Trainer(max_epochs=2, **QUIET)
     with pytest.raises(CheckpointError, match=r"same kind of optimizer. Got none of the options .*betas.* of Adam"):
         other.fit(Other(), data, data, ckpt_path=tmp_path / "sgd.ckpt")
+
+
+class Marked(IterableDataset[Tensor]):
+    """Samples that begin anew with each iteration, but for the one that follows `load_state_dict`."""
+
+    at, begin = 0, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        begin, self.begin = self.begin, 0
+        for self.at in range(begin + 1, 11):
+            yield torch.tensor([float(self.at)])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.begin = state["at"]
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint folder")
+def test_a_limit_below_a_streams_length_is_resumed(tmp_path: Path) -> None:
+    """Epochs that `limit_train_batches` ends begin anew behind a resume as they do without one, wherever it was saved."""
+
+    def fit(path: Path | None = None) -> list[float]:
+        saves = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+        run = Trainer(**QUIET | {"enable_checkpointing": True}, max_epochs=3, limit_train_batches=3, callbacks=[saves])
+        net = Seeing()
+        run.fit(net, DataLoader(Marked()), ckpt_path=path)
+        return net.batches
+
+    class Seeing(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches: list[float] = []
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            self.batches.append(batch.item())
+            return super().training_step(batch, batch_idx)
+
+    whole = fit()
+    assert whole == [1.0, 2.0, 3.0] * 3
+    for step in range(1, 9):
+        assert fit(tmp_path / f"step={step}.ckpt") == whole[step:]
