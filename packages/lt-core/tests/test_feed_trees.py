@@ -306,3 +306,30 @@ def test_a_state_saved_between_epochs_begins_the_next(kind: type[Any], limit: An
         return out
 
     assert epochs(0) == epochs(1) == epochs(None)
+
+
+BESIDE: dict[str, Make] = {
+    "stream": lambda: DataLoader(Streamed(0, 3)),
+    "stream with a state": lambda: DataLoader(Kept(0, 3), 2),
+    "stream with a mark": lambda: DataLoader(Marked(0, 3), 2),
+    "loader with a state": lambda: KeptLoader(0, 3),
+    "one batch": lambda: KeptLoader(0, 1),
+    "list": lambda: [torch.arange(i, i + 2) for i in range(3)],
+}
+
+
+@pytest.mark.parametrize("mode", [None, "max_size", "min_size"])
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_a_loader_that_ended_before_the_others_draws_no_more(kind: str, seed: int | None, mode: str | None) -> None:
+    """Of two loaders one ends or starts again before the other: draws of both are those of an uncut run."""
+    for size in (1, 3):
+
+        def make(size: int = size) -> Any:
+            drawing = DataLoader(Drawn(0, 3), size, shuffle=True, generator=seeded(seed))
+            loaders = [BESIDE[kind](), drawing]
+            return loaders if mode is None else CombinedLoader(loaders, mode)
+
+        whole = trained(make, 2, 1.0, False, [])
+        for cuts in ([1], [2], [3], [1, 2], [2, 3]):
+            assert trained(make, 2, 1.0, False, cuts) == whole

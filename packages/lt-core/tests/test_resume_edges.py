@@ -209,7 +209,7 @@ class Marked(IterableDataset[Tensor]):
 
 @pytest.mark.filterwarnings("ignore:The checkpoint folder")
 def test_a_limit_below_a_streams_length_is_resumed(tmp_path: Path) -> None:
-    """Epochs that `limit_train_batches` ends begin anew behind a resume as they do without one, wherever it was saved."""
+    """Epochs that `limit_train_batches` ends begin anew behind a resume as they do without one, whatever is resumed."""
 
     def fit(path: Path | None = None) -> list[float]:
         saves = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)

@@ -236,6 +236,7 @@ class Leaf:
         return {
             **dealt,
             "cycle": self.cycle,
+            "ended": self.done,
             "batches": self.consumed(),
             "samples": self.samples,
             "size": self.size,
@@ -290,7 +291,7 @@ class Leaf:
         if matched:
             self._set_generators(state["start"])
         self.done = state.get("ended", False)
-        if not self.done:  # else what keeps its own place would begin another pass as if it were this one's rest
+        if not self.done:  # else samplers would draw, and what keeps its own place begin another pass, once more
             self._begin(state["batches"], state.get("place_in_samples") or 0)
         if matched:
             self._settle(state)

@@ -130,7 +130,8 @@ class ViewLeaf(Leaf):
 
     def resume(self, state: dict[str, Any], epoch: int) -> None:
         """Begin the saved pass once more, skip its indices, load no data."""
-        self._rewarm = self.persistent and not state.get("fresh", True)
+        if not state.get("ended"):
+            self._rewarm = self.persistent and not state.get("fresh", True)
         size, before = self.user.batch_size, state.get("batch_size")
         if not self.indexed and state["samples"] and size and before and size != before:
             state = {**state, "batches": state["samples"] // size}
