@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,47 @@ if TYPE_CHECKING:
     from lt_core.config.flags import TrainerConfig
 
 __all__ = [
+    "Finding",
     "default_callbacks",
     "find_accelerator",
     "find_cluster",
     "find_launcher",
     "find_precision",
+    "find_profiler",
     "find_spread",
     "make_loggers",
     "ordered",
 ]
+
+
+class Finding:
+    """Search for several parts: what each call raised is raised together at the end of the block."""
+
+    def __init__(self) -> None:
+        self.errors: list[MisconfigurationException] = []
+
+    def call(self, find: Callable[..., Any], *args: Any) -> Any:
+        """Return what a function finds, or None where it raised."""
+        try:
+            return find(*args)
+        except MisconfigurationException as error:
+            self.errors.append(error)
+            return None
+
+    def __enter__(self) -> Finding:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if len(self.errors) > 1 and all(one.problems for one in self.errors):
+            raise_problems([problem for one in self.errors for problem in one.problems])
+        if self.errors:
+            raise self.errors[0]
+
+
+def find_profiler(config: TrainerConfig) -> Any:
+    """Return the profiler that the flag means."""
+    given = config.profiler
+    return registry.profilers.get(given)() if isinstance(given, str) else given
 
 
 def ordered(callbacks: Iterable[Callback]) -> list[Callback]:
@@ -44,7 +76,7 @@ def find_precision(config: TrainerConfig, accelerator: Any) -> Any:
     if not isinstance(given, str):
         return given
     where = f"Trainer(precision={given!r})"
-    name = registry.ON_A_CPU.get(given, given) if accelerator.kind == "cpu" else given
+    name = registry.ON_A_CPU.get(given, given) if accelerator is not None and accelerator.kind == "cpu" else given
     if name != given:
         warn(f'{where}: a CPU has no {given}, so "{name}" is used. Write precision="{name}".')
     return registry.precisions.get(name, where)()
