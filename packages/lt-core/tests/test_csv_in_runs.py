@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from quiet import SILENT
 from torch import Tensor, nn
 
@@ -259,7 +260,7 @@ def test_segments_name_their_parents(tmp_path: Path) -> None:
     first = path.read_bytes()
     resumed = trainer(logger, tmp_path, max_epochs=2)
     resumed.fit(Net(), at(9), ckpt_path=next(Path(logger.log_dir).rglob("epoch=0*")))
-    assert resumed.history["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
+    assert logged(resumed)["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
     trainer(logger, tmp_path).fit(Net(), DATA)
     data = path.read_bytes()
     assert data.startswith(first)

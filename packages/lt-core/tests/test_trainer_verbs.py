@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -169,10 +170,10 @@ def test_logged_metrics_reach_the_journal_at_their_step() -> None:
     """Values are kept whatever log_every_n_steps says, at the last step or a given one; the sanity check's are not."""
     trainer = make(Measures(), max_epochs=1, log_every_n_steps=50)
     trainer.fit(Net())
-    assert trainer.history["index"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-    assert trainer.history.steps["index"] == [0, 1, 2, 3, 4, 5]
-    assert trainer.history["looks"] == [1.0]
-    assert trainer.history.steps["looks"] == [100]
+    assert logged(trainer)["index"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert logged(trainer).steps["index"] == [0, 1, 2, 3, 4, 5]
+    assert logged(trainer)["looks"] == [1.0]
+    assert logged(trainer).steps["looks"] == [100]
     assert trainer.logged_metrics["looks"] == 1.0
 
 

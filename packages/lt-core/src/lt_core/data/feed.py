@@ -223,6 +223,15 @@ class Feed(Passes):
         self._settle_size()
         return self._training()
 
+    def foresee(self) -> int | float:
+        """Return the batches of a training epoch, before the first one, too, where data is dealt; all ranks call it."""
+        if self._peers is not None and any(leaf.dealer and leaf.dealer.dealt is None for leaf in self.leaves):
+            for leaf in self.leaves:
+                leaf.foresee()
+            self._measure()
+            self.num_batches = self._peers.fewest(self.num_batches)
+        return self.num_batches
+
     def _settle_size(self) -> None:
         """Measure anew what was found to be dealt, and end the epoch where the rank with the fewest batches ends."""
         if self._peers is not None and not self._peers.even:
@@ -463,11 +472,25 @@ class Feed(Passes):
             return self._state
         # Whether what keeps its own place has begun anew already, its state does not show: the feed must know.
         known = self._open and self._rounds and any(leaf.keeps_place for leaf in self.leaves)
-        if known and self.last and len(self.leaves) == 1:
+        ended = known and self.last
+        if ended and len(self.leaves) == 1:
             self._exhaust(self.leaves[0])
-        if self._over if self.ends is None or not self._rounds else self.last:
-            return {**self._place(), "over": True}
+        if ended or (self._over if self.ends is None or not self._rounds else self.last):
+            return self._for_a_new_epoch({**self._place(), "over": True})
+        if not self._open:
+            return self._for_a_new_epoch(self._place())
+        if known and self._before is not None:
+            for leaf, one in zip(self.leaves, self._before["leaves"], strict=True):
+                if leaf.keeps_place and (leaf.done or leaf.cycle > one["cycle"]):
+                    one.update(leaf.ending())
         return self._place_now()
+
+    def _for_a_new_epoch(self, place: dict[str, Any]) -> dict[str, Any]:
+        """Note in a place behind an epoch what begins anew with the next one, wherever its state stands."""
+        for leaf, one in zip(self.leaves, place["leaves"], strict=True):
+            if leaf.keeps_place:
+                one["anew"] = leaf.begins_anew()
+        return place
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state: then ``resume`` goes on inside its epoch, ``epoch`` begins the next.

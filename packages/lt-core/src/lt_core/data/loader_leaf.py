@@ -86,6 +86,11 @@ class ViewLeaf(Leaf):
             fast_forward(raw, skip, f"DataLoader({type(self.user.dataset).__name__})", fix)
         self._give(raw)
 
+    @property
+    def keeper(self) -> Any:
+        """Return what keeps its own place, where something does."""
+        return self.user.dataset
+
     def consumed(self) -> int:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
         used = super().consumed()
@@ -125,11 +130,12 @@ class ViewLeaf(Leaf):
         self.stream.seed = state.get("seed", self.stream.seed)
         kept = state.get("dataset") if self.indexed else state.get("place")
         if kept is not None and (self.stateful if self.indexed else self.keeps_place):
-            self.user.dataset.load_state_dict(kept)
+            self._load_kept(kept, state)
 
     def resume(self, state: dict[str, Any], epoch: int) -> None:
         """Begin the saved pass once more, skip its indices, load no data."""
-        self._rewarm = self.persistent and not state.get("fresh", True)
+        if not state.get("ended"):
+            self._rewarm = self.persistent and not state.get("fresh", True)
         size, before = self.user.batch_size, state.get("batch_size")
         if not self.indexed and state["samples"] and size and before and size != before:
             state = {**state, "batches": state["samples"] // size}

@@ -23,6 +23,7 @@ class OpaqueLeaf(Leaf):
     """
 
     exact = False
+    kept_as = "user"
 
     def __init__(self, user: Any, number: int, source: Any = None) -> None:
         self.source = user if source is None else source
@@ -58,7 +59,7 @@ class OpaqueLeaf(Leaf):
             self.drawn = state.get("drawn", 0)
             self.batches = state["batches"] // self.shards
         if self.stateful and state.get("user") is not None:
-            self.user.load_state_dict(state["user"])
+            self._load_kept(state["user"], state)
 
     def _begin(self, skip: int, samples: int) -> None:
         made = self.source if hasattr(self.source, "__iter__") else self.source()

@@ -9,7 +9,7 @@ from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of
 from lt_core.data.stager import Stager
 from lt_core.data.to_device import build_place
-from lt_core.loops.boundary import end_epoch, finish_due, log_step, run_due
+from lt_core.loops.boundary import close_window, end_epoch, finish_due, log_step, run_due
 from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
@@ -156,6 +156,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
             f(batch, i)
         if module_start is not None and module_start(batch, i) == -1:
             skipped = True
+            close_window(run, schedule)
             break
         store.scope = TRAIN_STEP
         output = step(batch, i)

@@ -61,9 +61,9 @@ class Tracking:
         """Return the journal's path; None for one in memory."""
         return None if self.journal.path is None else str(self.journal.path)
 
-    def append(self, stage: str, of: str, axis: int, values: dict[str, float]) -> None:
+    def append(self, stage: str, of: str, axis: int, values: dict[str, float], epoch: int | None) -> None:
         """Append values to the journal, and send them at once to loggers that are fed in the loop's own thread."""
-        self.journal.append(stage, of, axis, values)
+        self.journal.append(stage, of, axis, values, epoch=epoch)
         for delivery in self.inline:
             delivery.send()
 
