@@ -154,15 +154,16 @@ class Leaf:
     def begins_anew(self) -> bool:
         """Return whether a new iteration of what keeps its own place begins anew, though one after a load goes on.
 
-        Found out once, on copies that each give a sample; what cannot be copied goes on where its state is.
+        Found out once, on copies that each give a sample; what cannot be copied goes on where its state is. Before
+        the first batch there is no difference to see.
         """
-        if self._anew is None:
+        if self._anew is None and self.batches:
             self._anew = False
             with suppress(Exception):
                 fresh, loaded = copy.deepcopy(_bare(self.keeper)), copy.deepcopy(_bare(self.keeper))
                 loaded.load_state_dict(copy.deepcopy(self.keeper.state_dict()))
                 self._anew = digest(_first_of(fresh)) != digest(_first_of(loaded))
-        return self._anew
+        return bool(self._anew)
 
     def ending(self) -> dict[str, Any]:
         """Return what a saved place must say of a pass that has no further batch: the state at its very end.
