@@ -246,10 +246,13 @@ def _loops(run: Run, stand: Standing) -> dict[str, Any]:
 
 
 def _optimizers(run: Run) -> Stateful:
+    def take() -> Any:
+        return run.engine.optimizer_states()
+
     def give(states: list[dict[str, Any]]) -> None:
         run.engine.load_optimizer_states(states)
 
-    return _Of(lambda: [*run.engine.optimizer_states()], give)
+    return _Of(take, give)
 
 
 def _schedulers(run: Run) -> Stateful:
