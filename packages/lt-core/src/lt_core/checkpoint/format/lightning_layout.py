@@ -45,7 +45,7 @@ def to_layout(tree: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def from_layout(found: Mapping[str, Any], where: str) -> dict[str, Any]:
+def from_layout(found: Any, where: str) -> dict[str, Any]:
     """Return the tree of a file in Lightning's layout, written here or by Lightning.
 
     Args:
@@ -55,7 +55,7 @@ def from_layout(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is no checkpoint.
     """
-    own = found.get(_OWN)
+    own = found.get(_OWN) if isinstance(found, Mapping) else None
     if not isinstance(own, dict) or "order" not in own:
         return imported(found, where)
     tree = {}
