@@ -126,7 +126,7 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
 
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
-    progress, loop, feed = run.progress, run.loop, feed_of(run, TRAIN)
+    progress, loop, feed = run.progress, run.loop, run.feed
     check_alike(run, TRAIN.loader, "batches", feed.num_batches)
     resumed = not progress.epoch_closed
     changed = rebuild(run)
