@@ -270,6 +270,20 @@ def test_last_of_an_exception_names_itself(tmp_path: Path, behind: bool) -> None
         assert named(books) == {"step=2.ckpt", "step=3-newest.ckpt"}
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_last_hooks_know_the_best_file(tmp_path: Path, behind: bool) -> None:
+    """When training ends, saves that are written behind it are waited for: on_train_end finds the last one's file."""
+    found = []
+
+    class Look(Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            found.append(os.path.basename(trainer.checkpoint_callback.best_model_path))
+
+    plugins = [AsyncCheckpointIO() if behind else SafetensorsIO()]
+    fit([2.0, 1.0], Look(), ModelCheckpoint(tmp_path, "{epoch}", "loss"), plugins=plugins)
+    assert found == ["epoch=1.ckpt"]
+
+
 @pytest.mark.filterwarnings("ignore:.*could not be linked")
 def test_a_link_that_is_refused_is_not_spoken_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where neither a link nor a copy can be made, the file is kept, the run goes on, and no ``last`` is named."""
