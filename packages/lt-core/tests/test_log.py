@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from logged import logged
-from quiet import QUIET
-from torch import Tensor, nn
+from quiet import QUIET, Idle
+from torch import Tensor
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_interface.errors import MisconfigurationException
@@ -20,15 +20,8 @@ DATA = [torch.full((n, 1), float(v)) for n, v in ((2, 1.0), (2, 2.0), (1, 6.0))]
 MEAN, MEAN_AGAIN = 12 / 5, 3.0  # by samples and by batches
 
 
-class Base(LightningModule):
+class Base(Idle):
     """Module whose steps log nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
-        return self.layer(batch).sum() * 0
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> Any:
         return None

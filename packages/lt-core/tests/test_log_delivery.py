@@ -11,8 +11,8 @@ import pytest
 import torch
 import torchmetrics
 from logged import logged
-from quiet import QUIET
-from torch import Tensor, nn
+from quiet import QUIET, Idle
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lt_core import Callback, LightningModule, Trainer
@@ -26,21 +26,7 @@ def loader(*batches: Tensor) -> DataLoader[Any]:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-class Base(LightningModule):
-    """Module whose training logs nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
-        return self.layer(batch).sum() * 0
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class Logging(Base):
+class Logging(Idle):
     """Module that logs the batch's mean in training, both ways, and by epoch in validation."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
@@ -105,7 +91,7 @@ def test_accumulated_batches_share_a_step() -> None:
 def test_evaluation_counts_its_own_batches(tmp_path: Path) -> None:
     """Step values of an evaluation have an axis of their own that goes on over epochs, loaders and a resume."""
 
-    class Net(Base):
+    class Net(Idle):
         def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
             self.log("v", batch.mean(), on_step=True, on_epoch=False)
 
@@ -145,7 +131,7 @@ def test_validation_inside_an_epoch_keeps_the_training_values() -> None:
 def test_bar_gets_what_it_should() -> None:
     """progress_bar_metrics hold what was logged with prog_bar=True, and only that, as floats."""
 
-    class Net(Base):
+    class Net(Idle):
         def training_step(self, batch: Tensor, batch_idx: int) -> Any:
             self.log("shown", batch.mean(), prog_bar=True, logger=False)
             self.log("hidden", batch.mean())
@@ -176,7 +162,7 @@ def test_a_closure_logs_once() -> None:
 # ---------------------------------------------------------------- what a step returns
 
 
-class Returning(Base):
+class Returning(Idle):
     """Module of the oldest style: no self.log at all."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
@@ -221,7 +207,7 @@ def test_what_was_logged_is_not_logged_again() -> None:
 def test_returned_values_of_several_loaders() -> None:
     """Values that are returned get the loader's name as logged ones do."""
 
-    class Net(Base):
+    class Net(Idle):
         def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int) -> Any:
             return {"val_loss": batch.mean()}
 
@@ -249,7 +235,7 @@ class Average:
         return self.total / self.count
 
 
-class Measuring(Base):
+class Measuring(Idle):
     """Module that logs metric objects of two libraries in training and validation."""
 
     def __init__(self) -> None:
@@ -305,7 +291,7 @@ class Kill(Callback):
 
 
 @pytest.mark.parametrize("kind", [Measuring, Logging, Returning])
-def test_resuming_goes_on_with_sums_and_objects(kind: type[Base], tmp_path: Path) -> None:
+def test_resuming_goes_on_with_sums_and_objects(kind: type[Idle], tmp_path: Path) -> None:
     """A run that was killed inside an epoch and resumed delivers what the whole one does, by step and epoch."""
     path = tmp_path / "inside.ckpt"
     whole = logged(fit(kind(), DATA, max_epochs=3))
@@ -332,7 +318,7 @@ def test_memory_does_not_grow_with_steps() -> None:
     """Five thousand steps with five logs each leave nothing behind but the journal on disk."""
     sizes: dict[int, int] = {}
 
-    class Net(Base):
+    class Net(Idle):
         def training_step(self, batch: Tensor, batch_idx: int) -> Any:
             loss = super().training_step(batch, batch_idx)
             for i in range(5):

@@ -231,16 +231,13 @@ def _progress(run: Run, stand: Standing) -> Stateful:
 
 
 def _weights(run: Run) -> Stateful:
-    def take() -> Any:
-        return with_plain_names(run.strategy.weights(run.module).state_dict())
-
     def give(state: dict[str, Any]) -> None:  # before there is an engine
         weights = run.strategy.weights(run.module)
         load_weights(
             run.module, state, run.module.strict_loading is not False, run.resumed.path or "checkpoint", weights
         )
 
-    return _Of(take, give)
+    return _Of(lambda: with_plain_names(run.strategy.weights(run.module).state_dict()), give)
 
 
 def _loops(run: Run, stand: Standing) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """
     from lt_core.checkpoint.parts import restore
     from lt_core.checkpoint.preflight import check_data
-    from lt_core.checkpoint.save import flush_saves
+    from lt_core.checkpoint.save import flush_saves, settle_saves
 
     trainer = run.trainer
     if trainer.enable_validation:  # before any batch: what is wrong with the validation data shows at once
@@ -77,6 +77,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     settle(run)
     while not _is_over(run):
         run_epoch(run, rebuild)
+    settle_saves(run)  # so that on_train_end finds the best file of all
     run.hooks.fire("on_train_end")
     settle(run)
     flush_saves(run)
@@ -126,7 +127,7 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
 
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
-    progress, loop, feed = run.progress, run.loop, feed_of(run, TRAIN)
+    progress, loop, feed = run.progress, run.loop, run.feed
     check_alike(run, TRAIN.loader, "batches", feed.num_batches)
     resumed = not progress.epoch_closed
     changed = rebuild(run)

@@ -8,19 +8,11 @@ zip, which other readers pass over.
 
 from __future__ import annotations
 
-import argparse
-import collections
 import contextlib
-import datetime
-import decimal
-import fractions
 import io
 import os
-import pathlib
 import pickle
 import re
-import types
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -31,7 +23,7 @@ from torch import Tensor
 
 from lt_core.checkpoint.format.container import open_checkpoint
 from lt_core.checkpoint.format.durable import AtomicFile
-from lt_core.checkpoint.format.lightning_import import check_torch
+from lt_core.checkpoint.format.lightning_import import read_torch
 from lt_core.checkpoint.format.lightning_layout import from_layout, header_of, to_layout
 from lt_core.checkpoint.format.refusal import damaged, shorten
 from lt_core.checkpoint.format.refused import without_refused
@@ -44,13 +36,6 @@ _END = b"PK\x05\x06"
 _NOTE = b"lt-core crc32="
 _END_SIZE, _NOTE_SIZE = 22, len(_NOTE) + 8
 _CHUNK = 1 << 20
-# Types of the standard library whose making runs nothing but their own constructor.
-_HARMLESS: list[Any] = [
-    *(collections.Counter, collections.deque, collections.defaultdict, argparse.Namespace, types.SimpleNamespace),
-    *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone, uuid.UUID),
-    *(decimal.Decimal, fractions.Fraction, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath),
-    *(pathlib.WindowsPath, range, slice, complex, bytearray, frozenset, set, int, float, str, list, dict),
-]
 
 
 class TorchCheckpointIO:
@@ -211,41 +196,18 @@ def _check_form(where: str) -> int | None:
     return int(found[1], 16)
 
 
-def _read(where: str, weights_only: bool) -> dict[str, Any]:
+def _read(where: str, weights_only: bool) -> Any:
     """Return what ``torch.load`` finds.
 
     Raises:
         CheckpointError: If it finds nothing that may be read.
     """
-    check_torch(where)
     _check_form(where)
-    try:
-        with torch.serialization.safe_globals([*_HARMLESS, *_numpy()]):
-            found = torch.load(where, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        blocked = ", ".join(sorted(set(re.findall(r"GLOBAL (\S+)", str(error)))))
-        got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]
-        fix = (
-            "If you trust it, pass weights_only=False to the call (fit, test, load_from_checkpoint...), or write "
-            "Trainer(plugins=TorchCheckpointIO(weights_only=False))."
-        )
-        rule = "objects in a file are made only with consent, since that runs code of the file"
-        raise CheckpointError(Problem(where, rule, got, fix)) from error
-    except Exception as error:  # a damaged file makes torch raise errors of many kinds, an object's class any
-        rule = f"this is no file of torch.save that can be read ({type(error).__name__}: {str(error)[:200]})"
-        raise CheckpointError(Problem(where, rule)) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(Problem(where, "a checkpoint is a dict", type(found).__name__))
-    return found
-
-
-def _numpy() -> list[Any]:
-    """Return what arrays and scalars of numpy are made with."""
-    import numpy as np
-
-    scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
-    kinds = {type(np.dtype(kind)) for kind in np.sctypeDict.values() if kind is not np.object_}
-    return [np.ndarray, np.dtype, scalar, array, *kinds]
+    fix = (
+        "If you trust it, pass weights_only=False to the call (fit, test, load_from_checkpoint...), or write "
+        "Trainer(plugins=TorchCheckpointIO(weights_only=False))."
+    )
+    return read_torch(where, fix, weights_only)
 
 
 class _Trial(pickle.Pickler):
