@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,7 +139,9 @@ def test_a_server_that_never_answers_holds_up_no_training(
     with socket.create_server(("127.0.0.1", 0)) as server:
         logger = Server(tmp_path)
         logger.port, watch = server.getsockname()[1], Watch()
+        logger.flush_timeout, begun = 60.0, time.monotonic()  # what hangs is given up long before
         fit(tmp_path, logger, watch, logger_delivery=delivery)
+        assert time.monotonic() - begun < 30
         assert watch.running is not None
         assert "lt-open-Server" in watch.running
         assert logger.rows == []
