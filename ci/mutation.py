@@ -19,7 +19,6 @@ import ast
 import contextlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -29,7 +28,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from queue import Queue
 from xml.etree import ElementTree
@@ -80,6 +80,7 @@ class Mutant:
         end: Offset behind the last replaced byte.
         before: What stood there.
         after: What stands there now.
+        nth: Which of the function's places of this kind and text it is, from 1 on.
     """
 
     path: str
@@ -90,11 +91,13 @@ class Mutant:
     end: int
     before: str
     after: str
+    nth: int = 1
 
     @property
     def key(self) -> str:
         """Return a name that stays the same when lines above the place move."""
-        return f"{self.path} {self.function} {self.kind}: {' '.join(self.before.split())} -> {self.after}"
+        change = " ".join(f"{self.before} -> {self.after}".split())
+        return f"{self.path} {self.function} {self.kind}: {change}" + (f" ({self.nth})" if self.nth > 1 else "")
 
 
 class Finder(ast.NodeVisitor):
@@ -108,6 +111,7 @@ class Finder(ast.NodeVisitor):
             self.lines.append(self.lines[-1] + len(line))
         self.names: list[str] = []
         self.found: list[Mutant] = []
+        self.seen: Counter[str] = Counter()
 
     def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
         """Return the offsets of a node in the file."""
@@ -120,7 +124,9 @@ class Finder(ast.NodeVisitor):
         start, end = span or self.span(node)
         before = self.source[start:end].decode()
         line = self.source.count(b"\n", 0, start) + 1
-        self.found.append(Mutant(self.path, ".".join(self.names), line, kind, start, end, before, after))
+        mutant = Mutant(self.path, ".".join(self.names), line, kind, start, end, before, after)
+        self.seen[mutant.key] += 1
+        self.found.append(replace(mutant, nth=self.seen[mutant.key]))
 
     def text(self, node: ast.expr) -> str:
         """Return the source of an expression."""
@@ -231,8 +237,8 @@ class Finder(ast.NodeVisitor):
         self.visit(node.value)
 
     def visit_Return(self, node: ast.Return) -> None:
-        """Return nothing."""
-        if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        """Return nothing; where what is returned is as false as None, its type is checked elsewhere."""
+        if node.value is not None and not (isinstance(node.value, ast.Constant) and not node.value.value):
             self.add(node.value, "return", "None")
             self.generic_visit(node)
 
@@ -272,7 +278,15 @@ def _compiles(source: bytes, mutant: Mutant) -> bool:
 def equivalents() -> set[str]:
     """Return the keys of the mutants that nobody could tell from the code; a reason follows each after a #."""
     lines = EQUIVALENTS.read_text(encoding="utf-8").splitlines() if EQUIVALENTS.exists() else []
-    return {" ".join(line.split("  #")[0].split()) for line in lines if line and not line.startswith("#")}
+    return {line.split("  #")[0].strip() for line in lines if line and not line.startswith("#")}
+
+
+def drawn(rooms: list[str], seed: int, count: int) -> list[Mutant]:
+    """Return some mutants of some rooms; which ones depends on each one's key alone, so that other code may change."""
+    known = equivalents()
+    everything = [mutant for mutant in mutants(rooms) if mutant.key not in known]
+    print(f"{min(count, len(everything))} of {len(everything)} mutants, seed {seed}")
+    return sorted(everything, key=lambda mutant: sha256(f"{seed} {mutant.key}".encode()).digest())[:count]
 
 
 def cover(workers: int) -> None:
@@ -310,13 +324,16 @@ class Coverage:
             }
             self._tests[name] = by_line
             self._all |= {test for tests in by_line.values() for test in tests}
+        # What ran nothing of the package in its own process may have done so in others.
+        plain = set(map(_plain, self._all))
+        self._elsewhere = {_node(name) for name in self._seconds if name not in plain}
 
     def seconds(self, test: str) -> float:
         """Return how long a test took, all its parameters together."""
         return self._seconds[_plain(test)]
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """Return the tests to try, the quickest first.
+        """Return the tests to try, the quickest first, and last those that work in other processes.
 
         A line that no test ran in its own process may have run in a rank or a child: every test that ran
         anything of the file is tried, and all of the integration tests.
@@ -326,7 +343,14 @@ class Coverage:
         if not found:
             found = {test for tests in lines.values() for test in tests}
             found |= {test for test in self._all if test.startswith("tests_integration")}
-        return sorted(found, key=lambda test: (self.seconds(test), test))
+        return [*sorted(found, key=lambda test: (self.seconds(test), test)), *sorted(self._elsewhere - found)]
+
+
+def _node(name: str) -> str:
+    """Return what pytest calls a test whose plain name is given."""
+    names = name.split(".")
+    file = next(i for i, part in enumerate(names) if part.startswith("test_")) + 1
+    return "::".join([f"{'/'.join(names[:file])}.py", *names[file:]])
 
 
 def _plain(name: str) -> str:
@@ -438,10 +462,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="try only what no earlier run saw killed")
     parser.add_argument("--show", action="store_true", help="list the sample and run nothing")
     given = parser.parse_args()
-    known = equivalents()
-    everything = [mutant for mutant in mutants(given.rooms) if " ".join(mutant.key.split()) not in known]
-    sample = random.Random(given.seed).sample(everything, min(given.count, len(everything)))
-    print(f"{len(sample)} of {len(everything)} mutants, seed {given.seed}")
+    sample = drawn(given.rooms, given.seed, given.count)
     if given.show:
         print("\n".join(f"{mutant.path}:{mutant.line} {mutant.key}" for mutant in sample))
         return 0
