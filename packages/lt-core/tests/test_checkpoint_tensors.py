@@ -232,6 +232,10 @@ def test_peek_reads_the_header_alone(tmp_path: pathlib.Path) -> None:
     assert header["parameters"] == parameter_signature(tree["state_dict"])
     assert header["tensors"]["model.0.weight"] == ("F32", (4, 3))
     assert header["size"] == (tmp_path / "x.ckpt").stat().st_size
+    save_checkpoint({"epoch": 4, "state_dict": {}}, tmp_path / "y.ckpt")
+    assert peek(tmp_path / "y.ckpt")["progress"] == {"epoch": 4, "step": 0}
+    save_checkpoint({"global_step": 7}, tmp_path / "z.ckpt")
+    assert peek(tmp_path / "z.ckpt")["progress"] == {"epoch": 0, "step": 7}
 
 
 def test_signature_knows_models_apart() -> None:

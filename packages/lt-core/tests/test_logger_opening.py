@@ -50,6 +50,7 @@ class Remote(Logger):
     def __init__(self, folder: Path) -> None:
         self.folder, self.rows, self.params, self.ended = folder, [], {}, []
         self.opened: Any = None
+        self.asked = 0
 
     @property
     def directory(self) -> str:
@@ -57,6 +58,7 @@ class Remote(Logger):
 
     @property
     def experiment(self) -> Any:
+        self.asked += 1
         with self.exclusive():
             if self.opened is None:
                 self.opened = self.start()
@@ -166,6 +168,7 @@ def test_what_waited_is_delivered_when_the_logger_opens(tmp_path: Path, warned: 
         answering.join(10)
     assert logger.rows == ROWS
     assert (logger.params, logger.ended, len(texts(warned))) == ({"width": 1}, ["success"], 1)
+    assert logger.asked == 2  # by the thread that waited, and once when it had come
 
 
 def test_a_tracker_that_is_away_is_tried_again(tmp_path: Path, warned: list[warnings.WarningMessage]) -> None:
