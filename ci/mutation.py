@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from queue import Queue
 from xml.etree import ElementTree
@@ -253,14 +254,14 @@ class Finder(ast.NodeVisitor):
 
 
 def mutants(rooms: list[str]) -> list[Mutant]:
-    """Return every mutant of some rooms, each of which compiles."""
+    """Return every mutant of some rooms."""
     found: list[Mutant] = []
     for room in rooms:
         place = PACKAGE / room
         for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
             finder = Finder(path)
             finder.visit(ast.parse(finder.source))
-            found += [mutant for mutant in finder.found if _compiles(finder.source, mutant)]
+            found += finder.found
     return found
 
 
@@ -268,7 +269,9 @@ def _changed(source: bytes, mutant: Mutant) -> bytes:
     return source[: mutant.start] + mutant.after.encode() + source[mutant.end :]
 
 
-def _compiles(source: bytes, mutant: Mutant) -> bool:
+def _compiles(mutant: Mutant) -> bool:
+    """Return whether a mutant is a program, and another one."""
+    source = (PACKAGE / mutant.path).read_bytes()
     try:
         return ast.dump(ast.parse(_changed(source, mutant))) != ast.dump(ast.parse(source))
     except SyntaxError:
@@ -285,8 +288,10 @@ def drawn(rooms: list[str], seed: int, count: int) -> list[Mutant]:
     """Return some mutants of some rooms; which ones depends on each one's key alone, so that other code may change."""
     known = equivalents()
     everything = [mutant for mutant in mutants(rooms) if mutant.key not in known]
-    print(f"{min(count, len(everything))} of {len(everything)} mutants, seed {seed}")
-    return sorted(everything, key=lambda mutant: sha256(f"{seed} {mutant.key}".encode()).digest())[:count]
+    everything.sort(key=lambda mutant: sha256(f"{seed} {mutant.key}".encode()).digest())
+    sample = list(islice(filter(_compiles, everything), count))
+    print(f"{len(sample)} of {len(everything)} mutants, seed {seed}")
+    return sample
 
 
 def cover(workers: int) -> None:
