@@ -267,8 +267,10 @@ def test_segments_name_their_parents(tmp_path: Path) -> None:
     assert parents == [first.index(b"[4,"), None]
 
 
-def test_a_journal_that_a_run_leaves_for_another_folder_stays_as_it_is(tmp_path: Path) -> None:
-    """A resume that logs elsewhere takes the records along and changes no byte of the old file."""
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.filterwarnings("ignore:CSVLogger. version 1 holds metrics of an earlier run")
+def test_a_journal_that_a_run_leaves_for_another_folder_stays_as_it_is(used: bool, tmp_path: Path) -> None:
+    """A resume that logs elsewhere takes its records along, apart from those of a run there; the old file stays."""
     saves = ModelCheckpoint(save_top_k=-1, filename="{epoch}")
     logger = CSVLogger(tmp_path, version=0)
     flags = {"callbacks": [saves], "enable_checkpointing": True}
@@ -277,10 +279,13 @@ def test_a_journal_that_a_run_leaves_for_another_folder_stays_as_it_is(tmp_path:
     with path.open("ab") as file:
         file.write(b'[0,"torn')
     before = path.read_bytes()
+    if used:
+        trainer(CSVLogger(tmp_path, version=1), tmp_path).fit(Net(), at(50))
     resumed = trainer(CSVLogger(tmp_path, version=1), tmp_path, max_epochs=2)
     resumed.fit(Net(), at(9), ckpt_path=next(Path(logger.log_dir).rglob("epoch=0*")))
     assert resumed.history["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
     assert path.read_bytes() == before
+    assert column(CSVLogger(tmp_path, version=1), "x") == resumed.history["x"]
 
 
 def test_the_journal_is_on_the_disk_before_a_checkpoint_that_names_its_end(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import errno
 import sys
@@ -239,6 +240,9 @@ def test_dummy_logger_accepts_everything(tmp_path: Path, monkeypatch: pytest.Mon
     logger.experiment["a"] = logger.experiment["b"]
     logger.finish("success")
     assert (logger.log_dir, list(tmp_path.iterdir())) == (None, [])
+    for ability in ("log_records", "replay_state", "rewind", "join", "share_version", "_mine"):
+        assert not hasattr(logger, ability)
+    assert isinstance(copy.deepcopy(logger), DummyLogger)
 
 
 def test_rows_logged_by_the_user_and_by_the_trainer_at_once_are_all_kept(tmp_path: Path) -> None:

@@ -359,3 +359,9 @@ def test_an_acknowledgement_takes_the_place_of_a_longer_one(tmp_path: Path) -> N
         kept.keep(has, ())
         kept.close()
         assert Acknowledgement(journal, 0).has == has
+    (tmp_path / "j.0.ack").unlink()
+    kept = Acknowledgement(journal, 0)
+    for has in ((), pieces, pieces[:30], ((5, 9),)):
+        kept.keep(has, ())
+        assert Acknowledgement(journal, 0).has == has
+    kept.close()

@@ -352,6 +352,23 @@ def test_samplers_and_datasets_are_told_the_epoch() -> None:
     assert sampler.epoch == data.epoch == 3
 
 
+def test_sequential_order_keeps_the_last_batch_of_a_sampler_that_says_nothing_of_it() -> None:
+    """A batch sampler of the user's own without drop_last gives its short last batch in fixed order, too."""
+
+    class Own:
+        batch_size = 4
+
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter([[3, 1, 0, 2], [5, 4]])
+
+        def __len__(self) -> int:
+            return 2
+
+    with pytest.warns(UserWarning, match="is replaced by a sequential sampler"):
+        feed = Feed(DataLoader(torch.arange(6), batch_sampler=Own()), stage="train", sequential=True)  # type: ignore[arg-type]
+    assert [batch.tolist() for batch in feed.epoch(0)] == [[0, 1, 2, 3], [4, 5]]
+
+
 def test_sequential_replaces_shuffling_with_a_warning() -> None:
     """Overfitting takes the first batches of a fixed order and says that the sampler was replaced."""
     with pytest.warns(UserWarning, match="RandomSampler is replaced"):
