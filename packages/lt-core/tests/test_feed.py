@@ -352,6 +352,13 @@ def test_samplers_and_datasets_are_told_the_epoch() -> None:
     assert sampler.epoch == data.epoch == 3
 
 
+@pytest.mark.parametrize(("options", "counts"), [({"batch_size": None}, [1, 2, 3]), ({"batch_size": 2}, [2, 4, 5])])
+def test_samples_are_counted_as_they_are_handed_out(options: dict[str, Any], counts: list[int]) -> None:
+    """A batch counts its samples, a short one fewer, and a sample that comes without a batch is one."""
+    feed = Feed(DataLoader(torch.arange(5), **options), stage="train", limit=3)  # type: ignore[arg-type]
+    assert [feed.samples for _ in feed.epoch(0)] == counts
+
+
 def test_sequential_order_keeps_the_last_batch_of_a_sampler_that_says_nothing_of_it() -> None:
     """A batch sampler of the user's own without drop_last gives its short last batch in fixed order, too."""
 
