@@ -38,6 +38,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "packages/lt-core/src"
 PACKAGE = SOURCE / "lt_core"
+RANKS = ROOT / "packages/lt-interface/src/lt_interface/testing"  # what starts processes for tests
 TESTS = ["packages/lt-core/tests", "tests_integration"]
 WORK = ROOT / ".nox" / "mutation-work"
 VERDICTS = WORK / "verdicts.jsonl"
@@ -297,7 +298,13 @@ def drawn(rooms: list[str], seed: int, count: int) -> list[Mutant]:
 def cover(workers: int) -> None:
     """Run all quick tests once and keep which test ran which line."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), "-m", "not slow and not gpu", *TESTS]
-    command += [f"--cov={PACKAGE}", "--cov-context=test", "--cov-report=", f"--junitxml={WORK / 'tests.xml'}"]
+    command += [
+        f"--cov={PACKAGE}",
+        f"--cov={RANKS}",
+        "--cov-context=test",
+        "--cov-report=",
+        f"--junitxml={WORK / 'tests.xml'}",
+    ]
     WORK.mkdir(parents=True, exist_ok=True)
     environment = _environment(SOURCE) | {"COVERAGE_FILE": str(WORK / "coverage")}
     if subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode:
@@ -329,9 +336,11 @@ class Coverage:
             }
             self._tests[name] = by_line
             self._all |= {test for tests in by_line.values() for test in tests}
-        # What ran nothing of the package in its own process may have done so in others.
+        # What ran nothing of the package in its own process may have done so in others, and what started ranks did.
         plain = set(map(_plain, self._all))
         self._elsewhere = {_node(name) for name in self._seconds if name not in plain}
+        for tests in self._tests.get(str(RANKS / "ranks.py"), {}).values():
+            self._elsewhere |= tests
 
     def seconds(self, test: str) -> float:
         """Return how long a test took, all its parameters together."""
