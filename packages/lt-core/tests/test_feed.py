@@ -282,6 +282,8 @@ def test_indices_of_the_batch_are_known() -> None:
         feed = Feed(DataLoader(Noisy(10), 4, shuffle=True, num_workers=workers), stage="train")
         for batch in feed.epoch(0):
             assert feed.batch_indices == batch[0].tolist()
+    feed = Feed(DataLoader(Noisy(10), batch_sampler=Unsized(10, 4)), stage="train")  # type: ignore[arg-type]
+    assert [(batch[0].tolist() == feed.batch_indices) for batch in feed.epoch(0)] == [True] * 3
     feed = Feed([1, 2], stage="train")
     next(feed.epoch(0))
     assert feed.batch_indices is None

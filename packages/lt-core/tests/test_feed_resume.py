@@ -455,7 +455,7 @@ def test_a_resumed_epoch_ends_where_its_data_ends(said: int) -> None:
 
 
 def test_asking_for_the_place_takes_nothing_from_a_loader() -> None:
-    """A save in the middle of an epoch fetches no batch ahead, and at the end of one whose size is known neither."""
+    """A save in an epoch fetches no batch ahead, whether its size is known or not."""
     given: list[int] = []
 
     def numbers() -> Iterator[int]:
