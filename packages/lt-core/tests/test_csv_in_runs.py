@@ -248,3 +248,48 @@ def test_segments_name_their_parents(tmp_path: Path) -> None:
     assert data.startswith(first)
     parents = [json.loads(line.split(b"\t")[0])["parent"] for line in data.splitlines() if line.startswith(b"{")]
     assert parents == [first.index(b"[4,"), None]
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.filterwarnings("ignore:CSVLogger. version 1 holds metrics of an earlier run")
+def test_a_journal_that_a_run_leaves_for_another_folder_stays_as_it_is(used: bool, tmp_path: Path) -> None:
+    """A resume that logs elsewhere takes its records along, apart from those of a run there; the old file stays."""
+    saves = ModelCheckpoint(save_top_k=-1, filename="{epoch}")
+    logger = CSVLogger(tmp_path, version=0)
+    flags = {"callbacks": [saves], "enable_checkpointing": True}
+    trainer(logger, tmp_path, **flags, max_epochs=2).fit(Net(), DATA)
+    path = Path(logger.log_dir, "metrics.journal")
+    with path.open("ab") as file:
+        file.write(b'[0,"torn')
+    before = path.read_bytes()
+    if used:
+        trainer(CSVLogger(tmp_path, version=1), tmp_path).fit(Net(), at(50))
+    resumed = trainer(CSVLogger(tmp_path, version=1), tmp_path, max_epochs=2)
+    resumed.fit(Net(), at(9), ckpt_path=next(Path(logger.log_dir).rglob("epoch=0*")))
+    assert resumed.history["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
+    assert path.read_bytes() == before
+    assert column(CSVLogger(tmp_path, version=1), "x") == resumed.history["x"]
+
+
+def test_the_journal_is_on_the_disk_before_a_checkpoint_that_names_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a checkpoint holds of the journal's place is synced before the file takes its name."""
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    def replaced(source: Any, target: Any) -> None:
+        done.append(("replace", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    run = trainer(CSVLogger(tmp_path, version=0), tmp_path)
+    run.fit(Net(), DATA)
+    done.clear()
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    assert ("fsync", "metrics.journal") in done[: done.index(("replace", "a.ckpt"))]

@@ -158,9 +158,13 @@ def test_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     journal.append("train", "step", 2, {"x": 1.0})
     assert [r.step for r in Journal(tmp_path / "j").read()] == [0]  # no part of a record is left
     assert [r.step for r in journal.read()] == [0, 1, 2]  # readers need not wait for the disk
+    ends = [r.end for r in journal.read()]
+    assert [[r.step for r in journal.read(end)] for end in (0, *ends)] == [[0, 1, 2], [1, 2], [2], []]
+    assert journal.offset == ends[-1]
     room[0] = -1
     journal.append("train", "step", 3, {"x": 1.0})
     assert [(r.sequence, r.step) for r in journal.read()] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert [r.end for r in journal.read()][:3] == ends  # where they were said to be
     assert journal.offset == (tmp_path / "j").stat().st_size
 
 

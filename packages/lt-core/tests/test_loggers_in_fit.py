@@ -218,6 +218,37 @@ def test_users_write_under_the_same_lock(tmp_path: Path) -> None:
     assert text.replace("uuu", "").replace("t", "") == ""
 
 
+def test_what_follows_a_run_is_sent_at_once(tmp_path: Path) -> None:
+    """A call that waits its turn in a run is made at once after it, in the thread that asks."""
+    logger, calls = JSONLogger(tmp_path / "lines"), []
+
+    class Asking(Net):
+        def on_train_end(self) -> None:
+            logger.later(lambda: calls.append(threading.current_thread().name), "in the run")
+
+    Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Asking(), DATA)
+    assert calls == ["lt-JSONLogger"]
+    logger.later(lambda: calls.append(threading.current_thread().name), "after it")
+    assert calls == ["lt-JSONLogger", threading.current_thread().name]
+
+
+def test_what_is_set_on_the_modules_logger_is_the_first_loggers(tmp_path: Path) -> None:
+    """With several loggers self.logger reads, writes, compares and shows itself as the first one."""
+    first, second = JSONLogger(tmp_path / "a"), JSONLogger(tmp_path / "b")
+    found: list[Any] = []
+
+    class Setting(Net):
+        def on_fit_start(self) -> None:
+            own = self.logger
+            own.note = "of the first"
+            found.extend([own.note, own == first, own == second, hash(own), repr(own), isinstance(own, JSONLogger)])
+
+    Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path).fit(Setting(), DATA)
+    assert vars(first)["note"] == "of the first"
+    assert "note" not in vars(second)
+    assert found == ["of the first", True, False, hash(first), repr(first), True]
+
+
 class Crash(Callback):
     """Callback that stops a run before one of its batches, by an error."""
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lt_core.state.loop_state import FitState
 from lt_interface import CheckpointError
 
 
@@ -231,3 +232,15 @@ def test_a_limit_below_a_streams_length_is_resumed(tmp_path: Path) -> None:
     assert whole == [1.0, 2.0, 3.0] * 3
     for step in range(1, 9):
         assert fit(tmp_path / f"step={step}.ckpt") == whole[step:]
+
+
+def test_what_an_older_file_lacks_of_an_epoch_is_not_yet_done() -> None:
+    """A checkpoint without the newer counts resumes as one of an epoch in which nothing was due so far."""
+    state = FitState(schedulers_done=True, validated_batch=4, settled=4, left=4, first_step=9)
+    state.load_state_dict({})
+    assert state == FitState()
+    state.load_state_dict({"validated": 3})
+    assert state == FitState(validated_batch=3, settled=3)
+    kept = FitState(schedulers_done=True, validated_batch=4, settled=5, left=3, first_step=9)
+    state.load_state_dict(kept.state_dict())
+    assert state == kept
