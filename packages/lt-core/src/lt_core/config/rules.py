@@ -69,7 +69,9 @@ def apply(draft: Draft) -> None:
 def plugin_kind(plugin: object) -> str | None:
     """Return precision, checkpoint_io, cluster or layer_sync, or None if the object is none of them."""
     named = provides(plugin, _NAMED_STORE)
-    return next((k for k, methods in PLUGIN_METHODS.items() if provides(plugin, methods)), "checkpoint_io" if named else None)
+    return next(
+        (k for k, methods in PLUGIN_METHODS.items() if provides(plugin, methods)), "checkpoint_io" if named else None
+    )
 
 
 def _plugins(draft: Draft) -> None:

@@ -83,7 +83,9 @@ def header_of(found: Mapping[str, Any]) -> dict[str, Any]:
     own = found.get(_OWN)
     tree = from_layout(found, "") if isinstance(own, dict) or "state_dict" in found else dict(found)
     weights = tree.get("state_dict")
-    shapes = {k: tuple(v.shape) for k, v in weights.items() if getattr(v, "shape", None) is not None} if weights else None
+    shapes = (
+        {k: tuple(v.shape) for k, v in weights.items() if getattr(v, "shape", None) is not None} if weights else None
+    )
     return {
         "versions": {"lt_core": tree.get("lt_core_version"), "lightning": found.get(VERSION)},
         "progress": tree.get("progress") or {"epoch": tree.get("epoch", 0), "step": tree.get("global_step", 0)},

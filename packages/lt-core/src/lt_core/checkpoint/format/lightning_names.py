@@ -37,7 +37,9 @@ class _NamedStore:
         self.given = given
 
     def save(self, tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
-        self.given.save_checkpoint(to_layout(tree), os.fspath(path))
+        where = os.path.abspath(path)
+        os.makedirs(os.path.dirname(where), exist_ok=True)
+        self.given.save_checkpoint(to_layout(tree), where)
 
     def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         return from_layout(self._found(path, None), os.fspath(path))
