@@ -274,7 +274,7 @@ class Named(CheckpointIO):
 class Bare:
     """The same without a base class, and with the arguments of newer versions; its files are plain ones."""
 
-    consents: list[Any] = []  # noqa: RUF012  # what each read was given
+    consents: list[Any] = []  # what each read was given
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         torch.save(checkpoint, path)
@@ -331,7 +331,7 @@ def test_a_store_with_lightnings_names_is_given_the_consent(tmp_path: Path) -> N
 
 
 def test_a_hyperparameter_that_no_store_keeps_is_left_out(tmp_path: Path) -> None:
-    """A lambda among the hyper-parameters does not end the run at its first save: its text is kept, and a line says so."""
+    """A lambda as a hyper-parameter does not end the run at its first save: its text is kept, with a warning."""
     with pytest.warns(UserWarning, match="keeps only the text of thing"):
         run = fitted(tmp_path, Net(3, lambda: 1))
     assert run.global_step == 8

@@ -165,7 +165,7 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "", store: Any
         entries[f"{prefix}hparams_type"] = "DictConfig"
     else:
         values = dict(owner._hparams)
-    refusal = getattr(store, "without_refused", None if store is None else lambda each: (each, []))
+    refusal: Any = getattr(store, "without_refused", None if store is None else lambda each: (each, []))
     bad = {k: v for k, v in values.items() if refusal is None or refusal({k: v})[1]}
     bad = soften({k: plain(v, named=True) for k, v in bad.items()})[0]
     entries[f"{prefix}hyper_parameters"] = {k: bad.get(k, v) for k, v in values.items()}
