@@ -257,15 +257,15 @@ def test_a_journal_that_a_run_leaves_for_another_folder_stays_as_it_is(used: boo
     saves = ModelCheckpoint(save_top_k=-1, filename="{epoch}")
     logger = CSVLogger(tmp_path, version=0)
     flags = {"callbacks": [saves], "enable_checkpointing": True}
-    trainer(logger, tmp_path, **flags, max_epochs=2).fit(Net(), DATA)
+    trainer(logger, tmp_path, **flags, max_epochs=2).fit(Numbers(), DATA)
     path = Path(logger.log_dir, "metrics.journal")
     with path.open("ab") as file:
         file.write(b'[0,"torn')
     before = path.read_bytes()
     if used:
-        trainer(CSVLogger(tmp_path, version=1), tmp_path).fit(Net(), at(50))
+        trainer(CSVLogger(tmp_path, version=1), tmp_path).fit(Numbers(), at(50))
     resumed = trainer(CSVLogger(tmp_path, version=1), tmp_path, max_epochs=2)
-    resumed.fit(Net(), at(9), ckpt_path=next(Path(logger.log_dir).rglob("epoch=0*")))
+    resumed.fit(Numbers(), at(9), ckpt_path=next(Path(logger.log_dir).rglob("epoch=0*")))
     assert resumed.history["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
     assert path.read_bytes() == before
     assert column(CSVLogger(tmp_path, version=1), "x") == resumed.history["x"]
@@ -289,7 +289,7 @@ def test_the_journal_is_on_the_disk_before_a_checkpoint_that_names_its_end(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
     run = trainer(CSVLogger(tmp_path, version=0), tmp_path)
-    run.fit(Net(), DATA)
+    run.fit(Numbers(), DATA)
     done.clear()
     run.save_checkpoint(tmp_path / "a.ckpt")
     assert ("fsync", "metrics.journal") in done[: done.index(("replace", "a.ckpt"))]

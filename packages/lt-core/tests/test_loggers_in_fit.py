@@ -222,7 +222,7 @@ def test_what_follows_a_run_is_sent_at_once(tmp_path: Path) -> None:
     """A call that waits its turn in a run is made at once after it, in the thread that asks."""
     logger, calls = JSONLogger(tmp_path / "lines"), []
 
-    class Asking(Net):
+    class Asking(Sized):
         def on_train_end(self) -> None:
             logger.later(lambda: calls.append(threading.current_thread().name), "in the run")
 
@@ -237,7 +237,7 @@ def test_what_is_set_on_the_modules_logger_is_the_first_loggers(tmp_path: Path) 
     first, second = JSONLogger(tmp_path / "a"), JSONLogger(tmp_path / "b")
     found: list[Any] = []
 
-    class Setting(Net):
+    class Setting(Sized):
         def on_fit_start(self) -> None:
             own = self.logger
             own.note = "of the first"

@@ -97,10 +97,10 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     if run.world.size > 1 and not weights_only and not run.loop.alone:
         own = {part.key: tree[part.key] for part in table if part.per_rank}
         tree["ranks"] = kept["ranks"] if "ranks" in kept else gather(run, own)
-    objects = isinstance(run.saves.io, KeepsObjects)
-    tree.update(checkpoint_entries(run.module, objects=objects))
+    store = run.saves.io if isinstance(run.saves.io, KeepsObjects) else None
+    tree.update(checkpoint_entries(run.module, store=store))
     if run.datamodule is not None:
-        tree.update(checkpoint_entries(run.datamodule, "datamodule_", objects))
+        tree.update(checkpoint_entries(run.datamodule, "datamodule_", store))
     with run.metrics.current.inside("on_save_checkpoint"):
         for callback in run.callbacks if not weights_only else ():
             method_of(callback, "on_save_checkpoint")(run.trainer, run.module, tree)

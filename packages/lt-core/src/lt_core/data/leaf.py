@@ -15,7 +15,7 @@ from lt_core.data.nested import digest
 from lt_core.data.stream import Share, samplers_in
 from lt_core.state import rng
 
-__all__ = ["END", "Leaf", "Moment", "SequenceLeaf", "count", "is_stateful", "length", "shut_down"]
+__all__ = ["END", "Leaf", "Moment", "SequenceLeaf", "count", "is_stateful", "length", "shut_down", "state_of"]
 
 _INF = float("inf")
 Moment = tuple[int, int, list[Any]]  # batches, samples, states of generators
@@ -24,6 +24,15 @@ Moment = tuple[int, int, list[Any]]  # batches, samples, states of generators
 def is_stateful(thing: Any) -> bool:
     """Return whether an object saves and loads its own state."""
     return callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))
+
+
+def state_of(thing: Any) -> Any:
+    """Return a copy of an object's own state; what cannot be copied as it is, for the checkpoint's format to refuse."""
+    state = thing.state_dict()
+    try:
+        return copy.deepcopy(state)
+    except Exception:  # whatever an object's own methods raise
+        return state
 
 
 def length(thing: Any) -> int | float:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from lt_core.data.leaf import END, Leaf, SequenceLeaf, is_stateful, length, shut_down
+from lt_core.data.leaf import END, Leaf, SequenceLeaf, is_stateful, length, shut_down, state_of
 from lt_core.data.opaque_leaf import OpaqueLeaf, fast_forward
 from lt_core.data.stream import IndexStream, find_generators, is_sharded, samplers_in, share_count
 from lt_core.notices import warn
@@ -113,8 +113,8 @@ class ViewLeaf(Leaf):
             "prefetch": self.prefetch,
             "fresh": self.fresh,
             "warm": self.persistent and self.view._iterator is not None,
-            "dataset": copy.deepcopy(self.user.dataset.state_dict()) if self.indexed and self.stateful else None,
-            "place": copy.deepcopy(self.user.dataset.state_dict()) if self.keeps_place else None,
+            "dataset": state_of(self.user.dataset) if self.indexed and self.stateful else None,
+            "place": state_of(self.user.dataset) if self.keeps_place else None,
             "batch_size": self.user.batch_size,
         }
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from lt_core.data.leaf import END, Leaf, is_stateful
+from lt_core.data.leaf import END, Leaf, is_stateful, state_of
 from lt_core.data.stream import find_generators
 from lt_core.notices import info, warn
 
@@ -44,7 +43,7 @@ class OpaqueLeaf(Leaf):
         return {
             **super().state(),
             "drawn": self.drawn,
-            "user": copy.deepcopy(self.user.state_dict()) if self.stateful else None,
+            "user": state_of(self.user) if self.stateful else None,
         }
 
     def state_at(self, batches: int) -> dict[str, Any] | None:

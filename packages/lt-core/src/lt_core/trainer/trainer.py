@@ -111,9 +111,11 @@ class Trainer(TrainerView):
             given = self._config.plugin("checkpoint_io")
             self._own_io = registry.checkpoint_ios.get(self._strategy.checkpoint_io())() if given is None else given
             if given is not None:
+                from lt_core.checkpoint.format.lightning_names import as_store
                 from lt_core.checkpoint.format.reading import remember
 
-                remember(given)
+                self._own_io = as_store(given)
+                remember(self._own_io)
         return self._own_io
 
     @property

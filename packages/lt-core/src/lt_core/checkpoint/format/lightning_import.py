@@ -97,13 +97,14 @@ def imported(found: Any, where: str) -> dict[str, Any]:
     return tree
 
 
-def read_torch(where: str, fix: str, weights_only: bool = True) -> Any:
-    """Return what a file of ``torch.save`` holds, its tensors on the CPU.
+def read_torch(where: str, fix: str, weights_only: bool = True, map_location: Any = "cpu") -> Any:
+    """Return what a file of ``torch.save`` holds.
 
     Args:
         where: The file.
         fix: What to do about a file that holds objects.
         weights_only: Whether to read plain values and tensors alone.
+        map_location: Where tensors go, as for ``torch.load``.
 
     Raises:
         CheckpointError: If torch is older than 2.10 (reading pickles was not safe), the file cannot be read without
@@ -116,7 +117,7 @@ def read_torch(where: str, fix: str, weights_only: bool = True) -> Any:
     open_checkpoint(where).close()
     try:
         with torch.serialization.safe_globals([*_HARMLESS, *_numpy()]):
-            return torch.load(where, map_location="cpu", weights_only=weights_only)
+            return torch.load(where, map_location=map_location, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         blocked = ", ".join(sorted(set(re.findall(r"GLOBAL (\S+)", str(error)))))
         got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]

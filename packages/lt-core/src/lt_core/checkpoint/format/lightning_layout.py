@@ -7,13 +7,14 @@ parameters) stands under ``lt_core``, which it passes over. A file without that 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from lt_core.checkpoint.format.lightning_import import VERSION, imported
 from lt_core.checkpoint.format.signature import signature_of
 
-__all__ = ["OWN_KEYS", "from_layout", "header_of", "to_layout"]
+__all__ = ["OWN_KEYS", "from_layout", "header_of", "read_with", "to_layout"]
 
 # What Lightning's layout has no place for.
 OWN_KEYS = frozenset(
@@ -70,12 +71,21 @@ def from_layout(found: Any, where: str) -> dict[str, Any]:
     return tree
 
 
+def read_with(load: Any, path: str, weights_only: bool | None) -> Any:
+    """Return what a method ``load_checkpoint`` reads; it is given ``weights_only`` if it takes that."""
+    names = inspect.signature(load).parameters.values()
+    takes = any(each.name == "weights_only" or each.kind is each.VAR_KEYWORD for each in names)
+    return load(path, weights_only=weights_only) if takes and weights_only is not None else load(path)
+
+
 def header_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return progress, signature of the parameters and keys of a file of which only an outline was read."""
     own = found.get(_OWN)
     tree = from_layout(found, "") if isinstance(own, dict) or "state_dict" in found else dict(found)
     weights = tree.get("state_dict")
-    shapes = {k: v.shape for k, v in weights.items() if getattr(v, "shape", None) is not None} if weights else None
+    shapes = (
+        {k: tuple(v.shape) for k, v in weights.items() if getattr(v, "shape", None) is not None} if weights else None
+    )
     return {
         "versions": {"lt_core": tree.get("lt_core_version"), "lightning": found.get(VERSION)},
         "progress": tree.get("progress") or {"epoch": tree.get("epoch", 0), "step": tree.get("global_step", 0)},
