@@ -266,7 +266,7 @@ def test_a_journal_that_a_run_leaves_for_another_folder_stays_as_it_is(used: boo
         trainer(CSVLogger(tmp_path, version=1), tmp_path).fit(Numbers(), at(50))
     resumed = trainer(CSVLogger(tmp_path, version=1), tmp_path, max_epochs=2)
     resumed.fit(Numbers(), at(9), ckpt_path=next(Path(logger.log_dir).rglob("epoch=0*")))
-    assert resumed.history["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
+    assert logged(resumed)["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
     assert path.read_bytes() == before
     assert column(CSVLogger(tmp_path, version=1), "x") == resumed.history["x"]
 
