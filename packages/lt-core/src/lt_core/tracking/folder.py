@@ -30,7 +30,9 @@ def folder_of(logger: Any) -> Path | None:
 def share_version(logger: Any, others: list[Any]) -> None:
     """Make a logger that has no version yet write into the version's folder of the first other one below its root."""
     share, root = ability(logger, "share_version"), fact(logger, "root_dir")
-    for other in others if share and root else ():
+    for other in others:
+        if share is None or not root:
+            return
         if ability(other, "share_version") and os.path.abspath(fact(other, "root_dir") or "") == os.path.abspath(root):
             share(other.version)
             return
