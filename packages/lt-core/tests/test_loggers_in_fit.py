@@ -20,6 +20,7 @@ from lt_core import Callback, Trainer
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.loggers import CSVLogger, Logger
 from lt_core.tracking import sender as delivery_module
+from lt_interface.versions import VersionedLogger
 
 QUIET: dict[str, Any] = {**SILENT, "enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 1}
 DATA = [torch.full((1, 1), float(v)) for v in range(8)]
@@ -352,3 +353,34 @@ def test_a_logger_that_can_not_take_a_checkpoint_stops_no_training(tmp_path: Pat
     with pytest.warns(UserWarning, match="Away.after_save_checkpoint: it raised ConnectionError: no route"):
         run.fit(Sized(), DATA[:1])
     assert run.global_step == 1
+
+
+class Beside(VersionedLogger):
+    """Logger whose runs lie in versions' folders, as those of a CSVLogger do."""
+
+    def __init__(self, save_dir: Path) -> None:
+        super().__init__(save_dir, "lightning_logs", None, "", None)
+
+    def _started(self) -> Any:
+        Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+        return self
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        (Path(self.log_dir) / "beside.txt").write_text(str(step))
+
+
+@pytest.mark.filterwarnings("ignore:ModelCheckpoint.*was written with")
+@pytest.mark.parametrize("second", [None, "last", "path"])
+def test_loggers_below_one_root_share_a_versions_folder(tmp_path: Path, second: str | None) -> None:
+    """A run of two such loggers has one folder, a run that begins anew one of its own, whichever logger is first."""
+    flags = {**QUIET, "enable_checkpointing": True, "default_root_dir": tmp_path}
+    for number in range(2):
+        loggers = [CSVLogger(tmp_path), Beside(tmp_path)][:: 1 if number else -1]
+        run = Trainer(**{**flags, "max_epochs": number + 1}, logger=loggers, callbacks=[ModelCheckpoint()])
+        path = second
+        if number and second == "path":
+            (path,) = map(str, tmp_path.rglob("*.ckpt"))
+        run.fit(Net(), DATA, ckpt_path=path if number else None)
+    versions = sorted((tmp_path / "lightning_logs").iterdir())
+    assert [path.name for path in versions] == ["version_0", "version_1"][: 1 if second == "last" else 2]
+    assert all((path / "metrics.csv").exists() and (path / "beside.txt").exists() for path in versions)
