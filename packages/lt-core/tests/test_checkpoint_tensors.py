@@ -100,6 +100,7 @@ def test_views_of_a_covering_tensor_stay_views(back: Any, tmp_path: pathlib.Path
         assert torch.equal(found[key], value)
         assert found[key].stride() == value.stride()
     assert (tmp_path / "x.ckpt").stat().st_size < 2 * w.nbytes
+    assert peek(tmp_path / "x.ckpt")["tensors"] == {"w": ("F32", (50, 40))}  # as any reader sees it
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 3), (3, 2), (1, 2, 2)])

@@ -276,6 +276,15 @@ def test_looking_ahead_happens_only_when_asked() -> None:
     assert list(batches) == [1, 2]
 
 
+@pytest.mark.parametrize("sizes", [(6, 4), (4, 6), (10, 4), (4, 4)])
+def test_the_last_of_several_unsized_loaders_is_known(sizes: tuple[int, int]) -> None:
+    """Where the longest of several loaders ends, the epoch does, however far the others are in a pass of their own."""
+    loaders = [DataLoader(Noisy(n), batch_sampler=Unsized(n, 2)) for n in sizes]  # type: ignore[arg-type]
+    feed = Feed(loaders, stage="train")
+    count = max(sizes) // 2
+    assert [feed.last for _ in feed.epoch(0)] == [False] * (count - 1) + [True]
+
+
 def test_indices_of_the_batch_are_known() -> None:
     """``batch_indices`` names the dataset's indices of the batch handed out last, with prefetching workers too."""
     for workers in (0, 2):
