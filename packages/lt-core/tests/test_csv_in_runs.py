@@ -297,12 +297,12 @@ def test_the_journal_is_on_the_disk_before_a_checkpoint_that_names_its_end(
 
 def test_a_run_in_a_version_goes_on_there_beside_one_in_the_root(tmp_path: Path) -> None:
     """Where a flat run has its journal in the root, a checkpoint of a version below it belongs to that version."""
-    trainer(CSVLogger(tmp_path, name="", version=""), tmp_path).fit(Net(), at(50))
+    trainer(CSVLogger(tmp_path, name="", version=""), tmp_path).fit(Numbers(), at(50))
     logger = CSVLogger(tmp_path, name="", version=0)
     saves = ModelCheckpoint(save_top_k=-1, filename="{epoch}")
-    trainer(logger, tmp_path, callbacks=[saves], enable_checkpointing=True, max_epochs=2).fit(Net(), DATA)
+    trainer(logger, tmp_path, callbacks=[saves], enable_checkpointing=True, max_epochs=2).fit(Numbers(), DATA)
     again = CSVLogger(tmp_path, name="", version=0)
     resumed = trainer(again, tmp_path, max_epochs=2)
-    resumed.fit(Net(), at(9), ckpt_path=next(Path(logger.log_dir).rglob("epoch=0*")))
+    resumed.fit(Numbers(), at(9), ckpt_path=next(Path(logger.log_dir).rglob("epoch=0*")))
     assert column(logger, "x") == resumed.history["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
     assert column(CSVLogger(tmp_path, name="", version=""), "x") == [50.0, 51.0, 52.0, 53.0]

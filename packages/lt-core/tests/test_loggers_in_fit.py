@@ -380,7 +380,7 @@ def test_loggers_below_one_root_share_a_versions_folder(tmp_path: Path, second: 
         path = second
         if number and second == "path":
             (path,) = map(str, tmp_path.rglob("*.ckpt"))
-        run.fit(Net(), DATA, ckpt_path=path if number else None)
+        run.fit(Sized(), DATA, ckpt_path=path if number else None)
     versions = sorted((tmp_path / "lightning_logs").iterdir())
     assert [path.name for path in versions] == ["version_0", "version_1"][: 1 if second == "last" else 2]
     assert all((path / "metrics.csv").exists() and (path / "beside.txt").exists() for path in versions)

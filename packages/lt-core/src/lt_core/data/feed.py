@@ -13,7 +13,7 @@ from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_las
 from lt_core.data.dealing import END
 from lt_core.data.evaluation import Passes, shared_weight
 from lt_core.data.given import advise, is_empty, limited, names_of, source_problems
-from lt_core.data.leaf import Leaf, Moment
+from lt_core.data.leaf import Leaf, Moment, note_ends, noted_anew
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.data.peers import FeedPeers
@@ -228,8 +228,7 @@ class Feed(Passes):
         if self._peers is not None and any(leaf.dealer and leaf.dealer.dealt is None for leaf in self.leaves):
             for leaf in self.leaves:
                 leaf.foresee()
-            self._measure()
-            self.num_batches = self._peers.fewest(self.num_batches)
+            self._settle_size()
         return self.num_batches
 
     def _settle_size(self) -> None:
@@ -475,22 +474,12 @@ class Feed(Passes):
         ended = known and self.last
         if ended and len(self.leaves) == 1:
             self._exhaust(self.leaves[0])
-        if ended or (self._over if self.ends is None or not self._rounds else self.last):
-            return self._for_a_new_epoch({**self._place(), "over": True})
-        if not self._open:
-            return self._for_a_new_epoch(self._place())
+        over = ended or (self._over if self.ends is None or not self._rounds else self.last)
+        if over or not self._open:
+            return noted_anew(self.leaves, {**self._place(), "over": True} if over else self._place())
         if known and self._before is not None:
-            for leaf, one in zip(self.leaves, self._before["leaves"], strict=True):
-                if leaf.keeps_place and (leaf.done or leaf.cycle > one["cycle"]):
-                    one.update(leaf.ending())
+            note_ends(self.leaves, self._before)
         return self._place_now()
-
-    def _for_a_new_epoch(self, place: dict[str, Any]) -> dict[str, Any]:
-        """Note in a place behind an epoch what begins anew with the next one, wherever its state stands."""
-        for leaf, one in zip(self.leaves, place["leaves"], strict=True):
-            if leaf.keeps_place:
-                one["anew"] = leaf.begins_anew()
-        return place
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state: then ``resume`` goes on inside its epoch, ``epoch`` begins the next.
@@ -506,8 +495,7 @@ class Feed(Passes):
             )
         for leaf, one, where in zip(self.leaves, saved, self._places(), strict=True):
             leaf.load(one)
-            same_world = one.get("world", leaf.shards) == leaf.shards
-            if same_world and leaf.exact and one["size"] != leaf.size:
+            if leaf.exact and one["size"] != leaf.size and one.get("world", leaf.shards) == leaf.shards:
                 warn(
                     f"{where}: {leaf.size} batches now, {one['size']} when the checkpoint was made. "
                     "The resumed run cannot be the same as an uninterrupted one."

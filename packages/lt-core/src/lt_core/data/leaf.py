@@ -15,7 +15,8 @@ from lt_core.data.nested import digest
 from lt_core.data.stream import Share, samplers_in
 from lt_core.state import rng
 
-__all__ = ["END", "Leaf", "Moment", "SequenceLeaf", "count", "is_stateful", "length", "shut_down", "state_of"]
+__all__ = ["END", "Leaf", "Moment", "SequenceLeaf", "count", "is_stateful", "length"]
+__all__ += ["note_ends", "noted_anew", "shut_down", "state_of"]
 
 _INF = float("inf")
 Moment = tuple[int, int, list[Any]]  # batches, samples, states of generators
@@ -358,6 +359,31 @@ class Leaf:
             set_epoch = getattr(part, "set_epoch", None)
             if callable(set_epoch):
                 set_epoch(epoch)
+
+
+def noted_anew(leaves: list[Leaf], place: dict[str, Any]) -> dict[str, Any]:
+    """Note in a place behind an epoch what begins anew with the next one, wherever its state stands; return it.
+
+    Args:
+        leaves: The loaders.
+        place: The place in them.
+    """
+    for leaf, one in zip(leaves, place["leaves"], strict=True):
+        if leaf.keeps_place:
+            one["anew"] = leaf.begins_anew()
+    return place
+
+
+def note_ends(leaves: list[Leaf], place: dict[str, Any]) -> None:
+    """Note in a place which passes have come to their end since, or to the next one.
+
+    Args:
+        leaves: The loaders.
+        place: The place in them.
+    """
+    for leaf, one in zip(leaves, place["leaves"], strict=True):
+        if leaf.keeps_place and (leaf.done or leaf.cycle > one["cycle"]):
+            one.update(leaf.ending())
 
 
 def _first_of(source: Any) -> tuple[Any, ...]:
