@@ -304,5 +304,5 @@ def test_a_run_in_a_version_goes_on_there_beside_one_in_the_root(tmp_path: Path)
     again = CSVLogger(tmp_path, name="", version=0)
     resumed = trainer(again, tmp_path, max_epochs=2)
     resumed.fit(Numbers(), at(9), ckpt_path=next(Path(logger.log_dir).rglob("epoch=0*")))
-    assert column(logger, "x") == resumed.history["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
+    assert column(logger, "x") == logged(resumed)["x"] == [0.0, 1.0, 2.0, 3.0, 9.0, 10.0, 11.0, 12.0]
     assert column(CSVLogger(tmp_path, name="", version=""), "x") == [50.0, 51.0, 52.0, 53.0]
