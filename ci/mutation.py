@@ -3,36 +3,45 @@
     python ci/mutation.py --count 200            the sample of seed 0; nox -s mutation does the same
     python ci/mutation.py --seed 7 --rooms data  another sample, from one room
     python ci/mutation.py --show                 list the sample and run nothing
+    python ci/mutation.py --reuse --resume       go on after a stop, and try the survivors again
 
 Each mutant is one changed place in a copy of lt_core that stands first on PYTHONPATH. Only the tests that ran the
-changed line are tried on it (one run of all quick tests under coverage finds them), the most specific first, up to the
-first failure. A test that hangs counts as a failure. Mutants that change nothing that anybody could see are named in
-ci/mutation_equivalents.txt, each with its reason, and left out of the score.
+changed line are tried on it (one run of all quick tests under coverage finds them), the quickest first, up to the
+first failure. A test that hangs counts as a failure. Each verdict is appended to .nox/mutation-work/verdicts.jsonl when
+it is known. Mutants that change nothing that anybody could see are named in ci/mutation_equivalents.txt, each with its
+reason, and left out of the score.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from queue import Queue
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "packages/lt-core/src"
 PACKAGE = SOURCE / "lt_core"
+RANKS = ROOT / "packages/lt-interface/src/lt_interface/testing"  # what starts processes for tests
 TESTS = ["packages/lt-core/tests", "tests_integration"]
 WORK = ROOT / ".nox" / "mutation-work"
+VERDICTS = WORK / "verdicts.jsonl"
 EQUIVALENTS = ROOT / "ci/mutation_equivalents.txt"
 ROOMS = [
     "loops",
@@ -45,7 +54,8 @@ ROOMS = [
     "callbacks/early_stopping.py",
 ]
 SECONDS_A_TEST = 60
-SECONDS_A_MUTANT = 900
+# Beside what its tests take: starting Python, a busy machine, a test that hangs where no timeout reaches.
+SECONDS_BESIDE = 120
 BOUNDARIES = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">")}
 OPPOSITES = {
     ast.Eq: ("==", "!="),
@@ -72,6 +82,7 @@ class Mutant:
         end: Offset behind the last replaced byte.
         before: What stood there.
         after: What stands there now.
+        nth: Which of the function's places of this kind and text it is, from 1 on.
     """
 
     path: str
@@ -82,11 +93,13 @@ class Mutant:
     end: int
     before: str
     after: str
+    nth: int = 1
 
     @property
     def key(self) -> str:
         """Return a name that stays the same when lines above the place move."""
-        return f"{self.path} {self.function} {self.kind}: {' '.join(self.before.split())} -> {self.after}"
+        change = " ".join(f"{self.before} -> {self.after}".split())
+        return f"{self.path} {self.function} {self.kind}: {change}" + (f" ({self.nth})" if self.nth > 1 else "")
 
 
 class Finder(ast.NodeVisitor):
@@ -100,6 +113,7 @@ class Finder(ast.NodeVisitor):
             self.lines.append(self.lines[-1] + len(line))
         self.names: list[str] = []
         self.found: list[Mutant] = []
+        self.seen: Counter[str] = Counter()
 
     def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
         """Return the offsets of a node in the file."""
@@ -112,7 +126,9 @@ class Finder(ast.NodeVisitor):
         start, end = span or self.span(node)
         before = self.source[start:end].decode()
         line = self.source.count(b"\n", 0, start) + 1
-        self.found.append(Mutant(self.path, ".".join(self.names), line, kind, start, end, before, after))
+        mutant = Mutant(self.path, ".".join(self.names), line, kind, start, end, before, after)
+        self.seen[mutant.key] += 1
+        self.found.append(replace(mutant, nth=self.seen[mutant.key]))
 
     def text(self, node: ast.expr) -> str:
         """Return the source of an expression."""
@@ -223,8 +239,8 @@ class Finder(ast.NodeVisitor):
         self.visit(node.value)
 
     def visit_Return(self, node: ast.Return) -> None:
-        """Return nothing."""
-        if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        """Return nothing; where what is returned is as false as None, its type is checked elsewhere."""
+        if node.value is not None and not (isinstance(node.value, ast.Constant) and not node.value.value):
             self.add(node.value, "return", "None")
             self.generic_visit(node)
 
@@ -239,14 +255,14 @@ class Finder(ast.NodeVisitor):
 
 
 def mutants(rooms: list[str]) -> list[Mutant]:
-    """Return every mutant of some rooms, each of which compiles."""
+    """Return every mutant of some rooms."""
     found: list[Mutant] = []
     for room in rooms:
         place = PACKAGE / room
         for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
             finder = Finder(path)
             finder.visit(ast.parse(finder.source))
-            found += [mutant for mutant in finder.found if _compiles(finder.source, mutant)]
+            found += finder.found
     return found
 
 
@@ -254,7 +270,9 @@ def _changed(source: bytes, mutant: Mutant) -> bytes:
     return source[: mutant.start] + mutant.after.encode() + source[mutant.end :]
 
 
-def _compiles(source: bytes, mutant: Mutant) -> bool:
+def _compiles(mutant: Mutant) -> bool:
+    """Return whether a mutant is a program, and another one."""
+    source = (PACKAGE / mutant.path).read_bytes()
     try:
         return ast.dump(ast.parse(_changed(source, mutant))) != ast.dump(ast.parse(source))
     except SyntaxError:
@@ -264,13 +282,29 @@ def _compiles(source: bytes, mutant: Mutant) -> bool:
 def equivalents() -> set[str]:
     """Return the keys of the mutants that nobody could tell from the code; a reason follows each after a #."""
     lines = EQUIVALENTS.read_text(encoding="utf-8").splitlines() if EQUIVALENTS.exists() else []
-    return {" ".join(line.split("  #")[0].split()) for line in lines if line and not line.startswith("#")}
+    return {line.split("  #")[0].strip() for line in lines if line and not line.startswith("#")}
+
+
+def drawn(rooms: list[str], seed: int, count: int) -> list[Mutant]:
+    """Return some mutants of some rooms; which ones depends on each one's key alone, so that other code may change."""
+    known = equivalents()
+    everything = [mutant for mutant in mutants(rooms) if mutant.key not in known]
+    everything.sort(key=lambda mutant: sha256(f"{seed} {mutant.key}".encode()).digest())
+    sample = list(islice(filter(_compiles, everything), count))
+    print(f"{len(sample)} of {len(everything)} mutants, seed {seed}")
+    return sample
 
 
 def cover(workers: int) -> None:
     """Run all quick tests once and keep which test ran which line."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), "-m", "not slow and not gpu", *TESTS]
-    command += [f"--cov={PACKAGE}", "--cov-context=test", "--cov-report=", "-p", "no:cacheprovider"]
+    command += [
+        f"--cov={PACKAGE}",
+        f"--cov={RANKS}",
+        "--cov-context=test",
+        "--cov-report=",
+        f"--junitxml={WORK / 'tests.xml'}",
+    ]
     WORK.mkdir(parents=True, exist_ok=True)
     environment = _environment(SOURCE) | {"COVERAGE_FILE": str(WORK / "coverage")}
     if subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode:
@@ -283,18 +317,17 @@ def _environment(source: Path) -> dict[str, str]:
 
 
 class Coverage:
-    """Which tests ran which lines.
-
-    Attributes:
-        sizes: How many lines each test ran: the fewer, the more specific the test.
-    """
+    """Which tests ran which lines, and how long each took."""
 
     def __init__(self) -> None:
         from coverage import CoverageData
 
         data = CoverageData(str(WORK / "coverage"))
         data.read()
-        self.sizes: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        for case in ElementTree.parse(WORK / "tests.xml").iter("testcase"):
+            self._seconds[_plain(f"{case.get('classname')}.{case.get('name')}")] += float(case.get("time", 0.0))
+        self._all: set[str] = set()
         self._tests: dict[str, dict[int, set[str]]] = {}
         for name in data.measured_files():
             lines = data.contexts_by_lineno(name)
@@ -302,11 +335,19 @@ class Coverage:
                 line: {re.split(r"[|\[]", c)[0] for c in contexts if "::" in c} for line, contexts in lines.items()
             }
             self._tests[name] = by_line
-            for tests in by_line.values():
-                self.sizes.update(tests)
+            self._all |= {test for tests in by_line.values() for test in tests}
+        # What ran nothing of the package in its own process may have done so in others, and what started ranks did.
+        plain = set(map(_plain, self._all))
+        self._elsewhere = {_node(name) for name in self._seconds if name not in plain}
+        for tests in self._tests.get(str(RANKS / "ranks.py"), {}).values():
+            self._elsewhere |= tests
+
+    def seconds(self, test: str) -> float:
+        """Return how long a test took, all its parameters together."""
+        return self._seconds[_plain(test)]
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """Return the tests to try, the most specific first.
+        """Return the tests to try, the quickest first, and last those that work in other processes.
 
         A line that no test ran in its own process may have run in a rank or a child: every test that ran
         anything of the file is tried, and all of the integration tests.
@@ -315,40 +356,78 @@ class Coverage:
         found = lines.get(mutant.line, set())
         if not found:
             found = {test for tests in lines.values() for test in tests}
-            found |= {test for test in self.sizes if test.startswith("tests_integration")}
-        return sorted(found, key=lambda test: (self.sizes[test], test))
+            found |= {test for test in self._all if test.startswith("tests_integration")}
+        return [*sorted(found, key=lambda test: (self.seconds(test), test)), *sorted(self._elsewhere - found)]
 
 
-def survives(mutant: Mutant, tests: list[str], place: Path) -> bool:
-    """Return whether all tests pass with a mutant, in a copy of the sources that is put right again afterwards."""
+def _node(name: str) -> str:
+    """Return what pytest calls a test whose plain name is given."""
+    names = name.split(".")
+    file = next(i for i, part in enumerate(names) if part.startswith("test_")) + 1
+    return "::".join([f"{'/'.join(names[:file])}.py", *names[file:]])
+
+
+def _plain(name: str) -> str:
+    """Return a test's name without its parameters, spelled alike for both of pytest's reports."""
+    return name.partition("[")[0].replace(".py", "").replace("::", ".").replace("/", ".")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one mutant.
+
+    Attributes:
+        key: The mutant's.
+        killer: The test that failed, "hang" where none ended; empty for a survivor.
+        tests: How many tests were to be tried.
+        seconds: How long it took.
+    """
+
+    key: str
+    killer: str
+    tests: int
+    seconds: float
+
+
+def judge(mutant: Mutant, coverage: Coverage, place: Path) -> Verdict:
+    """Try the tests on a mutant, in a copy of the sources that is put right again afterwards."""
     path = place / "lt_core" / mutant.path
     source = path.read_bytes()
-    selection = place / "tests.txt"
+    tests = coverage.tests(mutant)
+    selection, output = place / "tests.txt", place / "output.txt"
     selection.write_text("\n".join(tests), encoding="utf-8")
-    path.write_bytes(_changed(source, mutant))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow and not gpu", "--tb=line"]
     command += [f"--timeout={SECONDS_A_TEST}", f"--basetemp={place / 'tmp'}", f"@{selection}"]
+    limit = SECONDS_BESIDE + 4 * sum(map(coverage.seconds, tests))
+    started = time.monotonic()
+    path.write_bytes(_changed(source, mutant))
     try:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=_environment(place),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            return process.wait(SECONDS_A_MUTANT) == 0
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return False
+        with output.open("wb") as sink:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=_environment(place), stdout=sink, stderr=sink, start_new_session=True
+            )
+            try:
+                killer = "" if process.wait(limit) == 0 else "failure"
+            except subprocess.TimeoutExpired:
+                killer = "hang"
+            finally:
+                _end(process)
     finally:
         path.write_bytes(source)
+    said = re.search(r"^(?:FAILED|ERROR) (\S+)", output.read_text("utf-8", "replace"), re.MULTILINE)
+    killer = said[1] if said and killer else killer
+    return Verdict(mutant.key, killer, len(tests), round(time.monotonic() - started, 1))
 
 
-def run(sample: list[Mutant], workers: int) -> Iterator[tuple[Mutant, bool]]:
-    """Try each mutant of a sample, several at once; yield it with whether it survived."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a process and its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run(sample: list[Mutant], workers: int) -> Iterator[tuple[Mutant, Verdict]]:
+    """Judge each mutant of a sample, several at once; yield it with its verdict."""
     coverage = Coverage()
     places: Queue[Path] = Queue()
     for number in range(workers):
@@ -357,15 +436,32 @@ def run(sample: list[Mutant], workers: int) -> Iterator[tuple[Mutant, bool]]:
         shutil.copytree(SOURCE, place, ignore=shutil.ignore_patterns("__pycache__"))
         places.put(place)
 
-    def one(mutant: Mutant) -> tuple[Mutant, bool]:
+    def one(mutant: Mutant) -> tuple[Mutant, Verdict]:
         place = places.get()
         try:
-            return mutant, survives(mutant, coverage.tests(mutant), place)
+            return mutant, judge(mutant, coverage, place)
         finally:
             places.put(place)
 
     with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(one, sample)
+
+
+def known_verdicts() -> dict[str, Verdict]:
+    """Return the verdicts that earlier runs wrote, by the mutants' keys; the last one of each counts."""
+    lines = VERDICTS.read_text(encoding="utf-8").splitlines() if VERDICTS.exists() else []
+    return {verdict.key: verdict for verdict in (Verdict(**json.loads(line)) for line in lines)}
+
+
+def verdicts(sample: list[Mutant], workers: int, resume: bool) -> Iterator[tuple[Mutant, Verdict]]:
+    """Yield each mutant with its verdict: those that an earlier run saw killed first, if it is gone on with."""
+    earlier = known_verdicts() if resume else {}
+    killed = [mutant for mutant in sample if mutant.key in earlier and earlier[mutant.key].killer]
+    yield from ((mutant, earlier[mutant.key]) for mutant in killed)
+    for mutant, verdict in run([mutant for mutant in sample if mutant not in killed], workers):
+        with VERDICTS.open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps(asdict(verdict)) + "\n")
+        yield mutant, verdict
 
 
 def main() -> int:
@@ -377,12 +473,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="mutants at once")
     parser.add_argument("--least", type=float, default=0.95, help="smallest share of killed mutants that passes")
     parser.add_argument("--reuse", action="store_true", help="take the last run's coverage")
+    parser.add_argument("--resume", action="store_true", help="try only what no earlier run saw killed")
     parser.add_argument("--show", action="store_true", help="list the sample and run nothing")
     given = parser.parse_args()
-    known = equivalents()
-    everything = [mutant for mutant in mutants(given.rooms) if " ".join(mutant.key.split()) not in known]
-    sample = random.Random(given.seed).sample(everything, min(given.count, len(everything)))
-    print(f"{len(sample)} of {len(everything)} mutants, seed {given.seed}")
+    sample = drawn(given.rooms, given.seed, given.count)
     if given.show:
         print("\n".join(f"{mutant.path}:{mutant.line} {mutant.key}" for mutant in sample))
         return 0
@@ -390,9 +484,9 @@ def main() -> int:
         cover(given.workers)
     kinds: dict[str, Counter[bool]] = defaultdict(Counter)
     survivors = []
-    for mutant, survived in run(sample, given.workers):
-        kinds[mutant.kind][survived] += 1
-        if survived:
+    for mutant, verdict in verdicts(sample, given.workers, given.resume):
+        kinds[mutant.kind][not verdict.killer] += 1
+        if not verdict.killer:
             survivors.append(mutant)
             print(f"survived  {mutant.path}:{mutant.line}  {mutant.key}", flush=True)
     for kind, counts in sorted(kinds.items()):

@@ -15,6 +15,7 @@ import torch
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import Callback
 from lt_core.callbacks import EarlyStopping, ModelCheckpoint
+from lt_core.checkpoint import SafetensorsIO
 from lt_interface import CheckpointError
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.training import Job
@@ -163,6 +164,30 @@ def test_a_save_that_fails_on_the_writing_rank_fails_on_both(tmp_path: Path) -> 
         return called, trainer.global_step
 
     assert on_two(job) == [(["failed"], 12)] * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*not written")
+@pytest.mark.parametrize("save_last", [True, "link"])
+def test_both_ranks_know_the_same_of_what_was_saved(tmp_path: Path, save_last: Any) -> None:
+    """Whatever the disk refuses rank 0, a ModelCheckpoint says the same on both ranks."""
+
+    class Full(SafetensorsIO):
+        count = 0
+
+        def write(self, prepared: Any, path: Any) -> None:
+            self.count += 1
+            if self.count in (2, 5):
+                raise OSError(28, "No space left on device")
+            super().write(prepared, path)
+
+    def job(rank: int) -> list[Any]:
+        saver = ModelCheckpoint(tmp_path, "{step}", "step", save_last=save_last, save_top_k=2, every_n_train_steps=2)
+        fit(rank, tmp_path, saver, plugins=[Full()])
+        return [{k: str(v) for k, v in saver.state_dict().items()}, saver.last_model_path, list(saver.best_k_models)]
+
+    first, second = on_two(job)
+    assert first == second
+    assert {first[1], *first[2]} == {str(path) for path in tmp_path.glob("*.ckpt")}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -343,7 +368,7 @@ def test_a_checkpoint_that_cannot_be_written_now_is_an_error_on_both(tmp_path: P
         trainer = fit(rank, tmp_path, At(0, 2, save), At(1, 2, save))
         return trainer.global_step, isinstance(caught[0], OSError)
 
-    assert on_two(job, timeout=20.0) == [(12, True), (12, False)]
+    assert on_two(job, timeout=20.0) == 2 * [(12, True)]
 
 
 @pytest.mark.parametrize(

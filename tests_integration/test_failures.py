@@ -346,6 +346,27 @@ def test_a_refused_batch_ends_the_epoch_on_both(tmp_path: Path, who: int) -> Non
     assert on_two(job) == [4, 4]
 
 
+def test_a_refused_batch_closes_the_window_of_both(tmp_path: Path) -> None:
+    """Two ranks step with the window that it leaves open, and have exchanged its gradients."""
+
+    def train(size: int) -> list[float]:
+        class Refusing(Net):
+            def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+                return -1 if batch_idx == 2 else None
+
+        module = Refusing()
+        data = TensorDataset(torch.arange(96.0).reshape(24, 4) / 96)
+        trainer = trainer_in(tmp_path, size=size, accumulate_grad_batches=3, enable_checkpointing=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(module, DataLoader(data, 4 // size))
+        assert trainer.global_step == 2
+        return [value for p in module.parameters() for value in p.flatten().tolist()]
+
+    found = on_two(lambda rank: train(2))
+    assert found[0] == found[1] == pytest.approx(train(1), abs=1e-6)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

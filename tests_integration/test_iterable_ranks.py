@@ -122,6 +122,60 @@ def test_what_all_ranks_give_alike_is_dealt_batch_by_batch(tmp_path: Any) -> Non
         assert [found[0][kind], found[1][kind]] == [everything[::2] * 2, everything[1::2] * 2], kind
 
 
+class Sized(Numbers):
+    """Numbers of a known length, whose order comes from a generator of its own."""
+
+    def __init__(self, start: int, stop: int, shuffles: bool = False) -> None:
+        super().__init__(start, stop, shuffles)
+        self.generator, self.passes = torch.Generator().manual_seed(4), 0
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[int]:
+        self.passes += 1
+        order = torch.randperm(len(self), generator=self.generator) + self.start + 1000 * self.passes
+        yield from (order + int(torch.randint(5, ())) if self.shuffles else order).tolist()
+
+
+class Asking(Net):
+    """The same, asking in `configure_optimizers` how many steps there will be."""
+
+    asks = True
+
+    def configure_optimizers(self) -> Any:
+        self.estimate = self.trainer.estimated_stepping_batches if self.asks else None
+        return super().configure_optimizers()
+
+
+ESTIMATED: dict[str, tuple[Callable[[int], Any], int]] = {
+    "iterable": (lambda rank: DataLoader(Sized(0, 24), 2), 12),
+    "drawing": (lambda rank: DataLoader(Sized(0, 24, shuffles=True), 2), 12),
+    "last global batch": (lambda rank: DataLoader(Sized(0, 23), 2), 12),
+    "list": (lambda rank: list(torch.arange(24).reshape(12, 2)), 12),
+    "sharded": (lambda rank: DataLoader(Sized(100 * rank, 100 * rank + 24), 2), 24),
+    "beside another": (lambda rank: [DataLoader(Sized(0, 24), 2), list(torch.arange(8))], 12),
+}
+
+
+def test_steps_are_estimated_for_the_rank(tmp_path: Any) -> None:
+    """The number of steps is known in `configure_optimizers` for data that is dealt, and asking changes no batch."""
+
+    def job(rank: int) -> Any:
+        found = {}
+        for kind, (make, _) in ESTIMATED.items():
+            nets = []
+            for Asking.asks in (True, False):
+                seed_everything(3 + rank, verbose=False)
+                nets.append(Asking())
+                trainer_of(2, tmp_path, max_epochs=2).fit(nets[-1], make(rank))
+            found[kind] = nets[0].estimate, len(nets[0].stepped), nets[0].seen == nets[1].seen
+        return found
+
+    for found in on_two(job, timeout=120):
+        assert found == {kind: (steps, steps, True) for kind, (_, steps) in ESTIMATED.items()}
+
+
 UNEVEN: dict[str, Callable[[int], Any]] = {
     "iterable": lambda rank: stream(100 * rank, 100 * rank + [10, 15][rank]),
     "two workers": lambda rank: stream(100 * rank, 100 * rank + [10, 14][rank], num_workers=2),

@@ -89,7 +89,7 @@ def test_parts_that_are_not_declared_are_caught(tmp_path: Path) -> None:
         def make(self) -> Any:
             return Silent()
 
-    with pytest.raises(Exception, match=r"did not save alone|is not done|ended with exit code"):
+    with pytest.raises(Exception, match=r"did not save alone|is not done|ended with exit code|after an error"):
         TestSilent().test_a_rank_that_failed_saves_alone(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from precision_cases import CLIP, FLAGS, ByHand, Net, by_trainer, loader, precis
 from torch import Tensor, nn
 
 from lt_core import Trainer
+from lt_interface import ConfigError, MissingPackageError
 
 
 class Twice(Net):
@@ -175,3 +177,29 @@ def test_each_forward_pass_of_a_batch_has_the_weights_of_that_moment(name: str, 
                         p.mul_(0.9)
     _, net = by_trainer(name, "plain", "cpu", module=module, max_epochs=1)
     same_weights(net.net, hand.net)
+
+
+@pytest.mark.parametrize(
+    ("others", "texts"),
+    [
+        ({"accelerator": "cpu", "strategy": "single_device", "devices": 2}, ["uses one device of one node"]),
+        ({"max_epochs": -5, "strategy": "dpp"}, ["max_epochs=-5", "dpp"]),
+        ({"accelerator": "cpu", "devices": "x"}, ["devices='x'"]),
+        ({"accelerator": "mps"}, ["accelerator='mps'"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["float8", "transformer-engine"])
+def test_a_missing_package_is_reported_with_all_else(
+    name: str, others: dict[str, Any], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a trainer has other problems too, one error lists them all; alone it keeps its type."""
+    package = {"float8": "torchao", "transformer-engine": "transformer_engine"}[name]
+    for module in [found for found in sys.modules if found.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=f"{len(texts) + 1} problems") as error:
+        Trainer(precision=name, **{"max_epochs": 1, **others})
+    for text in (f"the package {package} is needed", *texts):
+        assert text in str(error.value)
+    with pytest.raises(MissingPackageError, match="is needed"):
+        Trainer(precision=name, accelerator="cpu", max_epochs=1)

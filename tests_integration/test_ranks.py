@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lt_accel.strategies.ddp import DDPEngine, DDPStrategy
 from lt_core import LightningModule, Trainer
-from lt_interface import ConfigError
+from lt_core.builtin.single_device import SingleDeviceStrategy
+from lt_interface import ConfigError, MisconfigurationException
 from lt_interface.testing import StrategyConformance
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.training import Job
@@ -188,3 +190,36 @@ def test_ranks_that_were_started_by_hand_train_together() -> None:
         return made.global_rank, made.world_size, made.global_step
 
     assert run_ranks(rank, timeout=60.0) == [(0, 2, 2), (1, 2, 2)]
+
+
+def test_ranks_that_each_train_alone_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where RANK and WORLD_SIZE are set by hand, a trainer of one process warns once, saying what to write."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+    def alone(where: dict[str, str], **flags: Any) -> list[str]:
+        data = DataLoader(TensorDataset(torch.ones(4, 3)), 2)
+        with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for name, value in where.items():
+                patch.setenv(name, value)
+            made = Trainer(accelerator="cpu", max_epochs=1, **{**QUIET, **flags})
+            made.fit(Gan(), data)
+        assert (made.world_size, made.global_step) == (1, 2)
+        return [str(one.message) for one in seen if "trains alone" in str(one.message)]
+
+    hand = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
+    for flags in ({}, {"devices": 1}, {"strategy": "single_device"}, {"strategy": SingleDeviceStrategy()}):
+        (line,) = alone(hand, **flags)
+        assert "Got RANK=0, WORLD_SIZE=4 in the environment" in line
+        assert 'Trainer(strategy="ddp", devices=4)' in line
+    (line,) = alone({**hand, "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+    assert 'Trainer(strategy="ddp", devices=2, num_nodes=2)' in line
+    assert len(alone({"LOCAL_RANK": "0", "WORLD_SIZE": "2"})) == 1
+    for unrelated in ({}, {"RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "4"}, {"RANK": "0", "WORLD_SIZE": ""}):
+        assert alone(unrelated) == []
+    with monkeypatch.context() as patch:
+        for name, value in hand.items():
+            patch.setenv(name, value)
+        with pytest.raises(MisconfigurationException, match=r"as many ranks as devices, 1\. Got WORLD_SIZE=4"):
+            Trainer(strategy="ddp", devices=1, accelerator="cpu", max_epochs=1, **QUIET).fit(Gan(), [torch.ones(2, 3)])

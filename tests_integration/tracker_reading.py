@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lt_core.journal import History, Journal
+from lt_core.journal import Journal
 
 __all__ = ["Points", "due", "in_csv", "in_mlflow", "in_tensorboard", "in_wandb", "journal_of", "rounded", "wandb_rows"]
 
@@ -26,8 +26,11 @@ def journal_of(folder: Path) -> Path:
 
 def due(folder: Path) -> Points:
     """Return what a run's journal says was due."""
-    history = History.read(Journal(journal_of(folder)))
-    return {name: Counter(zip(history.steps[name], values, strict=True)) for name, values in history.items()}
+    points: Points = defaultdict(Counter)
+    for record in Journal(journal_of(folder)).read():
+        for name, value in record.values.items():
+            points[name][record.step, value] += 1
+    return dict(points)
 
 
 def in_mlflow(uri: str, run_id: str) -> Points:

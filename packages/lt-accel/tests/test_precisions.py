@@ -24,7 +24,14 @@ from lt_accel import (
     TransformerEnginePrecision,
 )
 from lt_accel.precision.one_format import OneFormat
-from lt_interface import MisconfigurationException, MissingPackageError, Plan, Precision, PreparesOptimizers
+from lt_interface import (
+    CheckpointError,
+    MisconfigurationException,
+    MissingPackageError,
+    Plan,
+    Precision,
+    PreparesOptimizers,
+)
 from lt_interface.registry import precisions
 from lt_interface.testing import PrecisionConformance
 
@@ -239,6 +246,30 @@ def test_a_scale_survives_pickling_and_torchs_own_state() -> None:
     assert again.scaler.get_scale() == 4.0
     again.load_state_dict({})
     assert again.scaler.get_scale() == 4.0
+
+
+@pytest.mark.parametrize(
+    ("damage", "got"),
+    [
+        ({"scale": None}, "scale=None"),
+        ({"scale": "128"}, "scale='128'"),
+        ({"scale": float("nan")}, "scale=nan"),
+        ({"scale": 0.0, "growth_interval": [3]}, "scale=0.0, growth_interval=[3]"),
+        ({"_growth_tracker": -1}, "_growth_tracker=-1"),
+        *(({name: ...}, f"no {name}") for name in ("scale", "growth_factor", "backoff_factor", "_growth_tracker")),
+        (None, "'scale' of type str"),
+        ([], "[] of type list"),
+    ],
+)
+def test_a_damaged_scale_is_named(damage: Any, got: str) -> None:
+    """A saved scale that lacks a number, or has something else in its place, is one clear error and changes nothing."""
+    precision = MixedPrecision("16-mixed", "cpu", scaler(init_scale=32.0))
+    whole = scaler(init_scale=4.0).state_dict()
+    state: Any = {k: v for k, v in {**whole, **damage}.items() if v is not ...} if isinstance(damage, dict) else damage
+    with pytest.raises(CheckpointError, match=r"loss scale in the checkpoint must be whole\. Got ") as error:
+        precision.load_state_dict("scale" if state is None else state)
+    assert f"Got {got}." in str(error.value)
+    assert precision.scaler.get_scale() == 32.0
 
 
 def test_no_scaler_is_made_before_a_run() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from logged import logged
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -156,7 +157,7 @@ def outcome(trainer: Trainer, net: Net) -> dict[str, Any]:
         "weights": {name: value.tolist() for name, value in net.state_dict().items()},
         "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
         "history": {
-            name: [list(values), list(trainer.history.steps[name])] for name, values in trainer.history.items()
+            name: [list(values), list(logged(trainer).steps[name])] for name, values in logged(trainer).items()
         },
         "table": table.splitlines(),
     }

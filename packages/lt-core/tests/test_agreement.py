@@ -321,3 +321,66 @@ def test_an_alarm_rings_everywhere_by_the_first_ranks_clock() -> None:
     assert all(other == first for other in others)
     assert 299 <= first[0] <= 301
     assert first[1] < 30
+
+
+def test_an_alarm_whose_time_is_up_rings_at_once() -> None:
+    """A time that is over rings at the first call, and after a reset at the next one, on all ranks."""
+
+    def job(run: Any, rank: int) -> list[bool]:
+        left = [0.0 if rank == 0 else 5.0]
+        alarm = SharedAlarm(lambda: left[0], clock=lambda: 0.0)
+        found = [alarm.rings(run.trainer)]
+        left[0] = 100.0
+        found += [alarm.rings(run.trainer), alarm.rings(run.trainer)]
+        left[0] = 0.0
+        alarm.reset()
+        return [*found, alarm.rings(run.trainer)]
+
+    assert on_ranks(job) == [[True, False, False, True]] * SIZE
+
+
+def test_what_was_heard_stays_known_where_wishes_are_settled() -> None:
+    """Neither an end that was heard of, nor attention that is due, is forgotten by settling; a heeded signal is due."""
+
+    def job(run: Any, rank: int) -> list[bool]:
+        run.feed.ends = ends = SharedEnd(run)
+        ends.send(rank == 1)
+        found = [ends.heard(), run.loop.attention]
+        settle(run)
+        found += [run.loop.ends, run.loop.attention]
+        run.loop.attention = True
+        settle(run)
+        found.append(run.loop.attention)
+        run.loop.attention = False
+        run.signals.received = signal.SIGTERM if rank == 2 else None
+        settle(run)
+        return [*found, run.loop.attention]
+
+    assert on_ranks(job) == [[True, False, True, False, True, True]] * SIZE
+
+
+def test_an_error_is_placed_at_the_users_function() -> None:
+    """What is reported names the first function that the package called, whoever called the package."""
+    reported: list[str] = []
+    run = run_of(0, None, size=1)
+
+    def hook() -> None:
+        raise ValueError("broken")
+
+    def beneath() -> None:
+        hook()
+
+    try:
+        decided_by_rank_zero(run, beneath)
+    except ValueError as error:
+        inside = error
+    try:
+        hook()
+    except ValueError as error:
+        outside = error
+    run = run_of(0, None)
+    run.strategy = SimpleNamespace(report=lambda where, error: reported.append(where) or error)
+    run.fn = "fit"
+    assert report(run, inside) is inside
+    assert report(run, outside) is outside
+    assert reported == ["beneath", "test_an_error_is_placed_at_the_users_function"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from quiet import QUIET, Noting
 
 from lt_core import Callback, Trainer
@@ -65,7 +66,7 @@ def test_another_trainer_in_a_hook_disturbs_nothing(same_module: bool) -> None:
     plain.fit(expected, BATCHES, BATCHES)
     outer.fit(found, BATCHES, BATCHES)
     assert torch.equal(found.layer.weight, expected.layer.weight)
-    assert outer.history["sum"] == plain.history["sum"] == [0.0, 2.0, 4.0] * 2
-    assert outer.history["end"] == [1.0, 1.0]
+    assert logged(outer)["sum"] == logged(plain)["sum"] == [0.0, 2.0, 4.0] * 2
+    assert logged(outer)["end"] == [1.0, 1.0]
     assert outer.callback_metrics["val"] == plain.callback_metrics["val"]
     assert found.training

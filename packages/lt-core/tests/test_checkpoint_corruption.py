@@ -278,6 +278,7 @@ BAD_TREES: list[Any] = [
     view("x", "float32", 0, [2], [-1]),
     view("x", "float32", 0, [1, 1], [1]),
     view("x", "float32", 0, [2**62, 2**62], [0, 0]),
+    view("x", "float32", 0, [2**62, 2], [0, 0]),
     view("x", "float32", 2**62, [1], [2**62]),
     view("x", "float31", 0, [1], [1]),
     view("x", "qint8", 0, [1], [1]),

@@ -8,6 +8,7 @@ import pathlib
 import re
 import resource
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -335,6 +336,16 @@ def test_folders_above_are_made_and_odd_names_work(tmp_path: pathlib.Path) -> No
     for name in ["a" * 250 + ".ckpt", "é" * 120 + ".ckpt", "new\nline=%s.ckpt", "😀 .ckpt"]:
         save_checkpoint(OLD, tmp_path / "deep" / "er" / name)
         assert same(tmp_path / "deep" / "er" / name, OLD)
+
+
+def test_who_may_read_a_checkpoint_is_what_the_umask_leaves(tmp_path: pathlib.Path) -> None:
+    """A checkpoint has the rights of any file that the user makes, and is no program."""
+    before = os.umask(0o002)
+    try:
+        save_checkpoint(OLD, tmp_path / "a.ckpt")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.ckpt").stat().st_mode) == 0o664
 
 
 def test_a_folder_in_the_way_is_an_error(tmp_path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any
 
@@ -99,6 +100,16 @@ def test_views_of_a_covering_tensor_stay_views(back: Any, tmp_path: pathlib.Path
         assert torch.equal(found[key], value)
         assert found[key].stride() == value.stride()
     assert (tmp_path / "x.ckpt").stat().st_size < 2 * w.nbytes
+    assert peek(tmp_path / "x.ckpt")["tensors"] == {"w": ("F32", (50, 40))}  # as any reader sees it
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 3), (3, 2), (1, 2, 2)])
+def test_transposed_tensors_keep_their_values(back: Any, shape: tuple[int, ...]) -> None:
+    """A tensor whose elements do not lie in row-major order comes back with the same values and strides."""
+    value = torch.arange(float(math.prod(shape))).view(shape).transpose(-1, -2)
+    found = back({"x": value})["x"]
+    assert torch.equal(found, value)
+    assert found.stride() == value.stride()
 
 
 def test_overlapping_slices_share_memory_again(back: Any, tmp_path: pathlib.Path) -> None:
@@ -222,6 +233,10 @@ def test_peek_reads_the_header_alone(tmp_path: pathlib.Path) -> None:
     assert header["parameters"] == parameter_signature(tree["state_dict"])
     assert header["tensors"]["model.0.weight"] == ("F32", (4, 3))
     assert header["size"] == (tmp_path / "x.ckpt").stat().st_size
+    save_checkpoint({"epoch": 4, "state_dict": {}}, tmp_path / "y.ckpt")
+    assert peek(tmp_path / "y.ckpt")["progress"] == {"epoch": 4, "step": 0}
+    save_checkpoint({"global_step": 7}, tmp_path / "z.ckpt")
+    assert peek(tmp_path / "z.ckpt")["progress"] == {"epoch": 0, "step": 7}
 
 
 def test_signature_knows_models_apart() -> None:

@@ -229,6 +229,8 @@ def test_values_that_json_lacks(value: Any) -> None:
         np.array([1, 2], dtype=np.longdouble),
         np.array([1j], dtype=np.complex128),
         np.zeros((0, 3), dtype=np.uint16),
+        np.zeros((0, 3), dtype="U4"),
+        np.zeros((2, 0), dtype=">i4"),
         np.array(3.5),
         np.frombuffer(b"\x01\x02", dtype=np.uint8),
         np.zeros(3, dtype="U0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import errno
 import sys
@@ -239,6 +240,9 @@ def test_dummy_logger_accepts_everything(tmp_path: Path, monkeypatch: pytest.Mon
     logger.experiment["a"] = logger.experiment["b"]
     logger.finish("success")
     assert (logger.log_dir, list(tmp_path.iterdir())) == (None, [])
+    for ability in ("log_records", "replay_state", "rewind", "join", "share_version", "_mine"):
+        assert not hasattr(logger, ability)
+    assert isinstance(copy.deepcopy(logger), DummyLogger)
 
 
 def test_rows_logged_by_the_user_and_by_the_trainer_at_once_are_all_kept(tmp_path: Path) -> None:
@@ -279,3 +283,19 @@ def test_a_failed_widening_leaves_rows_and_header_alike(tmp_path: Path, monkeypa
             logger.log_metrics({"b": 2.0}, 1)
     logger.log_metrics({"b": 2.0}, 1)
     assert Path(logger.metrics_file_path).read_text().split() == ["step,a,b", "0,1.0,", "1,,2.0"]
+
+
+@pytest.mark.parametrize("asked", ["save", "forget"])
+def test_a_file_that_is_gone_is_written_anew(asked: str, tmp_path: Path) -> None:
+    """Who lost its file reports that once, so that all comes again, and the new file has its header."""
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.save()
+    Path(logger.metrics_file_path).unlink()
+    if asked == "save":
+        logger.log_metrics({"a": 2.0}, 1)
+    with pytest.raises(FileNotFoundError) as caught:
+        logger.save() if asked == "save" else logger.forget([], None)
+    assert caught.value.lost_all  # type: ignore[attr-defined]
+    logger.log_metrics({"b": 1.0}, 0)
+    assert rows(logger) == [{"step": "0", "b": "1.0"}]

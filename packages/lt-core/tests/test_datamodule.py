@@ -205,6 +205,7 @@ def test_show_batch_draws_images(tmp_path: Path, shape: tuple[int, ...], dtype: 
     assert path.read_bytes().startswith(b"\x89PNG")
     drawn: list[Any] = [ax for ax in figure.axes if ax.images]  # type: ignore[union-attr]
     assert [ax.get_title() for ax in drawn] == ["0", "1", "2", "3", "4"]
+    assert shape[0] != 1 or {ax.images[0].get_cmap().name for ax in drawn} == {"gray"}
     assert all(0 <= ax.images[0].get_array().min() <= ax.images[0].get_array().max() <= 1 for ax in drawn)
 
 

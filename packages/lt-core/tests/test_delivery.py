@@ -15,6 +15,7 @@ import pytest
 from lt_core.journal import Journal
 from lt_core.loggers import Logger
 from lt_core.tracking import sender as module
+from lt_core.tracking.position import Acknowledgement
 from lt_core.tracking.sender import Delivery
 
 
@@ -346,3 +347,21 @@ def test_acknowledgement_of_another_journal_counts_for_nothing(tmp_path: Path) -
     assert delivered(other, Memory(), None) == [7, 8, 9, 10]
     (tmp_path / "j.0.ack").write_text("rubbish")
     assert delivered(Journal(tmp_path / "j"), Memory(), None) == [7, 8, 9, 10]
+
+
+def test_an_acknowledgement_takes_the_place_of_a_longer_one(tmp_path: Path) -> None:
+    """Of a line that a process before wrote, nothing is left behind the new one, however long it was."""
+    journal = Journal(tmp_path / "j")
+    append(journal, *range(9))
+    pieces = tuple((start, start + 1) for start in range(0, journal.size, 4))
+    for has in (pieces, ((0, journal.size),), pieces[:30], ((5, 9),)):
+        kept = Acknowledgement(journal, 0)
+        kept.keep(has, ())
+        kept.close()
+        assert Acknowledgement(journal, 0).has == has
+    (tmp_path / "j.0.ack").unlink()
+    kept = Acknowledgement(journal, 0)
+    for has in ((), pieces, pieces[:30], ((5, 9),)):
+        kept.keep(has, ())
+        assert Acknowledgement(journal, 0).has == has
+    kept.close()

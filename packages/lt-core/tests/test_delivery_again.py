@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lt_core.tracking import outbox as calls_module
 from lt_core.tracking import sender as module
 from lt_core.tracking.lock import JournalLock
 from lt_core.tracking.sender import Delivery
-from lt_interface import ConfigError
+from lt_interface import ConfigError, Record
 
 
 class Steps(Logger):
@@ -115,6 +115,31 @@ def test_refusing_everything_is_an_outage(tmp_path: Path, warned: Callable[[], l
     logger.away = None
     deliver(journal, logger)
     assert logger.steps == list(range(3, 50))
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_records_refused_now_and_then_are_no_outage(
+    batches: bool, tmp_path: Path, warned: Callable[[], list[str]]
+) -> None:
+    """What lies between refused records is taken, however often one is refused alike, and one warning reports it."""
+
+    class Some(Steps):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            if step is not None and step % 3 == 1:
+                raise ValueError("no such axis")
+            super().log_metrics(metrics, step)
+
+    class Records(Some):
+        def log_records(self, records: Sequence[Record], unsure: bool) -> None:
+            for record in records:
+                if record.step not in self.steps:  # it may come again after a refusal
+                    self.log_metrics(dict(record.values), record.step)
+
+    journal, logger = Journal(tmp_path / "j"), Records() if batches else Some()
+    append(journal, *range(30))
+    deliver(journal, logger)
+    assert logger.steps == [step for step in range(30) if step % 3 != 1]
+    assert len([m for m in warned() if "no such axis" in m]) == 1
 
 
 def test_errors_in_the_setup_are_outages(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
 
-from lt_core.journal import History, Journal
+from lt_core.journal import Journal
 from lt_core.loggers import CSVLogger, Logger
 from lt_core.tracking import sender
 from lt_core.tracking.replay import replay
@@ -175,7 +175,7 @@ class Deliveries(RuleBasedStateMachine):
         self.loggers[1].fault = ""
         for one in self.senders:
             assert one.flush(5)
-        assert History.read(self.journal).get("x", []) == [_value(entry) for entry in self._history()]
+        assert [record.values["x"] for record in self.journal.read()] == [_value(entry) for entry in self._history()]
         self._compare(self._history())
 
     def _compare(self, rows: list[Entry]) -> None:

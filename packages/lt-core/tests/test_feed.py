@@ -276,12 +276,23 @@ def test_looking_ahead_happens_only_when_asked() -> None:
     assert list(batches) == [1, 2]
 
 
+@pytest.mark.parametrize("sizes", [(6, 4), (4, 6), (10, 4), (4, 4)])
+def test_the_last_of_several_unsized_loaders_is_known(sizes: tuple[int, int]) -> None:
+    """Where the longest of several loaders ends, the epoch does, however far the others are in a pass of their own."""
+    loaders = [DataLoader(Noisy(n), batch_sampler=Unsized(n, 2)) for n in sizes]  # type: ignore[arg-type]
+    feed = Feed(loaders, stage="train")
+    count = max(sizes) // 2
+    assert [feed.last for _ in feed.epoch(0)] == [False] * (count - 1) + [True]
+
+
 def test_indices_of_the_batch_are_known() -> None:
     """``batch_indices`` names the dataset's indices of the batch handed out last, with prefetching workers too."""
     for workers in (0, 2):
         feed = Feed(DataLoader(Noisy(10), 4, shuffle=True, num_workers=workers), stage="train")
         for batch in feed.epoch(0):
             assert feed.batch_indices == batch[0].tolist()
+    feed = Feed(DataLoader(Noisy(10), batch_sampler=Unsized(10, 4)), stage="train")  # type: ignore[arg-type]
+    assert [(batch[0].tolist() == feed.batch_indices) for batch in feed.epoch(0)] == [True] * 3
     feed = Feed([1, 2], stage="train")
     next(feed.epoch(0))
     assert feed.batch_indices is None
@@ -350,6 +361,30 @@ def test_samplers_and_datasets_are_told_the_epoch() -> None:
     feed = Feed(DataLoader(data, 2, sampler=sampler), stage="train")
     list(feed.epoch(3))
     assert sampler.epoch == data.epoch == 3
+
+
+@pytest.mark.parametrize(("options", "counts"), [({"batch_size": None}, [1, 2, 3]), ({"batch_size": 2}, [2, 4, 5])])
+def test_samples_are_counted_as_they_are_handed_out(options: dict[str, Any], counts: list[int]) -> None:
+    """A batch counts its samples, a short one fewer, and a sample that comes without a batch is one."""
+    feed = Feed(DataLoader(torch.arange(5), **options), stage="train", limit=3)  # type: ignore[arg-type]
+    assert [feed.samples for _ in feed.epoch(0)] == counts
+
+
+def test_sequential_order_keeps_the_last_batch_of_a_sampler_that_says_nothing_of_it() -> None:
+    """A batch sampler of the user's own without drop_last gives its short last batch in fixed order, too."""
+
+    class Own:
+        batch_size = 4
+
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter([[3, 1, 0, 2], [5, 4]])
+
+        def __len__(self) -> int:
+            return 2
+
+    with pytest.warns(UserWarning, match="is replaced by a sequential sampler"):
+        feed = Feed(DataLoader(torch.arange(6), batch_sampler=Own()), stage="train", sequential=True)  # type: ignore[arg-type]
+    assert [batch.tolist() for batch in feed.epoch(0)] == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_sequential_replaces_shuffling_with_a_warning() -> None:

@@ -437,6 +437,42 @@ def test_other_sources_resume_by_counting() -> None:
         assert resumed == expected
 
 
+@pytest.mark.parametrize("said", [3, 4, 5, 9])
+def test_a_resumed_epoch_ends_where_its_data_ends(said: int) -> None:
+    """Whatever length a loader without indices says, all its batches come after a resume, as they do without one."""
+
+    class Untrue:
+        def __len__(self) -> int:
+            return said
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(6))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the length, and of loading batches once more
+        expected, resumed = states(Feed(Untrue(), stage="train"), Untrue, 2)
+    assert resumed == expected == [2, 3, 4, 5]
+
+
+def test_asking_for_the_place_takes_nothing_from_a_loader() -> None:
+    """A save in an epoch fetches no batch ahead, whether its size is known or not."""
+    given: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(4):
+            given.append(number)
+            yield number
+
+    feed = Feed(numbers, stage="train")
+    for batch in feed.epoch(0):
+        feed.state_dict()
+        assert given[-1] == batch
+    noisy = Noisy(6)
+    feed = Feed(DataLoader(noisy, 2), stage="train")
+    assert [feed.state_dict()["leaves"][0]["batches"] for _ in feed.epoch(0)] == [1, 2, 3]
+    assert noisy.loaded == list(range(6))
+
+
 def test_a_generator_that_can_be_used_once_goes_on_over_epochs() -> None:
     """A plain generator is one stream over all epochs, and a resume counts from its very start."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -157,9 +158,13 @@ def test_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     journal.append("train", "step", 2, {"x": 1.0})
     assert [r.step for r in Journal(tmp_path / "j").read()] == [0]  # no part of a record is left
     assert [r.step for r in journal.read()] == [0, 1, 2]  # readers need not wait for the disk
+    ends = [r.end for r in journal.read()]
+    assert [[r.step for r in journal.read(end)] for end in (0, *ends)] == [[0, 1, 2], [1, 2], [2], []]
+    assert journal.offset == ends[-1]
     room[0] = -1
     journal.append("train", "step", 3, {"x": 1.0})
     assert [(r.sequence, r.step) for r in journal.read()] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert [r.end for r in journal.read()][:3] == ends  # where they were said to be
     assert journal.offset == (tmp_path / "j").stat().st_size
 
 
@@ -189,22 +194,28 @@ def test_one_write_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert calls == [journal.offset]
 
 
-def test_history_holds_values_and_steps(tmp_path: Path) -> None:
-    """The history has each name's values in their order, with their steps, of all stages."""
+def test_history_holds_epochs_and_steps(tmp_path: Path) -> None:
+    """The history has a row for each epoch of a fit, nan where a name is missing, and each name's series by step."""
     journal = Journal(tmp_path / "j")
-    journal.append("train", "step", 0, {"loss": 1.0, "epoch": 0})
-    journal.append("validate", "step", 0, {"val_loss": 3.0, "epoch": 0})
-    journal.append("train", "step", 5, {"loss": 0.5, "epoch": 1})
-    history = History.read(journal)
-    assert history == {"loss": [1.0, 0.5], "epoch": [0, 0, 1], "val_loss": [3.0]}
-    assert history.steps == {"loss": [0, 5], "epoch": [0, 0, 5], "val_loss": [0]}
+    journal.append("train", "step", 0, {"loss": 1.0, "epoch": 0}, epoch=0)
+    journal.append("validate", "step", 0, {"val_loss": 3.0, "epoch": 7.0}, epoch=0)
+    journal.append("train", "step", 5, {"loss": 0.5, "epoch": 1}, epoch=1)
+    journal.append("train", "step", 6, {"loss": 0.25, "epoch": 1}, epoch=1)
+    journal.append("validate", "step", 6, {"val_loss": 9.0, "epoch": 2})
+    for found in (journal, pickle.loads(pickle.dumps(journal)), journal.in_memory()):
+        history = History.read(found)
+        assert history.keys() == {"loss", "val_loss", "epoch"}
+        assert (history["loss"], history["epoch"], history["val_loss"][0]) == ([1.0, 0.25], [0, 1], 3.0)
+        assert math.isnan(history["val_loss"][1])
+        assert history.steps["loss"] == {0: 1.0, 5: 0.5, 6: 0.25}
+        assert history.steps["val_loss"] == {0: 3.0}
 
 
 def test_history_draws_a_picture(tmp_path: Path) -> None:
     """Training and validation of one quantity share a panel, and the picture is saved."""
     journal = Journal(None)
     for i in range(3):
-        journal.append("train", "step", i, {"train_loss": 1.0 / (i + 1), "val_loss": 0.5, "acc_epoch": i, "epoch": i})
+        journal.append("train", "step", i, {"train_loss": 1.0 / (i + 1), "val_loss": 0.5, "acc_epoch": i}, epoch=i)
     history = History.read(journal)
     figure = history.plot(tmp_path / "curve.png")
     assert [[line.get_label() for line in axes.lines] for axes in figure.axes] == [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo  # the first optimizer imports it, which takes seconds: forked ranks inherit it
+from logged import logged
 from processes import ForkLauncher, SpawnLauncher
 from quiet import SILENT
 from torch import Tensor, nn
@@ -130,7 +131,7 @@ def test_a_fit_in_another_process_is_the_same(tmp_path: Path, kind: Any) -> None
         assert getattr(there, name) == getattr(here, name)
     assert {"loss", "val_loss", "draw"} <= set(there.callback_metrics)
     assert (there.current_epoch, there.global_step) == (here.current_epoch, here.global_step) == (2, 10)
-    assert dict(there.history) == dict(here.history)
+    assert dict(logged(there)) == dict(logged(here))
     assert str(there.state.status) == "finished"
     assert data.made == other.made == 1
     assert not there.should_stop
@@ -205,7 +206,7 @@ def test_a_second_fit_continues(tmp_path: Path, kind: Any) -> None:
             trainer.fit(module, loader(True), loader())
     assert there.global_step == here.global_step == 20
     assert_equal_weights(found, expected)
-    assert dict(there.history) == dict(here.history)
+    assert dict(logged(there)) == dict(logged(here))
     assert there.logger.version == here.logger.version == 0
     ours, theirs = (Path(t.log_dir, "metrics.csv").read_text() for t in (there, here))
     assert ours == theirs
@@ -303,10 +304,10 @@ def test_history_without_a_file_comes_back(tmp_path: Path, kind: Any) -> None:
     """Without a logger the records that the rank kept in memory are the history here."""
     trainer = trainer_in(tmp_path, kind(), logger=False, enable_checkpointing=False)
     trainer.fit(net(), loader(True), loader())
-    assert len(trainer.history["loss"]) == 10
+    assert len(logged(trainer)["loss"]) == 10
     trainer.max_epochs = 3
     trainer.fit(trainer.lightning_module, loader(True), loader())
-    assert len(trainer.history["loss"]) == 15
+    assert len(logged(trainer)["loss"]) == 15
 
 
 class Watched(Net):

@@ -105,6 +105,13 @@ def test_the_middle_of_an_epoch_is_kept(tmp_path: pathlib.Path) -> None:
 
 
 @needs_torch
+def test_a_file_without_loops_is_one_of_an_epochs_end(tmp_path: pathlib.Path) -> None:
+    """Where only the familiar keys say how far training was, it was at the beginning of that epoch."""
+    tree = import_lightning(lightning_file(tmp_path / "l.ckpt", nn.Linear(3, 2), loops=None), nn.Linear(3, 2))
+    assert tree["progress"] == {"epoch": 1, "batch": 0, "step": 12, "samples": 0, "epoch_closed": True}
+
+
+@needs_torch
 def test_named_parameters_need_no_module(tmp_path: pathlib.Path) -> None:
     """An optimizer that was given named parameters says their names itself."""
     tree = import_lightning(lightning_file(tmp_path / "l.ckpt", nn.Linear(3, 1), named=True))

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from quiet import QUIET
-from torch import Tensor, nn
+from logged import logged
+from quiet import QUIET, Idle
+from torch import Tensor
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_interface.errors import MisconfigurationException
@@ -19,15 +20,8 @@ DATA = [torch.full((n, 1), float(v)) for n, v in ((2, 1.0), (2, 2.0), (1, 6.0))]
 MEAN, MEAN_AGAIN = 12 / 5, 3.0  # by samples and by batches
 
 
-class Base(LightningModule):
+class Base(Idle):
     """Module whose steps log nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
-        return self.layer(batch).sum() * 0
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> Any:
         return None
@@ -72,9 +66,9 @@ STEP_HOOKS += ["on_train_batch_start", "on_train_batch_end"]
 def test_hooks_of_a_training_batch(hook: str) -> None:
     """All that runs within a training batch logs by step; with on_epoch=True the epoch's mean too."""
     trainer = fit(logging_in(hook))
-    assert trainer.history["x"] == [1.0] * 6
-    assert trainer.history.steps["x"] == [0, 1, 2, 3, 4, 5]
-    both = fit(logging_in(hook, on_epoch=True, batch_size=1)).history
+    assert logged(trainer)["x"] == [1.0] * 6
+    assert logged(trainer).steps["x"] == [0, 1, 2, 3, 4, 5]
+    both = logged(fit(logging_in(hook, on_epoch=True, batch_size=1)))
     assert set(both) == {"x_step", "x_epoch", "epoch"}
     assert (both["x_step"], both["x_epoch"]) == ([1.0] * 6, [1.0] * 2)
 
@@ -89,10 +83,10 @@ def test_hooks_of_an_evaluation(stage: str, hook: str) -> None:
     trainer = Trainer(**FLAGS)
     run = trainer.validate if stage == "validation" else trainer.test
     assert run(logging_in(name), DATA, verbose=False) == [{"x": 1.0}]
-    assert trainer.history["x"] == [1.0]
+    assert logged(trainer)["x"] == [1.0]
     if "batch" in name or name.endswith("_step"):
         assert run(logging_in(name, on_step=True), DATA, verbose=False) == [{"x_epoch": 1.0}]
-        assert trainer.history["x_step"] == [1.0] * 3
+        assert logged(trainer)["x_step"] == [1.0] * 3
     else:
         with pytest.raises(MisconfigurationException, match=r"self\.log\('x'\): .* no steps .*on_step=True"):
             run(logging_in(name, on_step=True), DATA, verbose=False)
@@ -101,7 +95,7 @@ def test_hooks_of_an_evaluation(stage: str, hook: str) -> None:
 @pytest.mark.parametrize("hook", ["on_train_start", "on_train_epoch_start", "on_train_epoch_end"])
 def test_hooks_of_a_training_epoch(hook: str) -> None:
     """Hooks around the batches log for the epoch, each call counted alike, and refuse on_step=True."""
-    history = fit(logging_in(hook)).history
+    history = logged(fit(logging_in(hook)))
     assert history["x"] == [1.0] * (1 if hook == "on_train_start" else 2)
     assert history.steps["x"] == [2, 5][: len(history["x"])]
     with pytest.raises(MisconfigurationException, match="no steps"):
@@ -184,7 +178,7 @@ def test_callbacks_log_through_the_module(hook: str) -> None:
         def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             pl_module.log("ended", 3)
 
-    history = fit(Base(), callbacks=[Watch()]).history
+    history = logged(fit(Base(), callbacks=[Watch()]))
     assert (history["seen"], history["ended"]) == ([0.0, 1.0, 2.0] * 2, [3.0] * 2)
 
     class Wrong(Callback):
@@ -214,7 +208,7 @@ def test_barebones_drops_with_one_warning() -> None:
         trainer.fit(logging_in("training_step"), DATA, DATA)
     assert sum("self.log is switched off" in str(w.message) for w in warned) == 1
     assert trainer.callback_metrics == {}
-    assert trainer.history == {}
+    assert logged(trainer) == {}
 
 
 def test_submodules_log_for_the_whole() -> None:
@@ -229,7 +223,7 @@ def test_submodules_log_for_the_whole() -> None:
             self.inner.log("inner", 2.0)
             return super().training_step(batch, batch_idx)
 
-    assert fit(Outer()).history["inner"] == [2.0] * 6
+    assert logged(fit(Outer()))["inner"] == [2.0] * 6
 
 
 # ---------------------------------------------------------------- 2 to 4: flags, values, keys
@@ -245,7 +239,7 @@ def test_flags_that_keep_nothing(hook: str) -> None:
 def test_neither_logger_nor_bar() -> None:
     """A value for neither logger nor bar is there for callbacks."""
     trainer = fit(logging_in("training_step", logger=False, on_epoch=True))
-    assert trainer.history == {}
+    assert logged(trainer) == {}
     assert {k: float(v) for k, v in trainer.callback_metrics.items()} == {"x": 1.0, "x_step": 1.0, "x_epoch": 1.0}
 
 
@@ -262,7 +256,7 @@ def test_values_that_are_no_number(value: Any) -> None:
 def test_values_are_delivered_as_floats(value: Any) -> None:
     """Numbers of any kind arrive as floats, and for those who read them from the trainer as 0-dim float32 tensors."""
     trainer = fit(logging_in("training_step", lambda *_: value))
-    assert trainer.history["x"] == [2.0] * 6
+    assert logged(trainer)["x"] == [2.0] * 6
     for metric in (trainer.logged_metrics["x"], trainer.callback_metrics["x"]):
         assert (metric.shape, metric.dtype, float(metric)) == ((), torch.float32, 2.0)
 
@@ -297,7 +291,7 @@ def test_one_name_with_two_sets_of_arguments() -> None:
         fit(Net())
     module = Net()
     module.twice = False
-    assert fit(module).history["x"] == [5.0] * 6
+    assert logged(fit(module))["x"] == [5.0] * 6
 
 
 def test_one_name_twice_in_a_step() -> None:
@@ -309,7 +303,7 @@ def test_one_name_twice_in_a_step() -> None:
             self.log("x", 4.0, on_epoch=True)
             return super().training_step(batch, batch_idx)
 
-    history = fit(Net()).history
+    history = logged(fit(Net()))
     assert (history["x_step"], history["x_epoch"]) == ([4.0] * 6, [2.5] * 2)
 
 
@@ -332,7 +326,7 @@ def test_names_by_step_and_epoch() -> None:
     assert seen[:3] == [{"x": v, "x_step": v} for v in (1.0, 2.0, 6.0)]
     assert seen[3] == pytest.approx({"x": MEAN, "x_step": 6.0, "x_epoch": MEAN})
     assert trainer.progress_bar_metrics == {"x_step": 6.0, "x_epoch": MEAN}
-    assert trainer.history["x_epoch"] == [MEAN]
+    assert logged(trainer)["x_epoch"] == [MEAN]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +366,7 @@ def test_batch_without_a_size() -> None:
     step = logging_in("validation_step", on_step=True, on_epoch=False)
     trainer = Trainer(**FLAGS)
     trainer.validate(step, batches, verbose=False)
-    assert trainer.history["x"] == [1.0, 1.0]
+    assert logged(trainer)["x"] == [1.0, 1.0]
 
 
 def test_batch_of_two_sizes() -> None:

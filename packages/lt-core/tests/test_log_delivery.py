@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
-from quiet import QUIET
-from torch import Tensor, nn
+from logged import logged
+from quiet import QUIET, Idle
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lt_core import Callback, LightningModule, Trainer
@@ -25,21 +26,7 @@ def loader(*batches: Tensor) -> DataLoader[Any]:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-class Base(LightningModule):
-    """Module whose training logs nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
-        return self.layer(batch).sum() * 0
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class Logging(Base):
+class Logging(Idle):
     """Module that logs the batch's mean in training, both ways, and by epoch in validation."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
@@ -62,7 +49,7 @@ def fit(module: LightningModule, *val: Any, **flags: Any) -> Trainer:
 @pytest.mark.parametrize(("every", "steps"), [(1, [0, 1, 2, 3, 4, 5]), (2, [1, 3, 5]), (4, [3]), (50, []), (0, [])])
 def test_steps_that_are_logged(every: int, steps: list[int]) -> None:
     """Step values are delivered each so many steps, counted over epochs; epoch values always."""
-    history = fit(Logging(), DATA, log_every_n_steps=every).history
+    history = logged(fit(Logging(), DATA, log_every_n_steps=every))
     assert history.steps.get("x_step", []) == steps
     assert history.get("x_step", []) == [[1.0, 2.0, 6.0][s % 3] for s in steps]
     assert history["x_epoch"] == history["val"] == [MEAN] * 2
@@ -76,7 +63,7 @@ def test_a_stop_logs_its_step() -> None:
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             trainer.should_stop = batch_idx == 1
 
-    history = fit(Logging(), DATA, log_every_n_steps=50, callbacks=[Stop()]).history
+    history = logged(fit(Logging(), DATA, log_every_n_steps=50, callbacks=[Stop()]))
     assert (history["x_step"], history.steps["x_step"]) == ([2.0], [1])
 
 
@@ -88,7 +75,7 @@ def test_a_logged_step_is_the_axis() -> None:
             self.log("step", 10.0 * self.global_step)
             return super().training_step(batch, batch_idx)
 
-    history = fit(Net(), DATA, check_val_every_n_epoch=5).history
+    history = logged(fit(Net(), DATA, check_val_every_n_epoch=5))
     assert history.steps["x_step"] == [0, 10, 20, 30, 40, 50]
     assert "step" not in history
     assert history["epoch"] == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -96,7 +83,7 @@ def test_a_logged_step_is_the_axis() -> None:
 
 def test_accumulated_batches_share_a_step() -> None:
     """With accumulation the axis counts optimizer steps, and a step has its window's last value."""
-    history = fit(Logging(), DATA, accumulate_grad_batches=2).history
+    history = logged(fit(Logging(), DATA, accumulate_grad_batches=2))
     assert history["x_step"] == [2.0, 6.0] * 2
     assert history.steps["x_step"] == [0, 1, 2, 3]
 
@@ -104,25 +91,25 @@ def test_accumulated_batches_share_a_step() -> None:
 def test_evaluation_counts_its_own_batches(tmp_path: Path) -> None:
     """Step values of an evaluation have an axis of their own that goes on over epochs, loaders and a resume."""
 
-    class Net(Base):
+    class Net(Idle):
         def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
             self.log("v", batch.mean(), on_step=True, on_epoch=False)
 
     loaders: Any = [loader(*DATA), loader(DATA[0])]
     trainer = fit(Net(), loaders)
-    assert trainer.history["v/dataloader_idx_0"] == [1.0, 2.0, 6.0] * 2
-    assert trainer.history.steps["v/dataloader_idx_0"] == [0, 1, 2, 3, 4, 5]
-    assert trainer.history.steps["v/dataloader_idx_1"] == [0, 1]
+    assert logged(trainer)["v/dataloader_idx_0"] == [1.0, 2.0, 6.0] * 2
+    assert logged(trainer).steps["v/dataloader_idx_0"] == [0, 1, 2, 3, 4, 5]
+    assert logged(trainer).steps["v/dataloader_idx_1"] == [0, 1]
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     again = Trainer(**{**FLAGS, "max_epochs": 3})
     again.fit(Net(), DATA, loaders, ckpt_path=str(tmp_path / "a.ckpt"))
-    assert again.history.steps["v/dataloader_idx_0"][-3:] == [6, 7, 8]
+    assert logged(again).steps["v/dataloader_idx_0"][-3:] == [6, 7, 8]
 
 
 def test_sanity_check_leaves_nothing() -> None:
     """Values of the sanity check are neither delivered nor kept."""
     trainer = fit(Logging(), DATA, num_sanity_val_steps=2, max_epochs=1)
-    assert trainer.history["val"] == [MEAN]
+    assert logged(trainer)["val"] == [MEAN]
     seen: list[set[str]] = []
 
     class Watch(Callback):
@@ -135,7 +122,7 @@ def test_sanity_check_leaves_nothing() -> None:
 
 def test_validation_inside_an_epoch_keeps_the_training_values() -> None:
     """A validation in the middle of an epoch does not touch the means of training."""
-    history = fit(Logging(), DATA, val_check_interval=1).history
+    history = logged(fit(Logging(), DATA, val_check_interval=1))
     assert history["x_epoch"] == [MEAN] * 2
     assert history["val"] == [MEAN] * 6
     assert history.steps["val"] == [0, 1, 2, 3, 4, 5]
@@ -144,7 +131,7 @@ def test_validation_inside_an_epoch_keeps_the_training_values() -> None:
 def test_bar_gets_what_it_should() -> None:
     """progress_bar_metrics hold what was logged with prog_bar=True, and only that, as floats."""
 
-    class Net(Base):
+    class Net(Idle):
         def training_step(self, batch: Tensor, batch_idx: int) -> Any:
             self.log("shown", batch.mean(), prog_bar=True, logger=False)
             self.log("hidden", batch.mean())
@@ -152,7 +139,7 @@ def test_bar_gets_what_it_should() -> None:
 
     trainer = fit(Net())
     assert trainer.progress_bar_metrics == {"shown": 6.0}
-    assert set(trainer.history) == {"hidden", "epoch"}
+    assert set(logged(trainer)) == {"hidden", "epoch"}
     assert set(trainer.callback_metrics) == {"shown", "hidden"}
 
 
@@ -168,14 +155,14 @@ def test_a_closure_logs_once() -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.LBFGS(self.parameters(), max_iter=5)
 
-    history = fit(Net(), DATA).history
+    history = logged(fit(Net(), DATA))
     assert (history["n"], history["x_epoch"]) == ([3.0] * 2, [MEAN] * 2)
 
 
 # ---------------------------------------------------------------- what a step returns
 
 
-class Returning(Base):
+class Returning(Idle):
     """Module of the oldest style: no self.log at all."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
@@ -198,7 +185,7 @@ def test_modules_of_the_oldest_style(automatic: bool) -> None:
     module = Returning()
     module.automatic_optimization = automatic
     trainer = fit(module, DATA)
-    history = trainer.history
+    history = logged(trainer)
     assert set(history) == {"train_loss", "number", "val_loss", "val_n", "epoch"}
     assert (history["train_loss"], history["number"]) == ([1.0, 2.0, 6.0] * 2, [0.0, 1.0, 2.0] * 2)
     assert history["val_loss"] == [MEAN] * 2
@@ -214,13 +201,13 @@ def test_what_was_logged_is_not_logged_again() -> None:
             self.log("val_loss", 7.0, batch_size=1)
             return {"val_loss": batch.mean()}
 
-    assert fit(Net(), DATA).history["val_loss"] == [7.0] * 2
+    assert logged(fit(Net(), DATA))["val_loss"] == [7.0] * 2
 
 
 def test_returned_values_of_several_loaders() -> None:
     """Values that are returned get the loader's name as logged ones do."""
 
-    class Net(Base):
+    class Net(Idle):
         def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int) -> Any:
             return {"val_loss": batch.mean()}
 
@@ -248,7 +235,7 @@ class Average:
         return self.total / self.count
 
 
-class Measuring(Base):
+class Measuring(Idle):
     """Module that logs metric objects of two libraries in training and validation."""
 
     def __init__(self) -> None:
@@ -279,7 +266,7 @@ class Measuring(Base):
 def test_metric_objects_by_step_and_epoch() -> None:
     """A metric object gives its last forward's value by step and its own total by epoch, and begins each one anew."""
     module = Measuring()
-    history = fit(module, DATA, num_sanity_val_steps=1).history
+    history = logged(fit(module, DATA, num_sanity_val_steps=1))
     assert history["mean_step"] == [1.0, 2.0, 6.0] * 2
     assert history["mean_epoch"] == pytest.approx([MEAN] * 2)
     assert history["average"] == history["val_average"] == [MEAN] * 2
@@ -304,21 +291,21 @@ class Kill(Callback):
 
 
 @pytest.mark.parametrize("kind", [Measuring, Logging, Returning])
-def test_resuming_goes_on_with_sums_and_objects(kind: type[Base], tmp_path: Path) -> None:
+def test_resuming_goes_on_with_sums_and_objects(kind: type[Idle], tmp_path: Path) -> None:
     """A run that was killed inside an epoch and resumed delivers what the whole one does, by step and epoch."""
     path = tmp_path / "inside.ckpt"
-    whole = fit(kind(), DATA, max_epochs=3).history
+    whole = logged(fit(kind(), DATA, max_epochs=3))
     first = Trainer(**{**FLAGS, "max_epochs": 3}, callbacks=[Kill(path)])
     with pytest.raises(InterruptedError):
         first.fit(kind(), DATA, DATA)
     second = Trainer(**{**FLAGS, "max_epochs": 3})
     second.fit(kind(), DATA, DATA, ckpt_path=str(path))
-    begun = first.history
+    begun = logged(first)
     for name, values in whole.items():
-        rest = second.history[name]
+        rest = logged(second)[name]
         assert rest == values[-len(rest) :], name
         if name != "epoch":
-            assert second.history.steps[name] == whole.steps[name][-len(rest) :]
+            assert logged(second).steps[name] == whole.steps[name][-len(rest) :]
             assert begun.get(name, []) == values[: len(begun.get(name, []))]
             assert len(rest) + len(begun.get(name, [])) >= len(values)
 
@@ -331,7 +318,7 @@ def test_memory_does_not_grow_with_steps() -> None:
     """Five thousand steps with five logs each leave nothing behind but the journal on disk."""
     sizes: dict[int, int] = {}
 
-    class Net(Base):
+    class Net(Idle):
         def training_step(self, batch: Tensor, batch_idx: int) -> Any:
             loss = super().training_step(batch, batch_idx)
             for i in range(5):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
-from quiet import QUIET
-from torch import Tensor, nn
+from quiet import QUIET, Idle
+from torch import Tensor
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_interface.errors import MisconfigurationException
@@ -20,21 +20,11 @@ FLAGS: dict[str, Any] = {**QUIET, "max_epochs": 1, "log_every_n_steps": 1, "num_
 DATA = [torch.full((n, 1), float(v)) for n, v in ((2, 1.0), (2, 2.0), (1, 6.0))]
 
 
-class Base(LightningModule):
+class Base(Idle):
     """Module that logs nothing by itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
-        return self.layer(batch).sum() * 0
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         pass
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(module: LightningModule, *callbacks: Callback, **flags: Any) -> Trainer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,7 @@ class Remote(Logger):
     def __init__(self, folder: Path) -> None:
         self.folder, self.rows, self.params, self.ended = folder, [], {}, []
         self.opened: Any = None
+        self.asked = 0
 
     @property
     def directory(self) -> str:
@@ -56,6 +58,7 @@ class Remote(Logger):
 
     @property
     def experiment(self) -> Any:
+        self.asked += 1
         with self.exclusive():
             if self.opened is None:
                 self.opened = self.start()
@@ -138,7 +141,9 @@ def test_a_server_that_never_answers_holds_up_no_training(
     with socket.create_server(("127.0.0.1", 0)) as server:
         logger = Server(tmp_path)
         logger.port, watch = server.getsockname()[1], Watch()
+        logger.flush_timeout, begun = 60.0, time.monotonic()  # what hangs is given up long before
         fit(tmp_path, logger, watch, logger_delivery=delivery)
+        assert time.monotonic() - begun < 30
         assert watch.running is not None
         assert "lt-open-Server" in watch.running
         assert logger.rows == []
@@ -163,6 +168,7 @@ def test_what_waited_is_delivered_when_the_logger_opens(tmp_path: Path, warned: 
         answering.join(10)
     assert logger.rows == ROWS
     assert (logger.params, logger.ended, len(texts(warned))) == ({"width": 1}, ["success"], 1)
+    assert logger.asked == 2  # by the thread that waited, and once when it had come
 
 
 def test_a_tracker_that_is_away_is_tried_again(tmp_path: Path, warned: list[warnings.WarningMessage]) -> None:

@@ -12,33 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from quiet import SILENT
-from torch import Tensor, nn
+from quiet import SILENT, Sized
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lt_core import Callback, LightningModule, Trainer
+from lt_core import Callback, Trainer
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.loggers import CSVLogger, Logger
 from lt_core.tracking import sender as delivery_module
+from lt_interface.versions import VersionedLogger
 
 QUIET: dict[str, Any] = {**SILENT, "enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 1}
 DATA = [torch.full((1, 1), float(v)) for v in range(8)]
-
-
-class Net(LightningModule):
-    """Module that logs each batch's number."""
-
-    def __init__(self, width: int = 1) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.layer = nn.Linear(1, width)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
-        self.log("x", batch.mean())
-        return self.layer(batch).sum()
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Bare:
@@ -105,7 +90,7 @@ def ours() -> list[str]:
 def test_a_logger_without_our_base(tmp_path: Path) -> None:
     """Anything with log_metrics, log_hyperparams and finalize is a logger; its thread ends with the run."""
     logger = Bare()
-    Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Net(), DATA)
+    Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Sized(), DATA)
     assert logger.rows == [(i, {"x": float(i), "epoch": 0}) for i in range(8)]
     assert (logger.params, logger.ended) == ({"width": 1}, ["success"])
     assert logger.threads == {"lt-Bare"}
@@ -116,7 +101,7 @@ def test_two_loggers_get_the_same(tmp_path: Path) -> None:
     """Every logger of a list gets all values, and trainer.logger is the first."""
     first, second = Bare(), JSONLogger(tmp_path / "lines")
     trainer = Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path)
-    trainer.fit(Net(), DATA)
+    trainer.fit(Sized(), DATA)
     assert trainer.logger is first
     assert [step for step, _ in first.rows] == second.steps() == list(range(8))
 
@@ -124,7 +109,7 @@ def test_two_loggers_get_the_same(tmp_path: Path) -> None:
 def test_further_stages_send_only_their_own(tmp_path: Path) -> None:
     """A test after fit, with the same trainer, sends its values and none of fit's again."""
 
-    class Tested(Net):
+    class Tested(Sized):
         def test_step(self, batch: Tensor, batch_idx: int) -> None:
             self.log("x", batch.mean())
 
@@ -154,7 +139,7 @@ def test_a_broken_logger_stops_nothing(
     caplog.set_level("INFO", "lt_core")
     broken, fine = Broken(), Bare()
     trainer = Trainer(**QUIET, logger=[broken, fine], default_root_dir=tmp_path)
-    trainer.fit(Net(), DATA)
+    trainer.fit(Sized(), DATA)
     assert trainer.global_step == 8
     assert [s for s, _ in broken.rows] == [s for s, _ in fine.rows] == list(range(8))
     messages = [str(w.message) for w in warned if "Broken" in str(w.message)]
@@ -185,7 +170,7 @@ def test_a_logger_that_hangs_slows_nothing(tmp_path: Path, warned: list[warnings
     logger = Hanging(tmp_path / "lines")
     flags = {**QUIET, "enable_checkpointing": True}
     loader: DataLoader[Any] = DataLoader(torch.arange(8.0).view(8, 1), num_workers=2)  # type: ignore[arg-type]
-    Trainer(**flags, logger=logger, default_root_dir=tmp_path, callbacks=[Watch()]).fit(Net(), loader)
+    Trainer(**flags, logger=logger, default_root_dir=tmp_path, callbacks=[Watch()]).fit(Sized(), loader)
     assert ends[1] - ends[0] < 30
     assert logger.steps() == list(range(8))
     assert ours() == []
@@ -203,7 +188,7 @@ def test_workers_of_a_loader_deliver_nothing(tmp_path: Path) -> None:
 
     logger = Where(tmp_path / "lines")
     loader: DataLoader[Any] = DataLoader(torch.arange(8.0).view(8, 1), num_workers=2)  # type: ignore[arg-type]
-    Trainer(**{**QUIET, "max_epochs": 3}, logger=logger, default_root_dir=tmp_path).fit(Net(), loader)
+    Trainer(**{**QUIET, "max_epochs": 3}, logger=logger, default_root_dir=tmp_path).fit(Sized(), loader)
     assert logger.steps() == list(range(24))
     assert logger.pids == {os.getpid()}
 
@@ -219,7 +204,7 @@ def test_users_write_under_the_same_lock(tmp_path: Path) -> None:
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
             self.order.append("user" if step is None else "trainer")
 
-    class Writing(Net):
+    class Writing(Sized):
         def training_step(self, batch: Tensor, batch_idx: int) -> Any:
             with self.logger.exclusive() as logger:
                 for _ in range(3):
@@ -232,6 +217,37 @@ def test_users_write_under_the_same_lock(tmp_path: Path) -> None:
     assert (logger.order.count("user"), logger.order.count("trainer")) == (24, 8)
     text = "".join(word[0] for word in logger.order)
     assert text.replace("uuu", "").replace("t", "") == ""
+
+
+def test_what_follows_a_run_is_sent_at_once(tmp_path: Path) -> None:
+    """A call that waits its turn in a run is made at once after it, in the thread that asks."""
+    logger, calls = JSONLogger(tmp_path / "lines"), []
+
+    class Asking(Sized):
+        def on_train_end(self) -> None:
+            logger.later(lambda: calls.append(threading.current_thread().name), "in the run")
+
+    Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Asking(), DATA)
+    assert calls == ["lt-JSONLogger"]
+    logger.later(lambda: calls.append(threading.current_thread().name), "after it")
+    assert calls == ["lt-JSONLogger", threading.current_thread().name]
+
+
+def test_what_is_set_on_the_modules_logger_is_the_first_loggers(tmp_path: Path) -> None:
+    """With several loggers self.logger reads, writes, compares and shows itself as the first one."""
+    first, second = JSONLogger(tmp_path / "a"), JSONLogger(tmp_path / "b")
+    found: list[Any] = []
+
+    class Setting(Sized):
+        def on_fit_start(self) -> None:
+            own = self.logger
+            own.note = "of the first"
+            found.extend([own.note, own == first, own == second, hash(own), repr(own), isinstance(own, JSONLogger)])
+
+    Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path).fit(Setting(), DATA)
+    assert vars(first)["note"] == "of the first"
+    assert "note" not in vars(second)
+    assert found == ["of the first", True, False, hash(first), repr(first), True]
 
 
 class Crash(Callback):
@@ -268,9 +284,9 @@ def test_resuming_sends_nothing_twice_and_loses_nothing(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(InterruptedError):
-            first.fit(Net(), DATA)
+            first.fit(Sized(), DATA)
     again = JSONLogger(tmp_path / "lines")
-    Trainer(**flags, logger=again, callbacks=[ModelCheckpoint(**keep)]).fit(Net(), DATA, ckpt_path="last")
+    Trainer(**flags, logger=again, callbacks=[ModelCheckpoint(**keep)]).fit(Sized(), DATA, ckpt_path="last")
     assert again.steps() == expected
 
 
@@ -296,10 +312,10 @@ def test_loggers_that_rewind(tmp_path: Path, rewinds: bool) -> None:
     keep: dict[str, Any] = {"every_n_train_steps": 4, "dirpath": tmp_path / "version_0" / "ckpt"}
     first = Trainer(**flags, logger=Rewinding(tmp_path), callbacks=[ModelCheckpoint(**keep), Crash(6)])
     with pytest.raises(InterruptedError):
-        first.fit(Net(), DATA)
+        first.fit(Sized(), DATA)
     again = Rewinding(tmp_path)
     assert again.steps() == list(range(6))
-    Trainer(**flags, logger=again, callbacks=[ModelCheckpoint(**keep)]).fit(Net(), DATA, ckpt_path="last")
+    Trainer(**flags, logger=again, callbacks=[ModelCheckpoint(**keep)]).fit(Sized(), DATA, ckpt_path="last")
     assert again.steps() == list(range(8))
 
 
@@ -309,7 +325,7 @@ def test_csv_is_what_an_uninterrupted_run_writes(tmp_path: Path) -> None:
     def run(folder: Path, *callbacks: Callback, **fit: Any) -> None:
         flags = {**QUIET, "enable_checkpointing": True, "default_root_dir": folder}
         save = ModelCheckpoint(every_n_train_steps=4)
-        Trainer(**flags, logger=CSVLogger(folder), callbacks=[save, *callbacks]).fit(Net(), DATA, **fit)
+        Trainer(**flags, logger=CSVLogger(folder), callbacks=[save, *callbacks]).fit(Sized(), DATA, **fit)
 
     run(tmp_path / "whole")
     with pytest.raises(InterruptedError):
@@ -335,5 +351,36 @@ def test_a_logger_that_can_not_take_a_checkpoint_stops_no_training(tmp_path: Pat
     flags: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     run = Trainer(default_root_dir=tmp_path, max_epochs=1, logger=Away(), **flags)
     with pytest.warns(UserWarning, match="Away.after_save_checkpoint: it raised ConnectionError: no route"):
-        run.fit(Net(), DATA[:1])
+        run.fit(Sized(), DATA[:1])
     assert run.global_step == 1
+
+
+class Beside(VersionedLogger):
+    """Logger whose runs lie in versions' folders, as those of a CSVLogger do."""
+
+    def __init__(self, save_dir: Path) -> None:
+        super().__init__(save_dir, "lightning_logs", None, "", None)
+
+    def _started(self) -> Any:
+        Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+        return self
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        (Path(self.log_dir) / "beside.txt").write_text(str(step))
+
+
+@pytest.mark.filterwarnings("ignore:ModelCheckpoint.*was written with")
+@pytest.mark.parametrize("second", [None, "last", "path"])
+def test_loggers_below_one_root_share_a_versions_folder(tmp_path: Path, second: str | None) -> None:
+    """A run of two such loggers has one folder, a run that begins anew one of its own, whichever logger is first."""
+    flags = {**QUIET, "enable_checkpointing": True, "default_root_dir": tmp_path}
+    for number in range(2):
+        loggers = [CSVLogger(tmp_path), Beside(tmp_path)][:: 1 if number else -1]
+        run = Trainer(**{**flags, "max_epochs": number + 1}, logger=loggers, callbacks=[ModelCheckpoint()])
+        path = second
+        if number and second == "path":
+            (path,) = map(str, tmp_path.rglob("*.ckpt"))
+        run.fit(Sized(), DATA, ckpt_path=path if number else None)
+    versions = sorted((tmp_path / "lightning_logs").iterdir())
+    assert [path.name for path in versions] == ["version_0", "version_1"][: 1 if second == "last" else 2]
+    assert all((path / "metrics.csv").exists() and (path / "beside.txt").exists() for path in versions)

@@ -11,32 +11,13 @@ from unittest.mock import MagicMock, Mock, create_autospec, patch
 
 import pytest
 import torch
-from quiet import SILENT
-from torch import Tensor, nn
+from quiet import SILENT, Sized
+from torch import nn
 
-from lt_core import LightningModule, Trainer
+from lt_core import Trainer
 from lt_core.loggers import CSVLogger, Logger
 
 DATA = [torch.full((1, 1), float(v)) for v in range(4)]
-
-
-class Net(LightningModule):
-    """Module that logs each batch's number, and has a hyper-parameter."""
-
-    def __init__(self, width: int = 1) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.layer = nn.Linear(1, width)
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
-        self.log("x", batch.mean())
-        return self.layer(batch).sum()
-
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("y", batch.mean())
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Proxy:
@@ -51,7 +32,7 @@ class Proxy:
 
 def fit(logger: Any, folder: Path) -> Trainer:
     trainer = Trainer(**SILENT, logger=logger, max_epochs=1, log_every_n_steps=1, default_root_dir=folder)
-    trainer.fit(Net(), DATA)
+    trainer.fit(Sized(), DATA)
     return trainer
 
 
@@ -79,7 +60,7 @@ def test_mocks_are_asked_as_any_logger(kind: str, tmp_path: Path, monkeypatch: p
     ended = logger.finalize if logger.finalize.called else logger.finish
     assert ended.call_args.args == ("success",)
     assert logger.after_save_checkpoint.called
-    trainer.test(Net(), DATA, verbose=False)
+    trainer.test(Sized(), DATA, verbose=False)
     assert logger.log_metrics.call_count == 5
     made = [name for _, folders, files in os.walk(tmp_path) for name in (*folders, *files)]
     assert not [name for name in made if "mock" in name.lower()]
@@ -105,7 +86,7 @@ def test_an_overridden_log_metrics_sees_every_record(tmp_path: Path) -> None:
             super().log_metrics({f"my/{key}": value for key, value in metrics.items() if key != "epoch"}, step)
 
     logger = Renamed(tmp_path)
-    fit(logger, tmp_path).test(Net(), DATA, verbose=False)
+    fit(logger, tmp_path).test(Sized(), DATA, verbose=False)
     with open(logger.metrics_file_path, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["my/x"] for row in rows] == ["0.0", "1.0", "2.0", "3.0", ""]

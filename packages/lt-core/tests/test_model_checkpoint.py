@@ -64,6 +64,22 @@ def _step(path):
     return load_checkpoint(path)["global_step"]
 
 
+@pytest.mark.parametrize(
+    ("k", "losses", "kept"),
+    [(2, [0.5, 0.1, 0.9, 0.2], {"best-v1": 0.1, "best": 0.2}), (-1, [0.5, 0.1], {"best": 0.5, "best-v1": 0.1})],
+)
+def test_a_name_without_fields_serves_for_several(tmp_path, k, losses, kept):
+    """A constant file name gets a version where it is taken, and the kept files are those of the best."""
+    callback = ModelCheckpoint(tmp_path, "best", monitor="val_loss", save_top_k=k)
+    _fit(tmp_path, callback, _Model(losses), max_epochs=len(losses))
+    assert {os.path.basename(f): float(v) for f, v in callback.best_k_models.items()} == {
+        f"{name}.ckpt": pytest.approx(value) for name, value in kept.items()
+    }
+    assert _files(tmp_path) == sorted(f"{name}.ckpt" for name in kept)
+    found = {name: load_checkpoint(tmp_path / f"{name}.ckpt")["callback_metrics"]["val_loss"] for name in kept}
+    assert found == pytest.approx(kept)
+
+
 def test_the_newest_epoch_is_kept_by_default(tmp_path):
     """Without arguments the last epoch's file lies in the default folder under epoch and step."""
     callback = ModelCheckpoint()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,3 +147,24 @@ def test_a_collection_that_cannot_be_made_again_comes_back_plain() -> None:
         (MappingProxyType({"a": ones}), {"a": 2}),
     ):
         assert apply_to_collection(data, torch.Tensor, lambda x: int(2 * x)) == plain
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mps"])
+def test_copies_do_not_block_except_to_mps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors, their subclasses and whatever moves itself are copied without waiting, where that is safe."""
+    asked: list[bool] = []
+
+    def to(self: Any, device: torch.device, non_blocking: bool = False) -> Any:
+        assert device.type == kind
+        asked.append(non_blocking)
+        return self
+
+    class Graph:
+        pass
+
+    Graph.to = to  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    one = torch.ones(1)
+    for batch in (one, [one], (one,), {"x": one}, torch.nn.Parameter(one), [torch.nn.Parameter(one)], Graph()):
+        assert move_to_device(batch, kind) is batch
+    assert asked == [kind != "mps"] * 7

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from quiet import QUIET
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -461,8 +462,8 @@ def test_every_step_is_logged_that_is_due(loader: Any) -> None:
 
     run = trainer(accumulate_grad_batches=3, log_every_n_steps=1, max_epochs=2)
     run.fit(Logs(), loader)
-    assert run.history["batch"] == [2.0, 4.0, 2.0, 4.0]
-    assert run.history.steps["batch"] == [0, 1, 2, 3]
+    assert logged(run)["batch"] == [2.0, 4.0, 2.0, 4.0]
+    assert logged(run).steps["batch"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("loader", [BATCHES, Unsized()])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict, namedtuple
 from typing import Any
 
 import pytest
 import torch
 from quiet import QUIET, Noting
-from torch.optim import SGD
+from torch.optim import LBFGS, SGD
 from torch.optim.lr_scheduler import ChainedScheduler, ExponentialLR, ReduceLROnPlateau, SequentialLR, StepLR
 
 from lt_core import Trainer
@@ -187,3 +188,21 @@ def test_a_scheduler_of_ones_own_is_stepped_by_hand() -> None:
             scheduler.step()
 
     assert fitted(lambda o, s: ([o], [Counting()]), kind=Stepping).lr_scheduler_configs[0].scheduler.count == 2
+
+
+def test_a_windows_batches_are_free_after_its_step() -> None:
+    """An optimizer with a closure over several batches holds none of them once it stepped."""
+    alive: list[list[int]] = []
+    seen: list[weakref.ref[Any]] = []
+
+    class Watched(Formed):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            alive.append([i for i, ref in enumerate(seen) if ref() is not None])
+            seen.append(weakref.ref(batch))
+
+    def batches() -> Any:
+        return (torch.ones(2, 1) for _ in range(6))
+
+    trainer = Trainer(**{**QUIET, "max_epochs": 1, "accumulate_grad_batches": 2, "limit_val_batches": 0})
+    trainer.fit(Watched(lambda optimizer, _: LBFGS(optimizer.param_groups[0]["params"])), batches)
+    assert [2 * (i // 2) for i in range(6)] == [min(ids, default=i) for i, ids in enumerate(alive)]

@@ -128,6 +128,14 @@ def test_names_that_no_disk_takes_are_refused_before_the_start(tmp_path: Path, t
         OnExceptionCheckpoint(tmp_path, filename="z" * 300)
 
 
+@pytest.mark.parametrize("where", ["name", "version"])
+def test_a_loggers_folders_are_refused_when_it_is_made(tmp_path: Path, where: str) -> None:
+    """A name or version that no disk takes as a folder is one error of the logger, before anything is made."""
+    with pytest.raises(ConfigError, match=rf"CSVLogger\({where}='nn.*has at most 255 bytes"):
+        CSVLogger(tmp_path, **{where: "n" * 300})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name != "posix", reason="paths are bytes on POSIX only")
 def test_a_path_of_bytes_that_are_no_text_works(tmp_path: Path) -> None:
     """Folders and file names in another encoding are written, logged to, found and resumed."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from processes import SpawnLauncher
 from quiet import SILENT, Noting
 
@@ -51,14 +52,14 @@ def test_a_used_trainer_is_copied_without_its_run(tmp_path: Path, again: Any, sh
     assert twin.strategy.lightning_module is None
     assert (twin.current_epoch, twin.global_step) == (2, 8)
     assert twin.callback_metrics == trainer.callback_metrics
-    assert dict(twin.history) == dict(trainer.history)
+    assert dict(logged(twin)) == dict(logged(trainer))
     assert twin.checkpoint_callback.best_model_path == trainer.checkpoint_callback.best_model_path
     assert twin.log_dir == trainer.log_dir
     assert module.trainer is trainer
     twin.max_epochs = 3
     twin.fit(Noting(), BATCHES, BATCHES)
     assert (twin.global_step, trainer.global_step) == (12, 8)
-    assert len(twin.history["sum"]) == 12
+    assert len(logged(twin)["sum"]) == 12
 
 
 @pytest.mark.parametrize("again", COPIES)

@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from quiet import SILENT
-from torch import Tensor, nn
+from quiet import SILENT, Numbers
 
-from lt_core import LightningModule, Trainer
+from lt_core import Trainer
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.journal.__main__ import main as command
 from lt_core.loggers import CSVLogger, Logger
@@ -29,23 +28,6 @@ from lt_interface import ConfigError, Record
 
 QUIET: dict[str, Any] = {**SILENT, "enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 1}
 DATA = [torch.full((1, 1), float(v)) for v in range(8)]
-
-
-class Net(LightningModule):
-    """Module that logs each batch's number, and calls what the test wants."""
-
-    def __init__(self, also: Any = None) -> None:
-        super().__init__()
-        self.layer, self.also = nn.Linear(1, 1), also
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
-        self.log("x", batch.mean())
-        if self.also is not None:
-            self.also(self)
-        return self.layer(batch).sum()
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Down(Logger):
@@ -82,7 +64,7 @@ def test_replay_sends_what_is_missing_once(tmp_path: Path) -> None:
     """What a run could not send is sent afterwards, in order, with its own wall times, and only once."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        Trainer(**QUIET, logger=Down(), default_root_dir=tmp_path).fit(Net(), DATA)
+        Trainer(**QUIET, logger=Down(), default_root_dir=tmp_path).fit(Numbers(), DATA)
     (journal,) = tmp_path.rglob("metrics.journal")
     assert [w for w in warned if "8 records" in str(w.message) and str(journal) in str(w.message)]
     back = Down(down=False)
@@ -100,7 +82,7 @@ def test_command_rebuilds_a_csv_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     program = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[2]); from test_replay import *\n"
         "die = lambda net: net.global_step == 5 and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Trainer(**QUIET, logger=CSVLogger(sys.argv[1]), default_root_dir=sys.argv[1]).fit(Net(die), DATA)"
+        "Trainer(**QUIET, logger=CSVLogger(sys.argv[1]), default_root_dir=sys.argv[1]).fit(Numbers(die), DATA)"
     )
     arguments = [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent)]
     subprocess.run(arguments, check=False, timeout=120, capture_output=True)
@@ -147,8 +129,8 @@ def test_sync_delivery_is_inline(tmp_path: Path) -> None:
     second.delivery = "sync"
     seen: list[int] = []
     trainer = Trainer(**QUIET, logger=first, default_root_dir=tmp_path, logger_delivery="sync")
-    trainer.fit(Net(lambda net: seen.append(len(first.got))), DATA)
-    Trainer(**QUIET, logger=second, default_root_dir=tmp_path).fit(Net(), DATA)
+    trainer.fit(Numbers(lambda net: seen.append(len(first.got))), DATA)
+    Trainer(**QUIET, logger=second, default_root_dir=tmp_path).fit(Numbers(), DATA)
     assert seen == list(range(8))  # each record was there before the next step
     assert first.threads == second.threads == {threading.main_thread().name}
     with pytest.raises(ConfigError, match="logger_delivery='later'"):
@@ -160,13 +142,13 @@ def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
     first, second = CSVLogger(tmp_path), Pictures()
     kinds: list[bool] = []
 
-    def show(net: Net) -> None:
+    def show(net: Numbers) -> None:
         net.logger.log_image("sample", [1])
         kinds.append(isinstance(net.logger, CSVLogger) and net.logger == first and net.logger.log_dir == first.log_dir)
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path).fit(Net(show), DATA)
+        Trainer(**QUIET, logger=[first, second], default_root_dir=tmp_path).fit(Numbers(show), DATA)
     assert second.shown == [("sample", step) for step in range(8)]
     assert ["CSVLogger cannot show images" in str(w.message) for w in warned if "cannot show" in str(w.message)] == [
         True
@@ -178,11 +160,11 @@ def test_flush_orders_direct_calls(tmp_path: Path) -> None:
     """After logger.flush() all that was logged before is there."""
     logger, seen = Down(down=False), []  # type: ignore[var-annotated]
 
-    def look(net: Net) -> None:
+    def look(net: Numbers) -> None:
         logger.flush()
         seen.append(len(logger.got))
 
-    Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Net(look), DATA)
+    Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Numbers(look), DATA)
     assert seen == list(range(8))
 
 
@@ -190,7 +172,7 @@ def test_twins_are_refused(tmp_path: Path) -> None:
     """Two loggers of one kind, folder and version are one clear error before anything is written."""
     twins = [CSVLogger(tmp_path, version=1), CSVLogger(tmp_path, version=1)]
     with pytest.raises(ConfigError, match="two CSVLogger must not write to the same folder"):
-        Trainer(**QUIET, logger=twins, default_root_dir=tmp_path).fit(Net(), DATA)
+        Trainer(**QUIET, logger=twins, default_root_dir=tmp_path).fit(Numbers(), DATA)
     assert not list(tmp_path.rglob("*.csv"))
 
 
@@ -201,7 +183,7 @@ def test_a_logger_in_trouble_with_parameters_stops_nothing(tmp_path: Path) -> No
         def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
             raise ValueError("no parameters, please")
 
-    class Named(Net):
+    class Named(Numbers):
         def __init__(self, width: int = 1) -> None:
             super().__init__()
             self.save_hyperparameters()
@@ -221,7 +203,7 @@ def test_one_that_fails_to_show_keeps_it_from_no_other(tmp_path: Path) -> None:
 
     good = Pictures()
 
-    def show(net: Net) -> None:
+    def show(net: Numbers) -> None:
         with pytest.raises(ValueError, match="no sample"):
             net.logger.log_image("sample", [1], 77)
 
@@ -230,7 +212,7 @@ def test_one_that_fails_to_show_keeps_it_from_no_other(tmp_path: Path) -> None:
             raise ConnectionError("server down")
 
     with pytest.warns(UserWarning, match="Away failed with ConnectionError: server down"):
-        Trainer(**QUIET, logger=[Away(), Broken(), good], default_root_dir=tmp_path).fit(Net(show), DATA[:1])
+        Trainer(**QUIET, logger=[Away(), Broken(), good], default_root_dir=tmp_path).fit(Numbers(show), DATA[:1])
     assert good.shown == [("sample", 77)]
 
 
@@ -239,10 +221,10 @@ def test_new_run_keeps_what_the_old_one_could_not_send(tmp_path: Path) -> None:
     down = Down()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Trainer(**QUIET, logger=[CSVLogger(tmp_path, version=0), down], default_root_dir=tmp_path).fit(Net(), DATA)
+        Trainer(**QUIET, logger=[CSVLogger(tmp_path, version=0), down], default_root_dir=tmp_path).fit(Numbers(), DATA)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        Trainer(**QUIET, logger=CSVLogger(tmp_path, version=0), default_root_dir=tmp_path).fit(Net(), DATA)
+        Trainer(**QUIET, logger=CSVLogger(tmp_path, version=0), default_root_dir=tmp_path).fit(Numbers(), DATA)
     folder = tmp_path / "lightning_logs" / "version_0"
     assert any("They are kept" in str(w.message) and f"replay {folder}" in str(w.message) for w in warned)
     back = Down(down=False)
@@ -254,13 +236,13 @@ def test_new_run_keeps_what_the_old_one_could_not_send(tmp_path: Path) -> None:
 def test_crash_of_the_machine(tmp_path: Path) -> None:
     """A journal that lost its end keeps what it has, as do the loggers; the resumed run says what is missing."""
     flags: dict[str, Any] = {**QUIET, "enable_checkpointing": True, "default_root_dir": tmp_path}
-    Trainer(**flags, logger=CSVLogger(tmp_path, version=0)).fit(Net(), DATA)
+    Trainer(**flags, logger=CSVLogger(tmp_path, version=0)).fit(Numbers(), DATA)
     (journal,) = tmp_path.rglob("metrics.journal")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-1]))
     again = Trainer(**{**flags, "max_epochs": 2}, logger=CSVLogger(tmp_path, version=0))
     with pytest.warns(UserWarning, match="1 records of metrics before the checkpoint are not in"):
-        again.fit(Net(), DATA, ckpt_path="last")
+        again.fit(Numbers(), DATA, ckpt_path="last")
     with open(journal.parent / "metrics.csv", encoding="utf-8") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [*range(16)]
 
@@ -282,7 +264,7 @@ def test_two_processes_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(ConfigError, match=rf"no other process must be writing to it. Got process {other.pid}"):
-            Trainer(**QUIET, logger=CSVLogger(tmp_path, version=0), default_root_dir=tmp_path).fit(Net(), DATA)
+            Trainer(**QUIET, logger=CSVLogger(tmp_path, version=0), default_root_dir=tmp_path).fit(Numbers(), DATA)
         other.kill()
     assert path.read_bytes() == b"theirs"
 
@@ -291,12 +273,12 @@ def test_copies_are_of_the_first_logger(tmp_path: Path) -> None:
     """A copy of the module's logger is one of the logger, and no copy of the trainer."""
     copies: list[Any] = []
 
-    def keep(net: Net) -> None:
+    def keep(net: Numbers) -> None:
         copies.append(copy.deepcopy(net.logger))
         copies.append(pickle.loads(pickle.dumps(net.logger)))
 
     loggers = [CSVLogger(tmp_path), Pictures()]
-    Trainer(**QUIET, logger=loggers, default_root_dir=tmp_path).fit(Net(keep), DATA[:1])
+    Trainer(**QUIET, logger=loggers, default_root_dir=tmp_path).fit(Numbers(keep), DATA[:1])
     assert [type(one) for one in copies] == [CSVLogger, CSVLogger]
     assert {one.log_dir for one in copies} == {loggers[0].log_dir}
 
@@ -307,11 +289,11 @@ def test_resuming_an_earlier_checkpoint_in_the_same_folder(shared: bool, tmp_pat
     flags: dict[str, Any] = {**QUIET, "enable_checkpointing": True, "default_root_dir": tmp_path, "max_epochs": 2}
     saves = ModelCheckpoint(save_top_k=-1, every_n_epochs=1)
     logger = CSVLogger(tmp_path, version=0)
-    Trainer(**flags, logger=logger, callbacks=[saves]).fit(Net(), DATA)
+    Trainer(**flags, logger=logger, callbacks=[saves]).fit(Numbers(), DATA)
     (first,) = tmp_path.rglob("epoch=0*.ckpt")
     logger = logger if shared else CSVLogger(tmp_path, version=0)
     changed = [batch + 100 for batch in DATA]
-    Trainer(**flags, logger=logger).fit(Net(), changed, ckpt_path=first)
+    Trainer(**flags, logger=logger).fit(Numbers(), changed, ckpt_path=first)
     with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8") as file:
         rows = [(int(row["step"]), float(row["x"])) for row in csv.DictReader(file)]
     assert rows == [(step, step % 8 + (100.0 if step > 7 else 0.0)) for step in range(16)]
@@ -322,13 +304,13 @@ def test_folder_that_vanishes(tmp_path: Path) -> None:
     """A CSV file whose folder somebody removes in the middle of a run is written again, whole."""
     logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
 
-    def remove(net: Net) -> None:
+    def remove(net: Numbers) -> None:
         if net.global_step == 4:
             logger.flush()
             shutil.rmtree(logger.log_dir)
 
     with pytest.warns(UserWarning, match="is gone; all of it is written again"):
-        Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Net(remove), DATA)
+        Trainer(**QUIET, logger=logger, default_root_dir=tmp_path).fit(Numbers(remove), DATA)
     with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8") as file:
         assert [float(row["x"]) for row in csv.DictReader(file)] == [float(step) for step in range(8)]
 
@@ -337,7 +319,7 @@ def test_moved_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     """A replay writes where the run's folder is now; one that has lost its place below its root is refused."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Trainer(**QUIET, logger=CSVLogger(tmp_path / "old"), default_root_dir=tmp_path).fit(Net(), DATA)
+        Trainer(**QUIET, logger=CSVLogger(tmp_path / "old"), default_root_dir=tmp_path).fit(Numbers(), DATA)
     shutil.move(tmp_path / "old", tmp_path / "new")
     folder = tmp_path / "new" / "lightning_logs" / "version_0"
     (folder / "metrics.csv").unlink()

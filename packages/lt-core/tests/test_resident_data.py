@@ -96,6 +96,13 @@ def test_batches_and_weights_are_those_of_the_loader(kind: str) -> None:
     assert torch.equal(plain.layer.weight, kept.layer.weight)
 
 
+@pytest.mark.filterwarnings("ignore:overfit_batches takes the first batches of a fixed order")
+def test_overfitting_takes_the_first_batches_of_a_kept_set() -> None:
+    """A fixed order in the place of a shuffled one holds for a set that is kept on the device, too."""
+    seen = fit(loader(), data_on_device=True, overfit_batches=2).seen
+    assert same(seen, [[X[:2], Y[:2]], [X[2:4], Y[2:4]]] * 2)
+
+
 def test_a_resume_goes_on_in_the_same_order(tmp_path: Path) -> None:
     """A run that keeps its set on the device goes on with the checkpoint of one that did not."""
     flags = {"max_epochs": 1}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from quiet import SILENT
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -131,8 +132,8 @@ def end_of(run: Trainer, net: Net) -> dict[str, Any]:
         "random": (bits(torch.get_rng_state()), repr(random.getstate())),
         "callback_metrics": bits(dict(run.callback_metrics)),
         "logged_metrics": bits(dict(run.logged_metrics)),
-        "history": bits(dict(run.history)),
-        "axis": run.history.steps,
+        "history": bits(dict(logged(run))),
+        "axis": logged(run).steps,
         "counters": (run.current_epoch, run.global_step),
     }
 
@@ -201,7 +202,7 @@ def test_a_longer_run_is_as_if_it_had_been_planned_so(tmp_path: Path) -> None:
     run.fit(again, shuffled(), DataLoader(Augmented(), batch_size=3), ckpt_path="last")
     assert bits(again.state_dict()) == bits(whole.state_dict())
     assert bits(torch.get_rng_state()) == bits(torch.get_rng_state())
-    assert bits(dict(run.history)) == bits(dict(planned.history))
+    assert bits(dict(logged(run))) == bits(dict(logged(planned)))
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
@@ -590,4 +591,4 @@ def test_a_folder_that_was_moved_is_resumed(tmp_path: Path) -> None:
     shutil.move(tmp_path / "old", tmp_path / "new")
     later = trainer(tmp_path / "new")
     later.fit(Net(), shuffled(), shuffled_val(), ckpt_path="last")
-    assert len(later.history["loss_step"]) == 10
+    assert len(logged(later)["loss_step"]) == 10

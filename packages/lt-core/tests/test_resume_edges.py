@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from quiet import QUIET, SILENT, Noting
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lt_core.state.loop_state import FitState
 from lt_interface import CheckpointError
 
 
@@ -69,7 +71,7 @@ def test_a_metric_object_of_an_epoch_whose_batches_are_all_done_survives_a_resum
 
     fit("first", None)
     resumed = fit("again", tmp_path / "saved" / "epoch=0-step=3.ckpt")
-    assert resumed.history["seen"] == [6.0, 6.0]
+    assert logged(resumed)["seen"] == [6.0, 6.0]
 
 
 class Stream(IterableDataset[Tensor]):
@@ -121,9 +123,9 @@ def test_a_dataset_that_keeps_its_own_place_resumes_at_the_end_of_an_epoch(datas
         return run
 
     torch.manual_seed(1)
-    whole = fit("whole", None).history
+    whole = logged(fit("whole", None))
     for place in ("saved", "ends"):
-        resumed = fit(place + " resumed", tmp_path / place / "epoch=0-step=3.ckpt").history
+        resumed = logged(fit(place + " resumed", tmp_path / place / "epoch=0-step=3.ckpt"))
         assert resumed == whole
         assert resumed.steps == whole.steps
 
@@ -162,10 +164,10 @@ def test_a_validation_that_was_cut_short_is_repeated_from_its_own_start(fails_at
         run.fit(Stopped(fails_at), [torch.ones(1, 1)] * 2, loader, ckpt_path=ckpt_path)
         return run
 
-    whole = fit("whole").history
+    whole = logged(fit("whole"))
     with pytest.raises(ZeroDivisionError):
         fit("cut", fails_at)
-    resumed = fit("resumed", 0, tmp_path / "saved" / "on_exception.ckpt").history
+    resumed = logged(fit("resumed", 0, tmp_path / "saved" / "on_exception.ckpt"))
     assert resumed == whole
     assert resumed.steps == whole.steps
 
@@ -187,3 +189,58 @@ def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     other = Trainer(max_epochs=2, **QUIET)
     with pytest.raises(CheckpointError, match=r"same kind of optimizer. Got none of the options .*betas.* of Adam"):
         other.fit(Other(), data, data, ckpt_path=tmp_path / "sgd.ckpt")
+
+
+class Marked(IterableDataset[Tensor]):
+    """Samples that begin anew with each iteration, but for the one that follows `load_state_dict`."""
+
+    at, begin = 0, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        begin, self.begin = self.begin, 0
+        for self.at in range(begin + 1, 11):
+            yield torch.tensor([float(self.at)])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.begin = state["at"]
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint folder")
+def test_a_limit_below_a_streams_length_is_resumed(tmp_path: Path) -> None:
+    """Epochs that `limit_train_batches` ends begin anew behind a resume as they do without one, whatever is resumed."""
+
+    def fit(path: Path | None = None) -> list[float]:
+        saves = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+        run = Trainer(**QUIET | {"enable_checkpointing": True}, max_epochs=3, limit_train_batches=3, callbacks=[saves])
+        net = Seeing()
+        run.fit(net, DataLoader(Marked()), ckpt_path=path)
+        return net.batches
+
+    class Seeing(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches: list[float] = []
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            self.batches.append(batch.item())
+            return super().training_step(batch, batch_idx)
+
+    whole = fit()
+    assert whole == [1.0, 2.0, 3.0] * 3
+    for step in range(1, 9):
+        assert fit(tmp_path / f"step={step}.ckpt") == whole[step:]
+
+
+def test_what_an_older_file_lacks_of_an_epoch_is_not_yet_done() -> None:
+    """A checkpoint without the newer counts resumes as one of an epoch in which nothing was due so far."""
+    state = FitState(schedulers_done=True, validated_batch=4, settled=4, left=4, first_step=9)
+    state.load_state_dict({})
+    assert state == FitState()
+    state.load_state_dict({"validated": 3})
+    assert state == FitState(validated_batch=3, settled=3)
+    kept = FitState(schedulers_done=True, validated_batch=4, settled=5, left=3, first_step=9)
+    state.load_state_dict(kept.state_dict())
+    assert state == kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -357,3 +358,17 @@ def test_a_signal_inside_validation_ends_after_the_batch_and_the_resume_validate
     again = Net()
     trainer(val_check_interval=3, max_epochs=1).fit(again, BATCHES, BATCHES[:2], ckpt_path=file)
     assert again.events[:4] == ["val 0", "val 1", "train 3", "end 3"]
+
+
+def test_a_run_leaves_no_open_file_and_no_thread() -> None:
+    """What watches for signals is gone when the run has ended, its pipe too."""
+
+    def open_now() -> tuple[int, int]:
+        gc.collect()  # a run without a folder has its journal's file for as long as its trainer lives
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    trainer(max_epochs=1).fit(Net(), BATCHES, BATCHES[:1])
+    before = open_now()
+    for _ in range(3):
+        trainer(max_epochs=1).fit(Net(), BATCHES, BATCHES[:1])
+    assert open_now() == before

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor
 
+from lt_core import LightningModule, Trainer
 from lt_core.builtin.engine import PlainEngine
 from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_interface.testing import EngineConformance
@@ -228,3 +230,29 @@ def test_an_engine_of_one_epoch_is_caught() -> None:
     suite = type("TestBroken", (EngineConformance,), {"make": lambda self: Leaves(PlainEngine)})()
     with pytest.raises(AssertionError):
         suite.test_fits_again()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_accumulates_is_left_to_divide(stream: bool) -> None:
+    """The loop scales no gradient of such an engine, also where an epoch ends inside a window of unknown length."""
+    seen: list[float] = []
+
+    class Net(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            return (self.weight * batch).sum()
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            assert self.weight.grad is not None
+            seen.append(self.weight.grad.item())
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    batches = [torch.full((1,), float(number)) for number in (2, 4, 6)]
+    trainer = Trainer(**{**QUIET, "strategy": With(OwningEngine), "max_epochs": 1, "accumulate_grad_batches": 2})
+    trainer.fit(Net(), (lambda: iter(batches)) if stream else batches)
+    assert seen == [3.0, 3.0]

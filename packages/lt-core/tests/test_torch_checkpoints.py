@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lt_core import Callback, LightningDataModule, LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint
-from lt_core.checkpoint import TorchCheckpointIO, find_last, load_checkpoint, parameter_signature
+from lt_core.checkpoint import AsyncCheckpointIO, TorchCheckpointIO, find_last, load_checkpoint, parameter_signature
 from lt_core.checkpoint.format.lightning_import import imported
 from lt_core.checkpoint.format.lightning_layout import OWN_KEYS, from_layout, to_layout
+from lt_core.plugins.io import CheckpointIO
 from lt_interface import CheckpointError
 
 
@@ -249,3 +251,91 @@ def test_a_store_of_the_users_is_honoured(tmp_path: Path, store: Callable[[], Js
     other.test(Judged(), DataLoader(torch.ones(2, 1)), ckpt_path="last", verbose=False)  # type: ignore[arg-type]
     assert other.resumed_from is not None
     assert Path(other.resumed_from).parent == tmp_path
+
+
+class Named(CheckpointIO):
+    """A store with the names that Lightning's have, whose files only it can read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        with open(path, "wb") as file:
+            file.write(b"mine")
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: str, map_location: Any = None) -> dict[str, Any]:
+        with open(path, "rb") as file:
+            assert file.read(4) == b"mine"
+            found: dict[str, Any] = torch.load(BytesIO(file.read()), map_location, weights_only=False)
+        return found
+
+    def remove_checkpoint(self, path: str) -> None:
+        Path(path).unlink()
+
+
+class Bare:
+    """The same without a base class, and with the arguments of newer versions; its files are plain ones."""
+
+    consents: list[Any] = []  # what each read was given
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        torch.save(checkpoint, path)
+
+    def load_checkpoint(self, path: str, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        self.consents.append(weights_only)
+        found: dict[str, Any] = torch.load(path, map_location, weights_only=weights_only is not False)
+        return found
+
+    def remove_checkpoint(self, path: str) -> None:
+        Path(path).unlink()
+
+
+class Noting(TorchCheckpointIO):
+    """A store that adds an entry to what it is given, and takes it out again."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        super().save_checkpoint({**checkpoint, "noted": 1}, path, storage_options)
+
+    def load_checkpoint(self, path: str, map_location: Any = None) -> dict[str, Any]:  # type: ignore[override]
+        found = super().load_checkpoint(path, map_location)
+        assert found.pop("noted") == 1
+        return found
+
+
+@pytest.mark.parametrize("wrap", [lambda io: io, AsyncCheckpointIO])
+@pytest.mark.parametrize("kind", [Named, Bare, Noting])
+def test_a_store_with_lightnings_names_is_honoured(tmp_path: Path, kind: Any, wrap: Any) -> None:
+    """Such a store writes, removes and reads each checkpoint: of a path, of `"last"`, and without a trainer."""
+    one, net = trainer(tmp_path, plugins=wrap(kind())), Net()
+    one.fit(net, datamodule=Data())
+    one.save_checkpoint(tmp_path / "end" / "y.ckpt")
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["last.ckpt", "x.ckpt"]
+    loaded = Net.load_from_checkpoint(tmp_path / "end" / "y.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), net.parameters(), strict=True))
+    assert isinstance(kind().load_checkpoint(str(tmp_path / "x.ckpt"))["state_dict"], dict)
+    for word in ("last", tmp_path / "end" / "y.ckpt"):
+        other = trainer(tmp_path, plugins=kind(), max_epochs=3)
+        other.fit(Net(), datamodule=Data(), ckpt_path=word)
+        assert other.resumed_from is not None
+        assert other.global_step == 12
+    assert find_last([tmp_path], parameter_signature(net.state_dict())) is not None
+
+
+def test_a_store_with_lightnings_names_is_given_the_consent(tmp_path: Path) -> None:
+    """Where it takes `weights_only`, it gets what the call was given; objects are kept then."""
+    trainer(tmp_path, plugins=Bare()).fit(Net(thing=Thing()), datamodule=Data())
+    with pytest.raises(Exception, match="Weights only load failed"):
+        trainer(tmp_path, plugins=Bare(), max_epochs=3).fit(Net(), datamodule=Data(), ckpt_path=tmp_path / "x.ckpt")
+    other = trainer(tmp_path, plugins=Bare(), max_epochs=3)
+    other.fit(Net(), datamodule=Data(), ckpt_path=tmp_path / "x.ckpt", weights_only=False)
+    assert Bare.consents[-1] is False
+    assert other.global_step == 12
+
+
+def test_a_hyperparameter_that_no_store_keeps_is_left_out(tmp_path: Path) -> None:
+    """A lambda as a hyper-parameter does not end the run at its first save: its text is kept, with a warning."""
+    with pytest.warns(UserWarning, match="keeps only the text of thing"):
+        run = fitted(tmp_path, Net(3, lambda: 1))
+    assert run.global_step == 8
+    kept = torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]
+    assert kept["size"] == 3
+    assert "lambda" in kept["thing"]["$repr"]
+    assert Net.load_from_checkpoint(tmp_path / "x.ckpt", thing=Thing()).layer.out_features == 3

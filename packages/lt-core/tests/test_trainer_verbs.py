@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from logged import logged
 from quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader
 from lt_core import Callback, LightningModule, Trainer
 from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.checkpoint import load_checkpoint
+from lt_core.journal import Journal
+from lt_core.loggers import CSVLogger
 from lt_interface import PlainCollectives
 from lt_interface.errors import MisconfigurationException
 
@@ -169,10 +172,10 @@ def test_logged_metrics_reach_the_journal_at_their_step() -> None:
     """Values are kept whatever log_every_n_steps says, at the last step or a given one; the sanity check's are not."""
     trainer = make(Measures(), max_epochs=1, log_every_n_steps=50)
     trainer.fit(Net())
-    assert trainer.history["index"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-    assert trainer.history.steps["index"] == [0, 1, 2, 3, 4, 5]
-    assert trainer.history["looks"] == [1.0]
-    assert trainer.history.steps["looks"] == [100]
+    assert logged(trainer)["index"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert logged(trainer).steps["index"] == [0, 1, 2, 3, 4, 5]
+    assert logged(trainer)["looks"] == [1.0]
+    assert logged(trainer).steps["looks"] == [100]
     assert trainer.logged_metrics["looks"] == 1.0
 
 
@@ -316,3 +319,29 @@ def test_forward_runs_in_the_trainers_precision(precision: str, dtype: torch.dty
     model = Net()
     make(Looks(), precision=precision).fit(model)
     assert model.dtypes == [dtype]
+
+
+def test_what_a_callback_logs_belongs_to_the_stage_that_runs(tmp_path: Path) -> None:
+    """A value of trainer.log_metrics is recorded for training, validation or test, by where the call is."""
+
+    class Measures(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
+            trainer.log_metrics({"memory": 1.0})
+
+        def on_validation_end(self, trainer: Trainer, *rest: Any) -> None:
+            trainer.log_metrics({"memory": 2.0})
+
+        def on_test_end(self, trainer: Trainer, *rest: Any) -> None:
+            trainer.log_metrics({"memory": 3.0}, step=9)
+
+    class Tested(Net):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    logger = CSVLogger(tmp_path)
+    trainer = make(Measures(), logger=logger, max_epochs=1, limit_train_batches=2)
+    trainer.fit(Tested())
+    trainer.test(Tested(), DataLoader(torch.ones(2, 1)))  # type: ignore[arg-type]
+    records = Journal(Path(logger.log_dir) / "metrics.journal", read_only=True).read()
+    found = [(r.stage, r.step, r.values["memory"]) for r in records if "memory" in r.values]
+    assert found == [("train", 0, 1.0), ("train", 1, 1.0), ("validate", 1, 2.0), ("test", 9, 3.0)]

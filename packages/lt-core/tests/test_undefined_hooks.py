@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from processes import ForkLauncher
 from quiet import QUIET, Noting
 
 from lt_core import Callback, LightningDataModule, LightningModule, Trainer
+from lt_core.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, Timer
 from lt_core.hooks.table import HOOKS, declared
 from lt_interface.errors import ConfigError
 
 BATCHES = [torch.ones(1, 1)] * 3
 _METHODS = ("optimizer_step", "optimizer_zero_grad", "backward", "configure_gradient_clipping", "lr_scheduler_step")
+_STATE = ("state_dict", "load_state_dict")
 _LOADERS = ("val_dataloader", "test_dataloader", "predict_dataloader", "validation_step", "predict_step")
 
 
@@ -56,7 +59,7 @@ def test_none_in_a_module(name: str, on_class: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_class", [True, False])
-@pytest.mark.parametrize("name", hooks_of(Callback))
+@pytest.mark.parametrize("name", hooks_of(Callback, *_STATE))
 def test_none_in_a_callback(name: str, on_class: bool, tmp_path: Path) -> None:
     """The same for callbacks."""
     callback = type("Own", (Callback,), {name: None} if on_class else {})()
@@ -67,7 +70,7 @@ def test_none_in_a_callback(name: str, on_class: bool, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*nothing is validated")
 @pytest.mark.parametrize("on_class", [True, False])
-@pytest.mark.parametrize("name", hooks_of(LightningDataModule, "val_dataloader", "test_dataloader"))
+@pytest.mark.parametrize("name", hooks_of(LightningDataModule, "val_dataloader", "test_dataloader", *_STATE))
 def test_none_in_a_data_module(name: str, on_class: bool, tmp_path: Path) -> None:
     """The same for data modules, as in those that set the loaders they lack to None."""
 
@@ -79,6 +82,63 @@ def test_none_in_a_data_module(name: str, on_class: bool, tmp_path: Path) -> Non
     if not on_class:
         setattr(data, name, None)
     use(Net(), tmp_path / "a.ckpt", data=data)
+
+
+@pytest.mark.filterwarnings("ignore:ModelCheckpoint.dirpath")
+@pytest.mark.parametrize("on_class", [True, False])
+@pytest.mark.parametrize("base", [ModelCheckpoint, EarlyStopping, LearningRateMonitor, Timer])
+def test_none_in_a_callback_of_ours(base: type[Callback], on_class: bool, tmp_path: Path) -> None:
+    """A subclass of a built-in callback may be without a state, too; its file is resumed."""
+    none = dict.fromkeys(_STATE) if on_class else {}
+    kind: Any = type("Own", (base,), none)
+
+    def fit(epochs: int, path: Path | None = None) -> Trainer:
+        made = kind("val") if base is EarlyStopping else kind()
+        if not on_class:
+            vars(made).update(dict.fromkeys(_STATE))
+        own = [made] if base is ModelCheckpoint else [made, ModelCheckpoint()]
+        flags = {**QUIET, "enable_checkpointing": True, "logger": True, "default_root_dir": tmp_path}
+        run = Trainer(**flags, callbacks=own, max_epochs=epochs)
+        run.fit(Net(), BATCHES, BATCHES, ckpt_path=path)
+        return run
+
+    (path,) = (Path(c.best_model_path) for c in fit(1).checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+    assert fit(2, path).current_epoch == 2
+
+
+@pytest.mark.parametrize("on_class", [True, False])
+@pytest.mark.parametrize("name", _STATE)
+def test_none_in_a_scheduler(name: str, on_class: bool, tmp_path: Path) -> None:
+    """A scheduler whose state method is None has none."""
+    kind: Any = type("Own", (torch.optim.lr_scheduler.StepLR,), {name: None} if on_class else {})
+
+    class Scheduled(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            scheduler = kind(optimizer, 1)
+            if not on_class:
+                setattr(scheduler, name, None)
+            return [optimizer], [scheduler]
+
+    use(Scheduled(), tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("on_class", [True, False])
+def test_none_travels_from_other_processes(on_class: bool) -> None:
+    """What launched ranks give back lacks the states of a callback and a data module that have None for them."""
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return BATCHES
+
+    kinds: list[Any] = [type("Own", (base,), dict.fromkeys(_STATE) if on_class else {}) for base in (Callback, Data)]
+    callback, data = (kind() for kind in kinds)
+    for made in () if on_class else (callback, data):
+        vars(made).update(dict.fromkeys(_STATE))
+    run = Trainer(**QUIET, max_epochs=1, callbacks=[callback], launcher=ForkLauncher())
+    with pytest.warns(UserWarning, match="nothing is validated"):
+        run.fit(Net(), datamodule=data)
+    assert run.global_step == 3
 
 
 @pytest.mark.parametrize("name", ["training_step", "configure_optimizers", "train_dataloader"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,21 @@ class Stream(IterableDataset[Any]):
         pass
 
 
+class Locked(Stream):
+    def state_dict(self) -> dict[str, Any]:
+        return {"lock": threading.Lock()}
+
+
+class Own(list[Any]):
+    """Batches that save their own place, and that with something that cannot even be copied."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lock": threading.Lock()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
 class Keeps(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"a": Thing(), "b": 1, "c": {"d": Thing()}}
@@ -137,6 +153,8 @@ def trainer(folder: Path, *callbacks: Callback, **flags: Any) -> Trainer:
             "checkpoint['data']['train']['leaves'][0]['dataset']['thing']",
         ),
         (Net, lambda: DataLoader(Stream()), "checkpoint['data']['train']['leaves'][0]['place']['thing']: a value of"),
+        (Net, lambda: DataLoader(Locked()), "checkpoint['data']['train']['leaves'][0]['place']['lock']: a value of"),
+        (Net, lambda: Own([torch.ones(1)]), "checkpoint['data']['train']['leaves'][0]['user']['lock']: a value of"),
     ],
 )
 def test_a_part_that_cannot_be_kept_is_refused_before_the_first_batch(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -136,6 +137,25 @@ def test_a_daily_program_trains_each_day(tmp_path: Path, caplog: pytest.LogCaptu
     assert len(ids) == 3
     assert 'write ckpt_path="last"' in caplog.text
     assert fit(tmp_path, 2, "last").began == 4
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_clock_that_was_put_back_hides_no_run(
+    tmp_path: Path, logged: bool, another_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that was begun last is the newest, though the clock said later when the one before it began."""
+
+    def flags() -> dict[str, Any]:
+        return {"logger": CSVLogger(tmp_path)} if logged else {}
+
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    fit(tmp_path, 2, **flags())
+    monkeypatch.undo()
+    fit(tmp_path, 2, None, Net(fails_at=3), **flags())
+    assert fit(tmp_path, 2, "auto", Net(fails_at=6), **flags()).began == 3
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    assert fit(tmp_path, 2, "auto", **flags()).began == 6
 
 
 def test_each_fold_begins_anew_and_knows_its_own_run(tmp_path: Path, another_process: None) -> None:

@@ -8,10 +8,10 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from lt_interface.errors import ConfigError, MisconfigurationException, Problem
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem, raise_problems
 from lt_interface.hyperparameters import number
 from lt_interface.logger import Logger
-from lt_interface.paths import local_path
+from lt_interface.paths import local_path, path_problem
 from lt_interface.ranks import DummyExperiment, is_rank_zero
 
 __all__ = ["NamedLogger", "VersionedLogger", "claim_version", "files_are_gone", "last_version", "replace_text"]
@@ -239,6 +239,9 @@ class VersionedLogger(NamedLogger):
     ) -> None:
         super().__init__(save_dir, prefix, delivery, flush_timeout)
         self._name, self._version, self._given_version = name or "", version, version
+        given = {key: value for key, value in (("name", name), ("version", version)) if isinstance(value, str)}
+        found = [path_problem(f"{type(self).__name__}({key}={value!r})", value) for key, value in given.items()]
+        raise_problems([problem for problem in found if problem is not None])
 
     @property
     def name(self) -> str:

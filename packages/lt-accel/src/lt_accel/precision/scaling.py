@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from lt_interface import MisconfigurationException, Problem
+from lt_interface import CheckpointError, MisconfigurationException, Problem
 
 __all__ = ["LossScaling"]
 
 _WHERE = 'Trainer(precision="16-mixed")'
+_NUMBERS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")  # of torch's state
 _PATIENCE = 40  # halvings that bring torch's first scale, 2**16, to 2**-24, the smallest number of float16
 _ALWAYS = (
     f"{_WHERE}: {_PATIENCE} steps in a row were skipped, since their gradients are inf or nan at every scale. "
@@ -191,7 +192,14 @@ class LossScaling:
         return {**self.scaler.state_dict(), **({"uncounted": True} if self._uncounted else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned, or torch's own state of a scaler; an empty one changes nothing."""
+        """Take over what `state_dict` returned, or torch's own state of a scaler; an empty one changes nothing.
+
+        Raises:
+            CheckpointError: If it is damaged.
+        """
+        problem = _damage(state)
+        if problem is not None:
+            raise CheckpointError(problem)
         state = dict(state)
         self._uncounted = bool(state.pop("uncounted", False))
         if state:
@@ -199,6 +207,23 @@ class LossScaling:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**LossScaling(self.scaler).__dict__, "_uncounted": self._skipped_late()}
+
+
+def _damage(state: Any) -> Problem | None:
+    """Return what is wrong with a saved state; None if nothing is."""
+    rule = "the state of the loss scale in the checkpoint must be whole"
+    fix = "Take an older checkpoint, or leave the entry out to begin with a new scale."
+    if not isinstance(state, Mapping):
+        return Problem(_WHERE, rule, f"{state!r:.80} of type {type(state).__name__}", fix)
+    wrong = [name for name in _NUMBERS if set(state) - {"uncounted"} and not _fits(name, state.get(name))]
+    got = ", ".join(f"{name}={state[name]!r:.80}" if name in state else f"no {name}" for name in wrong)
+    return Problem(_WHERE, rule, got, fix) if wrong else None
+
+
+def _fits(name: str, value: Any) -> bool:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return isinstance(value, int | float) and (value >= 0 if name == "_growth_tracker" else value > 0)
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:

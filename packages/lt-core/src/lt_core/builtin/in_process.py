@@ -20,7 +20,7 @@ class InProcessLauncher:
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Refuse a plan of more than one process, unless this is one of so many that the user started by hand."""
         there = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
-        if there == str(plan.processes):
+        if plan.processes == 1 or there == str(plan.processes):
             return []
         return [
             Problem(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ class _Survey:
     def __init__(self, folders: Iterable[str | os.PathLike[str]], parameters: str | None, io: Any) -> None:
         self.folders, self.io = list(folders), io
         self.bad: list[str] = []
-        self.passed: dict[str, int] = {}
+        self.passed: Counter[str] = Counter()
         groups: dict[str, list[_File]] = {}
         for path, place in _candidates(self.folders).items():
             try:
@@ -120,14 +121,10 @@ class _Survey:
             if file.fits(parameters):
                 groups.setdefault(file.mark.id if file.mark else str(path.parent), []).append(file)
             else:
-                self.pass_over("of another model")
+                self.passed["of another model"] += 1
         records = read_records(self.folders)
         self.runs = [_assembled(files, records) for files in groups.values()]
         self.runs.sort(key=lambda run: (run.start, run.files[0].order), reverse=True)
-
-    def pass_over(self, what: str) -> None:
-        """Note that something was left out."""
-        self.passed[what] = self.passed.get(what, 0) + 1
 
     def left_out(self) -> str:
         """Return what was left out, as the end of a line."""
@@ -136,19 +133,15 @@ class _Survey:
 
     def keep(self, wanted: Callable[[_FoundRun], bool], what: str) -> None:
         """Leave out the runs that are not wanted."""
-        for run in [run for run in self.runs if not wanted(run)]:
-            self.runs.remove(run)
-            self.pass_over(what)
+        before, self.runs = len(self.runs), [run for run in self.runs if wanted(run)]
+        self.passed += Counter({what: before - len(self.runs)})
 
     def keep_resumable(self) -> None:
         """Leave out files that hold weights only, and the runs that have no others."""
-        for run in list(self.runs):
-            kept = [file for file in run.files if file.resumable]
-            for _ in range(len(run.files) - len(kept)):
-                self.pass_over("with weights only")
-            run.files = kept
-            if not kept:
-                self.runs.remove(run)
+        for run in self.runs:
+            before, run.files = len(run.files), [file for file in run.files if file.resumable]
+            self.passed += Counter({"with weights only": before - len(run.files)})
+        self.runs = [run for run in self.runs if run.files]
 
     def newest(self) -> tuple[_FoundRun, Path] | None:
         """Return the first run that has a valid file, and its newest; damaged files are named in one warning."""

@@ -21,9 +21,11 @@ import torch
 
 from lt_core.checkpoint.standing import Standing, standing
 from lt_core.checkpoint.weights import load_weights, with_plain_names
+from lt_core.data.leaf import is_stateful
 from lt_core.data.nested import move_to_device
 from lt_core.data.sources import feed_of, has_loader
 from lt_core.data.stream import batch_seed
+from lt_core.hooks.table import method_of
 from lt_core.metrics import objects
 from lt_core.notices import info, warn
 from lt_core.state import rng
@@ -116,7 +118,8 @@ def parts(run: Run, stand: Standing | None = None) -> list[Part]:
         Part("precision", _precision(run), "optimizers", empty=False),
     ]
     if run.datamodule is not None:
-        table.append(Part(type(run.datamodule).__qualname__, run.datamodule, "data module", empty=False))
+        own = _Of(method_of(run.datamodule, "state_dict"), method_of(run.datamodule, "load_state_dict"))
+        table.append(Part(type(run.datamodule).__qualname__, own, "data module", empty=False))
     return table
 
 
@@ -228,16 +231,13 @@ def _progress(run: Run, stand: Standing) -> Stateful:
 
 
 def _weights(run: Run) -> Stateful:
-    def take() -> Any:
-        return with_plain_names(run.strategy.weights(run.module).state_dict())
-
     def give(state: dict[str, Any]) -> None:  # before there is an engine
         weights = run.strategy.weights(run.module)
         load_weights(
             run.module, state, run.module.strict_loading is not False, run.resumed.path or "checkpoint", weights
         )
 
-    return _Of(take, give)
+    return _Of(lambda: with_plain_names(run.strategy.weights(run.module).state_dict()), give)
 
 
 def _loops(run: Run, stand: Standing) -> dict[str, Any]:
@@ -259,8 +259,9 @@ def _optimizers(run: Run) -> Stateful:
 
 
 def _schedulers(run: Run) -> Stateful:
+    schedulers = [s.scheduler for s in run.schedulers if is_stateful(s.scheduler)]
+
     def give(states: list[dict[str, Any]]) -> None:
-        schedulers = [s.scheduler for s in run.schedulers if hasattr(s.scheduler, "load_state_dict")]
         if len(states) != len(schedulers):
             raise CheckpointError(
                 f"{run.resumed.path or 'checkpoint'}: it holds {len(states)} scheduler states. "
@@ -269,16 +270,16 @@ def _schedulers(run: Run) -> Stateful:
         for scheduler, state in zip(schedulers, states, strict=True):
             scheduler.load_state_dict(state)
 
-    return _Of(lambda: [s.scheduler.state_dict() for s in run.schedulers if hasattr(s.scheduler, "state_dict")], give)
+    return _Of(lambda: [scheduler.state_dict() for scheduler in schedulers], give)
 
 
 def _callbacks(run: Run) -> Stateful:
     def give(states: dict[str, Any]) -> None:
         for callback in run.callbacks:
             if callback.state_key in states:
-                callback.load_state_dict(states[callback.state_key])
+                method_of(callback, "load_state_dict")(states[callback.state_key])
 
-    return _Of(lambda: {c.state_key: state for c in run.callbacks if (state := c.state_dict())}, give)
+    return _Of(lambda: {c.state_key: state for c in run.callbacks if (state := method_of(c, "state_dict")())}, give)
 
 
 def _metrics(run: Run) -> Stateful:

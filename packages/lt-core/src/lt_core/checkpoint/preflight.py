@@ -13,6 +13,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from lt_core.checkpoint.parts import parts
+from lt_core.hooks.table import method_of
 from lt_interface import RefusesValues, SavesItself
 from lt_interface.errors import Problem, raise_problems
 
@@ -72,7 +73,7 @@ def _states(run: Run, only: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """
     for owner in () if only else (*run.callbacks, run.datamodule):
         if owner is not None:
-            yield f"{type(owner).__name__}.state_dict()", owner.state_dict()
+            yield f"{type(owner).__name__}.state_dict()", method_of(owner, "state_dict")()
     parted = run.strategy.collective_weights or isinstance(run.engine, SavesItself)
     state: Any
     for part in parts(run):

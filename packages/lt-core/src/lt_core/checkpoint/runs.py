@@ -12,6 +12,7 @@ process means the same fit. So the second fold of a program that is started agai
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -94,15 +95,19 @@ class RunRecord:
         self._locks: list[JournalLock] = []
 
     @classmethod
-    def begun(cls, ordinal: int, resumed: Any = None) -> RunRecord:
-        """Return the record of a run that begins now.
+    def begun(cls, ordinal: int, resumed: Any = None, folders: Iterable[str | os.PathLike[str]] = ()) -> RunRecord:
+        """Return the record of a run that begins now, which is later than any before, even if the clock was put back.
 
         Args:
             ordinal: Which fit of its process it is.
             resumed: The mark in the checkpoint that it goes on from, as it was read, if there is one.
+            folders: Where records of other runs may lie.
         """
-        now = time.time()
-        before = RunMark.read(resumed) or RunMark(secrets.token_hex(8), now, now)
+        known = RunMark.read(resumed)
+        marks = [mark for mark, _ in read_records(folders).values()]
+        marks += [] if known is None else [known]
+        now = max([time.time(), *(math.nextafter(mark.newest_start, math.inf) for mark in marks)])
+        before = known or RunMark(secrets.token_hex(8), now, now)
         return cls(replace(before, newest_start=now, from_step=0, ordinal=ordinal))
 
     def state_dict(self) -> dict[str, Any]:

@@ -97,10 +97,10 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     if run.world.size > 1 and not weights_only and not run.loop.alone:
         own = {part.key: tree[part.key] for part in table if part.per_rank}
         tree["ranks"] = kept["ranks"] if "ranks" in kept else gather(run, own)
-    objects = isinstance(run.saves.io, KeepsObjects)
-    tree.update(checkpoint_entries(run.module, objects=objects))
+    store = run.saves.io if isinstance(run.saves.io, KeepsObjects) else None
+    tree.update(checkpoint_entries(run.module, store=store))
     if run.datamodule is not None:
-        tree.update(checkpoint_entries(run.datamodule, "datamodule_", objects))
+        tree.update(checkpoint_entries(run.datamodule, "datamodule_", store))
     with run.metrics.current.inside("on_save_checkpoint"):
         for callback in run.callbacks if not weights_only else ():
             method_of(callback, "on_save_checkpoint")(run.trainer, run.module, tree)
@@ -131,30 +131,25 @@ def write_now(run: Run, path: str, weights_only: bool) -> None:
     """
     settle_saves(run)
     request = SaveRequest(path, weights_only)
-    error = _attempt(run, request, {}, durable=True)
+    error = _attempt(run, request, durable=True)
     _sweep(run, request, error)
     if error is not None:
         raise error
 
 
-def _attempt(
-    run: Run, request: SaveRequest, trees: dict[bool, dict[str, Any]], durable: bool = False
-) -> Exception | None:
+def _attempt(run: Run, request: SaveRequest, durable: bool = False) -> Exception | None:
     """Write, or begin to write, one checkpoint; return the failure of any rank, on all of them.
 
     Args:
         run: The run.
         request: What was asked for.
-        trees: Trees of this moment by whether they are of weights only; the one that is needed is added.
         durable: Whether to wait until it is durable.
     """
     error: Exception | None = None
     try:
         if run.strategy.collective_weights:
             refuse_alone(run, request.path)
-        if request.weights_only not in trees:
-            trees[request.weights_only] = build_tree(run, request.weights_only)
-        _write(run, request, trees[request.weights_only])
+        _write(run, request, build_tree(run, request.weights_only))
         if durable:
             run.saves.io.wait()
     except (OSError, CheckpointError) as caught:
@@ -201,14 +196,11 @@ def flush_saves(run: Run) -> None:
     Raises:
         CheckpointError: On every rank, once all is written, if a value cannot be kept.
     """
-    queue, run.saves.queue = run.saves.queue, []
-    if not queue:
-        return
-    trees: dict[bool, dict[str, Any]] = {}
     errors = []
-    for request in queue:
+    for _ in range(len(run.saves.queue)):
         errors += _settled(run)  # one save in flight: the last one is confirmed, or reported, before the next begins
-        error = _attempt(run, request, trees)
+        request = run.saves.queue.pop(0)
+        error = _attempt(run, request)
         if error is None and getattr(run.saves.io, "asynchronous", False):
             run.saves.in_flight.append(request)
         else:

@@ -22,7 +22,7 @@ from lt_interface import registry
 from lt_interface.accelerator import Accelerator
 from lt_interface.checkpoint import CheckpointIO
 from lt_interface.cluster import ClusterEnvironment
-from lt_interface.errors import nearest, raise_problems
+from lt_interface.errors import MissingPackageError, Problem, nearest, raise_problems
 from lt_interface.launcher import Launcher
 from lt_interface.logger import SupportsLogging
 from lt_interface.precision import Precision
@@ -243,6 +243,16 @@ class TrainerConfig:
 FLAGS = rows(TrainerConfig)
 
 
+def _missing(precision: Any) -> Iterable[Problem]:
+    """Return what lacks for a precision of a known name, which is made after the flags are read."""
+    try:
+        if precision in registry.precisions.names():
+            registry.precisions.get(precision)()
+    except MissingPackageError as error:
+        return error.problems
+    return ()
+
+
 def parse(written: Mapping[str, Any], config: type[TrainerConfig] = TrainerConfig) -> TrainerConfig:
     """Return the checked and resolved flags.
 
@@ -269,7 +279,7 @@ def parse(written: Mapping[str, Any], config: type[TrainerConfig] = TrainerConfi
             draft.refuse(where, f"the Trainer has no flag {name!r}", _instead(name, table) or listed, is_type=True)
     _take_environment(draft, written, table)
     config_rules.apply(draft)
-    raise_problems(draft.problems)
+    raise_problems([*draft.problems, *(_missing(draft.values["precision"]) if draft.problems else ())])
     for message in draft.warnings:
         warn(message)
     for message in draft.infos:

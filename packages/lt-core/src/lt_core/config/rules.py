@@ -20,6 +20,7 @@ PLUGIN_METHODS = {
     "cluster": ("detect", "world"),
     "layer_sync": ("apply", "revert"),
 }
+_NAMED_STORE = ("save_checkpoint", "load_checkpoint", "remove_checkpoint")  # a checkpoint store of Lightning's
 
 
 @dataclass
@@ -67,7 +68,10 @@ def apply(draft: Draft) -> None:
 
 def plugin_kind(plugin: object) -> str | None:
     """Return precision, checkpoint_io, cluster or layer_sync, or None if the object is none of them."""
-    return next((kind for kind, methods in PLUGIN_METHODS.items() if provides(plugin, methods)), None)
+    named = provides(plugin, _NAMED_STORE)
+    return next(
+        (k for k, methods in PLUGIN_METHODS.items() if provides(plugin, methods)), "checkpoint_io" if named else None
+    )
 
 
 def _plugins(draft: Draft) -> None:

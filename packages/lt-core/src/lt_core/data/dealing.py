@@ -87,11 +87,18 @@ class Dealer:
         batches = raw if first is END else chain((first,), raw)
         yield from self._every(batches) if self.dealt else batches
 
+    def foresee(self, first: Any) -> None:
+        """Compare first batches before a pass begins, for sizes that are asked for earlier; the pass decides."""
+        self.dealt = self._alike(first)
+
+    def _alike(self, first: Any) -> bool:
+        mine = None if first is END else digest(first)
+        return not self.collectives.any(mine != self.collectives.broadcast_object(mine))
+
     def _compare(self, first: Any) -> None:
         """Find out whether all ranks give the same batches, and report it."""
-        mine = None if first is END else digest(first)
-        same = not self.collectives.any(mine != self.collectives.broadcast_object(mine))
-        if same and mine is None:
+        same = self._alike(first)
+        if same and first is END:
             return
         self.due, self.dealt = False, same
         if same:

@@ -13,7 +13,7 @@ from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_las
 from lt_core.data.dealing import END
 from lt_core.data.evaluation import Passes, shared_weight
 from lt_core.data.given import advise, is_empty, limited, names_of, source_problems
-from lt_core.data.leaf import Leaf, Moment
+from lt_core.data.leaf import Leaf, Moment, note_ends, noted_anew
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.data.peers import FeedPeers
@@ -222,6 +222,14 @@ class Feed(Passes):
             leaf.open(epoch)
         self._settle_size()
         return self._training()
+
+    def foresee(self) -> int | float:
+        """Return the batches of a training epoch, before the first one, too, where data is dealt; all ranks call it."""
+        if self._peers is not None and any(leaf.dealer and leaf.dealer.dealt is None for leaf in self.leaves):
+            for leaf in self.leaves:
+                leaf.foresee()
+            self._settle_size()
+        return self.num_batches
 
     def _settle_size(self) -> None:
         """Measure anew what was found to be dealt, and end the epoch where the rank with the fewest batches ends."""
@@ -463,10 +471,14 @@ class Feed(Passes):
             return self._state
         # Whether what keeps its own place has begun anew already, its state does not show: the feed must know.
         known = self._open and self._rounds and any(leaf.keeps_place for leaf in self.leaves)
-        if known and self.last and len(self.leaves) == 1:
+        ended = known and self.last
+        if ended and len(self.leaves) == 1:
             self._exhaust(self.leaves[0])
-        if self._over if self.ends is None or not self._rounds else self.last:
-            return {**self._place(), "over": True}
+        over = ended or (self._over if self.ends is None or not self._rounds else self.last)
+        if over or not self._open:
+            return noted_anew(self.leaves, {**self._place(), "over": True} if over else self._place())
+        if known and self._before is not None:
+            note_ends(self.leaves, self._before)
         return self._place_now()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -483,8 +495,7 @@ class Feed(Passes):
             )
         for leaf, one, where in zip(self.leaves, saved, self._places(), strict=True):
             leaf.load(one)
-            same_world = one.get("world", leaf.shards) == leaf.shards
-            if same_world and leaf.exact and one["size"] != leaf.size:
+            if leaf.exact and one["size"] != leaf.size and one.get("world", leaf.shards) == leaf.shards:
                 warn(
                     f"{where}: {leaf.size} batches now, {one['size']} when the checkpoint was made. "
                     "The resumed run cannot be the same as an uninterrupted one."

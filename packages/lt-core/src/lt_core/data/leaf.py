@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import chain, islice
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from lt_core.data.dealing import END, Dealer
+from lt_core.data.nested import digest
 from lt_core.data.stream import Share, samplers_in
 from lt_core.state import rng
 
-__all__ = ["END", "Leaf", "Moment", "SequenceLeaf", "count", "is_stateful", "length", "shut_down"]
+__all__ = ["END", "Leaf", "Moment", "SequenceLeaf", "count", "is_stateful", "length"]
+__all__ += ["note_ends", "noted_anew", "shut_down", "state_of"]
 
 _INF = float("inf")
 Moment = tuple[int, int, list[Any]]  # batches, samples, states of generators
@@ -20,6 +25,15 @@ Moment = tuple[int, int, list[Any]]  # batches, samples, states of generators
 def is_stateful(thing: Any) -> bool:
     """Return whether an object saves and loads its own state."""
     return callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))
+
+
+def state_of(thing: Any) -> Any:
+    """Return a copy of an object's own state; what cannot be copied as it is, for the checkpoint's format to refuse."""
+    state = thing.state_dict()
+    try:
+        return copy.deepcopy(state)
+    except Exception:  # whatever an object's own methods raise
+        return state
 
 
 def length(thing: Any) -> int | float:
@@ -49,7 +63,9 @@ class Leaf:
         peek_draws: Whether fetching a batch may draw from this process's random generators.
         early: Whether a batch may be fetched in front of the step before its own and nobody can see it: this process
             draws nothing for it, and the place before it is cheap to note.
+        kept_as: What the state calls the place that the user's own iterable keeps.
         keeps_place: Whether the place is kept by the user's own iterable, which nothing is replayed of.
+        done: Whether the pass was found to have ended.
         one_shot: Whether the user's iterable can be used once, so that it stands where it was left.
         even: Whether all ranks take equally many batches, since they share one stream of indices.
         cut: Data ranks that the loader's index batches are shared among.
@@ -62,10 +78,11 @@ class Leaf:
     """
 
     indexed = False
+    kept_as = "place"
     exact = True
     snapshots = True
     peek_draws = True
-    early = keeps_place = even = one_shot = False
+    early = keeps_place = even = one_shot = done = False
     cut = 1
     weight = 1.0
     dealer: Dealer | None = None
@@ -84,12 +101,19 @@ class Leaf:
         self.limit: int | float = _INF
         self.indices: Any = None
         self._ahead: list[Any] = []
+        self._anew: bool | None = None
+        self._at_end: Any = None
         self.start: dict[str, Any] | None = None
         self._start_generators: list[Any] = []
 
     def measure(self) -> None:
         """Ask how many batches a whole pass has: it may differ from epoch to epoch."""
         self.whole = length(self._sized)
+
+    @property
+    def keeper(self) -> Any:
+        """Return what keeps its own place, where something does."""
+        return self.user
 
     @property
     def size(self) -> int | float:
@@ -108,7 +132,7 @@ class Leaf:
         drawn from the state that the ranks agreed on.
         """
         self.epoch, self.cycle, self.batches, self.samples, self.weight = epoch, cycle, 0, 0, 1.0
-        self._begins, self._skip = not cycle, 0
+        self._begins, self._skip, self.done = not cycle, 0, False
         with self.agreed():
             if self.snapshots:
                 self.start = rng.capture()
@@ -123,6 +147,41 @@ class Leaf:
         self._raw = raw
         self.iterator = raw if self.dealer is None else self.dealer.deal(raw, self._begins)
 
+    def foresee(self) -> None:
+        """Find out, before the first pass, whether a loader of known length is dealt; nobody sees the batch drawn."""
+        dealer, source = self.dealer, self.user
+        if dealer is None or dealer.dealt is not None or self.whole == _INF or self.one_shot:
+            return
+        with rng.isolate(), self.agreed():
+            states = [rng.generator_state(g) for g in self.generators]
+            if isinstance(source, DataLoader):
+                source, dataset = copy.copy(source), copy.copy(source.dataset)
+                source.__dict__.update(dataset=dataset, num_workers=0, _iterator=None, persistent_workers=False)
+            first = next(iter(source), END)
+            self._set_generators(states)
+        dealer.foresee(first)
+
+    def begins_anew(self) -> bool:
+        """Return whether a new iteration of what keeps its own place begins anew, though one after a load goes on.
+
+        Found out once, on copies that each give a sample; what cannot be copied goes on where its state is. Before
+        the first batch there is no difference to see.
+        """
+        if self._anew is None and self.batches:
+            self._anew = False
+            with suppress(Exception):
+                fresh, loaded = copy.deepcopy(_bare(self.keeper)), copy.deepcopy(_bare(self.keeper))
+                loaded.load_state_dict(copy.deepcopy(self.keeper.state_dict()))
+                self._anew = digest(_first_of(fresh)) != digest(_first_of(loaded))
+        return bool(self._anew)
+
+    def ending(self) -> dict[str, Any]:
+        """Return what a saved place must say of a pass that has no further batch: the state at its very end.
+
+        Just behind the last batch, what keeps its own place may stand at its end or at its beginning already.
+        """
+        return {"ended": True, "anew": self.begins_anew(), self.kept_as: self._at_end}
+
     def restart(self) -> None:
         """Begin another pass within the epoch."""
         self.open(self.epoch, self.cycle + 1)
@@ -135,7 +194,12 @@ class Leaf:
         """
         if self.batches >= self.limit:
             raise StopIteration
-        batch = next(self.iterator)
+        try:
+            batch = next(self.iterator)
+        except StopIteration:
+            self.done = True
+            self._at_end = copy.deepcopy(self.keeper.state_dict()) if self.keeps_place else None
+            raise
         self.batches += 1
         if self.taken is not None:
             one = self._ahead.pop() if self._ahead else next(self.taken)
@@ -183,6 +247,7 @@ class Leaf:
         return {
             **dealt,
             "cycle": self.cycle,
+            "ended": self.done,
             "batches": self.consumed(),
             "samples": self.samples,
             "size": self.size,
@@ -233,6 +298,13 @@ class Leaf:
         if len(state["now"]) == len(self.generators):
             self._set_generators(state["now"])
 
+    def _load_kept(self, kept: Any, state: dict[str, Any]) -> None:
+        """Give what keeps its own place its state; drop an iteration there if the next epoch's begins anew."""
+        self.keeper.load_state_dict(kept)
+        if state.get("anew"):
+            _first_of(self.keeper)
+            Leaf.load(self, state)  # its generators' states
+
     def resume(self, state: dict[str, Any], epoch: int) -> None:
         """Begin the pass that ``state`` names once more and go to its place in it.
 
@@ -246,7 +318,9 @@ class Leaf:
             rng.restore(self.start)
         if matched:
             self._set_generators(state["start"])
-        self._begin(state["batches"], state.get("place_in_samples") or 0)
+        self.done = state.get("ended", False)
+        if not self.done:  # else samplers would draw, and what keeps its own place begin another pass, once more
+            self._begin(state["batches"], state.get("place_in_samples") or 0)
         if matched:
             self._settle(state)
 
@@ -285,6 +359,48 @@ class Leaf:
             set_epoch = getattr(part, "set_epoch", None)
             if callable(set_epoch):
                 set_epoch(epoch)
+
+
+def noted_anew(leaves: list[Leaf], place: dict[str, Any]) -> dict[str, Any]:
+    """Note in a place behind an epoch what begins anew with the next one, wherever its state stands; return it.
+
+    Args:
+        leaves: The loaders.
+        place: The place in them.
+    """
+    for leaf, one in zip(leaves, place["leaves"], strict=True):
+        if leaf.keeps_place:
+            one["anew"] = leaf.begins_anew()
+    return place
+
+
+def note_ends(leaves: list[Leaf], place: dict[str, Any]) -> None:
+    """Note in a place which passes have come to their end since, or to the next one.
+
+    Args:
+        leaves: The loaders.
+        place: The place in them.
+    """
+    for leaf, one in zip(leaves, place["leaves"], strict=True):
+        if leaf.keeps_place and (leaf.done or leaf.cycle > one["cycle"]):
+            one.update(leaf.ending())
+
+
+def _first_of(source: Any) -> tuple[Any, ...]:
+    """Begin an iteration and drop it, the random state untouched; return its first item, if there is one."""
+    with rng.isolate():
+        iterator = iter(source)
+        found = tuple(islice(iterator, 1))
+        shut_down(iterator)
+    return found
+
+
+def _bare(thing: Any) -> Any:
+    """Return a shallow copy without the iterator that a loader keeps, which cannot be copied."""
+    bare = copy.copy(thing)
+    if "_iterator" in vars(bare):
+        vars(bare)["_iterator"] = None
+    return bare
 
 
 def count(indices: Any) -> int:

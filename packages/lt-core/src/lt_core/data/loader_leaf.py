@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from lt_core.data.leaf import END, Leaf, SequenceLeaf, is_stateful, length, shut_down
+from lt_core.data.leaf import END, Leaf, SequenceLeaf, is_stateful, length, shut_down, state_of
 from lt_core.data.opaque_leaf import OpaqueLeaf, fast_forward
 from lt_core.data.stream import IndexStream, find_generators, is_sharded, samplers_in, share_count
 from lt_core.notices import warn
@@ -86,6 +86,11 @@ class ViewLeaf(Leaf):
             fast_forward(raw, skip, f"DataLoader({type(self.user.dataset).__name__})", fix)
         self._give(raw)
 
+    @property
+    def keeper(self) -> Any:
+        """Return what keeps its own place, where something does."""
+        return self.user.dataset
+
     def consumed(self) -> int:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
         used = super().consumed()
@@ -108,8 +113,8 @@ class ViewLeaf(Leaf):
             "prefetch": self.prefetch,
             "fresh": self.fresh,
             "warm": self.persistent and self.view._iterator is not None,
-            "dataset": copy.deepcopy(self.user.dataset.state_dict()) if self.indexed and self.stateful else None,
-            "place": copy.deepcopy(self.user.dataset.state_dict()) if self.keeps_place else None,
+            "dataset": state_of(self.user.dataset) if self.indexed and self.stateful else None,
+            "place": state_of(self.user.dataset) if self.keeps_place else None,
             "batch_size": self.user.batch_size,
         }
 
@@ -125,11 +130,12 @@ class ViewLeaf(Leaf):
         self.stream.seed = state.get("seed", self.stream.seed)
         kept = state.get("dataset") if self.indexed else state.get("place")
         if kept is not None and (self.stateful if self.indexed else self.keeps_place):
-            self.user.dataset.load_state_dict(kept)
+            self._load_kept(kept, state)
 
     def resume(self, state: dict[str, Any], epoch: int) -> None:
         """Begin the saved pass once more, skip its indices, load no data."""
-        self._rewarm = self.persistent and not state.get("fresh", True)
+        if not state.get("ended"):
+            self._rewarm = self.persistent and not state.get("fresh", True)
         size, before = self.user.batch_size, state.get("batch_size")
         if not self.indexed and state["samples"] and size and before and size != before:
             state = {**state, "batches": state["samples"] // size}

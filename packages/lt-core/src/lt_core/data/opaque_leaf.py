@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from lt_core.data.leaf import END, Leaf, is_stateful
+from lt_core.data.leaf import END, Leaf, is_stateful, state_of
 from lt_core.data.stream import find_generators
 from lt_core.notices import info, warn
 
@@ -23,6 +22,7 @@ class OpaqueLeaf(Leaf):
     """
 
     exact = False
+    kept_as = "user"
 
     def __init__(self, user: Any, number: int, source: Any = None) -> None:
         self.source = user if source is None else source
@@ -43,7 +43,7 @@ class OpaqueLeaf(Leaf):
         return {
             **super().state(),
             "drawn": self.drawn,
-            "user": copy.deepcopy(self.user.state_dict()) if self.stateful else None,
+            "user": state_of(self.user) if self.stateful else None,
         }
 
     def state_at(self, batches: int) -> dict[str, Any] | None:
@@ -58,7 +58,7 @@ class OpaqueLeaf(Leaf):
             self.drawn = state.get("drawn", 0)
             self.batches = state["batches"] // self.shards
         if self.stateful and state.get("user") is not None:
-            self.user.load_state_dict(state["user"])
+            self._load_kept(state["user"], state)
 
     def _begin(self, skip: int, samples: int) -> None:
         made = self.source if hasattr(self.source, "__iter__") else self.source()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from lt_core.checkpoint.save import flush_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_epoch, step_plateau
 from lt_core.metrics import objects
-from lt_core.metrics.store import FORBIDDEN, TRAIN_EPOCH_END
+from lt_core.metrics.store import FORBIDDEN, TRAIN_EPOCH_END, TRAIN_STEP
 from lt_core.notices import warn
 from lt_core.state.agreement import from_rank_zero, settle, stop_is_settled
 from lt_core.state.limits import may_stop, stops_epoch
@@ -22,7 +23,7 @@ from lt_interface.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["Cadence", "end_epoch", "finish_due", "log_step", "run_due", "validation_batches"]
+__all__ = ["Cadence", "close_window", "end_epoch", "finish_due", "log_step", "run_due", "validation_batches"]
 
 _NEVER = 1 << 62
 
@@ -214,11 +215,7 @@ def finish_due(run: Run, index: int) -> bool:
         raise_signal(run)
     again = fit.pending == "validating" and cadence.validates  # as the checkpoint says that this run was resumed from
     if again or (fit.pending != "validated" and cadence.validation_due(index, run.is_last_batch(index))):
-        fit.validated_at = time.monotonic()
-        run.hooks.fire("on_validation_model_zero_grad")
-        fit.validated_batch = progress.batch
-        evaluate(run, VALIDATE)
-        settle(run)
+        _validate(run)
     fit.pending = None
     if not fit.skipped:
         step_plateau(run, "step", progress.step)
@@ -231,6 +228,40 @@ def finish_due(run: Run, index: int) -> bool:
     if trainer.should_stop and not may_stop(trainer):
         run.loop.attention = True
     return stops_epoch(trainer)
+
+
+def _validate(run: Run) -> None:
+    fit = run.loop.fit
+    fit.validated_at = time.monotonic()
+    run.hooks.fire("on_validation_model_zero_grad")
+    fit.validated_batch = run.progress.batch
+    evaluate(run, VALIDATE)
+    settle(run)
+
+
+def close_window(run: Run, schedule: Callable[[int], None] | None) -> None:
+    """Step with the window that a refused batch left open, and validate if that was due inside it.
+
+    Saves wait for the epoch's end: until then the data stands behind the refused batch.
+
+    Args:
+        run: The run.
+        schedule: What the loop calls after each step.
+    """
+    fit, done = run.loop.fit, run.progress.batch
+    if not done % run.accumulate or fit.close is None:
+        return
+    run.metrics.train.scope = TRAIN_STEP
+    fit.close(done - 1)
+    if schedule is not None:
+        schedule(done - 1)
+    run.metrics.train.scope = FORBIDDEN
+    log_step(run, True)
+    if run.cadence.validation_due(done - 1, False):
+        _validate(run)
+        fit.before_validation = None
+    if not fit.skipped:
+        step_plateau(run, "step", run.progress.step)
 
 
 def _signalled(run: Run) -> bool:

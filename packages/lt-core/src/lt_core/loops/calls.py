@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -105,14 +105,19 @@ def _skipped(run: Run, where: str) -> Tensor | None:
         MisconfigurationException: If the other ranks would wait for this one's forward or backward pass.
     """
     shared = run.world.data_size > 1
-    if shared and (run.strategy.collective_forward or not isinstance(run.engine, SkipsBatches)):
-        rule = f"under strategy {run.plan.strategy!r} every rank must return a loss, since the ranks compute together"
-        fix = "Compute the loss of this batch too, and return 0 * loss."
-        raise MisconfigurationException(Problem(where, rule, "None", fix))
+    loss = _zero_loss(run, where) if shared else None
     if run.loop.first_time("none"):
         what = "counts as zero in the mean over the ranks" if shared else "has no backward pass"
         warn(f"{where}: returned None, so this batch {what}.")
-    return cast("SkipsBatches", run.engine).zero_loss() if shared else None
+    return loss
+
+
+def _zero_loss(run: Run, where: str) -> Tensor:
+    if run.strategy.collective_forward or not isinstance(run.engine, SkipsBatches):
+        rule = f"under strategy {run.plan.strategy!r} every rank must return a loss, since the ranks compute together"
+        fix = "Compute the loss of this batch too, and return 0 * loss."
+        raise MisconfigurationException(Problem(where, rule, "None", fix))
+    return run.engine.zero_loss()
 
 
 def explain_backward(run: Run, loss: Tensor, index: int, error: RuntimeError) -> Exception:
@@ -323,6 +328,17 @@ class Pieces:
                 f()
                 store.scope = TRAIN_STEP
         return loss
+
+    def exchange(self) -> None:
+        """Let the ranks exchange what their open windows have of the gradients.
+
+        Raises:
+            MisconfigurationException: If they exchange nothing without a loss.
+        """
+        if self.shared:
+            loss = _zero_loss(self.run, f"{type(self.run.module).__name__}.on_train_batch_start, -1 inside a window")
+            with self.inside(True):
+                self.backward(loss)
 
     def before_update(self) -> None:
         """Unscale, run the hooks before the step, and clip."""

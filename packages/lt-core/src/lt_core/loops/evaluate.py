@@ -29,8 +29,6 @@ from lt_core.state.stage import VALIDATE, Stage
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lt_core.data.feed import Feed
     from lt_core.state.run import Run
 
@@ -50,12 +48,8 @@ def evaluation_modes(run: Run, stage: Stage) -> Iterator[None]:
             with run.metrics.current.inside(back):
                 getattr(run.module, back)()
         else:
-            _restore(modes)
-
-
-def _restore(modes: dict[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
+            for module, training in modes.items():
+                module.training = training
 
 
 def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
@@ -153,7 +147,8 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
     batch_start = getattr(hooks, f"on_{name}_batch_start")
     batch_end = getattr(hooks, f"on_{name}_batch_end")
     step = eval_step(run, stage.step, several)
-    batches = run.timed_batches(feed.epoch(run.progress.epoch, _sanity_limit(run)), stage)
+    limit = run.trainer.num_sanity_val_steps if run.sanity_checking else None
+    batches = run.timed_batches(feed.epoch(run.progress.epoch, limit), stage)
     for batch, i, loader in heard(run, batches):
         if place is not None:
             batch = place(batch, loader)
@@ -232,11 +227,6 @@ def _results(store: MetricStore, feed: Feed) -> list[dict[str, float]]:
         return [metrics]
     shared = {k: v for k, v in metrics.items() if not k.endswith(tuple(suffixes))}
     return [{**shared, **{k: v for k, v in metrics.items() if k.endswith(s)}} for s in suffixes]
-
-
-def _sanity_limit(run: Run) -> int | float | None:
-    """Return how many batches of each loader to run: all, but in the sanity check."""
-    return run.trainer.num_sanity_val_steps if run.sanity_checking else None
 
 
 def sanity_check(run: Run) -> None:

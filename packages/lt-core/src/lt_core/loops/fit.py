@@ -9,7 +9,7 @@ from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of
 from lt_core.data.stager import Stager
 from lt_core.data.to_device import build_place
-from lt_core.loops.boundary import end_epoch, finish_due, log_step, run_due
+from lt_core.loops.boundary import close_window, end_epoch, finish_due, log_step, run_due
 from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
@@ -52,7 +52,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """
     from lt_core.checkpoint.parts import restore
     from lt_core.checkpoint.preflight import check_data
-    from lt_core.checkpoint.save import flush_saves
+    from lt_core.checkpoint.save import flush_saves, settle_saves
 
     trainer = run.trainer
     if trainer.enable_validation:  # before any batch: what is wrong with the validation data shows at once
@@ -77,6 +77,7 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     settle(run)
     while not _is_over(run):
         run_epoch(run, rebuild)
+    settle_saves(run)  # so that on_train_end finds the best file of all
     run.hooks.fire("on_train_end")
     settle(run)
     flush_saves(run)
@@ -126,7 +127,7 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
 
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
-    progress, loop, feed = run.progress, run.loop, feed_of(run, TRAIN)
+    progress, loop, feed = run.progress, run.loop, run.feed
     check_alike(run, TRAIN.loader, "batches", feed.num_batches)
     resumed = not progress.epoch_closed
     changed = rebuild(run)
@@ -156,6 +157,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
             f(batch, i)
         if module_start is not None and module_start(batch, i) == -1:
             skipped = True
+            close_window(run, schedule)
             break
         store.scope = TRAIN_STEP
         output = step(batch, i)

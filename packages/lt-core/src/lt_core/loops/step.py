@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -35,6 +36,7 @@ def build_step(run: Run) -> Step:
     engine is built and at an epoch's start, and never between two batches.
     """
     pieces = Pieces(run)
+    run.loop.fit.close = None if pieces.owned else partial(_close, pieces)
     if not run.module.automatic_optimization:
         step = _manual_step(pieces)
     elif not run.optimizers:
@@ -122,6 +124,16 @@ def _window_step(p: Pieces) -> Step:
         return outputs_of(output, held, p.wants_outputs)
 
     return step
+
+
+def _close(p: Pieces, i: int) -> None:
+    """Step with what the open window has of its gradients: the epoch ends behind batch ``i``."""
+    run = p.run
+    p.exchange()
+    rescale_short_window(run, i, run.window_length(i - i % run.accumulate))
+    p.before_update()
+    if p.update(0, True):
+        run.progress.step += 1
 
 
 def _manual_step(p: Pieces) -> Step:

@@ -17,7 +17,9 @@ __all__ = ["closure_step"]
 
 def closure_step(pieces: Pieces) -> Callable[[Any, int], Any]:
     """Return the step that hands the optimizer a closure over the whole accumulation window."""
-    return _Window(pieces).step
+    window = _Window(pieces)
+    pieces.run.loop.fit.close = None if pieces.owned else lambda i: window.step(None, i, True)
+    return window.step
 
 
 class _Window:
@@ -37,14 +39,22 @@ class _Window:
         self.batches: list[tuple[Any, int, float]] = []
         self.losses: list[Tensor | None] = []
 
-    def step(self, batch: Any, i: int) -> Any:
-        """Run a batch; at its window's end, step."""
+    def step(self, batch: Any, i: int, ended: bool = False) -> Any:
+        """Run a batch; at its window's end, step.
+
+        Args:
+            batch: The batch, on the device.
+            i: The batch's index.
+            ended: Whether the epoch ended behind batch ``i``, which ran and left its window open: then only step.
+        """
         run, p = self.run, self.pieces
-        window = length, first, last = run.window(i)
+        begun = run.window_length(i - i % run.accumulate), False, True
+        window = length, first, last = begun if ended else run.window(i)
         if first:
             self.batches.clear()
             self.losses.clear()
-        self.batches.append((batch, i, run.feed.weight))
+        if not ended:
+            self.batches.append((batch, i, run.feed.weight))
         if not last:
             output, loss = p.forward_backward(batch, i, window)
             self.losses.append(loss)
@@ -55,14 +65,18 @@ class _Window:
 
         def closure() -> Tensor | None:
             outer, self.store.scope = self.store.scope, TRAIN_STEP  # what follows is the step's, inside another hook
-            if not result:
+            if result:
+                parts = self.evaluate_again(length)
+            elif ended:
+                result.extend((None, None))
+                parts = self.losses
+                p.exchange()
+            else:
                 with p.inside(True):  # the lines of forward_backward, a frame less
                     result.append(p.training_step(batch, i))
                     result.append(p.backward_of(result[0], i, window))
                 parts = [*self.losses, result[1]]
-            else:
-                parts = self.evaluate_again(length)
-            factor = rescale_short_window(run, i, length) if p.unsized else 1.0
+            factor = rescale_short_window(run, i, length) if p.unsized or ended else 1.0
             p.before_update()
             loss = self.wrapped._loss = total(parts, factor)
             self.store.scope = outer

@@ -144,7 +144,7 @@ class HyperparametersMixin:
                 saved.pop(name, None)
 
 
-def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "", objects: bool = False) -> dict[str, Any]:
+def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "", store: Any = None) -> dict[str, Any]:
     """Return what a checkpoint holds of an object's hyper-parameters.
 
     Classes, functions and objects are replaced by their ``repr``, with one warning an object.
@@ -152,7 +152,7 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "", objects: b
     Args:
         owner: The module or data module.
         prefix: Put before each key: ``"datamodule_"`` for a data module.
-        objects: Whether the checkpoint keeps objects, too.
+        store: The checkpoint's format, if it keeps objects, too; what even that one refuses is replaced.
     """
     from lt_core.checkpoint.format.tree import soften
 
@@ -164,9 +164,12 @@ def checkpoint_entries(owner: HyperparametersMixin, prefix: str = "", objects: b
         values = config.to_container(owner._hparams, resolve=True)
         entries[f"{prefix}hparams_type"] = "DictConfig"
     else:
-        values = dict(owner._hparams) if objects else {k: plain(v, named=True) for k, v in owner._hparams.items()}
-    entries[f"{prefix}hyper_parameters"] = values if objects else soften(values)[0]
-    softened = [] if objects else [path[1:] for path, _ in unkept(entries[f"{prefix}hyper_parameters"])]
+        values = dict(owner._hparams)
+    refusal: Any = getattr(store, "without_refused", None if store is None else lambda each: (each, []))
+    bad = {k: v for k, v in values.items() if refusal is None or refusal({k: v})[1]}
+    bad = soften({k: plain(v, named=True) for k, v in bad.items()})[0]
+    entries[f"{prefix}hyper_parameters"] = {k: bad.get(k, v) for k, v in values.items()}
+    softened = [path[1:] for path, _ in unkept(bad)]
     if softened and not owner._warned_of_softened:
         owner._warned_of_softened = True
         warn(

@@ -4,6 +4,7 @@ from typing import Any
 
 from lt_core.builtin.precision import DoublePrecision, HalfPrecision
 from lt_core.checkpoint.format.async_io import AsyncCheckpointIO
+from lt_core.checkpoint.format.torch_io import TorchCheckpointIO
 from lt_interface import CheckpointIO, ClusterEnvironment, Precision, registry
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "DoublePrecision",
     "HalfPrecision",
     "Precision",
+    "TorchCheckpointIO",
 ]
 
 

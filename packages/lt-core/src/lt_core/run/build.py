@@ -111,7 +111,8 @@ def build_run(run: Run, request: Request) -> None:
     header = run.saves.peek(run.resumed.path) if run.resumed.path is not None else None
     if run.fits:
         mark = (header or {}).get("run")
-        run.record = decided_by_rank_zero(run, lambda: RunRecord.begun(request.ordinal, mark))
+        folders = find.search_folders(trainer)
+        run.record = decided_by_rank_zero(run, lambda: RunRecord.begun(request.ordinal, mark, folders))
         trainer._run_id = run.record.mark.id
     open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
     _set_up_users(run)

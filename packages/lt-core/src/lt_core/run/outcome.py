@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lt_core.checkpoint.weights import load_weights
+from lt_core.data.leaf import is_stateful
 from lt_core.data.nested import apply_to_collection, leaves
-from lt_core.hooks.table import overrides
+from lt_core.hooks.table import method_of, overrides
 from lt_core.notices import warn
 from lt_core.optim.states import named_states
 from lt_core.run.build import merge_callbacks, returned_run
@@ -57,8 +58,8 @@ def make_outcome(run: Run, value: Any) -> Outcome:
         return Outcome()
     trainer, results, journal = run.trainer, run.metrics.results, run.tracking.journal
     changed = run.fits or run.resumed.path is not None
-    states = {c.state_key: state for c in run.callbacks if (state := c.state_dict())}
-    data_state = {} if run.datamodule is None else run.datamodule.state_dict()
+    states = {c.state_key: state for c in run.callbacks if (state := method_of(c, "state_dict")())}
+    data_state = {} if run.datamodule is None else method_of(run.datamodule, "state_dict")()
     own = {f"{run.stage.step}, what it returned": value, "callbacks": states, "datamodule.state_dict()": data_state}
     if refusal := unpicklable(f"Trainer.{run.fn}, from its ranks", own.items()):
         raise refusal
@@ -67,9 +68,7 @@ def make_outcome(run: Run, value: Any) -> Outcome:
         value=_large_in_file(_plain(value), run.plan.root),
         weights=_plain(nn.Module.state_dict(run.module)) if changed else None,  # also what an override leaves out
         optimizer_states=_plain(named_states(run.module, run.optimizers)) if run.fits else [],
-        scheduler_states=[
-            s.scheduler.state_dict() for s in run.schedulers if run.fits and hasattr(s.scheduler, "state_dict")
-        ],
+        scheduler_states=[s.scheduler.state_dict() for s in run.schedulers if run.fits and is_stateful(s.scheduler)],
         callback_states=_plain(states),
         datamodule_state=_plain(data_state),
         logger_states=[logger.__getstate__() if isinstance(logger, Logger) else {} for logger in trainer.loggers],
@@ -110,9 +109,9 @@ def receive(request: Request, outcome: Outcome) -> Any:
         _load_weights(run, outcome.weights)
     for callback in run.callbacks:
         if callback.state_key in outcome.callback_states:
-            callback.load_state_dict(outcome.callback_states[callback.state_key])
+            method_of(callback, "load_state_dict")(outcome.callback_states[callback.state_key])
     if outcome.datamodule_state:
-        run.datamodule.load_state_dict(outcome.datamodule_state)
+        method_of(run.datamodule, "load_state_dict")(outcome.datamodule_state)
     for logger, state in zip(trainer.loggers, outcome.logger_states, strict=False):
         vars(logger).update(state)
     results, shown = run.metrics.results, outcome.metrics

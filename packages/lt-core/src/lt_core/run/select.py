@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,47 @@ if TYPE_CHECKING:
     from lt_core.config.flags import TrainerConfig
 
 __all__ = [
+    "Finding",
     "default_callbacks",
     "find_accelerator",
     "find_cluster",
     "find_launcher",
     "find_precision",
+    "find_profiler",
     "find_spread",
     "make_loggers",
     "ordered",
 ]
+
+
+class Finding:
+    """Search for several parts: what each call raised is raised together at the end of the block."""
+
+    def __init__(self) -> None:
+        self.errors: list[MisconfigurationException] = []
+
+    def call(self, find: Callable[..., Any], *args: Any) -> Any:
+        """Return what a function finds, or None where it raised."""
+        try:
+            return find(*args)
+        except MisconfigurationException as error:
+            self.errors.append(error)
+            return None
+
+    def __enter__(self) -> Finding:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if len(self.errors) > 1 and all(one.problems for one in self.errors):
+            raise_problems([problem for one in self.errors for problem in one.problems])
+        if self.errors:
+            raise self.errors[0]
+
+
+def find_profiler(config: TrainerConfig) -> Any:
+    """Return the profiler that the flag means."""
+    given = config.profiler
+    return registry.profilers.get(given)() if isinstance(given, str) else given
 
 
 def ordered(callbacks: Iterable[Callback]) -> list[Callback]:
@@ -43,7 +76,7 @@ def find_precision(config: TrainerConfig, accelerator: Any) -> Any:
     if not isinstance(given, str):
         return given
     where = f"Trainer(precision={given!r})"
-    name = registry.ON_A_CPU.get(given, given) if accelerator.kind == "cpu" else given
+    name = registry.ON_A_CPU.get(given, given) if accelerator is not None and accelerator.kind == "cpu" else given
     if name != given:
         warn(f'{where}: a CPU has no {given}, so "{name}" is used. Write precision="{name}".')
     return registry.precisions.get(name, where)()
@@ -189,9 +222,30 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
         num_nodes=nodes,
         one_process_per_node=strategy.one_process_per_node,
     )
+    if not started and spread.processes == 1 and strategy.name == Plan.strategy:
+        _warn_of_ranks(config, accelerator)
     if spread.processes > 1:  # with the module and all other flags it is asked later
         raise_problems(strategy.problems(spread))
     return devices, nodes, strategy, launcher
+
+
+def _warn_of_ranks(config: TrainerConfig, accelerator: Any) -> None:
+    """Warn where the environment knows of several ranks that no scheduler is recognised by, and each trains alone."""
+    if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
+        return
+    size, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not size.isdecimal() or int(size) < 2:
+        return
+    here = int(local) if local.isdecimal() and int(local) else int(size)
+    strategy = accelerator.default_strategy(int(size), 1)
+    nodes = f", num_nodes={int(size) // here}" if int(size) > here else ""
+    lacks = registry.strategies.absent().get(strategy, "")
+    seen = ", ".join(f"{n}={os.environ[n]}" for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if n in os.environ)
+    warn(
+        f"Trainer(strategy={config.strategy!r}, devices={config.devices!r}): this process trains alone. Got {seen} in "
+        f'the environment. For one training of all, write Trainer(strategy="{strategy}", devices={here}{nodes}) or '
+        f"start them with torchrun; for trainings of their own, unset WORLD_SIZE. {lacks}".rstrip()
+    )
 
 
 def _find_strategy(config: TrainerConfig, accelerator: Any, devices: int, nodes: int) -> Any:

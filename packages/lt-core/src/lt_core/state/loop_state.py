@@ -21,6 +21,7 @@ class FitState:
 
     Attributes:
         step: The step, built for what users may change as it was at the last look.
+        close: What steps with an open window's gradients, given its last batch's index, where no further one comes.
         manual_backward: What ``module.manual_backward`` runs, put together with the engine.
         seen: What users may change, as it was at the last look.
         engine_inputs: What the engine was built for.
@@ -40,6 +41,7 @@ class FitState:
     """
 
     step: Callable[[Any, int], Any] | None = None
+    close: Callable[[int], None] | None = None
     manual_backward: Callable[..., None] = _no_engine
     seen: tuple[Any, ...] = ()
     engine_inputs: tuple[Any, ...] = ()

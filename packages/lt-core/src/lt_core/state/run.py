@@ -158,8 +158,12 @@ class Run:
         """
         n = self.plan.accumulate
         start = index - index % n
-        left = self.feed.num_batches - start
-        return int(min(n, left)) if left > 0 else n, index == start, index + 1 - start >= n or self.feed.last
+        return self.window_length(start), index == start, index + 1 - start >= n or self.feed.last
+
+    def window_length(self, start: int) -> int:
+        """Return the length of the accumulation window that batch ``start`` opens."""
+        n, left = self.plan.accumulate, self.feed.num_batches - start
+        return int(min(n, left)) if left > 0 else n
 
     def window_open(self, index: int) -> bool:
         """Return whether batch ``index`` leaves an accumulation window open behind it."""
@@ -213,7 +217,8 @@ class Run:
             axis = int(due.pop("step"))
         due.setdefault("epoch", self.progress.epoch)
         append = timed(self.trainer._active_profiler, self.tracking.append, "[Trainer]log")
-        append(stage or str(self.trainer.state.stage or "train"), of, axis, due)
+        epoch = self.progress.epoch if self.fits else None
+        append(stage or str(self.trainer.state.stage or "train"), of, axis, due, epoch)
 
     @property
     def sanity_checking(self) -> bool:

@@ -16,7 +16,7 @@ from lt_interface.versions import claim_version
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["folder_of", "old_journal", "refuse_twins", "run_folder", "share_versions", "version_of"]
+__all__ = ["folder_of", "old_journal", "refuse_twins", "run_folder", "share_version", "version_of"]
 
 
 def folder_of(logger: Any) -> Path | None:
@@ -27,15 +27,15 @@ def folder_of(logger: Any) -> Path | None:
     return None
 
 
-def share_versions(loggers: list[Any]) -> None:
-    """Make loggers below one root write into one version's folder, that of the first."""
-    versions: dict[str, int | str] = {}
-    for logger in loggers:
-        share, root = ability(logger, "share_version"), fact(logger, "root_dir")
-        if share and root:
-            if (root := os.path.abspath(root)) in versions:
-                share(versions[root])
-            versions.setdefault(root, logger.version)
+def share_version(logger: Any, others: list[Any]) -> None:
+    """Make a logger that has no version yet write into the version's folder of the first other one below its root."""
+    share, root = ability(logger, "share_version"), fact(logger, "root_dir")
+    for other in others:
+        if share is None or not root:
+            return
+        if ability(other, "share_version") and os.path.abspath(fact(other, "root_dir") or "") == os.path.abspath(root):
+            share(other.version)
+            return
 
 
 def refuse_twins(loggers: list[Any]) -> None:

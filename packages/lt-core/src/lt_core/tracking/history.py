@@ -1,7 +1,8 @@
-"""Return each metric's values in the order they were logged."""
+"""Return what a fit logged: a table with one row an epoch, and each metric's series by step."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -17,24 +18,36 @@ __all__ = ["History"]
 
 
 class History(dict[str, list[float]]):
-    """Values of each metric in the order they were logged.
+    """Last value that each metric had in each epoch of a fit: lists of one length, nan where it was not logged.
+
+    ``pandas.DataFrame(trainer.history)`` is a table with one row an epoch, ``pandas.DataFrame(trainer.history.steps)``
+    one with a row for each step at which something was logged.
 
     Attributes:
-        steps: The x-axis value of each of them, by the same names.
+        steps: For each metric all its values by their x-axis; of several at one step the newest.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps: dict[str, list[int]] = {}
+        self.steps: dict[str, dict[int, float]] = {}
 
     @classmethod
-    def read(cls, journal: Journal) -> History:
-        """Return the history that a journal holds."""
-        history = cls()
-        for record in journal.read():
+    def read(cls, journal: Journal, epochs: int | None = None) -> History:
+        """Return the history that a journal holds; what validate and test logged is no part of it.
+
+        Args:
+            journal: The journal.
+            epochs: How many epochs have begun; as many as the records need if None. What is logged after the last one
+                belongs to that.
+        """
+        history, records = cls(), [(r.epoch, r) for r in journal.read() if r.epoch is not None]
+        count = max(1, epochs or max((epoch for epoch, _ in records), default=0) + 1)
+        for epoch, record in records:
             for name, value in record.values.items():
-                history.setdefault(name, []).append(value)
-                history.steps.setdefault(name, []).append(record.step)
+                history.setdefault(name, [math.nan] * count)[min(epoch, count - 1)] = value
+                history.steps.setdefault(name, {})[record.step] = value
+        if history:
+            history["epoch"] = list(range(count))
         return history
 
     def plot(self, path: str | os.PathLike[str] | None = None, keys: Iterable[str] | None = None) -> Figure:
@@ -63,8 +76,9 @@ class History(dict[str, list[float]]):
         panels = figure.subplots(max(len(groups), 1), squeeze=False)[:, 0]
         for axes, (stem, members) in zip(panels, groups.items(), strict=False):
             for key in members:
-                marker = "o" if len(self[key]) < 40 else None
-                axes.plot(self.steps[key], self[key], label=key, marker=marker, markersize=3)
+                series = self.steps[key]
+                marker = "o" if len(series) < 40 else None
+                axes.plot(list(series), list(series.values()), label=key, marker=marker, markersize=3)
             axes.set(xlabel="step", ylabel=stem)
             axes.grid(alpha=0.3)
             axes.legend()

@@ -44,9 +44,11 @@ class Record(LoggedRecord):
 
     Attributes:
         end: Byte offset behind the record in its file.
+        epoch: The epoch of a fit that it belongs to; None if no fit logged it.
     """
 
     end: int
+    epoch: int | None
 
 
 @dataclass
@@ -220,7 +222,15 @@ class Journal:
 
     # ------------------------------------------------------------ writing
 
-    def append(self, stage: str, axis: str, step: int, values: Mapping[str, float], wall: float | None = None) -> None:
+    def append(
+        self,
+        stage: str,
+        axis: str,
+        step: int,
+        values: Mapping[str, float],
+        wall: float | None = None,
+        epoch: int | None = None,
+    ) -> None:
         """Add a record.
 
         One that a resumed run makes anew, with the same values as before, gets its old wall time: it is the same
@@ -232,12 +242,14 @@ class Journal:
             step: The x-axis value.
             values: Finite or not, each comes back bit for bit.
             wall: Wall time in seconds since 1970; now if None.
+            epoch: The epoch of a fit that they belong to; None if no fit logged them.
         """
         if self._times and (times := self._times.get(_encode([stage, axis, step, dict(values)]))):
             wall = times.pop(0)
         if wall is None:  # no two records have one time, so that a tracker can distinguish them by it
             wall = self._time = max(time.time(), self._time + 1e-6)
-        if self._append(_line([self.sequence, stage, axis, step, wall, dict(values)])):
+        own = [] if epoch is not None and _epoch(values) == epoch else [epoch]  # where the values do not say it
+        if self._append(_line([self.sequence, stage, axis, step, wall, dict(values), *own])):
             self.sequence += 1
 
     def _append(self, line: bytes, anew: bool = False) -> bool:
@@ -305,8 +317,8 @@ class Journal:
         for line, end in self._history(start, parts):
             found = _parsed(line)
             if isinstance(found, list):
-                sequence, stage, axis, at, wall, values = found
-                yield Record(sequence, stage, axis, at, wall, values, end)
+                sequence, stage, axis, at, wall, values, *epoch = found
+                yield Record(sequence, stage, axis, at, wall, values, end, epoch[0] if epoch else _epoch(values))
 
     def _history(self, start: int = 0, parts: Parts | None = None) -> Iterator[tuple[bytes, int]]:
         chain, waiting = self._state
@@ -347,8 +359,8 @@ class Journal:
         """Begin with what another journal's `contents` returned."""
         for found in map(_parsed, contents.split(b"\n")):
             if isinstance(found, list):
-                _, stage, axis, step, wall, values = found
-                self.append(stage, axis, step, values, wall)
+                _, stage, axis, step, wall, values, *epoch = found
+                self.append(stage, axis, step, values, wall, epoch[0] if epoch else _epoch(values))
 
     def flush(self) -> None:
         """Bring what was appended to the disk, as far as that takes it."""
@@ -381,6 +393,12 @@ def _write_waiting(journal: weakref.ref[Journal]) -> None:
     found = journal()
     if found is not None:
         found.write_waiting()
+
+
+def _epoch(values: Mapping[str, float]) -> int | None:
+    """Return the epoch that is among a record's values; one that the user logged is a float."""
+    found = values.get("epoch")
+    return found if isinstance(found, int) else None
 
 
 def _content(record: LoggedRecord) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lt_core.notices import warn
 from lt_core.tracking.attempt import Attempt
 from lt_core.tracking.description import descriptions
-from lt_core.tracking.folder import folder_of, old_journal, refuse_twins, run_folder, share_versions, version_of
+from lt_core.tracking.folder import folder_of, old_journal, refuse_twins, run_folder, share_version, version_of
 from lt_core.tracking.journal import NAME, Journal
 from lt_core.tracking.lock import JournalLock
 from lt_core.tracking.replay import pending
@@ -61,9 +61,9 @@ class Tracking:
         """Return the journal's path; None for one in memory."""
         return None if self.journal.path is None else str(self.journal.path)
 
-    def append(self, stage: str, of: str, axis: int, values: dict[str, float]) -> None:
+    def append(self, stage: str, of: str, axis: int, values: dict[str, float], epoch: int | None) -> None:
         """Append values to the journal, and send them at once to loggers that are fed in the loop's own thread."""
-        self.journal.append(stage, of, axis, values)
+        self.journal.append(stage, of, axis, values, epoch=epoch)
         for delivery in self.inline:
             delivery.send()
 
@@ -81,9 +81,9 @@ def open_loggers(run: Run, header: dict[str, Any] | None, adopt: bool) -> None:
         return
     if header is not None and run.fits:
         _go_on(run, header, adopt)
-    for logger in run.tracking.loggers:
+    for place, logger in enumerate(run.tracking.loggers):
+        share_version(logger, run.tracking.loggers[:place])  # before it claims one of its own
         _identify(run, logger)
-    share_versions(run.tracking.loggers)
     refuse_twins(run.tracking.loggers)
     for logger in run.tracking.loggers:  # before anybody touches what may be another's
         folder = folder_of(logger)
@@ -143,7 +143,9 @@ def _open(run: Run, logger: Any) -> None:
 def _go_on(run: Run, header: dict[str, Any], adopt: bool) -> None:
     """Bring loggers back to the checkpoint: where its run goes on, or where they write to that run's folder anyway."""
     step = max(int(header.get("progress", {}).get("step", 0)) - 1, 0)
-    for logger in run.tracking.loggers:
+    for place, logger in enumerate(run.tracking.loggers):
+        if not adopt:
+            share_version(logger, run.tracking.loggers[:place])
         rewind, join = ability(logger, "rewind"), ability(logger, "join")
         if not (rewind or join):
             continue

@@ -20,10 +20,12 @@ from lt_core.run.main import main
 from lt_core.run.outcome import receive
 from lt_core.run.prepare import prepare
 from lt_core.run.select import (
+    Finding,
     default_callbacks,
     find_accelerator,
     find_cluster,
     find_precision,
+    find_profiler,
     find_spread,
     make_loggers,
 )
@@ -70,12 +72,14 @@ class Trainer(TrainerView):
 
     def _take_parts(self, config: TrainerConfig) -> None:
         """Find accelerator, devices, strategy, precision, launcher and profiler through the registry."""
-        self._accelerator, self._cluster = find_accelerator(config), find_cluster(config)
-        spread = find_spread(config, self._accelerator, self._cluster)
+        self._cluster = find_cluster(config)
+        with Finding() as finding:
+            self._accelerator = finding.call(find_accelerator, config)
+            if self._accelerator is not None:
+                spread = finding.call(find_spread, config, self._accelerator, self._cluster)
+            self._precision = finding.call(find_precision, config, self._accelerator)
+            self.profiler: Any = finding.call(find_profiler, config)
         self._devices, self._num_nodes, self._strategy, self._launcher = spread
-        self._precision = find_precision(config, self._accelerator)
-        profiler = config.profiler
-        self.profiler: Any = registry.profilers.get(profiler)() if isinstance(profiler, str) else profiler
 
     def _take_flags(self, config: TrainerConfig) -> None:
         """Set the plain attributes for the flags that users may read and change."""
@@ -107,9 +111,11 @@ class Trainer(TrainerView):
             given = self._config.plugin("checkpoint_io")
             self._own_io = registry.checkpoint_ios.get(self._strategy.checkpoint_io())() if given is None else given
             if given is not None:
+                from lt_core.checkpoint.format.lightning_names import as_store
                 from lt_core.checkpoint.format.reading import remember
 
-                remember(given)
+                self._own_io = as_store(given)
+                remember(self._own_io)
         return self._own_io
 
     @property

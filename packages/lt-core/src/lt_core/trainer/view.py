@@ -215,10 +215,11 @@ class TrainerView:
 
     @property
     def history(self) -> History:
-        """Return every value of this run that was due to the loggers, read from its journal."""
+        """Return what the newest fit logged, resumed parts included: a list a name, one value an epoch."""
         from lt_core.tracking.history import History
 
-        return History.read(self._journal) if self._journal is not None else History()
+        epochs = self._progress.epoch + (not self._progress.epoch_closed)
+        return History() if self._journal is None else History.read(self._journal, epochs)
 
     # ------------------------------------------------------------ ranks and devices
 
@@ -431,7 +432,7 @@ class TrainerView:
 
     @property
     def estimated_stepping_batches(self) -> int | float:
-        """Return how many optimizer steps fit will make; loads the training data if it must.
+        """Return how many optimizer steps fit will make; loads the training data if it must. Every rank must ask.
 
         Raises:
             MisconfigurationException: If there is no run to ask.
@@ -441,7 +442,7 @@ class TrainerView:
         if self._run is None or not self._run.fits:
             raise MisconfigurationException("trainer.estimated_stepping_batches: known only inside fit, from setup on.")
         limit = math.inf if self.max_steps == -1 else self.max_steps
-        batches = math.inf if self.max_epochs == -1 else feed_of(self._run, TRAIN).num_batches
+        batches = math.inf if self.max_epochs == -1 else feed_of(self._run, TRAIN).foresee()
         if batches == math.inf:
             return limit
         return min(math.ceil(batches / max(self.accumulate_grad_batches, 1)) * max(self.max_epochs, 1), limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lt_core.callback import Callback
 from lt_core.callbacks.checkpointing import files, policy
-from lt_core.callbacks.checkpointing.policy import Decision
+from lt_core.callbacks.checkpointing.policy import Books, Plan
 from lt_core.callbacks.monitored import (
     MonitorError,
     acts_at_epoch_end,
@@ -55,11 +56,17 @@ class Checkpoint(Callback):
         return []
 
 
+def _entry(name: str) -> Any:
+    """Return a property that reads and sets an entry of the books."""
+    return property(lambda self: getattr(self._books, name), lambda self, value: setattr(self._books, name, value))
+
+
 class ModelCheckpoint(Checkpoint):
     """Callback that saves at epochs, steps or times, and keeps the best ``save_top_k`` checkpoints by a metric.
 
-    The callback decides in its hooks: name and metrics are fixed there. The file is written at
-    the next boundary, and older ones are removed once it is safe on the disk.
+    The callback decides in its hooks: name and metrics are fixed there. The file is written at the next boundary. Once
+    it is safe on the disk, what the callback says of its files changes, and older ones are removed; of a save that
+    fails nothing changes. A file's own state is as it will be when that file is safe: it names itself.
 
     Args:
         dirpath: The folder; None means the first logger's run folder, or the default root.
@@ -89,6 +96,13 @@ class ModelCheckpoint(Checkpoint):
     CHECKPOINT_NAME_LAST: ClassVar[str] = "last"
     FILE_EXTENSION: ClassVar[str] = ".ckpt"
     STARTING_VERSION: ClassVar[int] = 1
+
+    best_model_path: str = _entry("best_model_path")
+    best_model_score: Tensor | None = _entry("best_model_score")
+    current_score: Tensor | None = _entry("current_score")
+    best_k_models: dict[str, Tensor] = _entry("best_k_models")
+    kth_best_model_path: str = _entry("kth_best_model_path")
+    last_model_path: str = _entry("last_model_path")
 
     def __init__(
         self,
@@ -129,19 +143,8 @@ class ModelCheckpoint(Checkpoint):
         self._train_time_interval = train_time_interval
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
-        # What is kept: nothing yet.
-        self.best_model_path = ""
-        self.best_model_score: Tensor | None = None
-        self.current_score: Tensor | None = None
-        self.best_k_models: dict[str, Tensor] = {}
-        self.kth_best_model_path = ""
-        self.last_model_path = ""
-        self._newest = ""  # of the files that save_top_k keeps
-        self._saved_step = 0  # the step of the last decision
-        self._durable_step = 0  # the step of the last file that is safe on the disk
-        self._pending: set[str] = set()
-        self._superseded: list[str] = []  # files that go once their successors are safe
-        self._left: list[str] = []  # files that a killed run or a failed save left behind
+        self._books = Books()
+        self._open: list[Plan] = []  # of files that are not safe on the disk yet
         self._deferred = False
         self._validated = False
         self._last_time = time.monotonic()
@@ -168,9 +171,7 @@ class ModelCheckpoint(Checkpoint):
     @property
     def kth_value(self) -> Tensor:
         """Return the worst score among the kept ones, which a new one must beat."""
-        if self.kth_best_model_path in self.best_k_models:
-            return self.best_k_models[self.kth_best_model_path]
-        return torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
+        return self._kth_value(self._books)
 
     def folders(self) -> list[str]:
         """Return the folder, once it is known, and those below it that the file names lead to."""
@@ -222,25 +223,12 @@ class ModelCheckpoint(Checkpoint):
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the kept paths with their scores and the newest path."""
-        return {
-            "monitor": self.monitor,
-            "best_model_score": self.best_model_score,
-            "best_model_path": self.best_model_path,
-            "current_score": self.current_score,
-            "dirpath": self.dirpath,
-            "best_k_models": dict(self.best_k_models),
-            "kth_best_model_path": self.kth_best_model_path,
-            "kth_value": self.kth_value,
-            "last_model_path": self.last_model_path,
-            "newest": self._newest,
-            "saved_step": self._saved_step,
-            "superseded": [*self._left, *self._superseded],
-        }
+        """Return the kept paths with their scores, as they are once all that was decided is safe on the disk."""
+        books = self._ahead()
+        return {"monitor": self.monitor, "dirpath": self.dirpath, "kth_value": self._kth_value(books), **asdict(books)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the kept paths; only the best one where the folder is another now."""
-        self.best_model_path = state_dict["best_model_path"]
         before = state_dict.get("dirpath", self.dirpath)
         if self.dirpath is None:
             self.dirpath = self._default_folder = before
@@ -249,15 +237,9 @@ class ModelCheckpoint(Checkpoint):
                 f"ModelCheckpoint(dirpath={self.dirpath!r}): the checkpoint was written with {before!r}. "
                 "Only best_model_path is taken over; scores and older paths begin anew."
             )
+            self.best_model_path = state_dict["best_model_path"]
             return
-        self.best_model_score = state_dict["best_model_score"]
-        self.current_score = state_dict.get("current_score")
-        self.best_k_models = dict(state_dict.get("best_k_models", {}))
-        self.kth_best_model_path = state_dict.get("kth_best_model_path", "")
-        self.last_model_path = state_dict.get("last_model_path", "")
-        self._newest = state_dict.get("newest", "")
-        self._saved_step = self._durable_step = state_dict.get("saved_step", 0)
-        self._left = list(state_dict.get("superseded", ()))
+        self._books = replace(Books(), **{name: state_dict[name] for name in vars(Books()) if name in state_dict})
 
     # Hooks
 
@@ -265,7 +247,7 @@ class ModelCheckpoint(Checkpoint):
         """Agree on the folder, and see whose files it holds."""
         if stage != "fit" or trainer.fast_dev_run:
             return
-        self._saved_step = self._durable_step = 0
+        self._books.saved_step = 0
         raise_problems(self.problems())
         if self.folder_is_given:
             folder = self.dirpath = local_path(f"ModelCheckpoint(dirpath={self.dirpath!r})", self.dirpath)
@@ -279,7 +261,7 @@ class ModelCheckpoint(Checkpoint):
         """Start the clock of the time trigger."""
         self._last_time = time.monotonic()
         self._deferred = self._validated = False
-        self._pending.clear()
+        self._open = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -332,28 +314,43 @@ class ModelCheckpoint(Checkpoint):
         metrics = candidates(trainer)
         if self._deferred and self.monitor is not None and self.monitor not in metrics:
             warn(missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics))
-        if self.save_last and not self._newest and not self.last_model_path:
-            self._decide_last(trainer, metrics)
+        books = self._ahead()
+        if self.save_last and not books.newest and not books.last_model_path:
+            self._request(trainer, self._plan_last(trainer, metrics))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave out of a file that is not this callback's what only files that still wait will make true."""
+        waiting = trainer.requested_checkpoints
+        if self._open and all(plan.path in waiting for plan in self._open):
+            plans, self._open = self._open, []
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
+            self._open = plans
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what would be lost, if ``save_on_exception`` asks for it."""
-        if not self.save_on_exception or self._is_idle(trainer, self._durable_step):
+        step = trainer.global_step
+        if not self.save_on_exception or self._is_idle(trainer, self._books):
             return
-        if self._pending and trainer.at_boundary:
+        # Not the one that was being written when the error came.
+        self._open = [plan for plan in self._open if plan.path in trainer.requested_checkpoints]
+        if trainer.at_boundary and any(plan.step == step for plan in self._open):
             return  # what was decided at this boundary is still written
         metrics = candidates(trainer)
-        paths = [self._choose_path(trainer, metrics)]
+        self._open = []  # what still waits is not written any more
+        plans = [Plan(self._choose_path(trainer, metrics), step)]
         if self.save_last and self.save_last != "link":
-            paths.append(self._choose_path(trainer, metrics, self.last_model_path, last=True))
-        for path in paths:
+            plans.append(self._plan_last(trainer, metrics))
+        for plan in plans:
+            self._open = [plan] if plan.is_last else []
             try:
-                trainer.save_checkpoint(path, weights_only=self.save_weights_only)
+                trainer.save_checkpoint(plan.path, weights_only=self.save_weights_only)
             except Exception as error:  # what ended the run must be what the user sees
-                warn(f"ModelCheckpoint(save_on_exception=True): {path} was not saved: {error}")
+                self._open = []
+                warn(f"ModelCheckpoint(save_on_exception=True): {plan.path} was not saved: {error}")
                 return
-        self._durable_step = self._saved_step = trainer.global_step
-        if len(paths) > 1:
-            self.last_model_path = paths[1]
+            if plan.is_last:
+                self._enter(trainer, plan)
+        self._books.saved_step = step
 
     # Decisions
 
@@ -361,10 +358,9 @@ class ModelCheckpoint(Checkpoint):
         interval = self._train_time_interval
         return float("inf") if interval is None else self._last_time + interval.total_seconds() - time.monotonic()
 
-    def _is_idle(self, trainer: Trainer, saved_step: int | None = None) -> bool:
+    def _is_idle(self, trainer: Trainer, books: Books | None = None) -> bool:
         """Return whether this is no moment to save: not in fit, only a try, or saved already."""
-        saved_step = self._saved_step if saved_step is None else saved_step
-        return trainer.global_step == saved_step or not is_real_fit(trainer)
+        return trainer.global_step == (books or self._ahead()).saved_step or not is_real_fit(trainer)
 
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
@@ -388,55 +384,42 @@ class ModelCheckpoint(Checkpoint):
                 raise MonitorError(message)
             warn(message)
         if self.save_last and not (saved and self.save_last == "link"):
-            self._decide_last(trainer, metrics)
+            self._request(trainer, self._plan_last(trainer, metrics))
 
     def _decide_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> bool:
         """Ask for a file if this moment is among the best; return whether it is."""
         if self.save_top_k == 0:
             return False
-        step = trainer.global_step
+        books, step, score = self._ahead(), trainer.global_step, None
         if self.monitor is None:
-            own = self.best_model_path if self.save_top_k == 1 else ""
-            decision = Decision(self._choose_path(trainer, metrics, own), step, previous=self.best_model_path)
-            decision.superseded.append(own)
-            self.best_model_path = decision.path
+            own = books.best_model_path if self.save_top_k == 1 else ""
         else:
             score = snapshot(metrics[self.monitor])
-            if bool(torch.isnan(score)):
-                score = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
-            if not policy.accepts(self.best_k_models, score, self.save_top_k, self.mode):
+            score = self._worst() if bool(torch.isnan(score)) else score
+            if not policy.accepts(books.best_k_models, score, self.save_top_k, self.mode):
                 if self.verbose:
                     info(f"Epoch {trainer.current_epoch}, step {step}: {self.monitor} is not among the best.")
                 return False
-            full = self.save_top_k > 0 and len(self.best_k_models) >= self.save_top_k
-            leaving = policy.worst_of(self.best_k_models, self.mode) if full else ""
-            decision = Decision(self._choose_path(trainer, metrics, leaving), step)
-            self.current_score = score
-            decision.evicted = policy.insert(self.best_k_models, decision.path, score, self.save_top_k, self.mode)
-            decision.superseded.extend(decision.evicted)
-            self._rank()
+            full = 0 < self.save_top_k <= len(books.best_k_models)
+            own = policy.worst_of(books.best_k_models, self.mode) if full else ""
+        path, link = self._choose_path(trainer, metrics, own), ""
         if self.verbose:
-            info(f"Epoch {trainer.current_epoch}, step {step}: a checkpoint goes to {decision.path}.")
-        self._newest = decision.path
+            info(f"Epoch {trainer.current_epoch}, step {step}: a checkpoint goes to {path}.")
         if self.save_last == "link":
-            decision.previous_link = self.last_model_path
-            decision.link = self._choose_path(trainer, metrics, self.last_model_path, last=True)
-            decision.superseded.append(decision.previous_link)
-            self.last_model_path = decision.link
-        self._request(trainer, decision)
+            link = self._choose_path(trainer, metrics, books.last_model_path, last=True)
+        self._request(trainer, Plan(path, step, score, link=link))
         return True
 
-    def _rank(self) -> None:
-        """Find the best and the worst of the kept ones again."""
-        self.best_model_path = policy.best_of(self.best_k_models, self.mode)
-        self.best_model_score = self.best_k_models.get(self.best_model_path)
-        self.kth_best_model_path = policy.worst_of(self.best_k_models, self.mode)
+    def _plan_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> Plan:
+        path = self._choose_path(trainer, metrics, self._ahead().last_model_path, last=True)
+        return Plan(path, trainer.global_step, is_last=True)
 
-    def _decide_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
-        before = self.last_model_path
-        self.last_model_path = self._choose_path(trainer, metrics, before, last=True)
-        decision = Decision(self.last_model_path, trainer.global_step, True, superseded=[before], previous=before)
-        self._request(trainer, decision)
+    def _worst(self) -> Tensor:
+        return torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
+
+    def _kth_value(self, books: Books) -> Tensor:
+        kth = books.best_k_models.get(books.kth_best_model_path)
+        return self._worst() if kth is None else kth
 
     def _choose_path(self, trainer: Trainer, metrics: dict[str, Tensor], own: str = "", last: bool = False) -> str:
         """Return rank 0's path; ``own`` may be replaced, anything else that exists gives a version."""
@@ -445,58 +428,37 @@ class ModelCheckpoint(Checkpoint):
             path = files.free_path(trainer, path, own, self.CHECKPOINT_JOIN_CHAR, self.STARTING_VERSION)
         return from_rank_zero(trainer, path)
 
-    # Files
+    # Books and files
 
-    def _request(self, trainer: Trainer, decision: Decision) -> None:
-        self._saved_step = decision.step
-        self._pending.add(decision.path)
-        decision.superseded = [path for path in decision.superseded if path]
-        self._superseded.extend(decision.superseded)
+    def _ahead(self) -> Books:
+        """Return the books as they are once all that was decided is safe on the disk."""
+        books = self._books
+        for plan in self._open:
+            books = books.after(plan, self.save_top_k, self.mode)
+        return books
+
+    def _request(self, trainer: Trainer, plan: Plan) -> None:
+        self._open.append(plan)
         trainer.request_checkpoint(
-            decision.path,
+            plan.path,
             weights_only=self.save_weights_only,
-            saved=lambda: self._after_save(trainer, decision),
-            failed=lambda error: self._take_back(decision),
+            saved=lambda: self._enter(trainer, plan),
+            failed=lambda error: self._close(plan),
             together=True,
         )
 
-    def _after_save(self, trainer: Trainer, decision: Decision) -> None:
-        """Link, and remove what the file superseded."""
-        self._settle(decision)
-        self._durable_step = decision.step
-        old = dict.fromkeys([*self._left, *decision.superseded])
-        self._left.clear()
-        if not trainer.is_global_zero:
-            return
-        if decision.link:
-            files.link(decision.path, decision.link)
-        wanted = {self.best_model_path, self.last_model_path, *self.best_k_models, *self._pending, *self._superseded}
-        for path in old:
-            if path not in wanted and files.may_remove(path, decision.path, self.dirpath, trainer.resumed_from):
+    def _close(self, plan: Plan) -> None:
+        self._open = [each for each in self._open if each is not plan]
+
+    def _enter(self, trainer: Trainer, plan: Plan) -> None:
+        """Change the books, now that a file is safe on the disk: link it, and remove what it supersedes."""
+        self._close(plan)
+        linked = trainer.is_global_zero and plan.link and files.link(plan.path, plan.link)
+        if plan.link and not from_rank_zero(trainer, linked):
+            plan = replace(plan, link="")
+        self._books = self._books.after(plan, self.save_top_k, self.mode)
+        coming = [each.path for each in self._open]  # these take the old files' places
+        old, self._books.superseded = self._books.superseded, [p for p in self._books.superseded if p in coming]
+        for path in old if trainer.is_global_zero else ():
+            if path not in coming and files.may_remove(path, plan.path, self.dirpath, trainer.resumed_from):
                 files.remove_checkpoint(trainer, path, self.dirpath)
-
-    def _take_back(self, decision: Decision) -> None:
-        """Undo a decision whose file could not be written: the older ones stay."""
-        self._settle(decision)
-        if self._saved_step == decision.step:
-            self._saved_step = self._durable_step
-        if decision.is_last or decision.link:
-            if self.last_model_path == (decision.link or decision.path):
-                self.last_model_path = decision.previous_link if decision.link else decision.previous
-            if decision.is_last:
-                return
-        if self._newest == decision.path:
-            self._newest = ""
-        if self.monitor is None and self.best_model_path == decision.path:
-            self.best_model_path = decision.previous
-        elif self.best_k_models.pop(decision.path, None) is not None:
-            self.best_k_models.update(decision.evicted)
-            self._rank()
-        else:  # a later decision stands in its place: what both superseded goes with that one
-            self._left.extend(decision.superseded)
-
-    def _settle(self, decision: Decision) -> None:
-        self._pending.discard(decision.path)
-        for path in decision.superseded:
-            if path in self._superseded:
-                self._superseded.remove(path)

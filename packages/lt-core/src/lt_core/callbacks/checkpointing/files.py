@@ -202,16 +202,31 @@ def remove_checkpoint(trainer: Trainer, path: str, folder: str | None = None) ->
             above = above.parent
 
 
-def link(target: str, path: str) -> None:
-    """Make ``path`` a relative link to ``target`` in one step; where links are refused, a copy."""
+def link(target: str, path: str) -> bool:
+    """Make ``path`` a relative link to ``target`` in one step; where links are refused, a copy.
+
+    Returns:
+        Whether it is there; a disk that refuses gives a warning, and what was there stays.
+    """
     temporary = f"{path}.link-{os.getpid()}"
-    if os.path.lexists(temporary):
-        os.unlink(temporary)
     try:
-        os.symlink(os.path.relpath(target, os.path.dirname(path)), temporary)
-    except OSError:
-        (shutil.copytree if os.path.isdir(target) else shutil.copy)(target, temporary)
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)  # a folder cannot be replaced by renaming
-    os.replace(temporary, path)
+        _discard(temporary)
+        try:
+            os.symlink(os.path.relpath(target, os.path.dirname(path)), temporary)
+        except OSError:
+            (shutil.copytree if os.path.isdir(target) else shutil.copy)(target, temporary)
+        if os.path.isdir(path):
+            _discard(path)  # a folder cannot be replaced by renaming
+        os.replace(temporary, path)
+    except OSError as error:
+        warn(f"The checkpoint {path} could not be linked to {target}: {error}")
+        with suppress(OSError):
+            _discard(temporary)
+        return False
     remove_folders(path)
+    return True
+
+
+def _discard(path: str) -> None:
+    if os.path.lexists(path):
+        (shutil.rmtree if os.path.isdir(path) and not os.path.islink(path) else os.unlink)(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, SupportsFloat, TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from lt_core.callbacks.checkpointing.files import template_problem
 from lt_interface.errors import Problem, nearest
 
-__all__ = ["Decision", "accepts", "argument_problems", "best_of", "insert", "worst_of"]
+__all__ = ["Books", "Plan", "accepts", "argument_problems", "best_of", "insert", "worst_of"]
 
 S = TypeVar("S", bound=SupportsFloat)
 
@@ -97,26 +97,75 @@ def insert(scores: MutableMapping[str, S], name: str, score: S, k: int, mode: st
     return evicted
 
 
-@dataclass
-class Decision:
-    """Changes that one decision to save made, so that a save that fails can take them back.
+@dataclass(frozen=True)
+class Plan:
+    """Decision to save: what is to be written, and what the books are to say of it.
 
     Attributes:
         path: The file.
         step: The step it was decided at.
+        score: The monitored value, so that less or more of it is better; None where nothing is monitored.
         is_last: Whether it is the ``last`` checkpoint and not one of the best.
-        superseded: Files that go once this one is safe on the disk.
-        evicted: The scores that this one took the place of.
-        previous: What was the newest of its kind before.
-        link: What shall become a link to the file.
-        previous_link: What was that link before.
+        link: What shall become a link to the file, as the ``last`` checkpoint.
     """
 
     path: str
     step: int
+    score: Tensor | None = None
     is_last: bool = False
-    superseded: list[str] = field(default_factory=list)
-    evicted: dict[str, Tensor] = field(default_factory=dict)
-    previous: str = ""
     link: str = ""
-    previous_link: str = ""
+
+
+@dataclass
+class Books:
+    """Files that a callback keeps, as they are on the disk.
+
+    Attributes:
+        best_k_models: The scores of the kept files by path, where something is monitored.
+        best_model_path: The best of them; where nothing is monitored, the newest.
+        best_model_score: Its score.
+        kth_best_model_path: The worst of them.
+        current_score: The score of the file that was kept last.
+        last_model_path: The ``last`` checkpoint.
+        newest: The newest of the files that ``save_top_k`` keeps.
+        saved_step: The step of the newest file.
+        superseded: Files that are to be removed.
+    """
+
+    best_k_models: dict[str, Tensor] = field(default_factory=dict)
+    best_model_path: str = ""
+    best_model_score: Tensor | None = None
+    kth_best_model_path: str = ""
+    current_score: Tensor | None = None
+    last_model_path: str = ""
+    newest: str = ""
+    saved_step: int = 0
+    superseded: list[str] = field(default_factory=list)
+
+    def after(self, plan: Plan, k: int, mode: str) -> Books:
+        """Return the books as they are once a planned file is durable.
+
+        Args:
+            plan: The plan.
+            k: How many of the best are kept; -1 all.
+            mode: ``"min"`` or ``"max"``.
+        """
+        new = replace(self, best_k_models=dict(self.best_k_models), saved_step=plan.step)
+        gone = list(self.superseded)
+        if plan.is_last or plan.link:
+            gone.append(self.last_model_path)
+            new.last_model_path = plan.link or plan.path
+        if not plan.is_last:
+            new.newest = plan.path
+            if plan.score is None:
+                gone += [self.best_model_path] if k == 1 else []
+                new.best_model_path = plan.path
+            else:
+                new.current_score = plan.score
+                gone += insert(new.best_k_models, plan.path, plan.score, k, mode)
+                new.best_model_path = best_of(new.best_k_models, mode)
+                new.best_model_score = new.best_k_models[new.best_model_path]
+                new.kth_best_model_path = worst_of(new.best_k_models, mode)
+        kept = {"", new.best_model_path, new.last_model_path, *new.best_k_models}
+        new.superseded = [path for path in dict.fromkeys(gone) if path not in kept]
+        return new

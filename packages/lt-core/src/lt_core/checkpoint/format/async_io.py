@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_core.checkpoint.format.lightning_names import as_store
 from lt_core.checkpoint.format.safetensors_io import Prepared, SafetensorsIO
 from lt_core.checkpoint.format.tree import clone
 from lt_interface import CheckpointError, CheckpointIO, KeepsObjects, RefusesValues
@@ -41,7 +42,7 @@ class AsyncCheckpointIO:
     asynchronous = True
 
     def __init__(self, io: CheckpointIO | None = None) -> None:
-        self._io: CheckpointIO = SafetensorsIO() if io is None else io
+        self._io: CheckpointIO = SafetensorsIO() if io is None else as_store(io)
         self._thread: threading.Thread | None = None
         self._path = ""
         self._failure: BaseException | None = None

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import decimal
+import fractions
 import os
+import pathlib
 import pickle
 import re
+import types
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +22,7 @@ from lt_core.checkpoint.format.container import open_checkpoint
 from lt_core.checkpoint.format.tree import soften
 from lt_interface import CheckpointError, Problem
 
-__all__ = ["VERSION", "check_torch", "import_lightning", "imported"]
+__all__ = ["VERSION", "import_lightning", "imported", "read_torch"]
 
 VERSION = "pytorch-lightning_version"
 _OURS = ["state_dict", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "lr_schedulers", "callbacks"]
@@ -23,6 +31,13 @@ _OURS += ["optimizer_states"]
 _SCALES = ("MixedPrecision", "MixedPrecisionPlugin", "NativeMixedPrecisionPlugin", "native_amp_scaling_state")
 _THEIRS = {VERSION, "epoch", "global_step", "loops", "hparams_type", "_instantiator", "amp_scaling_state"}
 _THEIRS |= {*_OURS, *_SCALES}
+# Types of the standard library whose making runs nothing but their own constructor.
+_HARMLESS: list[Any] = [
+    *(collections.Counter, collections.deque, collections.defaultdict, argparse.Namespace, types.SimpleNamespace),
+    *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone, uuid.UUID),
+    *(decimal.Decimal, fractions.Fraction, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath),
+    *(pathlib.WindowsPath, range, slice, complex, bytearray, frozenset, set, int, float, str, list, dict),
+]
 
 
 def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | None = None) -> dict[str, Any]:
@@ -38,22 +53,12 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
         module: The module that was trained, for the names of its parameters.
 
     Raises:
-        CheckpointError: If torch is older than 2.10 (reading pickles was not safe), the file cannot be read without
-            running code, or it is no such checkpoint.
+        CheckpointError: If torch is older than 2.10, the file cannot be read without running code, or it is no such
+            checkpoint.
     """
     where = os.fspath(path)
-    check_torch(where)
-    open_checkpoint(where).close()
-    try:
-        found = torch.load(where, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        blocked = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))))
-        got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]
-        fix = "Load it where it was written, remove such objects (often hyper-parameters), and save it again."
-        raise CheckpointError(Problem(where, "only plain values and tensors can be imported", got, fix)) from error
-    except Exception as error:  # a damaged file makes torch raise errors of many kinds
-        rule = f"this is no file of torch.save that can be read ({type(error).__name__}: {str(error)[:200]})"
-        raise CheckpointError(Problem(where, rule)) from error
+    fix = "Load it where it was written, remove such objects (often hyper-parameters), and save it again."
+    found = read_torch(where, fix)
     tree = imported(found, where)
     states = _optimizers(tree.pop("optimizer_states", None), module, where)
     if states is not None:
@@ -92,17 +97,44 @@ def imported(found: Any, where: str) -> dict[str, Any]:
     return tree
 
 
-def check_torch(where: str) -> None:
-    """Refuse to read a pickle where torch is too old to do it safely.
+def read_torch(where: str, fix: str, weights_only: bool = True, map_location: Any = "cpu") -> Any:
+    """Return what a file of ``torch.save`` holds.
+
+    Args:
+        where: The file.
+        fix: What to do about a file that holds objects.
+        weights_only: Whether to read plain values and tensors alone.
+        map_location: Where tensors go, as for ``torch.load``.
 
     Raises:
-        CheckpointError: If it is.
+        CheckpointError: If torch is older than 2.10 (reading pickles was not safe), the file cannot be read without
+            running code, or not at all.
     """
     major, minor = (int(part) for part in re.findall(r"\d+", str(torch.__version__))[:2])
     if (major, minor) < (2, 10):
         rule = "importing a pickle is safe only with torch 2.10 or newer"
-        fix = "Run: pip install 'torch>=2.10'"
-        raise CheckpointError(Problem(where, rule, f"torch {torch.__version__}", fix))
+        raise CheckpointError(Problem(where, rule, f"torch {torch.__version__}", "Run: pip install 'torch>=2.10'"))
+    open_checkpoint(where).close()
+    try:
+        with torch.serialization.safe_globals([*_HARMLESS, *_numpy()]):
+            return torch.load(where, map_location=map_location, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        blocked = ", ".join(sorted(set(re.findall(r"GLOBAL (\S+)", str(error)))))
+        got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]
+        rule = "objects in a file are made only with consent, since that runs code of the file"
+        raise CheckpointError(Problem(where, rule, got, fix)) from error
+    except Exception as error:  # a damaged file makes torch raise errors of many kinds, an object's class any
+        rule = f"this is no file of torch.save that can be read ({type(error).__name__}: {str(error)[:200]})"
+        raise CheckpointError(Problem(where, rule)) from error
+
+
+def _numpy() -> list[Any]:
+    """Return what arrays and scalars of numpy are made with."""
+    import numpy as np
+
+    scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in np.sctypeDict.values() if kind is not np.object_}
+    return [np.ndarray, np.dtype, scalar, array, *kinds]
 
 
 def _count(value: Any) -> int:

@@ -7,13 +7,14 @@ parameters) stands under ``lt_core``, which it passes over. A file without that 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from lt_core.checkpoint.format.lightning_import import VERSION, imported
 from lt_core.checkpoint.format.signature import signature_of
 
-__all__ = ["OWN_KEYS", "from_layout", "header_of", "to_layout"]
+__all__ = ["OWN_KEYS", "from_layout", "header_of", "read_with", "to_layout"]
 
 # What Lightning's layout has no place for.
 OWN_KEYS = frozenset(
@@ -45,7 +46,7 @@ def to_layout(tree: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def from_layout(found: Mapping[str, Any], where: str) -> dict[str, Any]:
+def from_layout(found: Any, where: str) -> dict[str, Any]:
     """Return the tree of a file in Lightning's layout, written here or by Lightning.
 
     Args:
@@ -55,7 +56,7 @@ def from_layout(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is no checkpoint.
     """
-    own = found.get(_OWN)
+    own = found.get(_OWN) if isinstance(found, Mapping) else None
     if not isinstance(own, dict) or "order" not in own:
         return imported(found, where)
     tree = {}
@@ -70,12 +71,21 @@ def from_layout(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     return tree
 
 
+def read_with(load: Any, path: str, weights_only: bool | None) -> Any:
+    """Return what a method ``load_checkpoint`` reads; it is given ``weights_only`` if it takes that."""
+    names = inspect.signature(load).parameters.values()
+    takes = any(each.name == "weights_only" or each.kind is each.VAR_KEYWORD for each in names)
+    return load(path, weights_only=weights_only) if takes and weights_only is not None else load(path)
+
+
 def header_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return progress, signature of the parameters and keys of a file of which only an outline was read."""
     own = found.get(_OWN)
     tree = from_layout(found, "") if isinstance(own, dict) or "state_dict" in found else dict(found)
     weights = tree.get("state_dict")
-    shapes = {k: v.shape for k, v in weights.items() if getattr(v, "shape", None) is not None} if weights else None
+    shapes = (
+        {k: tuple(v.shape) for k, v in weights.items() if getattr(v, "shape", None) is not None} if weights else None
+    )
     return {
         "versions": {"lt_core": tree.get("lt_core_version"), "lightning": found.get(VERSION)},
         "progress": tree.get("progress") or {"epoch": tree.get("epoch", 0), "step": tree.get("global_step", 0)},
@@ -119,6 +129,15 @@ def _counts(**counts: int) -> dict[str, dict[str, int]]:
     return {"total": dict(counts), "current": dict(counts)}
 
 
+def _batches(total: int = 0, current: int = 0, **rest: bool) -> dict[str, Any]:
+    names = ("ready", "started", "processed", "completed")
+    return {"total": dict.fromkeys(names, total), "current": dict.fromkeys(names, current), **rest}
+
+
+def _idle(**rest: bool) -> dict[str, Any]:
+    return {"state_dict": {}, "batch_progress": _batches(**rest)}
+
+
 def _loops(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the counters of Lightning's loops, as it has them where a checkpoint is written after a validation."""
     progress = tree["progress"]
@@ -128,21 +147,11 @@ def _loops(tree: Mapping[str, Any]) -> dict[str, Any]:
     batch = int(place if closed else progress.get("batch", 0))
     begun = done if closed else done + 1
     whole = max(done - 1, 0) if closed else done
-    batches = {"ready": batch, "started": batch, "processed": batch, "completed": batch}
     total = int(progress.get("batches", 0)) + (0 if closed else batch)
-    none = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
-
-    def idle() -> dict[str, Any]:
-        return {"state_dict": {}, "batch_progress": {"total": {**none}, "current": {**none}, "is_last_batch": False}}
-
     fit = {
         "state_dict": {},
         "epoch_loop.state_dict": {"_batches_that_stepped": step},
-        "epoch_loop.batch_progress": {
-            "total": dict.fromkeys(batches, total),
-            "current": batches,
-            "is_last_batch": closed and batch > 0,
-        },
+        "epoch_loop.batch_progress": _batches(total, batch, is_last_batch=closed and batch > 0),
         "epoch_loop.scheduler_progress": _counts(ready=0, completed=0),
         "epoch_loop.automatic_optimization.state_dict": {},
         "epoch_loop.automatic_optimization.optim_progress": {
@@ -154,8 +163,8 @@ def _loops(tree: Mapping[str, Any]) -> dict[str, Any]:
         "epoch_loop.manual_optimization.state_dict": {},
         "epoch_loop.manual_optimization.optim_step_progress": _counts(ready=step, completed=step),
         "epoch_loop.val_loop.state_dict": {},
-        "epoch_loop.val_loop.batch_progress": {**idle()["batch_progress"], "is_last_batch": True},
+        "epoch_loop.val_loop.batch_progress": _batches(is_last_batch=True),
         "epoch_progress": _counts(ready=begun, started=begun, processed=done, completed=whole),
     }
-    predict = {"state_dict": {}, "batch_progress": {"total": {**none}, "current": {**none}}}
-    return {"fit_loop": fit, "validate_loop": idle(), "test_loop": idle(), "predict_loop": predict}
+    evaluation = {name: _idle(is_last_batch=False) for name in ("validate_loop", "test_loop")}
+    return {"fit_loop": fit, **evaluation, "predict_loop": _idle()}

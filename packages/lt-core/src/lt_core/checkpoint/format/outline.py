@@ -23,20 +23,10 @@ class Inert:
         """Return a stand-in for what the call would."""
         return Inert(*args)
 
-    def __setstate__(self, state: Any) -> None:
-        pass
+    def _take(self, *given: Any) -> None:
+        """Take a state, an item or several."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        """Take an item."""
-
-    def extend(self, values: Any) -> None:
-        """Take items."""
-
-    def add(self, value: Any) -> None:
-        """Take an item."""
+    __setstate__ = __setitem__ = append = extend = add = _take
 
     @property
     def shape(self) -> tuple[int, ...] | None:

@@ -27,9 +27,10 @@ def remember(io: Any) -> None:
 
     Those of this package are known anyway, and what one of them was allowed is not to be allowed elsewhere.
     """
-    if type(io).__module__.startswith("lt_core."):
+    kind = type(getattr(io, "given", io))
+    if kind.__module__.startswith("lt_core."):
         return
-    _given[:] = [io, *(one for one in _given if type(one) is not type(io))][:_MOST]
+    _given[:] = [io, *(one for one in _given if type(getattr(one, "given", one)) is not kind)][:_MOST]
 
 
 def load(

@@ -8,19 +8,11 @@ zip, which other readers pass over.
 
 from __future__ import annotations
 
-import argparse
-import collections
 import contextlib
-import datetime
-import decimal
-import fractions
 import io
 import os
-import pathlib
 import pickle
 import re
-import types
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -31,8 +23,8 @@ from torch import Tensor
 
 from lt_core.checkpoint.format.container import open_checkpoint
 from lt_core.checkpoint.format.durable import AtomicFile
-from lt_core.checkpoint.format.lightning_import import check_torch
-from lt_core.checkpoint.format.lightning_layout import from_layout, header_of, to_layout
+from lt_core.checkpoint.format.lightning_import import read_torch
+from lt_core.checkpoint.format.lightning_layout import from_layout, header_of, read_with, to_layout
 from lt_core.checkpoint.format.refusal import damaged, shorten
 from lt_core.checkpoint.format.refused import without_refused
 from lt_interface import CheckpointError, Problem
@@ -44,13 +36,6 @@ _END = b"PK\x05\x06"
 _NOTE = b"lt-core crc32="
 _END_SIZE, _NOTE_SIZE = 22, len(_NOTE) + 8
 _CHUNK = 1 << 20
-# Types of the standard library whose making runs nothing but their own constructor.
-_HARMLESS: list[Any] = [
-    *(collections.Counter, collections.deque, collections.defaultdict, argparse.Namespace, types.SimpleNamespace),
-    *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone, uuid.UUID),
-    *(decimal.Decimal, fractions.Fraction, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath),
-    *(pathlib.WindowsPath, range, slice, complex, bytearray, frozenset, set, int, float, str, list, dict),
-]
 
 
 class TorchCheckpointIO:
@@ -70,19 +55,27 @@ class TorchCheckpointIO:
         self.weights_only = weights_only
 
     def save(self, tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
-        """Write the tree; when this returns, the file is durable.
+        """Write the tree, see `save_checkpoint`."""
+        self.save_checkpoint(to_layout(tree), os.fspath(path))
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        """Write a checkpoint in Lightning's layout; when this returns, the file is durable.
+
+        Args:
+            checkpoint: The checkpoint.
+            path: The file.
+            storage_options: Not used.
 
         Raises:
             OSError: If the disk refuses; what was there before stays, and no other file is left.
-            CheckpointError: If a value of the tree cannot be pickled; the message has its path.
+            CheckpointError: If a value of it cannot be pickled; the message has its path.
         """
-        layout = to_layout(tree)
-        _, problems = without_refused(layout, "checkpoint", _try_pickle)
+        _, problems = without_refused(checkpoint, "checkpoint", _try_pickle)
         if problems:
             raise CheckpointError(problems)
         with AtomicFile(os.fspath(path)) as file:
             noted = _Noted(file.write)
-            torch.save(layout, noted)  # type: ignore[arg-type]  # it writes, which is all that is asked for
+            torch.save(checkpoint, noted)  # type: ignore[arg-type]  # it writes, which is all that is asked for
             noted.close()
 
     def without_refused(self, tree: dict[str, Any], where: str = "checkpoint") -> tuple[dict[str, Any], list[Problem]]:
@@ -96,12 +89,25 @@ class TorchCheckpointIO:
             CheckpointError: If the file is missing or damaged, or holds objects and the store is not to read them.
         """
         where = os.fspath(path)
-        return from_layout(_read(where, self.weights_only), where)
+        return from_layout(self.load_checkpoint(where), where)
+
+    def load_checkpoint(self, path: str, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Return what is in a file, in Lightning's layout.
+
+        Args:
+            path: The file.
+            map_location: Where tensors go, as for ``torch.load``; the CPU if None.
+            weights_only: Whether to read plain values and tensors alone; as the store was made if None.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged, or holds objects that are not to be read.
+        """
+        return _read(path, self.weights_only if weights_only is None else weights_only, map_location or "cpu")
 
     def load_trusted(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the tree with the objects in it, which runs what the file says, see `KeepsObjects`."""
         where = os.fspath(path)
-        return from_layout(_read(where, weights_only=False), where)
+        return from_layout(read_with(self.load_checkpoint, where, False), where)
 
     def peek(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return ``progress``, ``parameters`` and ``keys``; no tensor is read and nothing in the file is run."""
@@ -136,6 +142,10 @@ class TorchCheckpointIO:
             raise damaged(where, "the file is not what was written", shorten(bad))
 
     def remove(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint, see `remove_checkpoint`."""
+        self.remove_checkpoint(os.fspath(path))
+
+    def remove_checkpoint(self, path: str) -> None:
         """Delete a checkpoint; one that is not there is no error."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -211,41 +221,21 @@ def _check_form(where: str) -> int | None:
     return int(found[1], 16)
 
 
-def _read(where: str, weights_only: bool) -> dict[str, Any]:
+def _read(where: str, weights_only: bool, map_location: Any) -> dict[str, Any]:
     """Return what ``torch.load`` finds.
 
     Raises:
         CheckpointError: If it finds nothing that may be read.
     """
-    check_torch(where)
     _check_form(where)
-    try:
-        with torch.serialization.safe_globals([*_HARMLESS, *_numpy()]):
-            found = torch.load(where, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        blocked = ", ".join(sorted(set(re.findall(r"GLOBAL (\S+)", str(error)))))
-        got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]
-        fix = (
-            "If you trust it, pass weights_only=False to the call (fit, test, load_from_checkpoint...), or write "
-            "Trainer(plugins=TorchCheckpointIO(weights_only=False))."
-        )
-        rule = "objects in a file are made only with consent, since that runs code of the file"
-        raise CheckpointError(Problem(where, rule, got, fix)) from error
-    except Exception as error:  # a damaged file makes torch raise errors of many kinds, an object's class any
-        rule = f"this is no file of torch.save that can be read ({type(error).__name__}: {str(error)[:200]})"
-        raise CheckpointError(Problem(where, rule)) from error
+    fix = (
+        "If you trust it, pass weights_only=False to the call (fit, test, load_from_checkpoint...), or write "
+        "Trainer(plugins=TorchCheckpointIO(weights_only=False))."
+    )
+    found = read_torch(where, fix, weights_only, map_location)
     if not isinstance(found, dict):
         raise CheckpointError(Problem(where, "a checkpoint is a dict", type(found).__name__))
     return found
-
-
-def _numpy() -> list[Any]:
-    """Return what arrays and scalars of numpy are made with."""
-    import numpy as np
-
-    scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
-    kinds = {type(np.dtype(kind)) for kind in np.sctypeDict.values() if kind is not np.object_}
-    return [np.ndarray, np.dtype, scalar, array, *kinds]
 
 
 class _Trial(pickle.Pickler):
