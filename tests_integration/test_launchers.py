@@ -1,0 +1,145 @@
+"""Programs whose ranks a launcher starts: the same result as one process, and nothing left of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = """
+import json, os, sys
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from lt_core import LightningModule, Trainer, seed_everything
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def training_step(self, batch, batch_idx):
+        fault, _, rank = os.environ.get("FAULT", "").partition("-")
+        if fault and batch_idx == 2 and self.global_rank == int(rank):
+            if fault == "kill":
+                os.kill(os.getpid(), 9)
+            raise ValueError("no step here")
+        loss = self.layer(batch[0]).square().mean()
+        self.log("loss", loss, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", self.layer(batch[0]).square().mean(), sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+def main(strategy, devices, workers):
+    seed_everything(1, verbose=False)
+    samples = torch.arange(148.0).reshape(37, 4) / 148
+    def loader(shuffle):
+        return DataLoader(TensorDataset(samples), batch_size=8 // devices, shuffle=shuffle, num_workers=workers)
+    net = Net()
+    trainer = Trainer(max_epochs=2, accelerator="cpu", devices=devices, strategy=strategy, logger=False,
+                      enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+    trainer.fit(net, loader(True), loader(False))
+    (values,) = trainer.validate(net, loader(False), verbose=False)
+    if trainer.is_global_zero:
+        print(json.dumps([net.layer.weight.tolist(), values, trainer.global_step, trainer.history["loss"]]))
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+"""
+SECONDS = 120.0
+
+
+def start(folder: Path, *args: str, **environment: str) -> subprocess.Popen[str]:
+    """Start the program in a session of its own, so that what it leaves can be found."""
+    script = folder / "train.py"
+    script.write_text(PROGRAM, encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, str(script), *args],
+        env={**os.environ, **environment},
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def result(process: subprocess.Popen[str]) -> Any:
+    """Return what the program printed."""
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def left(folder: Path) -> list[int]:
+    """Return the processes that run the program still."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder / "train.py").encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", "ddp_spawn"])
+def test_two_ranks_train_as_one_process(strategy: str, tmp_path: Path) -> None:
+    """A script whose ranks are started in any way prints what it prints with one process."""
+    weights, values, steps, losses = result(start(tmp_path, "auto", "1", "0"))
+    found = result(start(tmp_path, strategy, "2", "0"))
+    assert found[0][0] == pytest.approx(weights[0], abs=1e-6)
+    assert found[1] == pytest.approx(values, rel=1e-5)
+    assert found[2] == steps
+    assert found[3] == pytest.approx(losses, rel=1e-5)
+    assert left(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("fault", ["raise-0", "raise-1", "kill-0", "kill-1"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", "ddp_spawn"])
+def test_a_rank_that_fails_ends_all(strategy: str, fault: str, workers: str, tmp_path: Path) -> None:
+    """After an error or the death of a rank every process is gone, the exit code says so and the rank is named."""
+    process = start(tmp_path, strategy, "2", workers, FAULT=fault)
+    _, err = process.communicate(timeout=SECONDS)
+    until = time.monotonic() + 6.0
+    while left(tmp_path) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left(tmp_path) == []
+    assert process.returncode != 0
+    kind, _, rank = fault.partition("-")
+    if kind == "raise":
+        assert err.count("ValueError: no step here") <= 3
+        assert f"rank {rank}" in err or strategy == "ddp"
+    elif strategy == "ddp" and rank == "0":
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert f"rank {rank}: it must run" in err
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_ranks_end_with_the_process_that_started_them(strategy: str, end: int, tmp_path: Path) -> None:
+    """When the first process is killed or asked to stop, its ranks are gone soon."""
+    process = start(tmp_path, strategy, "2", "0", FAULT="")
+    until = time.monotonic() + SECONDS
+    while len(left(tmp_path)) < (2 if strategy == "ddp" else 3) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(end)
+    process.communicate(timeout=SECONDS)
+    until = time.monotonic() + 6.0
+    while left(tmp_path) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left(tmp_path) == []
