@@ -21,6 +21,9 @@ class ClusterEnvironment(Protocol):
         main_address: Host name of rank 0.
         main_port: TCP port of rank 0.
 
+    One whose processes a launcher started for a single one says so by an attribute ``launched = True``: what ``predict``
+    returns is then that of all ranks.
+
     Example:
         >>> import os
         >>> class Farm:

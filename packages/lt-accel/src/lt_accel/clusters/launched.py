@@ -23,6 +23,7 @@ class LaunchedCluster:
 
     name = "subprocess"
     creates_processes = True
+    launched = True  # by a launcher of the trainer
 
     @staticmethod
     def detect() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["run_predict"]
 
+_NOTHING = object()
 
-def run_predict(run: Run, keep: bool) -> list[Any] | None:
+
+def run_predict(run: Run, keep: bool, whole: bool = False) -> list[Any] | None:
     """Run the predict loop.
 
     Args:
         run: The run.
         keep: Whether to return what predict_step returned.
+        whole: Whether to return that of all ranks, in the data's order, and not this rank's alone.
 
     Returns:
         The predictions of one loader, a list of those for several, or None.
@@ -65,4 +69,13 @@ def run_predict(run: Run, keep: bool) -> list[Any] | None:
         hooks.fire("on_predict_end")
     if not keep or not run.trainer.limit_predict_batches:
         return None
+    if whole and run.world.data_size > 1:
+        kept = [_in_order(run, outputs) for outputs in kept]
     return kept if len(kept) > 1 else kept[0]
+
+
+def _in_order(run: Run, outputs: list[Any]) -> list[Any]:
+    """Return all ranks' outputs for a loader: of each round of batches first rank 0's, then rank 1's, and so on."""
+    shares = dict(run.collectives.gather_object((run.world.data_rank, outputs)))
+    rounds = zip_longest(*(shares[rank] for rank in sorted(shares)), fillvalue=_NOTHING)
+    return [output for each in rounds for output in each if output is not _NOTHING]

@@ -56,7 +56,7 @@ def main(request: Request | bytes) -> Outcome:
         if run.fits:
             run_fit(run, rebuild)
         elif run.stage is PREDICT:
-            value = run_predict(run, request.keep)
+            value = run_predict(run, request.keep, request.began_alone)
         else:
             value = evaluate(run, run.stage)
         heed(run)

@@ -14,6 +14,7 @@ from lt_core.run.checks import compiled_methods, unwrap
 from lt_core.state import rng
 from lt_core.state.stage import STAGES
 from lt_interface import Plan
+from lt_interface.abilities import fact
 from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ class Request:
     def travels(self) -> bool:
         """Return whether the ranks are other processes, so that an outcome has to come back."""
         return self.passes not in ("live", "script")
+
+    @property
+    def began_alone(self) -> bool:
+        """Return whether one process was begun and a launcher started the ranks: its caller expects all results."""
+        return self.passes != "live" or bool(fact(self.trainer._cluster, "launched", False))
 
     def to_bytes(self) -> bytes:
         """Return the request as pickle bytes.
