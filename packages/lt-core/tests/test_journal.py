@@ -130,6 +130,19 @@ def test_resuming_is_as_if_nothing_came_after(tmp_path_factory: pytest.TempPathF
         assert [r.sequence for r in each.read()] == list(range(len(expected)))
 
 
+def test_a_resumed_run_goes_on_in_the_file_though_it_logs_nothing(tmp_path: Path) -> None:
+    """A run that is resumed at its very end after another one began is the one that is opened again."""
+    path = tmp_path / "metrics.journal"
+    journal = Journal(path)
+    journal.append("train", "step", 0, {"x": 0.0})
+    end = journal.offset
+    journal.begin()
+    journal.append("train", "step", 0, {"x": 1.0})
+    journal.resume(end)
+    journal.close()
+    assert [record.values["x"] for record in Journal(path).read()] == [0.0]
+
+
 @pytest.mark.parametrize("offset", [3, 10**6])
 def test_resuming_only_at_a_record(tmp_path: Path, offset: int) -> None:
     """An offset that is no record's end is refused, and the journal goes on as it was."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from quiet import QUIET
 from torch import Tensor, nn
@@ -321,8 +321,13 @@ def check(case: Case) -> None:
         torch.testing.assert_close(net.layer.state_dict(), model.layer.state_dict())
 
 
+# A validation that becomes due in an open window, which does not end where the loader says.
+LATE = Case("sampler", [1, 2, 5], [1, 1, 3], 2, None, window=2, limit=None, steps=1, stop=0, saves=4, again=False)
+
+
 @settings(max_examples=50, deadline=None, database=None, derandomize=True)
 @given(cases())
+@example(LATE)
 def test_the_loop_does_what_counting_one_by_one_says(case: Case) -> None:
     """Batches, steps, validations, saves and epoch ends come as in the model, over a stop and what follows it."""
     check(case)

@@ -129,8 +129,9 @@ class Cadence:
         if self.validates and self.val_batches != math.inf:
             before = run.progress.batches if self.across else 0
             every = int(self.val_batches)
-            at = done + every - (before + done) % every
-            due = min(due, -(-at // self.accumulate) * self.accumulate)  # in an open window: when it closes
+            opened = done - done % self.accumulate  # what was due since then waits for the open window's end
+            at = opened + every - (before + opened) % every
+            due = min(due, -(-at // self.accumulate) * self.accumulate)
         return int(due) if due < _NEVER else _NEVER
 
     def _after_steps(self, done: int, steps: int) -> float:

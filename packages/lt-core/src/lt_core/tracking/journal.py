@@ -189,7 +189,7 @@ class Journal:
         for record in self.read(parts=self.abandoned):
             times = self._times.setdefault(_content(record), [])
             times += [record.time] if record.time not in times else []
-        if self.abandoned and not self._read_only:
+        if (self.abandoned or self._segments[-1].run != found.run) and not self._read_only:
             self._append(b"")  # a segment, though nothing may ever be logged in it
 
     def of_runs(self, firsts: Collection[int]) -> Journal:
