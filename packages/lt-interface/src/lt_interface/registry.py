@@ -44,7 +44,10 @@ ON_A_CPU = {"16-mixed": "bf16-mixed"}
 # What the sibling packages provide, so that a missing one is answered with its command.
 SIBLINGS: dict[str, dict[str, str]] = {
     "lt.accelerators": {"cpu": "lt-core", "cuda": "lt-accel[cuda]", "mps": "lt-accel"},
-    "lt.strategies": {"single_device": "lt-core", "ddp": "lt-accel"},
+    "lt.strategies": {
+        "single_device": "lt-core",
+        **dict.fromkeys(("ddp", "ddp_fork", "ddp_notebook", "ddp_spawn"), "lt-accel"),
+    },
     "lt.precisions": {
         "32-true": "lt-core",
         "64-true": "lt-core",
@@ -63,8 +66,8 @@ SIBLINGS: dict[str, dict[str, str]] = {
         "mlflow": "lt-loggers[mlflow]",
     },
     "lt.checkpoint_io": {"safetensors": "lt-core", "async": "lt-core", "lightning-layout": "lt-core"},
-    "lt.launchers": {"in_process": "lt-core"},
-    "lt.clusters": {"slurm": "lt-accel", "torchrun": "lt-accel"},
+    "lt.launchers": {"in_process": "lt-core", "fork": "lt-accel", "spawn": "lt-accel", "subprocess": "lt-accel"},
+    "lt.clusters": {"slurm": "lt-accel", "subprocess": "lt-accel", "torchrun": "lt-accel"},
     "lt.profilers": {"passthrough": "lt-core"},
 }
 # The classes that users import by name from where all plugins seem to be, and the packages that have them.
