@@ -21,7 +21,7 @@ class ClusterEnvironment(Protocol):
         main_address: Host name of rank 0.
         main_port: TCP port of rank 0.
 
-    One whose processes a launcher started for a single one says so by an attribute ``launched = True``: what ``predict``
+    One whose processes a launcher started for a single one has an attribute ``launched = True``: what ``predict``
     returns is then that of all ranks.
 
     Example:

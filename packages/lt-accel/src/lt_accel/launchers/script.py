@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lt_accel.launchers.place import node_problems, places, threads_of
+from lt_accel.launchers.place import MARK, node_problems, places, threads_of
 from lt_interface import ClusterEnvironment, MisconfigurationException, Outcome, Plan, Problem, RankFailedError
 
 __all__ = ["PIPE", "ScriptLauncher"]
@@ -30,12 +30,21 @@ _LOOK = 0.1
 
 
 class ScriptLauncher:
-    """Launcher that runs the script again in each further rank: for ``python train.py`` and ``python -m``."""
+    """Launcher that runs the script again in each further rank: for ``python train.py`` and ``python -m``.
 
-    name, passes = "subprocess", "script"
+    Where the environment says that this process is one of several ranks already, it starts none.
+    """
+
+    name = "subprocess"
+
+    def __init__(self) -> None:
+        by_hand = MARK not in os.environ and os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
+        self.passes = "live" if by_hand else "script"
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Return what hinders the script from running again."""
+        if self.passes == "live":
+            return []
         where = f"Trainer(strategy={plan.strategy!r}, devices={len(plan.devices)})"
         found = node_problems(where, plan)
         if plan.processes > 1 and _job.size in (0, 1) and _command() is None:
@@ -53,7 +62,7 @@ class ScriptLauncher:
             RankFailedError: If another rank has ended.
             MisconfigurationException: If an earlier call of this process had another number of ranks.
         """
-        if plan.processes == 1 and _job.size == 0:
+        if self.passes == "live" or (plan.processes == 1 and _job.size == 0):
             return main(request)
         _job.start(plan)
         try:

@@ -104,7 +104,7 @@ class DDPStrategy(WholeModuleStrategy):
         if world.size != max(plan.processes, 1):
             raise MisconfigurationException(
                 Problem(
-                    f"Trainer(strategy={self.name!r})",
+                    f'Trainer(strategy="{self.name}")',
                     f"there must be as many ranks as devices, {plan.processes}",
                     f"WORLD_SIZE={world.size}",
                     f"Start the script with torchrun --nproc-per-node {len(plan.devices)}, or set devices=.",
