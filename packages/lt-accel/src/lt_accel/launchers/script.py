@@ -43,9 +43,11 @@ class ScriptLauncher:
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Return what hinders the script from running again."""
+        where, there = f"Trainer(strategy={plan.strategy!r}, devices={len(plan.devices)})", os.environ.get("WORLD_SIZE")
         if self.passes == "live":
-            return []
-        where = f"Trainer(strategy={plan.strategy!r}, devices={len(plan.devices)})"
+            got = f"{plan.processes} processes, and WORLD_SIZE={there} in the environment"
+            rule, fix = "what starts processes by hand must start one for each device", "Set devices= and num_nodes=."
+            return [] if there == str(plan.processes) else [Problem(where, rule, got, fix)]
         found = node_problems(where, plan)
         if plan.processes > 1 and _job.size in (0, 1) and _command() is None:
             rule = "each rank runs the script again, so there must be one"
