@@ -169,7 +169,7 @@ def test_each_fit_goes_on_with_the_run_that_the_rule_names(versions: bool, calls
 
 @pytest.mark.slow
 @pytest.mark.parametrize("versions", [False, True], ids=["one folder", "versions"])
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(calls=CALLS)
 def test_each_of_many_fits_goes_on_with_the_run_that_the_rule_names(versions: bool, calls: list[Any]) -> None:
     """The same over many histories."""
