@@ -47,7 +47,8 @@ class ScriptLauncher:
         if self.passes == "live":
             got = f"{plan.processes} processes, and WORLD_SIZE={there} in the environment"
             rule, fix = "what starts processes by hand must start one for each device", "Set devices= and num_nodes=."
-            return [] if there == str(plan.processes) else [Problem(where, rule, got, fix)]
+            fits = plan.processes == 1 or there == str(plan.processes)
+            return [] if fits else [Problem(where, rule, got, fix)]
         found = node_problems(where, plan)
         if plan.processes > 1 and _job.size in (0, 1) and _command() is None:
             rule = "each rank runs the script again, so there must be one"
