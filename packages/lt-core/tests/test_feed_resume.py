@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plain import plainly
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -109,14 +110,6 @@ WORKED: dict[str, Callable[[], Any]] = {
         loader(3, n=8, shuffle=True, num_workers=1, persistent_workers=True)(),
     ],
 }
-
-
-def plainly(batch: Any) -> Any:
-    if isinstance(batch, dict):
-        return {key: plainly(item) for key, item in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [plainly(item) for item in batch]
-    return batch.tolist() if isinstance(batch, torch.Tensor) else batch
 
 
 Run = tuple[list[Any], list[Any]]

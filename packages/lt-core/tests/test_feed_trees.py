@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from plain import plainly
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
 from lt_core.data import CombinedLoader, Feed
@@ -185,14 +186,6 @@ def made(tree: Any, mode: str | None) -> Any:
     """Return the loaders of a tree. A list of batches counts as one loader only beside others in a dict."""
     loaders = filled(tree)
     return loaders if mode is None else CombinedLoader(loaders, mode)
-
-
-def plainly(batch: Any) -> Any:
-    if isinstance(batch, dict):
-        return {key: plainly(item) for key, item in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [plainly(item) for item in batch]
-    return batch.tolist() if isinstance(batch, torch.Tensor) else batch
 
 
 def trained(make: Make, epochs: int, limit: Any, ask: bool, cuts: list[int]) -> Any:

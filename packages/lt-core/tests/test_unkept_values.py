@@ -274,6 +274,14 @@ def test_a_direct_save_raises_and_leaves_the_rest(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "x.ckpt")["mine"] == {"number": 5}
 
 
+@pytest.mark.parametrize("data", [lambda: DataLoader(Locked(), batch_size=None), lambda: Own([(torch.ones(1),)] * 4)])
+def test_a_state_that_cannot_be_copied_ends_no_run_that_saves_nothing(data: Any) -> None:
+    """Data whose own place is beyond copying is trained to its end where no checkpoint is written."""
+    run = Trainer(**SILENT, logger=False, enable_checkpointing=False, max_epochs=2)
+    run.fit(Net(), data())
+    assert run.global_step == 8
+
+
 def test_a_full_disk_is_survived_and_a_lost_value_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two files that are due together, the one that the disk refuses is warned of; a lost value is an error."""
     from lt_core.checkpoint.format.safetensors_io import SafetensorsIO

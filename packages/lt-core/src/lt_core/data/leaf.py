@@ -198,7 +198,7 @@ class Leaf:
             batch = next(self.iterator)
         except StopIteration:
             self.done = True
-            self._at_end = copy.deepcopy(self.keeper.state_dict()) if self.keeps_place else None
+            self._at_end = state_of(self.keeper) if self.keeps_place else None
             raise
         self.batches += 1
         if self.taken is not None:
