@@ -38,12 +38,13 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two_cards")
 class TestWithCards:
-    def test_a_trainer_uses_the_card(self) -> None:
-        """Without flags a trainer takes the first card, whichever name the accelerator is asked for by."""
+    def test_a_trainer_uses_all_cards(self) -> None:
+        """Without flags a trainer takes all cards, whichever name the accelerator is asked for by."""
         for accelerator in ("auto", "gpu", "cuda"):
             trainer = Trainer(accelerator=accelerator, **QUIET)
             assert trainer.accelerator.name == "cuda"
-            assert (trainer.device_ids, trainer.strategy.name) == ([0], "single_device")
+            assert (trainer.device_ids, trainer.strategy.name) == ([0, 1], "ddp")
+        assert Trainer(devices=1, **QUIET).strategy.name == "single_device"
 
     def test_several_cards_are_several_processes(self) -> None:
         """Two cards are a strategy of several processes; for one of one process they are refused with its name."""

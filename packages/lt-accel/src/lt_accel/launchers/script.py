@@ -54,6 +54,9 @@ class ScriptLauncher:
             rule = "each rank runs the script again, so there must be one"
             fix = 'Save the program in a file, or write strategy="ddp_notebook".'
             found.append(Problem(where, rule, "an interactive session or standard input", fix))
+        elif plan.processes > 1 and _job.size in (0, 1) and (runner := _test_runner()):
+            rule, fix = "each rank runs the program again, so it must be the training's own", "ddp_fork or ddp_spawn"
+            found.append(Problem(where, rule, f"{runner}, which would run all its tests again", f"Use {fix} in tests."))
         return found
 
     def launch(
@@ -209,6 +212,14 @@ def _command() -> list[str] | None:
     if not (is_script or has_code) or hasattr(sys, "ps1"):
         return None
     return [sys.executable, *sys.orig_argv[1:]]
+
+
+def _test_runner() -> str | None:
+    """Return the name of the test runner that this program is, None if it is none."""
+    if "pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ:
+        return "pytest"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return "unittest" if spec is not None and spec.name == "unittest.__main__" else None
 
 
 def _of_hydra(local_rank: str) -> list[str]:
