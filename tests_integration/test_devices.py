@@ -75,7 +75,7 @@ class TestWithCards:
     def test_a_card_that_refuses(self) -> None:
         """A card that cannot be taken ends the call before any hook, in the words of the trainer."""
         with pytest.raises(MisconfigurationException, match="this PyTorch was built without CUDA"):
-            Trainer(**QUIET).fit(BoringModel())
+            Trainer(devices=1, **QUIET).fit(BoringModel())
 
 
 class Heard(logging.Handler):

@@ -13,7 +13,8 @@ from lt_core import LightningModule, Trainer
 from lt_core.checkpoint import load_checkpoint
 from lt_interface import MissingPackageError, Plan, registry
 
-STRATEGIES = registry.strategies.names()
+# Other names of the same class say how ranks are started, which one process does without.
+STRATEGIES = {type(registry.strategies.get(name)()): name for name in reversed(registry.strategies.names())}.values()
 LOGGERS = registry.loggers.names()
 
 

@@ -24,7 +24,6 @@ __all__ = [
     "default_callbacks",
     "find_accelerator",
     "find_cluster",
-    "find_launcher",
     "find_precision",
     "find_profiler",
     "find_spread",
@@ -209,7 +208,7 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
     if started:
         plan = Plan(devices=devices, num_nodes=nodes, one_process_per_node=strategy.one_process_per_node)
         _check_processes(config, cluster, plan)
-    launcher = find_launcher(config, strategy, cluster)
+    launcher = _find_launcher(config, strategy, cluster, len(devices) * nodes)
     alone = default is not None or strategy.name == Plan.strategy
     if may_shrink and alone and launcher.passes == "live" and len(devices) > 1:
         devices = devices[:1]
@@ -256,10 +255,17 @@ def _find_strategy(config: TrainerConfig, accelerator: Any, devices: int, nodes:
     return registry.strategies.get(name, where)() if isinstance(name, str) else name
 
 
-def find_launcher(config: TrainerConfig, strategy: Any, cluster: Any) -> Any:
-    """Return what starts the ranks: as the flag says, else nothing where a scheduler did, else as the strategy says."""
+def _find_launcher(config: TrainerConfig, strategy: Any, cluster: Any, devices: int) -> Any:
+    """Return what starts the ranks: as the flag says, else nothing for one or if a scheduler did, else the strategy's.
+
+    Args:
+        config: The flags.
+        strategy: The strategy.
+        cluster: The scheduler that started this process, or None.
+        devices: How many there are on all nodes.
+    """
     name = config.launcher
-    if name is None and (cluster is None or not cluster.creates_processes):
+    if name is None and devices > 1 and (cluster is None or not cluster.creates_processes):
         name = strategy.default_launcher
     name = Plan.launcher if name is None else name
     return registry.launchers.get(name, f"Trainer(launcher={name!r})")() if isinstance(name, str) else name
