@@ -25,17 +25,28 @@ class Net(LightningModule):
         super().__init__()
         self.layer = nn.Linear(4, 1)
 
-    def training_step(self, batch, batch_idx):
-        fault, _, rank = os.environ.get("FAULT", "").partition("-")
-        if fault and batch_idx == 2 and self.global_rank == int(rank):
-            if fault == "kill":
+    def fail(self, place):
+        if os.environ.get("FAULT", "").endswith(f"-{self.global_rank}-{place}"):
+            if os.environ["FAULT"].startswith("kill"):
                 os.kill(os.getpid(), 9)
-            raise ValueError("no step here")
+            raise ValueError(f"no {place} here")
+
+    def setup(self, stage):
+        self.fail("setup")
+
+    def on_save_checkpoint(self, checkpoint):
+        self.fail("save")
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 2:
+            self.fail("step")
         loss = self.layer(batch[0]).square().mean()
         self.log("loss", loss, sync_dist=True)
         return loss
 
     def validation_step(self, batch, batch_idx):
+        if self.trainer.training:
+            self.fail("validation")
         self.log("val", self.layer(batch[0]).square().mean(), sync_dist=True)
 
     def predict_step(self, batch, batch_idx):
@@ -51,7 +62,7 @@ def main(strategy, devices, workers):
         return DataLoader(TensorDataset(samples), batch_size=8 // devices, shuffle=shuffle, num_workers=workers)
     net = Net()
     trainer = Trainer(max_epochs=2, accelerator="cpu", devices=devices, strategy=strategy, logger=False,
-                      enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+                      enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(net, loader(True), loader(False))
     (values,) = trainer.validate(net, loader(False), verbose=False)
     rows = torch.cat(trainer.predict(net, loader(False))).tolist()
@@ -62,13 +73,18 @@ def main(strategy, devices, workers):
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 """
+LEAVE = """
+def leave(when):
+    if os.environ.get("LEAVES") == when and os.environ.get("LT_LAUNCHED_RANK") == "1":
+        sys.exit(0)
+"""
 SECONDS = 120.0
 
 
-def start(folder: Path, *args: str, **environment: str) -> subprocess.Popen[str]:
-    """Start the program in a session of its own, so that what it leaves can be found."""
+def start(folder: Path, *args: str, program: str = PROGRAM, **environment: str) -> subprocess.Popen[str]:
+    """Start a program in a session of its own, so that what it leaves can be found."""
     script = folder / "train.py"
-    script.write_text(PROGRAM, encoding="utf-8")
+    script.write_text(program, encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, str(script), *args],
         env={**os.environ, **environment},
@@ -99,6 +115,14 @@ def left(folder: Path) -> list[int]:
     return found
 
 
+def gone_in_time(folder: Path) -> None:
+    """Check that no process of the program is left some seconds later."""
+    until = time.monotonic() + 6.0
+    while left(folder) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left(folder) == []
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", "ddp_spawn"])
 def test_two_ranks_train_as_one_process(strategy: str, tmp_path: Path) -> None:
     """A script whose ranks are started in any way prints what it prints with one process."""
@@ -111,21 +135,18 @@ def test_two_ranks_train_as_one_process(strategy: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("place", ["setup", "step", "validation", "save"])
 @pytest.mark.parametrize("fault", ["raise-0", "raise-1", "kill-0", "kill-1"])
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", "ddp_spawn"])
-def test_a_rank_that_fails_ends_all(strategy: str, fault: str, workers: str, tmp_path: Path) -> None:
+def test_a_rank_that_fails_ends_all(strategy: str, fault: str, place: str, tmp_path: Path) -> None:
     """After an error or the death of a rank every process is gone, the exit code says so and the rank is named."""
-    process = start(tmp_path, strategy, "2", workers, FAULT=fault)
+    process = start(tmp_path, strategy, "2", "1", FAULT=f"{fault}-{place}")
     _, err = process.communicate(timeout=SECONDS)
-    until = time.monotonic() + 6.0
-    while left(tmp_path) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert left(tmp_path) == []
+    gone_in_time(tmp_path)
     assert process.returncode != 0
     kind, _, rank = fault.partition("-")
     if kind == "raise":
-        assert err.count("ValueError: no step here") <= 3
+        assert f"ValueError: no {place} here" in err
         assert f"rank {rank}" in err or strategy == "ddp"
     elif strategy == "ddp" and rank == "0":
         assert process.returncode == -signal.SIGKILL
@@ -143,7 +164,47 @@ def test_ranks_end_with_the_process_that_started_them(strategy: str, end: int, t
         time.sleep(0.02)
     process.send_signal(end)
     process.communicate(timeout=SECONDS)
-    until = time.monotonic() + 6.0
-    while left(tmp_path) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert left(tmp_path) == []
+    gone_in_time(tmp_path)
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_rank_whose_script_ends_early(when: str, tmp_path: Path) -> None:
+    """A rank that comes to the script's end while others begin a call ends them, by its name; nobody waits for it."""
+    program = PROGRAM.replace("    (values,)", "    leave('between')\n    (values,)")
+    program = program.replace("def main(", f"{LEAVE}\n\ndef main(").replace(
+        "    net = Net()", "    leave('before')\n    net = Net()"
+    )
+    process = start(tmp_path, "ddp", "2", "0", program=program, LEAVES=when)
+    _, err = process.communicate(timeout=SECONDS)
+    gone_in_time(tmp_path)
+    assert process.returncode == 1
+    assert "RankFailedError: rank 1: it must run as long as" in err
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        ("ddp", "each rank runs the script again, so there must be one. Got an interactive session or standard input"),
+        ("ddp_spawn", "new processes must be able to import the main script. Got <stdin>"),
+    ],
+)
+def test_a_program_from_standard_input(strategy: str, reason: str, tmp_path: Path) -> None:
+    """A program that was piped in is refused by launchers that need its file, with one that does not; fork runs it."""
+    program = PROGRAM.replace("main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))", f"main({strategy!r}, 2, 0)")
+    ended = subprocess.run(
+        [sys.executable, "-"], input=program, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert ended.returncode == 1
+    assert reason in ended.stderr
+    assert "ddp_fork" in ended.stderr or "ddp_notebook" in ended.stderr
+
+
+def test_an_interactive_session_forks(tmp_path: Path) -> None:
+    """Where no script can be run again, the default for two devices is the strategy for notebooks."""
+    program = PROGRAM.replace('if __name__ == "__main__":\n', "sys.ps1 = '>>> '\nif True:\n")
+    program = program.replace("main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))", 'main("auto", 2, 0)')
+    program = program.replace("    trainer.fit(", "    assert trainer.strategy.name == 'ddp_fork'\n    trainer.fit(")
+    ended = subprocess.run(
+        [sys.executable, "-"], input=program, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert ended.returncode == 0, ended.stderr

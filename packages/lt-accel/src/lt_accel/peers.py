@@ -167,6 +167,7 @@ class Peers:
             The error, or where that only follows from another rank's, one that names the other.
         """
         until = self._sent + _AHEAD
+        error = self._lost(where, error)
         own = {"rank": self._rank, "where": where, "got": f"{type(error).__name__}: {error}", "until": until}
         try:
             first = json.loads(self._store.compare_set(_RECORD, "", json.dumps(own)))
@@ -178,6 +179,18 @@ class Peers:
             self._last.append(self._send(torch.tensor([_FAILED])))
         self._failure = self._failure or self._described(first)
         return self._failure if first["rank"] != self._rank and _follows(error) else error
+
+    def _lost(self, where: str, error: BaseException) -> BaseException:
+        """Return an error as it is, or for the end of a connection of which no rank said why, one that says so."""
+        if "/gloo/" not in str(error) or self._learn() is not None:
+            return error
+        gone = f"rank {1 - self._rank}" if self._size == 2 else "another rank"
+        lost = RankFailedError(
+            f"{gone}: it must run as long as rank {self._rank}. Got the end of its connection in {where}, and no error "
+            f"of its own. Look at what it wrote, and in the system's log whether it was killed."
+        )
+        lost.__cause__ = error
+        return lost
 
     def settled(self, seconds: float) -> bool:
         """Return whether the exchange that this rank waited for has ended, now that others leave as well.

@@ -30,12 +30,14 @@ class LaunchedCluster:
         """Return whether this process is such a rank; from then on it ends with the process that started it."""
         is_rank = MARK in os.environ and PIPE in os.environ
         if is_rank:
-            _follow(int(os.environ[PIPE]))
+            _follow(int(os.environ[PIPE].split(",")[0]))
         return is_rank
 
     @property
     def main_address(self) -> str:
-        """Return the host of rank 0."""
+        """Return the host of rank 0, which is asked for when this rank joins; that is reported there."""
+        with contextlib.suppress(OSError):  # the other end is gone
+            os.write(int(os.environ[PIPE].split(",")[1]), f"{os.environ['RANK']}\n".encode())
         return os.environ.get("MASTER_ADDR", "127.0.0.1")
 
     @property

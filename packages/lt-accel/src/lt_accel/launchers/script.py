@@ -23,7 +23,7 @@ from lt_interface import ClusterEnvironment, MisconfigurationException, Outcome,
 
 __all__ = ["PIPE", "ScriptLauncher"]
 
-PIPE = "LT_LAUNCHED_PIPE"  # the number of a rank's end of the pipe
+PIPE = "LT_LAUNCHED_PIPE"  # a rank's end of the pipe that it reads, and of the one where it reports that it joins
 _GRACE = 4.0  # seconds for this process to learn by itself that a rank is gone
 _END = 30.0  # seconds that a rank may go on after this process has come to its end
 _LOOK = 0.1
@@ -92,6 +92,8 @@ class _Job:
         self.size = 0
         self._ranks: dict[int, subprocess.Popen[bytes]] = {}
         self._calls = 0
+        self._joining = -1  # the pipe where ranks report that they join
+        self._joined: set[int] = set()
 
     def start(self, plan: Plan) -> None:
         """Start the ranks, unless they are there."""
@@ -116,18 +118,21 @@ class _Job:
         own, *others = places(plan)
         own["OMP_NUM_THREADS"] = str(threads_of(plan.local_processes))
         read, write = os.pipe()
+        self._joining, joining = os.pipe()
+        os.set_blocking(self._joining, False)
         try:
             for place in others:
-                environment = {**os.environ, **own, **place, PIPE: str(read)}
+                environment = {**os.environ, **own, **place, PIPE: f"{read},{joining}"}
                 self._ranks[int(place["RANK"])] = subprocess.Popen(
                     command + _of_hydra(place["LOCAL_RANK"]),
                     env=environment,
-                    pass_fds=(read,),
+                    pass_fds=(read, joining),
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )
         finally:
             os.close(read)
+            os.close(joining)
         if hasattr(os, "register_at_fork"):  # a loader's worker must not hold the pipe open
             os.register_at_fork(after_in_child=lambda: _close(write))
         import torch
@@ -158,7 +163,7 @@ class _Job:
         """End this process where a rank died and a call goes on, since it may wait for that rank without end."""
         while True:
             time.sleep(_LOOK)
-            dead = {rank: p.returncode for rank, p in self._ranks.items() if p.poll()}
+            dead = {rank: p.returncode for rank, p in self._ranks.items() if p.poll() or self._misses(rank, p)}
             for rank in dead:
                 _kill(self._ranks[rank])  # what it started holds its connections open
             if dead and self._calls:
@@ -172,6 +177,14 @@ class _Job:
                         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
                     self._kill()
                     os._exit(1)
+
+    def _misses(self, rank: int, process: subprocess.Popen[bytes]) -> bool:
+        """Return whether a rank came to its end without joining the others, who wait for it."""
+        if process.returncode is None:
+            return False
+        with contextlib.suppress(OSError):  # nothing was reported since
+            self._joined.update(int(line) for line in os.read(self._joining, 1 << 16).split())
+        return rank not in self._joined
 
     def _end(self) -> None:
         """Wait at this process's end for the others to come to theirs; report one that failed by the exit code."""
@@ -207,7 +220,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _command() -> list[str] | None:
     """Return what runs this program again, None where it was typed or piped in."""
     main = sys.modules["__main__"]
-    is_script = getattr(main, "__file__", None) is not None or getattr(main, "__spec__", None) is not None
+    is_script = os.path.isfile(getattr(main, "__file__", "")) or getattr(main, "__spec__", None) is not None
     has_code = "-c" in sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
     if not (is_script or has_code) or hasattr(sys, "ps1"):
         return None
@@ -239,7 +252,9 @@ def _gone(rank: int, code: int) -> RankFailedError:
 
 
 def _how(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"
+    if code == 0:
+        return "the script's end, without a call of a trainer"
+    return f"exit code {code}" if code > 0 else f"signal {-code} ({signal.Signals(-code).name})"
 
 
 def _close(number: int) -> None:

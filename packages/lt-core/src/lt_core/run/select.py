@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -251,6 +252,8 @@ def _find_strategy(config: TrainerConfig, accelerator: Any, devices: int, nodes:
     name = config.strategy
     if name == "auto":
         name = accelerator.default_strategy(devices, nodes)
+        notebook = f"{name}_notebook"  # there is no script that ranks could run again
+        name = notebook if hasattr(sys, "ps1") and notebook in registry.strategies.names() else name
     where = f"Trainer(strategy={name!r})"
     return registry.strategies.get(name, where)() if isinstance(name, str) else name
 
