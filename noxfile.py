@@ -42,6 +42,7 @@ SOURCES = [f"packages/{name}/src" for name in PACKAGES]
 EXTRAS = {"lt-interface": "testing", "lt-core": "plot,metrics", "lt-loggers": "tensorboard,tensorboardx,wandb,mlflow"}
 # The real server that the MLflow logger is tested with, and figures to show.
 TRACKERS = ["mlflow", "matplotlib", "psutil"]
+TOGETHER = [*PYTEST, *TRACKERS, "scikit-learn", "hydra-core"]
 TORCH_TESTED = {"lt-interface", "lt-core", "lt-loggers", "lt-accel"}
 
 # uv leaves compiling to the first import: without a trace of it, every process would compile PyTorch anew.
@@ -187,7 +188,7 @@ def compat(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def integration(session: nox.Session) -> None:
     """Test the packages together: strategies, precisions and loggers, the README, the quickstart, the snippets."""
-    install(session, PACKAGES, *PYTEST, *TRACKERS, "scikit-learn", "import-linter")
+    install(session, PACKAGES, *TOGETHER, "import-linter")
     # What core says of its siblings' plugins can only be tested beside them.
     beside = [f"packages/lt-core/tests/{name}.py" for name in ("test_flag_types", "test_no_waiting")]
     pytest(session, "integration", "tests_integration", *beside)
@@ -196,14 +197,14 @@ def integration(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def faults(session: nox.Session) -> None:
     """Run the slow tests: kills at random moments, trackers that are away, full disks, long runs."""
-    install(session, PACKAGES, *PYTEST, *TRACKERS, "scikit-learn", "pytorch-lightning")
+    install(session, PACKAGES, *TOGETHER, "pytorch-lightning")
     pytest(session, "faults", "packages/lt-core/tests", "packages/lt-loggers/tests", "tests_integration", select="slow")
 
 
 @nox.session(requires=["build"])
 def mutation(session: nox.Session) -> None:
     """Break lt-core in 200 small ways, one at a time; the tests must notice 95 % of them. Takes hours."""
-    install(session, PACKAGES, *PYTEST, *TRACKERS, "scikit-learn", "coverage", "pytest-cov", "pytest-xdist")
+    install(session, PACKAGES, *TOGETHER, "coverage", "pytest-cov", "pytest-xdist")
     session.run("python", "ci/mutation.py", *session.posargs)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,67 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launched_job import PROGRAM, left, start
 
-PROGRAM = """
-import json, os, sys
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-from lt_core import LightningModule, Trainer, seed_everything
-
-class Net(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 1)
-
-    def fail(self, place):
-        if os.environ.get("FAULT", "").endswith(f"-{self.global_rank}-{place}"):
-            if os.environ["FAULT"].startswith("kill"):
-                os.kill(os.getpid(), 9)
-            raise ValueError(f"no {place} here")
-
-    def setup(self, stage):
-        self.fail("setup")
-
-    def on_save_checkpoint(self, checkpoint):
-        self.fail("save")
-
-    def training_step(self, batch, batch_idx):
-        if batch_idx == 2:
-            self.fail("step")
-        loss = self.layer(batch[0]).square().mean()
-        self.log("loss", loss, sync_dist=True)
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        if self.trainer.training:
-            self.fail("validation")
-        self.log("val", self.layer(batch[0]).square().mean(), sync_dist=True)
-
-    def predict_step(self, batch, batch_idx):
-        return batch[0][:, 0]
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
-
-def main(strategy, devices, workers):
-    seed_everything(1, verbose=False)
-    samples = torch.arange(148.0).reshape(37, 4) / 148
-    def loader(shuffle):
-        return DataLoader(TensorDataset(samples), batch_size=8 // devices, shuffle=shuffle, num_workers=workers)
-    net = Net()
-    trainer = Trainer(max_epochs=2, accelerator="cpu", devices=devices, strategy=strategy, logger=False,
-                      enable_progress_bar=False, enable_model_summary=False)
-    trainer.fit(net, loader(True), loader(False))
-    (values,) = trainer.validate(net, loader(False), verbose=False)
-    rows = torch.cat(trainer.predict(net, loader(False))).tolist()
-    assert rows == samples[:, 0].tolist(), rows
-    if trainer.is_global_zero:
-        print(json.dumps([net.layer.weight.tolist(), values, trainer.global_step]))
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-"""
 LEAVE = """
 def leave(when):
     if os.environ.get("LEAVES") == when and os.environ.get("LT_LAUNCHED_RANK") == "1":
@@ -81,38 +21,11 @@ def leave(when):
 SECONDS = 120.0
 
 
-def start(folder: Path, *args: str, program: str = PROGRAM, **environment: str) -> subprocess.Popen[str]:
-    """Start a program in a session of its own, so that what it leaves can be found."""
-    script = folder / "train.py"
-    script.write_text(program, encoding="utf-8")
-    return subprocess.Popen(
-        [sys.executable, str(script), *args],
-        env={**os.environ, **environment},
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
 def result(process: subprocess.Popen[str]) -> Any:
     """Return what the program printed."""
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     return json.loads(out)
-
-
-def left(folder: Path) -> list[int]:
-    """Return the processes that run the program still."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(folder / "train.py").encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:  # it has ended meanwhile
-            continue
-    return found
 
 
 def gone_in_time(folder: Path) -> None:
@@ -179,6 +92,46 @@ def test_a_rank_whose_script_ends_early(when: str, tmp_path: Path) -> None:
     gone_in_time(tmp_path)
     assert process.returncode == 1
     assert "RankFailedError: rank 1: it must run as long as" in err
+
+
+HYDRA = """
+import hydra
+
+@hydra.main(version_base=None, config_path=None)
+def run(config):
+    main("ddp", 2, 0)
+
+if __name__ == "__main__":
+    run()
+"""
+
+
+@pytest.mark.parametrize("module", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_script_that_has_left_its_folder(module: bool, tmp_path: Path) -> None:
+    """Ranks find the script again that was started by a relative path, or as a module, and has changed its folder."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "package").mkdir()
+    program = PROGRAM.replace("    main(sys", '    os.chdir("out")\n    main(sys')
+    (tmp_path / "package" / "train.py").write_text(program, encoding="utf-8")
+    how = ["-m", "package.train"] if module else ["./package/train.py"]
+    command = [sys.executable, *how, "ddp", "2", "0"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "package"]
+
+
+@pytest.mark.parametrize("sweep", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_script_of_hydra_s(sweep: bool, tmp_path: Path) -> None:
+    """Hydra's folders and files are those of one process, in a run and in a sweep; each job trains on all ranks."""
+    pytest.importorskip("hydra")
+    program = PROGRAM[: PROGRAM.index("if __name__")] + HYDRA
+    more = ["-m", "+a=1,2"] if sweep else ["+a=1"]
+    process = start(tmp_path, *more, "hydra.job.chdir=true", program=program)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, err
+    assert out.count("[[[") == len(more)
+    assert len(list(tmp_path.rglob("config.yaml"))) == len(list(tmp_path.rglob("*.ckpt"))) == len(more)
+    assert {path.name for path in tmp_path.iterdir()} == {"train.py", "multirun" if sweep else "outputs"}
 
 
 @pytest.mark.parametrize(

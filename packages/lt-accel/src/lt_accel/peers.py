@@ -143,8 +143,9 @@ class Peers:
             except RuntimeError as error:
                 if (failure := self._learn()) is not None:
                     raise failure from error
-                if work.is_completed():
-                    raise
+                if work.is_completed():  # since then, or by this error, which it then raises again
+                    work.wait(look)
+                    break
                 if until is None:
                     continue
                 self._store.set(key + str(self._rank), "")

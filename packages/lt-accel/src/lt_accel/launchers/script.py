@@ -125,6 +125,7 @@ class _Job:
                 environment = {**os.environ, **own, **place, PIPE: f"{read},{joining}"}
                 self._ranks[int(place["RANK"])] = subprocess.Popen(
                     command + _of_hydra(place["LOCAL_RANK"]),
+                    cwd=_folder(),
                     env=environment,
                     pass_fds=(read, joining),
                     stdin=subprocess.DEVNULL,
@@ -235,15 +236,29 @@ def _test_runner() -> str | None:
     return "unittest" if spec is not None and spec.name == "unittest.__main__" else None
 
 
+def _folder() -> str:
+    """Return the folder in which this program was started, which it may have left since, where that can be known."""
+    main = sys.modules["__main__"]
+    if getattr(main, "__spec__", None) is not None and os.path.isdir(sys.path[0]):
+        return sys.path[0]  # where `-m` looks first
+    file = getattr(main, "__file__", None) or ""
+    starts = [file[: -len(arg)] for arg in sys.orig_argv[1:] if file.endswith(os.sep + arg)]
+    return starts[0] if starts else os.getcwd()
+
+
 def _of_hydra(local_rank: str) -> list[str]:
-    """Return Hydra's arguments that keep a rank from a folder of its own, where Hydra runs this program."""
+    """Return Hydra's arguments that keep a rank from folders of its own, where Hydra runs this program."""
     if "hydra.core.hydra_config" not in sys.modules:
         return []
     config: Any = sys.modules["hydra.core.hydra_config"].HydraConfig
     if not config.initialized():
         return []
-    job = f"hydra.job.name={config.get().job.name}_rank_{local_rank}"
-    return [f'hydra.run.dir="{os.getcwd()}"', "hydra.output_subdir=null", job]
+    config = config.get()
+    if config.mode.name == "MULTIRUN":  # the ranks run all jobs, too
+        folder = f'hydra.sweep.dir="{os.path.join(config.runtime.cwd, config.sweep.dir)}"'
+    else:
+        folder = f'hydra.run.dir="{config.runtime.output_dir}"'
+    return [folder, "hydra.output_subdir=null", f"hydra.job.name={config.job.name}_rank_{local_rank}"]
 
 
 def _gone(rank: int, code: int) -> RankFailedError:
