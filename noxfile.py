@@ -235,4 +235,6 @@ def bench(session: nox.Session) -> None:
     for name in ("overhead", "memory", "resume_skip", "async_saves"):
         session.run("python", f"ci/benchmarks/{name}.py")
     session.run("python", "ci/benchmarks/agree.py")
+    session.run("python", "ci/benchmarks/ranks.py")
+    session.run("python", "ci/benchmarks/rank_ends.py", "--tries", "1")
     session.run("python", "ci/benchmarks/hanging_tracker.py", "--check")
