@@ -73,8 +73,8 @@ class _Shared(_BatchNorm):
     _own: type
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        make, args, *rest = super().__reduce_ex__(protocol)
-        return make, tuple(self._own if arg is type(self) else arg for arg in args), *rest
+        _, _, *rest = super().__reduce_ex__(protocol)
+        return object.__new__, (self._own,), *rest
 
     def _factor(self) -> float:
         """Count the batch, and return how much of it goes into the running statistics."""
