@@ -50,6 +50,13 @@ _LAUNCHERS = {
     "fork": ("ddp_fork", "fork"),
 }
 
+_STATIC_WINDOW = Problem(
+    "DDPStrategy(static_graph=True)",
+    "torch counts the backward passes of a static graph, and loses count where some exchange no gradients",
+    "accumulate_grad_batches above 1",
+    "Leave static_graph out, or do not accumulate.",
+)
+
 
 class DDPStrategy(WholeModuleStrategy):
     """Whole model on every rank, gradients averaged once a window.
@@ -100,7 +107,7 @@ class DDPStrategy(WholeModuleStrategy):
             rule = f"it must be one of {', '.join(map(repr, _LAUNCHERS))}"
             problems.append(Problem(f"{type(self).__name__}(start_method)", rule, repr(start_method)))
         if problems:
-            raise ConfigError(*problems)
+            raise ConfigError(problems)
         self.name, self.default_launcher = _LAUNCHERS[start_method]
         self.find_unused_parameters = find_unused_parameters
         self.gradient_as_bucket_view = gradient_as_bucket_view
@@ -119,8 +126,11 @@ class DDPStrategy(WholeModuleStrategy):
         self.statistics: SharedStatistics | None = None
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
-        """Refuse a backend that this build of torch has not, or that does not fit the devices."""
-        return backend_problems(f'Trainer(strategy="{self.name}")', self.process_group_backend, plan)
+        """Refuse a backend that is absent or does not fit the devices, and windows over a static graph."""
+        found = backend_problems(f'Trainer(strategy="{self.name}")', self.process_group_backend, plan)
+        if self.static_graph and plan.accumulate > 1 and plan.processes > 1:
+            found.append(_STATIC_WINDOW)
+        return found
 
     def setup(
         self, cluster: ClusterEnvironment | None, accelerator: Accelerator, devices: Sequence[int], plan: Plan
@@ -256,13 +266,17 @@ class DDPEngine:
         self._buffers = [b for b in module.buffers() if b.numel()] if strategy.broadcast_buffers else []
         self.boundary: Callable[[], None] | None = self._end_of_batch
         self._trains, self._exchanges, self._unfinished = False, True, False
-        self._alone = _WithoutExchange(self)
+        self._alone, self._static = _WithoutExchange(self), strategy.static_graph
         self._exchange: GradientExchange | None = GradientExchange(module, strategy, len(inner.optimizers) > 1)
 
     def _window(self, last: bool) -> AbstractContextManager[Any] | None:
         """Return the context without an exchange for all but the last batch of a window."""
         self._trains = True
-        return None if last else self._alone
+        if last:
+            return None
+        if self._static:
+            raise MisconfigurationException(_STATIC_WINDOW)
+        return self._alone
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass, the gradients averaged over the ranks while it runs, unless a window goes on."""

@@ -129,7 +129,7 @@ def backend_problems(who: str, backend: str | None, plan: Plan) -> list[Problem]
     if plan.processes == 1:
         return []
     where, given = f"{who}(process_group_backend)", repr(backend) if backend else "none given"
-    parts = _parts(backend_of(backend, plan.device_type))
+    parts = _parts(backend or backend_of(None, plan.device_type))
     absent = [b for b in parts if b in _ABSENT and not _ABSENT[b]()]
     if "nccl" in parts and plan.device_type == "cpu":
         rule = "nccl exchanges between cards, and this run is on CPUs"
