@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -260,9 +260,13 @@ class DDPEngine:
         self.place: Callable[[Any], Any] | None = inner.place
         self.window: Callable[[bool], AbstractContextManager[Any] | None] | None = self._window
         self.before_forward: Callable[[], None] | None = None
-        self.unscale, self.clip, self.update = inner.unscale, inner.clip, inner.update
+        self.unscale, self.clip = inner.unscale, inner.clip
+        self._searches = [_needs_closure(optimizer) for optimizer in inner.optimizers]
+        if not any(self._searches):
+            self.update = inner.update  # type: ignore[method-assign]
         self.optimizer_states, self.load_optimizer_states = inner.optimizer_states, inner.load_optimizer_states
         self._inner, self._statistics = inner, strategy.statistics
+        self._collectives, self._device = strategy.collectives, strategy.device
         self._buffers = [b for b in module.buffers() if b.numel()] if strategy.broadcast_buffers else []
         self.boundary: Callable[[], None] | None = self._end_of_batch
         self._trains, self._exchanges, self._unfinished = False, True, False
@@ -301,6 +305,18 @@ class DDPEngine:
             self._unfinished = False
             self._exchange.finish()
 
+    def update(self, index: int, last: bool, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
+        """Step an optimizer; one that decides by the loss, as LBFGS does, gets the mean over the ranks, as they all do."""
+        if closure is not None and self._searches[index]:
+            closure = partial(self._mean_loss, closure)
+        return self._inner.update(index, last, closure, **kwargs)
+
+    def _mean_loss(self, closure: Callable[[], Any]) -> Any:
+        loss = closure()
+        # Zero where it was skipped, here or everywhere: then all ranks decide by the same number, too.
+        own = torch.as_tensor(0.0 if loss is None else loss, device=self._device).detach()
+        return self._collectives.reduce(own)
+
     def take_weight(self, weight: float) -> None:
         """Take over what the next batch counts: batch norm over the ranks leaves out one that only repeats samples."""
         if self._statistics is not None:
@@ -329,6 +345,12 @@ class DDPEngine:
             self._exchange.close()
             self._exchange = None
         self._inner.close()
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer's step computes the loss itself, and may decide by it."""
+    closure = signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is Parameter.empty
 
 
 class _WithoutExchange:
