@@ -96,6 +96,39 @@ class ManualWindows(Manual):
             optimizer.zero_grad()
 
 
+class Raw(Manual):
+    """Network that is trained by hand, by the tensor's own method, also a part of it alone."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.loss(batch).backward()
+        self.first(batch[0]).square().mean().backward()
+        self.manual_backward(0.5 * self(batch[0]).abs().mean())
+        optimizer.step()
+
+
+class RawGan(Manual):
+    """Two optimizers, and the tensor's own method."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        first, second = self.optimizers()
+        self.toggle_optimizer(first)
+        self.first(batch[0]).square().mean().backward()
+        first.step()
+        first.zero_grad()
+        self.untoggle_optimizer(first)
+        self.toggle_optimizer(second)
+        self.loss(batch).backward()
+        second.step()
+        second.zero_grad()
+        self.untoggle_optimizer(second)
+
+    def configure_optimizers(self) -> Any:
+        rest = [*self.middle.parameters(), *self.last.parameters()]
+        return torch.optim.Adam(self.first.parameters(), lr=0.01), torch.optim.SGD(rest, lr=0.05)
+
+
 class Gan(Manual):
     """Generator and discriminator, each with an optimizer."""
 
@@ -305,6 +338,8 @@ CASES = {
     "by hand": Case(Manual),
     "by hand, uneven": Case(Manual, samples=37),
     "by hand in windows": Case(ManualWindows),
+    "by hand, without manual_backward": Case(Raw),
+    "two optimizers, without manual_backward": Case(RawGan),
     "an overridden backward": Case(OwnBackward, samples=37),
     "an overridden backward in windows": Case(OwnBackward, flags={"accumulate_grad_batches": 2}),
     "a sparse table": Case(Table),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # noqa: F401 - here, and not in each forked rank: it takes a second
+import torch._dynamo  # here, and not in each forked rank: it takes a second
 from rank_cases import CASES, QUIET, Net, samples, train
 from torch import nn
 from torch.utils.data import DataLoader, Dataset

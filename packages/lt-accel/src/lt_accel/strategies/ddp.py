@@ -293,6 +293,7 @@ class DDPEngine:
         if self._exchange is None:
             return
         self._finish()
+        self._exchange.expected = True
         if self._exchanges:
             self._exchange.prepare(loss)
             self._unfinished = True
@@ -301,12 +302,15 @@ class DDPEngine:
 
     def _finish(self) -> None:
         """Check what the last backward pass exchanged: an overridden ``backward`` has ended by the next look."""
-        if self._unfinished and self._exchange is not None:
+        if self._exchange is None:
+            return
+        self._exchange.expected = False
+        if self._unfinished:
             self._unfinished = False
             self._exchange.finish()
 
     def update(self, index: int, last: bool, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
-        """Step an optimizer; one that decides by the loss, as LBFGS does, gets the mean over the ranks, as they all do."""
+        """Step an optimizer; one that decides by the loss, as LBFGS does, gets the mean over the ranks."""
         if closure is not None and self._searches[index]:
             closure = partial(self._mean_loss, closure)
         return self._inner.update(index, last, closure, **kwargs)

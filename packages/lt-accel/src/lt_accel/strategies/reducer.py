@@ -4,6 +4,9 @@ Torch's reducer learns its parameters once. A parameter that is unfrozen later i
 rank would train its own; one that is frozen later is waited for without end. Here the flags of all parameters are
 compared before each exchange, which costs less than a microsecond for ten of them. Where optimizers take turns, or a
 loss may leave parameters out anyway, a frozen one counts as unused, and only one that is new makes another reducer.
+
+Under manual optimization a user may call ``loss.backward()``, of which the reducer does not know beforehand. The first
+gradient of such a pass is noticed, and all of them are averaged at its end: slower, and right.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ class GradientExchange:
 
     Attributes:
         open: Whether gradients were computed that were not exchanged yet.
+        expected: Whether the engine runs a backward pass, so that its gradients are cared for.
     """
 
     def __init__(self, module: nn.Module, strategy: DDPStrategy, several: bool) -> None:
@@ -51,7 +55,9 @@ class GradientExchange:
         self._reducer: Any = None
         self._logger: Any = None
         self._delays = False
-        self.open = False
+        self._by_hand = not getattr(module, "automatic_optimization", True)
+        self._noticing: list[Any] = []
+        self.open = self.expected = False
         self._begin()
 
     def prepare(self, loss: Tensor) -> None:
@@ -89,13 +95,25 @@ class GradientExchange:
 
     def close(self) -> None:
         """Take the hooks off the parameters."""
+        for handle in self._noticing:
+            handle.remove()
+        self._noticing = []
         if self._reducer is not None:
             self._reducer._remove_autograd_hooks()
             self._reducer = self._logger = None
 
     def _at_end(self, gradient: Tensor) -> None:
-        engine: Any = torch.autograd.Variable._execution_engine
-        engine.queue_callback(self._reducer._delay_all_reduce)
+        _queue(self._reducer._delay_all_reduce)
+
+    def _notice(self, parameter: Tensor) -> None:
+        """Average the gradients at the end of a backward pass that the user began."""
+        if not self.expected:
+            self.expected = True
+            _queue(self._average_all)
+
+    def _average_all(self) -> None:
+        _average([p for p in self._parameters if p.requires_grad])
+        self.expected = False
 
     def _change(self) -> None:
         """Exchange what is trained now, if it is not what the reducer holds; a frozen one may be unused, too."""
@@ -116,6 +134,8 @@ class GradientExchange:
         if not self._held:
             return
         strategy, parameters = self._strategy, [p for p in self._parameters if p.requires_grad]
+        if self._by_hand:
+            self._noticing = [p.register_post_accumulate_grad_hook(self._notice) for p in parameters]
         sparse = [id(p) in _tables(self._module) for p in parameters]
         cap = int(strategy.bucket_cap_mb * _MB)
         # As DistributedDataParallel does: one bucket until the order is known in which gradients come, if it will be.
@@ -173,17 +193,26 @@ class GradientExchange:
         )
 
 
+def _queue(call: Any) -> None:
+    """Call something at the end of the backward pass that is running."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(call)
+
+
 def _tables(module: nn.Module) -> set[int]:
     """Return the parameters whose gradients are sparse."""
     return {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse}
 
 
 def _average(parameters: list[nn.Parameter]) -> None:
-    """Average gradients of a window that goes on without their parameters; one that no rank has stays None."""
+    """Average gradients one by one, outside of torch's reducer; one that no rank has stays None."""
     has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
     dist.all_reduce(has)
     for parameter, ranks in zip(parameters, has.tolist(), strict=True):
         if ranks:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()
+            given = parameter.grad
+            parameter.grad = (
+                torch.zeros_like(parameter) if given is None else given.to_dense() if given.is_sparse else given
+            )
             dist.all_reduce(parameter.grad)
             parameter.grad /= dist.get_world_size()
