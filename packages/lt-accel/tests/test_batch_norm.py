@@ -265,7 +265,7 @@ def test_no_problem_is_found_in_a_plan_with_shared_statistics() -> None:
     """sync_batchnorm is no problem of a plan, alone or on several ranks, and giving layers back twice is harmless."""
     assert not DDPStrategy().problems(PAIR)
     layer = nn.BatchNorm1d(4)
-    shared = SharedStatistics(layer, lambda *args, **options: None, None)
+    shared = SharedStatistics(layer, lambda *args: None)
     shared.restore()
     shared.restore()
     assert type(layer) is nn.BatchNorm1d

@@ -143,8 +143,9 @@ class Peers:
             except RuntimeError as error:
                 if (failure := self._learn()) is not None:
                     raise failure from error
-                if work.is_completed():
-                    raise
+                if work.is_completed():  # between the two looks, perhaps: well, or with an error of its own
+                    work.wait()
+                    break
                 if until is None:
                     continue
                 self._store.set(key + str(self._rank), "")

@@ -30,16 +30,16 @@ class SharedStatistics:
 
     Args:
         module: The module, on its device.
-        exchange: Calls a collective of torch.distributed, with its arguments, and waits for it.
-        group: A group of all ranks that nothing else uses while the layers run.
+        exchange: Calls a collective of torch.distributed with its arguments, and waits for it, in a group of all ranks
+            that nothing else uses meanwhile.
 
     Attributes:
         layers: The layers, with their own classes.
         weight: What the batch on this rank counts; 0 for one that only repeats samples.
     """
 
-    def __init__(self, module: nn.Module, exchange: Exchange, group: Any) -> None:
-        self.exchange, self.group, self.weight = exchange, group, 1.0
+    def __init__(self, module: nn.Module, exchange: Exchange) -> None:
+        self.exchange, self.weight = exchange, 1.0
         found = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
         self.layers = [(layer, type(layer)) for layer in found]
         made: dict[tuple[type, bool], type] = {}
@@ -58,7 +58,6 @@ class SharedStatistics:
         for layer, own in self.layers:
             layer.__class__ = own
         self.layers = []
-        self.group = None
 
 
 def _on_card(layer: nn.Module) -> bool:
@@ -152,8 +151,8 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, shared: SharedStatistics) -> Tensor:
         ctx.shared = shared
-        every = own.new_empty(dist.get_world_size(shared.group), own.numel())
-        shared.exchange(dist.all_gather, list(every.unbind()), own.contiguous(), group=shared.group)
+        every = own.new_empty(dist.get_world_size(), own.numel())
+        shared.exchange(dist.all_gather, list(every.unbind()), own.contiguous())
         return every
 
     @staticmethod
@@ -168,8 +167,8 @@ class _SumOfOwn(torch.autograd.Function):
     def forward(ctx: Any, every: Tensor, shared: SharedStatistics) -> Tensor:
         ctx.shared = shared
         summed = every.clone(memory_format=torch.contiguous_format)
-        shared.exchange(dist.all_reduce, summed, group=shared.group)
-        return summed[dist.get_rank(shared.group)].clone()
+        shared.exchange(dist.all_reduce, summed)
+        return summed[dist.get_rank()].clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -177,7 +177,8 @@ class DDPStrategy(WholeModuleStrategy):
             check_module(module, self.collectives)
             copy_from_first([*module.parameters(), *module.buffers()])
         if self._shares_statistics and self._peers is not None:
-            self.statistics = SharedStatistics(module, self._peers.exchange, second_group(self.device.type))
+            exchange = partial(self._peers.exchange, group=second_group(self.device.type))
+            self.statistics = SharedStatistics(module, exchange)
             self.collective_forward = bool(self.statistics.layers)
         return module
 
