@@ -179,7 +179,7 @@ class DDPStrategy(WholeModuleStrategy):
         if self._shares_statistics and self._peers is not None:
             exchange = partial(self._peers.exchange, group=second_group(self.device.type))
             self.statistics = SharedStatistics(module, exchange)
-            self.collective_forward = bool(self.statistics.layers)
+            self.collective_forward = self.collective_forward or bool(self.statistics.layers)
         return module
 
     def engine(
@@ -218,8 +218,8 @@ class DDPStrategy(WholeModuleStrategy):
         super().release(module, optimizers)
 
     def _restore(self) -> None:
-        self.collective_forward = False
         if self.statistics is not None:
+            self.__dict__.pop("collective_forward", None)
             self.statistics.restore()
             self.statistics = None
 
