@@ -72,8 +72,8 @@ class _Shared(_BatchNorm):
     _own: type
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, *rest = super().__reduce_ex__(protocol)
-        return object.__new__, (self._own,), *rest
+        made: Any = super().__reduce_ex__(protocol)
+        return object.__new__, (self._own,), *made[2:]
 
     def _factor(self) -> float:
         """Count the batch, and return how much of it goes into the running statistics."""
@@ -91,7 +91,7 @@ class _Forward(_Shared):
         """Normalise by the statistics of all ranks' batches; in evaluation as without ranks."""
         if not self.training:
             return super().forward(input)
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         factor = self._factor()
         mean, variance, count = _statistics(input, self._shared)
         if count <= 1:

@@ -76,7 +76,7 @@ class GradientExchange:
         if self._delays and loss.requires_grad:
             # In the first pass over a static graph torch counts, and exchanges all at the end.
             self._delays = False
-            loss.register_hook(self._at_end)
+            loss.register_hook(self._at_end)  # type: ignore[no-untyped-call]
 
     def finish(self) -> None:
         """Check that the backward pass has given each gradient; after the first one, order them as they come.
@@ -135,7 +135,8 @@ class GradientExchange:
             return
         strategy, parameters = self._strategy, [p for p in self._parameters if p.requires_grad]
         if self._by_hand:
-            self._noticing = [p.register_post_accumulate_grad_hook(self._notice) for p in parameters]
+            leaves: list[Any] = list(parameters)
+            self._noticing = [leaf.register_post_accumulate_grad_hook(self._notice) for leaf in leaves]
         sparse = [id(p) in _tables(self._module) for p in parameters]
         cap = int(strategy.bucket_cap_mb * _MB)
         # As DistributedDataParallel does: one bucket until the order is known in which gradients come, if it will be.
