@@ -201,6 +201,65 @@ class CheckpointedNormed(Normed):
         return output + 0 * self.middle.weight.sum() + 0 * self.middle.bias.sum()
 
 
+class HalfFrozenNormed(Normed):
+    """Network of which one batch norm layer is in evaluation while it trains."""
+
+    def on_train_epoch_start(self) -> None:
+        self.norm.eval()
+
+
+class NormedGan(Gan):
+    """Generator and discriminator with batch norm in both, gradients of gradients included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+
+    def _generated(self, batch: list[Tensor]) -> Tensor:
+        return -self.last(torch.tanh(self.norm(self.first(batch[0])))).mean()
+
+    def _judged(self, batch: list[Tensor]) -> Tensor:
+        made = torch.tanh(self.norm(self.first(batch[0]))).detach().requires_grad_(True)
+        loss = (self.last(torch.tanh(self.other(self.middle(made)))) - batch[1]).square().mean()
+        (slope,) = torch.autograd.grad(loss * len(made), made, create_graph=True)
+        return loss + slope.square().sum(1).mean()
+
+    def configure_optimizers(self) -> Any:
+        judge = [*self.middle.parameters(), *self.other.parameters(), *self.last.parameters()]
+        made = [*self.first.parameters(), *self.norm.parameters()]
+        return torch.optim.SGD(made, lr=0.05), torch.optim.SGD(judge, lr=0.05)
+
+
+class SearchingByHand(Manual):
+    """Network that is trained by hand, by an optimizer that decides by the loss."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        optimizer = self.optimizers()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self.loss(batch)
+            self.manual_backward(loss)
+            return loss
+
+        optimizer.step(closure=closure)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), lr=0.5, max_iter=3, line_search_fn="strong_wolfe")
+
+
+class OwnStep(Net):
+    """Network that overrides the optimizer's step and what clips."""
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (1 + self.trainer.global_step)
+        optimizer.step(closure=optimizer_closure)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        self.clip_gradients(optimizer, 0.1, "norm")
+
+
 class Table(Net):
     """Network over a table whose gradients are sparse."""
 
@@ -335,6 +394,10 @@ CASES = {
     "batch norm, uneven": Case(Normed, samples=37, flags=SYNCED, atol=2e-6),
     "batch norm in windows": Case(Normed, flags={**SYNCED, "accumulate_grad_batches": 2}, atol=2e-6),
     "batch norm computed again": Case(CheckpointedNormed, samples=37, flags=SYNCED, atol=2e-6),
+    "batch norm, half of it frozen": Case(HalfFrozenNormed, samples=37, flags={**SYNCED, **DOUBLE}),
+    "batch norm in a GAN": Case(NormedGan, flags=SYNCED, atol=2e-6),
+    "an overridden step": Case(OwnStep, samples=37, flags={"accumulate_grad_batches": 2}),
+    "LBFGS by hand": Case(SearchingByHand, flags=DOUBLE),
     "by hand": Case(Manual),
     "by hand, uneven": Case(Manual, samples=37),
     "by hand in windows": Case(ManualWindows),
