@@ -208,6 +208,19 @@ class HalfFrozenNormed(Normed):
         self.norm.eval()
 
 
+class PairNormed(Net):
+    """Network whose batch norm has two values of a channel in each sample, so that one sample is enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.first(x).reshape(-1, 4, 2)).reshape(-1, 8)
+        output: Tensor = self.last(torch.tanh(self.middle(torch.tanh(hidden))))
+        return output
+
+
 class NormedGan(Gan):
     """Generator and discriminator with batch norm in both, gradients of gradients included."""
 
@@ -392,6 +405,7 @@ CASES = {
     "gradient checkpointing": Case(Checkpointed),
     "batch norm": Case(Normed, flags=SYNCED, atol=2e-6),
     "batch norm, uneven": Case(Normed, samples=37, flags=SYNCED, atol=2e-6),
+    "batch norm, a rank without a sample": Case(PairNormed, samples=33, flags=SYNCED, atol=2e-6),
     "batch norm in windows": Case(Normed, flags={**SYNCED, "accumulate_grad_batches": 2}, atol=2e-6),
     "batch norm computed again": Case(CheckpointedNormed, samples=37, flags=SYNCED, atol=2e-6),
     "batch norm, half of it frozen": Case(HalfFrozenNormed, samples=37, flags={**SYNCED, **DOUBLE}),
