@@ -11,6 +11,7 @@ import torch
 import torch._dynamo  # here, and not in each forked rank: it takes a second
 from rank_cases import QUIET, Net, Normed, samples
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lt_accel.strategies.ddp import DDPStrategy
@@ -73,6 +74,22 @@ def test_parameters_unused_on_one_rank_end_the_others() -> None:
     assert "on rank 1" in second[1]
     assert first[0] == RankFailedError.__name__
     assert "no gradient for middle.weight" in first[1]
+
+
+class Reentrant(Net):
+    """Network whose backward pass runs another one, in which torch sees no parameters beforehand."""
+
+    def forward(self, x: Any) -> Any:
+        hidden = torch.tanh(self.first(x))
+        return self.last(checkpoint(lambda y: torch.tanh(self.middle(y)), hidden, use_reentrant=True))
+
+
+def test_an_error_of_torch_in_every_backward_pass_ends_all() -> None:
+    """An error that torch raises on all ranks at once in their backward passes ends each of them, with its own text."""
+    for kind, text in errors_of(lambda rank: Reentrant(), strategy="ddp_find_unused_parameters_true"):
+        assert kind == "RuntimeError"
+        assert "mark a variable ready only once" in text
+    assert errors_of(lambda rank: Reentrant()) == [("", "")] * 2
 
 
 class Skips(Normed):

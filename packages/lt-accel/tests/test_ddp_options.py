@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
@@ -163,6 +164,23 @@ def test_power_sgd_begins_anew_with_other_buckets() -> None:
     assert first == second
     assert first[3][0] is None
     assert first[4][0] is not None
+
+
+def test_a_hooks_state_travels_to_a_rank() -> None:
+    """A strategy with a hook's state is pickled, and read where no process group stands yet, as by a spawned rank."""
+    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
+    sent = pickle.dumps(DDPStrategy(ddp_comm_hook=powerSGD_hook.powerSGD_hook, ddp_comm_state=state))
+
+    def job(rank: int) -> int:
+        net, strategy = Net(), pickle.loads(sent)
+        strategy.setup(None, ReferenceAccelerator(), (0, 1), PAIR)
+        optimizers = [torch.optim.SGD(net.parameters(), lr=0.1)]
+        engine = strategy.engine(net, optimizers, [], ReferencePrecision(), PAIR, ReferenceEngine)
+        engine.backward(net.training_step(batches(rank)[0], 0))
+        rank_of_matrices: int = strategy.comm_state.matrix_approximation_rank
+        return rank_of_matrices
+
+    assert run_ranks(job) == [2, 2]
 
 
 def test_windows_over_a_static_graph_are_refused() -> None:
@@ -353,6 +371,18 @@ def test_other_optimizers_on_other_ranks_are_refused(make: Any, text: str) -> No
         strategy.setup(None, ReferenceAccelerator(), (0, 1), PAIR)
         with pytest.raises(MisconfigurationException, match=text):
             strategy.engine(net, [make(rank, net)], [], ReferencePrecision(), PAIR, ReferenceEngine)
+
+    run_ranks(job)
+
+
+def test_lazy_layers_without_shapes_are_refused() -> None:
+    """A lazy layer that has seen no batch is named, with what to do."""
+
+    def job(rank: int) -> None:
+        strategy = DDPStrategy()
+        strategy.setup(None, ReferenceAccelerator(), (0, 1), PAIR)
+        with pytest.raises(MisconfigurationException, match=r"none for 0\.weight, 0\.bias\. Run one batch"):
+            strategy.shard(nn.Sequential(nn.LazyLinear(2)), ReferencePrecision(), False)
 
     run_ranks(job)
 

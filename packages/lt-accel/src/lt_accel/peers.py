@@ -222,5 +222,5 @@ def _follows(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, RankFailedError | dist.DistError) or "/gloo/" in str(error):
             return True
-        error = error.__cause__
+        error = None if error.__cause__ is error else error.__cause__  # as after `raise error from error`
     return False

@@ -7,6 +7,7 @@ is exchanged like any other; and nothing of the module's names changes.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -23,7 +24,7 @@ from lt_accel.group import join, leave, second_group, world_of
 from lt_accel.peers import Peers
 from lt_accel.strategies.batch_norm import SharedStatistics
 from lt_accel.strategies.options import backend_of, backend_problems, option_problems
-from lt_accel.strategies.reducer import GradientExchange
+from lt_accel.strategies.reducer import GradientExchange, PackedState
 from lt_accel.strategies.same import check_module, check_optimizers, copy_from_first
 from lt_interface import (
     Accelerator,
@@ -124,6 +125,13 @@ class DDPStrategy(WholeModuleStrategy):
         self._peers: Peers | None = None
         self._shares_statistics = False
         self.statistics: SharedStatistics | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but what belongs to this process; a hook's state as bytes, since some are only read in a group."""
+        state = super().__getstate__()
+        if self.comm_state is not None:
+            state["comm_state"] = PackedState(pickle.dumps(self.comm_state))
+        return state
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         """Refuse a backend that is absent or does not fit the devices, and windows over a static graph."""

@@ -11,8 +11,10 @@ gradient of such a pass is noticed, and all of them are averaged at its end: slo
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,11 +27,22 @@ from lt_interface import MisconfigurationException, Problem
 if TYPE_CHECKING:
     from lt_accel.strategies.ddp import DDPStrategy
 
-__all__ = ["GradientExchange"]
+__all__ = ["GradientExchange", "PackedState"]
 
 _MB = 1 << 20
 _SHOWN = 8
 _torch: Any = dist  # whose stubs leave the reducer out
+
+
+@dataclass(frozen=True)
+class PackedState:
+    """State of a hook, on its way to a rank.
+
+    Attributes:
+        data: The state, pickled: that of PowerSGD can be read only where a process group stands.
+    """
+
+    data: bytes
 
 
 class GradientExchange:
@@ -167,6 +180,8 @@ class GradientExchange:
         hook, state = self._strategy.comm_hook, self._strategy.comm_state
         if hook is None:
             return
+        if isinstance(state, PackedState):
+            state = self._strategy.comm_state = pickle.loads(state.data)
         if isinstance(hook, _torch.BuiltinCommHookType):
             _torch._register_builtin_comm_hook(reducer, hook)
             return

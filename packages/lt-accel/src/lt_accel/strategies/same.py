@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lt_interface import Collectives, MisconfigurationException, Problem
@@ -29,8 +30,15 @@ def check_module(module: nn.Module, collectives: Collectives) -> None:
         collectives: The exchange between the ranks.
 
     Raises:
-        MisconfigurationException: On every rank, if one built another module than rank 0.
+        MisconfigurationException: On every rank, if one built another module than rank 0, or a lazy layer has no shape.
     """
+    lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
+    lazy += [name for name, b in module.named_buffers() if is_lazy(b)]
+    if lazy:
+        rule, fix = "lazy layers must know their shapes before ranks compare them", "Run one batch through it in setup."
+        raise MisconfigurationException(
+            Problem(type(module).__name__, rule, f"none for {', '.join(lazy[:_SHOWN])}", fix)
+        )
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     mine = {name: f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items()}
     check_same(
