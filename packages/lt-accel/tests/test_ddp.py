@@ -248,13 +248,3 @@ def test_a_plan_of_more_ranks_than_stand_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MisconfigurationException, match=r"MASTER_ADDR and MASTER_PORT\. Got None"):
         joined()
-
-
-@pytest.mark.parametrize("kind", ["cpu", "gpu"])
-def test_shared_batch_statistics_are_refused(kind: str) -> None:
-    """sync_batchnorm is a problem of a plan of several ranks, whatever their devices, and says that it is not built."""
-    (problem,) = DDPStrategy().problems(Plan(accelerator=kind, devices=(0, 1), sync_batchnorm=True))
-    assert "sync_batchnorm" in str(problem)
-    assert "not shared between ranks yet" in str(problem)
-    assert not DDPStrategy().problems(Plan(devices=(0, 1)))
-    assert not DDPStrategy().problems(Plan(sync_batchnorm=True))

@@ -22,7 +22,7 @@ from lt_accel.flags import shared_flags
 from lt_accel.peers import Peers
 from lt_interface import ClusterEnvironment, MisconfigurationException, World
 
-__all__ = ["join", "leave", "world_of"]
+__all__ = ["join", "leave", "second_group", "world_of"]
 
 _SECONDS = 5.0
 
@@ -35,12 +35,16 @@ class _Joined:
         store: Where the ranks find one another; None before the first group of ours.
         groups: How many groups were made in the store.
         peers: What `join` returned; None while there is none.
+        backend: What the group of ours exchanges by.
+        second: A group beside it, where one was asked for.
         left: Groups that were left, with their peers: to end one waits for what is on its way in it.
     """
 
     store: Any = None
     groups: int = 0
     peers: Peers | None = None
+    backend: str = ""
+    second: Any = None
     left: list[tuple[Peers, Any]] = field(default_factory=list)
 
 
@@ -61,7 +65,7 @@ def world_of(cluster: ClusterEnvironment | None) -> World:
     return World(rank, size, local_rank, local_size, rank // local_size, data_rank=rank, data_size=size)
 
 
-def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -> Peers:
+def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta, backend: str = "gloo") -> Peers:
     """Join the other ranks, unless this process has; return what exchanges their flags and failures.
 
     A process group that the user made before is taken as it is.
@@ -70,6 +74,7 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -
         world: The place of this process.
         cluster: The scheduler, for the address of rank 0; ``MASTER_ADDR`` and ``MASTER_PORT`` without one.
         timeout: How long a collective waits for the others.
+        backend: What exchanges tensors, in torch's words. A group of ours that exchanges by another is made anew.
 
     Raises:
         MisconfigurationException: If no address is known, or a group of another world stands.
@@ -79,15 +84,17 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -
             f"torch.distributed: the process group must be of the same world as the run, rank {world.rank} of "
             f"{world.size}. Got rank {dist.get_rank()} of {dist.get_world_size()}. Destroy that group first."
         )
+    if dist.is_initialized() and _joined.backend not in ("", backend):
+        leave()
     if not dist.is_initialized():
         # Its functions keep the default group of their import as a default: after that of a group it never closes.
         importlib.import_module("torch.distributed.nn.functional")
-        _joined.peers = None
+        _joined.peers, _joined.second, _joined.backend = None, None, backend
         if _joined.store is None:
             _joined.store = next(rendezvous(_address(cluster), world.rank, world.size, timeout=timeout))[0]
         _joined.groups += 1
         store = PrefixStore(str(_joined.groups), _joined.store)
-        dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     if _joined.peers is None:
         _joined.left = [each for each in _joined.left if not each[0].done()]
         group: Any = dist.new_group(backend="gloo", timeout=timeout)
@@ -97,12 +104,27 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -
     return _joined.peers
 
 
+def second_group(device_type: str) -> Any:
+    """Return a group of all ranks beside the default one, for exchanges that must not be mixed up with its own.
+
+    On cards it is the default one: there all of a rank's exchanges queue in one order, and another would queue beside.
+
+    Args:
+        device_type: Where the tensors lie.
+    """
+    if device_type != "cpu":
+        return dist.group.WORLD
+    if _joined.second is None:
+        _joined.second = dist.new_group(backend="gloo")
+    return _joined.second
+
+
 def leave() -> None:
     """Leave the other ranks after an error, without waiting for those that have not; a group of the user's stays.
 
     Where nobody holds the group any more its connections close, and ranks that wait for this one get an error.
     """
-    peers, _joined.peers = _joined.peers, None
+    peers, _joined.peers, _joined.second = _joined.peers, None, None
     if peers is None:
         return
     if _joined.store is not None and dist.is_initialized():

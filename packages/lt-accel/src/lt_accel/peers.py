@@ -143,8 +143,8 @@ class Peers:
             except RuntimeError as error:
                 if (failure := self._learn()) is not None:
                     raise failure from error
-                if work.is_completed():  # since then, or by this error, which it then raises again
-                    work.wait(look)
+                if work.is_completed():  # between the two looks, perhaps: well, or with an error of its own
+                    work.wait()
                     break
                 if until is None:
                     continue
@@ -235,5 +235,5 @@ def _follows(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, RankFailedError | dist.DistError) or "/gloo/" in str(error):
             return True
-        error = error.__cause__
+        error = None if error.__cause__ is error else error.__cause__  # as after `raise error from error`
     return False

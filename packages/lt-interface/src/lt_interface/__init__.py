@@ -43,7 +43,7 @@ else:
             "accelerator": "Accelerator ChecksPlan DescribesDevices ExplainsErrors",
             "checkpoint": "CheckpointIO KeepsObjects RefusesValues SavesItself",
             "cluster": "ClusterEnvironment",
-            "engine": "Engine PreparesBackward SkipsBatches",
+            "engine": "Engine PreparesBackward SkipsBatches WeighsBatches",
             "errors": "CheckpointError ConfigError ConfigTypeError InterfaceVersionError LTError "
             "MisconfigurationException MissingPackageError PluginError Problem RankFailedError UnknownPluginError",
             "launcher": "Launcher Outcome Request",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-__all__ = ["Engine", "PreparesBackward", "SkipsBatches"]
+__all__ = ["Engine", "PreparesBackward", "SkipsBatches", "WeighsBatches"]
 
 
 @runtime_checkable
@@ -217,3 +217,28 @@ class SkipsBatches(Protocol):
 
     def zero_loss(self) -> Tensor:
         """Return a loss that ``backward`` takes, whose gradients are zero for each parameter that requires one."""
+
+
+@runtime_checkable
+class WeighsBatches(Protocol):
+    """Engine that must know, before each forward pass of training, what the batch on this rank counts.
+
+    The core asks for it where ranks share each batch.
+
+    Example:
+        >>> class Whole:
+        ...     def take_weight(self, weight):
+        ...         print("of no account" if weight == 0 else weight)
+        >>> isinstance(Whole(), WeighsBatches)
+        True
+        >>> Whole().take_weight(0.0)
+        of no account
+    """
+
+    def take_weight(self, weight: float) -> None:
+        """Take over the weight of the batch that comes next.
+
+        Args:
+            weight: Factor of this rank's mean loss in the mean over the ranks; 0 for a batch that only repeats samples,
+                so that no rank has none.
+        """

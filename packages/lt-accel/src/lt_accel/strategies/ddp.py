@@ -7,20 +7,25 @@ is exchanged like any other; and nothing of the module's names changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lt_accel.collectives import ProcessGroupCollectives
-from lt_accel.group import join, leave, world_of
+from lt_accel.group import join, leave, second_group, world_of
 from lt_accel.peers import Peers
+from lt_accel.strategies.batch_norm import SharedStatistics
+from lt_accel.strategies.options import backend_of, backend_problems, option_problems
+from lt_accel.strategies.reducer import GradientExchange, PackedState
+from lt_accel.strategies.same import check_module, check_optimizers, copy_from_first
 from lt_interface import (
     Accelerator,
     ClusterEnvironment,
@@ -39,14 +44,19 @@ from lt_interface import (
 
 __all__ = ["DDPEngine", "DDPStrategy"]
 
-_MB = 1 << 20
 # By start method: the strategy's name and the launcher.
 _LAUNCHERS = {
     "popen": ("ddp", "subprocess"),
     "spawn": ("ddp_spawn", "spawn"),
     "fork": ("ddp_fork", "fork"),
 }
-_torch: Any = dist  # whose stubs leave the reducer out
+
+_STATIC_WINDOW = Problem(
+    "DDPStrategy(static_graph=True)",
+    "torch counts the backward passes of a static graph, and loses count where some exchange no gradients",
+    "accumulate_grad_batches above 1",
+    "Leave static_graph out, or do not accumulate.",
+)
 
 
 class DDPStrategy(WholeModuleStrategy):
@@ -57,40 +67,78 @@ class DDPStrategy(WholeModuleStrategy):
             where that changes from batch to batch. With several optimizers they are looked for in any case, since each
             one's loss depends on a part of them.
         gradient_as_bucket_view: Let gradients be views of what is exchanged, which saves their memory once.
-        bucket_cap_mb: Size of one exchange, in MB.
+        bucket_cap_mb: Size of one exchange, in MB; 25 if None.
         timeout: How long a collective waits for the other ranks.
         start_method: What starts the ranks where no scheduler has: ``"popen"`` runs the script again, ``"spawn"``
             starts new interpreters, ``"fork"`` forks this process.
+        static_graph: Whether each backward pass uses the same parameters in the same way, those of the first one.
+        broadcast_buffers: Whether rank 0's buffers, such as running means, go to every rank after a batch of training.
+        ddp_comm_hook: A function ``(state, bucket) -> future`` that exchanges one bucket of gradients, such as those of
+            ``torch.distributed.algorithms.ddp_comm_hooks``, or a ``torch.distributed.BuiltinCommHookType``.
+        ddp_comm_state: What the hook gets as its state.
+        ddp_comm_wrapper: A function that makes another hook of the hook, such as ``fp16_compress_wrapper``.
+        process_group_backend: What exchanges tensors: ``"gloo"``, ``"nccl"``, or what torch knows besides. By default
+            nccl for cards and gloo for CPUs. A group that the user made before is taken as it is.
+        others: Options that code for other trainers has, at their defaults.
+
+    Raises:
+        ConfigError: If an option is unknown, wrong, or one that the trainer has a flag for; all problems at once.
     """
 
     def __init__(
         self,
         find_unused_parameters: bool = False,
         gradient_as_bucket_view: bool = False,
-        bucket_cap_mb: int = 25,
+        bucket_cap_mb: float | None = 25,
         timeout: timedelta = timedelta(minutes=30),
         start_method: str = "popen",
+        *,
+        static_graph: bool = False,
+        broadcast_buffers: bool = True,
+        ddp_comm_hook: Callable[..., Any] | None = None,
+        ddp_comm_state: Any = None,
+        ddp_comm_wrapper: Callable[..., Any] | None = None,
+        process_group_backend: str | None = None,
+        **others: Any,
     ) -> None:
+        given = locals()
+        taken = {name: given[name] for name in signature(DDPStrategy).parameters if name != "others"}
+        problems = option_problems(type(self).__name__, taken, others)
         if start_method not in _LAUNCHERS:
             rule = f"it must be one of {', '.join(map(repr, _LAUNCHERS))}"
-            raise ConfigError(Problem("DDPStrategy(start_method)", rule, repr(start_method)))
+            problems.append(Problem(f"{type(self).__name__}(start_method)", rule, repr(start_method)))
+        if problems:
+            raise ConfigError(problems)
         self.name, self.default_launcher = _LAUNCHERS[start_method]
         self.find_unused_parameters = find_unused_parameters
         self.gradient_as_bucket_view = gradient_as_bucket_view
-        self.bucket_cap_mb = bucket_cap_mb
+        self.bucket_cap_mb = 25 if bucket_cap_mb is None else bucket_cap_mb
+        self.static_graph, self.broadcast_buffers = static_graph, broadcast_buffers
+        self.comm_hook: Any = ddp_comm_hook if ddp_comm_wrapper is None else ddp_comm_wrapper(ddp_comm_hook)
+        self.comm_state = ddp_comm_state
+        self.process_group_backend = process_group_backend
         self.timeout = timeout
         self.device = torch.device("cpu")
         self.collectives: Collectives = PlainCollectives()
         self.world = World()
         self._accelerator: Accelerator | None = None
         self._peers: Peers | None = None
+        self._shares_statistics = False
+        self.statistics: SharedStatistics | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but what belongs to this process; a hook's state as bytes, since some are only read in a group."""
+        state = super().__getstate__()
+        if self.comm_state is not None:
+            state["comm_state"] = PackedState(pickle.dumps(self.comm_state))
+        return state
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
-        """Refuse shared batch statistics, which are not built yet."""
-        if not plan.sync_batchnorm or plan.processes == 1:
-            return []
-        rule = "batch statistics are not shared between ranks yet"
-        return [Problem("Trainer(sync_batchnorm=True)", rule, f'strategy="{self.name}"', "Leave it out.")]
+        """Refuse a backend that is absent or does not fit the devices, and windows over a static graph."""
+        found = backend_problems(f'Trainer(strategy="{self.name}")', self.process_group_backend, plan)
+        if self.static_graph and plan.accumulate > 1 and plan.processes > 1:
+            found.append(_STATIC_WINDOW)
+        return found
 
     def setup(
         self, cluster: ClusterEnvironment | None, accelerator: Accelerator, devices: Sequence[int], plan: Plan
@@ -113,10 +161,12 @@ class DDPStrategy(WholeModuleStrategy):
         self.device = accelerator.device(devices[world.local_rank % len(devices)])
         accelerator.setup(self.device)
         self._accelerator, self.world = accelerator, world
+        self._shares_statistics = plan.sync_batchnorm and plan.stage == "fit" and world.size > 1
         if world.size == 1:
             self.collectives = PlainCollectives()
         else:
-            self._peers = join(world, cluster, self.timeout)
+            backend = backend_of(self.process_group_backend, self.device.type)
+            self._peers = join(world, cluster, self.timeout, backend)
             self.collectives = ProcessGroupCollectives(self._peers)
         return world
 
@@ -132,9 +182,12 @@ class DDPStrategy(WholeModuleStrategy):
         """
         module = super().shard(module, precision, loads_weights)
         if self.world.size > 1:
-            tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            _check_same(type(module).__name__, tensors, self.collectives)
-            copy_from_first(tensors.values())
+            check_module(module, self.collectives)
+            copy_from_first([*module.parameters(), *module.buffers()])
+        if self._shares_statistics and self._peers is not None:
+            exchange = partial(self._peers.exchange, group=second_group(self.device.type))
+            self.statistics = SharedStatistics(module, exchange)
+            self.collective_forward = self.collective_forward or bool(self.statistics.layers)
         return module
 
     def engine(
@@ -150,7 +203,33 @@ class DDPStrategy(WholeModuleStrategy):
         inner = default(module, optimizers, schedulers, precision, plan)
         if self.world.size == 1 or not optimizers:
             return inner
+        if self.static_graph and len(optimizers) > 1:
+            raise MisconfigurationException(
+                Problem(
+                    f"{type(self).__name__}(static_graph=True)",
+                    "each backward pass must use the same parameters, and each optimizer's loss uses others",
+                    f"{len(optimizers)} optimizers",
+                    "Leave static_graph out.",
+                )
+            )
+        check_optimizers(module, optimizers, self.collectives)
         return DDPEngine(inner, module, self)
+
+    def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Move the module and the optimizers' states to the CPU; batch norm is as the user wrote it again.
+
+        Args:
+            module: What ``shard`` returned.
+            optimizers: The user's optimizers.
+        """
+        self._restore()
+        super().release(module, optimizers)
+
+    def _restore(self) -> None:
+        if self.statistics is not None:
+            self.__dict__.pop("collective_forward", None)
+            self.statistics.restore()
+            self.statistics = None
 
     def report(self, where: str, error: BaseException) -> BaseException:
         """Report this rank's error to the others; return it, or one that names the rank from whose error it follows."""
@@ -160,6 +239,7 @@ class DDPStrategy(WholeModuleStrategy):
         """Keep the process group for the next call; after an error leave it, without waiting for anybody."""
         if self._accelerator is None:
             return
+        self._restore()
         self._accelerator.teardown()
         self._accelerator = self._peers = None
         if not isinstance(self.collectives, ProcessGroupCollectives):
@@ -189,31 +269,71 @@ class DDPEngine:
         self.place: Callable[[Any], Any] | None = inner.place
         self.window: Callable[[bool], AbstractContextManager[Any] | None] | None = self._window
         self.before_forward: Callable[[], None] | None = None
-        self.unscale, self.clip, self.update = inner.unscale, inner.clip, inner.update
+        self.unscale, self.clip = inner.unscale, inner.clip
+        self._searches = [_needs_closure(optimizer) for optimizer in inner.optimizers]
+        if not any(self._searches):
+            self.update = inner.update  # type: ignore[method-assign]
         self.optimizer_states, self.load_optimizer_states = inner.optimizer_states, inner.load_optimizer_states
-        self._inner, self._find_unused = inner, strategy.find_unused_parameters or len(inner.optimizers) > 1
-        self._buffers = [b for b in module.buffers() if b.numel()]
-        self.boundary: Callable[[], None] | None = self._end_of_batch if self._buffers else inner.boundary
-        self._trains, self._exchanges = False, True
-        self._alone = _WithoutExchange(self)
-        self._reducer, self._logger = _reducer(module, strategy, self._find_unused)
+        self._inner, self._statistics = inner, strategy.statistics
+        self._collectives, self._device = strategy.collectives, strategy.device
+        self._buffers = [b for b in module.buffers() if b.numel()] if strategy.broadcast_buffers else []
+        self.boundary: Callable[[], None] | None = self._end_of_batch
+        self._trains, self._exchanges, self._unfinished = False, True, False
+        self._alone, self._static = _WithoutExchange(self), strategy.static_graph
+        self._exchange: GradientExchange | None = GradientExchange(module, strategy, len(inner.optimizers) > 1)
 
     def _window(self, last: bool) -> AbstractContextManager[Any] | None:
         """Return the context without an exchange for all but the last batch of a window."""
         self._trains = True
-        return None if last else self._alone
+        if last:
+            return None
+        if self._static:
+            raise MisconfigurationException(_STATIC_WINDOW)
+        return self._alone
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass, the gradients averaged over the ranks while it runs, unless a window goes on."""
         self.prepare_backward(loss)
         self._inner.backward(loss, *args, **kwargs)
+        self._finish()
 
     def prepare_backward(self, loss: Tensor) -> None:
         """Make the reducer wait for the gradients of a backward pass, unless a window goes on."""
-        if self._exchanges and self._reducer is not None:
-            self._reducer.prepare_for_forward()
-            self._reducer._rebuild_buckets()  # in the order of the first backward pass; after that it does nothing
-            self._reducer.prepare_for_backward([loss] if self._find_unused else [])
+        if self._exchange is None:
+            return
+        self._finish()
+        self._exchange.expected = True
+        if self._exchanges:
+            self._exchange.prepare(loss)
+            self._unfinished = True
+        else:
+            self._exchange.open = True
+
+    def _finish(self) -> None:
+        """Check what the last backward pass exchanged: an overridden ``backward`` has ended by the next look."""
+        if self._exchange is None:
+            return
+        self._exchange.expected = False
+        if self._unfinished:
+            self._unfinished = False
+            self._exchange.finish()
+
+    def update(self, index: int, last: bool, closure: Callable[[], Any] | None = None, **kwargs: Any) -> bool:
+        """Step an optimizer; one that decides by the loss, as LBFGS does, gets the mean over the ranks."""
+        if closure is not None and self._searches[index]:
+            closure = partial(self._mean_loss, closure)
+        return self._inner.update(index, last, closure, **kwargs)
+
+    def _mean_loss(self, closure: Callable[[], Any]) -> Any:
+        loss = closure()
+        # Zero where it was skipped, here or everywhere: then all ranks decide by the same number, too.
+        own = torch.as_tensor(0.0 if loss is None else loss, device=self._device).detach()
+        return self._collectives.reduce(own)
+
+    def take_weight(self, weight: float) -> None:
+        """Take over what the next batch counts: batch norm over the ranks leaves out one that only repeats samples."""
+        if self._statistics is not None:
+            self._statistics.weight = weight
 
     def zero_loss(self) -> Tensor:
         """Return a loss of zero that reaches each trainable parameter, whatever the values of these."""
@@ -225,6 +345,7 @@ class DDPEngine:
 
         Evaluation changes none, and ranks may have other numbers of batches there.
         """
+        self._finish()
         if self._trains:
             self._trains = False
             copy_from_first(self._buffers)
@@ -233,10 +354,16 @@ class DDPEngine:
 
     def close(self) -> None:
         """Take the reducer's hooks off the parameters."""
-        if self._reducer is not None:
-            self._reducer._remove_autograd_hooks()
-            self._reducer = self._logger = None
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
         self._inner.close()
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer's step computes the loss itself, and may decide by it."""
+    closure = signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is Parameter.empty
 
 
 class _WithoutExchange:
@@ -254,77 +381,6 @@ class _WithoutExchange:
 
     def __exit__(self, *error: object) -> None:
         self._engine._exchanges = True
-
-
-def _reducer(module: nn.Module, strategy: DDPStrategy, find_unused: bool) -> tuple[Any, Any]:
-    """Return torch's reducer over the trainable parameters, None where there are none, and what must live with it."""
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    if not named:
-        return None, None
-    parameters = [p for _, p in named]
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse}
-    sparse, cap = [id(p) in tables for p in parameters], strategy.bucket_cap_mb * _MB
-    # As DistributedDataParallel does: a first bucket of 1 MB, so that the exchange begins early.
-    buckets, limits = _torch._compute_bucket_assignment_by_size(parameters, [_MB, cap], sparse)
-    reducer = _torch.Reducer(
-        parameters,
-        list(reversed(buckets)),
-        list(reversed(limits)),
-        dist.group.WORLD,
-        sparse,
-        cap,
-        find_unused,
-        strategy.gradient_as_bucket_view,
-        {i: name for i, (name, _) in enumerate(named)},
-        _MB,
-    )
-    logger = _torch.Logger(reducer)  # which the reducer calls without asking, and does not keep alive
-    reducer.set_logger(logger)
-    return reducer, logger
-
-
-def _check_same(who: str, tensors: Mapping[str, Tensor], collectives: Collectives) -> None:
-    """Compare names, shapes and formats, since an exchange of other sizes would end the process.
-
-    Raises:
-        MisconfigurationException: On every rank, if one has others than rank 0.
-    """
-    mine = [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in tensors.items()]
-    first = collectives.broadcast_object(mine)
-    if collectives.any(mine != first):
-        other = sorted(set(mine) ^ set(first)) or ["another order on another rank"]
-        raise MisconfigurationException(
-            f"{who}: every rank must build the same module. Got a difference to rank 0: {', '.join(other[:5])}. "
-            "Build it without looking at the rank."
-        )
-
-
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Give rank 0's values to every rank, in exchanges of some megabytes, whatever the formats.
-
-    Args:
-        tensors: The same on every rank, up to their values.
-    """
-    for part in _parts(tensors):
-        sent = torch.cat([t.detach().contiguous().reshape(-1).view(torch.uint8) for t in part])
-        dist.broadcast(sent, 0)
-        if dist.get_rank():
-            sizes = [t.numel() * t.element_size() for t in part]
-            for tensor, data in zip(part, torch.split(sent, sizes), strict=True):
-                tensor.detach().copy_(data.clone().view(tensor.dtype).reshape(tensor.shape))
-
-
-def _parts(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    part: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        part.append(tensor)
-        size += tensor.numel() * tensor.element_size()
-        if size >= 16 * _MB:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
 
 
 # By the names that users pass.

@@ -25,7 +25,7 @@ from lt_core.metrics.slot import (
 )
 from lt_core.notices import warn
 from lt_core.state.stage import TRAIN
-from lt_interface import PreparesBackward, SkipsBatches
+from lt_interface import PreparesBackward, SkipsBatches, WeighsBatches
 from lt_interface.errors import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
@@ -387,8 +387,10 @@ def between(
 
 def _with_shadows(run: Run, training_step: Step) -> Step:
     """Return the step so that a batch that only repeats samples, so that no rank has fewer, leaves no trace."""
+    weigh: Callable[[float], Any] = run.engine.take_weight if isinstance(run.engine, WeighsBatches) else float
 
     def step(batch: Any, i: int) -> Any:
+        weigh(run.feed.weight)
         if run.feed.weight:
             return training_step(batch, i)
         run.metrics.train.size = 0  # the weight of what is logged in the mean over the epoch
