@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
+from lt_accel.clusters.environment import EnvironmentCluster
 from lt_accel.flags import shared_flags
 from lt_accel.peers import Peers
 from lt_interface import ClusterEnvironment, MisconfigurationException, World
@@ -53,12 +54,7 @@ def world_of(cluster: ClusterEnvironment | None) -> World:
     Args:
         cluster: The scheduler that started this process, or None.
     """
-    if cluster is not None:
-        return cluster.world()
-    rank, size = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
-    local_rank = int(os.environ.get("LOCAL_RANK") or rank % local_size)
-    return World(rank, size, local_rank, local_size, rank // local_size, data_rank=rank, data_size=size)
+    return (EnvironmentCluster() if cluster is None else cluster).world()
 
 
 def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -> Peers:

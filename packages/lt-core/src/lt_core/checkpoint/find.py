@@ -166,7 +166,8 @@ def _assembled(files: list[_File], records: dict[str, tuple[RunMark, dict[str, A
     if not marks:
         files.sort(key=lambda file: file.order, reverse=True)
         return _FoundRun(None, files, min(file.date for file in files) / 1e9)
-    run = _FoundRun(max(marks, key=lambda mark: mark.newest_start), files)
+    newest = max((file for file in files if file.mark), key=lambda file: file.mark.newest_start)
+    run = _FoundRun(newest.mark, files, jobs=newest.header["run"].get("jobs", []))
     if run.mark is not None and run.mark.id in records:
         mark, values = records[run.mark.id]
         if mark.newest_start >= run.mark.newest_start:

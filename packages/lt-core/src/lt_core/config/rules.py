@@ -20,7 +20,10 @@ PLUGIN_METHODS = {
     "cluster": ("detect", "world"),
     "layer_sync": ("apply", "revert"),
 }
-_NAMED_STORE = ("save_checkpoint", "load_checkpoint", "remove_checkpoint")  # a checkpoint store of Lightning's
+_NAMED = {  # those of Lightning's
+    "checkpoint_io": ("save_checkpoint", "load_checkpoint", "remove_checkpoint"),
+    "cluster": ("global_rank", "local_rank", "world_size"),
+}
 
 
 @dataclass
@@ -68,10 +71,8 @@ def apply(draft: Draft) -> None:
 
 def plugin_kind(plugin: object) -> str | None:
     """Return precision, checkpoint_io, cluster or layer_sync, or None if the object is none of them."""
-    named = provides(plugin, _NAMED_STORE)
-    return next(
-        (k for k, methods in PLUGIN_METHODS.items() if provides(plugin, methods)), "checkpoint_io" if named else None
-    )
+    known = (*PLUGIN_METHODS.items(), *_NAMED.items())
+    return next((kind for kind, methods in known if provides(plugin, methods)), None)
 
 
 def _plugins(draft: Draft) -> None:

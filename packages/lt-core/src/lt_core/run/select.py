@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.notices import info, warn
-from lt_interface import Plan, World, registry
+from lt_interface import ChecksWorld, Plan, World, as_cluster, registry
 from lt_interface.accelerator import DescribesDevices
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem, raise_problems
 
@@ -125,12 +125,14 @@ def _warn_of_undriven(where: str) -> None:
 
 
 def find_cluster(config: TrainerConfig) -> Any:
-    """Return the scheduler that started this process: the one given, else the first that recognises itself, or None."""
+    """Return the scheduler that started this process: the one given, else the first that recognises itself, or None.
+
+    A rank that a launcher started by the script keeps to that, whatever else the script gives.
+    """
     given = config.plugin("cluster")
-    if given is not None:
-        return given
-    kinds = map(registry.clusters.get, registry.clusters.names())
-    return next((kind() for kind in kinds if kind.detect()), None)
+    kinds = sorted(map(registry.clusters.get, registry.clusters.names()), key=lambda k: -getattr(k, "priority", 0))
+    found = next((kind() for kind in kinds if kind.detect()), None)
+    return found if given is None or getattr(found, "launched", False) else as_cluster(given)
 
 
 def _find_devices(config: TrainerConfig, accelerator: Any, cluster: Any) -> list[int]:
@@ -165,13 +167,16 @@ def _check_processes(config: TrainerConfig, cluster: Any, plan: Plan) -> None:
     Raises:
         ConfigError: If the scheduler started another number of processes.
     """
+    written = [f"{name}={getattr(config, name)!r}" for name in ("devices", "num_nodes") if name in config.explicit]
+    where = f"Trainer({', '.join(written)})"
+    if isinstance(cluster, ChecksWorld):
+        return raise_problems(cluster.problems(plan, where))
     world, per_node = cluster.world(), plan.one_process_per_node
     if world.size == plan.processes:
         return
-    written = [f"{name}={getattr(config, name)!r}" for name in ("devices", "num_nodes") if name in config.explicit]
     raise ConfigError(
         Problem(
-            f"Trainer({', '.join(written)})",
+            where,
             f"{cluster.name} must have started one process for each {'node' if per_node else 'device'}",
             f"{world.size} processes, {world.local_size} of them on this node, "
             f"for {plan.num_nodes} x {len(plan.devices)} devices",
