@@ -16,10 +16,10 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
-from torch.distributed.rendezvous import rendezvous
 
 from lt_accel.clusters.environment import EnvironmentCluster
 from lt_accel.flags import shared_flags
+from lt_accel.meeting import meet
 from lt_accel.peers import Peers
 from lt_interface import ClusterEnvironment, MisconfigurationException, World
 
@@ -80,7 +80,7 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta) -
         importlib.import_module("torch.distributed.nn.functional")
         _joined.peers = None
         if _joined.store is None:
-            _joined.store = next(rendezvous(_address(cluster), world.rank, world.size, timeout=timeout))[0]
+            _joined.store = meet(world, *_address(cluster), timeout)
         _joined.groups += 1
         store = PrefixStore(str(_joined.groups), _joined.store)
         dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=timeout)
@@ -108,12 +108,11 @@ def leave() -> None:
         _joined.left.append((peers, kept))
 
 
-def _address(cluster: ClusterEnvironment | None) -> str:
+def _address(cluster: ClusterEnvironment | None) -> tuple[str, int]:
     host = os.environ.get("MASTER_ADDR") if cluster is None else cluster.main_address
-    port = os.environ.get("MASTER_PORT") if cluster is None else cluster.main_port
-    if not host or not port:
+    if cluster is None and (not host or not os.environ.get("MASTER_PORT")):
         raise MisconfigurationException(
-            f"ddp: ranks find one another at MASTER_ADDR and MASTER_PORT. Got {host!r} and {port!r}. "
-            "Start the script with torchrun, or set both."
+            f"ddp: ranks find one another at MASTER_ADDR and MASTER_PORT. Got {host!r} and "
+            f"{os.environ.get('MASTER_PORT')!r}. Start the script with torchrun, or set both."
         )
-    return f"tcp://{host}:{port}"
+    return str(host), (EnvironmentCluster() if cluster is None else cluster).main_port
