@@ -46,9 +46,10 @@ def meet(world: World, host: str, port: int, timeout: timedelta) -> Any:
     where = f"rank {world.rank}, {host}:{port}"
     if world.rank:
         _reach(where, host, port, timeout, until)
+    kind: Any = dist.TCPStore  # type: ignore[attr-defined]
     options = {"wait_for_workers": False, "multi_tenant": True}
     try:
-        store = _in_time(lambda: dist.TCPStore(host, port, world.size, world.rank == 0, timeout, **options))
+        store = _in_time(lambda: kind(host, port, world.size, world.rank == 0, timeout, **options))
     except (TimeoutError, RuntimeError) as error:
         got = str(error).strip().splitlines()[0].rstrip(".")
         if world.rank:

@@ -81,7 +81,11 @@ def hand_problems(where: str, plan: Plan, starts: bool = False) -> Sequence[Prob
         ),
         (rank is not None and size is not None and rank >= size, "RANK", f"it must be below WORLD_SIZE={size}"),
         (values.get("LOCAL_RANK", 0) >= local, "LOCAL_RANK", f"it must be below {local}, the processes of a node"),
-        (local != plan.local_processes, "LOCAL_WORLD_SIZE", f"it must be {plan.local_processes}, the devices of a node"),
+        (
+            local != plan.local_processes,
+            "LOCAL_WORLD_SIZE",
+            f"it must be {plan.local_processes}, the devices of a node",
+        ),
         (values.get("NODE_RANK", 0) >= nodes, "NODE_RANK", f"it must be below num_nodes={nodes}"),
     ]
     found += [Problem(name, rule, given(_NAMES), _HAND) for wrong, name, rule in checks if wrong]

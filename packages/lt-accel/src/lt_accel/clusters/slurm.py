@@ -133,13 +133,13 @@ class SlurmCluster(SchedulerCluster):
             trainer: The trainer.
         """
         tasks = os.environ.get("SLURM_NTASKS", "1")
-        if not self.creates_processes and tasks.isdecimal() and int(tasks) > 1 and shutil.which("srun") is not None:
-            if is_rank_zero():
-                warnings.warn(
-                    f"slurm: the job has several tasks, and this program is not one that srun started. Got "
-                    f"SLURM_NTASKS={tasks}. To train with all of them, write srun in front of the command.",
-                    stacklevel=2,
-                )
+        alone = not self.creates_processes and tasks.isdecimal() and int(tasks) > 1
+        if alone and is_rank_zero() and shutil.which("srun") is not None:
+            warnings.warn(
+                f"slurm: the job has several tasks, and this program is not one that srun started. Got "
+                f"SLURM_NTASKS={tasks}. To train with all of them, write srun in front of the command.",
+                stacklevel=2,
+            )
         Requeue(self).attach(trainer)
 
     def seconds_left(self) -> float | None:

@@ -170,7 +170,8 @@ def _check_processes(config: TrainerConfig, cluster: Any, plan: Plan) -> None:
     written = [f"{name}={getattr(config, name)!r}" for name in ("devices", "num_nodes") if name in config.explicit]
     where = f"Trainer({', '.join(written)})"
     if isinstance(cluster, ChecksWorld):
-        return raise_problems(cluster.problems(plan, where))
+        raise_problems(cluster.problems(plan, where))
+        return
     world, per_node = cluster.world(), plan.one_process_per_node
     if world.size == plan.processes:
         return
