@@ -72,7 +72,13 @@ def hand_problems(where: str, plan: Plan, starts: bool = False) -> Sequence[Prob
     rank, size, nodes = values.get("RANK"), values.get("WORLD_SIZE"), plan.num_nodes
     local = values.get("LOCAL_WORLD_SIZE", plan.local_processes)
     is_node = rank is None and "NODE_RANK" in values and size in (nodes, plan.processes)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     checks = [
+        (
+            rank is not None and size == plan.processes > 1 and missing,
+            "RANK",
+            f"{' and '.join(missing)} must be set beside it",
+        ),
         (rank is not None and not os.environ.get("WORLD_SIZE"), "RANK", "WORLD_SIZE must be set beside it"),
         (
             size not in (None, 1) and not os.environ.get("RANK") and not is_node,
@@ -82,7 +88,7 @@ def hand_problems(where: str, plan: Plan, starts: bool = False) -> Sequence[Prob
         (rank is not None and size is not None and rank >= size, "RANK", f"it must be below WORLD_SIZE={size}"),
         (values.get("LOCAL_RANK", 0) >= local, "LOCAL_RANK", f"it must be below {local}, the processes of a node"),
         (
-            local != plan.local_processes,
+            local != plan.local_processes and size == plan.processes,
             "LOCAL_WORLD_SIZE",
             f"it must be {plan.local_processes}, the devices of a node",
         ),

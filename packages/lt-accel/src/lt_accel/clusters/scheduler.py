@@ -134,7 +134,7 @@ class SchedulerCluster:
         unit = "node" if plan.one_process_per_node else "device"
         if world.size % world.local_size:
             rule = f"{self.name} must have started as many processes on each node"
-            problems.append(Problem(where, rule, got, f"Or {self.advice(world.local_size, plan.num_nodes)}."[3:]))
+            problems.append(Problem(where, rule, got, "Ask for the same number on each."))
         elif world.size != plan.processes:
             rule = f"{self.name} must have started one process for each {unit}"
             problems.append(Problem(where, rule, got, fix))
