@@ -24,7 +24,8 @@ __all__ = ["meet"]
 
 _ANSWER = 30.0  # seconds for a store that is there to answer
 _TRY = 5.0
-_FIX = "Set MASTER_PORT to a free port, the same for all ranks."
+_PORT = "Set MASTER_PORT to a free port, the same for all ranks."
+_ADDRESS = "Set MASTER_ADDR to the host of rank 0, for all ranks."
 
 
 def meet(world: World, host: str, port: int, timeout: timedelta) -> Any:
@@ -49,16 +50,17 @@ def meet(world: World, host: str, port: int, timeout: timedelta) -> Any:
     kind: Any = dist.TCPStore  # type: ignore[attr-defined]
     options = {"wait_for_workers": False, "multi_tenant": True}
     try:
+        socket.getaddrinfo(host, port)
         store = _in_time(lambda: kind(host, port, world.size, world.rank == 0, timeout, **options))
-    except (TimeoutError, RuntimeError) as error:
-        got = str(error).strip().splitlines()[0].rstrip(".")
+    except (OSError, RuntimeError) as error:
+        got, fix = str(error).strip().splitlines()[0].rstrip("."), _PORT
         if world.rank:
             rule, got = "rank 0 must hold this port", f"another program, which answers otherwise ({got})"
         elif "EADDRINUSE" in str(error):
             rule, got = "rank 0 must be able to listen on this port", "a port that another process holds"
         else:
-            rule = "rank 0 must be able to listen there, and to reach itself by this address"
-        raise MisconfigurationException(Problem(where, rule, got, _FIX)) from error
+            rule, fix = "rank 0 must be able to listen there, and to reach itself by this address", _ADDRESS
+        raise MisconfigurationException(Problem(where, rule, got, fix)) from error
     store.set(f"there/{world.rank}", "")
     if world.rank == 0:
         _wait_for_all(store, where, world.size, timeout)

@@ -97,7 +97,7 @@ def hand_problems(where: str, plan: Plan, starts: bool = False) -> Sequence[Prob
     found += [Problem(name, rule, given(_NAMES), _HAND) for wrong, name, rule in checks if wrong]
     if not found and rank is not None and size not in (None, 1, plan.processes):
         rule = "what starts processes by hand must start one for each device"
-        got = f"{plan.processes} processes, and WORLD_SIZE={size} in the environment"
+        got = f"{plan.processes} process{'es' * (plan.processes > 1)}, and WORLD_SIZE={size} in the environment"
         found.append(Problem(where, rule, got, "Set devices= and num_nodes=."))
     elif not found and starts and rank is not None and size not in (None, 1):
         rule = "a process that was started by hand as one of several starts no ranks of its own"

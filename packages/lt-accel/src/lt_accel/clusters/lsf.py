@@ -35,7 +35,7 @@ class LSFCluster(SchedulerCluster):
     @property
     def main_address(self) -> str:
         """Return the host of rank 0: the first that computes."""
-        return os.environ.get("MASTER_ADDR") or self._hosts()[0]
+        return self._hosts()[0] if self.detect() and not os.environ.get("MASTER_ADDR") else super().main_address
 
     @property
     def main_port(self) -> int:

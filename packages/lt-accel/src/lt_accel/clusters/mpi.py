@@ -64,9 +64,8 @@ class MPICluster(SchedulerCluster):
         Raises:
             ConfigError: If there are several nodes and nothing says where rank 0 is.
         """
-        if os.environ.get("MASTER_ADDR") or self.local_size() == self.world_size():
-            return os.environ.get("MASTER_ADDR") or "127.0.0.1"
-        return self._asked()[0]
+        asks = not os.environ.get("MASTER_ADDR") and self.detect() and self.local_size() < self.world_size()
+        return self._asked() if asks else super().main_address
 
     @property
     def main_port(self) -> int:
@@ -88,7 +87,7 @@ class MPICluster(SchedulerCluster):
         """Return how to start so many processes on each of so many nodes, as the end of a sentence."""
         return f"run: mpirun -n {processes * nodes}" + (f" with {processes} on each node" if nodes > 1 else "")
 
-    def _asked(self) -> tuple[str]:
+    def _asked(self) -> str:
         try:
             return _broadcast_host()
         except ImportError as error:
@@ -104,7 +103,7 @@ def _family() -> dict[str, str]:
 
 
 @cache
-def _broadcast_host() -> tuple[str]:
+def _broadcast_host() -> str:
     """Return the host of rank 0, which all ranks ask for at this place.
 
     Raises:
@@ -112,4 +111,4 @@ def _broadcast_host() -> tuple[str]:
     """
     world = importlib.import_module("mpi4py.MPI").COMM_WORLD
     host: str = world.bcast(socket.gethostname(), root=0)
-    return (host,)
+    return host
