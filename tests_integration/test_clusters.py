@@ -173,7 +173,9 @@ def test_an_environment_of_no_known_base_trains_too() -> None:
 
 
 @pytest.mark.parametrize("environment_kind", [FarmEnvironment, LightningEnvironment])
-def test_an_environment_that_starts_nothing_leaves_that_to_the_launcher(environment: Any, environment_kind: Any) -> None:
+def test_an_environment_that_starts_nothing_leaves_that_to_the_launcher(
+    environment: Any, environment_kind: Any
+) -> None:
     """Where it has not started the processes, the launcher does, also inside a scheduler's job."""
     environment({**KINDS["slurm"], "FARM_PORT": "1"})
     found = weights(2, strategy="ddp_fork", plugins=[environment_kind()])

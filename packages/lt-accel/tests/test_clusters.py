@@ -130,7 +130,15 @@ def test_slurm_counts_the_tasks_of_a_node(environment: Any, given: dict[str, str
 
 @pytest.mark.parametrize(
     ("hosts", "first"),
-    [("r[1-2]n[07-09]x,b", "r1n07x"), ("c[1-2,5]", "c1"), ("gpu[07-08],cpu1", "gpu07"), ("a1,b2", "a1"), ("a-[1,3]", "a-1"), ("n[01-02]-ib", "n01-ib"), ("one", "one")],
+    [
+        ("r[1-2]n[07-09]x,b", "r1n07x"),
+        ("c[1-2,5]", "c1"),
+        ("gpu[07-08],cpu1", "gpu07"),
+        ("a1,b2", "a1"),
+        ("a-[1,3]", "a-1"),
+        ("n[01-02]-ib", "n01-ib"),
+        ("one", "one"),
+    ],
 )
 def test_slurm_finds_the_host_of_rank_zero(environment: Any, hosts: str, first: str) -> None:
     """Rank 0 is on the first host of the list, however that is written; its port comes from the job's number."""

@@ -207,7 +207,11 @@ def test_a_port_that_is_none_is_named(environment: Put, kind: Any, port: str) ->
         ({**HAND, "LOCAL_RANK": "2"}, plan(2), ["LOCAL_RANK: it must be below 2, the processes of a node."]),
         ({**HAND, "LOCAL_WORLD_SIZE": "1"}, plan(2), ["LOCAL_WORLD_SIZE: it must be 2, the devices of a node."]),
         ({"NODE_RANK": "1"}, plan(2), ["NODE_RANK: it must be below num_nodes=1. Got NODE_RANK=1."]),
-        ({"NODE_RANK": "2", "WORLD_SIZE": "3"}, plan(2, 2), ["WORLD_SIZE: ", "NODE_RANK: it must be below num_nodes=2."]),
+        (
+            {"NODE_RANK": "2", "WORLD_SIZE": "3"},
+            plan(2, 2),
+            ["WORLD_SIZE: ", "NODE_RANK: it must be below num_nodes=2."],
+        ),
     ],
 )
 def test_variables_set_by_hand_are_checked(
