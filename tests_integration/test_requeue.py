@@ -209,7 +209,7 @@ def test_a_signal_in_validation_stops_there(tmp_path: Path, calls: Path) -> None
 
 
 def test_who_handles_the_signal_keeps_it(tmp_path: Path, calls: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A handler of the user's, or of a tool such as submitit, is left alone, and so is the signal if nobody requeues."""
+    """A handler of the user's, or of a tool such as submitit, is left alone, as is the signal if nobody requeues."""
     heard: list[int] = []
 
     def rank(_: int) -> Any:

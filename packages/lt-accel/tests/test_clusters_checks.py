@@ -55,17 +55,17 @@ def plan(devices: int, nodes: int = 1) -> Plan:
             TorchElasticEnvironment,
             TORCHRUN,
             plan(3),
-            "Trainer(): torchrun must have started one process for each device. Got 4 processes, 4 of them on this node "
-            "(WORLD_SIZE=4, LOCAL_WORLD_SIZE=4, GROUP_WORLD_SIZE=1), for 1 x 3 devices. Leave devices and num_nodes out, "
-            "or run: torchrun --nnodes 1 --nproc-per-node 3.",
+            "Trainer(): torchrun must have started one process for each device. Got 4 processes, 4 of them on this "
+            "node (WORLD_SIZE=4, LOCAL_WORLD_SIZE=4, GROUP_WORLD_SIZE=1), for 1 x 3 devices. Leave devices and "
+            "num_nodes out, or run: torchrun --nnodes 1 --nproc-per-node 3.",
         ),
         (
             TorchElasticEnvironment,
             TORCHRUN,
             plan(2, 2),
-            "Trainer(): torchrun must have started one process for each device of this node. Got 4 processes, 4 of them "
-            "on this node (WORLD_SIZE=4, LOCAL_WORLD_SIZE=4, GROUP_WORLD_SIZE=1), for 2 x 2 devices. Leave devices and "
-            "num_nodes out, or run: torchrun --nnodes 2 --nproc-per-node 2.",
+            "Trainer(): torchrun must have started one process for each device of this node. Got 4 processes, 4 of "
+            "them on this node (WORLD_SIZE=4, LOCAL_WORLD_SIZE=4, GROUP_WORLD_SIZE=1), for 2 x 2 devices. Leave "
+            "devices and num_nodes out, or run: torchrun --nnodes 2 --nproc-per-node 2.",
         ),
         (
             SLURMEnvironment,
@@ -79,8 +79,8 @@ def plan(devices: int, nodes: int = 1) -> Plan:
             SLURMEnvironment,
             {**SLURM, "SLURM_TASKS_PER_NODE": "3,1", "SLURM_NNODES": "2"},
             plan(3),
-            "Trainer(): slurm must have started as many processes on each node. Got 4 processes, 3 of them on this node "
-            "(SLURM_NTASKS=4, SLURM_NNODES=2), for 1 x 3 devices. Ask for the same number on each.",
+            "Trainer(): slurm must have started as many processes on each node. Got 4 processes, 3 of them on this "
+            "node (SLURM_NTASKS=4, SLURM_NNODES=2), for 1 x 3 devices. Ask for the same number on each.",
         ),
         (
             MPIEnvironment,
@@ -107,9 +107,9 @@ def plan(devices: int, nodes: int = 1) -> Plan:
             KubeflowEnvironment,
             {**HAND, "KUBERNETES_PORT": "tcp"},
             plan(2, 2),
-            "Trainer(): kubeflow must have started one process for each device. Got 2 processes, 1 of them on this node "
-            "(WORLD_SIZE=2), for 2 x 2 devices. Leave devices and num_nodes out, or give the job 2 replicas, and start "
-            "torchrun in each.",
+            "Trainer(): kubeflow must have started one process for each device. Got 2 processes, 1 of them on this "
+            "node (WORLD_SIZE=2), for 2 x 2 devices. Leave devices and num_nodes out, or give the job 2 replicas, and "
+            "start torchrun in each.",
         ),
     ],
 )

@@ -46,7 +46,7 @@ class Requeue:
             trainer.on("teardown")(self.end)
 
     def begin(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Say when the job ends, and watch for the signal, unless the user has a handler of it.
+        """Report when the job ends, and watch for the signal, unless the user has a handler of it.
 
         Args:
             trainer: The trainer.

@@ -14,16 +14,14 @@ from lt_interface.errors import Problem
 __all__ = ["Draft", "apply", "plugin_kind"]
 
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
-PLUGIN_METHODS = {
-    "precision": PRECISION_METHODS,
-    "checkpoint_io": ("save", "load", "peek", "remove"),
-    "cluster": ("detect", "world"),
-    "layer_sync": ("apply", "revert"),
-}
-_NAMED = {  # those of Lightning's
-    "checkpoint_io": ("save_checkpoint", "load_checkpoint", "remove_checkpoint"),
-    "cluster": ("global_rank", "local_rank", "world_size"),
-}
+PLUGIN_METHODS = (  # the last two are Lightning's
+    ("precision", PRECISION_METHODS),
+    ("checkpoint_io", ("save", "load", "peek", "remove")),
+    ("cluster", ("detect", "world")),
+    ("layer_sync", ("apply", "revert")),
+    ("checkpoint_io", ("save_checkpoint", "load_checkpoint", "remove_checkpoint")),
+    ("cluster", ("global_rank", "local_rank", "world_size")),
+)
 
 
 @dataclass
@@ -71,8 +69,7 @@ def apply(draft: Draft) -> None:
 
 def plugin_kind(plugin: object) -> str | None:
     """Return precision, checkpoint_io, cluster or layer_sync, or None if the object is none of them."""
-    known = (*PLUGIN_METHODS.items(), *_NAMED.items())
-    return next((kind for kind, methods in known if provides(plugin, methods)), None)
+    return next((kind for kind, methods in PLUGIN_METHODS if provides(plugin, methods)), None)
 
 
 def _plugins(draft: Draft) -> None:
