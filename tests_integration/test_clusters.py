@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lt_core import LightningModule, Trainer
+from lt_core.builtin.cpu import CPUAccelerator
 from lt_core.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lt_interface import ConfigError
 from lt_interface.testing.ranks import run_ranks
@@ -246,6 +247,28 @@ def test_flags_that_contradict_a_scheduler_are_refused(environment: Any, kind: s
     text = str(caught.value)
     assert text.startswith(f"Trainer({name}={value}): {kind} must have started one process for each device")
     assert "=4" in text
+
+
+class TwoCards(CPUAccelerator):
+    """Accelerator of a kind of which there are two."""
+
+    name = kind = "gpu"
+
+    def device_count(self) -> int:
+        return 2
+
+    def parse_devices(self, spec: Any) -> list[int]:
+        if spec > 2:
+            raise ValueError(f"Trainer(devices={spec}): there must be as many cards. Got 2 here.")
+        return list(range(spec))
+
+
+@pytest.mark.parametrize("flags", [{}, {"devices": 4}])
+def test_more_processes_than_cards_are_refused(environment: Any, flags: dict[str, int]) -> None:
+    """A scheduler that started more processes of a node than it has cards is refused, with or without `devices`."""
+    environment(KINDS["torchrun"])
+    with pytest.raises(ConfigError, match=r"Trainer\(devices=4\): there must be as many cards. Got 2 here"):
+        Trainer(**{**QUIET, "accelerator": TwoCards(), **flags})
 
 
 @pytest.mark.parametrize("srun", [True, False])

@@ -144,7 +144,7 @@ def _find_devices(config: TrainerConfig, accelerator: Any, cluster: Any) -> list
     spec = config.devices
     if spec == "auto":
         starts = cluster is not None and cluster.creates_processes
-        return list(range(cluster.world().local_size if starts else max(accelerator.device_count(), 1)))
+        spec = cluster.world().local_size if starts else max(accelerator.device_count(), 1)
     try:
         return list(accelerator.parse_devices(list(spec) if isinstance(spec, tuple) else spec))
     except ValueError as error:
