@@ -14,7 +14,7 @@ from lt_accel.clusters.lsf import LSFCluster
 from lt_accel.clusters.mpi import MPICluster
 from lt_accel.clusters.slurm import SlurmCluster
 from lt_accel.clusters.torchrun import TorchrunCluster
-from lt_interface import ConfigError, MisconfigurationException, Plan, World
+from lt_interface import ConfigError, MisconfigurationException, Plan, World, is_rank_zero
 from lt_interface.testing import ClusterConformance
 
 TORCHRUN = {
@@ -272,3 +272,17 @@ def test_kubeflow_leaves_pods_of_torchrun_alone(environment: Any) -> None:
     assert KubeflowCluster.detect()
     environment({"LOCAL_WORLD_SIZE": "2"})
     assert not KubeflowCluster.detect()
+
+
+@pytest.mark.parametrize("kind", [torchrun, slurm, open_mpi, pmi, lsf, kubeflow])
+def test_only_rank_zero_speaks_before_the_ranks_meet(environment: Any, kind: Any) -> None:
+    """Before anything is joined a process knows by its scheduler's variables whether it is the first."""
+    for rank in range(4):
+        environment(kind(rank))
+        assert is_rank_zero() is (rank == 0)
+
+
+def test_mpi_inside_a_task_of_slurm_numbers_its_own(environment: Any) -> None:
+    """mpirun's helpers are Slurm's tasks, each the first of its node; the rank is MPI's."""
+    environment({**slurm(0), **open_mpi(3)})
+    assert not is_rank_zero()
