@@ -283,6 +283,6 @@ def test_only_rank_zero_speaks_before_the_ranks_meet(environment: Any, kind: Any
 
 
 def test_mpi_inside_a_task_of_slurm_numbers_its_own(environment: Any) -> None:
-    """mpirun's helpers are Slurm's tasks, each the first of its node; the rank is MPI's."""
+    """Mpirun's helpers are Slurm's tasks, each the first of its node; the rank is MPI's."""
     environment({**slurm(0), **open_mpi(3)})
     assert not is_rank_zero()

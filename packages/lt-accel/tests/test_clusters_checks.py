@@ -206,6 +206,7 @@ def test_a_port_that_is_none_is_named(environment: Put, kind: Any, port: str) ->
         ({**HAND, "MASTER_PORT": "70000"}, plan(2), ["MASTER_PORT: a port is a number from 1 to 65535. Got '70000'."]),
         ({**HAND, "LOCAL_RANK": "2"}, plan(2), ["LOCAL_RANK: it must be below 2, the processes of a node."]),
         ({**HAND, "LOCAL_WORLD_SIZE": "1"}, plan(2), ["LOCAL_WORLD_SIZE: it must be 2, the devices of a node."]),
+        ({"LOCAL_RANK": "1"}, plan(2), ["LOCAL_RANK: RANK and WORLD_SIZE must be set beside it. Got LOCAL_RANK=1."]),
         ({"NODE_RANK": "1"}, plan(2), ["NODE_RANK: it must be below num_nodes=1. Got NODE_RANK=1."]),
         (
             {"NODE_RANK": "2", "WORLD_SIZE": "3"},
@@ -292,6 +293,7 @@ def test_methods_have_the_familiar_names(environment: Put) -> None:
     assert (made.global_rank(), made.world_size(), made.node_rank(), made.local_rank()) == (1, 4, 0, 3)
     assert (made.creates_processes_externally, made.main_address, made.main_port) == (True, "127.0.0.1", 4242)
     assert made.world().local_rank == 3
+    assert (made.job_id(), made.job_name()) == (9, None)
     made.set_world_size(8)
     made.set_global_rank(7)
     made.teardown()

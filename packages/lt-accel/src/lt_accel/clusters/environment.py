@@ -85,6 +85,11 @@ def hand_problems(where: str, plan: Plan, starts: bool = False) -> Sequence[Prob
             "WORLD_SIZE",
             f"RANK must be set beside it, or NODE_RANK and num_nodes={size} in each node's program",
         ),
+        (
+            "LOCAL_RANK" in values and not os.environ.get("RANK"),
+            "LOCAL_RANK",
+            "RANK and WORLD_SIZE must be set beside it",
+        ),
         (rank is not None and size is not None and rank >= size, "RANK", f"it must be below WORLD_SIZE={size}"),
         (values.get("LOCAL_RANK", 0) >= local, "LOCAL_RANK", f"it must be below {local}, the processes of a node"),
         (

@@ -75,7 +75,7 @@ class Requeue:
         if left is None:
             return
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + left))
-        text = f"slurm: job {self.cluster.job_id} ends at {when}, in {timedelta(seconds=int(max(left, 0)))}."
+        text = f"slurm: job {self.cluster.job} ends at {when}, in {timedelta(seconds=int(max(left, 0)))}."
         if self.cluster.auto_requeue and self.cluster.requeue_signal is not None:
             name = self.cluster.requeue_signal.name.removeprefix("SIG")
             text += f" Submitted with --signal={name}@90 it saves before that, and goes on in a new start."
@@ -103,9 +103,9 @@ class Requeue:
             warnings.warn(f"slurm: no checkpoint was saved. Got {type(error).__name__}: {error}", stacklevel=2)
         asked = self._asked or self.cluster.requeue_signal == signal.SIGTERM
         if trainer.collectives.any(asked) and trainer.is_global_zero:
-            done = self.cluster.run("scontrol", "requeue", self.cluster.job_id)
+            done = self.cluster.run("scontrol", "requeue", self.cluster.job)
             if done is not None:
-                print(f"slurm: job {self.cluster.job_id} is in the queue again.", file=sys.stderr, flush=True)
+                print(f"slurm: job {self.cluster.job} is in the queue again.", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Leave the signal to what it did before."""
@@ -117,4 +117,4 @@ class Requeue:
         """Return where to save: where a fit that resumes looks for files."""
         folders = [folder for callback in trainer.checkpoint_callbacks for folder in callback.folders()]
         folder = folders[0] if folders else os.path.join(trainer.log_dir or trainer.default_root_dir, "checkpoints")
-        return os.path.join(folder, f"slurm-{self.cluster.job_id}.ckpt")
+        return os.path.join(folder, f"slurm-{self.cluster.job}.ckpt")

@@ -121,10 +121,21 @@ class SlurmCluster(SchedulerCluster):
         return self.auto_requeue and os.environ.get("SLURM_RESTART_COUNT", "0").strip() not in ("", "0")
 
     @property
-    def job_id(self) -> str:
-        """Return the job's number, as its commands take it."""
+    def job(self) -> str:
+        """Return the job's number, as Slurm's commands take it: of an array, its task."""
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+    @staticmethod
+    def job_id() -> int | None:
+        """Return the job's number, None outside of one."""
+        text = os.environ.get("SLURM_JOB_ID", "")
+        return int(text) if text.isdecimal() else None
+
+    @staticmethod
+    def job_name() -> str | None:
+        """Return the job's name, None outside of one."""
+        return os.environ.get("SLURM_JOB_NAME")
 
     def watch(self, trainer: Any) -> None:
         """Let the runs of a trainer save when a signal ends them; warn where ``srun`` has been forgotten.
@@ -147,9 +158,9 @@ class SlurmCluster(SchedulerCluster):
         end = os.environ.get("SLURM_JOB_END_TIME", "")
         if end.isdecimal():
             return int(end) - time.time()
-        if not self.job_id or shutil.which("squeue") is None:
+        if not self.job or shutil.which("squeue") is None:
             return None
-        found = self.run("squeue", "--noheader", "--jobs", self.job_id, "--format", "%L")
+        found = self.run("squeue", "--noheader", "--jobs", self.job, "--format", "%L")
         match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", (found or "").strip())
         if match is None:
             return None
