@@ -266,11 +266,12 @@ def test_lsf_without_hosts_is_one_error(environment: Any, path: str | None) -> N
         LSFCluster().world()
 
 
-def test_kubeflow_leaves_pods_of_torchrun_alone(environment: Any) -> None:
+@pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"])
+def test_kubeflow_leaves_pods_of_several_ranks_alone(environment: Any, name: str) -> None:
     """A pod is a rank only where nothing in it starts several."""
     environment(kubeflow(1))
     assert KubeflowCluster.detect()
-    environment({"LOCAL_WORLD_SIZE": "2"})
+    environment({name: "1"})
     assert not KubeflowCluster.detect()
 
 

@@ -21,15 +21,15 @@ class KubeflowCluster(SchedulerCluster):
     def detect() -> bool:
         """Return whether this process is such a pod's, and none that a scheduler in it started."""
         inside = "KUBERNETES_PORT" in os.environ or "KUBERNETES_SERVICE_HOST" in os.environ
-        other = any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"))
+        other = any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
         return inside and not other and all(name in os.environ for name in _NEEDED)
 
     def local_rank(self) -> int:
-        """Return 0, unless the pod's start says more."""
-        return self._read("local_rank", 0)
+        """Return 0: a pod is a node of its own."""
+        return 0
 
     def local_size(self) -> int:
-        """Return 1: a pod is a node of its own."""
+        """Return 1."""
         return 1
 
     def node_rank(self) -> int:
