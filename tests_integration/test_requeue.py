@@ -80,6 +80,17 @@ def fit(folder: Path, net: Net, ckpt_path: Any = None, **flags: Any) -> Any:
     return trainer.global_step, weights, code, ours
 
 
+def interrupted(call: Any) -> int:
+    """Return the exit code with which a call ends."""
+    try:
+        call()
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as error:
+        return int(str(error.code))
+    return 0
+
+
 @pytest.fixture(autouse=True, scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Import here what forked processes would each import for themselves."""
@@ -206,6 +217,22 @@ def test_a_signal_in_validation_stops_there(tmp_path: Path, calls: Path) -> None
     whole = one(lambda _: fit(tmp_path / "whole", Net(), num_sanity_val_steps=0))
     assert one(lambda _: rank(0, Net({0: 9}, at_validation=True)))[0::2] == (9, 143)
     assert one(lambda _: rank(1, Net())) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_in_a_call_without_training_requeues(tmp_path: Path, calls: Path, number: int) -> None:
+    """Where validation alone runs there is nothing to save, and the job is put into the queue again."""
+
+    def rank(_: int) -> Any:
+        slurm(0, 1)
+        quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "max_epochs": 1}
+        trainer = Trainer(default_root_dir=tmp_path, plugins=[SLURMEnvironment(requeue_signal=number)], **quiet)
+        data = DataLoader(TensorDataset(torch.ones(8, 4)), batch_size=2)
+        return interrupted(lambda: trainer.validate(Net({0: 0}, number, at_validation=True), data, verbose=False))
+
+    assert one(rank) == (143 if number == signal.SIGUSR1 else 130)
+    assert noted(calls) == ["requeue 812"]
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_who_handles_the_signal_keeps_it(tmp_path: Path, calls: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ class Requeue:
     def __init__(self, cluster: SlurmCluster) -> None:
         self.cluster = cluster
         self._asked = self._watches = False
+        self._stage = ""
 
     def attach(self, trainer: Any) -> None:
         """Take part in the runs of a trainer.
@@ -54,9 +55,10 @@ class Requeue:
             stage: What begins.
         """
         self._asked = self._watches = False
-        if stage != "fit" or trainer.fast_dev_run:
+        self._stage = stage
+        if trainer.fast_dev_run:
             return
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and stage == "fit":
             self._report_end()
         alone = trainer.world_size == 1
         main = threading.current_thread() is threading.main_thread()
@@ -94,15 +96,19 @@ class Requeue:
             pl_module: The module.
             exception: What ends the run.
         """
-        if not self._watches or not isinstance(exception, SystemExit) or exception.code != 128 + signal.SIGTERM:
+        asks = self.cluster.requeue_signal
+        by = signal.SIGINT if isinstance(exception, KeyboardInterrupt) and asks == signal.SIGINT else None
+        if isinstance(exception, SystemExit) and exception.code == 128 + signal.SIGTERM:
+            by = signal.SIGTERM
+        if not self._watches or by is None:
             return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            trainer.save_checkpoint(self._path(trainer))
+            if self._stage == "fit":
+                trainer.save_checkpoint(self._path(trainer))
         except Exception as error:  # nothing to be saved yet, or a full disk: the job goes on from an earlier file
             warnings.warn(f"slurm: no checkpoint was saved. Got {type(error).__name__}: {error}", stacklevel=2)
-        asked = self._asked or self.cluster.requeue_signal == signal.SIGTERM
-        if trainer.collectives.any(asked) and trainer.is_global_zero:
+        if trainer.collectives.any(self._asked or asks == by) and trainer.is_global_zero:
             done = self.cluster.run("scontrol", "requeue", self.cluster.job)
             if done is not None:
                 print(f"slurm: job {self.cluster.job} is in the queue again.", file=sys.stderr, flush=True)
