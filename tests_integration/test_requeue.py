@@ -32,11 +32,13 @@ class Net(LightningModule):
     def __init__(self, at: dict[int, int] | None = None, number: int = signal.SIGUSR1, at_validation: bool = False):
         super().__init__()
         self.at, self.number, self.at_validation = at or {}, number, at_validation
+        self.steps = 0
         self.layer = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3), nn.Linear(4, 1))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         if self.at.get(self.global_rank) == self.global_step and not self.at_validation:
             os.kill(os.getpid(), self.number)
+        self.steps += 1
         loss: Tensor = self.layer(batch[0]).square().mean()
         return loss
 
@@ -62,7 +64,7 @@ def slurm(rank: int, size: int, restarts: int = 0, **more: str) -> None:
 
 
 def fit(folder: Path, net: Net, ckpt_path: Any = None, **flags: Any) -> Any:
-    """Train; return how that ended: steps, weights, exit code, and the lines of warnings."""
+    """Train; return how that ended: steps in all and here, weights, exit code, and the lines of warnings."""
     seed_everything(1, verbose=False)
     samples = torch.arange(144.0).reshape(36, 4) / 144
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -77,7 +79,7 @@ def fit(folder: Path, net: Net, ckpt_path: Any = None, **flags: Any) -> Any:
             code = int(str(error.code))
     weights = [value for p in net.parameters() for value in p.detach().flatten().tolist()]
     ours = [str(one.message) for one in seen if str(one.message).startswith("slurm")]
-    return trainer.global_step, weights, code, ours
+    return trainer.global_step, net.steps, weights, code, ours
 
 
 def interrupted(call: Any) -> int:
@@ -131,13 +133,13 @@ def test_a_job_goes_on_in_its_next_start(tmp_path: Path, calls: Path, who: list[
 
     whole = start(0, {}, tmp_path / "whole")
     first = start(0, dict.fromkeys(who, 11), folder)
-    assert {one[2] for one in first} == {143}
     assert len({one[0] for one in first}) == 1
     assert 11 < first[0][0] < STEPS
     assert noted(calls) == ["requeue 812"]
     again = start(1, {}, folder)
-    assert [one[2:] for one in (*first, *again)] == [(143, [])] * 2 + [(0, [])] * 2
-    assert again == whole
+    assert [one[3:] for one in (*first, *again)] == [(143, [])] * 2 + [(0, [])] * 2
+    assert [one[1] for one in again] == [STEPS - first[0][0]] * 2
+    assert [one[2] for one in again] == [one[2] for one in whole]
     assert noted(calls) == ["requeue 812"]
 
 
@@ -154,7 +156,7 @@ def test_slurm_may_end_what_it_requeues(tmp_path: Path, calls: Path) -> None:
         slurm(0, 1, SLURM_ARRAY_JOB_ID="800", SLURM_ARRAY_TASK_ID="12")
         return fit(tmp_path, Net({0: 5}))
 
-    assert one(rank)[2:] == (143, [])
+    assert one(rank)[3:] == (143, [])
     assert noted(calls) == ["requeue 800_12"]
     assert [path.name for path in tmp_path.rglob("slurm-*.ckpt")] == ["slurm-800_12.ckpt"]
 
@@ -167,9 +169,9 @@ def test_a_requeue_that_fails_is_reported(tmp_path: Path, calls: Path) -> None:
         slurm(0, 1)
         return fit(tmp_path / "a", Net({0: 5}))
 
-    assert one(rank)[2:] == (143, ["slurm: `scontrol requeue 812` failed. Got Access denied."])
+    assert one(rank)[3:] == (143, ["slurm: `scontrol requeue 812` failed. Got Access denied."])
     (tmp_path / "scontrol").unlink()
-    code, (line,) = one(rank)[2:]
+    code, (line,) = one(rank)[3:]
     assert code == 143
     assert line.startswith("slurm: `scontrol requeue 812` failed. Got FileNotFoundError")
     assert list(tmp_path.rglob("slurm-812.ckpt"))
@@ -183,9 +185,9 @@ def test_a_sigterm_saves_and_requeues_nothing(tmp_path: Path, calls: Path) -> No
         return fit(tmp_path / "run", net)
 
     whole = one(lambda _: fit(tmp_path / "whole", Net()))
-    assert one(lambda _: rank(0, Net({0: 7}, signal.SIGTERM)))[0::2] == (8, 143)
+    assert one(lambda _: rank(0, Net({0: 7}, signal.SIGTERM)))[0::3] == (8, 143)
     assert noted(calls) == []
-    assert one(lambda _: rank(1, Net())) == whole
+    assert one(lambda _: rank(1, Net())) == (STEPS, STEPS - 8, *whole[2:])
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
@@ -196,7 +198,7 @@ def test_another_signal_may_requeue(tmp_path: Path, calls: Path, number: int) ->
         slurm(0, 1)
         return fit(tmp_path, Net({0: 5}, number), plugins=[SLURMEnvironment(requeue_signal=number)])
 
-    assert one(rank)[2] == 143
+    assert one(rank)[3] == 143
     assert noted(calls) == ["requeue 812"]
 
 
@@ -215,8 +217,8 @@ def test_a_signal_in_validation_stops_there(tmp_path: Path, calls: Path) -> None
         return fit(tmp_path / "run", net, num_sanity_val_steps=0)
 
     whole = one(lambda _: fit(tmp_path / "whole", Net(), num_sanity_val_steps=0))
-    assert one(lambda _: rank(0, Net({0: 9}, at_validation=True)))[0::2] == (9, 143)
-    assert one(lambda _: rank(1, Net())) == whole
+    assert one(lambda _: rank(0, Net({0: 9}, at_validation=True)))[0::3] == (9, 143)
+    assert one(lambda _: rank(1, Net())) == (STEPS, STEPS - 9, *whole[2:])
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
@@ -248,7 +250,7 @@ def test_who_handles_the_signal_keeps_it(tmp_path: Path, calls: Path, capfd: pyt
         kept: list[Any] = []
         net.on_train_start = lambda: kept.append(signal.getsignal(signal.SIGUSR1))  # type: ignore[method-assign]
         fit(tmp_path, net, plugins=[SLURMEnvironment(auto_requeue=False)])
-        return found[0], found[2], heard, kept, signal.getsignal(signal.SIGUSR1)
+        return found[0], found[3], heard, kept, signal.getsignal(signal.SIGUSR1)
 
     assert one(rank) == (STEPS, 0, [signal.SIGUSR1], [signal.SIG_DFL], signal.SIG_DFL)
     assert noted(calls) == []
@@ -279,11 +281,11 @@ def test_the_job_comes_before_the_path_that_it_began_from(tmp_path: Path, calls:
 
     one(lambda _: fit(tmp_path / "pre", Net(), max_steps=3, callbacks=[saver]))
     other = {"SLURM_JOB_ID": "900"}
-    assert start(0, Net({0: 11}))[0::2] == (12, 143)
+    assert start(0, Net({0: 11}))[0::3] == (12, 143)
     first = start(1, Net({0: 11}))  # on the job's own file, which is behind that step
-    assert first[0::2] == (STEPS, 0)
-    assert start(1, Net({0: 3}), **other)[0::2] == (4, 143)  # from the given file, since that job has none
-    assert first[1] == start(2, Net(), **other)[1]
+    assert first[:2] == (STEPS, STEPS - 12)
+    assert start(1, Net({0: 3}), **other)[:2] == (4, 1)  # from the given file, since that job has none
+    assert start(2, Net(), **other)[:3] == (STEPS, STEPS - 4, first[2])
 
 
 def test_a_job_that_was_not_restarted_begins_anew(tmp_path: Path, calls: Path) -> None:
@@ -293,8 +295,8 @@ def test_a_job_that_was_not_restarted_begins_anew(tmp_path: Path, calls: Path) -
         slurm(0, 1, restarts)
         return fit(tmp_path / "run", Net({0: 11}), **flags)
 
-    assert one(lambda _: rank(0))[0::2] == (12, 143)
-    assert one(lambda _: rank(0))[0::2] == (12, 143)
+    assert one(lambda _: rank(0))[:2] == (12, 12)
+    assert one(lambda _: rank(0))[:2] == (12, 12)
     # Not resumed: step 11 is passed, and the signal there is not watched for.
     alone = SLURMEnvironment(auto_requeue=False)
 
@@ -337,7 +339,7 @@ def test_the_end_of_the_job_is_reported(
         slurm(0, 1, **more)
         return fit(tmp_path, Net(), max_steps=1)
 
-    assert one(rank)[2:] == (0, [])
+    assert one(rank)[3:] == (0, [])
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("slurm:")]
     assert len(lines) == (expected is not None)
     if expected is not None:
