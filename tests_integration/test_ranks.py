@@ -221,5 +221,5 @@ def test_ranks_that_each_train_alone_are_warned_of(monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         for name, value in hand.items():
             patch.setenv(name, value)
-        with pytest.raises(MisconfigurationException, match=r"as many ranks as devices, 1\. Got WORLD_SIZE=4"):
+        with pytest.raises(MisconfigurationException, match=r"Got 1 process, and WORLD_SIZE=4"):
             Trainer(strategy="ddp", devices=1, accelerator="cpu", max_epochs=1, **QUIET).fit(Gan(), [torch.ones(2, 3)])

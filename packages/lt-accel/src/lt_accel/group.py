@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
-from torch.distributed.rendezvous import rendezvous
 
+from lt_accel.clusters.environment import EnvironmentCluster
 from lt_accel.flags import shared_flags
+from lt_accel.meeting import meet
 from lt_accel.peers import Peers
 from lt_interface import ClusterEnvironment, MisconfigurationException, World
 
@@ -57,12 +59,7 @@ def world_of(cluster: ClusterEnvironment | None) -> World:
     Args:
         cluster: The scheduler that started this process, or None.
     """
-    if cluster is not None:
-        return cluster.world()
-    rank, size = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
-    local_rank = int(os.environ.get("LOCAL_RANK") or rank % local_size)
-    return World(rank, size, local_rank, local_size, rank // local_size, data_rank=rank, data_size=size)
+    return (EnvironmentCluster() if cluster is None else cluster).world()
 
 
 def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta, backend: str = "gloo") -> Peers:
@@ -91,7 +88,10 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta, b
         importlib.import_module("torch.distributed.nn.functional")
         _joined.peers, _joined.second, _joined.backend = None, None, backend
         if _joined.store is None:
-            _joined.store = next(rendezvous(_address(cluster), world.rank, world.size, timeout=timeout))[0]
+            report: Callable[[], None] | None = getattr(cluster, "joins", None)
+            if report is not None:
+                report()
+            _joined.store = meet(world, *_address(cluster), timeout)
         _joined.groups += 1
         store = PrefixStore(str(_joined.groups), _joined.store)
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
@@ -134,12 +134,11 @@ def leave() -> None:
         _joined.left.append((peers, kept))
 
 
-def _address(cluster: ClusterEnvironment | None) -> str:
+def _address(cluster: ClusterEnvironment | None) -> tuple[str, int]:
     host = os.environ.get("MASTER_ADDR") if cluster is None else cluster.main_address
-    port = os.environ.get("MASTER_PORT") if cluster is None else cluster.main_port
-    if not host or not port:
+    if cluster is None and (not host or not os.environ.get("MASTER_PORT")):
         raise MisconfigurationException(
-            f"ddp: ranks find one another at MASTER_ADDR and MASTER_PORT. Got {host!r} and {port!r}. "
-            "Start the script with torchrun, or set both."
+            f"ddp: ranks find one another at MASTER_ADDR and MASTER_PORT. Got {host!r} and "
+            f"{os.environ.get('MASTER_PORT')!r}. Start the script with torchrun, or set both."
         )
-    return f"tcp://{host}:{port}"
+    return str(host), (EnvironmentCluster() if cluster is None else cluster).main_port

@@ -42,7 +42,7 @@ else:
             "SupportsSharedVersion SupportsTables SupportsText SupportsVideo SupportsWatch",
             "accelerator": "Accelerator ChecksPlan DescribesDevices ExplainsErrors",
             "checkpoint": "CheckpointIO KeepsObjects RefusesValues SavesItself",
-            "cluster": "ClusterEnvironment",
+            "cluster": "ChecksWorld ClusterEnvironment WatchesTrainer as_cluster",
             "engine": "Engine PreparesBackward SkipsBatches WeighsBatches",
             "errors": "CheckpointError ConfigError ConfigTypeError InterfaceVersionError LTError "
             "MisconfigurationException MissingPackageError PluginError Problem RankFailedError UnknownPluginError",

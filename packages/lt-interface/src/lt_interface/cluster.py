@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from lt_interface.errors import Problem
 from lt_interface.world import World
 
-__all__ = ["ClusterEnvironment"]
+if TYPE_CHECKING:
+    from lt_interface.plan import Plan
+
+__all__ = ["ChecksWorld", "ClusterEnvironment", "WatchesTrainer", "as_cluster"]
 
 
 @runtime_checkable
@@ -22,7 +28,8 @@ class ClusterEnvironment(Protocol):
         main_port: TCP port of rank 0.
 
     One whose processes a launcher started for a single one has an attribute ``launched = True``: what ``predict``
-    returns is then that of all ranks.
+    returns is then that of all ranks. Where several recognise themselves, the one with the highest ``priority`` counts;
+    without the attribute that is 0.
 
     Example:
         >>> import os
@@ -49,3 +56,133 @@ class ClusterEnvironment(Protocol):
 
     def world(self) -> World:
         """Return the place of this process among its peers."""
+
+
+@runtime_checkable
+class ChecksWorld(Protocol):
+    """Cluster environment that knows by what it was started with how many processes.
+
+    Example:
+        >>> class Farm:
+        ...     def problems(self, plan, where):
+        ...         fits = plan.processes == 2
+        ...         return [] if fits else [Problem(where, "a farm has 2 processes", f"{plan.processes}")]
+        >>> isinstance(Farm(), ChecksWorld)
+        True
+    """
+
+    def problems(self, plan: Plan, where: str) -> Sequence[Problem]:
+        """Return what contradicts between that which was started and a plan, each with both sides.
+
+        Args:
+            plan: What was decided.
+            where: What the user wrote of it.
+        """
+
+
+@runtime_checkable
+class WatchesTrainer(Protocol):
+    """Cluster environment that takes part in runs, as to save before the job's end.
+
+    Attributes:
+        resumes: Whether the job was started again, so that a fit goes on where the job was.
+
+    Example:
+        >>> class Farm:
+        ...     resumes = False
+        ...     def watch(self, trainer):
+        ...         trainer.on("fit_start")(lambda trainer: print("the harvest begins"))
+        >>> isinstance(Farm(), WatchesTrainer)
+        True
+    """
+
+    resumes: bool
+
+    def watch(self, trainer: Any) -> None:
+        """Attach to a trainer's hooks what the job needs, once it is constructed.
+
+        Args:
+            trainer: The trainer.
+        """
+
+
+def as_cluster(given: Any) -> Any:
+    """Return a cluster environment with what the core asks for: the given one if it has that itself.
+
+    Args:
+        given: One of this interface, or one whose methods have PyTorch Lightning's names, such as ``global_rank``.
+
+    Example:
+        >>> class Farm(ClusterEnvironment):
+        ...     creates_processes_externally, main_address, main_port = True, "node0", 29500
+        ...     def world_size(self):
+        ...         return 2
+        ...     global_rank = local_rank = lambda self: 1
+        ...     node_rank = lambda self: 0
+        >>> as_cluster(Farm()).world()
+        World(rank=1, size=2, local_rank=1, local_size=2, node_rank=0, data_rank=1, data_size=2)
+    """
+    own = getattr(type(given), "world", None)
+    return _NamedCluster(given) if own in (None, ClusterEnvironment.world) else given
+
+
+class _NamedCluster:
+    """Cluster environment whose methods have PyTorch Lightning's names.
+
+    Where it has not started the processes, their launcher has: then the variables that it set count.
+
+    Args:
+        given: The environment.
+    """
+
+    resumes = False
+
+    def __init__(self, given: Any) -> None:
+        self.given, self.name = given, type(given).__name__
+        self._local_size: int | None = None
+
+    def detect(self) -> bool:
+        return True
+
+    @property
+    def creates_processes(self) -> bool:
+        return bool(self.given.creates_processes_externally)
+
+    @property
+    def main_address(self) -> str:
+        return str(self._launched("MASTER_ADDR") or self.given.main_address)
+
+    @property
+    def main_port(self) -> int:
+        return int(self._launched("MASTER_PORT") or self.given.main_port)
+
+    def world(self) -> World:
+        given, size = self.given, int(self._launched("WORLD_SIZE") or self.given.world_size() or 1)
+        rank, local = (
+            int(self._launched(name.upper().removeprefix("GLOBAL_")) or getattr(given, name)() or 0)
+            for name in ("global_rank", "local_rank")
+        )
+        node = int(given.node_rank() or 0)
+        guess = (rank - local) // node if node else size
+        local_size = self._local_size or int(os.environ.get("LOCAL_WORLD_SIZE") or guess)
+        return World(rank, size, local, local_size, node, data_rank=rank, data_size=size)
+
+    def problems(self, plan: Plan, where: str) -> Sequence[Problem]:
+        given, self._local_size = self.given, plan.local_processes
+        if hasattr(given, "validate_settings"):
+            given.validate_settings(num_devices=len(plan.devices), num_nodes=plan.num_nodes)
+        given.set_world_size(plan.processes)
+        given.set_global_rank(int(given.node_rank()) * plan.local_processes + int(given.local_rank()))
+        world = self.world()
+        rule = "it must have started one process for each device"
+        got = f"world_size() = {world.size}, global_rank() = {world.rank}, local_rank() = {world.local_rank}, "
+        got += f"for {plan.num_nodes} x {plan.local_processes} devices"
+        fits = world.size == plan.processes and world.rank < world.size and world.local_rank < world.local_size
+        return [] if fits else [Problem(f"{where}, {self.name}", rule, got, "Set devices= and num_nodes=.")]
+
+    def watch(self, trainer: Any) -> None:
+        if hasattr(self.given, "teardown"):
+            trainer.on("teardown")(self.given.teardown)
+
+    def _launched(self, variable: str) -> str | None:
+        return None if self.creates_processes else os.environ.get(variable)

@@ -15,6 +15,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# Where a process finds its rank: what a program inside another's job sets comes first.
+_NAMES = ("RANK", "OMPI_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID", "PMI_RANK")
 _world: World | None = None
 
 
@@ -39,7 +41,7 @@ def set_world(world: World | None) -> None:
 def is_rank_zero() -> bool:
     """Return whether this process is the first of its run: by `set_world`, before it by its environment variables.
 
-    ``RANK`` takes precedence over ``SLURM_PROCID``; a process that has neither is the first.
+    ``RANK`` takes precedence over those of MPI, LSF and Slurm; a process that has none is the first.
 
     Example:
         >>> from unittest.mock import patch
@@ -49,7 +51,7 @@ def is_rank_zero() -> bool:
     """
     if _world is not None:
         return _world.is_global_zero
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) in {"", "0"}
+    return next((os.environ[name] for name in _NAMES if name in os.environ), "0") in {"", "0"}
 
 
 def rank_zero_only(function: Callable[P, R]) -> Callable[P, R | None]:

@@ -67,7 +67,7 @@ SIBLINGS: dict[str, dict[str, str]] = {
     },
     "lt.checkpoint_io": {"safetensors": "lt-core", "async": "lt-core", "lightning-layout": "lt-core"},
     "lt.launchers": {"in_process": "lt-core", "fork": "lt-accel", "spawn": "lt-accel", "subprocess": "lt-accel"},
-    "lt.clusters": {"slurm": "lt-accel", "subprocess": "lt-accel", "torchrun": "lt-accel"},
+    "lt.clusters": dict.fromkeys(("kubeflow", "lsf", "mpi", "slurm", "subprocess", "torchrun"), "lt-accel"),
     "lt.profilers": {"passthrough": "lt-core"},
 }
 # The classes that users import by name from where all plugins seem to be, and the packages that have them.
@@ -75,6 +75,9 @@ CLASSES: dict[str, dict[str, str]] = {
     "lt.precisions": dict.fromkeys(
         ("BitsandbytesPrecision", "MixedPrecision", "TransformerEnginePrecision"), "lt-accel"
     ),
+    "lt.clusters": {
+        f"{name}Environment": "lt-accel" for name in ("Kubeflow", "LSF", "Lightning", "MPI", "SLURM", "TorchElastic")
+    },
 }
 
 

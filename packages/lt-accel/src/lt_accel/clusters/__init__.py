@@ -1,1 +1,1 @@
-"""Schedulers that start the processes of a run: torchrun and Slurm."""
+"""Schedulers that start the processes of a run, and what they do with their jobs."""

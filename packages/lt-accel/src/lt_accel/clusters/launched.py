@@ -10,19 +10,19 @@ import threading
 from functools import cache
 from types import TracebackType
 
-from lt_accel.clusters.variables import number
+from lt_accel.clusters.scheduler import SchedulerCluster
 from lt_accel.launchers.place import MARK
 from lt_accel.launchers.script import PIPE
-from lt_interface import RankFailedError, World
+from lt_interface import RankFailedError
 
 __all__ = ["LaunchedCluster"]
 
 
-class LaunchedCluster:
+class LaunchedCluster(SchedulerCluster):
     """Processes that run the script of another one again, as its further ranks."""
 
     name = "subprocess"
-    creates_processes = True
+    priority = 10
     launched = True  # by a launcher of the trainer
 
     @staticmethod
@@ -33,34 +33,10 @@ class LaunchedCluster:
             _follow(int(os.environ[PIPE].split(",")[0]))
         return is_rank
 
-    @property
-    def main_address(self) -> str:
-        """Return the host of rank 0, which is asked for when this rank joins; that is reported there."""
+    def joins(self) -> None:
+        """Report to the first process, which waits for this rank, that it is about to join."""
         with contextlib.suppress(OSError):  # the other end is gone
             os.write(int(os.environ[PIPE].split(",")[1]), f"{os.environ['RANK']}\n".encode())
-        return os.environ.get("MASTER_ADDR", "127.0.0.1")
-
-    @property
-    def main_port(self) -> int:
-        """Return the port of rank 0."""
-        return number("MASTER_PORT", self.name)
-
-    def world(self) -> World:
-        """Return the place of this process.
-
-        Raises:
-            MisconfigurationException: If a variable is missing or no number.
-        """
-        rank, size = number("RANK", self.name), number("WORLD_SIZE", self.name)
-        return World(
-            rank=rank,
-            size=size,
-            local_rank=number("LOCAL_RANK", self.name),
-            local_size=number("LOCAL_WORLD_SIZE", self.name, size),
-            node_rank=number("NODE_RANK", self.name, 0),
-            data_rank=rank,
-            data_size=size,
-        )
 
 
 @cache

@@ -3,47 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import ClassVar
 
-from lt_accel.clusters.variables import number
-from lt_interface import World
+from lt_accel.clusters.scheduler import SchedulerCluster
 
 __all__ = ["TorchrunCluster"]
 
 
-class TorchrunCluster:
+class TorchrunCluster(SchedulerCluster):
     """Processes that ``torchrun`` started, on one node or several."""
 
     name = "torchrun"
-    creates_processes = True
+    priority = -1
+    variables: ClassVar[Mapping[str, str]] = {
+        **SchedulerCluster.variables,
+        "node_rank": "GROUP_RANK",
+        "nodes": "GROUP_WORLD_SIZE",
+    }
 
     @staticmethod
     def detect() -> bool:
         """Return whether torchrun started this process."""
         return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
-    @property
-    def main_address(self) -> str:
-        """Return the host of rank 0."""
-        return os.environ.get("MASTER_ADDR", "127.0.0.1")
-
-    @property
-    def main_port(self) -> int:
-        """Return the port of rank 0."""
-        return number("MASTER_PORT", self.name, 29500)
-
-    def world(self) -> World:
-        """Return the place of this process.
-
-        Raises:
-            MisconfigurationException: If a variable is missing or no number.
-        """
-        rank, size = number("RANK", self.name), number("WORLD_SIZE", self.name)
-        return World(
-            rank=rank,
-            size=size,
-            local_rank=number("LOCAL_RANK", self.name),
-            local_size=number("LOCAL_WORLD_SIZE", self.name, size),
-            node_rank=number("GROUP_RANK", self.name, 0),
-            data_rank=rank,
-            data_size=size,
-        )
+    def advice(self, processes: int, nodes: int) -> str:
+        """Return how to start so many processes on each of so many nodes, as the end of a sentence."""
+        return f"run: torchrun --nnodes {nodes} --nproc-per-node {processes}"

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 
-from lt_interface import Plan, Problem
+from lt_interface import Plan, Problem, is_rank_zero
 
-__all__ = ["MARK", "node_problems", "places", "threads_of"]
+__all__ = ["MARK", "cores_here", "node_problems", "places", "threads_of"]
 
 MARK = "LT_LAUNCHED_RANK"  # set in each rank that a launcher of this package started
 
 
+_MANY = 32  # ranks of one core: with more, a number was mistyped
+
+
 def node_problems(where: str, plan: Plan) -> list[Problem]:
-    """Return what the environment does not say that processes on several nodes must know.
+    """Return what the environment does not say that processes on several nodes must know, and how many are too many.
 
     Args:
         where: Start of the message.
         plan: What was decided.
     """
+    cores, ranks = cores_here(), plan.local_processes if plan.device_type == "cpu" else 1
+    if ranks > max(_MANY * cores, 2 * _MANY):
+        rule, fix = f"this machine, of {cores} cores, cannot run so many processes", f"Write devices={cores}."
+        return [Problem(where, rule, f"devices={ranks}", fix)]
+    if ranks > cores and is_rank_zero() and not os.environ.get(MARK):
+        warnings.warn(f"{where}: {ranks} processes share {cores} cores. devices={cores} is faster.", stacklevel=2)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)]
     if plan.num_nodes == 1 or not missing:
         return []
@@ -61,7 +71,12 @@ def threads_of(ranks: int) -> int:
         ranks: How many ranks the node has.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else max((os.cpu_count() or 1) // ranks, 1)
+    return int(given) if given.isdecimal() and int(given) else max(cores_here() // ranks, 1)
+
+
+def cores_here() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_port() -> int:

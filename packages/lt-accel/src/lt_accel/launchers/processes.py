@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
+from lt_accel.clusters.environment import hand_problems
 from lt_accel.launchers.place import MARK, node_problems, places, threads_of
 from lt_accel.launchers.rank import END, WATCHED, Failure, run_rank
 from lt_interface import ClusterEnvironment, Outcome, Plan, Problem, RankFailedError
@@ -57,7 +58,7 @@ class ProcessLauncher:
         if multiprocessing.current_process().daemon:
             rule = "a daemonic process of multiprocessing may have no children"
             found.append(Problem(where, rule, multiprocessing.current_process().name, "Start it with daemon=False."))
-        return found + node_problems(where, plan)
+        return [*found, *node_problems(where, plan), *hand_problems(where, plan, starts=True)]
 
     def launch(
         self, main: Callable[[Any], Outcome], request: Any, plan: Plan, cluster: ClusterEnvironment | None

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lt_accel.clusters.environment import hand_problems
 from lt_accel.launchers.place import MARK, node_problems, places, threads_of
 from lt_interface import ClusterEnvironment, MisconfigurationException, Outcome, Plan, Problem, RankFailedError
 
@@ -43,13 +44,10 @@ class ScriptLauncher:
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Return what hinders the script from running again."""
-        where, there = f"Trainer(strategy={plan.strategy!r}, devices={len(plan.devices)})", os.environ.get("WORLD_SIZE")
+        where = f"Trainer(strategy={plan.strategy!r}, devices={len(plan.devices)})"
         if self.passes == "live":
-            got = f"{plan.processes} processes, and WORLD_SIZE={there} in the environment"
-            rule, fix = "what starts processes by hand must start one for each device", "Set devices= and num_nodes=."
-            fits = plan.processes == 1 or there == str(plan.processes)
-            return [] if fits else [Problem(where, rule, got, fix)]
-        found = node_problems(where, plan)
+            return hand_problems(where, plan)
+        found = [*node_problems(where, plan), *hand_problems(where, plan)]
         if plan.processes > 1 and _job.size in (0, 1) and _command() is None:
             rule = "each rank runs the script again, so there must be one"
             fix = 'Save the program in a file, or write strategy="ddp_notebook".'

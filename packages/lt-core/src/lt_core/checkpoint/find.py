@@ -162,16 +162,17 @@ class _Survey:
 
 def _assembled(files: list[_File], records: dict[str, tuple[RunMark, dict[str, Any]]]) -> _FoundRun:
     """Return the run of some files."""
-    marks = [file.mark for file in files if file.mark is not None]
-    if not marks:
+    marked = [(file.mark, file.header) for file in files if file.mark is not None]
+    if not marked:
         files.sort(key=lambda file: file.order, reverse=True)
         return _FoundRun(None, files, min(file.date for file in files) / 1e9)
-    run = _FoundRun(max(marks, key=lambda mark: mark.newest_start), files)
-    if run.mark is not None and run.mark.id in records:
-        mark, values = records[run.mark.id]
-        if mark.newest_start >= run.mark.newest_start:
-            marks.append(mark)
-            run.mark, run.status, run.jobs = mark, str(values.get("status")), list(values.get("jobs") or ())
+    mark, header = max(marked, key=lambda one: one[0].newest_start)
+    run = _FoundRun(mark, files, jobs=list(header["run"].get("jobs") or ()))
+    marks = [one for one, _ in marked]
+    known, values = records.get(mark.id, (None, {}))
+    if known is not None and known.newest_start >= mark.newest_start:
+        marks.append(known)
+        run.mark, run.status, run.jobs = known, str(values.get("status")), list(values.get("jobs") or ())
 
     def is_left_behind(file: _File) -> bool:
         own = 0.0 if file.mark is None else file.mark.newest_start

@@ -111,8 +111,8 @@ class RunRecord:
         return cls(replace(before, newest_start=now, from_step=0, ordinal=ordinal))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the mark as plain values."""
-        return asdict(self.mark)
+        """Return the mark as plain values, and the jobs in which the run goes on."""
+        return {**asdict(self.mark), "jobs": [job.id for job in current_jobs()]}
 
     def starts_from(self, step: int) -> None:
         """Note how many steps are done, once they are read: a header that was looked at before may be another's now."""
@@ -148,7 +148,7 @@ class RunRecord:
             self._locks.pop().release()
 
     def _write(self, status: str) -> None:
-        text = json.dumps({**self.state_dict(), "status": status, "jobs": [job.id for job in current_jobs()]})
+        text = json.dumps({**self.state_dict(), "status": status})
         for folder in self._folders:
             try:
                 replace_text(_path(folder, self.mark.id), text)

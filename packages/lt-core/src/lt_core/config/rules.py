@@ -14,13 +14,14 @@ from lt_interface.errors import Problem
 __all__ = ["Draft", "apply", "plugin_kind"]
 
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
-PLUGIN_METHODS = {
-    "precision": PRECISION_METHODS,
-    "checkpoint_io": ("save", "load", "peek", "remove"),
-    "cluster": ("detect", "world"),
-    "layer_sync": ("apply", "revert"),
-}
-_NAMED_STORE = ("save_checkpoint", "load_checkpoint", "remove_checkpoint")  # a checkpoint store of Lightning's
+PLUGIN_METHODS = (  # the last two are Lightning's
+    ("precision", PRECISION_METHODS),
+    ("checkpoint_io", ("save", "load", "peek", "remove")),
+    ("cluster", ("detect", "world")),
+    ("layer_sync", ("apply", "revert")),
+    ("checkpoint_io", ("save_checkpoint", "load_checkpoint", "remove_checkpoint")),
+    ("cluster", ("global_rank", "local_rank", "world_size")),
+)
 
 
 @dataclass
@@ -68,10 +69,7 @@ def apply(draft: Draft) -> None:
 
 def plugin_kind(plugin: object) -> str | None:
     """Return precision, checkpoint_io, cluster or layer_sync, or None if the object is none of them."""
-    named = provides(plugin, _NAMED_STORE)
-    return next(
-        (k for k, methods in PLUGIN_METHODS.items() if provides(plugin, methods)), "checkpoint_io" if named else None
-    )
+    return next((kind for kind, methods in PLUGIN_METHODS if provides(plugin, methods)), None)
 
 
 def _plugins(draft: Draft) -> None:

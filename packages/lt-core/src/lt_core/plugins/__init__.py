@@ -1,6 +1,6 @@
 """Plugins under the paths that users' imports name; those of sibling packages are there where these are installed."""
 
-from typing import Any
+from functools import partial
 
 from lt_core.builtin.precision import DoublePrecision, HalfPrecision
 from lt_core.checkpoint.format.async_io import AsyncCheckpointIO
@@ -17,6 +17,4 @@ __all__ = [
     "TorchCheckpointIO",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    return registry.precisions.class_named(name, __name__)
+__getattr__ = partial(registry.precisions.class_named, module=__name__)

@@ -1,12 +1,10 @@
 """Precisions, under the path that users' imports name."""
 
-from typing import Any
+from functools import partial
 
 from lt_core.builtin.precision import DoublePrecision, HalfPrecision
 from lt_interface import Precision, registry
 
 __all__ = ["DoublePrecision", "HalfPrecision", "Precision"]
 
-
-def __getattr__(name: str) -> Any:
-    return registry.precisions.class_named(name, __name__)
+__getattr__ = partial(registry.precisions.class_named, module=__name__)

@@ -106,8 +106,11 @@ def build_run(run: Run, request: Request) -> None:
     if trainer._active_profiler is not None:
         trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
     _prepare_data(run)
+    if run.fits and getattr(trainer._cluster, "resumes", False):  # a job that was started again
+        run.resumed.path = find.find_checkpoint(run, "auto", request.ordinal)
+        request.ckpt_path = request.ckpt_path if run.resumed.path is None else "auto"
     run.resumed.asked = request.ckpt_path is not None
-    run.resumed.path = find.find_checkpoint(run, request.ckpt_path, request.ordinal)
+    run.resumed.path = run.resumed.path or find.find_checkpoint(run, request.ckpt_path, request.ordinal)
     header = run.saves.peek(run.resumed.path) if run.resumed.path is not None else None
     if run.fits:
         mark = (header or {}).get("run")

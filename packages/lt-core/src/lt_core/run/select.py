@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.notices import info, warn
-from lt_interface import Plan, World, registry
+from lt_interface import ChecksWorld, Plan, World, as_cluster, registry
 from lt_interface.accelerator import DescribesDevices
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem, raise_problems
 
@@ -125,12 +125,14 @@ def _warn_of_undriven(where: str) -> None:
 
 
 def find_cluster(config: TrainerConfig) -> Any:
-    """Return the scheduler that started this process: the one given, else the first that recognises itself, or None."""
+    """Return the scheduler that started this process: the one given, else the first that recognises itself, or None.
+
+    A rank that a launcher started by the script keeps to that, whatever else the script gives.
+    """
     given = config.plugin("cluster")
-    if given is not None:
-        return given
-    kinds = map(registry.clusters.get, registry.clusters.names())
-    return next((kind() for kind in kinds if kind.detect()), None)
+    kinds = sorted(map(registry.clusters.get, registry.clusters.names()), key=lambda k: -getattr(k, "priority", 0))
+    found = next((kind() for kind in kinds if kind.detect()), None)
+    return found if given is None or getattr(found, "launched", False) else as_cluster(given)
 
 
 def _find_devices(config: TrainerConfig, accelerator: Any, cluster: Any) -> list[int]:
@@ -142,7 +144,7 @@ def _find_devices(config: TrainerConfig, accelerator: Any, cluster: Any) -> list
     spec = config.devices
     if spec == "auto":
         starts = cluster is not None and cluster.creates_processes
-        return list(range(cluster.world().local_size if starts else max(accelerator.device_count(), 1)))
+        spec = cluster.world().local_size if starts else max(accelerator.device_count(), 1)
     try:
         return list(accelerator.parse_devices(list(spec) if isinstance(spec, tuple) else spec))
     except ValueError as error:
@@ -165,13 +167,17 @@ def _check_processes(config: TrainerConfig, cluster: Any, plan: Plan) -> None:
     Raises:
         ConfigError: If the scheduler started another number of processes.
     """
+    written = [f"{name}={getattr(config, name)!r}" for name in ("devices", "num_nodes") if name in config.explicit]
+    where = f"Trainer({', '.join(written)})"
+    if isinstance(cluster, ChecksWorld):
+        raise_problems(cluster.problems(plan, where))
+        return
     world, per_node = cluster.world(), plan.one_process_per_node
     if world.size == plan.processes:
         return
-    written = [f"{name}={getattr(config, name)!r}" for name in ("devices", "num_nodes") if name in config.explicit]
     raise ConfigError(
         Problem(
-            f"Trainer({', '.join(written)})",
+            where,
             f"{cluster.name} must have started one process for each {'node' if per_node else 'device'}",
             f"{world.size} processes, {world.local_size} of them on this node, "
             f"for {plan.num_nodes} x {len(plan.devices)} devices",

@@ -31,7 +31,7 @@ from lt_core.run.select import (
 )
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer.view import TrainerView
-from lt_interface import registry
+from lt_interface import WatchesTrainer, registry
 from lt_interface.errors import MisconfigurationException
 from lt_interface.paths import local_path
 
@@ -67,6 +67,8 @@ class Trainer(TrainerView):
         self._take_parts(config)
         self._take_flags(config)
         self._apply_torch_flags(config)
+        if isinstance(self._cluster, WatchesTrainer):
+            self._cluster.watch(self)
 
     # ------------------------------------------------------------ construction
 
