@@ -22,7 +22,7 @@ from lt_accel.flags import shared_flags
 from lt_accel.peers import Peers
 from lt_interface import ClusterEnvironment, MisconfigurationException, World
 
-__all__ = ["join", "leave", "world_of"]
+__all__ = ["join", "joined", "leave", "world_of"]
 
 _SECONDS = 5.0
 
@@ -45,6 +45,11 @@ class _Joined:
 
 
 _joined = _Joined()
+
+
+def joined() -> Peers | None:
+    """Return what exchanges the flags and failures of the ranks that this process has joined, None where it is alone."""
+    return _joined.peers
 
 
 def world_of(cluster: ClusterEnvironment | None) -> World:

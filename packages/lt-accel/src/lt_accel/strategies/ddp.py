@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from lt_accel.collectives import ProcessGroupCollectives
 from lt_accel.group import join, leave, world_of
+from lt_accel.metric_states import let_gather, take_back
 from lt_accel.peers import Peers
 from lt_interface import (
     Accelerator,
@@ -84,6 +85,7 @@ class DDPStrategy(WholeModuleStrategy):
         self.world = World()
         self._accelerator: Accelerator | None = None
         self._peers: Peers | None = None
+        self._metrics: list[Any] = []
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         """Refuse shared batch statistics, which are not built yet."""
@@ -135,6 +137,7 @@ class DDPStrategy(WholeModuleStrategy):
             tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
             _check_same(type(module).__name__, tensors, self.collectives)
             copy_from_first(tensors.values())
+            self._metrics = let_gather(module.modules())
         return module
 
     def engine(
@@ -152,6 +155,11 @@ class DDPStrategy(WholeModuleStrategy):
             return inner
         return DDPEngine(inner, module, self)
 
+    def mark(self) -> None:
+        """Count a backward pass that exchanges gradients, for ranks that wait elsewhere meanwhile."""
+        if self._peers is not None:
+            self._peers.mark()
+
     def report(self, where: str, error: BaseException) -> BaseException:
         """Report this rank's error to the others; return it, or one that names the rank from whose error it follows."""
         return error if self._peers is None else self._peers.fail(where, error)
@@ -162,6 +170,8 @@ class DDPStrategy(WholeModuleStrategy):
             return
         self._accelerator.teardown()
         self._accelerator = self._peers = None
+        take_back(self._metrics)
+        self._metrics = []
         if not isinstance(self.collectives, ProcessGroupCollectives):
             return
         if error is None:
@@ -195,6 +205,7 @@ class DDPEngine:
         self._buffers = [b for b in module.buffers() if b.numel()]
         self.boundary: Callable[[], None] | None = self._end_of_batch if self._buffers else inner.boundary
         self._trains, self._exchanges = False, True
+        self._mark = strategy.mark
         self._alone = _WithoutExchange(self)
         self._reducer, self._logger = _reducer(module, strategy, self._find_unused)
 
@@ -211,6 +222,7 @@ class DDPEngine:
     def prepare_backward(self, loss: Tensor) -> None:
         """Make the reducer wait for the gradients of a backward pass, unless a window goes on."""
         if self._exchanges and self._reducer is not None:
+            self._mark()
             self._reducer.prepare_for_forward()
             self._reducer._rebuild_buckets()  # in the order of the first backward pass; after that it does nothing
             self._reducer.prepare_for_backward([loss] if self._find_unused else [])
