@@ -19,6 +19,7 @@ from lt_accel.group import joined
 __all__ = ["gather_states", "let_gather", "take_back"]
 
 _DIMS = 64  # which no tensor of torch exceeds
+_FORMATS = sorted({each for each in vars(torch).values() if isinstance(each, torch.dtype)}, key=str)
 
 
 def let_gather(modules: Iterable[nn.Module]) -> list[Any]:
@@ -45,7 +46,7 @@ def take_back(objects: Iterable[Any]) -> None:
 
 
 def gather_states(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Return the ranks' tensors, of as many dimensions on each, whose sizes may differ.
+    """Return the ranks' tensors, which may differ in shape and format: a rank that saw no sample has an empty one.
 
     Args:
         tensor: This rank's; it stands in the list as it is, so that gradients reach it.
@@ -60,11 +61,13 @@ def gather_states(tensor: Tensor, group: Any = None) -> list[Tensor]:
         collectives = ProcessGroupCollectives(peers)
         if group is None:
             collectives.barrier("the compute() of a metric object")
-        shape = torch.tensor([tensor.ndim, *tensor.shape, *[0] * (_DIMS - tensor.ndim)], device=tensor.device)
-        shapes = [row[1 : row[0] + 1] for row in collectives.all_gather(shape, among).tolist()]
-        flat = tensor.detach().reshape(-1)
-        longest = max(torch.Size(each).numel() for each in shapes)
-        rows = collectives.all_gather(nn.functional.pad(flat, (0, longest - len(flat))), among)
-        found = [row[: torch.Size(each).numel()].reshape(each) for row, each in zip(rows, shapes, strict=True)]
+        kind = [_FORMATS.index(tensor.dtype), tensor.nbytes, tensor.ndim, *tensor.shape, *[0] * (_DIMS - tensor.ndim)]
+        kinds = collectives.all_gather(torch.tensor(kind, device=tensor.device), among).tolist()
+        sent = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        rows = collectives.all_gather(nn.functional.pad(sent, (0, max(k[1] for k in kinds) - len(sent))), among)
+        found = [
+            row[:size].clone().view(_FORMATS[dtype]).reshape(shape[:dims])
+            for row, (dtype, size, dims, *shape) in zip(rows, kinds, strict=True)
+        ]
     found[dist.get_rank(group)] = tensor
     return found

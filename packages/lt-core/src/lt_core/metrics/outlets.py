@@ -67,10 +67,16 @@ class Outlets:
         """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
         objects = [s for s in due if s.last is AT_DEMAND]
         values = floats([s for s in due if s.last is not AT_DEMAND], self._slots.values())
-        synced = [s for s in due if s.sync]
-        parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
+        parts = [
+            Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key] * s.share, s.share, s.place)
+            for s in due
+            if s.sync
+        ]
         found = self._exchange(parts, objects)
-        values.update({s.key: found[f"{s.scope}:{s.step_name}"] for s in synced})
+        for slot in self._slots.values():  # a rank without a value takes the others'
+            if slot.step and (key := f"{slot.scope}:{slot.step_name}") in found:
+                values[slot.key] = found[key]
+                due += [] if slot in due else [slot]
         for slot in objects:
             slot.last = computed(slot)
             if slot.last is not None:
@@ -79,7 +85,10 @@ class Outlets:
 
     def _exchange(self, parts: list[Part], objects: Iterable[Slot]) -> dict[str, float]:
         names = [f"{s.scope}:{s.plain_name}" for s in objects]
-        return sync_parts(parts, self.collectives, self.device, names)
+        found, lacking = sync_parts(parts, self.collectives, self.device, names)
+        for slot in (Slot(*place) for place in lacking):
+            self._slots.setdefault(slot.key, slot)
+        return found
 
     def sync(self, among: Iterable[Slot] | None = None) -> None:
         """Reduce the epoch's values: let the ranks agree on those logged with ``sync_dist``; every rank must call it.
@@ -98,10 +107,10 @@ class Outlets:
             fold(slot)
         due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
         objects = [s for s in among if s.epoch and s.metric is not None and s.result is None]
-        parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight) for s in due.values()]
+        parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight, s.place) for s in due.values()]
         found = self._exchange(parts, objects)
-        for slot in slots:  # a rank without values takes the others'
-            if (key := f"{slot.scope}:{slot.epoch_name}") in found:
+        for slot in self._slots.values():  # a rank without values takes the others'
+            if slot.epoch and (key := f"{slot.scope}:{slot.epoch_name}") in found:
                 slot.synced = found[key], (slot.total, slot.weight)
         for slot in objects:
             slot.result = computed(slot)
