@@ -275,7 +275,11 @@ class Peers:
         while self._sent < first["until"]:
             self._last.append(self._send(torch.tensor([_FAILED])))
         self._failure = self._failure or self._described(first)
-        return self._failure if first["rank"] != self._rank and _follows(error) else error
+        if first["rank"] != self._rank and _follows(error):
+            return self._failure
+        if hasattr(error, "add_note"):  # Python 3.11; a traceback shows it below the error
+            error.add_note(f"On rank {self._rank}, {where}.")
+        return error
 
     def settled(self, seconds: float) -> bool:
         """Return whether the exchange that this rank waited for has ended, now that others leave as well.
@@ -309,7 +313,7 @@ class Peers:
     def _described(self, first: dict[str, Any]) -> RankFailedError:
         rank, got = first["rank"], first["got"].rstrip(".")
         return RankFailedError(
-            f"rank {rank}: it failed in {first['where']}, so rank {self._rank} cannot go on. Got {got}. "
+            f"rank {rank}, {first['where']}: it failed, so rank {self._rank} cannot go on. Got {got}. "
             f"Look at what rank {rank} wrote; the next run begins when every rank begins it.",
         )
 

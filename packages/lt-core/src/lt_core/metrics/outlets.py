@@ -67,16 +67,12 @@ class Outlets:
         """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
         objects = [s for s in due if s.last is AT_DEMAND]
         values = floats([s for s in due if s.last is not AT_DEMAND], self._slots.values())
-        parts = [
-            Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key] * s.share, s.share, s.place)
-            for s in due
-            if s.sync
-        ]
+        parts = [_part(s, s.step_name, values[s.key] * s.share, s.share) for s in due if s.sync]
         found = self._exchange(parts, objects)
         for slot in self._slots.values():  # a rank without a value takes the others'
             if slot.step and (key := f"{slot.scope}:{slot.step_name}") in found:
                 values[slot.key] = found[key]
-                due += [] if slot in due else [slot]
+                due += [slot]
         for slot in objects:
             slot.last = computed(slot)
             if slot.last is not None:
@@ -102,12 +98,12 @@ class Outlets:
         if self.world_size <= 1:
             return
         among = list(self._slots.values() if among is None else among)
-        slots = [s for s in among if s.sync and s.code]
+        slots = [s for s in among if s.sync and s.epoch]
         for slot in slots:
             fold(slot)
         due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
         objects = [s for s in among if s.epoch and s.metric is not None and s.result is None]
-        parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight, s.place) for s in due.values()]
+        parts = [_part(s, s.epoch_name, s.total, s.weight) for s in due.values()]
         found = self._exchange(parts, objects)
         for slot in self._slots.values():  # a rank without values takes the others'
             if slot.epoch and (key := f"{slot.scope}:{slot.epoch_name}") in found:
@@ -220,6 +216,10 @@ class Outlets:
         """Return every epoch value under the name it is delivered by, whatever its destination."""
         slots = [s for s in self._by_time() if s.epoch]
         return {s.epoch_name: v for s in slots if (v := self._epoch_value(s)) is not None}
+
+
+def _part(slot: Slot, name: str, total: float, weight: float) -> Part:
+    return Part(f"{slot.scope}:{name}", slot.op, slot.group, total, weight, slot.place())
 
 
 def reset(metrics: Iterable[Any]) -> None:

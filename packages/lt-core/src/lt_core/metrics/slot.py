@@ -96,7 +96,7 @@ class Slot:
         self.step_name = f"{name}_step{self.suffix}" if self.epoch else self.plain_name
         self.epoch_name = f"{name}_epoch{self.suffix}" if self.step else self.plain_name
         self.code = LAST_ONLY
-        if self.epoch:
+        if self.epoch or (self.sync and self.op == "mean"):  # whose newest value has a weight, too
             self.code = HOOK_MEAN if scope in _EPOCH_SCOPES and self.op == "mean" else _CODES[self.op]
         self.options: tuple[Any, ...] | None = None
         self.total: float = _EMPTY.get(self.op, 0.0)

@@ -121,8 +121,8 @@ class MetricStore(Outlets):
         if self.muted:
             if is_metric_object(value):  # which all ranks compute, at the epoch's end or with this step
                 if self.size == 0:
-                    self._other(slot, value, batch_size)
-                slot.metric = value if slot.metric is None else slot.metric
+                    self._other(slot, value, 0)
+                slot.metric = value
             return
         if slot.host and type(value) is Tensor:
             try:
@@ -147,7 +147,7 @@ class MetricStore(Outlets):
                         weight = None
                         break
                     weight = length
-                self.size = weight = self._search_batch_size(name) if weight is None else weight
+                self.size = weight = self._search_batch_size(slot) if weight is None else weight
             slot.total += number * weight
             slot.weight += weight
             slot.share = weight
@@ -158,8 +158,6 @@ class MetricStore(Outlets):
             elif (number < slot.total if code == MIN else number > slot.total) or number != number:  # noqa: PLR0124 - nan stays
                 slot.total = number
             slot.weight += weight
-        elif slot.sync:
-            slot.share = self._weight(slot, batch_size)
         slot.last = number
         slot.time = self.time = self.time + 1
 
@@ -260,18 +258,16 @@ class MetricStore(Outlets):
             slot.accumulate(number, slot.share)
 
     def _weight(self, slot: Slot, batch_size: float | None) -> float:
-        if slot.op != "mean":
-            return 1
         if batch_size is not None:
             return batch_size
-        if slot.code == HOOK_MEAN or not (slot.code or slot.sync):
+        if slot.code != BATCH_MEAN:
             return 1
-        if self.size is None and slot.code:
-            self.size = self._search_batch_size(slot.name)
-        return self._search_batch_size(slot.name, False) if self.size is None else self.size
+        if self.size is None:
+            self.size = self._search_batch_size(slot)
+        return self.size
 
-    def _search_batch_size(self, name: str, needed: bool = True) -> int:
-        """Find the size of the running batch; without a batch each value counts as one, without a size if none is needed.
+    def _search_batch_size(self, slot: Slot) -> int:
+        """Find the size of the running batch; without a batch, or a size that an epoch needs, each value counts as one.
 
         Raises:
             MisconfigurationException: If the batch holds no tensor.
@@ -281,9 +277,9 @@ class MetricStore(Outlets):
         if self.batch is None:
             return 1
         size, ambiguous = batch_size(self.batch)
-        if not needed:
+        where = f"self.log({slot.name!r})"
+        if not slot.epoch:
             return size or 1
-        where = f"self.log({name!r})"
         if size is None:
             rule = "the mean over an epoch weighs each value by its batch's size, and this batch holds no tensor"
             fix = "Pass batch_size=."

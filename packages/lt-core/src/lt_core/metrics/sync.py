@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ class Part(NamedTuple):
         group: The processes to reduce over; None for those that see different samples.
         total: The weighted sum, or the value.
         weight: The sum of the weights.
-        place: Returns what makes a slot for it on a rank that lacks one.
+        place: What makes a slot for it on a rank that lacks one.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Part(NamedTuple):
     group: Any
     total: float
     weight: float
-    place: Callable[[], Any]
+    place: Any
 
 
 def sync_parts(
@@ -63,13 +63,12 @@ def sync_parts(
     ordered, lacking = sorted(parts, key=lambda part: part.key), []
     keys = [(p.key, p.op, p.group is None) for p in ordered] + [(n, "metric object", False) for n in sorted(objects)]
     if not _same_everywhere(keys, collectives, device):
-        missing = _missing(keys, [part.place() for part in ordered], collectives)
-        ordered = sorted([*ordered, *(part for part, _ in missing)], key=lambda part: part.key)
-        lacking = [place for _, place in missing]
+        lacking = _lacking(keys, [part.place for part in ordered], collectives)
+        ordered = sorted([*ordered, *lacking], key=lambda part: part.key)
     found: dict[str, float] = {}
     for group in {id(part.group): part.group for part in ordered}.values():
         found.update(_reduced([p for p in ordered if p.group is group], group, collectives, device))
-    return found, lacking
+    return found, [part.place for part in lacking]
 
 
 def _reduced(parts: list[Part], group: Any, collectives: Any, device: Any) -> dict[str, float]:
@@ -92,22 +91,17 @@ def _same_everywhere(keys: list[_Key], collectives: Any, device: Any) -> bool:
     return all(high == -low for high, low in zip(largest[:3], largest[3:], strict=True))
 
 
-def _missing(keys: list[_Key], places: list[Any], collectives: Any) -> list[tuple[Part, Any]]:
-    """Return a part without weight, and the place, of each value that other ranks have and this one lacks.
+def _lacking(keys: list[_Key], places: list[Any], collectives: Any) -> list[Part]:
+    """Return a part without weight for each value that other ranks have and this one lacks.
 
     Raises:
         MisconfigurationException: On every rank, if nothing can stand for what one lacks; it names that.
     """
     of_ranks = collectives.gather_object((keys, places))
     every = {key: place for theirs, there in of_ranks for key, place in zip_longest(theirs, there)}
-    absent = set(every) - set.intersection(*(set(theirs) for theirs, _ in of_ranks))
-    if all(by_all for _, _, by_all in absent) and len({key for key, _, _ in every}) == len(every):
-        lacking = [key for key in every if key not in keys]
-        return [(Part(key, op, None, _NEUTRAL[op], 0.0, dict), every[key, op, True]) for key, op, _ in lacking]
-    lines = [
-        f"rank {r}: {', '.join(f'{key} ({op})' for key, op, _ in theirs if (key, op, _) in absent) or 'none of these'}"
-        for r, (theirs, _) in enumerate(of_ranks)
-    ]
+    absent = {key: [r for r, (theirs, _) in enumerate(of_ranks) if key not in theirs] for key in every}
+    if all(by_all for (_, _, by_all), ranks in absent.items() if ranks) and len({k[0] for k in every}) == len(every):
+        return [Part(k[0], k[1], None, _NEUTRAL[k[1]], 0.0, every[k]) for k in every if k not in keys]
+    got = "; ".join(f"{name} ({op}) not on ranks {ranks}" for (name, op, _), ranks in absent.items() if ranks)
     rule = "of metric objects and sync_dist_group, every process must log the same names, and each in one way"
-    fix = "Log them on every rank, or leave sync_dist out."
-    raise MisconfigurationException(Problem("self.log", rule, "; ".join(lines), fix))
+    raise MisconfigurationException(Problem("self.log", rule, got, "Log them on every rank, or leave sync_dist out."))
