@@ -68,10 +68,10 @@ def fit(folder: Path, size: int, *callbacks: Callback, **flags: Any) -> Trainer:
     return trainer
 
 
-def failed(call: Callable[[], Any]) -> tuple[str, str]:
-    """Return the class and the text of what a call raises."""
-    with pytest.raises(Exception) as caught:
-        call()
+def failed(*args: Any) -> tuple[str, str]:
+    """Return the class and the text of what a fit raises."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        fit(*args)
     return type(caught.value).__name__, str(caught.value)
 
 
@@ -107,7 +107,7 @@ def test_an_exchange_of_one_rank_alone_is_an_error_that_names_the_ranks(
         monkeypatch.setattr(lt_accel.group, "shared_flags", lambda *args: None)
 
     def job(rank: int) -> Any:
-        return [failed(lambda: fit(tmp_path, 2, At("on_train_batch_end", (who,), ACTIONS[what]))) for who in (0, 1)]
+        return [failed(tmp_path, 2, At("on_train_batch_end", (who,), ACTIONS[what])) for who in (0, 1)]
 
     first, second = on(2, job)
     for who, outcomes in enumerate(zip(first, second, strict=True)):
@@ -137,7 +137,7 @@ def test_in_every_hook_ranks_that_are_apart_end_together(tmp_path: Path, hook: s
         gather = ACTIONS["all_gather"]
         together = At(hook, (0, 1), gather)
         fit(tmp_path, 2, together)
-        return together.found[0].shape[0], failed(lambda: fit(tmp_path, 2, At(hook, (0,), gather)))
+        return together.found[0].shape[0], failed(tmp_path, 2, At(hook, (0,), gather))
 
     for rank, (gathered, (kind, text)) in enumerate(on(2, job)):
         assert gathered == 2
@@ -151,7 +151,7 @@ def test_the_missing_one_of_several_is_named(tmp_path: Path) -> None:
 
     def job(rank: int) -> Any:
         at = [At(hook, (0, 1, 3), ACTIONS["barrier"]) for hook in ("on_train_batch_end", "on_train_epoch_end")]
-        return [failed(lambda: fit(tmp_path, 4, each))[1] for each in at]
+        return [failed(tmp_path, 4, each)[1] for each in at]
 
     for inside, at_end in on(4, job):
         assert "ranks 0, 1, 3 in barrier 'mine', rank 2 gone on without it" in inside
@@ -162,9 +162,8 @@ def test_tensors_of_other_sizes_are_refused(tmp_path: Path) -> None:
     """A gathering of other sizes on each rank, which would end the process, is an error that says them."""
 
     def job(rank: int) -> Any:
-        return failed(
-            lambda: fit(tmp_path, 2, At("on_train_start", (0, 1), lambda t, net: net.all_gather(torch.ones(2 + rank))))
-        )
+        uneven = At("on_train_start", (0, 1), lambda trainer, net: net.all_gather(torch.ones(2 + rank)))
+        return failed(tmp_path, 2, uneven)
 
     for kind, text in on(2, job):
         assert kind == "MisconfigurationException"
@@ -175,7 +174,7 @@ def test_the_next_run_of_ranks_that_were_apart_is_right(tmp_path: Path) -> None:
     """After such an error the same processes train together again."""
 
     def job(rank: int) -> Any:
-        failed(lambda: fit(tmp_path, 2, At("on_train_batch_end", (0,), ACTIONS["reduce"])))
+        failed(tmp_path, 2, At("on_train_batch_end", (0,), ACTIONS["reduce"]))
         return fit(tmp_path, 2).global_step
 
     assert on(2, job) == [6, 6]

@@ -114,7 +114,7 @@ class Outlets:
     def so_far(self, watched: Set[str]) -> Newest:
         """Return the epoch's values so far, over all ranks those logged with ``sync_dist``; every rank must call it.
 
-        Names that not all ranks have by now are left out; by the epoch's end they must have them.
+        Metric objects that not all ranks have by now are left out; by the epoch's end they must have them.
 
         Args:
             watched: The names that somebody looks at: only for these metric objects are computed.
@@ -129,7 +129,7 @@ class Outlets:
             slots = [s for s in slots if s.key not in missing]
             self.sync(slots)
         found: Newest = {}
-        for slot in slots:
+        for slot in slots + [s for s in self._slots.values() if s.synced and s not in slots]:
             if (value := self._epoch_value(slot)) is not None:
                 found[slot.plain_name] = found[slot.epoch_name] = self.reduced_at, as_tensor(value, slot.double)
             slot.synced = slot.result = None  # the epoch's end reduces anew

@@ -79,7 +79,7 @@ def _reduced(parts: list[Part], group: Any, collectives: Any, device: Any) -> di
     every = every.reshape(-1, 2, len(parts))
     totals, weights = every[:, 0], every[:, 1].sum(0)
     by_op = {"sum": totals.sum(0), "mean": totals.sum(0) / weights, "min": totals.amin(0), "max": totals.amax(0)}
-    return {p.key: float(by_op[p.op][i]) for i, p in enumerate(parts)}
+    return {p.key: float(by_op[p.op][i]) for i, p in enumerate(parts) if weights[i]}  # none: the group has no value
 
 
 def _same_everywhere(keys: list[_Key], collectives: Any, device: Any) -> bool:
