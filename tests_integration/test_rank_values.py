@@ -119,7 +119,7 @@ def trained(size: int, folder: Path, every: int = 1, lengths: tuple[int, ...] = 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_training_logs_what_one_process_logs(size: int, tmp_path: Path) -> None:
-    """Step and epoch values, and metric objects, are of all samples alike, in a short last batch that a rank lacks too."""
+    """Step and epoch values, and metric objects, are of all samples alike, in a last batch that a rank lacks too."""
     expected = trained(1, tmp_path)
     assert {"plain", "both_step", "both_epoch", "sum_step", "most_epoch", "updated_step"} <= set(expected[0])
     first, *_ = on(size, lambda rank: trained(size, tmp_path))
@@ -226,8 +226,8 @@ def test_predictions_come_in_the_datas_order(tmp_path: Path) -> None:
     for size in (2, 3):
         for n in lengths:
             trainer = Trainer(
-                accelerator="cpu", strategy="ddp_fork", devices=size, logger=False, max_epochs=1, enable_progress_bar=False,
-                enable_model_summary=False, default_root_dir=tmp_path,
+                accelerator="cpu", strategy="ddp_fork", devices=size, logger=False, max_epochs=1,
+                enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
             )  # fmt: skip
             batches = trainer.predict(Net(), loader(n, 3))
             assert torch.cat(batches).tolist() == pytest.approx([i / 5 for i in range(n)])
@@ -253,7 +253,7 @@ class Chosen(torch.utils.data.Sampler[list[int]]):
         self.n, self.size = n, size
 
     def __len__(self) -> int:
-        return -(-self.n // self.size)
+        return (self.n + self.size - 1) // self.size
 
     def __iter__(self) -> Any:
         order = torch.randperm(self.n).tolist()

@@ -70,7 +70,7 @@ def fit(folder: Path, size: int, *callbacks: Callback, **flags: Any) -> Trainer:
 
 def failed(*args: Any) -> tuple[str, str]:
     """Return the class and the text of what a fit raises."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         fit(*args)
     return type(caught.value).__name__, str(caught.value)
 

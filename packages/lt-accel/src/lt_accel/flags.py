@@ -5,10 +5,10 @@ need none: each writes a word of shared memory that the others read. The word ho
 the flags, so that one store publishes both. Two words by turns suffice: whoever sends exchange n + 2 has read n + 1 of
 all ranks, and a rank sends n + 1 only after it has read n.
 
-Before any other exchange the ranks meet: each writes what it is about to do, and waits until all have. So exchanges that
-do not belong together never begin. Beside that each counts its marks: the flags that it has sent and the backward passes
-in which it exchanges gradients. All ranks do these in one order, so who has more marks than a rank that waits for it, and
-did not come before, never will.
+Before any other exchange the ranks meet: each writes what it is about to do, and waits until all have. So exchanges
+that do not belong together never begin. Beside that each counts its marks: the flags that it has sent and the backward
+passes in which it exchanges gradients. All ranks do these in one order, so who has more marks than a rank that waits
+for it, and did not come before, never will.
 
 A rank that dies is noticed by the lock on its byte of the file, which the system lets go of with the process.
 """

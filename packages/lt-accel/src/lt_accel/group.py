@@ -48,7 +48,7 @@ _joined = _Joined()
 
 
 def joined() -> Peers | None:
-    """Return what exchanges the flags and failures of the ranks that this process has joined, None where it is alone."""
+    """Return what exchanges the flags and failures of the ranks that this process joined, None where it is alone."""
     return _joined.peers
 
 

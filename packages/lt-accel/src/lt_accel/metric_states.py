@@ -1,7 +1,7 @@
 """States of torchmetrics objects, gathered over the ranks by this package's exchange.
 
-Their own function begins collectives of torch at once: where one rank alone calls ``compute()`` these meet other ones, and
-the job hangs or dies. This one lets all ranks meet before, so that they get an error that names the ranks.
+Their own function begins collectives of torch at once: where one rank alone calls ``compute()`` these meet other ones,
+and the job hangs or dies. This one lets all ranks meet before, so that they get an error that names the ranks.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ one another before it goes. It also sends its next few flags at once, with one t
 flags, or in a barrier, learns of it without delay. Until when they go is in the record, and whoever leaves sends its
 own up to there: so no flag stays on its way, which the end of a process would wait for.
 
-Before each exchange of all ranks they meet, and say what they are about to do: where one rank does something else, or has
-gone on without it, that is an error that names the ranks, in place of an exchange that never ends or ends the process.
+Before each exchange of all ranks they meet, and say what they are about to do: where one rank does something else, or
+has gone on without it, that is an error that names the ranks, in place of an exchange that never ends or ends the
+process.
 
 Waits inside torch, such as that of a backward pass, end when the failed rank lets go of the process group.
 """

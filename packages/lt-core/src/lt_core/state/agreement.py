@@ -181,7 +181,7 @@ def report(run: Run, error: BaseException) -> BaseException:
 
 
 def _place(run: Run, error: BaseException) -> str:
-    """Return the call, the step and the first function that this package called and that is not its own, for messages."""
+    """Return the call, the step and the first function that this package called and that is not its own."""
     names = [(f.f_globals.get("__name__", ""), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)]
     ours = [name.startswith(_OURS) for name, _ in names]
     if True in ours:
