@@ -103,9 +103,9 @@ def rank_zero_info(message: object, *args: Any, stacklevel: int = 4, **kwargs: A
 
     Args:
         message: The line, with places for arguments as in ``logging``.
-        args: The arguments.
+        *args: The arguments.
         stacklevel: As in Lightning: 4 is the caller.
-        kwargs: More for ``logging.Logger.info``.
+        **kwargs: More for ``logging.Logger.info``.
 
     Example:
         >>> rank_zero_info("%s samples", 40)

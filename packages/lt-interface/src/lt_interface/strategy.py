@@ -501,6 +501,9 @@ class StrategyVerbs:
         Args:
             decision: This rank's.
             all: False asks whether it is true on any.
+
+        Returns:
+            The same on every rank.
         """
         return not self.collectives.any(not decision) if all else self.collectives.any(bool(decision))
 
