@@ -187,7 +187,7 @@ def _place(run: Run, error: BaseException) -> str:
     if True in ours:
         names = names[ours.index(True) :]
     theirs = (name for module, name in names if not module.startswith(_OURS) and not name.startswith("<"))
-    return f"{run.fn}, step {run.progress.step}, in {next(theirs, 'a hook of its own')}"
+    return ", ".join([str(run.fn), f"step {run.progress.step}", *(f"in {name}" for name in [*theirs][:1])])
 
 
 def refusal(run: Run, hook: Callable[..., Any] | None) -> Callable[..., Any] | None:
