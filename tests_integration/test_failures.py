@@ -300,7 +300,7 @@ def test_an_empty_loader_of_one_rank_ends_both(tmp_path: Path, stage: str, who: 
     assert "a loader must have at least one batch" in found[who][1]
     assert found[who][0] == "ConfigError"
     assert found[1 - who][0] == "RankFailedError"
-    assert f"rank {who}, fit, step 0, in " in found[1 - who][1]
+    assert f"rank {who}, fit, step 0: " in found[1 - who][1]
     assert f"{stage}_dataloader: a loader must have at least one batch" in found[1 - who][1]
 
 
