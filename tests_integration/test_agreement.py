@@ -390,3 +390,44 @@ def test_a_signal_before_training_ends_both_at_the_next_batch(tmp_path: Path, ho
         return len(steps)
 
     assert on_two(job) == [batches, batches]
+
+
+@pytest.mark.filterwarnings("ignore:self.log", "ignore:.*logged by step")
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_monitor_that_one_rank_logs_is_rank_zeros(tmp_path: Path, who: int) -> None:
+    """A monitored name that rank 0 alone logs decides on both; one that rank 1 alone logs is an error that says so."""
+
+    def job(rank: int) -> Any:
+        found = []
+        for kind in (EarlyStopping("own", patience=0), ModelCheckpoint(tmp_path, monitor="own")):
+            module = JOB.network()
+            module.validation_step = lambda batch, batch_idx: (
+                module.log("own", float(module.current_epoch)) if rank == who else None  # noqa: B023
+            )
+            try:
+                found.append(str(fit(rank, tmp_path, kind, module=module, max_epochs=4).global_step))
+            except RuntimeError as error:
+                found.append(str(error))
+        return found
+
+    first, second = on_two(job)
+    if who == 0:
+        assert first == second == ["12", "24"]
+    else:
+        for text in (*first, *second):
+            assert "no metric of that name was logged on rank 0, by whose values all ranks decide" in text
+
+
+@pytest.mark.filterwarnings("ignore:.*returned None, so this batch counts as zero")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_that_all_ranks_skip_changes_nothing(tmp_path: Path, accumulate: int) -> None:
+    """training_step that returns None on every rank leaves the weights, and the fit goes on to its end."""
+
+    def job(rank: int) -> Any:
+        module = JOB.network()
+        before = [p.tolist() for p in module.parameters()]
+        module.training_step, module.validation_step = lambda *batch: None, lambda *batch: None
+        trainer = fit(rank, tmp_path, module=module, accumulate_grad_batches=accumulate)
+        return trainer.current_epoch, before == [p.tolist() for p in module.parameters()]
+
+    assert on_two(job) == [(2, True)] * 2

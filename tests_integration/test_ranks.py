@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lt_accel.strategies.ddp import DDPEngine, DDPStrategy
-from lt_core import LightningModule, Trainer
+from lt_core import Callback, LightningModule, Trainer
 from lt_core.builtin.single_device import SingleDeviceStrategy
+from lt_core.utilities import rank_zero_only
 from lt_interface import ConfigError, MisconfigurationException
 from lt_interface.testing import StrategyConformance
 from lt_interface.testing.ranks import run_ranks
@@ -223,3 +224,49 @@ def test_ranks_that_each_train_alone_are_warned_of(monkeypatch: pytest.MonkeyPat
             patch.setenv(name, value)
         with pytest.raises(MisconfigurationException, match=r"Got 1 process, and WORLD_SIZE=4"):
             Trainer(strategy="ddp", devices=1, accelerator="cpu", max_epochs=1, **QUIET).fit(Gan(), [torch.ones(2, 3)])
+
+
+def test_verbs_of_strategy_trainer_and_module_know_the_ranks(capfd: pytest.CaptureFixture[str]) -> None:
+    """Inside a hook each verb that users know answers for this rank, or exchanges with the others."""
+
+    def rank(number: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def look(trainer: Any, net: Any) -> None:
+            strategy, own = trainer.strategy, trainer.global_rank
+            found["ranks"] = strategy.global_rank, strategy.local_rank, strategy.node_rank, rank_zero_only.rank
+            found["sizes"] = strategy.world_size, strategy.num_processes, trainer.world_size, trainer.num_devices
+            found["trainer"] = own, trainer.local_rank, trainer.node_rank, trainer.num_nodes, trainer.device_ids
+            found["zero"] = strategy.is_global_zero, trainer.is_global_zero, str(strategy.root_device)
+            found["decisions"] = [strategy.reduce_boolean_decision(own == 0, all=every) for every in (True, False)]
+            found["broadcast"] = strategy.broadcast({"from": own}, src=1)
+            value = torch.tensor(own + 1.0)
+            found["reduced"] = [float(strategy.reduce(value, reduce_op=op)) for op in ("mean", "sum", "max")]
+            found["gathered"] = strategy.all_gather(value).tolist()
+            found["only"] = rank_zero_only(lambda: "written")()
+            strategy.barrier("here")
+            net.print("printed once")
+            weight = torch.tensor([own + 1.0], requires_grad=True)
+            gathered = net.all_gather(weight, sync_grads=True)
+            (gathered * torch.tensor([[1.0], [10.0]]) * (own + 1)).sum().backward()
+            found["gradient"] = weight.grad.tolist()  # type: ignore[union-attr]
+
+        data = DataLoader(TensorDataset(torch.ones(8, 3)), 2)
+        callback = type("Looking", (Callback,), {"on_train_start": lambda self, *args: look(*args)})()
+        Trainer(strategy="ddp", devices=2, max_epochs=1, accelerator="cpu", callbacks=[callback], **QUIET).fit(
+            Gan(), data
+        )
+        return found
+
+    for number, found in enumerate(run_ranks(rank, timeout=60.0)):
+        assert found["ranks"] == (number, number, 0, number)
+        assert found["sizes"] == (2, 2, 2, 2)
+        assert found["trainer"] == (number, number, 0, 1, [0, 1])
+        assert found["zero"] == (number == 0, number == 0, "cpu")
+        assert found["decisions"] == [False, True]
+        assert found["broadcast"] == {"from": 1}
+        assert found["reduced"] == [1.5, 3.0, 2.0]
+        assert found["gathered"] == [1.0, 2.0]
+        assert found["only"] == (None if number else "written")
+        assert found["gradient"] == [3.0 * 10**number]  # of both ranks' losses
+    assert capfd.readouterr().out.count("printed once") == 1

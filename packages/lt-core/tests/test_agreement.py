@@ -288,10 +288,10 @@ def test_a_rank_with_an_error_is_alone() -> None:
     reported: list[str] = []
     reports = SimpleNamespace(report=lambda where, error: reported.append(f"{where}: {error}") or error)
     run = run_of(0, None)
-    run.strategy, run.fn = reports, "fit"
+    run.strategy, run.fn, run.progress = reports, "fit", SimpleNamespace(step=12)
     report(run, ValueError("broken"))
     assert run.loop.alone
-    assert reported == ["fit: broken"]
+    assert reported == ["fit, step 12: broken"]
     settle(run)  # would need the others
     assert isinstance(shared_failure(run, OSError()), OSError)
     run = run_of(0, None)
@@ -360,7 +360,7 @@ def test_what_was_heard_stays_known_where_wishes_are_settled() -> None:
 
 
 def test_an_error_is_placed_at_the_users_function() -> None:
-    """What is reported names the first function that the package called, whoever called the package."""
+    """What is reported names call, step and the first function that the package called, whoever called the package."""
     reported: list[str] = []
     run = run_of(0, None, size=1)
 
@@ -380,7 +380,10 @@ def test_an_error_is_placed_at_the_users_function() -> None:
         outside = error
     run = run_of(0, None)
     run.strategy = SimpleNamespace(report=lambda where, error: reported.append(where) or error)
-    run.fn = "fit"
+    run.fn, run.progress = "fit", SimpleNamespace(step=12)
     assert report(run, inside) is inside
     assert report(run, outside) is outside
-    assert reported == ["beneath", "test_an_error_is_placed_at_the_users_function"]
+    assert reported == [
+        "fit, step 12, in beneath",
+        "fit, step 12, in test_an_error_is_placed_at_the_users_function",
+    ]

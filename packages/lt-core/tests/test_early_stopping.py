@@ -29,6 +29,8 @@ def _trainer(**changes):
         "sanity_checking": False,
         "fast_dev_run": False,
         "is_global_zero": True,
+        "global_rank": 0,
+        "world_size": 1,
         "current_epoch": 0,
         "should_stop": False,
         "collectives": PlainCollectives(),

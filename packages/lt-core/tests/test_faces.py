@@ -30,3 +30,16 @@ def test_those_of_a_missing_package_say_what_to_install(
     monkeypatch.setitem(registry._scan(), "lt.precisions", points)
     with pytest.raises(ImportError, match=rf"^{module}\.{name}: .*Run: pip install (--upgrade )?lt-accel$"):
         getattr(importlib.import_module(module), name)
+
+
+def test_what_acts_on_the_first_process_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    """The guards of the first process stand under the paths that imports name, log and warn."""
+    utilities, ranks = (importlib.import_module(f"lt_core.utilities{end}") for end in ("", ".rank_zero"))
+    assert utilities.rank_zero_only is ranks.rank_zero_only
+    assert ranks.rank_zero_only.rank == 0
+    with caplog.at_level("INFO"):
+        utilities.rank_zero_info("%d samples", 40)
+    assert "40 samples" in caplog.text
+    with pytest.warns(UserWarning, match="sorted") as seen:
+        utilities.rank_zero_warn("the data is sorted")
+    assert seen[0].filename == __file__

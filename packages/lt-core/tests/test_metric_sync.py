@@ -7,6 +7,7 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -154,19 +155,74 @@ def test_step_values_are_synced_together() -> None:
     assert on_ranks(2, job)[:2] == [{"x": 0.5, "y": 0.0}, {"x": 0.5, "y": 1.0}]
 
 
-def test_ranks_that_differ_are_named() -> None:
-    """Different names on different ranks are one error on every rank, with the names; nobody hangs."""
+def test_step_values_weigh_as_their_samples() -> None:
+    """The mean over ranks of a step's value counts each sample once, by the batch's size or the given one."""
 
     def job(store: MetricStore, rank: int) -> Any:
-        log(store, "both", 1.0, on_step=False, on_epoch=True, sync_dist=True)
-        if rank:
-            log(store, "extra", 1.0, on_step=False, on_epoch=True, sync_dist=True)
+        store.batch, store.size = torch.zeros(3 - 2 * rank), None
+        log(store, "own", float(rank), sync_dist=True)
+        log(store, "both", float(rank), on_step=True, on_epoch=True, sync_dist=True)
+        log(store, "given", float(rank), sync_dist=True, batch_size=rank + 1)
+        log(store, "array", np.float64(rank), sync_dist=True)
+        log(store, "sum", float(rank), sync_dist=True, reduce_fx="sum", batch_size=5)
+        store.scope = FORBIDDEN
+        return store.take_step()
+
+    first, second, calls = on_ranks(2, job)
+    expected = {"own": 1 / 4, "both_step": 1 / 4, "given": 2 / 3, "array": 1 / 4, "sum": 1.0}
+    assert first == second == pytest.approx(expected)
+    assert calls == ["max", "all_gather"]
+
+
+def test_step_values_of_batches_without_a_size_weigh_alike() -> None:
+    """A batch that holds no tensor has no size: what it logs by step alone is the plain mean over ranks."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        store.batch, store.size = ["a text"] * (rank + 1), None
+        log(store, "x", float(rank), sync_dist=True)
+        store.scope = FORBIDDEN
+        return store.take_step()
+
+    assert on_ranks(2, job)[:2] == [{"x": 0.5}, {"x": 0.5}]
+
+
+def test_what_a_rank_lacks_is_filled_in() -> None:
+    """A name that one rank lacks has the others' value on every rank, in steps and epochs, each kind of reduction."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        for name in ("both", "extra") if rank else ("both",):
+            for op in ("mean", "sum", "min", "max"):
+                both = {"on_step": True, "on_epoch": True, "sync_dist": True, "reduce_fx": op}
+                log(store, f"{name}_{op}", rank + 1.0, **both)
+        store.scope = FORBIDDEN
+        return store.take_step(), epoch_of(store), store.epoch_metrics()
+
+    first, second, calls = on_ranks(2, job)
+    assert first == second
+    wanted = {"both_mean": 1.5, "both_sum": 3.0, "both_min": 1.0, "both_max": 2.0}
+    wanted |= {f"extra_{op}": 2.0 for op in ("mean", "sum", "min", "max")}
+    assert first[0] == {f"{name}_step": value for name, value in wanted.items()}
+    assert first[1] == first[2] == {f"{name}_epoch": value for name, value in wanted.items()}
+    assert calls == 2 * ["max", "all_gather"]  # and one object each, of who has what
+
+
+def test_ranks_that_differ_are_named() -> None:
+    """What nothing can stand for on a rank that lacks it is one error on every rank, with names and ranks."""
+
+    def job(store: MetricStore, rank: int) -> Any:
+        log(store, "way", 1.0, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max" if rank else "min")
         return epoch_of(store)
 
-    first, second, _ = on_ranks(2, job)
-    for error in (first, second):
-        assert isinstance(error, MisconfigurationException)
-        assert "extra" in str(error)
+    def grouped(store: MetricStore, rank: int) -> Any:
+        if rank:
+            log(store, "way", 1.0, on_step=False, on_epoch=True, sync_dist=True, sync_dist_group="data")
+        return epoch_of(store)
+
+    for kind, words in ((job, "(max) not on ranks [0]"), (grouped, "(mean) not on ranks [0]")):
+        for error in on_ranks(2, kind)[:2]:
+            assert isinstance(error, MisconfigurationException)
+            assert "way" in str(error)
+            assert words in str(error)
 
 
 def test_rank_zero_only() -> None:
@@ -196,7 +252,7 @@ def test_evaluation_ranks_may_have_unequal_batches() -> None:
 
 
 def test_a_rank_without_values_takes_part() -> None:
-    """A rank that had no evaluation batch changes no value of the others and does not hang."""
+    """A rank that had no evaluation batch changes no value of the others, knows them, and does not hang."""
 
     def job(store: MetricStore, rank: int) -> Any:
         if rank == 0:
@@ -205,8 +261,7 @@ def test_a_rank_without_values_takes_part() -> None:
         return epoch_of(store)
 
     first, second, _ = on_ranks(2, job, evaluation)
-    assert first == dict.fromkeys(("mean", "sum", "min", "max"), 3.0)
-    assert second == {}
+    assert first == second == dict.fromkeys(("mean", "sum", "min", "max"), 3.0)
 
 
 class SharedSum:
@@ -296,8 +351,8 @@ def test_a_part_of_an_epoch_is_over_all_ranks() -> None:
     assert second == ({**first[0], "own": 1.0}, {**first[1], "own": 1.0})
 
 
-def test_names_that_only_some_ranks_have_so_far_are_waited_for() -> None:
-    """Ranks need not have logged the same by the time of a look, only by the epoch's end: their values are left out."""
+def test_names_that_only_some_ranks_have_so_far_are_theirs() -> None:
+    """Ranks need not have logged the same by the time of a look: all see the value of those that have."""
 
     def job(store: MetricStore, rank: int) -> Any:
         log(store, "own", 1.0, on_step=False, on_epoch=True)
@@ -309,7 +364,9 @@ def test_names_that_only_some_ranks_have_so_far_are_waited_for() -> None:
             log(store, "late", 4.0, on_step=False, on_epoch=True, sync_dist=True)
         return early, epoch_of(store)
 
-    assert on_ranks(2, job)[:2] == [({"own": 1.0, "both": 0.5}, {"own": 1.0, "both": 0.5, "late": 3.0})] * 2
+    assert (
+        on_ranks(2, job)[:2] == [({"own": 1.0, "both": 0.5, "late": 2.0}, {"own": 1.0, "both": 0.5, "late": 3.0})] * 2
+    )
 
 
 def test_shared_objects_are_computed_early_for_who_asks() -> None:

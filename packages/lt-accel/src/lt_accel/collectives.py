@@ -7,14 +7,14 @@ Where something is computed they travel in a format that all backends can reduce
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lt_accel.peers import Peers
+from lt_accel.peers import Peers, everyone
 from lt_interface import BARRIER_SECONDS, MisconfigurationException
 
 __all__ = ["ProcessGroupCollectives"]
@@ -40,15 +40,16 @@ class ProcessGroupCollectives:
         self._peers = peers
         self._sent = False
 
-    def _group(self, group: Any) -> Any:
+    def _members(self, group: Any) -> Callable[[], Any]:
+        """Return what returns a process group."""
         if not isinstance(group, str):
-            return group
+            return lambda: group
         if group not in self._groups:
             known = ", ".join(map(repr, self._groups))
             raise MisconfigurationException(
                 f"collectives: a group is a process group or one of {known}. Got {group!r}. Give one of these."
             )
-        return self._groups[group] or dist.group.WORLD
+        return lambda: self._groups[group] or dist.group.WORLD
 
     def reduce(self, tensor: Tensor, op: str = "mean", group: Any = "data") -> Tensor:
         """Return the reduction of a tensor over all ranks; the mean of whole numbers is a floating-point tensor.
@@ -56,13 +57,13 @@ class ProcessGroupCollectives:
         Raises:
             MisconfigurationException: If operation or group is unknown, or complex numbers are compared.
         """
-        members = self._group(group)
+        members = self._members(group)
         if op not in _OPS or (tensor.is_complex() and op in ("min", "max")):
             raise MisconfigurationException(
                 f'collectives.reduce: op is "mean", "sum", "min" or "max", for complex numbers one of the first two. '
                 f'Got {op!r} of {tensor.dtype}. Write op="mean".'
             )
-        size = dist.get_world_size(members)
+        size = dist.get_world_size(members())
         wire = tensor.detach().to(_wire_format(tensor.dtype, op), copy=True, memory_format=torch.contiguous_format)
         self._peers.exchange(dist.all_reduce, wire, _OPS[op], group=members)
         if op == "mean":
@@ -71,7 +72,7 @@ class ProcessGroupCollectives:
 
     def all_gather(self, tensor: Tensor, group: Any = "data", sync_grads: bool = False) -> Tensor:
         """Return the ranks' tensors, stacked ``(ranks, *tensor.shape)``."""
-        members = self._group(group)
+        members = self._members(group)
         if sync_grads and torch.is_grad_enabled() and tensor.requires_grad:
             gathered: Tensor = _Gather.apply(tensor, members, self._peers)  # type: ignore[no-untyped-call]
             return gathered
@@ -89,8 +90,8 @@ class ProcessGroupCollectives:
     def gather_object(self, obj: T) -> list[T]:
         """Return what every rank gives, by rank."""
         data = _pickled(obj)
-        sizes = _gather(torch.tensor(len(data), device=data.device), dist.group.WORLD, self._peers).tolist()
-        every = _gather(nn.functional.pad(data, (0, max(sizes) - len(data))), dist.group.WORLD, self._peers).cpu()
+        sizes = _gather(torch.tensor(len(data), device=data.device), everyone, self._peers).tolist()
+        every = _gather(nn.functional.pad(data, (0, max(sizes) - len(data))), everyone, self._peers).cpu()
         found = [pickle.loads(row[:size].numpy().tobytes()) for row, size in zip(every, sizes, strict=True)]
         found[dist.get_rank()] = obj
         return found
@@ -106,10 +107,7 @@ class ProcessGroupCollectives:
         Raises:
             TimeoutError: If a rank does not come in time; it names those that are missing.
         """
-        flags = torch.zeros(1, dtype=torch.int64)
-        work = self._peers.send(flags)
-        self._peers.wait(work, name, timeout)
-        self._peers.receive(work, flags)
+        self._peers.meet(f"barrier {name!r}", timeout)
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set on any rank."""
@@ -138,20 +136,20 @@ class _Gather(torch.autograd.Function):
     """Gathering whose gradient goes back to the rank that each part came from."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: Any, peers: Peers) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, group: Callable[[], Any], peers: Peers) -> Tensor:
         ctx.group, ctx.peers = group, peers
         return _gather(tensor, group, peers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        summed = gradients[0].contiguous()
+        summed = gradients[0].clone(memory_format=torch.contiguous_format)
         ctx.peers.exchange(dist.all_reduce, summed, group=ctx.group)
-        return summed[dist.get_rank(ctx.group)], None, None
+        return summed[dist.get_rank(ctx.group())], None, None
 
 
-def _gather(tensor: Tensor, group: Any, peers: Peers) -> Tensor:
+def _gather(tensor: Tensor, group: Callable[[], Any], peers: Peers) -> Tensor:
     sent = _bytes_of(tensor)
-    found = sent.new_empty(dist.get_world_size(group), sent.numel())
+    found = sent.new_empty(dist.get_world_size(group()), sent.numel())
     if sent.numel():
         peers.exchange(dist.all_gather, list(found.unbind()), sent, group=group)
     return _of_bytes(found.reshape(-1), tensor.dtype, (len(found), *tensor.shape))

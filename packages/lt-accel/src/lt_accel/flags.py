@@ -1,9 +1,14 @@
-"""Flags that the ranks exchange after every batch, at a cost that a small step does not feel.
+"""Flags that the ranks exchange after every batch, and meetings before other exchanges, at a cost that nobody feels.
 
 A reduction over gloo wakes a thread on every rank, which costs 0.1 ms where ranks fill all cores. Ranks of one machine
 need none: each writes a word of shared memory that the others read. The word holds the number of the exchange beside
 the flags, so that one store publishes both. Two words by turns suffice: whoever sends exchange n + 2 has read n + 1 of
 all ranks, and a rank sends n + 1 only after it has read n.
+
+Before any other exchange the ranks meet: each writes what it is about to do, and waits until all have. So exchanges
+that do not belong together never begin. Beside that each counts its marks: the flags that it has sent and the backward
+passes in which it exchanges gradients. All ranks do these in one order, so who has more marks than a rank that waits
+for it, and did not come before, never will.
 
 A rank that dies is noticed by the lock on its byte of the file, which the system lets go of with the process.
 """
@@ -14,6 +19,8 @@ import mmap
 import os
 import tempfile
 import time
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,11 +37,13 @@ __all__ = ["SharedFlags", "shared_flags"]
 
 _BITS = 32  # below the number of the exchange
 _LINE = 8  # words of a cache line: ranks do not write into one another's
+_TEXT = 15 * _LINE  # bytes of what a rank is about to do; two lines with their length
+_MEETINGS, _MARKS, _TEXTS, _LINES = 2, 4, 5, 9  # lines of a rank: flags, meetings, marks, texts, and how many
 _LEFT = (1 << 64) - 1
 
 
 class SharedFlags:
-    """Flags in shared memory, between the ranks of one machine.
+    """Flags and meetings in shared memory, between the ranks of one machine.
 
     Args:
         path: A file that all of them can write; it is made longer where needed.
@@ -46,13 +55,21 @@ class SharedFlags:
     def __init__(self, path: str, rank: int, size: int, timeout: float) -> None:
         self._rank, self._ranks, self._timeout = rank, range(size), timeout
         self._file = os.open(path, os.O_RDWR)
-        os.ftruncate(self._file, size * 2 * _LINE * 8)
-        self._words = memoryview(mmap.mmap(self._file, 0)).cast("Q")
+        os.ftruncate(self._file, size * _LINES * _LINE * 8)
+        self._bytes = memoryview(mmap.mmap(self._file, 0))
+        self._words = self._bytes.cast("Q")
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, rank)
-        self._count = 0
+        self._count = self._met = self._marks = 0
+        self._marks_at = (_LINES * rank + _MARKS) * _LINE
+
+    def mark(self) -> None:
+        """Count one more of what all ranks do in the same order."""
+        self._marks += 1
+        self._words[self._marks_at] = self._marks
 
     def send(self, bits: int) -> None:
         """Send this rank's bits."""
+        self.mark()
         self._count = self._count + 1 & 0xFFFFFFFF
         self._words[self._at(self._rank)] = self._count << _BITS | bits
 
@@ -73,13 +90,72 @@ class SharedFlags:
     def close(self) -> None:
         """Take part no more; ranks that wait for this one get an error."""
         # The word of the next exchange alone: what was sent in this one may have to be read yet.
-        self._words[self._at(self._rank, 1)] = _LEFT
+        self._words[self._at(self._rank, 1)] = self._words[self._meeting_at(self._rank, 1)] = _LEFT
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
+    def enter(self, what: str) -> None:
+        """Come to the next meeting.
+
+        Args:
+            what: What this rank is about to do; its beginning is kept.
+        """
+        text = what.encode(errors="replace")[:_TEXT]
+        self._met = self._met + 1 & 0xFFFFFFFF
+        at = self._text_at(self._rank)
+        self._bytes[at] = len(text)
+        self._bytes[at + 8 : at + 8 + len(text)] = text
+        self._words[self._meeting_at(self._rank)] = self._met << _BITS | zlib.crc32(text)
+
+    def late(self) -> list[int]:
+        """Return the ranks that have not come to the meeting.
+
+        Raises:
+            RankFailedError: If one of them left.
+        """
+        late = []
+        for rank in self._ranks:
+            word = self._words[self._meeting_at(rank)]
+            if word >> _BITS != self._met:
+                late.append(rank)
+                if word == _LEFT:
+                    raise RankFailedError(f"rank {rank}: it left while rank {self._rank} waited for it.")
+        return late
+
+    def never_come(self, late: Sequence[int]) -> list[int]:
+        """Return which of the ranks that have not come went past this meeting's place already.
+
+        Args:
+            late: The ranks to look at.
+
+        Raises:
+            RankFailedError: If one of them died.
+        """
+        ahead = [rank for rank in late if self._words[(_LINES * rank + _MARKS) * _LINE] > self._marks]
+        for rank in late:
+            if self._is_gone(rank) and rank in self.late():
+                raise RankFailedError(f"rank {rank}: it ended while rank {self._rank} waited for it.")
+        still = self.late()  # one that came in between may be ahead by now
+        return [rank for rank in ahead if rank in still]
+
+    def alike(self) -> bool:
+        """Return whether all ranks, which have come to the meeting, are about to do the same."""
+        return len({self._words[self._meeting_at(rank)] for rank in self._ranks}) == 1
+
+    def doing(self, rank: int) -> str:
+        """Return what a rank that has come to the meeting is about to do."""
+        at = self._text_at(rank)
+        return bytes(self._bytes[at + 8 : at + 8 + self._bytes[at]]).decode(errors="replace")
+
     def _at(self, rank: int, ahead: int = 0) -> int:
-        return (2 * rank + ((self._count + ahead) & 1)) * _LINE
+        return (_LINES * rank + ((self._count + ahead) & 1)) * _LINE
+
+    def _meeting_at(self, rank: int, ahead: int = 0) -> int:
+        return (_LINES * rank + _MEETINGS + ((self._met + ahead) & 1)) * _LINE
+
+    def _text_at(self, rank: int) -> int:
+        return (_LINES * rank + _TEXTS + 2 * (self._met & 1)) * _LINE * 8
 
     def _await(self, rank: int) -> int:
         """Return the word of a rank that is late."""

@@ -24,7 +24,7 @@ from lt_accel.meeting import meet
 from lt_accel.peers import Peers
 from lt_interface import ClusterEnvironment, MisconfigurationException, World
 
-__all__ = ["join", "leave", "second_group", "world_of"]
+__all__ = ["join", "joined", "leave", "second_group", "world_of"]
 
 _SECONDS = 5.0
 
@@ -51,6 +51,11 @@ class _Joined:
 
 
 _joined = _Joined()
+
+
+def joined() -> Peers | None:
+    """Return what exchanges the flags and failures of the ranks that this process joined, None where it is alone."""
+    return _joined.peers
 
 
 def world_of(cluster: ClusterEnvironment | None) -> World:

@@ -6,29 +6,44 @@ one another before it goes. It also sends its next few flags at once, with one t
 flags, or in a barrier, learns of it without delay. Until when they go is in the record, and whoever leaves sends its
 own up to there: so no flag stays on its way, which the end of a process would wait for.
 
+Before each exchange of all ranks they meet, and say what they are about to do: where one rank does something else, or
+has gone on without it, that is an error that names the ranks, in place of an exchange that never ends or ends the
+process.
+
 Waits inside torch, such as that of a backward pass, end when the failed rank lets go of the process group.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from lt_accel.flags import SharedFlags
-from lt_interface import RankFailedError
+from lt_interface import MisconfigurationException, RankFailedError
 
-__all__ = ["Peers"]
+__all__ = ["Peers", "everyone"]
 
 _LOOK = 0.5  # seconds between two looks at the store, which cost 0.2 ms each
 _FAILED = 1 << 32  # beyond the bits of `agree`
+_FLAGS, _MEETS = 1 << 33, 1 << 34  # what a word is sent for, so that one for flags never passes for a meeting
+_DIGITS, _FIRST, _SECOND = (1 << 12) - 1, 35, 47  # what is met for, as a number and its complement
+_SHORT = 0.001  # seconds in which a rank that waits only offers its core to others
 _AHEAD = 4  # flags; a rank has sent at most two more than another
 _RECORD = "failed"
+_OURS = ("lt_accel.", "lt_interface.")
+
+
+def everyone() -> Any:
+    """Return the process group of all ranks."""
+    return dist.group.WORLD
 
 
 class Peers:
@@ -51,19 +66,106 @@ class Peers:
         self._last: list[Any] = []
         self._failure: RankFailedError | None = None
 
-    def exchange(self, begin: Callable[..., Any], *args: Any, **options: Any) -> None:
-        """Call a collective of torch.distributed, and wait for it.
+    def exchange(self, begin: Callable[..., Any], *args: Any, group: Callable[[], Any] = everyone) -> None:
+        """Meet for a collective of torch.distributed, call it, and wait for it.
 
         Args:
             begin: The collective.
             args: Its arguments.
-            options: Its keywords; ``async_op`` is given here.
+            group: Returns the process group; a group itself would live on with the frames of an error.
 
         Raises:
             RankFailedError: If a rank failed, before or meanwhile.
+            MisconfigurationException: If other ranks do something else.
         """
         self._check()
-        self.wait(begin(*args, async_op=True, **options))
+        if group() is dist.group.WORLD:
+            tensor = next(each for each in args if isinstance(each, torch.Tensor))
+            what = f"{begin.__name__} of {tensor.numel()} {str(tensor.dtype).removeprefix('torch.')}"
+            self.meet(f"{what} by {_caller()}")
+        self.wait(begin(*args, group=group(), async_op=True))
+
+    def mark(self) -> None:
+        """Count an exchange that torch makes by itself, before it begins, so that who waits elsewhere learns of it."""
+        if self._shared is not None:
+            self._shared.mark()
+
+    def meet(self, what: str, timeout: float | None = None) -> None:
+        """Wait until every rank comes to the same place.
+
+        Args:
+            what: What this rank is about to do there.
+            timeout: Seconds until it is an error; None for the group's own.
+
+        Raises:
+            RankFailedError: If a rank failed.
+            TimeoutError: If a rank does not come in time; it names those that are missing.
+            MisconfigurationException: If ranks are about to do other things, or went on without this one.
+        """
+        self._check()
+        if self._shared is None:
+            self._meet_over_group(what, timeout)
+            return
+        shared = self._shared
+        shared.enter(what)
+        begun, looked, pause = time.monotonic(), 0.0, 0.0
+        try:
+            while late := shared.late():
+                waited = time.monotonic() - begun
+                if waited > looked + _LOOK:
+                    looked = waited
+                    if (failure := self._learn()) is not None:
+                        raise failure
+                    if ahead := shared.never_come(late):
+                        self._raise_apart(what, dict.fromkeys(ahead, "gone on without it"), late)
+                if timeout is not None and waited >= timeout:
+                    raise _too_late(what, timeout, late)
+                time.sleep(pause)
+                pause = 0.0 if waited < _SHORT else min(pause + 0.0001, 0.005)
+        except RankFailedError as error:
+            raise self._learn() or error from None
+        if not shared.alike():
+            self._raise_apart(what, {rank: f"in {shared.doing(rank)}" for rank in range(self._size)})
+
+    def _meet_over_group(self, what: str, timeout: float | None) -> None:
+        number = zlib.crc32(what.encode()) & _DIGITS
+        word = _MEETS | number << _FIRST | (number ^ _DIGITS) << _SECOND
+        flags = torch.tensor([word])
+        self._store.set(f"doing/{self._sent + 1}/{self._rank}", what)
+        work = self.send(flags)
+        self.wait(work, what, timeout)
+        found = self.receive(work, flags)
+        if found != word:
+            self._raise_apart(what, self._told())
+        self._store.delete_key(f"doing/{self._sent}/{self._rank}")
+
+    def _told(self) -> dict[int, str]:
+        """Return, where words of other kinds came together, what each rank was about to do."""
+        found = {}
+        for rank in range(self._size):
+            key = f"doing/{self._sent}/{rank}"
+            found[rank] = f"in {self._store.get(key).decode()}" if self._store.check([key]) else "gone on without it"
+        return found
+
+    def _raise_apart(self, what: str, others: dict[int, str], late: Sequence[int] = ()) -> NoReturn:
+        """Raise the error of ranks that do not do the same.
+
+        Args:
+            what: What this rank is about to do.
+            others: Where other ranks are.
+            late: The ranks that have not come; all others are with this one.
+        """
+        here = f"in {what}"
+        if late:
+            others = {r: here for r in range(self._size) if r not in late} | others
+        places: dict[str, list[int]] = {}
+        for rank, place in sorted(others.items()):
+            places.setdefault(place, []).append(rank)
+        got = ", ".join(f"{_ranks(ranks)} {place}" for place, ranks in places.items())
+        raise MisconfigurationException(
+            f"{what}: all ranks must come to it, since each waits for all others. Got {got}. Call it on every rank, "
+            "not for one alone; trainer.save_checkpoint and the compute() of a metric object exchange, too."
+        )
 
     def send_flags(self, bits: int) -> None:
         """Send this rank's flags, without waiting.
@@ -75,7 +177,7 @@ class Peers:
         if self._shared is not None:
             self._shared.send(bits)
             return
-        self._flags.fill_(bits)
+        self._flags.fill_(bits | _FLAGS)
         self._on_way = self._send(self._flags)
 
     def receive_flags(self) -> int:
@@ -85,7 +187,10 @@ class Peers:
             RankFailedError: If one failed in place of sending some.
         """
         if self._shared is None:
-            return self.receive(self._on_way, self._flags)
+            found = self.receive(self._on_way, self._flags)
+            if found & _MEETS:
+                self._raise_apart("the flags of a batch", self._told())
+            return found & _FAILED - 1
         try:
             return self._shared.receive()
         except RankFailedError as error:
@@ -151,10 +256,7 @@ class Peers:
                 self._store.set(key + str(self._rank), "")
                 if time.monotonic() >= until:
                     missing = [r for r in range(self._size) if not self._store.check([key + str(r)])]
-                    raise TimeoutError(
-                        f"barrier {name!r}: every rank must come within {timeout:g} s. Got no sign of ranks {missing}. "
-                        "Look for what they did in its place."
-                    ) from None
+                    raise _too_late(name, timeout or 0.0, missing) from None
         self._waits = None
 
     def fail(self, where: str, error: BaseException) -> BaseException:
@@ -179,7 +281,11 @@ class Peers:
         while self._sent < first["until"]:
             self._last.append(self._send(torch.tensor([_FAILED])))
         self._failure = self._failure or self._described(first)
-        return self._failure if first["rank"] != self._rank and _follows(error) else error
+        if first["rank"] != self._rank and _follows(error):
+            return self._failure
+        if hasattr(error, "add_note"):  # Python 3.11; a traceback shows it below the error
+            error.add_note(f"On rank {self._rank}, {where}.")
+        return error
 
     def _lost(self, where: str, error: BaseException) -> BaseException:
         """Return an error as it is, or for the end of a connection of which no rank said why, one that says so."""
@@ -225,9 +331,32 @@ class Peers:
     def _described(self, first: dict[str, Any]) -> RankFailedError:
         rank, got = first["rank"], first["got"].rstrip(".")
         return RankFailedError(
-            f"rank {rank}: it failed in {first['where']}, so rank {self._rank} cannot go on. Got {got}. "
+            f"rank {rank}, {first['where']}: it failed, so rank {self._rank} cannot go on. Got {got}. "
             f"Look at what rank {rank} wrote; the next run begins when every rank begins it.",
         )
+
+
+def _caller() -> str:
+    """Return which module of the core exchanges, so that nobody's exchange is taken for another one's.
+
+    All else counts as one: ranks may come to an exchange of the user's from several places.
+    """
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        frame = frame.f_back
+    name: str = frame.f_globals.get("__name__", "")
+    return name if name.startswith("lt_core.") else "your code"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+def _too_late(what: str, timeout: float, missing: Sequence[int]) -> TimeoutError:
+    return TimeoutError(
+        f"{what}: every rank must come within {timeout:g} s. Got no sign of ranks {list(missing)}. "
+        "Look for what they did in its place."
+    )
 
 
 def _follows(error: BaseException | None) -> bool:

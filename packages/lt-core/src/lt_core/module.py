@@ -470,7 +470,6 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
 
         collectives = self._run("all_gather").collectives
         device = self.device
-        collectives.barrier("all_gather")
 
         def gather(x: Any) -> Any:
             x = torch.as_tensor(x, device=device)

@@ -51,7 +51,7 @@ else:
             "plan": "Plan",
             "precision": "PlainPrecision Precision PreparesOptimizers TakesDevice",
             "profiler": "Profiler",
-            "ranks": "DummyExperiment is_rank_zero rank_zero_only set_world",
+            "ranks": "DummyExperiment is_rank_zero rank_zero_info rank_zero_only rank_zero_warn set_world",
             "registry": "Registry",
             "state": "Stateful Weights",
             "strategy": "BARRIER_SECONDS Collectives PlainCollectives ReportsFailures Strategy StrategyVerbs",

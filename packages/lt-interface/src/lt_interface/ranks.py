@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from lt_interface.world import World
 
-__all__ = ["DummyExperiment", "is_rank_zero", "rank_zero_only", "set_world"]
+__all__ = ["DummyExperiment", "is_rank_zero", "rank_zero_info", "rank_zero_only", "rank_zero_warn", "set_world"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,19 +51,18 @@ def is_rank_zero() -> bool:
         ...     is_rank_zero()
         False
     """
+    return _rank() == 0
+
+
+def _rank() -> int:
     if _world is not None:
-        return _world.is_global_zero
-    return next((os.environ[name] for name in _NAMES if name in os.environ), "0") in {"", "0"}
+        return _world.rank
+    given = next((os.environ[name] for name in _NAMES if name in os.environ), "")
+    return int(given) if given.isdecimal() else 0
 
 
-def rank_zero_only(function: Callable[P, R]) -> Callable[P, R | None]:
-    """Make a function do nothing and return None on all processes but the first.
-
-    Args:
-        function: The function, or a method in its class.
-
-    Returns:
-        The guarded function.
+class _RankZeroOnly:
+    """Decorator that makes a function do nothing and return None on all processes but the first.
 
     Example:
         >>> from unittest.mock import patch
@@ -73,13 +74,66 @@ def rank_zero_only(function: Callable[P, R]) -> Callable[P, R | None]:
         written once
         >>> with patch.dict("os.environ", {"RANK": "3"}):
         ...     report("written once")
+        ...     rank_zero_only.rank
+        3
     """
 
-    @wraps(function)
-    def only(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        return function(*args, **kwargs) if is_rank_zero() else None
+    @property
+    def rank(self) -> int:
+        """Return the number of this process, as `is_rank_zero` knows it."""
+        return _rank()
 
-    return only
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R | None]:
+        """Return the guarded function.
+
+        Args:
+            function: The function, or a method in its class.
+        """
+
+        @wraps(function)
+        def only(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            return function(*args, **kwargs) if is_rank_zero() else None
+
+        return only
+
+
+rank_zero_only = _RankZeroOnly()
+
+
+@rank_zero_only
+def rank_zero_info(message: object, *args: Any, stacklevel: int = 4, **kwargs: Any) -> None:
+    """Log a line of information on the first process.
+
+    Args:
+        message: The line, with places for arguments as in ``logging``.
+        *args: The arguments.
+        stacklevel: As in Lightning: 4 is the caller.
+        **kwargs: More for ``logging.Logger.info``.
+
+    Example:
+        >>> rank_zero_info("%s samples", 40)
+    """
+    logging.getLogger("lt_core").info(message, *args, stacklevel=stacklevel - 1, **kwargs)
+
+
+@rank_zero_only
+def rank_zero_warn(message: str, stacklevel: int = 4, category: type[Warning] = UserWarning) -> None:
+    """Warn on the first process.
+
+    Args:
+        message: The warning.
+        stacklevel: As in Lightning: 4 is the caller.
+        category: The kind of warning.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as seen:
+        ...     warnings.simplefilter("always")
+        ...     rank_zero_warn("the data is sorted")
+        >>> [str(each.message) for each in seen]
+        ['the data is sorted']
+    """
+    warnings.warn(message, category, stacklevel=stacklevel - 1)
 
 
 class DummyExperiment:

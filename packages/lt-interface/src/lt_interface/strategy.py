@@ -381,7 +381,7 @@ class ReportsFailures(Protocol):
         ``on_exception``; on the ranks that end by such an error too.
 
         Args:
-            where: What this rank was doing: the name of a hook or a step.
+            where: What this rank was doing: the call of the trainer, the step, and the name of a hook.
             error: The error.
 
         Returns:
@@ -409,14 +409,16 @@ class StrategyVerbs:
         ...         return op
         ...     def all_gather(self, tensor, group="data", sync_grads=False):
         ...         return [tensor]
+        ...     def any(self, flag):
+        ...         return flag
         >>> strategy = StrategyVerbs()
         >>> strategy.collectives = Echo()
         >>> strategy.is_global_zero, strategy.broadcast("run-7"), strategy.all_gather(0.5)
         (True, 'run-7', [0.5])
         >>> strategy.barrier("download")
         all are at download
-        >>> strategy.reduce(0.5, reduce_op="avg")
-        'mean'
+        >>> strategy.reduce(0.5, reduce_op="avg"), strategy.reduce_boolean_decision(True)
+        ('mean', True)
     """
 
     one_process_per_node: bool = False
@@ -460,6 +462,11 @@ class StrategyVerbs:
         """Return the number of this node."""
         return self.world.node_rank
 
+    @property
+    def num_processes(self) -> int:
+        """Return the number of processes on this node."""
+        return self.world.local_size
+
     def broadcast(self, obj: T, src: int = 0) -> T:
         """Return one rank's object, or tensor, on every rank.
 
@@ -487,6 +494,18 @@ class StrategyVerbs:
         """
         op = (reduce_op or "mean").lower()
         return self.collectives.reduce(tensor, "mean" if op == "avg" else op, "data" if group is None else group)
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Return, on every rank, whether a decision is true on all of them.
+
+        Args:
+            decision: This rank's.
+            all: False asks whether it is true on any.
+
+        Returns:
+            The same on every rank.
+        """
+        return not self.collectives.any(not decision) if all else self.collectives.any(bool(decision))
 
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
         """Return the ranks' tensors, stacked.

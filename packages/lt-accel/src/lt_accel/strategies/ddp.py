@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from lt_accel.collectives import ProcessGroupCollectives
 from lt_accel.group import join, leave, second_group, world_of
+from lt_accel.metric_states import let_gather, take_back
 from lt_accel.peers import Peers
 from lt_accel.strategies.batch_norm import SharedStatistics
 from lt_accel.strategies.options import backend_of, backend_problems, option_problems
@@ -125,6 +126,7 @@ class DDPStrategy(WholeModuleStrategy):
         self._peers: Peers | None = None
         self._shares_statistics = False
         self.statistics: SharedStatistics | None = None
+        self._metrics: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but what belongs to this process; a hook's state as bytes, since some are only read in a group."""
@@ -184,8 +186,9 @@ class DDPStrategy(WholeModuleStrategy):
         if self.world.size > 1:
             check_module(module, self.collectives)
             copy_from_first([*module.parameters(), *module.buffers()])
+            self._metrics = let_gather(module.modules())
         if self._shares_statistics and self._peers is not None:
-            exchange = partial(self._peers.exchange, group=second_group(self.device.type))
+            exchange = partial(self._peers.exchange, group=partial(second_group, self.device.type))
             self.statistics = SharedStatistics(module, exchange)
             self.collective_forward = self.collective_forward or bool(self.statistics.layers)
         return module
@@ -231,6 +234,11 @@ class DDPStrategy(WholeModuleStrategy):
             self.statistics.restore()
             self.statistics = None
 
+    def mark(self) -> None:
+        """Count a backward pass that exchanges gradients, for ranks that wait elsewhere meanwhile."""
+        if self._peers is not None:
+            self._peers.mark()
+
     def report(self, where: str, error: BaseException) -> BaseException:
         """Report this rank's error to the others; return it, or one that names the rank from whose error it follows."""
         return error if self._peers is None else self._peers.fail(where, error)
@@ -242,6 +250,8 @@ class DDPStrategy(WholeModuleStrategy):
         self._restore()
         self._accelerator.teardown()
         self._accelerator = self._peers = None
+        take_back(self._metrics)
+        self._metrics = []
         if not isinstance(self.collectives, ProcessGroupCollectives):
             return
         if error is None:

@@ -84,6 +84,7 @@ class GradientExchange:
         reducer = self._reducer
         if reducer is None:
             return
+        self._strategy.mark()
         reducer.prepare_for_forward()
         reducer.prepare_for_backward([loss] if self._finds_unused and not self._strategy.static_graph else [])
         if self._delays and loss.requires_grad:
@@ -125,6 +126,7 @@ class GradientExchange:
             _queue(self._average_all)
 
     def _average_all(self) -> None:
+        self._strategy.mark()
         _average([p for p in self._parameters if p.requires_grad])
         self.expected = False
 

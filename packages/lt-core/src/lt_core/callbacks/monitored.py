@@ -76,11 +76,12 @@ def missing(trainer: Trainer, where: str, monitor: str, keys: Iterable[str]) -> 
     """Return the sentence for a metric that is not there, with the keys that are."""
     known = sorted(set(keys) - {"epoch", "step"})
     there = f"Logged are: {', '.join(known)}." if known else "Nothing is logged so far."
-    if monitor in trainer.logged_metrics:
+    if monitor in trainer.logged_metrics and not trainer.global_rank:
         rule = "a validation logs this metric by step only, and what is monitored is its value over all batches"
         fix = f'{there} Write self.log("{monitor}", value, on_epoch=True) in validation_step.'
     else:
-        rule = "no metric of that name was logged"
+        where_all = " on rank 0, by whose values all ranks decide" if trainer.world_size > 1 else ""
+        rule = f"no metric of that name was logged{where_all}"
         fix = f"{there} {nearest(monitor, known)}".rstrip() + f' Write self.log("{monitor}", value) in the module.'
     return str(Problem(where, rule, fix=fix))
 

@@ -129,6 +129,8 @@ def write_now(run: Run, path: str, weights_only: bool) -> None:
         CheckpointError: If a value cannot be kept, the file then being written without it, or on a rank that is alone
             with its part of the weights.
     """
+    if not run.loop.alone:
+        run.collectives.barrier("trainer.save_checkpoint")
     settle_saves(run)
     request = SaveRequest(path, weights_only)
     error = _attempt(run, request, durable=True)

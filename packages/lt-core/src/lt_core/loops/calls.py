@@ -393,8 +393,8 @@ def _with_shadows(run: Run, training_step: Step) -> Step:
         weigh(run.feed.weight)
         if run.feed.weight:
             return training_step(batch, i)
-        run.metrics.train.size = 0  # the weight of what is logged in the mean over the epoch
-        with untouched(run.module):
+        run.metrics.train.size = 0  # the weight of what hooks log after it
+        with run.metrics.train.mute(), untouched(run.module):
             return training_step(batch, i)
 
     return step

@@ -17,7 +17,7 @@ __all__ = ["collect", "find", "restore", "untouched"]
 
 # What an nn.Module itself keeps in its __dict__.
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))
-_COUNTERS = ("_update_count", "_computed", "_forward_cache")
+_COUNTERS = ("_update_count", "_forward_cache")
 _DEPTH = 4
 
 
@@ -74,7 +74,8 @@ def _state(metric: Any) -> dict[str, Any]:
     defaults = getattr(metric, "_defaults", None)
     if isinstance(metric, nn.Module) and isinstance(defaults, dict):
         names = [*defaults, *(n for n in _COUNTERS if hasattr(metric, n))]
-        return {"attributes": {name: _copied(getattr(metric, name)) for name in names}}
+        # Without what was computed of it: ranks compute together, so none may answer from a store that others lack.
+        return {"attributes": {name: _copied(getattr(metric, name)) for name in names} | {"_computed": None}}
     state = _state_dict(metric)
     return {"state_dict": _copied(state)} if state else {"attributes": _kept_attributes(metric)}
 

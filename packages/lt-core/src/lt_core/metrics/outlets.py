@@ -67,10 +67,12 @@ class Outlets:
         """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
         objects = [s for s in due if s.last is AT_DEMAND]
         values = floats([s for s in due if s.last is not AT_DEMAND], self._slots.values())
-        synced = [s for s in due if s.sync]
-        parts = [Part(f"{s.scope}:{s.step_name}", s.op, s.group, values[s.key], 1) for s in synced]
+        parts = [_part(s, s.step_name, values[s.key] * s.share, s.share) for s in due if s.sync]
         found = self._exchange(parts, objects)
-        values.update({s.key: found[f"{s.scope}:{s.step_name}"] for s in synced})
+        for slot in self._slots.values():  # a rank without a value takes the others'
+            if slot.step and (key := f"{slot.scope}:{slot.step_name}") in found:
+                values[slot.key] = found[key]
+                due += [slot]
         for slot in objects:
             slot.last = computed(slot)
             if slot.last is not None:
@@ -79,7 +81,10 @@ class Outlets:
 
     def _exchange(self, parts: list[Part], objects: Iterable[Slot]) -> dict[str, float]:
         names = [f"{s.scope}:{s.plain_name}" for s in objects]
-        return sync_parts(parts, self.collectives, self.device, names)
+        found, lacking = sync_parts(parts, self.collectives, self.device, names)
+        for slot in (Slot(*place) for place in lacking):
+            self._slots.setdefault(slot.key, slot)
+        return found
 
     def sync(self, among: Iterable[Slot] | None = None) -> None:
         """Reduce the epoch's values: let the ranks agree on those logged with ``sync_dist``; every rank must call it.
@@ -93,15 +98,15 @@ class Outlets:
         if self.world_size <= 1:
             return
         among = list(self._slots.values() if among is None else among)
-        slots = [s for s in among if s.sync and s.code]
+        slots = [s for s in among if s.sync and s.epoch]
         for slot in slots:
             fold(slot)
         due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
         objects = [s for s in among if s.epoch and s.metric is not None and s.result is None]
-        parts = [Part(f"{s.scope}:{s.epoch_name}", s.op, s.group, s.total, s.weight) for s in due.values()]
+        parts = [_part(s, s.epoch_name, s.total, s.weight) for s in due.values()]
         found = self._exchange(parts, objects)
-        for slot in slots:  # a rank without values takes the others'
-            if (key := f"{slot.scope}:{slot.epoch_name}") in found:
+        for slot in self._slots.values():  # a rank without values takes the others'
+            if slot.epoch and (key := f"{slot.scope}:{slot.epoch_name}") in found:
                 slot.synced = found[key], (slot.total, slot.weight)
         for slot in objects:
             slot.result = computed(slot)
@@ -109,7 +114,7 @@ class Outlets:
     def so_far(self, watched: Set[str]) -> Newest:
         """Return the epoch's values so far, over all ranks those logged with ``sync_dist``; every rank must call it.
 
-        Names that not all ranks have by now are left out; by the epoch's end they must have them.
+        Metric objects that not all ranks have by now are left out; by the epoch's end they must have them.
 
         Args:
             watched: The names that somebody looks at: only for these metric objects are computed.
@@ -124,7 +129,7 @@ class Outlets:
             slots = [s for s in slots if s.key not in missing]
             self.sync(slots)
         found: Newest = {}
-        for slot in slots:
+        for slot in slots + [s for s in self._slots.values() if s.synced and s not in slots]:
             if (value := self._epoch_value(slot)) is not None:
                 found[slot.plain_name] = found[slot.epoch_name] = self.reduced_at, as_tensor(value, slot.double)
             slot.synced = slot.result = None  # the epoch's end reduces anew
@@ -211,6 +216,10 @@ class Outlets:
         """Return every epoch value under the name it is delivered by, whatever its destination."""
         slots = [s for s in self._by_time() if s.epoch]
         return {s.epoch_name: v for s in slots if (v := self._epoch_value(s)) is not None}
+
+
+def _part(slot: Slot, name: str, total: float, weight: float) -> Part:
+    return Part(f"{slot.scope}:{name}", slot.op, slot.group, total, weight, slot.place())
 
 
 def reset(metrics: Iterable[Any]) -> None:

@@ -60,6 +60,7 @@ class Slot:
         code: How values are added up.
         total: The sum of weighted values, or the smallest or largest value.
         weight: The sum of the weights, or the number of values.
+        share: The weight of the newest value among those of other ranks; a sum, least or greatest has none.
         last: The newest value: a float, or a 0-dim tensor that still lies on its device.
         time: When a value was logged last, by the store's clock.
         taken: The time of the value that the loggers were given last.
@@ -75,7 +76,7 @@ class Slot:
 
     __slots__ = (
         "add_idx", "bar", "chunk", "code", "double", "epoch", "epoch_name", "group", "host", "last", "logger", "metric",
-        "name", "op", "options", "path", "plain_name", "rank_zero_only", "result", "returned", "scope", "step",
+        "name", "op", "options", "path", "plain_name", "rank_zero_only", "result", "returned", "scope", "share", "step",
         "step_name", "suffix", "sync", "synced", "taken", "time", "total", "weight",
     )  # fmt: skip
 
@@ -95,11 +96,12 @@ class Slot:
         self.step_name = f"{name}_step{self.suffix}" if self.epoch else self.plain_name
         self.epoch_name = f"{name}_epoch{self.suffix}" if self.step else self.plain_name
         self.code = LAST_ONLY
-        if self.epoch:
+        if self.epoch or (self.sync and self.op == "mean"):  # whose newest value has a weight, too
             self.code = HOOK_MEAN if scope in _EPOCH_SCOPES and self.op == "mean" else _CODES[self.op]
         self.options: tuple[Any, ...] | None = None
         self.total: float = _EMPTY.get(self.op, 0.0)
         self.weight: float = 0
+        self.share: float = 1
         self.last: Any = None
         self.host = self.returned = self.double = False
         self.time = self.taken = 0
@@ -132,6 +134,10 @@ class Slot:
     def settings(self) -> dict[str, Any]:
         """Return the settings, apart from name and place."""
         return {key: getattr(self, key) for key in _SETTINGS}
+
+    def place(self) -> tuple[str, int, str, dict[str, Any]]:
+        """Return what makes a slot like this one, without a value, in another process."""
+        return self.name, self.scope, self.suffix, {**self.settings(), "group": None}
 
     def accumulate(self, number: float, weight: float) -> None:
         """Add one value to the epoch's."""

@@ -119,8 +119,10 @@ class MetricStore(Outlets):
             if slot is None:
                 return
         if self.muted:
-            if slot.metric is None and is_metric_object(value):
-                slot.metric = value  # which all ranks compute at the epoch's end
+            if is_metric_object(value):  # which all ranks compute, at the epoch's end or with this step
+                if self.size == 0:
+                    self._other(slot, value, 0)
+                slot.metric = value
             return
         if slot.host and type(value) is Tensor:
             try:
@@ -145,9 +147,10 @@ class MetricStore(Outlets):
                         weight = None
                         break
                     weight = length
-                self.size = weight = self._search_batch_size(name) if weight is None else weight
+                self.size = weight = self._search_batch_size(slot) if weight is None else weight
             slot.total += number * weight
             slot.weight += weight
+            slot.share = weight
         elif code:
             weight = 1 if batch_size is None or code != HOOK_MEAN else batch_size
             if code <= SUM:
@@ -232,10 +235,11 @@ class MetricStore(Outlets):
             value = (value.reshape(()) if value.ndim else value).clone()
             slot.last, slot.host = value, False
             slot.time = self.time = self.time + 1
+            slot.share = self._weight(slot, batch_size)
             if slot.code:
                 if slot.chunk is None:
                     slot.chunk = []
-                slot.chunk.append((value, self._weight(slot, batch_size)))
+                slot.chunk.append((value, slot.share))
                 if len(slot.chunk) >= _FOLD_EVERY:
                     floats([], self._slots.values())
             return
@@ -249,8 +253,9 @@ class MetricStore(Outlets):
         fold(slot)  # what came before is added before
         slot.last = number
         slot.time = self.time = self.time + 1
+        slot.share = self._weight(slot, batch_size)
         if slot.code:
-            slot.accumulate(number, self._weight(slot, batch_size))
+            slot.accumulate(number, slot.share)
 
     def _weight(self, slot: Slot, batch_size: float | None) -> float:
         if batch_size is not None:
@@ -258,11 +263,11 @@ class MetricStore(Outlets):
         if slot.code != BATCH_MEAN:
             return 1
         if self.size is None:
-            self.size = self._search_batch_size(slot.name)
+            self.size = self._search_batch_size(slot)
         return self.size
 
-    def _search_batch_size(self, name: str) -> int:
-        """Find the size of the running batch; without a batch each value counts as one.
+    def _search_batch_size(self, slot: Slot) -> int:
+        """Find the size of the running batch; without a batch, or a size that an epoch needs, each value counts as one.
 
         Raises:
             MisconfigurationException: If the batch holds no tensor.
@@ -272,7 +277,9 @@ class MetricStore(Outlets):
         if self.batch is None:
             return 1
         size, ambiguous = batch_size(self.batch)
-        where = f"self.log({name!r})"
+        where = f"self.log({slot.name!r})"
+        if not slot.epoch:
+            return size or 1
         if size is None:
             rule = "the mean over an epoch weighs each value by its batch's size, and this batch holds no tensor"
             fix = "Pass batch_size=."
@@ -340,7 +347,7 @@ class MetricStore(Outlets):
             settings["group"] = None  # a process group belongs to its process; the next call names it again
             path = slot.path if slot.metric is None else paths.get(id(slot.metric))
             place = {"name": slot.name, "scope": slot.scope, "suffix": slot.suffix, "settings": settings}
-            value = {"last": lasts.get(slot.key), "total": slot.total, "weight": slot.weight}
+            value = {"last": lasts.get(slot.key), "total": slot.total, "weight": slot.weight, "share": slot.share}
             times = {"fresh": slot.time > slot.taken, "time": slot.time, "double": slot.double}
             slots.append({**place, **value, **times, "returned": slot.returned, "metric": path})
         return {"slots": slots, "time": self.time, "reduced_at": self.reduced_at}
@@ -354,7 +361,7 @@ class MetricStore(Outlets):
             slot = Slot(kept["name"], kept["scope"], kept["suffix"], kept["settings"])
             slot.total, slot.weight, slot.returned = kept["total"], kept["weight"], kept["returned"]
             slot.last, slot.time, slot.double = kept["last"], kept.get("time", 0), kept.get("double", False)
-            slot.taken = slot.time - kept["fresh"]
+            slot.taken, slot.share = slot.time - kept["fresh"], kept.get("share", 1)
             slot.path, slot.metric = kept["metric"], objects.get(kept["metric"])
             self._slots[slot.key] = slot
 

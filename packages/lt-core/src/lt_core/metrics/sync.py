@@ -1,7 +1,8 @@
 """Reduce logged values over ranks: all at once, in one order, after checking that all ranks have the same ones.
 
 Two collectives a flush: one of fixed size that compares what the ranks have, before anything whose size depends on it,
-and one that carries all values of a group, whatever their operations.
+and one that carries all values of a group, whatever their operations. Where ranks have other names, a third says which,
+and who lacks one takes part with nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from lt_interface.errors import MisconfigurationException, Problem
 
 __all__ = ["Part", "sync_parts"]
 
+_Key = tuple[str, str, bool]  # name, operation, whether all ranks take part with a value
 _NEUTRAL = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
 
 
@@ -29,6 +32,7 @@ class Part(NamedTuple):
         group: The processes to reduce over; None for those that see different samples.
         total: The weighted sum, or the value.
         weight: The sum of the weights.
+        place: What makes a slot for it on a rank that lacks one.
     """
 
     key: str
@@ -36,13 +40,15 @@ class Part(NamedTuple):
     group: Any
     total: float
     weight: float
+    place: Any
 
 
-def sync_parts(parts: Sequence[Part], collectives: Any, device: Any, objects: Sequence[str] = ()) -> dict[str, float]:
-    """Return each value over all ranks.
+def sync_parts(
+    parts: Sequence[Part], collectives: Any, device: Any, objects: Sequence[str] = ()
+) -> tuple[dict[str, float], list[Any]]:
+    """Return each value over all ranks that have it, and the places of those that this rank lacks.
 
-    Every rank must call this equally often, with or without parts. A rank without any, such as one that had no batch,
-    takes part with nothing.
+    Every rank must call this equally often, with or without parts.
 
     Args:
         parts: This rank's shares.
@@ -51,17 +57,18 @@ def sync_parts(parts: Sequence[Part], collectives: Any, device: Any, objects: Se
         objects: Names of metric objects that will exchange values by themselves next: all ranks must have them.
 
     Raises:
-        MisconfigurationException: On every rank, if the ranks do not have the same values.
+        MisconfigurationException: On every rank, if one lacks a metric object or a value for a group of ranks, or they
+            reduce a value in other ways.
     """
-    ordered = sorted(parts, key=lambda part: (part.key, part.op))
-    keys = [(part.key, part.op) for part in ordered] + [(name, "metric object") for name in sorted(objects)]
+    ordered, lacking = sorted(parts, key=lambda part: part.key), []
+    keys = [(p.key, p.op, p.group is None) for p in ordered] + [(n, "metric object", False) for n in sorted(objects)]
     if not _same_everywhere(keys, collectives, device):
-        others = _others(keys, collectives)
-        ordered = ordered or [Part(key, op, None, _NEUTRAL[op], 0.0) for key, op in others]
+        lacking = _lacking(keys, [part.place for part in ordered], collectives)
+        ordered = sorted([*ordered, *lacking], key=lambda part: part.key)
     found: dict[str, float] = {}
     for group in {id(part.group): part.group for part in ordered}.values():
         found.update(_reduced([p for p in ordered if p.group is group], group, collectives, device))
-    return found
+    return found, [part.place for part in lacking]
 
 
 def _reduced(parts: list[Part], group: Any, collectives: Any, device: Any) -> dict[str, float]:
@@ -72,10 +79,10 @@ def _reduced(parts: list[Part], group: Any, collectives: Any, device: Any) -> di
     every = every.reshape(-1, 2, len(parts))
     totals, weights = every[:, 0], every[:, 1].sum(0)
     by_op = {"sum": totals.sum(0), "mean": totals.sum(0) / weights, "min": totals.amin(0), "max": totals.amax(0)}
-    return {p.key: float(by_op[p.op][i]) for i, p in enumerate(parts)}
+    return {p.key: float(by_op[p.op][i]) for i, p in enumerate(parts) if weights[i]}  # none: the group has no value
 
 
-def _same_everywhere(keys: list[tuple[str, str]], collectives: Any, device: Any) -> bool:
+def _same_everywhere(keys: list[_Key], collectives: Any, device: Any) -> bool:
     """Return on every rank whether all ranks have the same keys: the largest hash is then the smallest too."""
     digest = hashlib.sha256(repr(keys).encode()).digest()
     halves = [int.from_bytes(digest[i : i + 3], "big") for i in (0, 3, 6)]
@@ -84,22 +91,17 @@ def _same_everywhere(keys: list[tuple[str, str]], collectives: Any, device: Any)
     return all(high == -low for high, low in zip(largest[:3], largest[3:], strict=True))
 
 
-def _others(keys: list[tuple[str, str]], collectives: Any) -> list[tuple[str, str]]:
-    """Return the keys that all ranks have that have any.
+def _lacking(keys: list[_Key], places: list[Any], collectives: Any) -> list[Part]:
+    """Return a part without weight for each value that other ranks have and this one lacks.
 
     Raises:
-        MisconfigurationException: On every rank, if they differ, or a rank lacks a metric object; it names them.
+        MisconfigurationException: On every rank, if nothing can stand for what one lacks; it names that.
     """
-    of_ranks = [set(every) for every in collectives.gather_object(keys)]
-    having = [values for k in of_ranks if (values := {key for key in k if key[1] in _NEUTRAL})]
-    objects = [{key for key in k if key[1] not in _NEUTRAL} for k in of_ranks]
-    if having and all(k == having[0] for k in having) and all(k == objects[0] for k in objects):
-        return sorted(having[0])
-    everywhere = set.intersection(*of_ranks)
-    lines = [
-        f"rank {r}: {', '.join(f'{key} ({op})' for key, op in sorted(k - everywhere)) or 'none of these'}"
-        for r, k in enumerate(of_ranks)
-    ]
-    rule = "with sync_dist=True, and of metric objects, every process must log the same names"
-    fix = "Log them on every rank, or leave sync_dist out."
-    raise MisconfigurationException(Problem("self.log", rule, "; ".join(lines), fix))
+    of_ranks = collectives.gather_object((keys, places))
+    every = {key: place for theirs, there in of_ranks for key, place in zip_longest(theirs, there)}
+    absent = {key: [r for r, (theirs, _) in enumerate(of_ranks) if key not in theirs] for key in every}
+    if all(by_all for (_, _, by_all), ranks in absent.items() if ranks) and len({k[0] for k in every}) == len(every):
+        return [Part(k[0], k[1], None, _NEUTRAL[k[1]], 0.0, every[k]) for k in every if k not in keys]
+    got = "; ".join(f"{name} ({op}) not on ranks {ranks}" for (name, op, _), ranks in absent.items() if ranks)
+    rule = "of metric objects and sync_dist_group, every process must log the same names, and each in one way"
+    raise MisconfigurationException(Problem("self.log", rule, got, "Log them on every rank, or leave sync_dist out."))

@@ -181,13 +181,13 @@ def report(run: Run, error: BaseException) -> BaseException:
 
 
 def _place(run: Run, error: BaseException) -> str:
-    """Return the name of the first function that this package called and that is not its own, for messages."""
+    """Return the call, the step and the first function that this package called and that is not its own."""
     names = [(f.f_globals.get("__name__", ""), f.f_code.co_name) for f, _ in traceback.walk_tb(error.__traceback__)]
     ours = [name.startswith(_OURS) for name, _ in names]
     if True in ours:
         names = names[ours.index(True) :]
     theirs = (name for module, name in names if not module.startswith(_OURS) and not name.startswith("<"))
-    return next(theirs, str(run.fn))
+    return ", ".join([str(run.fn), f"step {run.progress.step}", *(f"in {name}" for name in [*theirs][:1])])
 
 
 def refusal(run: Run, hook: Callable[..., Any] | None) -> Callable[..., Any] | None:
