@@ -397,7 +397,8 @@ def judge(mutant: Mutant, coverage: Coverage, place: Path) -> Verdict:
     selection, output = place / "tests.txt", place / "output.txt"
     selection.write_text("\n".join(tests), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow and not gpu", "--tb=line"]
-    command += [f"--timeout={SECONDS_A_TEST}", f"--basetemp={place / 'tmp'}", f"@{selection}"]
+    command += [f"--timeout={SECONDS_A_TEST}", "--hypothesis-profile=ci"]  # the same examples each time, however slow
+    command += [f"--basetemp={place / 'tmp'}", f"@{selection}"]
     limit = SECONDS_BESIDE + 4 * sum(map(coverage.seconds, tests))
     started = time.monotonic()
     path.write_bytes(_changed(source, mutant))
