@@ -233,6 +233,19 @@ def test_new_run_keeps_what_the_old_one_could_not_send(tmp_path: Path) -> None:
     assert [record.step for record in back.got] == list(range(8))
 
 
+def test_a_run_before_one_that_was_sent_is_replayed_to_its_last_record(tmp_path: Path) -> None:
+    """A logger that lacks all of one run, but nothing of the next in the same folder, is sent all of the first."""
+    for down in (True, False):
+        loggers = [CSVLogger(tmp_path, version=0), Down(down)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Trainer(**QUIET, logger=loggers, default_root_dir=tmp_path).fit(Numbers(), DATA)
+    back = Down(down=False)
+    _, result = replay(tmp_path / "lightning_logs" / "version_0", loggers=[CSVLogger(tmp_path, version=0), back])
+    assert (result.sent, result.left) == (8, 0)
+    assert [record.step for record in back.got] == list(range(8))
+
+
 def test_crash_of_the_machine(tmp_path: Path) -> None:
     """A journal that lost its end keeps what it has, as do the loggers; the resumed run says what is missing."""
     flags: dict[str, Any] = {**QUIET, "enable_checkpointing": True, "default_root_dir": tmp_path}
