@@ -196,7 +196,7 @@ def test_str_of_an_attached_data_module() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((1, 8, 8), torch.float32), ((3, 8, 8), torch.uint8), ((8, 6, 3), torch.uint8), ((4, 8, 8), torch.float64)],
+    [((1, 8, 8), torch.float32), ((3, 8, 8), torch.uint8), ((8, 6, 3), torch.uint8), ((8, 6, 1), torch.float32), ((4, 8, 8), torch.float64)],
 )
 def test_show_batch_draws_images(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """A batch of images is drawn as a grid without axes, with labels as captions, and written."""
@@ -206,7 +206,7 @@ def test_show_batch_draws_images(tmp_path: Path, shape: tuple[int, ...], dtype: 
     drawn: list[Any] = [ax for ax in figure.axes if ax.images]  # type: ignore[union-attr]
     assert [ax.get_title() for ax in drawn] == ["0", "1", "2", "3", "4"]
     assert not any(ax.axison for ax in figure.axes)  # type: ignore[union-attr]
-    assert shape[0] != 1 or {ax.images[0].get_cmap().name for ax in drawn} == {"gray"}
+    assert 1 not in shape or {ax.images[0].get_cmap().name for ax in drawn} == {"gray"}
     assert all(0 <= ax.images[0].get_array().min() <= ax.images[0].get_array().max() <= 1 for ax in drawn)
 
 

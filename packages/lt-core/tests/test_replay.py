@@ -137,6 +137,27 @@ def test_sync_delivery_is_inline(tmp_path: Path) -> None:
         Trainer(**QUIET, logger_delivery="later")
 
 
+def test_sync_delivery_sends_hyper_parameters_before_the_first_hook(tmp_path: Path) -> None:
+    """Without a thread, too, a logger has the hyper-parameters when training starts."""
+
+    class Parameters(Down):
+        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+            got.append(dict(params))
+
+    class Named(Numbers):
+        def __init__(self, width: int = 1) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+        def on_train_start(self) -> None:
+            assert got == [{"width": 1}]
+
+    got: list[Any] = []
+    flags: dict[str, Any] = {**QUIET, "logger_delivery": "sync", "default_root_dir": tmp_path}
+    Trainer(**flags, logger=Parameters(down=False)).fit(Named(), DATA)
+    assert got == [{"width": 1}]
+
+
 def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
     """log_image on the module reaches each logger that shows pictures, and one that cannot is reported once."""
     first, second = CSVLogger(tmp_path), Pictures()
