@@ -193,6 +193,33 @@ def test_parameters_are_never_left_out(monkeypatch: pytest.MonkeyPatch, warned: 
     assert any("calls before them" in m for m in warned())
 
 
+def test_parameters_that_failed_are_not_left_out_for_want_of_room(
+    monkeypatch: pytest.MonkeyPatch, warned: Callable[[], list[str]]
+) -> None:
+    """Hyper-parameters that wait for another try keep their place, however many calls come behind them."""
+    monkeypatch.setattr(calls_module, "MOST_CALLS", 5)
+    journal, logger, made, back = Journal(None), Steps(), [], threading.Event()  # type: ignore[var-annotated]
+
+    def log_hyperparams(params: Any, *_: Any) -> None:
+        if not back.is_set():
+            raise ConnectionError("away")
+        made.append(params)
+
+    logger.log_hyperparams = log_hyperparams  # type: ignore[method-assign]
+    delivery = Delivery(logger, journal)
+    delivery.start({"lr": 0.1})
+    end = time.monotonic() + 20
+    while not any("hyper-parameters was not taken" in m for m in warned()):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    for number in range(9):
+        delivery.later(lambda number=number: made.append(number), f"picture {number}")
+    back.set()
+    delivery.stop("success", 20)
+    assert {"lr": 0.1} in made
+    assert made[-1] in (8, {"lr": 0.1})
+
+
 def test_flush_inside_exclusive_does_not_wait() -> None:
     """Who holds the logger's lock waits for nobody in flush; and a call that hangs holds up no flush."""
     journal, logger = Journal(None), Steps()
