@@ -106,6 +106,30 @@ def test_another_logger_gets_everything(tmp_path: Path) -> None:
     assert deliver(again, Steps()).steps == [2]
 
 
+def test_loggers_of_one_kind_of_two_versions_are_kept_apart(tmp_path: Path) -> None:
+    """In another process, given in another order, each goes on where the one of its version stopped."""
+
+    class Versioned(Steps):
+        def __init__(self, version: str, away: Exception | None = None) -> None:
+            super().__init__(away)
+            self._version = version
+
+        @property
+        def version(self) -> str:
+            return self._version
+
+    journal = Journal(tmp_path / "j")
+    append(journal, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the one that is away did not take
+        delivery = Delivery(Versioned("a", ConnectionError("away")), journal)
+        delivery.start()
+        delivery.stop("failed", 0.2)
+    assert deliver(journal, Versioned("b")).steps == [0, 1]
+    journal = Journal(tmp_path / "j")
+    assert [deliver(journal, Versioned(version)).steps for version in "ba"] == [[], [0, 1]]
+
+
 def test_refusing_everything_is_an_outage(tmp_path: Path, warned: Callable[[], list[str]]) -> None:
     """A logger that refuses record after record alike is at fault itself: they are kept, with two warnings in all."""
     journal, logger = Journal(tmp_path / "j"), Steps(ValueError("the run is gone"))
