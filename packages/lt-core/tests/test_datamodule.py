@@ -196,7 +196,13 @@ def test_str_of_an_attached_data_module() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((1, 8, 8), torch.float32), ((3, 8, 8), torch.uint8), ((8, 6, 3), torch.uint8), ((8, 6, 1), torch.float32), ((4, 8, 8), torch.float64)],
+    [
+        ((1, 8, 8), torch.float32),
+        ((3, 8, 8), torch.uint8),
+        ((8, 6, 3), torch.uint8),
+        ((8, 6, 1), torch.float32),
+        ((4, 8, 8), torch.float64),
+    ],
 )
 def test_show_batch_draws_images(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """A batch of images is drawn as a grid without axes, with labels as captions, and written."""
