@@ -548,7 +548,8 @@ class Feed(Passes):
                 rng.restore(state["ahead"])
                 self._before = self._place()
                 self._before["ahead"] = state["ahead"]
-                self._look_ahead()
+                ended = self._look_ahead()
+                self._last = ended if self._last is None else self._last  # who asks must not look ahead once more
         finally:
             rng.restore(before)
         return batches
