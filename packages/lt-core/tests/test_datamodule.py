@@ -216,6 +216,15 @@ def test_show_batch_draws_images(tmp_path: Path, shape: tuple[int, ...], dtype: 
     assert all(0 <= ax.images[0].get_array().min() <= ax.images[0].get_array().max() <= 1 for ax in drawn)
 
 
+def test_show_batch_leaves_pictures_between_0_and_1_as_they_are() -> None:
+    """Only values outside are stretched: a dark picture stays dark."""
+    dark = torch.linspace(0, 0.5, 64).reshape(1, 1, 8, 8)
+    for pictures, high in ((dark, 0.5), (dark - 0.1, 1.0), (dark * 4, 1.0)):
+        figure: Any = batch_picture.show(pictures)
+        array = figure.axes[0].images[0].get_array()
+        assert (float(array.min()), float(array.max())) == (0.0, high)
+
+
 def test_show_batch_describes_the_rest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Any other batch is shown as a table of names, shapes, types and ranges."""
     table = BoringDataModule().show_batch("val")
