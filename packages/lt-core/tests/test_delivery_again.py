@@ -200,6 +200,31 @@ def test_call_that_fails_holds_up_nobody(warned: Callable[[], list[str]]) -> Non
     assert warned() == ["Steps: picture a was not taken, ConnectionError: store is away. It is tried again."]
 
 
+def test_a_call_that_failed_waits_except_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, warned: Callable[[], list[str]]
+) -> None:
+    """It is not tried again with each record, but at once when the run ends."""
+    monkeypatch.setattr(calls_module, "FIRST_RETRY_SECONDS", 600.0)
+    journal, logger, tried = Journal(None), Steps(), []  # type: ignore[var-annotated]
+    delivery = Delivery(logger, journal)
+    delivery.start()
+
+    def bad() -> None:
+        tried.append(len(logger.steps))
+        if len(tried) == 1:
+            raise ConnectionError("store is away")
+
+    delivery.later(bad, "picture")
+    for step in range(5):
+        append(journal, step)
+        logger.flush()
+    assert len(logger.steps) == 5
+    assert len(tried) == 1
+    delivery.stop("success", 20)
+    assert len(tried) == 2
+    assert [m for m in warned() if "picture" in m]
+
+
 def test_parameters_are_never_left_out(monkeypatch: pytest.MonkeyPatch, warned: Callable[[], list[str]]) -> None:
     """Where too many calls wait the oldest are left out and counted, but not the hyper-parameters."""
     monkeypatch.setattr(calls_module, "MOST_CALLS", 5)
