@@ -302,17 +302,18 @@ def test_ranks_resume_inside_an_epoch_of_unknown_length(tmp_path: Any) -> None:
 
 
 class Evaluated(Validated):
-    """The same, with a metric object."""
+    """The same, with a metric object, and a value that the step returns for logging."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gathered, self.forwards = GatheringSum(), 0
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
         self.forwards += 1
         self.log("mean", batch.float().mean(), sync_dist=True)
         self.gathered.update(batch.tolist())
         self.log("object", self.gathered)
+        return {"val_returned": 2 * batch.float().mean()}
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, *_: Any) -> None:
         self.evaluated.extend(batch.tolist())
@@ -368,6 +369,7 @@ def test_ranks_evaluate_each_sample_once(strategy: Any, tmp_path: Any) -> None:
             == second[name][2]
             == {
                 "mean": pytest.approx(sum(wanted) / len(wanted)),
+                "val_returned": pytest.approx(2 * sum(wanted) / len(wanted)),
                 "object": sum(wanted),
             }
         ), name

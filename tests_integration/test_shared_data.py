@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import LightningModule, Trainer, seed_everything
 from lt_core.callbacks import ModelCheckpoint
+from lt_core.data import CombinedLoader
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceLauncher
 
@@ -81,6 +82,35 @@ def test_ranks_train_as_one_process_where_batches_are_uneven(n: int, accumulate:
     assert together == one[1]
     steps = len(together) // 2
     assert together[:steps] != together[steps:]
+
+
+class Cycled(Net):
+    """The same over two loaders, that remembers which samples of the shorter one it saw."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step([batch["short"][0], batch["long"][1]], batch_idx)
+
+
+def test_a_loader_that_begins_anew_in_an_epoch_keeps_its_order_on_any_number_of_ranks(tmp_path: Any) -> None:
+    """The second pass of a shuffled loader goes over its samples as in one process, as does the next epoch."""
+
+    def job(size: int) -> Callable[[int], Any]:
+        def run(rank: int) -> Any:
+            net = Cycled()
+            seed_everything(3 + rank, verbose=False)
+            loaders = {"long": DataLoader(samples(32), 8 // size), "short": DataLoader(samples(16), 8 // size, True)}
+            combined = CombinedLoader(loaders, "max_size_cycle")
+            trainer_of(size, tmp_path, max_epochs=2).fit(net, combined)
+            return net.seen
+
+        return run
+
+    first, second = run_ranks(job(2), timeout=60)
+    (one,) = run_ranks(job(1), size=1)
+    together = [a + b for a, b in zip(first, second, strict=True)]
+    assert together == one
+    assert [sorted(one[i] + one[i + 1]) for i in range(0, 8, 2)] == [list(range(16))] * 4
+    assert one[:2] != one[2:4]
 
 
 class Manual(Net):

@@ -128,6 +128,26 @@ def test_what_changes_after_the_call_is_not_written(tmp_path: pathlib.Path, gate
     assert "new" not in found
 
 
+def test_no_copy_is_left_in_flight_that_nothing_waits_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy is begun without waiting only where the writing thread waits for it: on a device with pinned memory."""
+    begun: list[bool] = []
+    copy_ = torch.Tensor.copy_
+
+    def noted(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        begun.append(non_blocking)
+        return copy_(self, source, non_blocking)
+
+    tree = odd_tree()
+    monkeypatch.setattr(torch.Tensor, "copy_", noted)
+    io = AsyncCheckpointIO()
+    io.save(tree, tmp_path / "x.ckpt")
+    io.wait()
+    assert begun
+    assert not any(begun)
+
+
 def test_one_save_is_in_flight_at_a_time(tmp_path: pathlib.Path, gate: Gate) -> None:
     """A second save waits for the first to be done."""
     io = AsyncCheckpointIO(gate)

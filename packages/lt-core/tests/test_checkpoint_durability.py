@@ -401,6 +401,15 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a full device that every Linux has")
+@pytest.mark.parametrize("host", ["a/b", "node-1.example", "ü", ""])
+def test_a_machine_may_have_any_name(host: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the temporary file is named after breaks no path, and its folder holds the one file afterwards."""
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    save_checkpoint({"a": 1}, tmp_path / "x.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+    assert load_checkpoint(tmp_path / "x.ckpt")["a"] == 1
+
+
 def test_a_read_only_folder_is_an_error(tmp_path: pathlib.Path) -> None:
     """A folder that takes no new file gives an error and not a silent success."""
     with pytest.raises(OSError):

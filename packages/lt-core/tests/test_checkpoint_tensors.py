@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lt_core.checkpoint import load_checkpoint, parameter_signature, peek, save_checkpoint
 
@@ -110,6 +111,24 @@ def test_transposed_tensors_keep_their_values(back: Any, shape: tuple[int, ...])
     found = back({"x": value})["x"]
     assert torch.equal(found, value)
     assert found.stride() == value.stride()
+
+
+def test_row_major_tensors_are_read_without_a_copy(tmp_path: pathlib.Path) -> None:
+    """Only what lies otherwise is laid out anew; the stride of a size of 1 does not count."""
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    rows = torch.arange(6.0).view(2, 3)
+    for tensor, copies in ((rows, 0), (rows[:1].as_strided((1, 3), (7, 1)), 0), (rows.t(), 1)):
+        save_checkpoint({"x": tensor}, tmp_path / "x.ckpt")
+        called: list[str] = []
+        with Noting():
+            found = load_checkpoint(tmp_path / "x.ckpt")["x"]
+        assert torch.equal(found, tensor)
+        assert called.count("aten.copy_.default") == copies, called
 
 
 def test_overlapping_slices_share_memory_again(back: Any, tmp_path: pathlib.Path) -> None:

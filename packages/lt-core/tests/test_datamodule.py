@@ -196,17 +196,33 @@ def test_str_of_an_attached_data_module() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((1, 8, 8), torch.float32), ((3, 8, 8), torch.uint8), ((8, 6, 3), torch.uint8), ((4, 8, 8), torch.float64)],
+    [
+        ((1, 8, 8), torch.float32),
+        ((3, 8, 8), torch.uint8),
+        ((8, 6, 3), torch.uint8),
+        ((8, 6, 1), torch.float32),
+        ((4, 8, 8), torch.float64),
+    ],
 )
 def test_show_batch_draws_images(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """A batch of images is drawn as a grid, with labels as captions, and written."""
+    """A batch of images is drawn as a grid without axes, with labels as captions, and written."""
     path = tmp_path / "batch.png"
     figure = Images(shape, dtype).show_batch(n=5, path=path)
     assert path.read_bytes().startswith(b"\x89PNG")
     drawn: list[Any] = [ax for ax in figure.axes if ax.images]  # type: ignore[union-attr]
     assert [ax.get_title() for ax in drawn] == ["0", "1", "2", "3", "4"]
-    assert shape[0] != 1 or {ax.images[0].get_cmap().name for ax in drawn} == {"gray"}
+    assert not any(ax.axison for ax in figure.axes)  # type: ignore[union-attr]
+    assert 1 not in shape or {ax.images[0].get_cmap().name for ax in drawn} == {"gray"}
     assert all(0 <= ax.images[0].get_array().min() <= ax.images[0].get_array().max() <= 1 for ax in drawn)
+
+
+def test_show_batch_leaves_pictures_between_0_and_1_as_they_are() -> None:
+    """Only values outside are stretched: a dark picture stays dark."""
+    dark = torch.linspace(0, 0.5, 64).reshape(1, 1, 8, 8)
+    for pictures, high in ((dark, 0.5), (dark - 0.1, 1.0), (dark * 4, 1.0)):
+        figure: Any = batch_picture.show(pictures)
+        array = figure.axes[0].images[0].get_array()
+        assert (float(array.min()), float(array.max())) == (0.0, high)
 
 
 def test_show_batch_describes_the_rest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

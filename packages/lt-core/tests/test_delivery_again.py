@@ -106,6 +106,30 @@ def test_another_logger_gets_everything(tmp_path: Path) -> None:
     assert deliver(again, Steps()).steps == [2]
 
 
+def test_loggers_of_one_kind_of_two_versions_are_kept_apart(tmp_path: Path) -> None:
+    """In another process, given in another order, each goes on where the one of its version stopped."""
+
+    class Versioned(Steps):
+        def __init__(self, version: str, away: Exception | None = None) -> None:
+            super().__init__(away)
+            self._version = version
+
+        @property
+        def version(self) -> str:
+            return self._version
+
+    journal = Journal(tmp_path / "j")
+    append(journal, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the one that is away did not take
+        delivery = Delivery(Versioned("a", ConnectionError("away")), journal)
+        delivery.start()
+        delivery.stop("failed", 0.2)
+    assert deliver(journal, Versioned("b")).steps == [0, 1]
+    journal = Journal(tmp_path / "j")
+    assert [deliver(journal, Versioned(version)).steps for version in "ba"] == [[], [0, 1]]
+
+
 def test_refusing_everything_is_an_outage(tmp_path: Path, warned: Callable[[], list[str]]) -> None:
     """A logger that refuses record after record alike is at fault itself: they are kept, with two warnings in all."""
     journal, logger = Journal(tmp_path / "j"), Steps(ValueError("the run is gone"))
@@ -176,6 +200,31 @@ def test_call_that_fails_holds_up_nobody(warned: Callable[[], list[str]]) -> Non
     assert warned() == ["Steps: picture a was not taken, ConnectionError: store is away. It is tried again."]
 
 
+def test_a_call_that_failed_waits_except_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, warned: Callable[[], list[str]]
+) -> None:
+    """It is not tried again with each record, but at once when the run ends."""
+    monkeypatch.setattr(calls_module, "FIRST_RETRY_SECONDS", 600.0)
+    journal, logger, tried = Journal(None), Steps(), []  # type: ignore[var-annotated]
+    delivery = Delivery(logger, journal)
+    delivery.start()
+
+    def bad() -> None:
+        tried.append(len(logger.steps))
+        if len(tried) == 1:
+            raise ConnectionError("store is away")
+
+    delivery.later(bad, "picture")
+    for step in range(5):
+        append(journal, step)
+        logger.flush()
+    assert len(logger.steps) == 5
+    assert len(tried) == 1
+    delivery.stop("success", 20)
+    assert len(tried) == 2
+    assert [m for m in warned() if "picture" in m]
+
+
 def test_parameters_are_never_left_out(monkeypatch: pytest.MonkeyPatch, warned: Callable[[], list[str]]) -> None:
     """Where too many calls wait the oldest are left out and counted, but not the hyper-parameters."""
     monkeypatch.setattr(calls_module, "MOST_CALLS", 5)
@@ -191,6 +240,33 @@ def test_parameters_are_never_left_out(monkeypatch: pytest.MonkeyPatch, warned: 
     assert made in ([{"lr": 0.1}, 5, 6, 7, 8], [{"lr": 0.1}, 4, 5, 6, 7, 8])
     assert any("more than 5 calls wait" in m for m in warned())
     assert any("calls before them" in m for m in warned())
+
+
+def test_parameters_that_failed_are_not_left_out_for_want_of_room(
+    monkeypatch: pytest.MonkeyPatch, warned: Callable[[], list[str]]
+) -> None:
+    """Hyper-parameters that wait for another try keep their place, however many calls come behind them."""
+    monkeypatch.setattr(calls_module, "MOST_CALLS", 5)
+    journal, logger, made, back = Journal(None), Steps(), [], threading.Event()  # type: ignore[var-annotated]
+
+    def log_hyperparams(params: Any, *_: Any) -> None:
+        if not back.is_set():
+            raise ConnectionError("away")
+        made.append(params)
+
+    logger.log_hyperparams = log_hyperparams  # type: ignore[method-assign]
+    delivery = Delivery(logger, journal)
+    delivery.start({"lr": 0.1})
+    end = time.monotonic() + 20
+    while not any("hyper-parameters was not taken" in m for m in warned()):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    for number in range(9):
+        delivery.later(lambda number=number: made.append(number), f"picture {number}")
+    back.set()
+    delivery.stop("success", 20)
+    assert {"lr": 0.1} in made
+    assert made[-1] in (8, {"lr": 0.1})
 
 
 def test_flush_inside_exclusive_does_not_wait() -> None:

@@ -127,11 +127,12 @@ class Recording(PlainEngine):
 
     def _update(self, index: int, last: bool, closure: Any = None, **kwargs: Any) -> bool:
         self.calls.append("update last" if last else "update")
+        optimizer = self.optimizers[index]
         if "accumulate" in self.owns and not last:
             return False
-        stepped = self.precision.step(self.optimizers[index], closure, **kwargs)
+        stepped = self.precision.step(optimizer, closure, **kwargs)
         if "zero_grad" in self.owns:
-            self.optimizers[index].zero_grad()
+            optimizer.zero_grad()
         return stepped
 
     def close(self) -> None:
@@ -240,15 +241,6 @@ def test_forward_and_backward_lie_in_one_window() -> None:
     assert strategy.calls == [*opened, *closed, *closed, "close"]
 
 
-def test_an_engine_that_accumulates_is_updated_for_each_batch() -> None:
-    """An engine that owns accumulation gets each batch, undivided, with the mark of the window's last."""
-    strategy = Recorded("accumulate")
-    trainer = fit(Net(), BATCHES[:4], strategy=strategy, accumulate_grad_batches=2)
-    updates = [call for call in strategy.calls if call.startswith("update")]
-    assert updates == ["update", "update last"] * 2
-    assert trainer.global_step == 2
-
-
 def test_evaluation_has_boundaries() -> None:
     """Each batch of validation and prediction ends with the engine's boundary, and begins with its call before it."""
     strategy = Recorded()
@@ -295,6 +287,16 @@ class Closure(Net):
 
 class ClosureOwnBackward(Closure, OwnBackward):
     """Network whose optimizer_step and backward are overridden."""
+
+
+@pytest.mark.parametrize("kind", [Net, Closure])
+def test_an_engine_that_accumulates_is_updated_for_each_batch(kind: type[Net]) -> None:
+    """An engine that owns accumulation gets each batch, undivided, with the mark of the window's last."""
+    strategy = Recorded("accumulate")
+    trainer = fit(kind(), BATCHES[:4], strategy=strategy, accumulate_grad_batches=2)
+    updates = [call for call in strategy.calls if call.startswith("update")]
+    assert updates == ["update", "update last"] * 2
+    assert trainer.global_step == 2
 
 
 @pytest.mark.parametrize("kind", [Net, OwnBackward, Manual, ManualOwnBackward, Closure, ClosureOwnBackward])

@@ -467,7 +467,7 @@ def test_asking_for_the_place_takes_nothing_from_a_loader() -> None:
 
 
 def test_a_generator_that_can_be_used_once_goes_on_over_epochs() -> None:
-    """A plain generator is one stream over all epochs, and a resume counts from its very start."""
+    """A plain generator is one stream over all epochs, and each resume counts from its very start."""
 
     def numbers() -> Iterator[int]:
         yield from range(100)
@@ -482,6 +482,11 @@ def test_a_generator_that_can_be_used_once_goes_on_over_epochs() -> None:
         feed.load_state_dict(state)
     assert list(feed.resume(1)) == [6, 7]
     assert list(feed.epoch(2)) == [8, 9, 10, 11]
+    assert next(feed.epoch(3)) == 12
+    state, feed = feed.state_dict(), Feed(numbers(), stage="train", limit=4)
+    with pytest.warns(UserWarning, match="first 13 batches"):
+        feed.load_state_dict(state)
+    assert list(feed.resume(3)) == [13, 14, 15]
 
 
 def test_a_stateful_map_style_dataset_is_restored() -> None:

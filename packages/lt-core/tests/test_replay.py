@@ -137,6 +137,27 @@ def test_sync_delivery_is_inline(tmp_path: Path) -> None:
         Trainer(**QUIET, logger_delivery="later")
 
 
+def test_sync_delivery_sends_hyper_parameters_before_the_first_hook(tmp_path: Path) -> None:
+    """Without a thread, too, a logger has the hyper-parameters when training starts."""
+
+    class Parameters(Down):
+        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+            got.append(dict(params))
+
+    class Named(Numbers):
+        def __init__(self, width: int = 1) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+        def on_train_start(self) -> None:
+            assert got == [{"width": 1}]
+
+    got: list[Any] = []
+    flags: dict[str, Any] = {**QUIET, "logger_delivery": "sync", "default_root_dir": tmp_path}
+    Trainer(**flags, logger=Parameters(down=False)).fit(Named(), DATA)
+    assert got == [{"width": 1}]
+
+
 def test_one_call_reaches_every_logger(tmp_path: Path) -> None:
     """log_image on the module reaches each logger that shows pictures, and one that cannot is reported once."""
     first, second = CSVLogger(tmp_path), Pictures()
@@ -230,6 +251,19 @@ def test_new_run_keeps_what_the_old_one_could_not_send(tmp_path: Path) -> None:
     back = Down(down=False)
     results = replay(folder, loggers=[CSVLogger(tmp_path, version=0), back])
     assert [one.left for one in results] == [0, 0]
+    assert [record.step for record in back.got] == list(range(8))
+
+
+def test_a_run_before_one_that_was_sent_is_replayed_to_its_last_record(tmp_path: Path) -> None:
+    """A logger that lacks all of one run, but nothing of the next in the same folder, is sent all of the first."""
+    for down in (True, False):
+        loggers = [CSVLogger(tmp_path, version=0), Down(down)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Trainer(**QUIET, logger=loggers, default_root_dir=tmp_path).fit(Numbers(), DATA)
+    back = Down(down=False)
+    _, result = replay(tmp_path / "lightning_logs" / "version_0", loggers=[CSVLogger(tmp_path, version=0), back])
+    assert (result.sent, result.left) == (8, 0)
     assert [record.step for record in back.got] == list(range(8))
 
 

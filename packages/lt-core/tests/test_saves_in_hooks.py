@@ -286,6 +286,19 @@ def test_data_that_cannot_go_back_goes_on_with_a_warning(tmp_path: Path) -> None
     assert rest.net.batches == whole.net.batches[8:]
 
 
+@pytest.mark.parametrize("hook", ["on_validation_start", "validation_step", "on_validation_end"])
+def test_a_run_that_resumes_with_a_validation_saves_in_it_and_loses_no_batch(tmp_path: Path, hook: str) -> None:
+    """A stream that keeps its own place gives every batch once, to the run that saves and to the one that follows."""
+    LOADERS["keeping"] = lambda: DataLoader(Keeping(), batch_size=2)
+    flags: dict[str, Any] = {"data": "keeping", "val_check_interval": 2}
+    whole = Job(tmp_path, "on_train_batch_end", 2, **flags)
+    again = tmp_path / "again"
+    again.mkdir()
+    second = Job(again, hook, resume=whole.path, **flags)
+    third = Job(again, resume=second.path, **flags)
+    assert second.net.batches == third.net.batches == whole.net.batches[2:]
+
+
 def test_an_epoch_that_a_refused_batch_ended_is_over(tmp_path: Path) -> None:
     """Saved in on_train_epoch_end, after on_train_batch_start returned -1: a resumed run begins the next epoch."""
 

@@ -104,6 +104,15 @@ def test_a_signal_waits_for_an_open_accumulation_window() -> None:
     assert run.global_step == 1
 
 
+def test_a_save_of_the_batch_in_which_a_signal_came_is_written(tmp_path: Path) -> None:
+    """What was to be saved after the batch is saved before the signal is raised: on_exception finds it."""
+    saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    run, found = trainer(callbacks=[saves], enable_checkpointing=True), []
+    run.on("exception")(lambda: found.append(sorted(path.name for path in tmp_path.glob("*.ckpt"))))
+    stop(Net(signal.SIGTERM), run)
+    assert found == [["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]]
+
+
 @pytest.mark.parametrize("place", [("train", 2), ("train", 5), ("val", 0), ("val", 1)])
 @pytest.mark.parametrize("saves", ["model_checkpoint", "on_exception"])
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path: Path, place: tuple[str, int], saves: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,32 @@ def test_the_frequency_of_a_step_scheduler_counts_optimizer_steps(
     run = Trainer(**QUIET, accumulate_grad_batches=window, max_epochs=3)
     run.fit(Schedules(), data, BATCHES[:1], ckpt_path=path)
     assert stepped == steps
+
+
+@pytest.mark.parametrize(("kind", "interval"), [("plateau", "epoch"), ("plateau", "step"), ("plain", "step")])
+def test_only_a_plateau_scheduler_by_step_is_looked_after_at_each_batch(kind: str, interval: str) -> None:
+    """Any other scheduler lets the loop run on until something is due: here the epoch's end."""
+    looked_up: list[int] = []
+
+    class Schedules(Noting):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+            scheduler: Any = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+            if kind == "plateau":
+                scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return [optimizer], [{"scheduler": scheduler, "interval": interval, "monitor": "val"}]
+
+        def on_train_epoch_start(self) -> None:
+            self.trainer.callback_metrics["val"] = torch.tensor(1.0)
+
+    def noted(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_name == "run_due":
+            looked_up.append(frame.f_locals["index"])
+
+    outer = sys.getprofile()
+    sys.setprofile(noted)
+    try:
+        Trainer(**QUIET, max_epochs=1).fit(Schedules(), BATCHES, BATCHES[:1])
+    finally:
+        sys.setprofile(outer)
+    assert looked_up == ([0, 1, 2, 3] if (kind, interval) == ("plateau", "step") else [3])

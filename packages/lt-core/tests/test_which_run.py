@@ -130,11 +130,12 @@ def test_a_killed_run_is_gone_on_with_though_an_older_one_was_longer(
 
 def test_a_daily_program_trains_each_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """After a finished run "auto" begins a new one and names what would train that one further; "last" does."""
-    ids = set()
+    runs_begun: dict[str, int] = {}
     for _ in range(3):
         assert fit(tmp_path, 1, "auto").began == 0
-        ids |= {peek(path)["run"]["id"] for path in (tmp_path / "checkpoints").glob("*.ckpt")}
-    assert len(ids) == 3
+        marks = [peek(path)["run"] for path in (tmp_path / "checkpoints").glob("*.ckpt")]
+        runs_begun |= {mark["id"]: mark["ordinal"] for mark in marks}
+    assert sorted(runs_begun.values()) == [1, 2, 3]  # which fit of its process each was
     assert 'write ckpt_path="last"' in caplog.text
     assert fit(tmp_path, 2, "last").began == 4
 

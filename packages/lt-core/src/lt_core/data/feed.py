@@ -546,9 +546,9 @@ class Feed(Passes):
             self._last = self._rounds >= self._total if self.exact or self.ends is not None else None
             if state.get("ahead") is not None:
                 rng.restore(state["ahead"])
-                self._before = self._place()
-                self._before["ahead"] = state["ahead"]
-                self._look_ahead()
+                self._before = {**self._place(), "ahead": state["ahead"]}
+                ended = self._look_ahead()
+                self._last = ended if self._last is None else self._last  # who asks must not look ahead once more
         finally:
             rng.restore(before)
         return batches

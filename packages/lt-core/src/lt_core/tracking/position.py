@@ -86,8 +86,8 @@ class Acknowledgement:
             text, _, crc = Path(str(self._path)).read_text(encoding="utf-8").strip().rpartition(" ")
             self.found = True
             kept = json.loads(text)
-            # An empty journal is any run's: its identity says nothing.
-            if kept["journal"] == (journal.identity() or None) and int(crc, 16) == zlib.crc32(text.rstrip().encode()):
+            # Written when the journal was empty, it says nothing about records, but whose they will be.
+            if kept["journal"] in (0, journal.identity()) and int(crc, 16) == zlib.crc32(text.rstrip().encode()):
                 self.has, self.gone = self._parts(kept), _parts(kept.get("gone", ()))
                 self.runs = tuple(int(first) for first in kept.get("runs", [0]))
 

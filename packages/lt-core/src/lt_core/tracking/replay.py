@@ -67,15 +67,15 @@ def pending(run_dir: str | os.PathLike[str]) -> list[Replayed]:
     return [Replayed(one.kind, 0, _lacks(path, one.number)) for one in known]
 
 
-def _meant_for(path: Path, number: int, read_only: bool) -> tuple[Journal, Parts]:
+def _meant_for(path: Path, number: int) -> tuple[Journal, Parts]:
     """Return the journal of all runs whose records are meant for a logger, and which of them it has."""
-    journal = Journal(path, read_only)
+    journal = Journal(path, read_only=True)
     kept = Acknowledgement(journal, number)
     return journal.of_runs(kept.runs), kept.has
 
 
 def _lacks(path: Path, number: int) -> int:
-    journal, has = _meant_for(path, number, read_only=True)
+    journal, has = _meant_for(path, number)
     with closing(journal):
         return sum(not holds(has, record.end) for record in journal.read())
 
@@ -109,7 +109,7 @@ def replay(
 def _replay_one(path: Path, described: Description, logger: Any, timeout: float) -> Replayed:
     try:
         logger = _made_again(described, path.parent) if logger is None else logger
-        journal, _ = _meant_for(path, described.number, read_only=False)
+        journal, _ = _meant_for(path, described.number)
         delivery = Delivery(logger, journal, start=None, number=described.number)
     except Exception as error:
         return Replayed(described.kind, 0, _lacks(path, described.number), f"{type(error).__name__}: {error}")
