@@ -242,7 +242,7 @@ def test_a_plan_of_more_ranks_than_stand_is_refused(monkeypatch: pytest.MonkeyPa
     """Two devices in one process are an error that says how to start two, and ranks without an address one too."""
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(MisconfigurationException, match=r"WORLD_SIZE=1\. Start the script with torchrun --nproc-per-n"):
+    with pytest.raises(MisconfigurationException, match=r"2 processes, and WORLD_SIZE=1\. Start 2, set"):
         joined()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

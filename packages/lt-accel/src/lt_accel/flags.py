@@ -53,7 +53,7 @@ class SharedFlags:
     """
 
     def __init__(self, path: str, rank: int, size: int, timeout: float) -> None:
-        self._rank, self._ranks, self._timeout = rank, range(size), timeout
+        self._rank, self._ranks, self.timeout = rank, range(size), timeout
         self._file = os.open(path, os.O_RDWR)
         os.ftruncate(self._file, size * _LINES * _LINE * 8)
         self._bytes = memoryview(mmap.mmap(self._file, 0))
@@ -165,7 +165,7 @@ class SharedFlags:
             # A rank that died may have sent before it did: the word is read once more after its lock is gone.
             if word == _LEFT or (waited > 0.1 and self._is_gone(rank) and self._words[at] >> _BITS != self._count):
                 raise RankFailedError(f"rank {rank}: it ended while rank {self._rank} waited for its flags.")
-            if waited > self._timeout:
+            if waited > self.timeout:
                 raise RankFailedError(f"rank {rank}: rank {self._rank} waited {waited:.0f} s for its flags.")
             # At first the core is only offered to others: ranks are rarely apart by more than moments.
             time.sleep(pause)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -37,7 +38,8 @@ class _Joined:
         store: Where the ranks find one another; None before the first group of ours.
         groups: How many groups were made in the store.
         peers: What `join` returned; None while there is none.
-        backend: What the group of ours exchanges by.
+        backend: What the group of ours exchanges by; empty for one of the user's.
+        group: Refers to the group that all this belongs to: the user may have put another one in its place.
         second: A group beside it, where one was asked for.
         left: Groups that were left, with their peers: to end one waits for what is on its way in it.
     """
@@ -46,6 +48,7 @@ class _Joined:
     groups: int = 0
     peers: Peers | None = None
     backend: str = ""
+    group: Callable[[], Any] = lambda: None
     second: Any = None
     left: list[tuple[Peers, Any]] = field(default_factory=list)
 
@@ -86,7 +89,9 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta, b
             f"torch.distributed: the process group must be of the same world as the run, rank {world.rank} of "
             f"{world.size}. Got rank {dist.get_rank()} of {dist.get_world_size()}. Destroy that group first."
         )
-    if dist.is_initialized() and _joined.backend not in ("", backend):
+    if dist.is_initialized() and not _stands():
+        _joined.peers, _joined.second, _joined.backend = None, None, ""
+    elif dist.is_initialized() and _joined.backend not in ("", backend):
         leave()
     if not dist.is_initialized():
         # Its functions keep the default group of their import as a default: after that of a group it never closes.
@@ -100,6 +105,7 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta, b
         _joined.groups += 1
         store = PrefixStore(str(_joined.groups), _joined.store)
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    _joined.group = weakref.ref(dist.group.WORLD)
     if _joined.peers is None:
         _joined.left = [each for each in _joined.left if not each[0].done()]
         group: Any = dist.new_group(backend="gloo", timeout=timeout)
@@ -109,18 +115,24 @@ def join(world: World, cluster: ClusterEnvironment | None, timeout: timedelta, b
     return _joined.peers
 
 
-def second_group(device_type: str) -> Any:
+def _stands() -> bool:
+    """Return whether the process group that was joined is still torch's default one."""
+    return dist.is_initialized() and _joined.group() is dist.group.WORLD
+
+
+def second_group(device_type: str, timeout: timedelta) -> Any:
     """Return a group of all ranks beside the default one, for exchanges that must not be mixed up with its own.
 
     On cards it is the default one: there all of a rank's exchanges queue in one order, and another would queue beside.
 
     Args:
         device_type: Where the tensors lie.
+        timeout: How long an exchange waits for the others.
     """
     if device_type != "cpu":
         return dist.group.WORLD
     if _joined.second is None:
-        _joined.second = dist.new_group(backend="gloo")
+        _joined.second = dist.new_group(backend="gloo", timeout=timeout)
     return _joined.second
 
 
@@ -132,7 +144,8 @@ def leave() -> None:
     peers, _joined.peers, _joined.second = _joined.peers, None, None
     if peers is None:
         return
-    if _joined.store is not None and dist.is_initialized():
+    peers.leave()
+    if _joined.backend and _stands():
         # What this rank waits for ends as the failed one leaves. If not, the group is kept, since its end would wait.
         kept = None if peers.settled(_SECONDS) else dist.group.WORLD
         dist.destroy_process_group()

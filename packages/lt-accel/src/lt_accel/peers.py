@@ -79,11 +79,15 @@ class Peers:
             MisconfigurationException: If other ranks do something else.
         """
         self._check()
+        tensor = next(each for each in args if isinstance(each, torch.Tensor))
         if group() is dist.group.WORLD:
-            tensor = next(each for each in args if isinstance(each, torch.Tensor))
             what = f"{begin.__name__} of {tensor.numel()} {str(tensor.dtype).removeprefix('torch.')}"
             self.meet(f"{what} by {_caller()}")
-        self.wait(begin(*args, group=group(), async_op=True))
+        work = begin(*args, group=group(), async_op=True)
+        if tensor.device.type == "cpu":
+            self.wait(work)
+        else:  # in the order of the device's own work: nccl takes a wait with a timeout for the end of its group
+            work.wait()
 
     def mark(self) -> None:
         """Count an exchange that torch makes by itself, before it begins, so that who waits elsewhere learns of it."""
@@ -108,6 +112,7 @@ class Peers:
             return
         shared = self._shared
         shared.enter(what)
+        limit = shared.timeout if timeout is None else timeout
         begun, looked, pause = time.monotonic(), 0.0, 0.0
         try:
             while late := shared.late():
@@ -118,8 +123,8 @@ class Peers:
                         raise failure
                     if ahead := shared.never_come(late):
                         self._raise_apart(what, dict.fromkeys(ahead, "gone on without it"), late)
-                if timeout is not None and waited >= timeout:
-                    raise _too_late(what, timeout, late)
+                if waited >= limit:
+                    raise _too_late(what, limit, late)
                 time.sleep(pause)
                 pause = 0.0 if waited < _SHORT else min(pause + 0.0001, 0.005)
         except RankFailedError as error:
@@ -298,6 +303,11 @@ class Peers:
         )
         lost.__cause__ = error
         return lost
+
+    def leave(self) -> None:
+        """Take part no more."""
+        if self._shared is not None:
+            self._shared.close()
 
     def settled(self, seconds: float) -> bool:
         """Return whether the exchange that this rank waited for has ended, now that others leave as well.

@@ -11,11 +11,12 @@ from functools import cache
 from types import TracebackType
 
 from lt_accel.clusters.scheduler import SchedulerCluster
-from lt_accel.launchers.place import MARK
 from lt_accel.launchers.script import PIPE
 from lt_interface import RankFailedError
 
 __all__ = ["LaunchedCluster"]
+
+_pipes: dict[int, int] = {}  # by process: where the rank reports that it joins; a fork of it is none
 
 
 class LaunchedCluster(SchedulerCluster):
@@ -28,15 +29,18 @@ class LaunchedCluster(SchedulerCluster):
     @staticmethod
     def detect() -> bool:
         """Return whether this process is such a rank; from then on it ends with the process that started it."""
-        is_rank = MARK in os.environ and PIPE in os.environ
-        if is_rank:
-            _follow(int(os.environ[PIPE].split(",")[0]))
-        return is_rank
+        if PIPE in os.environ:
+            # Taken away: a program that this rank starts is none, and has no such pipes.
+            starter, read, write = map(int, os.environ.pop(PIPE).split(","))
+            if starter == os.getppid():
+                _follow(read)
+                _pipes[os.getpid()] = write
+        return os.getpid() in _pipes
 
     def joins(self) -> None:
         """Report to the first process, which waits for this rank, that it is about to join."""
         with contextlib.suppress(OSError):  # the other end is gone
-            os.write(int(os.environ[PIPE].split(",")[1]), f"{os.environ['RANK']}\n".encode())
+            os.write(_pipes[os.getpid()], f"{os.environ['RANK']}\n".encode())
 
 
 @cache
@@ -53,8 +57,7 @@ def _follow(pipe: int) -> None:
 
 
 def _wait(pipe: int) -> None:
-    with contextlib.suppress(OSError):
-        os.read(pipe, 1)
+    os.read(pipe, 1)  # its end, since nothing is written
     with contextlib.suppress(OSError):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

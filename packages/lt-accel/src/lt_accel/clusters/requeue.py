@@ -33,6 +33,7 @@ class Requeue:
     def __init__(self, cluster: SlurmCluster) -> None:
         self.cluster = cluster
         self._asked = self._watches = False
+        self._before: Any = signal.SIG_DFL
         self._stage = ""
 
     def attach(self, trainer: Any) -> None:
@@ -55,6 +56,7 @@ class Requeue:
             stage: What begins.
         """
         self._asked = self._watches = False
+        self._handler: Any = signal.SIG_DFL
         self._stage = stage
         if trainer.fast_dev_run:
             return
@@ -68,7 +70,7 @@ class Requeue:
         if number is None or number in (signal.SIGINT, signal.SIGTERM):
             return
         if signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN):
-            signal.signal(number, self._ask)
+            self._handler = signal.signal(number, self._ask)
         elif trainer.is_global_zero:
             print(f"slurm: {number.name} has a handler already, so it requeues nothing.", file=sys.stderr, flush=True)
 
@@ -117,7 +119,7 @@ class Requeue:
         """Leave the signal to what it did before."""
         number = self.cluster.requeue_signal
         if number is not None and signal.getsignal(number) == self._ask:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, self._handler)
 
     def _path(self, trainer: Any) -> str:
         """Return where to save: where a fit that resumes looks for files."""

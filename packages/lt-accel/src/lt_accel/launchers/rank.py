@@ -50,16 +50,30 @@ class Failure:
 
 
 class _Signals:
-    """Count of the signals that this rank has received; outside a run's loops one raises what it means."""
+    """Count of the signals that this rank has received; outside a run's loops one raises what it means.
+
+    They are counted where the system delivers them, since Python's handler waits for the end of a long call.
+    """
 
     def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
+        self._received: Counter[int] = Counter()
+        self._read, write = os.pipe()
+        for end in (self._read, write):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        if hasattr(os, "register_at_fork"):  # what a loader's worker receives is not this rank's
+            os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         for number in WATCHED:
             signal.signal(number, self.handle)
 
+    def count(self, number: int) -> int:
+        """Return how often a signal was received."""
+        with suppress(BlockingIOError):
+            self._received.update(os.read(self._read, 1 << 12))
+        return self._received[number]
+
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Count a signal; while a run watches for signals it calls this, and decides by itself when to stop."""
-        self.counts[number] += 1
+        """Raise what a signal means, unless a run watches for signals: it decides by itself when to stop."""
         if signal.getsignal(number) == self.handle:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
@@ -131,7 +145,7 @@ def _listen(connection: Connection, signals: _Signals, ended: threading.Event) -
             return
         number, count = message
         time.sleep(_DIRECT)
-        if signals.counts[number] < count:
+        if signals.count(number) < count:
             os.kill(os.getpid(), number)
 
 

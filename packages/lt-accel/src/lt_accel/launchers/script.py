@@ -24,7 +24,7 @@ from lt_interface import ClusterEnvironment, MisconfigurationException, Outcome,
 
 __all__ = ["PIPE", "ScriptLauncher"]
 
-PIPE = "LT_LAUNCHED_PIPE"  # a rank's end of the pipe that it reads, and of the one where it reports that it joins
+PIPE = "LT_LAUNCHED_PIPE"  # who started a rank, the pipe that it reads, and the one where it reports that it joins
 _GRACE = 4.0  # seconds for this process to learn by itself that a rank is gone
 _END = 30.0  # seconds that a rank may go on after this process has come to its end
 _LOOK = 0.1
@@ -92,6 +92,7 @@ class _Job:
         self._calls = 0
         self._joining = -1  # the pipe where ranks report that they join
         self._joined: set[int] = set()
+        self._pid = os.getpid()
 
     def start(self, plan: Plan) -> None:
         """Start the ranks, unless they are there."""
@@ -120,7 +121,7 @@ class _Job:
         os.set_blocking(self._joining, False)
         try:
             for place in others:
-                environment = {**os.environ, **own, **place, PIPE: f"{read},{joining}"}
+                environment = {**os.environ, **own, **place, PIPE: f"{os.getpid()},{read},{joining}"}
                 self._ranks[int(place["RANK"])] = subprocess.Popen(
                     command + _of_hydra(place["LOCAL_RANK"]),
                     cwd=_folder(),
@@ -160,11 +161,13 @@ class _Job:
 
     def _watch(self) -> None:
         """End this process where a rank died and a call goes on, since it may wait for that rank without end."""
+        swept: set[int] = set()
         while True:
             time.sleep(_LOOK)
             dead = {rank: p.returncode for rank, p in self._ranks.items() if p.poll() or self._misses(rank, p)}
-            for rank in dead:
+            for rank in dead.keys() - swept:
                 _kill(self._ranks[rank])  # what it started holds its connections open
+            swept |= dead.keys()  # once: the number may be another process's later
             if dead and self._calls:
                 until = time.monotonic() + _GRACE
                 while self._calls and time.monotonic() < until:
@@ -187,6 +190,8 @@ class _Job:
 
     def _end(self) -> None:
         """Wait at this process's end for the others to come to theirs; report one that failed by the exit code."""
+        if os.getpid() != self._pid:  # a fork of this process
+            return
         failed = getattr(sys, "last_value", None) is not None
         until = time.monotonic() + (_GRACE if failed else _END)
         while time.monotonic() < until and any(p.poll() is None for p in self._ranks.values()):
@@ -236,22 +241,32 @@ def _test_runner() -> str | None:
 
 def _folder() -> str:
     """Return the folder in which this program was started, which it may have left since, where that can be known."""
+    config: Any = _hydra()
+    if config is not None:
+        folder: str = config.runtime.cwd
+        return folder
     main = sys.modules["__main__"]
-    if getattr(main, "__spec__", None) is not None and os.path.isdir(sys.path[0]):
-        return sys.path[0]  # where `-m` looks first
     file = getattr(main, "__file__", None) or ""
+    if getattr(main, "__spec__", None) is not None:  # by `-m`, which puts the folder first into the path
+        above = file
+        for _ in main.__spec__.name.split("."):  # type: ignore[union-attr]
+            above = os.path.dirname(above)
+        return above if sys.path[:1] == [above] else os.getcwd()
     starts = [file[: -len(arg)] for arg in sys.orig_argv[1:] if file.endswith(os.sep + arg)]
     return starts[0] if starts else os.getcwd()
 
 
+def _hydra() -> Any:
+    """Return Hydra's own settings, None where it does not run this program."""
+    known: Any = sys.modules.get("hydra.core.hydra_config")
+    return known.HydraConfig.get() if known is not None and known.HydraConfig.initialized() else None
+
+
 def _of_hydra(local_rank: str) -> list[str]:
     """Return Hydra's arguments that keep a rank from folders of its own, where Hydra runs this program."""
-    if "hydra.core.hydra_config" not in sys.modules:
+    config = _hydra()
+    if config is None:
         return []
-    config: Any = sys.modules["hydra.core.hydra_config"].HydraConfig
-    if not config.initialized():
-        return []
-    config = config.get()
     if config.mode.name == "MULTIRUN":  # the ranks run all jobs, too
         folder = f'hydra.sweep.dir="{os.path.join(config.runtime.cwd, config.sweep.dir)}"'
     else:

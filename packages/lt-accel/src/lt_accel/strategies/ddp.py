@@ -155,9 +155,9 @@ class DDPStrategy(WholeModuleStrategy):
             raise MisconfigurationException(
                 Problem(
                     f'Trainer(strategy="{self.name}")',
-                    f"there must be as many ranks as devices, {plan.processes}",
-                    f"WORLD_SIZE={world.size}",
-                    f"Start the script with torchrun --nproc-per-node {len(plan.devices)}, or set devices=.",
+                    "there must be as many ranks as devices",
+                    f"{plan.processes} process{'' if plan.processes == 1 else 'es'}, and WORLD_SIZE={world.size}",
+                    f"Start {plan.processes}, set devices= and num_nodes=, or unset WORLD_SIZE for a training alone.",
                 )
             )
         self.device = accelerator.device(devices[world.local_rank % len(devices)])
@@ -188,7 +188,7 @@ class DDPStrategy(WholeModuleStrategy):
             copy_from_first([*module.parameters(), *module.buffers()])
             self._metrics = let_gather(module.modules())
         if self._shares_statistics and self._peers is not None:
-            exchange = partial(self._peers.exchange, group=partial(second_group, self.device.type))
+            exchange = partial(self._peers.exchange, group=partial(second_group, self.device.type, self.timeout))
             self.statistics = SharedStatistics(module, exchange)
             self.collective_forward = self.collective_forward or bool(self.statistics.layers)
         return module
@@ -289,6 +289,7 @@ class DDPEngine:
         self._buffers = [b for b in module.buffers() if b.numel()] if strategy.broadcast_buffers else []
         self.boundary: Callable[[], None] | None = self._end_of_batch
         self._trains, self._exchanges, self._unfinished = False, True, False
+        self._mark = strategy.mark
         self._alone, self._static = _WithoutExchange(self), strategy.static_graph
         self._exchange: GradientExchange | None = GradientExchange(module, strategy, len(inner.optimizers) > 1)
 
@@ -358,7 +359,9 @@ class DDPEngine:
         self._finish()
         if self._trains:
             self._trains = False
-            copy_from_first(self._buffers)
+            if self._buffers:
+                self._mark()
+                copy_from_first(self._buffers)
         if self._inner.boundary is not None:
             self._inner.boundary()
 

@@ -46,7 +46,7 @@ _NOT_HERE = {
     "skip_all_reduce_unused_params": (False, "unused parameters are exchanged with their bucket", "Leave it out."),
 }
 _SWITCHES = ("find_unused_parameters", "gradient_as_bucket_view", "static_graph", "broadcast_buffers")
-_ABSENT = {"nccl": dist.is_nccl_available, "mpi": dist.is_mpi_available, "ucc": dist.is_ucc_available}
+_BUILT_IN = ("nccl", "mpi", "ucc")  # or not, as torch was built
 
 
 def option_problems(who: str, taken: Mapping[str, Any], others: Mapping[str, Any]) -> list[Problem]:
@@ -130,7 +130,7 @@ def backend_problems(who: str, backend: str | None, plan: Plan) -> list[Problem]
         return []
     where, given = f"{who}(process_group_backend)", repr(backend) if backend else "none given"
     parts = _parts(backend or backend_of(None, plan.device_type))
-    absent = [b for b in parts if b in _ABSENT and not _ABSENT[b]()]
+    absent = [b for b in parts if b in _BUILT_IN and not getattr(dist, f"is_{b}_available")()]
     if "nccl" in parts and plan.device_type == "cpu":
         rule = "nccl exchanges between cards, and this run is on CPUs"
         return [Problem(where, rule, given, 'Write process_group_backend="gloo", or leave it out.')]

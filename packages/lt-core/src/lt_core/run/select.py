@@ -13,6 +13,7 @@ import torch
 
 from lt_core.notices import info, warn
 from lt_interface import ChecksWorld, Plan, World, as_cluster, registry
+from lt_interface.abilities import fact
 from lt_interface.accelerator import DescribesDevices
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem, raise_problems
 
@@ -273,7 +274,7 @@ def _find_launcher(config: TrainerConfig, strategy: Any, cluster: Any, devices: 
         cluster: The scheduler that started this process, or None.
         devices: How many there are on all nodes.
     """
-    name = config.launcher
+    name = None if fact(cluster, "launched", False) else config.launcher  # by which this process is one of its ranks
     if name is None and devices > 1 and (cluster is None or not cluster.creates_processes):
         name = strategy.default_launcher
     name = Plan.launcher if name is None else name

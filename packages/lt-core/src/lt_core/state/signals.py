@@ -7,6 +7,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,9 @@ class SignalWatch:
             if not data or 0 in data:  # stop() closes the pipe behind a zero
                 os.close(read)
                 return
+            if self._old_fd >= 0:
+                with suppress(OSError):  # full, or closed since
+                    os.write(self._old_fd, data)
             numbers = [n for n in data if n in _WATCHED]
             seen += len(numbers)
             if seen >= 2:
