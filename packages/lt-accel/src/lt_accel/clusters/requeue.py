@@ -33,7 +33,7 @@ class Requeue:
     def __init__(self, cluster: SlurmCluster) -> None:
         self.cluster = cluster
         self._asked = self._watches = False
-        self._before: Any = signal.SIG_DFL
+        self._handler: Any = signal.SIG_DFL
         self._stage = ""
 
     def attach(self, trainer: Any) -> None:
@@ -56,7 +56,6 @@ class Requeue:
             stage: What begins.
         """
         self._asked = self._watches = False
-        self._handler: Any = signal.SIG_DFL
         self._stage = stage
         if trainer.fast_dev_run:
             return
