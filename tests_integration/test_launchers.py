@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,10 @@ def leave(when):
     if os.environ.get("LEAVES") == when and os.environ.get("LT_LAUNCHED_RANK") == "1":
         sys.exit(0)
 """
+LONG_STEP = """    def training_step(self, batch, batch_idx):
+        import hashlib
+        print("step", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)"""
 SECONDS = 120.0
 
 
@@ -86,6 +91,36 @@ def test_ranks_end_with_the_process_that_started_them(strategy: str, end: int, t
     process.send_signal(end)
     process.communicate(timeout=SECONDS)
     gone_in_time(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_program_that_a_rank_starts_is_no_rank(tmp_path: Path) -> None:
+    """A program with a trainer of its own, started by a rank, is a training of its own, and ends nothing else."""
+    alone = (
+        "from lt_core import Trainer; print('alone', Trainer(devices=1, accelerator='cpu', logger=False).world_size)"
+    )
+    begun = f"import subprocess\n    subprocess.run([sys.executable, '-c', {alone!r}], check=True)\n    trainer.fit("
+    process = start(tmp_path, "ddp", "2", "0", program=PROGRAM.replace("trainer.fit(", begun))
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, err
+    assert out.count("alone 1") == 2
+
+
+def test_a_signal_that_reaches_ranks_twice_counts_once(tmp_path: Path) -> None:
+    """Where a supervisor signals every process, ranks in a long call end in order: the first process adds nothing."""
+    program = PROGRAM.replace(
+        "    def predict_step",
+        "    def teardown(self, stage):\n        print('teardown', flush=True)\n\n    def predict_step",
+    )
+    program = program.replace("    def training_step(self, batch, batch_idx):", LONG_STEP)
+    process = start(tmp_path, "ddp_fork", "2", "0", program=program)
+    assert process.stdout is not None
+    assert "step" in process.stdout.readline()
+    for rank in left(tmp_path):
+        os.kill(rank, signal.SIGTERM)
+    out, err = process.communicate(timeout=SECONDS)
+    assert out.count("teardown") == 2, err
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
