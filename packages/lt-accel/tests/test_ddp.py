@@ -15,7 +15,7 @@ from torch import nn
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_interface import MisconfigurationException, Plan
 from lt_interface.testing import StrategyConformance
-from lt_interface.testing.ranks import run_ranks
+from lt_interface.testing.ranks import free_port, run_ranks
 from lt_interface.testing.reference import ReferenceAccelerator, ReferenceEngine, ReferencePrecision
 
 
@@ -234,6 +234,23 @@ def test_a_group_of_the_users_own_is_taken_and_left_alone() -> None:
         os.environ["RANK"] = str(1 - rank)
         with pytest.raises(MisconfigurationException, match="of the same world as the run"):
             joined()
+
+    run_ranks(job)
+
+
+def test_a_group_that_the_user_put_in_our_groups_place() -> None:
+    """A group that the user made after one of ours was destroyed is taken for the user's, and left alone."""
+    port = free_port()
+
+    def job(rank: int) -> None:
+        joined().leave(None)
+        dist.destroy_process_group()
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+        mine = dist.group.WORLD
+        strategy = joined()
+        assert float(strategy.collectives.reduce(torch.tensor(1.0), "sum")) == 2.0
+        strategy.leave(RuntimeError("failed"))
+        assert dist.group.WORLD is mine
 
     run_ranks(job)
 
