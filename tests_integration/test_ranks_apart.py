@@ -194,3 +194,43 @@ def test_metric_objects_are_the_users_own_again(tmp_path: Path) -> None:
         return inside, net.mean.dist_sync_fn, fit(tmp_path, 2, own).lightning_module.mean.dist_sync_fn is mine
 
     assert on(2, job) == 2 * [(["lt_accel.metric_states"], None, True)]
+
+
+class ByHand(Net):
+    """Module that skips one backward pass on a rank."""
+
+    automatic_optimization = False
+
+    def __init__(self, skips: int, raw: bool) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.skips, self.raw = skips, raw
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        loss = self.layer(batch[0]).square().mean()
+        if (batch_idx, self.global_rank) != (2, self.skips):
+            loss.backward() if self.raw else self.manual_backward(loss)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("skips", [0, 1])
+def test_a_backward_pass_that_one_rank_skips(skips: int, raw: bool, tmp_path: Path) -> None:
+    """A rank that leaves out a backward pass of manual optimization ends the job by an error on each rank."""
+
+    def job(rank: int) -> str:
+        quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+        ranks = {"accelerator": "cpu", "devices": 2, "strategy": DDPStrategy(), "launcher": ReferenceLauncher()}
+        try:
+            Trainer(**quiet, **ranks, max_epochs=2, limit_val_batches=0, default_root_dir=tmp_path).fit(
+                ByHand(skips, raw), loader(24)
+            )
+        except Exception as error:
+            return str(error)
+        return ""
+
+    found = run_ranks(job, 2, timeout=SECONDS)
+    assert any("it must exchange as often as rank" in one for one in found)
+    assert all(found)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lt_interface import RankFailedError, World
+from lt_interface import MisconfigurationException, RankFailedError, World
 
 try:
     import fcntl
@@ -35,7 +35,7 @@ except ImportError:  # Windows
 
 __all__ = ["SharedFlags", "shared_flags"]
 
-_BITS = 32  # below the number of the exchange
+_BITS = 32  # below the number of a meeting; of an exchange of flags the lowest 8 bits of its marks come between
 _LINE = 8  # words of a cache line: ranks do not write into one another's
 _TEXT = 15 * _LINE  # bytes of what a rank is about to do; two lines with their length
 _MEETINGS, _MARKS, _TEXTS, _LINES = 2, 4, 5, 9  # lines of a rank: flags, meetings, marks, texts, and how many
@@ -59,7 +59,7 @@ class SharedFlags:
         self._bytes = memoryview(mmap.mmap(self._file, 0))
         self._words = self._bytes.cast("Q")
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, rank)
-        self._count = self._met = self._marks = 0
+        self._count = self._met = self._marks = self._sent = self._head = 0
         self._marks_at = (_LINES * rank + _MARKS) * _LINE
 
     def mark(self) -> None:
@@ -70,19 +70,21 @@ class SharedFlags:
     def send(self, bits: int) -> None:
         """Send this rank's bits."""
         self.mark()
-        self._count = self._count + 1 & 0xFFFFFFFF
-        self._words[self._at(self._rank)] = self._count << _BITS | bits
+        self._count, self._sent = self._count + 1 & 0xFFFFFF, self._marks
+        self._head = self._count << 8 | self._marks & 0xFF
+        self._words[self._at(self._rank)] = self._head << _BITS | bits
 
     def receive(self) -> int:
         """Wait for what every rank sent, and return the bits that any of them set.
 
         Raises:
             RankFailedError: If a rank died, left, or does not come in time.
+            MisconfigurationException: If a rank went through other exchanges before.
         """
         words, seen = self._words, 0
         for rank in self._ranks:
             word = words[self._at(rank)]
-            if word >> _BITS != self._count:
+            if word >> _BITS != self._head:
                 word = self._await(rank)
             seen |= word
         return seen & (1 << _BITS) - 1
@@ -132,7 +134,7 @@ class SharedFlags:
         Raises:
             RankFailedError: If one of them died.
         """
-        ahead = [rank for rank in late if self._words[(_LINES * rank + _MARKS) * _LINE] > self._marks]
+        ahead = [rank for rank in late if self._marks_of(rank) > self._marks]
         for rank in late:
             if self._is_gone(rank) and rank in self.late():
                 raise RankFailedError(f"rank {rank}: it ended while rank {self._rank} waited for it.")
@@ -160,17 +162,25 @@ class SharedFlags:
     def _await(self, rank: int) -> int:
         """Return the word of a rank that is late."""
         at, begun, pause = self._at(rank), time.monotonic(), 0.0
-        while (word := self._words[at]) >> _BITS != self._count:
+        while (word := self._words[at]) >> _BITS + 8 != self._count:
             waited = time.monotonic() - begun
             # A rank that died may have sent before it did: the word is read once more after its lock is gone.
-            if word == _LEFT or (waited > 0.1 and self._is_gone(rank) and self._words[at] >> _BITS != self._count):
+            if word == _LEFT or (waited > 0.1 and self._is_gone(rank) and self._words[at] >> _BITS + 8 != self._count):
                 raise RankFailedError(f"rank {rank}: it ended while rank {self._rank} waited for its flags.")
+            ahead = waited > 0.1 and self._marks_of(rank) >= self._sent  # in an exchange that this rank left out
+            if ahead and self._words[at] >> _BITS + 8 != self._count:
+                raise _apart(rank, self._rank)
             if waited > self.timeout:
                 raise RankFailedError(f"rank {rank}: rank {self._rank} waited {waited:.0f} s for its flags.")
             # At first the core is only offered to others: ranks are rarely apart by more than moments.
             time.sleep(pause)
             pause = 0.0 if waited < 0.001 else min(pause + 0.0001, 0.005)
+        if word >> _BITS != self._head:
+            raise _apart(rank, self._rank)
         return word
+
+    def _marks_of(self, rank: int) -> int:
+        return self._words[(_LINES * rank + _MARKS) * _LINE]
 
     def _is_gone(self, rank: int) -> bool:
         try:
@@ -179,6 +189,14 @@ class SharedFlags:
             return False
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, rank)
         return True
+
+
+def _apart(rank: int, own: int) -> MisconfigurationException:
+    return MisconfigurationException(
+        f"rank {rank}: it must exchange as often as rank {own} from batch to batch. Got another number of backward "
+        "passes or optimizer steps on one of them. Run each of them on every rank; a loss that is to be left out may "
+        "be multiplied by zero."
+    )
 
 
 def shared_flags(world: World, group: Any, timeout: float) -> SharedFlags | None:

@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from functools import cache
 from types import TracebackType
 
 from lt_accel.clusters.scheduler import SchedulerCluster
 from lt_accel.launchers.script import PIPE
-from lt_interface import RankFailedError
+from lt_interface import Plan, Problem, RankFailedError
 
 __all__ = ["LaunchedCluster"]
 
@@ -36,6 +37,16 @@ class LaunchedCluster(SchedulerCluster):
                 _follow(read)
                 _pipes[os.getpid()] = write
         return os.getpid() in _pipes
+
+    def problems(self, plan: Plan, where: str) -> Sequence[Problem]:
+        """Return what contradicts between the ranks of this script and a plan."""
+        world = self.world()
+        if world.size == plan.processes:
+            return super().problems(plan, where)
+        rule = "all trainers of a script that runs again in each rank need as many devices"
+        got = f"{plan.processes}, in rank {world.rank} of {world.size}"
+        fix = 'Use as many, a script of its own, or strategy="ddp_fork", after which this process goes on alone.'
+        return [Problem(where, rule, got, fix)]
 
     def joins(self) -> None:
         """Report to the first process, which waits for this rank, that it is about to join."""

@@ -72,6 +72,9 @@ class ScriptLauncher:
         try:
             with _job.running():
                 return main(request)
+        except (SystemExit, KeyboardInterrupt):
+            _job.stopped = True  # this process ends by that, as the others do
+            raise
         except Exception as error:
             killed = _job.killed()
             if killed is not None:
@@ -84,6 +87,7 @@ class _Job:
 
     Attributes:
         size: How many ranks there are on all nodes, 0 before they are started.
+        stopped: Whether a signal, or the user's code, ended a call and this process.
     """
 
     def __init__(self) -> None:
@@ -93,6 +97,7 @@ class _Job:
         self._joining = -1  # the pipe where ranks report that they join
         self._joined: set[int] = set()
         self._pid = os.getpid()
+        self.stopped = False
 
     def start(self, plan: Plan) -> None:
         """Start the ranks, unless they are there."""
@@ -192,7 +197,7 @@ class _Job:
         """Wait at this process's end for the others to come to theirs; report one that failed by the exit code."""
         if os.getpid() != self._pid:  # a fork of this process
             return
-        failed = getattr(sys, "last_value", None) is not None
+        failed = self.stopped or getattr(sys, "last_value", None) is not None
         until = time.monotonic() + (_GRACE if failed else _END)
         while time.monotonic() < until and any(p.poll() is None for p in self._ranks.values()):
             time.sleep(_LOOK / 2)

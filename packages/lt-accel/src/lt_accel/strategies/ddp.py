@@ -349,7 +349,8 @@ class DDPEngine:
     def zero_loss(self) -> Tensor:
         """Return a loss of zero that reaches each trainable parameter, whatever the values of these."""
         parts = [p.reshape(-1)[:0].sum().float() for p in self._module.parameters() if p.requires_grad]
-        return torch.stack(parts).sum()
+        # Where all is frozen there is nothing to reach.
+        return torch.stack(parts).sum() if parts else torch.zeros((), requires_grad=True)
 
     def _end_of_batch(self) -> None:
         """Give rank 0's buffers, such as running means, to every rank after a batch of training; end the inner batch.

@@ -137,8 +137,11 @@ def _load_weights(run: Run, weights: dict[str, Any]) -> None:
         if name in weights and tensor.dtype != weights[name].dtype:
             tensor.data = tensor.data.to(weights[name].dtype)
     own = nn.Module.state_dict(module)
+    lazy = torch.nn.parameter.is_lazy
     here = {
-        k: v for k, v in weights.items() if k in own and getattr(own[k], "shape", None) == getattr(v, "shape", None)
+        k: v
+        for k, v in weights.items()
+        if k in own and (lazy(own[k]) or getattr(own[k], "shape", None) == getattr(v, "shape", None))
     }
     load_weights(module, here, strict=False, where=f"Trainer.{run.fn}, from the ranks")
     if lost := [name for name in weights if name not in here]:
