@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import lt_accel.group
 from lt_accel.collectives import ProcessGroupCollectives
 from lt_accel.group import join, leave
 from lt_accel.strategies.ddp import DDPStrategy
@@ -31,6 +32,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def collectives(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessGroupCollectives]:
+    # Forks of this process would take its store for theirs.
+    monkeypatch.setattr(lt_accel.group, "_joined", lt_accel.group._Joined())
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     made = ProcessGroupCollectives(join(World(), None, timedelta(seconds=60), backend_of(None, device.type)))
