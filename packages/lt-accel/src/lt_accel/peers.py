@@ -298,14 +298,16 @@ class Peers:
             return error
         gone = f"rank {1 - self._rank}" if self._size == 2 else "another rank"
         if "imed out" in str(error):
-            rule = f"it must come to each exchange within the strategy's timeout. Got none of it in {where}."
-            late = RankFailedError(f"{gone}: {rule} Look at what it did, or allow more by DDPStrategy(timeout=...).")
-            late.__cause__ = error
-            return late
-        lost = RankFailedError(
-            f"{gone}: it must run as long as rank {self._rank}. Got the end of its connection in {where}, and no error "
-            f"of its own. Look at what it wrote, and in the system's log whether it was killed."
-        )
+            text = (
+                f"it must come to each exchange within the strategy's timeout. Got none of it in {where}. "
+                "Look at what it did, or allow more by DDPStrategy(timeout=...)."
+            )
+        else:
+            text = (
+                f"it must run as long as rank {self._rank}. Got the end of its connection in {where}, and no error of "
+                "its own. Look at what it wrote, and in the system's log whether it was killed."
+            )
+        lost = RankFailedError(f"{gone}: {text}")
         lost.__cause__ = error
         return lost
 

@@ -48,11 +48,13 @@ class ScriptLauncher:
         if self.passes == "live":
             return hand_problems(where, plan)
         found = [*node_problems(where, plan), *hand_problems(where, plan)]
-        if plan.processes > 1 and _job.size in (0, 1) and _command() is None:
+        if plan.processes == 1 or _job.size:
+            return found
+        if _command() is None:
             rule = "each rank runs the script again, so there must be one"
             fix = 'Save the program in a file, or write strategy="ddp_notebook".'
             found.append(Problem(where, rule, "an interactive session or standard input", fix))
-        elif plan.processes > 1 and _job.size in (0, 1) and (runner := _test_runner()):
+        elif runner := _test_runner():
             rule, fix = "each rank runs the program again, so it must be the training's own", "ddp_fork or ddp_spawn"
             found.append(Problem(where, rule, f"{runner}, which would run all its tests again", f"Use {fix} in tests."))
         return found
