@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -45,6 +45,7 @@ class Job:
         shape: Shape of one batch of inputs.
         classes: Number of classes to tell apart.
         segment: Steps of a segment.
+        times: How many times as many pairs of segments as usual, where a step is short and its time unsteady.
         precision: Number format, in Lightning's words.
         clip: Norm to which gradients are cut, or None.
         logs: Values logged each step.
@@ -54,6 +55,7 @@ class Job:
     shape: tuple[int, ...]
     classes: int
     segment: int
+    times: int = 1
     precision: str = "32-true"
     clip: float | None = None
     logs: int = 0
@@ -99,6 +101,12 @@ def make_resnet() -> nn.Module:
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+def make_patches() -> nn.Module:
+    stem = nn.Conv2d(3, 64, 8, stride=8)
+    blocks = [Residual(64) for _ in range(4)]
+    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
 class Transformer(nn.Module):
     """Encoder of four layers over a sequence of vectors."""
 
@@ -113,18 +121,19 @@ class Transformer(nn.Module):
         return result
 
 
+MLP = "MLP 64-256-256-10, batch 64, float32"
 JOBS = {
-    "MLP 64-256-256-10, batch 64, float32": Job(make_mlp, (64, 64), 10, 100),
-    "the same with 5 logs a step": Job(make_mlp, (64, 64), 10, 100, logs=5),
+    MLP: Job(make_mlp, (64, 64), 10, 25, 6),
+    "the same with 5 logs a step": Job(make_mlp, (64, 64), 10, 25, 6, logs=5),
     "ResNet-like, 17 convolutions of 64 channels, 256 x 32 x 32, bf16-mixed": Job(
-        make_resnet, (256, 3, 32, 32), 10, 8, "bf16-mixed"
+        make_resnet, (256, 3, 32, 32), 10, 8, precision="bf16-mixed"
     ),
     "transformer, 4 layers of 512, 32 x 256, bf16-mixed, clipped": Job(
-        Transformer, (32, 256, 512), 10, 8, "bf16-mixed", clip=1.0
+        Transformer, (32, 256, 512), 10, 8, 2, "bf16-mixed", clip=1.0
     ),
 }
-# Convolutions over large pictures: 77 MB a batch, some milliseconds on the bus.
-COPIED = Job(make_resnet, (128, 3, 224, 224), 10, 8, "bf16-mixed")
+# Large pictures, 77 MB a batch: some milliseconds on the bus, and a step that takes not much longer.
+COPIED = Job(make_patches, (128, 3, 224, 224), 10, 8, precision="bf16-mixed")
 
 
 def wait(device: str) -> float:
@@ -159,16 +168,23 @@ class ByTurns:
             self.ratios.append(2 * (middle - begun) / sum(self.hand[-2:]) if len(self.hand) > 1 else 1.0)
 
     def run(self) -> None:
-        """Train a segment as one writes it without any trainer."""
-        for batch in self.batches:
-            x, y = (t.to(self.device, non_blocking=True) for t in batch)
-            with self.job.context(self.device):
-                loss = nn.functional.cross_entropy(self.network(x), y)
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if self.job.clip:
-                nn.utils.clip_grad_norm_(self.network.parameters(), self.job.clip)
-            self.optimizer.step()
+        """Train a segment by hand."""
+        by_hand(self.job, self.network, self.optimizer, self.batches, self.device)
+
+
+def by_hand(
+    job: Job, network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], device: str
+) -> None:
+    """Train as one writes it without any trainer."""
+    for batch in batches:
+        x, y = (t.to(device, non_blocking=True) for t in batch)
+        with job.context(device):
+            loss = nn.functional.cross_entropy(network(x), y)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if job.clip:
+            nn.utils.clip_grad_norm_(network.parameters(), job.clip)
+        optimizer.step()
 
 
 class HereAndThere(ByTurns):
@@ -184,6 +200,15 @@ class HereAndThere(ByTurns):
             ended = wait(self.device)
             self.hand.append(ended - middle)
             self.ratios.append((middle - begun) / (ended - middle))
+
+
+def train_by_hand(job: Job, segments: int, device: str) -> ByTurns:
+    """Run the hand-written loop against itself: how far from 1 the method is."""
+    torch.manual_seed(0)
+    network = job.network().to(device)
+    turns = ByTurns(job, network, segments, device)
+    by_hand(job, network, job.optimizer(network), turns, device)
+    return turns
 
 
 def train(library: Any, job: Job, turns: type[ByTurns], segments: int, device: str) -> ByTurns:
@@ -228,7 +253,11 @@ def run_one(name: str, library: str, segments: int, device: str) -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     job, turns = (JOBS[name], ByTurns) if name in JOBS else (COPIED, HereAndThere)
-    data = train(importlib.import_module(LIBRARIES[library]), job, turns, segments, device)
+    segments *= job.times
+    if library == "hand":
+        data = train_by_hand(job, segments, device)
+    else:
+        data = train(importlib.import_module(LIBRARIES[library]), job, turns, segments, device)
     print(json.dumps(figures(data.ratios, data.hand, job.segment)))
 
 
@@ -260,6 +289,14 @@ def main() -> int:
     print("| job |", " | ".join(there), "|")
     print("| --- |", " | ".join("---" for _ in there), "|")
     failed = False
+    if given.only in MLP:
+        print(
+            f"| {MLP}, the hand-written loop again |",
+            measured(MLP, "hand", given),
+            "|",
+            "|" * (len(there) - 1),
+            flush=True,
+        )
     for name in [*JOBS, "copy to the device: pinned batches of 77 MB over batches that lie there"]:
         if given.only not in name:
             continue

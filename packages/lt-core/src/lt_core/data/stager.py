@@ -8,7 +8,7 @@ and its copy still runs beside the steps that the device has not done yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -35,24 +35,35 @@ class Stager:
 
     def __init__(self, stream: SideStream, device: torch.device, convert: Callable[[Any], Any] | None = None) -> None:
         self.stream, self.device, self.convert = stream, device, convert
+        self._rest = False  # whether something in the batch that is being put moves itself, when it is taken
 
     def put(self, batch: Any) -> Any:
         """Begin to copy a batch; return what `take` needs."""
         if self.convert is not None:
             batch = self.convert(batch)
-        copy, rest = self.stream.copy, False
+        self._rest = False
+        [placed] = self._staged((batch,))
+        return placed, self.stream.mark(), self._rest
 
-        def staged(item: Any) -> Any:
-            nonlocal rest
-            if type(item) is Tensor and item.is_cpu and item.layout is torch.strided and not item.is_nested:
-                return copy(item)
-            if callable(getattr(item, "to", None)):
-                rest = True
-                return item
-            return map_items(item, staged)
+    def _staged(self, items: Iterable[Any]) -> list[Any]:
+        """Return the items with those in the host's memory replaced by copies that have begun."""
+        copy = self.stream.copy
+        staged: list[Any] = []
+        for item in items:
+            kind = type(item)
+            if kind is Tensor and item.is_cpu and item.layout is torch.strided and not item.is_nested:
+                staged.append(copy(item))
+            elif kind is tuple or kind is list:  # most batches: without the general walk
+                staged.append(kind(self._staged(item)))
+            elif callable(getattr(item, "to", None)):
+                self._rest = True
+                staged.append(item)
+            else:
+                staged.append(map_items(item, self._staged_one))
+        return staged
 
-        placed = staged(batch)
-        return placed, self.stream.mark(), rest
+    def _staged_one(self, item: Any) -> Any:
+        return self._staged((item,))[0]
 
     def take(self, handle: Any) -> Any:
         """Return a batch that was put, to be computed with from now on."""
