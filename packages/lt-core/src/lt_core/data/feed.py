@@ -362,7 +362,7 @@ class Feed(Passes):
             return is_last([bool(one) for one in ended], [leaf.cycle > 0 for leaf in self.leaves], self.mode)
         self._before = self._place()
         if any(one.peek_draws for one in self.leaves):
-            self._before["ahead"] = rng.capture()
+            self._before["ahead"] = rng.snapshot()
         return self._look_ahead()
 
     def _look_ahead(self) -> bool:
@@ -479,7 +479,8 @@ class Feed(Passes):
             return noted_anew(self.leaves, {**self._place(), "over": True} if over else self._place())
         if known and self._before is not None:
             note_ends(self.leaves, self._before)
-        return self._place_now()
+        place = self._place_now()
+        return {**place, "ahead": rng.pack(place["ahead"])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state: then ``resume`` goes on inside its epoch, ``epoch`` begins the next.
@@ -525,7 +526,7 @@ class Feed(Passes):
         if state.get("over"):  # all batches were handed out, and what keeps its own place begins anew
             self._last = self._over = True
             return iter(())
-        before = rng.capture()
+        before = rng.snapshot()
         try:
             for leaf in self.leaves:
                 leaf.set_epoch(epoch)

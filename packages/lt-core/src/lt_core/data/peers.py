@@ -56,7 +56,7 @@ class FeedPeers:
         if leaf.dealer is not None and leaf.dealer.dealt is False:
             yield
             return
-        own, sampling = rng.capture(), leaf.sampling
+        own, sampling = rng.snapshot(), leaf.sampling
         if leaf.cycle and not self.even:
             rng.seed_process(batch_seed(self.seed, leaf.epoch, leaf.number, leaf.cycle, 0))
         else:

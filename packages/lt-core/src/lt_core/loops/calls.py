@@ -305,8 +305,8 @@ class Pieces:
         loss = output if isinstance(output, Tensor) else loss_of(run, output, i)
         if loss is not None and length != 1 and not self.owned:
             loss = loss / length
-        if self.shared and loss is not None and run.feed.weight != 1.0:
-            loss = loss * run.feed.weight
+        if self.shared and loss is not None and (weight := run.feed.weight) != 1.0:
+            loss = loss * weight
         if first:
             for f in self.before_zero_grad:
                 store.scope = BEFORE_ZERO_GRAD
@@ -390,8 +390,9 @@ def _with_shadows(run: Run, training_step: Step) -> Step:
     weigh: Callable[[float], Any] = run.engine.take_weight if isinstance(run.engine, WeighsBatches) else float
 
     def step(batch: Any, i: int) -> Any:
-        weigh(run.feed.weight)
-        if run.feed.weight:
+        weight = run.feed.weight
+        weigh(weight)
+        if weight:
             return training_step(batch, i)
         run.metrics.train.size = 0  # the weight of what hooks log after it
         with run.metrics.train.mute(), untouched(run.module):

@@ -22,20 +22,29 @@ __all__ = [
     "generator_state",
     "is_generator",
     "isolate",
+    "pack",
     "reseed_generator",
     "restore",
     "seed_everything",
     "seed_process",
     "set_generator_state",
+    "snapshot",
 ]
 
 _SEED_LIMIT = 2**32
 
 
-def _pack(value: Any) -> Any:
-    """Turn numpy arrays and scalars into tensors and plain numbers, which a checkpoint can keep."""
+def pack(value: Any) -> Any:
+    """Turn a state as its generator gives it into tensors and plain numbers, which a checkpoint can keep.
+
+    Args:
+        value: A generator's state, or a dict of such as `snapshot` returns.
+    """
     if isinstance(value, dict):
-        return {key: _pack(item) for key, item in value.items()}
+        return {key: pack(item) for key, item in value.items()}
+    if isinstance(value, tuple):  # Python's
+        version, words, gauss = value
+        return {"version": version, "words": torch.from_numpy(np.array(words, dtype=np.int64)), "gauss": gauss}
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.view(f"i{value.dtype.itemsize}").copy())
     return value.item() if isinstance(value, np.generic) else value
@@ -50,17 +59,18 @@ def _unpack(value: Any) -> Any:
     return value
 
 
-def _pack_python(state: tuple[Any, ...]) -> dict[str, Any]:
-    version, words, gauss = state
-    return {"version": version, "words": torch.from_numpy(np.array(words, dtype=np.int64)), "gauss": gauss}
-
-
-def _unpack_python(state: dict[str, Any]) -> tuple[Any, ...]:
-    return state["version"], tuple(state["words"].tolist()), state["gauss"]
+def _unpack_python(state: dict[str, Any] | tuple[Any, ...]) -> tuple[Any, ...]:
+    return state if isinstance(state, tuple) else (state["version"], tuple(state["words"].tolist()), state["gauss"])
 
 
 def capture(accelerator: Accelerator | None = None, device: torch.device | None = None) -> dict[str, Any]:
-    """Return the state of every global generator, as plain values and tensors.
+    """Return what `snapshot` does, as plain values and tensors."""
+    packed: dict[str, Any] = pack(snapshot(accelerator, device))
+    return packed
+
+
+def snapshot(accelerator: Accelerator | None = None, device: torch.device | None = None) -> dict[str, Any]:
+    """Return the state of every global generator, as `restore` takes it; `pack` makes it fit for a checkpoint.
 
     Python's ``random``, numpy's global generator, torch's CPU generator and, where an accelerator is
     given that has one, the generator of its device.
@@ -70,8 +80,8 @@ def capture(accelerator: Accelerator | None = None, device: torch.device | None 
         device: This rank's device.
     """
     state: dict[str, Any] = {
-        "python": _pack_python(random.getstate()),
-        "numpy": _pack(np.random.get_state(legacy=False)),
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
     }
     if accelerator is not None and device is not None:
@@ -85,7 +95,7 @@ def restore(state: dict[str, Any], accelerator: Accelerator | None = None, devic
     """Set every global generator that ``state`` names; a device of another kind keeps its own state.
 
     Args:
-        state: What `capture` returned.
+        state: What `snapshot` or `capture` returned.
         accelerator: The kind of device.
         device: This rank's device.
     """
@@ -100,16 +110,16 @@ def restore(state: dict[str, Any], accelerator: Accelerator | None = None, devic
 
 
 @contextmanager
-def isolate(accelerator: Accelerator | None = None, device: torch.device | None = None) -> Iterator[dict[str, Any]]:
-    """Leave the global generators, on exit, as they were on entry; yield their state.
+def isolate(accelerator: Accelerator | None = None, device: torch.device | None = None) -> Iterator[None]:
+    """Leave the global generators, on exit, as they were on entry.
 
     Args:
         accelerator: The kind of device.
         device: This rank's device.
     """
-    state = capture(accelerator, device)
+    state = snapshot(accelerator, device)
     try:
-        yield state
+        yield
     finally:
         restore(state, accelerator, device)
 
@@ -131,10 +141,10 @@ def generator_state(generator: Any) -> Any:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, random.Random):
-        return _pack_python(generator.getstate())
+        return pack(generator.getstate())
     if isinstance(generator, np.random.RandomState):
-        return _pack(generator.get_state(legacy=False))
-    return _pack(generator.bit_generator.state)
+        return pack(generator.get_state(legacy=False))
+    return pack(generator.bit_generator.state)
 
 
 def set_generator_state(generator: Any, state: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from lt_core.state.progress import RunningStage, TrainerFn
 
@@ -31,7 +32,7 @@ class Stage:
     hook: str
     args: tuple[str, ...] = ("batch", "batch_idx", "dataloader_idx")
 
-    @property
+    @cached_property
     def word(self) -> str:
         """Return the word under which the stage's data and metrics are kept: train, validate, test or predict."""
         return str(self.running)
