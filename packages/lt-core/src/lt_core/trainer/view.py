@@ -182,6 +182,14 @@ class TrainerView:
 
     _results: Results
 
+    def share_metrics(self) -> None:
+        """Bring values in `callback_metrics` that a hook of this batch's end logged in line with those of the other ranks.
+
+        Every rank must call it at the same place. What was logged before these hooks is in line already.
+        """
+        if self._run is not None and not self._run.loop.alone:
+            self._run.metrics.train.share()
+
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
         """Return what the loggers were last given, as 0-dim tensors."""
