@@ -367,6 +367,7 @@ class MetricStore(Outlets):
             slot.shared = slot.time - kept.get("pending", True)
             slot.path, slot.metric = kept["metric"], objects.get(kept["metric"])
             self._slots[slot.key] = slot
+            self.syncs = self.syncs or (slot.sync and slot.step)
 
     def _objects(self) -> dict[str, Any]:
         """Return the module's metric objects by path."""
