@@ -75,9 +75,7 @@ def test_every_rank_reads_the_synced_value_after_each_batch(tmp_path: Path) -> N
         assert step[2] == bar[2] == both[2] in (7.0, 8.0)
 
 
-@pytest.mark.parametrize(
-    ("op", "wanted"), [("mean", 6.0), ("sum", 12.0), ("min", 2.0), ("max", 10.0)]
-)
+@pytest.mark.parametrize(("op", "wanted"), [("mean", 6.0), ("sum", 12.0), ("min", 2.0), ("max", 10.0)])
 def test_each_reduction_is_over_the_ranks(op: str, wanted: float, tmp_path: Path) -> None:
     """A sum, mean, least or greatest is that of all ranks, once, whether loggers take each step's or not."""
 
@@ -151,7 +149,9 @@ def test_decisions_follow_the_value_of_all_ranks(tmp_path: Path) -> None:
             return [optimizer], [{"scheduler": plateau, "monitor": "x", "interval": "step"}]
 
     class LogsLate(Callback):
-        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             pl_module.log("late", late[trainer.global_rank][batch_idx], sync_dist=True, on_step=True)
 
     def job(rank: int) -> Any:
