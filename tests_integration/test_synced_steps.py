@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_rank_values import Net, loader, on, trainer_of
+from test_rank_values import loader, on, trainer_of
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint

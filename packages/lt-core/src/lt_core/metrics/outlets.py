@@ -75,9 +75,9 @@ class Outlets:
         return [s for s in self._by_time() if s.time > s.taken and s.step]
 
     def share(self) -> None:
-        """Reduce, over all ranks, step values with ``sync_dist`` that were not yet, if any rank ever logged such values.
+        """Reduce step values with ``sync_dist`` that were not yet, where ranks know that there are any.
 
-        Every rank must call it. What was reduced stands in the place of the rank's own value.
+        Every rank must call it. What is found takes the place of the rank's own value, for whoever reads it.
         """
         if self.shares:
             self._share([], ())

@@ -77,8 +77,8 @@ class Slot:
 
     __slots__ = (
         "add_idx", "bar", "chunk", "code", "double", "epoch", "epoch_name", "group", "host", "last", "logger", "metric",
-        "name", "op", "options", "path", "plain_name", "rank_zero_only", "result", "returned", "scope", "share", "shared",
-        "step", "step_name", "suffix", "sync", "synced", "taken", "time", "total", "weight",
+        "name", "op", "options", "path", "plain_name", "rank_zero_only", "result", "returned", "scope", "share",
+        "shared", "step", "step_name", "suffix", "sync", "synced", "taken", "time", "total", "weight",
     )  # fmt: skip
 
     def __init__(self, name: str, scope: int, suffix: str, settings: dict[str, Any]) -> None:

@@ -183,9 +183,9 @@ class TrainerView:
     _results: Results
 
     def share_metrics(self) -> None:
-        """Bring values in `callback_metrics` that a hook of this batch's end logged in line with those of the other ranks.
+        """Reduce values with ``sync_dist`` that a hook of a batch's end logged, so that all ranks read the same.
 
-        Every rank must call it at the same place. What was logged before these hooks is in line already.
+        Every rank must call it at the same place. What was logged before these hooks is reduced already.
         """
         if self._run is not None and not self._run.loop.alone:
             self._run.metrics.train.share()
