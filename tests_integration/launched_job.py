@@ -61,9 +61,11 @@ def main(strategy, devices, workers):
     trainer.fit(net, loader(True), loader(False))
     (values,) = trainer.validate(net, loader(False), verbose=False)
     rows = torch.cat(trainer.predict(net, loader(False))).tolist()
-    assert rows == samples[:, 0].tolist(), rows
     if trainer.is_global_zero:
+        assert rows == samples[:, 0].tolist(), rows
         print(json.dumps([net.layer.weight.tolist(), values, trainer.global_step]))
+    else:
+        assert set(rows) < set(samples[:, 0].tolist()), rows  # its own
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -151,7 +151,8 @@ class Asking(Net):
 ESTIMATED: dict[str, tuple[Callable[[int], Any], int]] = {
     "iterable": (lambda rank: DataLoader(Sized(0, 24), 2), 12),
     "drawing": (lambda rank: DataLoader(Sized(0, 24, shuffles=True), 2), 12),
-    "last global batch": (lambda rank: DataLoader(Sized(0, 23), 2), 12),
+    "last global batch": (lambda rank: DataLoader(Sized(0, 25), 2), 14),
+    "drop_last": (lambda rank: DataLoader(Sized(0, 27), 2, drop_last=True), 12),
     "list": (lambda rank: list(torch.arange(24).reshape(12, 2)), 12),
     "sharded": (lambda rank: DataLoader(Sized(100 * rank, 100 * rank + 24), 2), 24),
     "beside another": (lambda rank: [DataLoader(Sized(0, 24), 2), list(torch.arange(8))], 12),
@@ -174,6 +175,42 @@ def test_steps_are_estimated_for_the_rank(tmp_path: Any) -> None:
 
     for found in on_two(job, timeout=120):
         assert found == {kind: (steps, steps, True) for kind, (_, steps) in ESTIMATED.items()}
+
+
+def batches_of(numbers: range, batch: int) -> list[Any]:
+    return [torch.tensor(numbers[i : i + batch]) for i in range(0, len(numbers), batch)]
+
+
+WHOLE: dict[str, Callable[[range, int], Any]] = {
+    "iterable": lambda numbers, batch: stream(0, len(numbers), batch),
+    "sized": lambda numbers, batch: DataLoader(Sized(0, len(numbers)), batch),
+    "list": batches_of,
+    "function": lambda numbers, batch: lambda: iter(batches_of(numbers, batch)),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_last_samples_of_a_stream_are_trained_as_one_process_trains_them(kind: str, tmp_path: Any) -> None:
+    """Weights and validation are those of one process with the global batch, whatever is left at the stream's end."""
+    lengths = (1, 3, 9, 12, 14, 15) if kind in ("iterable", "sized") else (3, 12, 15)  # lists are of whole batches
+    cases = [(n, accumulate) for n in lengths for accumulate in (1, 2)]
+
+    def fitted(size: int) -> list[Any]:
+        found = []
+        for n, accumulate in cases:
+            net = Validated()
+            seed_everything(3, verbose=False)
+            trainer = trainer_of(size, tmp_path, max_epochs=2, accumulate_grad_batches=accumulate)
+            numbers, batch = range(n), 6 // size
+            trainer.fit(net, WHOLE[kind](numbers, batch), WHOLE[kind](numbers, batch))
+            found.append((weights(net), float(trainer.callback_metrics["val"]), trainer.global_step))
+        return found
+
+    alone = fitted(1)
+    for found in on_two(lambda rank: fitted(2), timeout=200):
+        for case, one, two in zip(cases, alone, found, strict=True):
+            assert two[0] == pytest.approx(one[0], rel=1e-6, abs=1e-6), case
+            assert two[1:] == (pytest.approx(one[1], rel=1e-6, abs=1e-6), one[2]), case
 
 
 UNEVEN: dict[str, Callable[[int], Any]] = {
@@ -298,7 +335,7 @@ def test_ranks_resume_inside_an_epoch_of_unknown_length(tmp_path: Any) -> None:
             assert other == weight, name
             assert lasts_again == lasts, name
             if name == "dealt and shuffled":
-                assert whole[:5] != whole[5:]
+                assert whole[:6] != whole[6:]
 
 
 class Evaluated(Validated):
@@ -391,7 +428,7 @@ def test_the_log_says_once_what_was_chosen(tmp_path: Any) -> None:
 
     def job(rank: int) -> Any:
         found = {}
-        for name, data in {"dealt": stream(0, 14), "sharded": UNEVEN["function"](rank)}.items():
+        for name, data in {"dealt": stream(0, 14, drop_last=True), "sharded": UNEVEN["function"](rank)}.items():
             lines: list[str] = []
             handler = logging.Handler()
             handler.emit = lambda record, lines=lines: lines.append(record.getMessage())  # type: ignore[method-assign, misc]

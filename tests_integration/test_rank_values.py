@@ -233,6 +233,39 @@ def test_predictions_come_in_the_datas_order(tmp_path: Path) -> None:
             assert torch.cat(batches).tolist() == pytest.approx([i / 5 for i in range(n)])
 
 
+def memory(line: str) -> int:
+    """Return a figure of this process's memory in MiB: ``VmRSS``, or ``VmHWM``, the most so far."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(text.split()[1]) for text in lines if text.startswith(f"{line}:")) // 1024
+
+
+class Wide(Net):
+    """Module whose predictions are large, a mebibyte a batch, and that notes how its ranks' memory grows."""
+
+    def on_predict_start(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the most so far
+        self.before = memory("VmRSS")
+
+    def predict_step(self, batch: list[torch.Tensor], batch_idx: int) -> dict[str, Any]:
+        return {"row": batch[0][0, 0].clone(), "wide": torch.full((1 << 18,), float(self.global_rank))}
+
+    def teardown(self, stage: str) -> None:
+        file = Path(self.trainer.default_root_dir) / f"{self.global_rank}.txt"
+        file.write_text(str(memory("VmHWM") - self.before), encoding="utf-8")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux does")
+def test_rank_zero_alone_holds_all_predictions(tmp_path: Path) -> None:
+    """Large predictions come in the data's order too, and other ranks hold hardly more than their own."""
+    trainer = trainer_of(3, tmp_path, strategy="ddp_fork", launcher=None)
+    found: Any = trainer.predict(Wide(), loader(90, 1))
+    assert [round(5 * batch["row"].item()) for batch in found] == list(range(90))
+    assert [batch["wide"][-1] for batch in found] == [n % 3 for n in range(90)]
+    for rank in (1, 2):
+        grown = int((tmp_path / f"{rank}.txt").read_text(encoding="utf-8"))
+        assert grown < 30 + 90, rank  # its own, and some parts of 16 MiB in their several forms
+
+
 class Recording(Net):
     """Module that notes which samples it trains on, by epoch and batch."""
 

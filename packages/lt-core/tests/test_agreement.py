@@ -94,6 +94,7 @@ def run_of(rank: int, collectives: Any, size: int = SIZE) -> Any:
         saves=Saves(None),
         collectives=collectives,
         feed=SimpleNamespace(ends=None),
+        metrics=SimpleNamespace(train=SimpleNamespace(syncs=False, shares=None)),
     )
 
 
@@ -281,6 +282,19 @@ def test_a_failure_is_every_ranks(who: int | None) -> None:
         return error is not None
 
     assert on_ranks(job) == [who is not None] * SIZE
+
+
+def test_values_to_reduce_of_one_rank_are_known_to_all() -> None:
+    """Where one rank logs values to reduce, all know it once they settle, and do not forget; else all go on asking."""
+
+    def job(run: Any, rank: int) -> list[bool | None]:
+        store, known = run.metrics.train, []
+        for store.syncs in (False, rank == 1, False):
+            settle(run)
+            known.append(store.shares)
+        return known
+
+    assert on_ranks(job) == [[None, True, True]] * SIZE
 
 
 def test_a_rank_with_an_error_is_alone() -> None:

@@ -34,17 +34,20 @@ class Stream(IterableDataset[int]):
         return iter(range(self.n))
 
 
-def dealt(user: Any, rank: int, size: int, train: bool) -> tuple[list[Any], list[tuple[float, int]]]:
+def dealt(
+    user: Any, rank: int, size: int, train: bool, single: bool = True
+) -> tuple[list[Any], list[tuple[float, int]]]:
     """Return one rank's share of what all ranks give alike, and the weights of its batches."""
-    dealer = Dealer(user, "loader", world=world(rank, size), ranks=size, collectives=PlainCollectives(), train=train)
+    peers: dict[str, Any] = {"world": world(rank, size), "ranks": size, "collectives": PlainCollectives()}
+    dealer = Dealer(user, "loader", train=train, single=single, **peers)
     batches = list(dealer.deal(iter(user), True))
     return batches, list(dealer.weights)
 
 
-@given(n=st.integers(0, 20), size=st.integers(2, 5))
-def test_evaluation_deals_every_batch_once(n: int, size: int) -> None:
+@given(n=st.integers(0, 20), size=st.integers(2, 5), train=st.booleans())
+def test_every_batch_is_dealt_once(n: int, size: int, train: bool) -> None:
     """The ranks' batches of weight above 0, put together, are the stream; all ranks have equally many batches."""
-    shares = [dealt(list(range(n)), rank, size, False) for rank in range(size)]
+    shares = [dealt(list(range(n)), rank, size, train) for rank in range(size)]
     own = [[b for b, (weight, _) in zip(*share, strict=True) if weight] for share in shares]
     assert sorted(batch for share in own for batch in share) == list(range(n))
     assert all(share == list(range(rank, n, size)) for rank, share in enumerate(own))
@@ -52,10 +55,13 @@ def test_evaluation_deals_every_batch_once(n: int, size: int) -> None:
 
 
 @given(n=st.integers(0, 20), size=st.integers(2, 5))
-def test_training_deals_whole_global_batches(n: int, size: int) -> None:
-    """All ranks have equally many batches, one of each whole global batch."""
+def test_a_rest_is_left_out_where_it_is_wished_or_streams_run_side_by_side(n: int, size: int) -> None:
+    """With drop_last, and beside other loaders, all ranks have one batch of each whole global batch in training."""
     for rank in range(size):
-        assert dealt(list(range(n)), rank, size, True)[0] == list(range(rank, n // size * size, size))
+        whole = list(range(rank, n // size * size, size))
+        assert dealt(list(range(n)), rank, size, True, single=False)[0] == whole
+        dropping = DataLoader(Stream(n), 1, drop_last=True)
+        assert [int(batch) for batch in dealt(dropping, rank, size, True)[0]] == whole
 
 
 @given(n=st.integers(1, 30), batch=st.integers(1, 4), size=st.integers(2, 3))
@@ -64,7 +70,7 @@ def test_weights_of_dealt_batches_make_the_mean_over_samples(n: int, batch: int,
     loader = DataLoader(Stream(n), batch)
     shares = [dealt(loader, rank, size, True) for rank in range(size)]
     order = list(range(n))
-    for step in range(-(-n // batch) // size):
+    for step in range(-(-n // (batch * size))):
         samples = order[step * batch * size : (step + 1) * batch * size]
         means = [share[0][step].double().mean().item() * share[1][step][0] for share in shares]
         assert sum(means) / size == pytest.approx(sum(samples) / len(samples))
@@ -171,15 +177,15 @@ def test_sizes_are_those_that_the_ranks_found() -> None:
             found.append(feed.num_batches)
         return found
 
-    assert on_threads(2, job) == [[3, 4]] * 2
+    assert on_threads(2, job) == [[4, 4]] * 2
 
 
-def test_a_list_with_fewer_batches_than_ranks_is_refused() -> None:
-    """A dealt list must hold a batch for each rank."""
+def test_a_list_with_fewer_batches_than_ranks_is_refused_beside_another() -> None:
+    """A dealt list that runs beside another one must hold a batch for each rank."""
 
     def job(rank: int, meeting: Any) -> None:
         with pytest.raises(ConfigError, match="a loader of length 1 for 2 ranks"):
-            Feed([5], stage="train", world=world(rank, 2), collectives=meeting).epoch(0)
+            Feed({"a": [5], "b": [6, 7]}, stage="train", world=world(rank, 2), collectives=meeting).epoch(0)
 
     on_threads(2, job)
 

@@ -277,7 +277,8 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
             on_epoch: Whether the value is reduced over the epoch; None means as the hook has it.
             reduce_fx: ``"mean"`` (weighted by batch size), ``"sum"``, ``"min"`` or ``"max"``.
             enable_graph: Whether to keep the graph of the value.
-            sync_dist: Whether to reduce over all processes.
+            sync_dist: Whether to reduce over all processes: a step's value after each training step, at a cost of two
+                exchanges for all of them, an epoch's at its end.
             sync_dist_group: The process group to do so in.
             add_dataloader_idx: Whether the loader's name may be appended.
             batch_size: The weight of the mean; found in the batch if None.

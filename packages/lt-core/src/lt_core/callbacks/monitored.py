@@ -63,6 +63,7 @@ def candidates(trainer: Trainer) -> dict[str, Tensor]:
 
     Every rank must call it at the same place, since what is decided with it must be the same.
     """
+    trainer.share_metrics()
     found = dict(trainer.callback_metrics)
     for name, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
         logged = found.get(name)

@@ -3,8 +3,9 @@
 An iterable dataset, a generator or a list of batches gives a rank whatever the user's code gives there: all ranks the
 same batches, or each its own. So the ranks' first batches are compared, by a digest. Where all are equal, every rank
 reads the one stream and keeps every W-th batch of it, W the number of data ranks; else the data is taken as sharded by
-the user, and nothing is cut. In training only whole global batches, of W batches, are dealt, so that all ranks end at
-the same one; in evaluation the rest is dealt too.
+the user, and nothing is cut. A global batch is W batches. What is left of the stream behind the last whole one is dealt
+too: ranks that get none of it repeat its first batch, with weight 0, so that all ranks end at the same one. It is left
+out in training where the loader has ``drop_last=True``, and where streams run side by side, which end at other rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Dealer:
         world: The data ranks to deal to; a world of one takes what each rank's own code gives.
         ranks: The number of all ranks.
         collectives: The exchange with all ranks.
-        train: Whether only whole global batches are dealt; else a rank without a batch gets one of weight 0.
+        train: Whether for training; in evaluation a rank without any batch gets one of weight 0.
+        single: Whether the loader is the only one.
 
     Attributes:
         dealt: Whether all ranks give the same batches; None where that is not known yet.
@@ -44,10 +46,11 @@ class Dealer:
     """
 
     def __init__(
-        self, user: Any, where: str, *, world: World, ranks: int, collectives: Collectives, train: bool
+        self, user: Any, where: str, *, world: World, ranks: int, collectives: Collectives, train: bool, single: bool
     ) -> None:
         self.where, self.rank, self.size, self.train = where, world.data_rank, world.data_size, train
         self.ranks, self.collectives = ranks, collectives
+        self.whole = train and (not single or bool(getattr(user, "drop_last", False)))
         self.batch: int | None = user.batch_size if isinstance(user, DataLoader) else None
         self.dealt: bool | None = None if self.size > 1 else False
         self.due = self.size > 1
@@ -63,7 +66,7 @@ class Dealer:
         """Return how many of the loader's batches this rank takes at the most."""
         if not self.dealt or batches == float("inf"):
             return batches
-        return batches // self.size if self.train else -(-batches // self.size)
+        return batches // self.size if self.whole else -(-batches // self.size)
 
     def resume(self, dealt: bool | None) -> None:
         """Take a saved decision, until the next first batch is compared; a place of one process is one of all."""
@@ -131,11 +134,11 @@ class Dealer:
                 if number in (0, self.rank):  # a rank that has none of its own repeats the first
                     mine = batch
                 sizes.append(None if self.batch is None else batch_size(batch)[0])
-            if len(sizes) < self.size and (self.train or not sizes):
+            if len(sizes) < self.size and (self.whole or not sizes):
                 self.left_out = len(sizes)
                 return
             known = [size for size in sizes if size is not None and size <= (self.batch or 0)]
             total = sum(known) if len(known) == len(sizes) else 0
-            own = known[self.rank] * self.size / total if total and self.rank < len(sizes) else 1.0
-            self.weights.append((own if self.rank < len(sizes) else 0.0, total))
+            own = 0.0 if self.rank >= len(sizes) else known[self.rank] / total if total else 1 / len(sizes)
+            self.weights.append((own * self.size, total))
             yield mine

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from lt_core.data.dealing import Dealer
 from lt_core.data.leaf import Leaf, SequenceLeaf
@@ -41,9 +42,8 @@ class FeedPeers:
             else:
                 leaf.even = False
             if not leaf.even and not leaf.indexed:
-                leaf.dealer = Dealer(
-                    leaf.user, where, world=self.world, ranks=self.size, collectives=self.collectives, train=train
-                )
+                peers: dict[str, Any] = {"world": self.world, "ranks": self.size, "collectives": self.collectives}
+                leaf.dealer = Dealer(leaf.user, where, train=train, single=len(leaves) == 1, **peers)
                 leaf.exact = isinstance(leaf, SequenceLeaf)  # one rank's wrong length must not hang the others
         self.even = all(leaf.even for leaf in leaves)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from lt_core.data.nested import leaves, move_to_device
 from lt_core.data.to_device import build_place
 from lt_core.loops.evaluate import eval_step, evaluation_modes, loaders_of, shadow_step
 from lt_core.notices import warn
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["run_predict"]
 
 _NOTHING = object()
+_PART, _ENTRY = 16 << 20, 1 << 12  # bytes: of a part that ranks exchange, and of what is no tensor in each output
 
 
 def run_predict(run: Run, keep: bool, whole: bool = False) -> list[Any] | None:
@@ -27,13 +31,11 @@ def run_predict(run: Run, keep: bool, whole: bool = False) -> list[Any] | None:
     Args:
         run: The run.
         keep: Whether to return what predict_step returned.
-        whole: Whether to return that of all ranks, in the data's order, and not this rank's alone.
+        whole: Whether rank 0 returns that of all ranks, in the data's order, and not only its own.
 
     Returns:
         The predictions of one loader, a list of those for several, or None.
     """
-    from lt_core.data.nested import move_to_device
-
     feed = loaders_of(run, PREDICT)
     if not feed.loaders:
         return [] if keep else None
@@ -75,7 +77,34 @@ def run_predict(run: Run, keep: bool, whole: bool = False) -> list[Any] | None:
 
 
 def _in_order(run: Run, outputs: list[Any]) -> list[Any]:
-    """Return all ranks' outputs for a loader: of each round of batches first rank 0's, then rank 1's, and so on."""
-    shares = dict(run.collectives.gather_object((run.world.data_rank, outputs)))
+    """Return on rank 0 all ranks' outputs for a loader, round by round in the order of ranks; elsewhere this rank's.
+
+    They come in parts, which ranks that do not need them let go of at once.
+    """
+    world, shares = run.world, {run.world.data_rank: outputs}
+    for source in range(1, world.size):
+        parts, theirs = _parts(outputs), list[Any]()
+        while True:
+            mine = world.data_rank, next(parts, None) if source == world.rank else None
+            place, part = run.collectives.broadcast_object(mine, source)
+            if part is None:
+                break
+            theirs += () if world.rank else part
+        shares.setdefault(place, theirs)  # ranks that see the same samples all send them
+    if world.rank:
+        return outputs
     rounds = zip_longest(*(shares[rank] for rank in sorted(shares)), fillvalue=_NOTHING)
     return [output for each in rounds for output in each if output is not _NOTHING]
+
+
+def _parts(outputs: list[Any]) -> Iterator[list[Any]]:
+    """Yield outputs in lists of which each is small."""
+    part: list[Any] = []
+    size = 0
+    for output in outputs:
+        part.append(output)
+        size += _ENTRY + sum(leaf.nbytes for _, leaf in leaves(output) if isinstance(leaf, Tensor))
+        if size >= _PART:
+            yield part
+            part, size = [], 0
+    yield part

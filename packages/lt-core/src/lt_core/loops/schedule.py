@@ -106,6 +106,7 @@ def step_plateau(run: Run, interval: str, count: int) -> None:
     for config in _active(run):
         if config.interval != interval or not config.reduce_on_plateau or count % config.frequency:
             continue
+        run.metrics.train.share()
         metrics = run.trainer.callback_metrics
         name = config.monitor or ""
         early = interval == "step" and name in run.trainer.epoch_metrics  # the epoch is not over

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,25 @@ def build_step(run: Run) -> Step:
         step = _straight_step(pieces)
     else:
         step = _window_step(pieces)
-    return between(None, step, run.engine.boundary)
+    return between(None, step, _after(run))
+
+
+def _after(run: Run) -> Callable[[], Any] | None:
+    """Return what follows each step, before the hooks of the batch's end: the engine's call, and ranks share values."""
+    store, loop, boundary = run.metrics.train, run.loop, run.engine.boundary
+    if run.world.size == 1:
+        return boundary
+
+    def after() -> None:
+        if boundary is not None:
+            boundary()
+        if store.shares is None:
+            store.shares = run.collectives.any(store.syncs)
+        if store.syncs and not store.shares:
+            loop.wish = True  # all ranks learn of it when they settle
+        store.share()
+
+    return after
 
 
 def _straight_step(p: Pieces) -> Step:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lt_core.metrics.reading import AT_DEMAND, computed, floats, fold
 from lt_core.metrics.slot import EVAL_BATCH_START, EVAL_EPOCH_END, FORBIDDEN, TRAIN_EPOCH_END, Slot
-from lt_core.metrics.sync import Part, sync_parts
+from lt_core.metrics.sync import NEUTRAL, Part, sync_parts
 from lt_interface.errors import MisconfigurationException
 
 __all__ = ["Newest", "Outlets", "as_tensor", "reset"]
@@ -32,13 +32,16 @@ class Outlets:
         time: The clock: how many values were logged and reduced.
         reduced_at: When an epoch's values were reduced last, by the clock.
         evaluates: Whether this is an evaluation's store.
+        syncs: Whether a step value was ever logged here with ``sync_dist``.
+        shares: Whether one was on any rank, as far as all ranks know; None before they first asked.
     """
 
     def __init__(self, collectives: Any, device: Any, world_size: int) -> None:
         self.collectives, self.device, self.world_size = collectives, device, world_size
         self.scope: int = FORBIDDEN
         self.time = self.reduced_at = 0
-        self.evaluates = False
+        self.evaluates = self.syncs = False
+        self.shares: bool | None = None
         self._slots: dict[tuple[int, str], Slot] = {}
         self._shown: dict[tuple[int, str], float] = {}  # step values as they were last read
         self._closed = False
@@ -49,7 +52,7 @@ class Outlets:
 
     def take_step(self) -> dict[str, float]:
         """Return each step value that was logged for the loggers since the last call."""
-        due = [s for s in self._by_time() if s.time > s.taken and s.step]
+        due = self._due()
         if self.world_size <= 1:
             values = floats(due, self._slots.values())
         elif self.scope >= EVAL_BATCH_START:
@@ -57,27 +60,41 @@ class Outlets:
             due = [s for s in due if s.last is not AT_DEMAND]
             values = floats(due)
         else:
-            values = self._synced_step(due)
+            objects = [s for s in due if s.last is AT_DEMAND]
+            self._share([], objects)
+            for slot in objects:
+                slot.last = computed(slot)
+            due = self._due()
+            values = floats(due, self._slots.values())
         for slot in due:
             slot.taken = slot.time
         self._shown.update(values)
         return {s.step_name: values[s.key] for s in due if s.logger and s.key in values}
 
-    def _synced_step(self, due: list[Slot]) -> dict[tuple[int, str], float]:
-        """Return the step values, those with ``sync_dist`` over all ranks, once the ranks are seen to have the same."""
-        objects = [s for s in due if s.last is AT_DEMAND]
-        values = floats([s for s in due if s.last is not AT_DEMAND], self._slots.values())
-        parts = [_part(s, s.step_name, values[s.key] * s.share, s.share) for s in due if s.sync]
-        found = self._exchange(parts, objects)
-        for slot in self._slots.values():  # a rank without a value takes the others'
+    def _due(self) -> list[Slot]:
+        return [s for s in self._by_time() if s.time > s.taken and s.step]
+
+    def share(self) -> None:
+        """Reduce step values with ``sync_dist`` that were not yet, where ranks know that there are any.
+
+        Every rank must call it. What is found takes the place of the rank's own value, for whoever reads it.
+        """
+        if self.shares:
+            self._share([], ())
+
+    def _share(self, parts: list[Part], objects: Iterable[Slot]) -> dict[str, float]:
+        """Exchange pending step values together with other parts; return what is found for all of them."""
+        slots = [] if self.evaluates else [s for s in self._slots.values() if s.sync and s.step]
+        pending = {s.key: s for s in slots if s.time > s.shared}
+        values = floats(pending.values(), self._slots.values())
+        # A name that is known takes part without a value too, so that ranks that log it at times have the same names.
+        mine = [(s, values[s.key] * s.share, s.share) if s.key in values and s.share else (s, 0, 0) for s in slots]
+        found = self._exchange([*(_part(s, s.step_name, *m) for s, *m in mine), *parts], objects)
+        for slot in self._by_time():  # also one without a value here, which takes the others'
             if slot.step and (key := f"{slot.scope}:{slot.step_name}") in found:
-                values[slot.key] = found[key]
-                due += [slot]
-        for slot in objects:
-            slot.last = computed(slot)
-            if slot.last is not None:
-                values[slot.key] = slot.last
-        return values
+                slot.last, slot.time = found[key], self.time + 1  # newer than what was read before
+                slot.shared = self.time = slot.time
+        return found
 
     def _exchange(self, parts: list[Part], objects: Iterable[Slot]) -> dict[str, float]:
         names = [f"{s.scope}:{s.plain_name}" for s in objects]
@@ -104,7 +121,8 @@ class Outlets:
         due = {s.key: s for s in slots if s.weight and (s.synced is None or s.synced[1] != (s.total, s.weight))}
         objects = [s for s in among if s.epoch and s.metric is not None and s.result is None]
         parts = [_part(s, s.epoch_name, s.total, s.weight) for s in due.values()]
-        found = self._exchange(parts, objects)
+        found = self._share(parts, objects)
+        self.time = self.reduced_at = self.time + 1
         for slot in self._slots.values():  # a rank without values takes the others'
             if slot.epoch and (key := f"{slot.scope}:{slot.epoch_name}") in found:
                 slot.synced = found[key], (slot.total, slot.weight)
@@ -219,6 +237,7 @@ class Outlets:
 
 
 def _part(slot: Slot, name: str, total: float, weight: float) -> Part:
+    total = total if weight else NEUTRAL[slot.op]
     return Part(f"{slot.scope}:{name}", slot.op, slot.group, total, weight, slot.place())
 
 

@@ -145,8 +145,9 @@ class Metrics:
         Args:
             watched: The names that somebody looks at.
         """
+        found = self.train.so_far(watched)
         self.results.read_callback(self.train)
-        self.results.take(self.train.so_far(watched))
+        self.results.take(found)
 
     def of_epoch(self) -> frozenset[str]:
         """Return the names whose newest value is training's, reduced over the epoch or its part up to now."""

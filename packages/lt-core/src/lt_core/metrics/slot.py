@@ -64,6 +64,7 @@ class Slot:
         last: The newest value: a float, or a 0-dim tensor that still lies on its device.
         time: When a value was logged last, by the store's clock.
         taken: The time of the value that the loggers were given last.
+        shared: The time of the newest value that is one of all ranks, where step values are reduced over them.
         double: Whether callbacks get this name in double precision, as it was logged.
         host: Whether tensors logged here lie in the host's memory, so that reading one waits for nothing.
         chunk: Values on a device, with their weights, that are not added up yet.
@@ -76,8 +77,8 @@ class Slot:
 
     __slots__ = (
         "add_idx", "bar", "chunk", "code", "double", "epoch", "epoch_name", "group", "host", "last", "logger", "metric",
-        "name", "op", "options", "path", "plain_name", "rank_zero_only", "result", "returned", "scope", "share", "step",
-        "step_name", "suffix", "sync", "synced", "taken", "time", "total", "weight",
+        "name", "op", "options", "path", "plain_name", "rank_zero_only", "result", "returned", "scope", "share",
+        "shared", "step", "step_name", "suffix", "sync", "synced", "taken", "time", "total", "weight",
     )  # fmt: skip
 
     def __init__(self, name: str, scope: int, suffix: str, settings: dict[str, Any]) -> None:
@@ -104,7 +105,7 @@ class Slot:
         self.share: float = 1
         self.last: Any = None
         self.host = self.returned = self.double = False
-        self.time = self.taken = 0
+        self.time = self.taken = self.shared = 0
         self.chunk: list[tuple[Tensor, float]] | None = None
         self.metric: Any = None
         self.path: str | None = None

@@ -204,6 +204,7 @@ class MetricStore(Outlets):
             if not metric and (not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex()):
                 as_number(name, value)  # a value that is refused leaves no slot behind
             slot = self._slots[new.key] = new
+            self.syncs = self.syncs or (new.sync and new.step)
             format_ = value.dtype if isinstance(value, Tensor) else torch.get_default_dtype()
             slot.double = not metric and format_ == torch.float64
             if slot.double:
@@ -258,10 +259,10 @@ class MetricStore(Outlets):
             slot.accumulate(number, slot.share)
 
     def _weight(self, slot: Slot, batch_size: float | None) -> float:
-        if batch_size is not None:
-            return batch_size
-        if slot.code != BATCH_MEAN:
+        if slot.code not in (BATCH_MEAN, HOOK_MEAN):
             return 1
+        if batch_size is not None or slot.code == HOOK_MEAN:
+            return 1 if batch_size is None else batch_size
         if self.size is None:
             self.size = self._search_batch_size(slot)
         return self.size
@@ -349,6 +350,7 @@ class MetricStore(Outlets):
             place = {"name": slot.name, "scope": slot.scope, "suffix": slot.suffix, "settings": settings}
             value = {"last": lasts.get(slot.key), "total": slot.total, "weight": slot.weight, "share": slot.share}
             times = {"fresh": slot.time > slot.taken, "time": slot.time, "double": slot.double}
+            times["pending"] = slot.time > slot.shared
             slots.append({**place, **value, **times, "returned": slot.returned, "metric": path})
         return {"slots": slots, "time": self.time, "reduced_at": self.reduced_at}
 
@@ -362,8 +364,10 @@ class MetricStore(Outlets):
             slot.total, slot.weight, slot.returned = kept["total"], kept["weight"], kept["returned"]
             slot.last, slot.time, slot.double = kept["last"], kept.get("time", 0), kept.get("double", False)
             slot.taken, slot.share = slot.time - kept["fresh"], kept.get("share", 1)
+            slot.shared = slot.time - kept.get("pending", True)
             slot.path, slot.metric = kept["metric"], objects.get(kept["metric"])
             self._slots[slot.key] = slot
+            self.syncs = self.syncs or (slot.sync and slot.step)
 
     def _objects(self) -> dict[str, Any]:
         """Return the module's metric objects by path."""

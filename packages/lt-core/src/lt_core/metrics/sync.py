@@ -17,10 +17,10 @@ import torch
 
 from lt_interface.errors import MisconfigurationException, Problem
 
-__all__ = ["Part", "sync_parts"]
+__all__ = ["NEUTRAL", "Part", "sync_parts"]
 
 _Key = tuple[str, str, bool]  # name, operation, whether all ranks take part with a value
-_NEUTRAL = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
+NEUTRAL = {"mean": 0.0, "sum": 0.0, "min": math.inf, "max": -math.inf}
 
 
 class Part(NamedTuple):
@@ -101,7 +101,7 @@ def _lacking(keys: list[_Key], places: list[Any], collectives: Any) -> list[Part
     every = {key: place for theirs, there in of_ranks for key, place in zip_longest(theirs, there)}
     absent = {key: [r for r, (theirs, _) in enumerate(of_ranks) if key not in theirs] for key in every}
     if all(by_all for (_, _, by_all), ranks in absent.items() if ranks) and len({k[0] for k in every}) == len(every):
-        return [Part(k[0], k[1], None, _NEUTRAL[k[1]], 0.0, every[k]) for k in every if k not in keys]
+        return [Part(k[0], k[1], None, NEUTRAL[k[1]], 0.0, every[k]) for k in every if k not in keys]
     got = "; ".join(f"{name} ({op}) not on ranks {ranks}" for (name, op, _), ranks in absent.items() if ranks)
     rule = "of metric objects and sync_dist_group, every process must log the same names, and each in one way"
     raise MisconfigurationException(Problem("self.log", rule, got, "Log them on every rank, or leave sync_dist out."))

@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_WISH, _STOP, _SAVE, _INTERRUPT, _TERMINATE, _BATCH, _END = 1, 2, 4, 8, 16, 32, 64
+_WISH, _STOP, _SAVE, _INTERRUPT, _TERMINATE, _BATCH, _END, _SYNC = 1, 2, 4, 8, 16, 32, 64, 128
 _DONE: Any = object()
 _OURS = ("lt_core.", "lt_interface.")
 _SIGNALS = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _TERMINATE}
@@ -143,16 +143,18 @@ def settle(run: Run) -> None:
 
     Afterwards ``trainer.should_stop``, the requested checkpoints and the signal to heed are the same on every rank.
     """
-    loop, trainer, watch, saves = run.loop, run.trainer, run.signals, run.saves
+    loop, trainer, watch, saves, store = run.loop, run.trainer, run.signals, run.saves, run.metrics.train
     if run.world.size == 1 or loop.alone:
         return
     loop.wish = False  # before anything is read: a signal that comes now is a wish for the next time
     bits = (_STOP if trainer._should_stop else 0) | (_SAVE if saves.queue else 0)
     bits |= 0 if watch is None else _SIGNALS.get(watch.received or 0, 0)  # type: ignore[call-overload]
+    bits |= _SYNC if store.syncs else 0
     # Two calls: the first returns what is still on its way, the second what was sent just now.
     before = run.collectives.agree(bits)
     loop.ends = loop.ends or bool(before & _END)
     seen = before | run.collectives.settle()
+    store.shares = bool(seen & _SYNC) or store.shares
     trainer._should_stop = bool(seen & _STOP)
     loop.stop = trainer.should_stop
     if watch is not None:

@@ -182,6 +182,14 @@ class TrainerView:
 
     _results: Results
 
+    def share_metrics(self) -> None:
+        """Reduce values with ``sync_dist`` that a hook of a batch's end logged, so that all ranks read the same.
+
+        Every rank must call it at the same place. What was logged before these hooks is reduced already.
+        """
+        if self._run is not None and not self._run.loop.alone:
+            self._run.metrics.train.share()
+
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
         """Return what the loggers were last given, as 0-dim tensors."""
