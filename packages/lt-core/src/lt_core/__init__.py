@@ -4,6 +4,7 @@ from lt_core.callback import Callback
 from lt_core.data.combined import CombinedLoader
 from lt_core.datamodule import LightningDataModule
 from lt_core.module import LightningModule
+from lt_core.names import finder
 from lt_core.state.rng import seed_everything
 from lt_core.trainer import Trainer
 from lt_core.version import __version__
@@ -19,3 +20,5 @@ __all__ = [
     "__version__",
     "seed_everything",
 ]
+
+__getattr__ = finder(__name__)

@@ -78,6 +78,9 @@ CLASSES: dict[str, dict[str, str]] = {
     "lt.clusters": {
         f"{name}Environment": "lt-accel" for name in ("Kubeflow", "LSF", "Lightning", "MPI", "SLURM", "TorchElastic")
     },
+    "lt.accelerators": dict.fromkeys(("CUDAAccelerator", "MPSAccelerator"), "lt-accel"),
+    "lt.strategies": {"DDPStrategy": "lt-accel"},
+    "lt.loggers": dict.fromkeys(("MLFlowLogger", "TensorBoardLogger", "WandbLogger"), "lt-loggers"),
 }
 
 
@@ -184,8 +187,11 @@ class Registry(Generic[T]):
         package = CLASSES.get(self.group, {}).get(name)
         if package is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        points = _scan().get(self.group, {}).values()
-        for top in sorted({p.module.partition(".")[0] for same in points for p in same}):
+        points = [point for same in _scan().get(self.group, {}).values() for point in same]
+        for point in points:
+            if point.attr == name:
+                return point.load()
+        for top in sorted({point.module.partition(".")[0] for point in points}):
             found = getattr(import_module(top), name, None)
             if found is not None:
                 return found

@@ -9,6 +9,7 @@ from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from lt_core.callbacks.progress import ProgressBar, RichProgressBar
 from lt_core.callbacks.timer import Timer
+from lt_core.names import finder
 
 __all__ = [
     "Callback",
@@ -24,3 +25,5 @@ __all__ = [
     "RichProgressBar",
     "Timer",
 ]
+
+__getattr__ = finder(__name__)

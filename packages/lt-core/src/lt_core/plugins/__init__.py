@@ -1,10 +1,9 @@
 """Plugins under the paths that users' imports name; those of sibling packages are there where these are installed."""
 
-from functools import partial
-
 from lt_core.builtin.precision import DoublePrecision, HalfPrecision
 from lt_core.checkpoint.format.async_io import AsyncCheckpointIO
 from lt_core.checkpoint.format.torch_io import TorchCheckpointIO
+from lt_core.names import finder
 from lt_interface import CheckpointIO, ClusterEnvironment, Precision, registry
 
 __all__ = [
@@ -17,4 +16,4 @@ __all__ = [
     "TorchCheckpointIO",
 ]
 
-__getattr__ = partial(registry.precisions.class_named, module=__name__)
+__getattr__ = finder(__name__, registry.precisions, registry.clusters)

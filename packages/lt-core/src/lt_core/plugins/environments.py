@@ -1,9 +1,8 @@
 """Cluster environments, under the path that users' imports name."""
 
-from functools import partial
-
+from lt_core.names import finder
 from lt_interface import ClusterEnvironment, registry
 
 __all__ = ["ClusterEnvironment"]
 
-__getattr__ = partial(registry.clusters.class_named, module=__name__)
+__getattr__ = finder(__name__, registry.clusters)

@@ -1,10 +1,9 @@
 """Precisions, under the path that users' imports name."""
 
-from functools import partial
-
 from lt_core.builtin.precision import DoublePrecision, HalfPrecision
+from lt_core.names import finder
 from lt_interface import Precision, registry
 
 __all__ = ["DoublePrecision", "HalfPrecision", "Precision"]
 
-__getattr__ = partial(registry.precisions.class_named, module=__name__)
+__getattr__ = finder(__name__, registry.precisions)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lt_core.names import finder
 from lt_core.notices import say
 from lt_interface import Profiler
 
 __all__ = ["PassThroughProfiler", "Profiler"]
+
+__getattr__ = finder(__name__)
 
 
 class PassThroughProfiler:

@@ -1,6 +1,32 @@
-"""What acts on the first process alone, and loaders side by side, under the path that users' imports name."""
+"""Functions and types that users' code takes from a trainer, under the paths that their imports name."""
 
 from lt_core.data.combined import CombinedLoader
-from lt_interface import rank_zero_info, rank_zero_only, rank_zero_warn
+from lt_core.data.nested import apply_to_collection
+from lt_core.data.nested import move_to_device as move_data_to_device
+from lt_core.model.hparams import AttributeDict
+from lt_core.names import finder
+from lt_core.utilities.grads import grad_norm
+from lt_core.utilities.model_helpers import is_overridden
+from lt_core.utilities.model_summary import ModelSummary, summarize
+from lt_core.utilities.throughput import measure_flops
+from lt_core.utilities.types import STEP_OUTPUT
+from lt_interface import MisconfigurationException, rank_zero_info, rank_zero_only, rank_zero_warn
 
-__all__ = ["CombinedLoader", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
+__all__ = [
+    "STEP_OUTPUT",
+    "AttributeDict",
+    "CombinedLoader",
+    "MisconfigurationException",
+    "ModelSummary",
+    "apply_to_collection",
+    "grad_norm",
+    "is_overridden",
+    "measure_flops",
+    "move_data_to_device",
+    "rank_zero_info",
+    "rank_zero_only",
+    "rank_zero_warn",
+    "summarize",
+]
+
+__getattr__ = finder(__name__)

@@ -1,0 +1,90 @@
+"""Names that users look for: where each is, and what to use in the place of one that is not here.
+
+A package that users import from asks this module for what it does not have itself, by its ``__getattr__``: a package
+inside it, a class of a sibling package, or an answer. An answer is an ImportError, since Python drops the text of any
+other error where a name is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from lt_interface import registry
+from lt_interface.errors import Problem
+
+__all__ = ["ABSENT", "finder"]
+
+_AVERAGE = "Keep a torch.optim.swa_utils.AveragedModel in a callback, updated in on_train_batch_end."
+_FREEZE = "Set requires_grad of layers in on_train_epoch_start; the optimizer may hold them from the beginning."
+_TRIES = "Fit for a few steps with each of some values: Trainer(max_steps=...)."
+_PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
+_DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
+_LOGGER = "Subclass lt_core.loggers.VersionedLogger or Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
+_HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
+
+ABSENT = {
+    "AdvancedProfiler": _PROFILE,
+    "BackboneFinetuning": _FREEZE,
+    "BaseFinetuning": _FREEZE,
+    "BasePredictionWriter": "Write in on_predict_batch_end of a callback, with predict(return_predictions=False).",
+    "BatchSizeFinder": _TRIES,
+    "CometLogger": _LOGGER,
+    "DataHooks": _HOOKS,
+    "DeepSpeedStrategy": _DDP,
+    "DeviceStatsMonitor": "Log trainer.accelerator.get_device_stats(device) in a hook of a callback.",
+    "EMAWeightAveraging": _AVERAGE,
+    "FSDPStrategy": _DDP,
+    "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
+    "GradientAccumulationScheduler": "Set trainer.accumulate_grad_batches in on_train_epoch_start of a callback.",
+    "LearningRateFinder": _TRIES,
+    "LightningLite": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
+    "ModelHooks": _HOOKS,
+    "ModelParallelStrategy": _DDP,
+    "ModelPruning": "Call torch.nn.utils.prune in on_train_epoch_end of a callback.",
+    "NeptuneLogger": _LOGGER,
+    "PyTorchProfiler": _PROFILE,
+    "SimpleProfiler": _PROFILE,
+    "SpikeDetection": "Compare the loss with its mean in on_train_batch_end of a callback.",
+    "StochasticWeightAveraging": _AVERAGE,
+    "TQDMProgressBar": "Use RichProgressBar, the default: it writes plain lines where there is no terminal.",
+    "ThroughputMonitor": "Log samples over time.monotonic() in on_train_batch_end of a callback.",
+    "Tuner": _TRIES,
+    "WeightAveraging": _AVERAGE,
+    "XLAProfiler": _PROFILE,
+    "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",
+}
+
+
+def finder(module: str, *plugins: registry.Registry[Any]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package that users import from.
+
+    Args:
+        module: The package's name.
+        plugins: Where the classes of sibling packages are looked for.
+
+    Example:
+        >>> import lt_core
+        >>> lt_core.callbacks.ModelCheckpoint.__name__
+        'ModelCheckpoint'
+    """
+
+    def find(name: str) -> Any:
+        inside = vars(import_module(module))
+        if not name.startswith("_"):
+            for each in plugins:
+                if name in registry.CLASSES.get(each.group, {}):
+                    return each.class_named(name, module)
+            if name in ABSENT:
+                raise ImportError(str(Problem(f"{module}.{name}", "this version does not have it", "", ABSENT[name])))
+            if "__path__" in inside and find_spec(f"{module}.{name}") is not None:
+                return import_module(f"{module}.{name}")
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, inside.get("__all__", ()), 1)
+        more = f". Did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"module {module!r} has no attribute {name!r}{more}")
+
+    return find

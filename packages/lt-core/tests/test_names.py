@@ -1,0 +1,181 @@
+"""Test that every name that users import is found, or answered."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lt_core
+from lt_core.names import ABSENT
+from lt_interface import registry
+
+# Each module that code for PyTorch Lightning imports from, with names that it takes there.
+PLACES = {
+    "lt_core": "Callback CombinedLoader LightningDataModule LightningModule Trainer __version__ seed_everything",
+    "lt_core.accelerators": "Accelerator CPUAccelerator",
+    "lt_core.callbacks": "Callback Checkpoint EarlyStopping LambdaCallback LearningRateMonitor ModelCheckpoint "
+    "ModelSummary OnExceptionCheckpoint ProgressBar RichModelSummary RichProgressBar Timer",
+    "lt_core.callbacks.callback": "Callback",
+    "lt_core.callbacks.checkpoint": "Checkpoint",
+    "lt_core.callbacks.early_stopping": "EarlyStopping",
+    "lt_core.callbacks.lr_monitor": "LearningRateMonitor",
+    "lt_core.callbacks.model_checkpoint": "ModelCheckpoint",
+    "lt_core.callbacks.model_summary": "ModelSummary",
+    "lt_core.callbacks.progress": "ProgressBar RichProgressBar",
+    "lt_core.callbacks.timer": "Timer",
+    "lt_core.core": "LightningDataModule LightningModule",
+    "lt_core.core.datamodule": "LightningDataModule",
+    "lt_core.core.mixins": "HyperparametersMixin",
+    "lt_core.core.module": "LightningModule",
+    "lt_core.core.optimizer": "LightningOptimizer",
+    "lt_core.demos": "BoringModel",
+    "lt_core.demos.boring_classes": "BoringDataModule BoringModel RandomDataset",
+    "lt_core.loggers": "CSVLogger Logger",
+    "lt_core.loggers.csv_logs": "CSVLogger",
+    "lt_core.loggers.logger": "DummyLogger Logger rank_zero_experiment",
+    "lt_core.plugins": "AsyncCheckpointIO CheckpointIO ClusterEnvironment DoublePrecision HalfPrecision Precision",
+    "lt_core.plugins.environments": "ClusterEnvironment",
+    "lt_core.plugins.io": "AsyncCheckpointIO CheckpointIO TorchCheckpointIO",
+    "lt_core.plugins.precision": "DoublePrecision HalfPrecision Precision",
+    "lt_core.profilers": "PassThroughProfiler Profiler",
+    "lt_core.strategies": "SingleDeviceStrategy Strategy",
+    "lt_core.trainer": "Trainer",
+    "lt_core.trainer.states": "RunningStage TrainerFn TrainerState TrainerStatus",
+    "lt_core.trainer.trainer": "Trainer",
+    "lt_core.utilities": "AttributeDict CombinedLoader ModelSummary STEP_OUTPUT apply_to_collection grad_norm "
+    "is_overridden measure_flops move_data_to_device rank_zero_info rank_zero_only rank_zero_warn summarize",
+    "lt_core.utilities.combined_loader": "CombinedLoader",
+    "lt_core.utilities.exceptions": "MisconfigurationException",
+    "lt_core.utilities.grads": "grad_norm",
+    "lt_core.utilities.model_helpers": "is_overridden",
+    "lt_core.utilities.model_summary": "ModelSummary summarize",
+    "lt_core.utilities.parsing": "AttributeDict",
+    "lt_core.utilities.rank_zero": "rank_zero_info rank_zero_only rank_zero_warn",
+    "lt_core.utilities.seed": "isolate_rng seed_everything",
+    "lt_core.utilities.throughput": "measure_flops",
+    "lt_core.utilities.types": "EVAL_DATALOADERS LRSchedulerConfigType LRSchedulerPLType LRSchedulerTypeUnion "
+    "OptimizerLRScheduler STEP_OUTPUT TRAIN_DATALOADERS",
+}
+
+
+@pytest.mark.parametrize("module", PLACES)
+def test_a_name_is_found_where_users_import_it(module: str) -> None:
+    """Each name of a module can be imported from it."""
+    for name in PLACES[module].split():
+        exec(f"from {module} import {name}", {})
+
+
+@pytest.mark.parametrize("room", ["callbacks", "loggers", "profilers", "strategies", "plugins", "utilities", "demos"])
+def test_a_package_is_an_attribute(room: str) -> None:
+    """Packages inside lt_core need no import of their own, and cost none before they are asked for."""
+    program = f"import lt_core as L, sys; assert 'lt_core.{room}' not in sys.modules or '{room}' in vars(L); L.{room}"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", ABSENT)
+@pytest.mark.parametrize("module", ["lt_core", "lt_core.callbacks", "lt_core.strategies", "lt_core.utilities"])
+def test_a_name_that_is_not_here_is_answered(module: str, name: str) -> None:
+    """Importing what this version does not have says so, with what to do instead, from wherever it is tried."""
+    with pytest.raises(ImportError, match=rf"{module}\.{name}: this version does not have it\. [A-Z].*\.$"):
+        exec(f"from {module} import {name}", {})
+
+
+def test_no_answer_hides_what_is_here() -> None:
+    """A name that some module has is not among those that are answered."""
+    here = {name for names in PLACES.values() for name in names.split()}
+    assert not here & set(ABSENT)
+
+
+def test_a_misspelt_name_is_an_ordinary_error() -> None:
+    """An unknown name is an AttributeError that has the nearest one, so that hasattr works."""
+    with pytest.raises(AttributeError, match=r"no attribute 'Trainr'\. Did you mean 'Trainer'"):
+        lt_core.Trainr  # noqa: B018
+    assert not hasattr(lt_core.callbacks, "Nothing")
+    assert not hasattr(lt_core, "__wrapped__")
+
+
+def test_a_class_of_a_package_that_is_absent_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing a logger or a strategy of a sibling package that is not installed answers with the command."""
+    monkeypatch.setattr(registry, "_scan", dict)
+    for statement, package in (
+        ("from lt_core.loggers import WandbLogger", "lt-loggers"),
+        ("from lt_core.loggers.tensorboard import TensorBoardLogger", "lt-loggers"),
+        ("from lt_core.strategies import DDPStrategy", "lt-accel"),
+        ("from lt_core.accelerators import CUDAAccelerator", "lt-accel"),
+    ):
+        with pytest.raises(ImportError, match=f"comes with another package.*pip install.*{package}"):
+            exec(statement, {})
+
+
+class TestFunctions:
+    """Functions that users' code takes from a trainer."""
+
+    def test_norms_of_gradients(self) -> None:
+        """Each gradient's norm is there by its name, and the norm of all is that of their norms."""
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+        model(torch.ones(4, 3)).sum().backward()
+        found = lt_core.utilities.grad_norm(model, 2, ".")
+        named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert set(found) == {f"grad_2.0_norm.{name}" for name in named} | {"grad_2.0_norm_total"}
+        for name, grad in named.items():
+            assert torch.equal(found[f"grad_2.0_norm.{name}"], grad.norm())
+        together = torch.cat([grad.flatten() for grad in named.values()]).norm()
+        torch.testing.assert_close(found["grad_2.0_norm_total"], together)
+        largest = max(float(grad.abs().max()) for grad in named.values())
+        assert float(lt_core.utilities.grad_norm(model, "inf")["grad_inf_norm_total"]) == largest
+        assert lt_core.utilities.grad_norm(nn.Linear(1, 1), 2) == {}
+        with pytest.raises(ValueError, match=r"the order must be above 0\. Got 0"):
+            lt_core.utilities.grad_norm(model, 0)
+
+    def test_floating_point_operations(self) -> None:
+        """A linear layer takes two operations a weight and sample forward, and a training model stays as it was."""
+        model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 1, bias=False)).eval()
+        x = torch.randn(5, 8)
+        assert lt_core.utilities.measure_flops(model, lambda: model(x)) == 2 * 5 * (8 * 4 + 4)
+        more = lt_core.utilities.measure_flops(model, lambda: model(x), torch.sum)
+        assert more == 2 * 5 * (8 * 4 + 4) * 2 + 2 * 5 * 4  # all weights' gradients, and that of what lies between
+        assert not any(child.training for child in model.modules())
+
+    def test_overridden_methods(self) -> None:
+        """A method counts as overridden where the class or the object has its own, by its usual base or a given one."""
+
+        class Own(lt_core.LightningModule):
+            def training_step(self, batch: Any, batch_idx: int) -> None: ...
+
+        class Base:
+            def run(self) -> None: ...
+
+        class Child(Base):
+            def run(self) -> None: ...
+
+        asked = lt_core.utilities.is_overridden
+        assert asked("training_step", Own())
+        assert not asked("validation_step", Own())
+        assert asked("run", Child(), Base)
+        assert not asked("run", Base(), Base)
+        assert not asked("training_step", None)
+        assert asked("on_fit_start", lt_core.callbacks.LambdaCallback(on_fit_start=print))
+
+    def test_a_summary_by_its_old_name(self) -> None:
+        """ModelSummary of the utilities is called on a model and has its counts."""
+        summary = lt_core.utilities.ModelSummary(nn.Linear(3, 2), max_depth=1)
+        assert (summary.total_parameters, summary.trainable_parameters) == (8, 8)
+        assert "8" in str(summary)
+
+    def test_a_tracker_only_on_the_first_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A logger's experiment is made on rank 0; elsewhere every call of it does nothing."""
+
+        class Own:
+            @property
+            @lt_core.loggers.logger.rank_zero_experiment
+            def experiment(self) -> Any:
+                return ["made"]
+
+        assert Own().experiment == ["made"]
+        monkeypatch.setenv("RANK", "1")
+        Own().experiment.add_scalar("x", 1)
