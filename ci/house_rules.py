@@ -28,7 +28,11 @@ def nameless(root: Path) -> list[str]:
     found = []
     for path in sorted(root.glob("packages/*/src/**/*.py")):
         words = {word for part in path.relative_to(root).with_suffix("").parts[3:] for word in part.split("_")}
-        found += [f"{path.relative_to(root)}: no module may be called {word}" for word in words & NO_IDEA if path.name not in FACES]
+        found += [
+            f"{path.relative_to(root)}: no module may be called {word}"
+            for word in words & NO_IDEA
+            if path.name not in FACES
+        ]
     return found
 
 
