@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo  # here, and not in each forked rank: it takes a second
-from rank_cases import CASES, QUIET, Net, samples, train
+from parity_job import found
+from rank_cases import ALLOWED, CASES, COMPILED, MATRIX, QUIET, Case, Net, alone, off, samples, train
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,69 +22,65 @@ from lt_interface.testing.ranks import run_ranks
 SECONDS = 400.0
 
 
-@cache
-def alone(name: str) -> dict[str, Any]:
-    """Return what one process trains."""
+expected = cache(lambda name: alone({**CASES, **COMPILED}[name]))
+
+
+def far(ranks: list[dict[str, dict[str, Any]]]) -> list[str]:
+    """Return which weights and buffers of which case are too far from those of one process, and by how much."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return train(CASES[name], 1)
+        return [
+            f"rank {rank}, {name}: {key} is {by:.1e} off"
+            for rank, found in enumerate(ranks)
+            for name, weights in found.items()
+            for key, by in off(weights, expected(name)).items()
+            if not by <= ALLOWED
+        ]
 
 
-def differences(found: dict[str, Any], name: str) -> list[str]:
-    """Return by how much the weights of one rank are off, where that is more than the case allows."""
-    expected = alone(name)
-    assert list(found) == list(expected)
-    far = {key: float(abs(found[key] - value).max()) for key, value in expected.items()}
-    return [f"{name}: {key} is {by:.1e} off" for key, by in far.items() if not by <= CASES[name].atol]
-
-
-def on_ranks(names: list[str], size: int) -> list[dict[str, dict[str, Any]]]:
+def forked(cases: dict[str, Case], size: int) -> list[dict[str, dict[str, Any]]]:
     """Return what each rank of one job trains, case after case."""
 
     def job(rank: int) -> dict[str, dict[str, Any]]:
         warnings.simplefilter("ignore")
-        return {name: train(CASES[name], size, "ddp") for name in names}
+        return {name: train(case, size, "ddp") for name, case in cases.items()}
 
     return run_ranks(job, size, SECONDS)
 
 
-def check(names: list[str], size: int) -> None:
-    """Compare every rank of one job with one process."""
-    ranks = on_ranks(names, size)
-    assert [line for found in ranks for name in names for line in differences(found[name], name)] == []
-
-
-COMPILED = [name for name in CASES if name.startswith("compiled")]
-
-
 def test_two_ranks_train_what_one_process_does() -> None:
-    """After 20 batches all weights and buffers of two ranks are those of one process, whatever the module does."""
-    check([name for name in CASES if name not in COMPILED], 2)
+    """After 20 steps all weights and buffers of two ranks are those of one process, whatever the module does."""
+    assert far(forked(CASES, 2)) == []
 
 
 @pytest.mark.slow
-def test_two_ranks_train_a_compiled_module() -> None:
-    """A compiled module trains on two ranks as in one process."""
-    check(COMPILED, 2)
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_train_a_compiled_module(size: int) -> None:
+    """A compiled module trains on several ranks as in one process."""
+    assert far(forked(COMPILED, size)) == []
 
 
 @pytest.mark.slow
 def test_four_ranks_train_what_one_process_does() -> None:
     """Four ranks train what one process does, also where some of them have no sample of a batch."""
-    check([name for name in CASES if name not in COMPILED], 4)
+    assert far(forked(CASES, 4)) == []
 
 
-@pytest.mark.parametrize("name", ["plain", "batch norm, uneven", "GAN, toggled"])
+@pytest.mark.parametrize("name", ["plain", "batch norm, 37 samples", "GAN, toggled"])
 def test_forked_ranks_train_what_one_process_does(name: str) -> None:
     """What comes back from ranks that the trainer forks are the weights of one process."""
-    assert differences(train(CASES[name], 2, "ddp_fork"), name) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert far([{name: train(CASES[name], 2, "ddp_fork")}]) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "accumulate 2, uneven", "LBFGS with a line search", "batch norm, uneven"])
-def test_spawned_ranks_train_what_one_process_does(name: str) -> None:
-    """What comes back from ranks in new interpreters are the weights of one process."""
-    assert differences(train(CASES[name], 2, "ddp_spawn"), name) == []
+@pytest.mark.parametrize(("strategy", "size"), [("ddp", 2), ("ddp", 4), ("ddp_fork", 2), ("ddp_spawn", 2)])
+def test_a_program_s_ranks_train_what_one_process_does(strategy: str, size: int, tmp_path: Path) -> None:
+    """However a program starts its ranks, each of them, or what comes back, has the weights of one process."""
+    ranks = found(tmp_path, strategy, size, [], SECONDS)
+    assert set(ranks[0]) >= set(MATRIX)
+    assert far(ranks) == []
 
 
 class Noisy(Dataset[Any]):
