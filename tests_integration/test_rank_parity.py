@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import random
+import json
+import subprocess
+import sys
 import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch._dynamo  # here, and not in each forked rank: it takes a second
 from parity_job import found
-from rank_cases import ALLOWED, CASES, COMPILED, MATRIX, QUIET, Case, Net, alone, off, samples, train
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from rank_cases import ALLOWED, CASES, COMPILED, MATRIX, Case, alone, off, train
+from resume_job import twice
 
-from lt_core import Callback, Trainer
 from lt_interface.testing.ranks import run_ranks
 
 SECONDS = 400.0
@@ -83,70 +82,28 @@ def test_a_program_s_ranks_train_what_one_process_does(strategy: str, size: int,
     assert far(ranks) == []
 
 
-class Noisy(Dataset[Any]):
-    """Samples that are augmented at random."""
-
-    def __init__(self) -> None:
-        self.samples = samples(44)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Any:
-        x, y = self.samples[index]
-        return x + 0.1 * torch.randn(4) * random.random(), y
-
-
-class Dropping(Net):
-    """Network with dropout, and noise of its own, that logs its loss."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        loss = self.loss([nn.functional.dropout(batch[0], 0.3) + 0.01 * torch.randn_like(batch[0]), batch[1]])
-        self.log("loss", loss, on_epoch=True, on_step=False, sync_dist=True)
-        return loss
-
-
-class SaveAt(Callback):
-    """A checkpoint after one batch of the second epoch.
-
-    Args:
-        path: Where it goes.
-        batch: The batch.
-    """
-
-    def __init__(self, path: Path, batch: int) -> None:
-        self.path, self.batch = path, batch
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (trainer.current_epoch, batch_idx) == (1, self.batch):
-            trainer.save_checkpoint(self.path)
-
-
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("synced", [False, True])
 def test_a_resumed_pair_trains_on_to_the_bit(tmp_path: Path, workers: int, synced: bool) -> None:
     """Two ranks that resume in mid-epoch, with dropout and random augmentation, end as the pair that went on."""
 
-    class Module(Dropping):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm1d(8)
-
-        def forward(self, x: Any) -> Any:
-            return self.last(torch.tanh(self.middle(self.norm(self.first(x)))))
-
-    def job(rank: int) -> list[Any]:
+    def job(rank: int) -> Any:
         warnings.simplefilter("ignore")
-        found = []
-        for path in (None, tmp_path / "a.ckpt"):
-            torch.manual_seed(40 + rank + bool(path))
-            module, callbacks = Module(), [SaveAt(tmp_path / "a.ckpt", 2)] if path is None else []
-            flags = {**QUIET, "strategy": "ddp", "devices": 2, "max_epochs": 3, "sync_batchnorm": synced}
-            trainer = Trainer(callbacks=callbacks, **flags)
-            trainer.fit(module, DataLoader(Noisy(), 4, shuffle=True, num_workers=workers), ckpt_path=path)
-            weights = [value.numpy().tobytes() for value in module.state_dict().values()]
-            found.append((weights, float(trainer.callback_metrics["loss"]), trainer.global_step))
-        return found
+        return twice("ddp", workers, tmp_path, sync_batchnorm=synced)
 
     for whole, resumed in run_ranks(job, timeout=SECONDS):
+        assert whole == resumed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", "ddp_spawn"])
+def test_a_program_s_ranks_resume_to_the_bit(strategy: str, workers: str, tmp_path: Path) -> None:
+    """The same holds however a program starts its ranks, for each rank that runs it."""
+    command = [sys.executable, str(Path(__file__).with_name("resume_job.py")), strategy, workers, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.returncode == 0, ended.stderr
+    ranks = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*.json")]
+    assert len(ranks) == (2 if strategy == "ddp" else 1)
+    for whole, resumed in ranks:
         assert whole == resumed
