@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch._dynamo  # here, and not in each forked rank: it takes a second
 from parity_job import found
 from rank_cases import ALLOWED, CASES, COMPILED, MATRIX, Case, alone, off, train
 from resume_job import twice

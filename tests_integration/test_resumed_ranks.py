@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import Callback, LightningModule, Trainer
-from lt_core.data import CombinedLoader
+from lt_interface import CheckpointError
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceLauncher
 
@@ -77,23 +76,27 @@ class Kept(Stream):
         self.at = state["at"]
 
 
-def mapped(size: int, **options: Any) -> DataLoader[Any]:
+def _mapped(size: int, **options: Any) -> DataLoader[Any]:
     return DataLoader(list(range(N)), size, **options)  # type: ignore[arg-type]
 
 
 KINDS: dict[str, Callable[[int], Any]] = {
-    "in order": lambda size: mapped(size),
-    "shuffled": lambda size: mapped(size, shuffle=True),
-    "sampler": lambda size: mapped(size, sampler=WeightedRandomSampler(torch.ones(N), N, replacement=False)),
-    "side by side": lambda size: {"a": mapped(size, shuffle=True), "b": mapped(size, shuffle=True)},
+    "in order": _mapped,
+    "shuffled": lambda size: _mapped(size, shuffle=True),
+    "sampler": lambda size: _mapped(size, sampler=WeightedRandomSampler(torch.ones(N), N, replacement=False)),
+    "side by side": lambda size: {"a": _mapped(size, shuffle=True), "b": _mapped(size, shuffle=True)},
     "stream": lambda size: DataLoader(Stream(), size),
     "kept": lambda size: DataLoader(Kept(), size),
-    "workers": lambda size: mapped(size, shuffle=True, num_workers=2),
-    "stream workers": lambda size: DataLoader(Stream(), size, num_workers=1),
+    "workers": lambda size: _mapped(size, shuffle=True, num_workers=2),
+    "stream, two workers": lambda size: DataLoader(Stream(), size, num_workers=2),
+    "stream, workers": lambda size: DataLoader(Stream(), size, num_workers=1),
 }
+
+ORDERED = ("stream", "stream, workers", "kept")
 
 
 def fit(size: int, root: Path, kind: str, batch: int, resumes: Path | None = None) -> Net:
+    """Return the network after three epochs, saved in the second one, or resumed from there."""
     net = Net()
     torch.manual_seed(3)
     trainer = Trainer(
@@ -105,7 +108,7 @@ def fit(size: int, root: Path, kind: str, batch: int, resumes: Path | None = Non
     return net
 
 
-def orders(ranks: list[Net | list[Any]]) -> dict[int, list[int]]:
+def orders(ranks: list[list[Any]]) -> dict[int, list[int]]:
     """Return the samples of each epoch in their order over the ranks; what only repeats one of its step is left out."""
     found: dict[int, list[int]] = {}
     for step in zip(*ranks, strict=True):
@@ -116,10 +119,69 @@ def orders(ranks: list[Net | list[Any]]) -> dict[int, list[int]]:
     return found
 
 
-def on(size: int, job: Callable[[int], Any]) -> list[Any]:
+def on(size: int, job: Callable[[], Any]) -> list[Any]:
+    """Return what each rank's call gives."""
+
     def quiet(rank: int) -> Any:
         warnings.simplefilter("ignore")
-        return job(rank)
+        return job()
 
-    Net().configure_optimizers()
+    Net().configure_optimizers()  # what ranks need is imported once, before they are forked
     return run_ranks(quiet, size, SECONDS)
+
+
+def check(root: Path, kinds: list[str], before: list[int], after: list[tuple[int, int]]) -> None:
+    """Save on some numbers of ranks, resume on others, and compare the order of samples with one process's.
+
+    Args:
+        root: Where checkpoints go.
+        kinds: Of data.
+        before: The numbers of ranks that save.
+        after: Of ranks that resume, and samples of their batches.
+    """
+    wanted = {kind: orders([fit(1, root, kind, BATCH).seen]) for kind in kinds}
+    for size in before:
+        ranks = on(size, lambda size=size: {kind: fit(size, root, kind, BATCH).seen for kind in kinds})
+        assert {kind: orders([rank[kind] for rank in ranks]) for kind in kinds} == wanted
+    for size, batch in after:
+        saved = [(kind, n) for kind in kinds for n in before if (size, batch) != (n, BATCH)]
+
+        def job(size: int = size, batch: int = batch, saved: list[Any] = saved) -> dict[Any, Any]:
+            return {(k, n): fit(size, root, k, batch, root / f"{k}-{n}.ckpt").seen for k, n in saved}
+
+        ranks = on(size, job)
+        for kind, n in saved:
+            found, place = orders([rank[kind, n] for rank in ranks]), n * BATCH * SAVED
+            for epoch, rest in ((1, wanted[kind][1][place:]), (2, wanted[kind][2])):
+                rounds = -(-len(rest) // batch) // size
+                # Of data of which only the order is known, a last incomplete global batch is left out.
+                whole = len(rest) if size == 1 or kind not in ORDERED else rounds * size * batch
+                assert found.get(epoch, []) == rest[:whole], (kind, n, size, batch, epoch)
+
+
+def test_other_numbers_of_ranks_go_on_in_one_order(tmp_path: Path) -> None:
+    """Inside the epoch and in the next one the samples are those of a run without the change, each of them once."""
+    check(tmp_path, ["shuffled", "side by side", "kept"], [1, 2], [(1, BATCH), (2, BATCH), (3, BATCH)])
+
+
+@pytest.mark.slow
+def test_any_number_of_ranks_and_batch_size_goes_on_in_one_order(tmp_path: Path) -> None:
+    """The same with workers, with samplers of many kinds, and with batches in which the place lies anywhere."""
+    again = [(1, 4), (2, 4), (3, 4), (4, 4), (1, 5), (2, 5), (2, 3), (3, 7)]
+    check(tmp_path, [kind for kind in KINDS if not kind.startswith("stream")], [1, 2, 4], again)
+    check(tmp_path, ["stream", "stream, workers"], [1, 2, 4], [*again[:4], (1, 2), (2, 6), (3, 12)])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(("kind", "batch"), [("stream", 5), ("stream, two workers", 6)])
+def test_a_stream_whose_batches_do_not_fit_is_refused(size: int, kind: str, batch: int, tmp_path: Path) -> None:
+    """A place in data that keeps none, where no whole batch of a worker's ends, is one error on every rank."""
+    fit(1, tmp_path, kind, BATCH)
+
+    def job() -> str:
+        with pytest.raises(CheckpointError) as caught:
+            fit(size, tmp_path, kind, batch, tmp_path / f"{kind}-1.ckpt")
+        return str(caught.value)
+
+    for text in on(size, job):
+        assert f"passing over whole batches. Got batch_size={batch} for 3 batches of 4. Use batch_size=4" in text

@@ -535,8 +535,8 @@ class Feed(Passes):
             self._rounds = -(-state["rounds"] * state["world"] // self.world.data_size)
             self._total = self._latest_end()
             self._settle_size()
-            leaf = self.leaves[0]
-            if len(self.leaves) == 1 and isinstance(leaf, ViewLeaf):
+            leaf = self._longest()
+            if isinstance(leaf, ViewLeaf):
                 self._rounds = leaf.batches
                 if self.exact:
                     rest = leaf.batches + leaf.rest()
@@ -552,6 +552,12 @@ class Feed(Passes):
         finally:
             rng.restore(before)
         return batches
+
+    def _longest(self) -> Leaf | None:
+        """Return the loader that the running epoch ends with, None where its first pass is over."""
+        first = [leaf for leaf in self.leaves if not leaf.cycle]
+        by_end = min if self.mode == "min_size" else max
+        return by_end(first, key=lambda leaf: leaf.batches + leaf.rest(), default=None)
 
     def close_epoch(self) -> None:
         """Let go of the running epoch: its iterators and whatever was looked ahead at."""

@@ -241,6 +241,10 @@ class Leaf:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
         return self._skip + (self.batches - -(-self._skip // self.shards)) * self.shards
 
+    def rest(self) -> int | float:
+        """Return how many batches of the pass are left for this rank, from where it began."""
+        return self.size - self.batches
+
     def state(self) -> dict[str, Any]:
         """Return the place in the running pass and all that a resume needs to find it again."""
         dealt = {} if self.dealer is None else {"dealt": self.dealer.dealt}
