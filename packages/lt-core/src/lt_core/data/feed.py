@@ -13,7 +13,7 @@ from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_las
 from lt_core.data.dealing import END
 from lt_core.data.evaluation import Passes, shared_weight
 from lt_core.data.given import advise, is_empty, limited, names_of, source_problems
-from lt_core.data.leaf import Leaf, Moment, note_ends, noted_anew
+from lt_core.data.leaf import Leaf, Moment, ends_with, note_ends, noted_anew
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.data.peers import FeedPeers
@@ -535,12 +535,12 @@ class Feed(Passes):
             self._rounds = -(-state["rounds"] * state["world"] // self.world.data_size)
             self._total = self._latest_end()
             self._settle_size()
-            leaf = self._longest()
-            if isinstance(leaf, ViewLeaf):
-                self._rounds = leaf.batches
+            longest = ends_with(self.leaves, self.mode)
+            if isinstance(longest, ViewLeaf):
+                self._rounds = longest.batches
                 if self.exact:
-                    rest = leaf.batches + leaf.rest()
-                    self._total = rest if self.num_batches >= leaf.size else min(self.num_batches, rest)
+                    rest = longest.batches + longest.rest()
+                    self._total = rest if self.num_batches >= longest.size else min(self.num_batches, rest)
             self.moved = self._rounds if self._rounds != state["rounds"] else None
             batches = self._training()
             self._last = self._rounds >= self._total if self.exact or self.ends is not None else None
@@ -552,12 +552,6 @@ class Feed(Passes):
         finally:
             rng.restore(before)
         return batches
-
-    def _longest(self) -> Leaf | None:
-        """Return the loader that the running epoch ends with, None where its first pass is over."""
-        first = [leaf for leaf in self.leaves if not leaf.cycle]
-        by_end = min if self.mode == "min_size" else max
-        return by_end(first, key=lambda leaf: leaf.batches + leaf.rest(), default=None)
 
     def close_epoch(self) -> None:
         """Let go of the running epoch: its iterators and whatever was looked ahead at."""

@@ -157,9 +157,9 @@ class ViewLeaf(Leaf):
         if self.keeps_place or [n * before for n in old] == [n * size for n in new]:
             return found
         raise CheckpointError(
-            f"DataLoader({type(self.user.dataset).__name__}): a resume finds the place in an iterable dataset by passing "
-            f"over whole batches. Got batch_size={size} for {batches} batches of {before}. Use batch_size={before}, or "
-            "give the dataset state_dict() and load_state_dict(), with num_workers=0."
+            f"DataLoader({type(self.user.dataset).__name__}): a resume finds the place in an iterable dataset by "
+            f"passing over whole batches. Got batch_size={size} for {batches} batches of {before}. Use "
+            f"batch_size={before}, or give the dataset state_dict() and load_state_dict(), with num_workers=0."
         )
 
     def _settle(self, state: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ def _arrive(index: Any, seed: int, epoch: int) -> Any:
             # Ctrl-C reaches workers too; they go on to serve until the main process, at its boundary, ends them.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             # A killed rank's workers look for it each second in place of five: the job is gone while its user watches.
-            worker.MP_STATUS_CHECK_INTERVAL = 1.0
+            vars(worker).update(MP_STATUS_CHECK_INTERVAL=1.0)
             _worker.update(dataset=info.dataset, epoch=None, generators=find_generators(info.dataset))
         for number, generator in enumerate(_worker["generators"], 1):
             reseed_generator(generator, (seed + number) % 2**64)
