@@ -416,7 +416,7 @@ CASES = {
     "accumulate and clip": Case(flags={"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}),
     "LBFGS, several closures": Case(Lbfgs, flags=DOUBLE),
     "LBFGS with a line search": Case(Searching, flags=DOUBLE),
-    "LBFGS in windows": Case(Lbfgs, samples=37, flags={**DOUBLE, "accumulate_grad_batches": 2}),
+    "LBFGS in windows": Case(Decayed, samples=37, flags={**DOUBLE, "accumulate_grad_batches": 2}),
     "a schedule": Case(Scheduled),
     "GAN, uneven": Case(Gan, samples=37),
     "GAN, not toggled, uneven": Case(FreeGan, samples=33),
