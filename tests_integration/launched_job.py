@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+FOLDER = "LAUNCHED_JOB"
 PROGRAM = """
 import json, os, sys, time
 import torch
@@ -78,7 +79,7 @@ def start(folder: Path, *args: str, program: str = PROGRAM, **environment: str) 
     script.write_text(program, encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, str(script), *args],
-        env={**os.environ, **environment},
+        env={**os.environ, FOLDER: str(folder), **environment},
         cwd=folder,
         text=True,
         stdout=subprocess.PIPE,
@@ -88,12 +89,12 @@ def start(folder: Path, *args: str, program: str = PROGRAM, **environment: str) 
 
 
 def left(folder: Path) -> list[int]:
-    """Return the processes that run the program still."""
+    """Return the processes of the program that run still: new interpreters do not name it, but have its variable."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if str(folder / "train.py").encode() in path.read_bytes():
+            if f"{FOLDER}={folder}".encode() in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended meanwhile, or is another user's
             continue
     return found

@@ -80,17 +80,20 @@ def test_a_rank_that_fails_ends_all(strategy: str, fault: str, place: str, tmp_p
         assert f"rank {rank}: it must run" in err
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_ranks_end_with_the_process_that_started_them(strategy: str, end: int, tmp_path: Path) -> None:
-    """When the first process is killed or asked to stop, its ranks are gone soon."""
-    process = start(tmp_path, strategy, "2", "0", FAULT="")
-    until = time.monotonic() + SECONDS
-    while len(left(tmp_path)) < (2 if strategy == "ddp" else 3) and time.monotonic() < until:
-        time.sleep(0.02)
+    """When the first process is killed or asked to stop while its ranks train, they and their workers are gone soon."""
+    slow = "    def training_step(self, batch, batch_idx):\n        print('step', flush=True)\n        time.sleep(0.2)"
+    program = PROGRAM.replace("    def training_step(self, batch, batch_idx):", slow)
+    process = start(tmp_path, strategy, "2", "1", program=program)
+    assert process.stdout is not None
+    assert [process.stdout.readline().strip() for _ in range(2)] == ["step", "step"]  # one of each: they meet in it
+    assert len(left(tmp_path)) > 2
     process.send_signal(end)
     process.communicate(timeout=SECONDS)
     gone_in_time(tmp_path)
+    assert process.returncode == (-end if end == signal.SIGKILL else 128 + end)
 
 
 @pytest.mark.slow

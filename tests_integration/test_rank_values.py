@@ -141,10 +141,12 @@ def evaluated(size: int, folder: Path, lengths: list[int], stage: str = "validat
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")  # on a rank without a sample
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_each_length_is_evaluated_exactly(size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "every"), [(2, 1), (3, 4), (4, 4), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (3, 4))]
+)
+def test_each_length_is_evaluated_exactly(size: int, every: int, tmp_path: Path) -> None:
     """Logged values and metric objects of 1 to 33 samples are those of one process, on every rank."""
-    lengths = list(range(1, 34, 1 if size == 2 else 4))
+    lengths = list(range(1, 34, every))
     expected = evaluated(1, tmp_path, lengths)
     for found in on(size, lambda rank: evaluated(size, tmp_path, lengths)):
         for n, wanted, values in zip(lengths, expected, found, strict=True):

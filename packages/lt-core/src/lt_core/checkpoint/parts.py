@@ -6,8 +6,8 @@ draws moves them. Hyper-parameters and what the user's hooks add stand beside th
 
 With several ranks, what differs by rank stands a second time under ``ranks``, a list by rank, and each takes its own.
 For another number of ranks than it was saved by there is no such thing as a rank's own: the place in the data is that
-of all ranks together and serves any number, random states are drawn anew, and what an unfinished epoch logged is left
-out of its means.
+of all ranks together and serves any number, ranks that were not there draw their random states from the seed, and what
+an unfinished epoch logged is left out of its means.
 """
 
 from __future__ import annotations
@@ -142,6 +142,8 @@ def restore(run: Run, checkpoint: dict[str, Any], *moments: str) -> None:
         if part.per_rank and not same_ranks and part.when != "data":
             if part.when == "random" and part.key in checkpoint:
                 _begin_anew(run, len(by_rank))
+                if run.world.rank < len(by_rank):
+                    part.stateful.load_state_dict(by_rank[run.world.rank][part.key])
             continue
         state = _own(part, checkpoint, run.world.rank, same_ranks)
         state = part.default if state is None else state
@@ -170,12 +172,12 @@ def gather(run: Run, own: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _begin_anew(run: Run, saved_by: int) -> None:
-    """Draw this rank's random state from the seed, its number and the step, and report it."""
+    """Draw a new rank's random state from the seed, its number and the step, and report it."""
     rng.seed_process(batch_seed(run.plan.seed, run.progress.epoch, run.world.rank, 0, run.progress.step))
     rest = "" if run.progress.epoch_closed else ", and what its unfinished epoch has logged is left out of its means"
     info(
         f"{run.resumed.path}: it was saved by {saved_by} processes and is resumed by {run.world.size}. "
-        f"Random states are drawn anew from the seed{rest}."
+        f"Random states of further ranks are drawn from the seed{rest}."
     )
 
 

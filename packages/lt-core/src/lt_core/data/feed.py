@@ -13,7 +13,7 @@ from lt_core.data.combined import CombinedLoader, combined_size, flatten, is_las
 from lt_core.data.dealing import END
 from lt_core.data.evaluation import Passes, shared_weight
 from lt_core.data.given import advise, is_empty, limited, names_of, source_problems
-from lt_core.data.leaf import Leaf, Moment, note_ends, noted_anew
+from lt_core.data.leaf import Leaf, Moment, ends_with, note_ends, noted_anew
 from lt_core.data.leaf import count as samples_in
 from lt_core.data.loader_leaf import ViewLeaf, make_leaf
 from lt_core.data.peers import FeedPeers
@@ -536,12 +536,12 @@ class Feed(Passes):
             self._rounds = -(-state["rounds"] * state["world"] // self.world.data_size)
             self._total = self._latest_end()
             self._settle_size()
-            leaf = self.leaves[0]
-            if len(self.leaves) == 1 and isinstance(leaf, ViewLeaf):
-                self._rounds = leaf.batches
+            longest = ends_with(self.leaves, self.mode)
+            if isinstance(longest, ViewLeaf):
+                self._rounds = longest.batches
                 if self.exact:
-                    rest = leaf.batches + leaf.rest()
-                    self._total = rest if self.num_batches >= leaf.size else min(self.num_batches, rest)
+                    rest = longest.batches + longest.rest()
+                    self._total = rest if self.num_batches >= longest.size else min(self.num_batches, rest)
             self.moved = self._rounds if self._rounds != state["rounds"] else None
             batches = self._training()
             self._last = self._rounds >= self._total if self.exact or self.ends is not None else None

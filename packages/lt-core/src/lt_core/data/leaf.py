@@ -16,7 +16,7 @@ from lt_core.data.stream import Share, samplers_in
 from lt_core.state import rng
 
 __all__ = ["END", "Leaf", "Moment", "SequenceLeaf", "count", "is_stateful", "length"]
-__all__ += ["note_ends", "noted_anew", "shut_down", "state_of"]
+__all__ += ["ends_with", "note_ends", "noted_anew", "shut_down", "state_of"]
 
 _INF = float("inf")
 Moment = tuple[int, int, list[Any]]  # batches, samples, states of generators
@@ -241,6 +241,10 @@ class Leaf:
         """Return how many of the user's own batches, over all ranks, the pass has used up."""
         return self._skip + (self.batches - -(-self._skip // self.shards)) * self.shards
 
+    def rest(self) -> int | float:
+        """Return how many batches of the pass are left for this rank, from where it began."""
+        return self.size - self.batches
+
     def state(self) -> dict[str, Any]:
         """Return the place in the running pass and all that a resume needs to find it again."""
         dealt = {} if self.dealer is None else {"dealt": self.dealer.dealt}
@@ -359,6 +363,17 @@ class Leaf:
             set_epoch = getattr(part, "set_epoch", None)
             if callable(set_epoch):
                 set_epoch(epoch)
+
+
+def ends_with(leaves: list[Leaf], mode: str) -> Leaf | None:
+    """Return which of several loaders the running epoch ends with, None where the first passes of all are over.
+
+    Args:
+        leaves: The loaders, walked side by side.
+        mode: In which of the modes.
+    """
+    by_end = min if mode == "min_size" else max
+    return by_end((x for x in leaves if not x.cycle), key=lambda leaf: leaf.batches + leaf.rest(), default=None)
 
 
 def noted_anew(leaves: list[Leaf], place: dict[str, Any]) -> dict[str, Any]:

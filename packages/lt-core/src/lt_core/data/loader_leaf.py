@@ -18,7 +18,7 @@ from lt_core.data.opaque_leaf import OpaqueLeaf, fast_forward
 from lt_core.data.stream import IndexStream, find_generators, is_sharded, samplers_in, share_count
 from lt_core.notices import warn
 from lt_core.state import rng
-from lt_interface import World
+from lt_interface import CheckpointError, World
 
 __all__ = ["ViewLeaf", "make_leaf"]
 
@@ -100,7 +100,7 @@ class ViewLeaf(Leaf):
         """Return how many batches of the pass are left for this rank, from where it began."""
         whole = length(self.stream.inner)
         if not self.indexed or whole == _INF:
-            return self.size - self.batches
+            return super().rest()
         return share_count(int(whole) - self._skip, self.shards, self.stream.short)
 
     def state(self) -> dict[str, Any]:
@@ -137,9 +137,30 @@ class ViewLeaf(Leaf):
         if not state.get("ended"):
             self._rewarm = self.persistent and not state.get("fresh", True)
         size, before = self.user.batch_size, state.get("batch_size")
-        if not self.indexed and state["samples"] and size and before and size != before:
-            state = {**state, "batches": state["samples"] // size}
+        if not self.indexed and size and before and size != before:
+            state = {**state, "batches": self._whole_batches(state["batches"], before, size)}
         super().resume(state, epoch)
+
+    def _whole_batches(self, batches: int, before: int, size: int) -> int:
+        """Return how many batches of another size hold what so many batches of an iterable dataset held.
+
+        Args:
+            batches: How many were used up.
+            before: Samples of each of them.
+            size: Samples of a batch now.
+
+        Raises:
+            CheckpointError: If no whole number does, for a worker each, and only that can be passed over.
+        """
+        found, workers = batches * before // size, max(self.user.num_workers, 1)
+        old, new = ([-(-(n - i) // workers) for i in range(workers)] for n in (batches, found))
+        if self.keeps_place or [n * before for n in old] == [n * size for n in new]:
+            return found
+        raise CheckpointError(
+            f"DataLoader({type(self.user.dataset).__name__}): a resume finds the place in an iterable dataset by "
+            f"passing over whole batches. Got batch_size={size} for {batches} batches of {before}. Use "
+            f"batch_size={before}, or give the dataset state_dict() and load_state_dict(), with num_workers=0."
+        )
 
     def _settle(self, state: dict[str, Any]) -> None:
         """Set generators as saved; where prefetching changed, those that indices come from stay as replayed."""

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data._utils import worker
 
 from lt_core.state.rng import generator_state, is_generator, reseed_generator, seed_process, set_generator_state
 from lt_interface import World
@@ -188,6 +189,8 @@ def _arrive(index: Any, seed: int, epoch: int) -> Any:
         if _worker.get("dataset") is not info.dataset:
             # Ctrl-C reaches workers too; they go on to serve until the main process, at its boundary, ends them.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # A killed rank's workers look for it each second in place of five: the job is gone while its user watches.
+            vars(worker).update(MP_STATUS_CHECK_INTERVAL=1.0)
             _worker.update(dataset=info.dataset, epoch=None, generators=find_generators(info.dataset))
         for number, generator in enumerate(_worker["generators"], 1):
             reseed_generator(generator, (seed + number) % 2**64)
