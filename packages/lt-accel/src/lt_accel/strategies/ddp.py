@@ -286,7 +286,7 @@ class DDPEngine:
         self.optimizer_states, self.load_optimizer_states = inner.optimizer_states, inner.load_optimizer_states
         self._inner, self._statistics = inner, strategy.statistics
         self._collectives, self._device = strategy.collectives, strategy.device
-        self._buffers = [b for b in module.buffers() if b.numel()] if strategy.broadcast_buffers else []
+        self._buffers = _buffers(module) if strategy.broadcast_buffers else []
         self.boundary: Callable[[], None] | None = self._end_of_batch
         self._trains, self._exchanges, self._unfinished = False, True, False
         self._mark = strategy.mark
@@ -362,7 +362,7 @@ class DDPEngine:
             self._trains = False
             if self._buffers:
                 self._mark()
-                copy_from_first(self._buffers)
+                copy_from_first(_now(held, key, first) for held, key, first in self._buffers)
         if self._inner.boundary is not None:
             self._inner.boundary()
 
@@ -372,6 +372,22 @@ class DDPEngine:
             self._exchange.close()
             self._exchange = None
         self._inner.close()
+
+
+def _buffers(module: nn.Module) -> list[tuple[Mapping[str, Tensor | None], str, Tensor]]:
+    """Return where each buffer of a module lies, and the tensor that lies there now."""
+    held = [(part._buffers, key, b) for part in module.modules() for key, b in part._buffers.items() if b is not None]
+    return [each for each in held if each[2].numel()]
+
+
+def _now(held: Mapping[str, Tensor | None], key: str, first: Tensor) -> Tensor:
+    """Return the tensor that lies where a buffer lay: a step may assign another one.
+
+    One of another form stays this rank's own, since the exchange must have the same size on every rank.
+    """
+    now = held.get(key)
+    alike = now is not None and (now.shape, now.dtype, now.device) == (first.shape, first.dtype, first.device)
+    return now if alike and now is not None else first
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:
