@@ -92,6 +92,9 @@ class Launcher(Protocol):
             as what `Request.to_bytes` returns; ``"script"`` where the user's script runs again in each rank: the
             caller is rank 0 then, and there is no outcome to apply.
 
+    One that passes bytes may say in ``instead_of_pickling`` what else the user can write; it ends the error about
+    what cannot be pickled, or not be found in a rank.
+
     Example:
         >>> from lt_interface.errors import Problem
         >>> class HereLauncher:
