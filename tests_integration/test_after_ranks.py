@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lt_core import Trainer
+from lt_interface import MisconfigurationException
 
 
 def loader() -> DataLoader[Any]:
@@ -83,3 +84,42 @@ def test_a_buffer_stays_the_same_tensor(tmp_path: Path) -> None:
     Trainer(**QUIET, max_epochs=1, default_root_dir=tmp_path, devices=2, strategy="ddp_fork").fit(net, loader())
     assert net.same is net.mean
     assert float(net.same[0]) == 1.5
+
+
+class Without(Net):
+    """Network that some ranks, or all, train without an optimizer; a batch may have no loss."""
+
+    def __init__(self, skips: str, trains: int | None = None) -> None:
+        super().__init__()
+        self.skips, self.trains = skips, trains
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.log("loss", loss, on_epoch=True, sync_dist=True)
+        skipped = {"all": True, "some": batch_idx % 2, "rank": self.global_rank, "none": False}[self.skips]
+        return None if skipped else loss
+
+    def configure_optimizers(self) -> Any:
+        return super().configure_optimizers() if self.global_rank == self.trains else None
+
+
+@pytest.mark.parametrize("skips", ["all", "rank", pytest.param("some", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:Without:UserWarning", "ignore:.*no optimizer:UserWarning")
+def test_ranks_without_an_optimizer_skip_what_they_like(tmp_path: Path, skips: str) -> None:
+    """Without an optimizer a batch needs no loss, on all ranks or on one, and counts as a step as in one process."""
+    found = []
+    for flags in ({}, {"devices": 2, "strategy": "ddp_fork"}):
+        trainer = Trainer(**QUIET, **flags, max_epochs=1, default_root_dir=tmp_path)
+        trainer.fit(Without(skips), DataLoader(loader().dataset, batch_size=8 // max(trainer.num_devices, 1)))
+        found.append((trainer.global_step, float(trainer.callback_metrics["loss_epoch"])))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("trains", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*no optimizer:UserWarning")
+def test_an_optimizer_on_one_rank_alone_is_named(tmp_path: Path, trains: int) -> None:
+    """Where configure_optimizers returns None on one rank alone, all ranks end with what each of them has."""
+    trainer = Trainer(**QUIET, max_epochs=1, default_root_dir=tmp_path, devices=2, strategy="ddp_fork")
+    has = "SGD on rank 0, none on rank 1" if trains == 0 else "none on rank 0, SGD on rank 1"
+    with pytest.raises(MisconfigurationException, match=rf"Without\.configure_optimizers: .* optimizer 0: {has}"):
+        trainer.fit(Without("none", trains), loader())

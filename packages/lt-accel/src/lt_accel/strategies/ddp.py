@@ -204,6 +204,8 @@ class DDPStrategy(WholeModuleStrategy):
     ) -> Engine:
         """Return the plain engine, with an exchange of gradients around its backward pass where ranks are several."""
         inner = default(module, optimizers, schedulers, precision, plan)
+        if self.world.size > 1 and plan.stage == "fit":
+            check_optimizers(module, optimizers, self.collectives)
         if self.world.size == 1 or not optimizers:
             return inner
         if self.static_graph and len(optimizers) > 1:
@@ -215,7 +217,6 @@ class DDPStrategy(WholeModuleStrategy):
                     "Leave static_graph out.",
                 )
             )
-        check_optimizers(module, optimizers, self.collectives)
         return DDPEngine(inner, module, self)
 
     def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
