@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,43 @@ def test_both_kinds_of_backward_passes_are_averaged(
     alone, pair = trained(kind(order, way), tmp_path, 1), trained(kind(order, way), tmp_path, 2)
     torch.testing.assert_close(pair, alone, rtol=0, atol=1e-6)
     assert "find_unused_parameters" not in capfd.readouterr().err
+
+
+class Windows(Net):
+    """Network that steps after two batches, the first one's gradients not exchanged.
+
+    Args:
+        user: Whether the backward passes are the user's own.
+        context: Where the context comes from.
+    """
+
+    def __init__(self, user: bool, context: str) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.user, self.context = user, context
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        closes = batch_idx % 2
+        model, strategy = self.trainer.model, self.trainer.strategy
+        held = {"model": model.no_sync, "strategy": strategy.block_backward_sync}[self.context]  # type: ignore[attr-defined]
+        with nullcontext() if closes else held():
+            loss = self.loss(batch) / 2
+            if self.user:
+                loss.backward()
+            else:
+                self.manual_backward(loss)
+        if not closes:
+            grads = torch.cat([p.grad.flatten() for p in self.parameters() if p.grad is not None])
+            alike = torch.equal(*self.all_gather(grads)) if self.trainer.world_size > 1 else False
+            assert not alike
+            return
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("user", "context"), [(False, "model"), (True, "strategy")])
+def test_passes_in_a_context_are_exchanged_at_its_end(tmp_path: Path, user: bool, context: str) -> None:
+    """Gradients of passes in no_sync stay on their rank until the next pass outside of it, which averages all."""
+    alone, pair = trained(Windows(user, context), tmp_path, 1), trained(Windows(user, context), tmp_path, 2)
+    torch.testing.assert_close(pair, alone, rtol=0, atol=1e-6)

@@ -125,6 +125,7 @@ class DDPStrategy(WholeModuleStrategy):
         self._accelerator: Accelerator | None = None
         self._peers: Peers | None = None
         self._shares_statistics = False
+        self._engine: DDPEngine | None = None
         self.statistics: SharedStatistics | None = None
         self._metrics: list[Any] = []
 
@@ -217,7 +218,16 @@ class DDPStrategy(WholeModuleStrategy):
                     "Leave static_graph out.",
                 )
             )
-        return DDPEngine(inner, module, self)
+        self._engine = DDPEngine(inner, module, self)
+        return self._engine
+
+    def block_backward_sync(self) -> AbstractContextManager[Any]:
+        """Return a context in which backward passes add up gradients on this rank; the next one outside averages them.
+
+        Raises:
+            MisconfigurationException: If the graph is static.
+        """
+        return super().block_backward_sync() if self._engine is None else self._engine.alone()
 
     def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Move the module and the optimizers' states to the CPU; batch norm is as the user wrote it again.
@@ -250,7 +260,7 @@ class DDPStrategy(WholeModuleStrategy):
             return
         self._restore()
         self._accelerator.teardown()
-        self._accelerator = self._peers = None
+        self._accelerator = self._peers = self._engine = None
         take_back(self._metrics)
         self._metrics = []
         if not isinstance(self.collectives, ProcessGroupCollectives):
@@ -289,16 +299,23 @@ class DDPEngine:
         self._collectives, self._device = strategy.collectives, strategy.device
         self._buffers = _buffers(module) if strategy.broadcast_buffers else []
         self.boundary: Callable[[], None] | None = self._end_of_batch
-        self._trains, self._exchanges, self._unfinished = False, True, False
+        self._trains, self._unfinished = False, False
         self._mark = strategy.mark
-        self._alone, self._static = _WithoutExchange(self), strategy.static_graph
-        self._exchange: GradientExchange | None = GradientExchange(module, strategy, len(inner.optimizers) > 1)
+        exchange = GradientExchange(module, strategy, len(inner.optimizers) > 1)
+        self._alone, self._static = _WithoutExchange(exchange), strategy.static_graph
+        self._exchange: GradientExchange | None = exchange
 
     def _window(self, last: bool) -> AbstractContextManager[Any] | None:
         """Return the context without an exchange for all but the last batch of a window."""
         self._trains = True
-        if last:
-            return None
+        return None if last else self.alone()
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """Return the context without an exchange.
+
+        Raises:
+            MisconfigurationException: If the graph is static.
+        """
         if self._static:
             raise MisconfigurationException(_STATIC_WINDOW)
         return self._alone
@@ -315,7 +332,7 @@ class DDPEngine:
             return
         self._finish()
         self._exchange.expected = True
-        if self._exchanges:
+        if not self._exchange.held_back:
             self._exchange.prepare(loss)
             self._unfinished = True
         else:
@@ -398,20 +415,20 @@ def _needs_closure(optimizer: Optimizer) -> bool:
 
 
 class _WithoutExchange:
-    """Context in which an engine's backward passes add up gradients on this rank alone.
+    """Context in which backward passes add up gradients on this rank alone.
 
     Args:
-        engine: The engine.
+        exchange: The exchange that waits.
     """
 
-    def __init__(self, engine: DDPEngine) -> None:
-        self._engine = engine
+    def __init__(self, exchange: GradientExchange) -> None:
+        self._exchange = exchange
 
     def __enter__(self) -> None:
-        self._engine._exchanges = False
+        self._exchange.held_back += 1
 
     def __exit__(self, *error: object) -> None:
-        self._engine._exchanges = True
+        self._exchange.held_back -= 1
 
 
 # By the names that users pass.

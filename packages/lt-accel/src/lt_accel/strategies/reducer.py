@@ -57,6 +57,7 @@ class GradientExchange:
     Attributes:
         open: Whether gradients were computed that were not exchanged yet.
         expected: Whether the engine runs a backward pass, so that its gradients are cared for.
+        held_back: How many contexts are open in which gradients are added up without an exchange.
     """
 
     def __init__(self, module: nn.Module, strategy: DDPStrategy, several: bool) -> None:
@@ -73,6 +74,7 @@ class GradientExchange:
         by_hand = not getattr(module, "automatic_optimization", True)
         self._noticing = [_on_gradient(p, self._notice) for p in self._parameters if _may_train(p)] if by_hand else []
         self.open = self.expected = False
+        self.held_back = 0
         self._begin()
 
     def prepare(self, loss: Tensor) -> None:
@@ -126,7 +128,9 @@ class GradientExchange:
 
     def _notice(self, parameter: Tensor) -> None:
         """Average the gradients at the end of a backward pass that the user began."""
-        if not self.expected:
+        if self.held_back:
+            self.open = True
+        elif not self.expected:
             self.expected = True
             _queue(self._average_all)
 
