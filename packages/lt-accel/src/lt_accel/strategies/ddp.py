@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from lt_interface import (
     Stateful,
     WholeModuleStrategy,
     World,
+    decides_by_closure,
 )
 
 __all__ = ["DDPEngine", "DDPStrategy"]
@@ -291,7 +292,7 @@ class DDPEngine:
         self.window: Callable[[bool], AbstractContextManager[Any] | None] | None = self._window
         self.before_forward: Callable[[], None] | None = None
         self.unscale, self.clip = inner.unscale, inner.clip
-        self._searches = [_needs_closure(optimizer) for optimizer in inner.optimizers]
+        self._searches = [decides_by_closure(optimizer) for optimizer in inner.optimizers]
         if not any(self._searches):
             self.update = inner.update  # type: ignore[method-assign]
         self.optimizer_states, self.load_optimizer_states = inner.optimizer_states, inner.load_optimizer_states
@@ -406,12 +407,6 @@ def _now(held: Mapping[str, Tensor | None], key: str, first: Tensor) -> Tensor:
     now = held.get(key)
     alike = now is not None and (now.shape, now.dtype, now.device) == (first.shape, first.dtype, first.device)
     return now if alike and now is not None else first
-
-
-def _needs_closure(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer's step computes the loss itself, and may decide by it."""
-    closure = signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is Parameter.empty
 
 
 class _WithoutExchange:
