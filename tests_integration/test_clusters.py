@@ -323,3 +323,21 @@ def test_ranks_of_a_script_keep_to_their_launcher(environment: Any, tmp_path: Pa
     assert sorted(rank for rank, _ in found) == [0, 1]
     for _, values in found:
         assert values == pytest.approx(weights(1), abs=1e-6)
+
+
+def test_an_environments_first_node_knows_its_share(environment: Any) -> None:
+    """With num_nodes said, each node has its share of the world as devices; without, a later node asks for it."""
+
+    class Wide(FarmEnvironment):
+        def world_size(self) -> int:
+            return 4
+
+        def global_rank(self) -> int:
+            return 2 * self.node_rank() + self.local_rank()
+
+    for node in ("0", "1"):
+        environment({"FARM_PLACE": "1", "FARM_PORT": "29500", "FARM_NODE": node})
+        trainer = Trainer(**QUIET, num_nodes=2, strategy="ddp", plugins=[Wide()])
+        assert (trainer.num_devices, trainer.num_nodes, trainer.world_size) == (2, 2, 4)
+    with pytest.raises(ConfigError, match=r"Wide: with several nodes .* Got node_rank\(\) = 1\. Set num_nodes=\."):
+        Trainer(**QUIET, strategy="ddp", plugins=[Wide()])

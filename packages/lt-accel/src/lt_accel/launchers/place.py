@@ -14,7 +14,7 @@ __all__ = ["MARK", "cores_here", "node_problems", "places", "threads_of"]
 MARK = "LT_LAUNCHED_RANK"  # set in each rank that a launcher of this package started
 
 
-_held: socket.socket | None = None
+_held: int | None = None  # a socket's number
 _MANY = 32  # ranks of one core: with more, a number was mistyped
 
 
@@ -89,11 +89,10 @@ def _free_port() -> int:
     """
     global _held
     if _held is not None:
-        _held.close()
-    _held = socket.socket()
-    _held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    _held.bind(("127.0.0.1", 0))
-    port: int = _held.getsockname()[1]
-    if sys.platform != "linux":  # elsewhere it could stand in rank 0's way
-        _held.close()
+        os.close(_held)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        _held = probe.detach() if sys.platform == "linux" else None  # elsewhere it could stand in rank 0's way
     return port
