@@ -85,9 +85,7 @@ def test_a_foreign_optimizer_gets_the_closure(
 ) -> None:
     """An optimizer that calls its closure twice, or decides by the loss, trains as by hand, on two ranks too."""
     several = {"devices": ranks, "strategy": "ddp_fork"} if ranks > 1 else {}
-    trainer = Trainer(
-        **QUIET, **several, max_epochs=1, default_root_dir=tmp_path, accumulate_grad_batches=windows
-    )
+    trainer = Trainer(**QUIET, **several, max_epochs=1, default_root_dir=tmp_path, accumulate_grad_batches=windows)
     net, data = Closed(kind), TensorDataset(SAMPLES, SAMPLES[:, :1])
     trainer.fit(net, DataLoader(data, batch_size=8 // ranks))
     assert trainer.global_step == 4 // windows

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ QUIET: dict[str, Any] = {
     "enable_model_summary": False,
 }
 SECONDS = 120.0
-STARTS = ("SLURM_", "TORCHELASTIC_", "MASTER_", "OMPI_", "PMI", "MPI_", "LSB_", "JSM_", "KUBERNETES_", "FARM_")
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "ENVIRONMENT")
 HAND = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 KINDS = {
     "torchrun": {**HAND, "TORCHELASTIC_RUN_ID": "job", "LOCAL_WORLD_SIZE": "4"},
@@ -59,20 +56,6 @@ KINDS = {
     },
     "kubeflow": {**{name: HAND[name] for name in HAND if name != "LOCAL_RANK"}, "KUBERNETES_PORT": "tcp"},
 }
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
-    """Return a function that sets environment variables, those of schedulers removed."""
-    for name in list(os.environ):
-        if name.startswith(STARTS) or name in NAMES:
-            monkeypatch.delenv(name)
-
-    def put(variables: dict[str, str]) -> None:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-
-    return put
 
 
 class Net(LightningModule):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from lt_accel.launchers.processes import ForkLauncher, SpawnLauncher
 from lt_accel.launchers.place import places
+from lt_accel.launchers.processes import ForkLauncher, SpawnLauncher
 from lt_interface import Plan
 from lt_interface.testing import LauncherConformance
 

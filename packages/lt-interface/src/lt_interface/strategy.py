@@ -394,8 +394,17 @@ class ReportsFailures(Protocol):
 
 # What of a strategy users read that is the trainer's, by the trainer's names.
 _OF_TRAINER = frozenset(
-    ("accelerator", "cluster_environment", "distributed_sampler_kwargs", "launcher", "lr_scheduler_configs")
-    + ("num_nodes", "optimizers", "parallel_devices", "precision_plugin")
+    [
+        "accelerator",
+        "cluster_environment",
+        "distributed_sampler_kwargs",
+        "launcher",
+        "lr_scheduler_configs",
+        "num_nodes",
+        "optimizers",
+        "parallel_devices",
+        "precision_plugin",
+    ]
 )
 # What users know from elsewhere, and what to write instead.
 _INSTEAD = {

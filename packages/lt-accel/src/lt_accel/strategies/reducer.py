@@ -236,7 +236,7 @@ def _on_gradient(parameter: nn.Parameter, call: Any) -> Any:
     """Call something after each gradient of a parameter, also of one that is unfrozen later; return the handle."""
     trained = parameter.requires_grad
     parameter.requires_grad_(True)  # torch attaches a hook to no other
-    handle = parameter.register_post_accumulate_grad_hook(call)  # type: ignore[arg-type]
+    handle = parameter.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
     parameter.requires_grad_(trained)
     return handle
 
