@@ -190,7 +190,7 @@ def test_what_a_rank_cannot_make_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException) as caught:
         trainer.fit(module, BATCHES, BATCHES)
     assert str(caught.value) == (
-        "Trainer.fit, launcher 'test_bytes': other processes must be able to make what they are given, classes and functions "
-        "by their names. Got AttributeError: no class of this name here. Define functions and classes at the top level of a "
-        "module, or of the script above its main guard. Or stay here."
+        "Trainer.fit, launcher 'test_bytes': other processes must be able to make what they are given, classes and "
+        "functions by their names. Got AttributeError: no class of this name here. Define functions and classes at the "
+        "top level of a module, or of the script above its main guard. Or stay here."
     )

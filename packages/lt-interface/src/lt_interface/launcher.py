@@ -24,7 +24,7 @@ class Outcome:
     Attributes:
         value: What the entry point returns, such as the metrics of ``validate`` or the predictions.
         weights: The trained weights by name, or None where the module is shared.
-        buffers: Each buffer of the module by name, as a pair: whether it belongs to the weights, and its tensor or None.
+        buffers: Each buffer of the module by name: whether it belongs to the weights, and its tensor or None.
         optimizer_states: State of each optimizer, parameters by name.
         scheduler_states: State of each learning-rate scheduler.
         callback_states: State of each callback by its key.

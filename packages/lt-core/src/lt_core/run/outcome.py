@@ -1,8 +1,9 @@
 """What comes back from the processes of a call: made by rank 0, applied in the process that launched them.
 
 It holds the states that users read after a call: weights and buffers, optimizers, callbacks, the data module, loggers,
-metrics and counters. Attributes that were set in the ranks beside these do not come back. Optimizers cannot travel, since they hold
-the parameters of another process: where users ask for them, the module makes them again, and they get their states.
+metrics and counters. Attributes that were set in the ranks beside these do not come back. Optimizers cannot travel,
+since they hold the parameters of another process: where users ask for them, the module makes them again, and they get
+their states.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Request:
         return self.passes != "live" or bool(fact(self.trainer._cluster, "launched", False))
 
     def to_bytes(self) -> bytes:
-        """Return the request as pickle bytes, behind what an error in a rank that cannot read them begins and ends with.
+        """Return the request as pickle bytes, behind what the error of a rank that cannot read them says.
 
         Raises:
             MisconfigurationException: If something in it cannot be pickled; the message names it.
@@ -151,12 +151,13 @@ def unpicklable(
     path, cause = found or ("its arguments", error)
     if cause is None:
         return None
+    fix = "Define functions and classes at the top level of a module, and open files and connections in setup."
     return MisconfigurationException(
         Problem(
             f"{where}: {path}",
             "what goes to other processes must be picklable",
             f"{type(cause).__name__}: {str(cause).rstrip('.')}",
-            f"Define functions and classes at the top level of a module, and open files and connections in setup. {instead}",
+            f"{fix} {instead}".rstrip(),
         )
     )
 
