@@ -10,6 +10,10 @@ from types import ModuleType
 
 import pytest
 
+from lt_interface.testing.schedulers import environment
+
+__all__ = ["environment"]
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests_integration"))  # for what several test files share
 

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ QUIET: dict[str, Any] = {
     "enable_model_summary": False,
 }
 SECONDS = 120.0
-STARTS = ("SLURM_", "TORCHELASTIC_", "MASTER_", "OMPI_", "PMI", "MPI_", "LSB_", "JSM_", "KUBERNETES_", "FARM_")
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "ENVIRONMENT")
 HAND = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 KINDS = {
     "torchrun": {**HAND, "TORCHELASTIC_RUN_ID": "job", "LOCAL_WORLD_SIZE": "4"},
@@ -59,20 +56,6 @@ KINDS = {
     },
     "kubeflow": {**{name: HAND[name] for name in HAND if name != "LOCAL_RANK"}, "KUBERNETES_PORT": "tcp"},
 }
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
-    """Return a function that sets environment variables, those of schedulers removed."""
-    for name in list(os.environ):
-        if name.startswith(STARTS) or name in NAMES:
-            monkeypatch.delenv(name)
-
-    def put(variables: dict[str, str]) -> None:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-
-    return put
 
 
 class Net(LightningModule):
@@ -323,3 +306,21 @@ def test_ranks_of_a_script_keep_to_their_launcher(environment: Any, tmp_path: Pa
     assert sorted(rank for rank, _ in found) == [0, 1]
     for _, values in found:
         assert values == pytest.approx(weights(1), abs=1e-6)
+
+
+def test_an_environments_first_node_knows_its_share(environment: Any) -> None:
+    """With num_nodes said, each node has its share of the world as devices; without, a later node asks for it."""
+
+    class Wide(FarmEnvironment):
+        def world_size(self) -> int:
+            return 4
+
+        def global_rank(self) -> int:
+            return 2 * self.node_rank() + self.local_rank()
+
+    for node in ("0", "1"):
+        environment({"FARM_PLACE": "1", "FARM_PORT": "29500", "FARM_NODE": node})
+        trainer = Trainer(**QUIET, num_nodes=2, strategy="ddp", plugins=[Wide()])
+        assert (trainer.num_devices, trainer.num_nodes, trainer.world_size) == (2, 2, 4)
+    with pytest.raises(ConfigError, match=r"Wide: with several nodes .* Got node_rank\(\) = 1\. Set num_nodes=\."):
+        Trainer(**QUIET, strategy="ddp", plugins=[Wide()])

@@ -198,6 +198,21 @@ def test_a_program_from_standard_input(strategy: str, reason: str, tmp_path: Pat
     assert "ddp_fork" in ended.stderr or "ddp_notebook" in ended.stderr
 
 
+@pytest.mark.slow
+def test_a_class_below_the_main_guard(tmp_path: Path) -> None:
+    """A class that new interpreters do not define is one error with where to define it, or how to do without."""
+    guard = 'if __name__ == "__main__":\n'
+    assert guard in PROGRAM
+    program = PROGRAM.replace(guard, f"{guard}    class Below(Net): pass\n    Net = Below\n")
+    ended = start(tmp_path, "ddp_spawn", "2", "0", program=program)
+    errors = ended.communicate(timeout=SECONDS)[1]
+    assert ended.returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert "Trainer.fit, launcher 'spawn': other processes must be able to make what they are given" in last
+    assert "Can't get attribute 'Below'" in last
+    assert last.endswith('above its main guard. Or write strategy="ddp_fork".')
+
+
 def test_an_interactive_session_forks(tmp_path: Path) -> None:
     """Where no script can be run again, the default for two devices is the strategy for notebooks."""
     program = PROGRAM.replace('if __name__ == "__main__":\n', "sys.ps1 = '>>> '\nif True:\n")

@@ -551,3 +551,41 @@ def test_buffers_stay_each_ranks_own_where_asked() -> None:
     first, second = run_ranks(job)
     assert first[0] == second[0]
     assert first[1] != second[1]
+
+
+class Assigned(nn.Module):
+    """Layer that assigns its running values anew, some of another size on each rank."""
+
+    mean: Tensor
+    cache: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.register_buffer("mean", torch.zeros(4), persistent=False)
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+        self.register_buffer("tied", self.mean)
+
+    def forward(self, x: Tensor, rank: int) -> Tensor:
+        self.mean = self.mean + x.mean(0)
+        self.cache = torch.ones(2 + rank)
+        out: Tensor = self.layer(x).sum()
+        return out
+
+
+def test_assigned_buffers_are_shared_too() -> None:
+    """A buffer that a step assigns anew is rank 0's everywhere; one that got another size stays each rank's own."""
+
+    def job(rank: int) -> tuple[list[float], list[float]]:
+        net = Assigned()
+        engine = engine_of(net)
+        for batch in batches(rank, 2):
+            with engine.window(True) or nullcontext():
+                engine.backward(net(batch, rank))
+            engine.boundary()
+        return net.mean.tolist(), net.cache.tolist()
+
+    first, second = run_ranks(job)
+    assert first[0] == second[0]
+    assert sum(first[0])
+    assert (len(first[1]), len(second[1])) == (2, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import weakref
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from logged import logged
-from processes import SpawnLauncher
+from processes import ForkLauncher, SpawnLauncher
 from quiet import SILENT, Noting
 
 from lt_core import Callback, LightningDataModule, LightningModule, Trainer
@@ -160,3 +161,36 @@ def test_what_cannot_travel_is_named(tmp_path: Path, what: str, path: str) -> No
         trainer.fit(module, **data)
     assert str(caught.value).startswith(f"Trainer.fit, launcher 'test_spawn': {path}: ")
     assert "lambda" in str(caught.value) or "generator" in str(caught.value)
+
+
+class Staying:
+    """Part of a module that can only be made in the process that it was first made in."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["process"] != os.getpid():
+            raise AttributeError("no class of this name here")
+        vars(self).update(state)
+
+
+class ByBytes(ForkLauncher):
+    """Launcher of a forked rank that gets the request as bytes."""
+
+    name, passes = "test_bytes", "bytes"
+    instead_of_pickling = "Or stay here."
+
+
+def test_what_a_rank_cannot_make_is_an_error(tmp_path: Path) -> None:
+    """What was pickled here, and cannot be made from that in a rank, is one error with the ways out."""
+    trainer = Trainer(max_epochs=1, default_root_dir=tmp_path, launcher=ByBytes(), logger=False, **SILENT)
+    module = Noting()
+    module.part = Staying()  # type: ignore[assignment]
+    with pytest.raises(MisconfigurationException) as caught:
+        trainer.fit(module, BATCHES, BATCHES)
+    assert str(caught.value) == (
+        "Trainer.fit, launcher 'test_bytes': other processes must be able to make what they are given, classes and "
+        "functions by their names. Got AttributeError: no class of this name here. Define functions and classes at the "
+        "top level of a module, or of the script above its main guard. Or stay here."
+    )

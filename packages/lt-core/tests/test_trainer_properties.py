@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lt_core import Callback, LightningDataModule, LightningModule, Trainer
+from lt_core.builtin.single_device import SingleDeviceStrategy
 from lt_core.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lt_interface.errors import MisconfigurationException
 
@@ -385,3 +388,66 @@ def test_the_trainer_lets_go_of_the_module() -> None:
     assert gone() is None
     with pytest.raises(RuntimeError, match="trainer"):
         _ = net.trainer
+
+
+def test_a_strategy_shows_what_users_read_there(tmp_path: Path) -> None:
+    """What belongs to the trainer is read from its strategy, too, before, inside and after a run."""
+    seen: list[tuple[Any, ...]] = []
+    boss = trainer(default_root_dir=tmp_path)
+    strategy: Any = boss.strategy
+
+    def look() -> None:
+        place = strategy.strategy_name, strategy.num_nodes, strategy.parallel_devices, strategy.launcher
+        assert place == ("single_device", 1, [torch.device("cpu")], None)
+        assert strategy.accelerator is boss.accelerator
+        assert strategy.precision_plugin is boss.precision_plugin
+        assert strategy.cluster_environment is None
+        assert strategy.distributed_sampler_kwargs == {"num_replicas": 1, "rank": 0}
+        seen.append((list(strategy.optimizers), list(strategy.lr_scheduler_configs)))
+
+    class Looking(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            look()
+            with self.no_sync(), strategy.block_backward_sync():
+                return super().training_step(batch, batch_idx)
+
+    look()
+    boss.fit(Looking(), loader(2), loader(1))
+    look()
+    assert seen[0] == ([], [])
+    assert all(shown[0] == boss.optimizers for shown in seen[1:])
+
+
+def test_a_strategys_checkpoint_verbs_use_the_trainers_store(tmp_path: Path) -> None:
+    """A tree that is saved by the strategy's verb is loaded and removed by its others."""
+    strategy: Any = trainer(default_root_dir=tmp_path).strategy
+    path = tmp_path / "tree.ckpt"
+    strategy.save_checkpoint({"weights": torch.arange(3.0), "epoch": 2}, path)
+    found = strategy.load_checkpoint(path)
+    assert found["weights"].tolist() == [0.0, 1.0, 2.0]
+    assert found["epoch"] == 2
+    strategy.remove_checkpoint(path)
+    assert not path.exists()
+    with pytest.raises(TypeError, match="storage_options"):
+        strategy.save_checkpoint({}, path, storage_options={"a": 1})
+
+
+def test_names_without_a_meaning_say_what_to_write() -> None:
+    """A name that other trainers' strategies have, and ours do not, is an error with what to write instead."""
+    strategy: Any = trainer().strategy
+    for name, instead in {"optimizer_step": "optimizer.step()", "no_backward_sync": "block_backward_sync()"}.items():
+        assert not hasattr(strategy, name)
+        with pytest.raises(AttributeError, match=re.escape(instead)):
+            getattr(strategy, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = strategy.nothing
+
+
+def test_a_strategy_before_its_trainer_says_so() -> None:
+    """A strategy that no trainer has yet has nothing of a trainer's to show."""
+    strategy: Any = SingleDeviceStrategy()
+    with pytest.raises(AttributeError, match="no trainer yet"):
+        _ = strategy.accelerator
+    boss = trainer(strategy=strategy)
+    assert strategy.accelerator is boss.accelerator
+    assert pickle.loads(pickle.dumps(strategy)).trainer is None

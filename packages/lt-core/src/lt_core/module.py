@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -400,6 +400,15 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
                 f"LightningModule.manual_backward: the loss must be a tensor. Got {type(loss).__name__}."
             )
         run.loop.fit.manual_backward(loss, *args, **kwargs)
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """Return a context for backward passes whose gradients ranks need not exchange yet.
+
+        It is that of ``trainer.strategy.block_backward_sync``, under the name that ``trainer.model`` has elsewhere.
+        """
+        strategy: Any = self._run("no_sync").strategy
+        found: AbstractContextManager[Any] = strategy.block_backward_sync()
+        return found
 
     def toggle_optimizer(self, optimizer: Optimizer | LightningOptimizer) -> None:
         """Let only this optimizer's parameters require gradients, until ``untoggle_optimizer``.

@@ -43,7 +43,7 @@ else:
             "accelerator": "Accelerator ChecksPlan DescribesDevices ExplainsErrors",
             "checkpoint": "CheckpointIO KeepsObjects RefusesValues SavesItself",
             "cluster": "ChecksWorld ClusterEnvironment WatchesTrainer as_cluster",
-            "engine": "Engine PreparesBackward SkipsBatches WeighsBatches",
+            "engine": "Engine PreparesBackward SkipsBatches WeighsBatches decides_by_closure",
             "errors": "CheckpointError ConfigError ConfigTypeError InterfaceVersionError LTError "
             "MisconfigurationException MissingPackageError PluginError Problem RankFailedError UnknownPluginError",
             "launcher": "Launcher Outcome Request",

@@ -106,11 +106,12 @@ class WatchesTrainer(Protocol):
         """
 
 
-def as_cluster(given: Any) -> Any:
+def as_cluster(given: Any, num_nodes: int | None = None) -> Any:
     """Return a cluster environment with what the core asks for: the given one if it has that itself.
 
     Args:
         given: One of this interface, or one whose methods have PyTorch Lightning's names, such as ``global_rank``.
+        num_nodes: On how many nodes the user said that processes run; None if nothing was said.
 
     Example:
         >>> class Farm(ClusterEnvironment):
@@ -123,7 +124,7 @@ def as_cluster(given: Any) -> Any:
         World(rank=1, size=2, local_rank=1, local_size=2, node_rank=0, data_rank=1, data_size=2)
     """
     own = getattr(type(given), "world", None)
-    return _NamedCluster(given) if own in (None, ClusterEnvironment.world) else given
+    return _NamedCluster(given, num_nodes) if own in (None, ClusterEnvironment.world) else given
 
 
 class _NamedCluster:
@@ -131,14 +132,17 @@ class _NamedCluster:
 
     Where it has not started the processes, their launcher has: then the variables that it set count.
 
+    Such environments do not say how many processes a node has. The first node knows it from the number of nodes alone.
+
     Args:
         given: The environment.
+        num_nodes: The number of nodes, or None.
     """
 
     resumes = False
 
-    def __init__(self, given: Any) -> None:
-        self.given, self.name = given, type(given).__name__
+    def __init__(self, given: Any, num_nodes: int | None = None) -> None:
+        self.given, self.name, self._nodes = given, type(given).__name__, num_nodes
         self._local_size: int | None = None
 
     def detect(self) -> bool:
@@ -163,12 +167,15 @@ class _NamedCluster:
             for name in ("global_rank", "local_rank")
         )
         node = int(given.node_rank() or 0)
-        guess = (rank - local) // node if node else size
+        guess = size // self._nodes if self._nodes else (rank - local) // node if node else size
         local_size = self._local_size or int(os.environ.get("LOCAL_WORLD_SIZE") or guess)
         return World(rank, size, local, local_size, node, data_rank=rank, data_size=size)
 
     def problems(self, plan: Plan, where: str) -> Sequence[Problem]:
         given, self._local_size = self.given, plan.local_processes
+        if self._nodes is None and int(given.node_rank() or 0) and not os.environ.get("LOCAL_WORLD_SIZE"):
+            rule, got = "with several nodes their number must be said", f"node_rank() = {given.node_rank()}"
+            return [Problem(f"{where}, {self.name}", rule, got, "Set num_nodes=.")]
         if hasattr(given, "validate_settings"):
             given.validate_settings(num_devices=len(plan.devices), num_nodes=plan.num_nodes)
         given.set_world_size(plan.processes)

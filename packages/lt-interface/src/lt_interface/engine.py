@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lt_interface.state import Stateful
@@ -12,7 +13,42 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-__all__ = ["Engine", "PreparesBackward", "SkipsBatches", "WeighsBatches"]
+__all__ = ["Engine", "PreparesBackward", "SkipsBatches", "WeighsBatches", "decides_by_closure"]
+
+
+def decides_by_closure(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer may call its closure as it likes, and decide by the loss that it returns.
+
+    So do those that cannot do without one, as LBFGS, and all that take one and are not torch's, since nothing says
+    what they do with it: SAM and its like call it twice.
+
+    Args:
+        optimizer: The optimizer.
+
+    Returns:
+        False for those of torch that compute the loss once, if they are given a closure at all.
+
+    Example:
+        >>> class Twice:
+        ...     def step(self, closure=None):
+        ...         closure(), closure()
+        >>> class Plain:
+        ...     def step(self):
+        ...         pass
+        >>> decides_by_closure(Twice()), decides_by_closure(Plain())
+        (True, False)
+    """
+    step = type(optimizer).step
+    try:
+        parameters = signature(step).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    foreign = not str(getattr(step, "__module__", "")).startswith("torch.")
+    return any(
+        (p.kind is p.VAR_POSITIONAL and foreign) or (p.name == "closure" and (p.default is p.empty or foreign))
+        for p in parameters
+        if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)
+    )
 
 
 @runtime_checkable

@@ -24,6 +24,7 @@ class Outcome:
     Attributes:
         value: What the entry point returns, such as the metrics of ``validate`` or the predictions.
         weights: The trained weights by name, or None where the module is shared.
+        buffers: Each buffer of the module by name: whether it belongs to the weights, and its tensor or None.
         optimizer_states: State of each optimizer, parameters by name.
         scheduler_states: State of each learning-rate scheduler.
         callback_states: State of each callback by its key.
@@ -44,6 +45,7 @@ class Outcome:
 
     value: Any = None
     weights: dict[str, Any] | None = None
+    buffers: dict[str, tuple[bool, Any]] = field(default_factory=dict)
     optimizer_states: list[dict[str, Any]] = field(default_factory=list)
     scheduler_states: list[dict[str, Any]] = field(default_factory=list)
     callback_states: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +91,9 @@ class Launcher(Protocol):
         passes: How the request reaches the ranks: ``"live"`` in this process; ``"inherited"`` by a fork; ``"bytes"``
             as what `Request.to_bytes` returns; ``"script"`` where the user's script runs again in each rank: the
             caller is rank 0 then, and there is no outcome to apply.
+
+    One that passes bytes may say in ``instead_of_pickling`` what else the user can write; it ends the error about
+    what cannot be pickled, or not be found in a rank.
 
     Example:
         >>> from lt_interface.errors import Problem

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from lt_interface.plan import Plan
@@ -193,6 +193,7 @@ class Strategy(Protocol):
         world: The place of this process, which the core sets after ``setup``.
         lightning_module: The user's module, which the core sets for each call of the trainer.
         model: The module as the engine runs it, which the core sets.
+        trainer: The trainer, which the core sets when it is made and for each of its calls.
 
     Example:
         All in one process, on the accelerator's first device:
@@ -244,6 +245,7 @@ class Strategy(Protocol):
     world: World
     lightning_module: Any
     model: Any
+    trainer: Any
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         """Return what of a plan, or of a module under it, this strategy cannot do; it touches no device.
@@ -390,13 +392,47 @@ class ReportsFailures(Protocol):
         """
 
 
+# What of a strategy users read that is the trainer's, by the trainer's names.
+_OF_TRAINER = frozenset(
+    [
+        "accelerator",
+        "cluster_environment",
+        "distributed_sampler_kwargs",
+        "launcher",
+        "lr_scheduler_configs",
+        "num_nodes",
+        "optimizers",
+        "parallel_devices",
+        "precision_plugin",
+    ]
+)
+# What users know from elsewhere, and what to write instead.
+_INSTEAD = {
+    "backward": "self.manual_backward(loss)",
+    "batch_to_device": "trainer.lightning_module.transfer_batch_to_device(batch, device, 0)",
+    "lightning_module_state_dict": "trainer.strategy.weights(module).state_dict()",
+    "load_model_state_dict": "trainer.strategy.weights(module).load_state_dict(weights)",
+    "lr_schedulers": "trainer.lr_scheduler_configs",
+    "no_backward_sync": "trainer.strategy.block_backward_sync()",
+    "optimizer_state": "optimizer.state_dict()",
+    "optimizer_step": "optimizer.step()",
+    "process_dataloader": "the loader itself: the trainer shares its batches among the ranks",
+    "teardown": "trainer.strategy.leave()",
+}
+
+
 class StrategyVerbs:
-    """Verbs of ``trainer.strategy`` that users know, over a strategy's collectives.
+    """Verbs of ``trainer.strategy`` that users know, over a strategy's collectives, and what they read there.
+
+    What belongs to the trainer (``accelerator``, ``launcher``, ``cluster_environment``, ``parallel_devices``,
+    ``num_nodes``, ``precision_plugin``, ``optimizers``, ``lr_scheduler_configs``, ``distributed_sampler_kwargs``) can
+    be read here, too; a name that has no meaning here is an `AttributeError` with what to write instead.
 
     Attributes:
         world: The place of this process; the core sets it after ``setup``.
         lightning_module: The user's module; the core sets it for each call of the trainer.
         model: The module as the engine runs it.
+        trainer: The trainer; the core sets it.
         one_process_per_node: Whether one process drives all devices of a node.
 
     Example:
@@ -419,18 +455,47 @@ class StrategyVerbs:
         all are at download
         >>> strategy.reduce(0.5, reduce_op="avg"), strategy.reduce_boolean_decision(True)
         ('mean', True)
+        >>> class Files(dict):
+        ...     collective, wait, save = False, list, lambda self, tree, path: self.update({path: tree})
+        ...     load, remove = dict.get, dict.pop
+        >>> class Boss:
+        ...     checkpoint_io, num_nodes = Files(), 1
+        >>> strategy.trainer = Boss()
+        >>> strategy.save_checkpoint({"step": 3}, "a.ckpt")
+        >>> strategy.load_checkpoint("a.ckpt"), strategy.remove_checkpoint("a.ckpt"), strategy.num_nodes
+        ({'step': 3}, None, 1)
+        >>> strategy.optimizer_step
+        Traceback (most recent call last):
+        AttributeError: StrategyVerbs.optimizer_step: no strategy has it here. Write: optimizer.step()
     """
 
+    name: str
     one_process_per_node: bool = False
     device: torch.device
     collectives: Collectives
     world: World = World()
     lightning_module: Any = None
     model: Any = None
+    trainer: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return all but the module, which belongs to a call of the trainer."""
-        return {key: value for key, value in vars(self).items() if key not in ("lightning_module", "model")}
+        """Return all but the module and the trainer, which sets them again."""
+        return {key: value for key, value in vars(self).items() if key not in ("lightning_module", "model", "trainer")}
+
+    def __getattr__(self, name: str) -> Any:
+        where = f"{type(self).__name__}.{name}"
+        if name in _OF_TRAINER:
+            if self.trainer is None:
+                raise AttributeError(f"{where}: it is the trainer's. Got no trainer yet. Give it this strategy.")
+            return getattr(self.trainer, name)
+        if name in _INSTEAD:
+            raise AttributeError(f"{where}: no strategy has it here. Write: {_INSTEAD[name]}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def strategy_name(self) -> str:
+        """Return the name that users pass."""
+        return str(self.name)
 
     @property
     def root_device(self) -> torch.device:
@@ -466,6 +531,50 @@ class StrategyVerbs:
     def num_processes(self) -> int:
         """Return the number of processes on this node."""
         return self.world.local_size
+
+    def block_backward_sync(self) -> AbstractContextManager[Any]:
+        """Return a context for backward passes under manual optimization whose gradients ranks need not exchange yet.
+
+        The next pass outside of it exchanges them. A strategy that has nothing to save there has a context that does
+        nothing.
+        """
+        return nullcontext()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str, storage_options: Any = None) -> None:
+        """Write a tree of values through the trainer's store; where that is not collective, rank 0 alone does.
+
+        Args:
+            checkpoint: The tree.
+            filepath: The file.
+            storage_options: Must be None: stores take theirs where they are constructed.
+
+        Raises:
+            TypeError: If it is not.
+        """
+        if storage_options is not None:
+            raise TypeError("save_checkpoint(storage_options): a store takes its options where it is constructed.")
+        store = self.trainer.checkpoint_io
+        if store.collective or self.is_global_zero:
+            store.save(checkpoint, str(filepath))
+            store.wait()
+
+    def load_checkpoint(self, checkpoint_path: str) -> dict[str, Any]:
+        """Return what a checkpoint holds, read through the trainer's store.
+
+        Args:
+            checkpoint_path: The file.
+        """
+        found: dict[str, Any] = self.trainer.checkpoint_io.load(str(checkpoint_path))
+        return found
+
+    def remove_checkpoint(self, filepath: str) -> None:
+        """Remove a checkpoint; rank 0 alone does.
+
+        Args:
+            filepath: The file.
+        """
+        if self.is_global_zero:
+            self.trainer.checkpoint_io.remove(str(filepath))
 
     def broadcast(self, obj: T, src: int = 0) -> T:
         """Return one rank's object, or tensor, on every rank.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import warnings
 
 from lt_interface import Plan, Problem, is_rank_zero
@@ -13,6 +14,7 @@ __all__ = ["MARK", "cores_here", "node_problems", "places", "threads_of"]
 MARK = "LT_LAUNCHED_RANK"  # set in each rank that a launcher of this package started
 
 
+_held: int | None = None  # a socket's number
 _MANY = 32  # ranks of one core: with more, a number was mistyped
 
 
@@ -80,7 +82,17 @@ def cores_here() -> int:
 
 
 def _free_port() -> int:
+    """Return a port that nothing else gets before rank 0 listens on it.
+
+    A socket of this process stays bound to it until the next call. Rank 0 can listen beside it, since both allow the
+    address to be used again and this one does not listen; Linux gives such a port to nobody who asks for any.
+    """
+    global _held
+    if _held is not None:
+        os.close(_held)
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
+        _held = probe.detach() if sys.platform == "linux" else None  # elsewhere it could stand in rank 0's way
     return port

@@ -101,14 +101,16 @@ class SpawnLauncher(ProcessLauncher):
     """Launcher of ranks that are new interpreters; module, data and callbacks travel there as pickle bytes."""
 
     name, passes, _method = "spawn", "bytes", "spawn"
+    instead_of_pickling = 'Or write strategy="ddp_fork".'
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Return what hinders this process from starting ranks."""
         found = list(super().problems(plan))
         script = getattr(sys.modules["__main__"], "__file__", None)
         if script is not None and not os.path.exists(script):
-            rule, fix = "new processes must be able to import the main script", "Save the program in a file."
-            found.append(Problem('Trainer(launcher="spawn")', rule, script, f'{fix} Or write strategy="ddp_fork".'))
+            rule = "new processes must be able to import the main script"
+            fix = f"Save the program in a file. {self.instead_of_pickling}"
+            found.append(Problem('Trainer(launcher="spawn")', rule, script, fix))
         return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from lt_interface import (
     Stateful,
     WholeModuleStrategy,
     World,
+    decides_by_closure,
 )
 
 __all__ = ["DDPEngine", "DDPStrategy"]
@@ -125,6 +126,7 @@ class DDPStrategy(WholeModuleStrategy):
         self._accelerator: Accelerator | None = None
         self._peers: Peers | None = None
         self._shares_statistics = False
+        self._engine: DDPEngine | None = None
         self.statistics: SharedStatistics | None = None
         self._metrics: list[Any] = []
 
@@ -204,6 +206,8 @@ class DDPStrategy(WholeModuleStrategy):
     ) -> Engine:
         """Return the plain engine, with an exchange of gradients around its backward pass where ranks are several."""
         inner = default(module, optimizers, schedulers, precision, plan)
+        if self.world.size > 1 and plan.stage == "fit":
+            check_optimizers(module, optimizers, self.collectives)
         if self.world.size == 1 or not optimizers:
             return inner
         if self.static_graph and len(optimizers) > 1:
@@ -215,8 +219,16 @@ class DDPStrategy(WholeModuleStrategy):
                     "Leave static_graph out.",
                 )
             )
-        check_optimizers(module, optimizers, self.collectives)
-        return DDPEngine(inner, module, self)
+        self._engine = DDPEngine(inner, module, self)
+        return self._engine
+
+    def block_backward_sync(self) -> AbstractContextManager[Any]:
+        """Return a context in which backward passes add up gradients on this rank; the next one outside averages them.
+
+        Raises:
+            MisconfigurationException: If the graph is static.
+        """
+        return super().block_backward_sync() if self._engine is None else self._engine.alone()
 
     def release(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Move the module and the optimizers' states to the CPU; batch norm is as the user wrote it again.
@@ -249,7 +261,7 @@ class DDPStrategy(WholeModuleStrategy):
             return
         self._restore()
         self._accelerator.teardown()
-        self._accelerator = self._peers = None
+        self._accelerator = self._peers = self._engine = None
         take_back(self._metrics)
         self._metrics = []
         if not isinstance(self.collectives, ProcessGroupCollectives):
@@ -280,24 +292,31 @@ class DDPEngine:
         self.window: Callable[[bool], AbstractContextManager[Any] | None] | None = self._window
         self.before_forward: Callable[[], None] | None = None
         self.unscale, self.clip = inner.unscale, inner.clip
-        self._searches = [_needs_closure(optimizer) for optimizer in inner.optimizers]
+        self._searches = [decides_by_closure(optimizer) for optimizer in inner.optimizers]
         if not any(self._searches):
             self.update = inner.update  # type: ignore[method-assign]
         self.optimizer_states, self.load_optimizer_states = inner.optimizer_states, inner.load_optimizer_states
         self._inner, self._statistics = inner, strategy.statistics
         self._collectives, self._device = strategy.collectives, strategy.device
-        self._buffers = [b for b in module.buffers() if b.numel()] if strategy.broadcast_buffers else []
+        self._buffers = _buffers(module) if strategy.broadcast_buffers else []
         self.boundary: Callable[[], None] | None = self._end_of_batch
-        self._trains, self._exchanges, self._unfinished = False, True, False
+        self._trains, self._unfinished = False, False
         self._mark = strategy.mark
-        self._alone, self._static = _WithoutExchange(self), strategy.static_graph
-        self._exchange: GradientExchange | None = GradientExchange(module, strategy, len(inner.optimizers) > 1)
+        exchange = GradientExchange(module, strategy, len(inner.optimizers) > 1)
+        self._alone, self._static = _WithoutExchange(exchange), strategy.static_graph
+        self._exchange: GradientExchange | None = exchange
 
     def _window(self, last: bool) -> AbstractContextManager[Any] | None:
         """Return the context without an exchange for all but the last batch of a window."""
         self._trains = True
-        if last:
-            return None
+        return None if last else self.alone()
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """Return the context without an exchange.
+
+        Raises:
+            MisconfigurationException: If the graph is static.
+        """
         if self._static:
             raise MisconfigurationException(_STATIC_WINDOW)
         return self._alone
@@ -314,7 +333,7 @@ class DDPEngine:
             return
         self._finish()
         self._exchange.expected = True
-        if self._exchanges:
+        if not self._exchange.held_back:
             self._exchange.prepare(loss)
             self._unfinished = True
         else:
@@ -362,7 +381,7 @@ class DDPEngine:
             self._trains = False
             if self._buffers:
                 self._mark()
-                copy_from_first(self._buffers)
+                copy_from_first(_now(held, key, first) for held, key, first in self._buffers)
         if self._inner.boundary is not None:
             self._inner.boundary()
 
@@ -374,27 +393,37 @@ class DDPEngine:
         self._inner.close()
 
 
-def _needs_closure(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer's step computes the loss itself, and may decide by it."""
-    closure = signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is Parameter.empty
+def _buffers(module: nn.Module) -> list[tuple[Mapping[str, Tensor | None], str, Tensor]]:
+    """Return where each buffer of a module lies, and the tensor that lies there now."""
+    held = [(part._buffers, key, b) for part in module.modules() for key, b in part._buffers.items() if b is not None]
+    return [each for each in held if each[2].numel()]
+
+
+def _now(held: Mapping[str, Tensor | None], key: str, first: Tensor) -> Tensor:
+    """Return the tensor that lies where a buffer lay: a step may assign another one.
+
+    One of another form stays this rank's own, since the exchange must have the same size on every rank.
+    """
+    now = held.get(key)
+    alike = now is not None and (now.shape, now.dtype, now.device) == (first.shape, first.dtype, first.device)
+    return now if alike and now is not None else first
 
 
 class _WithoutExchange:
-    """Context in which an engine's backward passes add up gradients on this rank alone.
+    """Context in which backward passes add up gradients on this rank alone.
 
     Args:
-        engine: The engine.
+        exchange: The exchange that waits.
     """
 
-    def __init__(self, engine: DDPEngine) -> None:
-        self._engine = engine
+    def __init__(self, exchange: GradientExchange) -> None:
+        self._exchange = exchange
 
     def __enter__(self) -> None:
-        self._engine._exchanges = False
+        self._exchange.held_back += 1
 
     def __exit__(self, *error: object) -> None:
-        self._engine._exchanges = True
+        self._exchange.held_back -= 1
 
 
 # By the names that users pass.

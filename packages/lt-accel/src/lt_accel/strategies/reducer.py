@@ -6,7 +6,8 @@ compared before each exchange, which costs less than a microsecond for ten of th
 loss may leave parameters out anyway, a frozen one counts as unused, and only one that is new makes another reducer.
 
 Under manual optimization a user may call ``loss.backward()``, of which the reducer does not know beforehand. The first
-gradient of such a pass is noticed, and all of them are averaged at its end: slower, and right.
+gradient of such a pass is noticed, and all of them are averaged at its end: slower, and right. A reducer that looks for
+unused parameters has counted these as used then, and would demand their gradients of the next pass: that gets another.
 """
 
 from __future__ import annotations
@@ -56,11 +57,13 @@ class GradientExchange:
     Attributes:
         open: Whether gradients were computed that were not exchanged yet.
         expected: Whether the engine runs a backward pass, so that its gradients are cared for.
+        held_back: How many contexts are open in which gradients are added up without an exchange.
     """
 
     def __init__(self, module: nn.Module, strategy: DDPStrategy, several: bool) -> None:
         self._module, self._strategy = module, strategy
         self._finds_unused = strategy.find_unused_parameters or several
+        self._strayed = False
         self._named = list(module.named_parameters())
         self._parameters = [p for _, p in self._named]
         self._seen: list[bool] = []
@@ -68,9 +71,10 @@ class GradientExchange:
         self._reducer: Any = None
         self._logger: Any = None
         self._delays = False
-        self._by_hand = not getattr(module, "automatic_optimization", True)
-        self._noticing: list[Any] = []
+        by_hand = not getattr(module, "automatic_optimization", True)
+        self._noticing = [_on_gradient(p, self._notice) for p in self._parameters if _may_train(p)] if by_hand else []
         self.open = self.expected = False
+        self.held_back = 0
         self._begin()
 
     def prepare(self, loss: Tensor) -> None:
@@ -79,7 +83,7 @@ class GradientExchange:
         Args:
             loss: What the pass begins from.
         """
-        if [p.requires_grad for p in self._parameters] != self._seen:
+        if self._strayed or [p.requires_grad for p in self._parameters] != self._seen:
             self._change()
         reducer = self._reducer
         if reducer is None:
@@ -112,6 +116,9 @@ class GradientExchange:
         for handle in self._noticing:
             handle.remove()
         self._noticing = []
+        self._end()
+
+    def _end(self) -> None:
         if self._reducer is not None:
             self._reducer._remove_autograd_hooks()
             self._reducer = self._logger = None
@@ -121,38 +128,42 @@ class GradientExchange:
 
     def _notice(self, parameter: Tensor) -> None:
         """Average the gradients at the end of a backward pass that the user began."""
-        if not self.expected:
+        if self.held_back:
+            self.open = True
+        elif not self.expected:
             self.expected = True
             _queue(self._average_all)
 
     def _average_all(self) -> None:
         self._strategy.mark()
         _average([p for p in self._parameters if p.requires_grad])
-        self.expected = False
+        self.expected, self._strayed = False, self._finds_unused
 
     def _change(self) -> None:
         """Exchange what is trained now, if it is not what the reducer holds; a frozen one may be unused, too."""
         before, self._seen = self._seen, [p.requires_grad for p in self._parameters]
         held = {name for name, p in self._named if p.requires_grad}
-        if held <= set(self._held) and (self._finds_unused or held == set(self._held)):
+        if not self._strayed and held <= set(self._held) and (self._finds_unused or held == set(self._held)):
             return
         frozen = [p for p, was in zip(self._parameters, before, strict=True) if was and not p.requires_grad]
         if self.open and frozen:
             _average(frozen)
-        self.close()
+        self._end()
         self._begin()
 
     def _begin(self) -> None:
         check_trainable(self._module, self._strategy.collectives)
         self._seen = [p.requires_grad for p in self._parameters]
         self._held = [name for name, p in self._named if p.requires_grad]
+        self._strayed = False
         if not self._held:
             return
         strategy, parameters = self._strategy, [p for p in self._parameters if p.requires_grad]
-        if self._by_hand:
-            leaves: list[Any] = list(parameters)
-            self._noticing = [leaf.register_post_accumulate_grad_hook(self._notice) for leaf in leaves]
-        sparse = [id(p) in _tables(self._module) for p in parameters]
+        tables = _tables(self._module)
+        if self._finds_unused and not strategy.find_unused_parameters:
+            # One that no loss depends on: where all others are used, torch would say that it looked in vain.
+            parameters.append(nn.Parameter(torch.zeros_like(parameters[-1].detach().reshape(-1)[:1])))
+        sparse = [id(p) in tables for p in parameters]
         cap = int(strategy.bucket_cap_mb * _MB)
         # As DistributedDataParallel does: one bucket until the order is known in which gradients come, if it will be.
         rebuilds = strategy.static_graph or not self._finds_unused
@@ -167,7 +178,7 @@ class GradientExchange:
             cap,
             self._finds_unused,
             strategy.gradient_as_bucket_view,
-            dict(enumerate(self._held)),
+            dict(enumerate([*self._held, ""][: len(parameters)])),
             _MB,
         )
         self._logger = _torch.Logger(reducer)  # which the reducer calls without asking, and does not keep alive
@@ -215,6 +226,19 @@ def _queue(call: Any) -> None:
     """Call something at the end of the backward pass that is running."""
     engine: Any = torch.autograd.Variable._execution_engine
     engine.queue_callback(call)
+
+
+def _may_train(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def _on_gradient(parameter: nn.Parameter, call: Any) -> Any:
+    """Call something after each gradient of a parameter, also of one that is unfrozen later; return the handle."""
+    trained = parameter.requires_grad
+    parameter.requires_grad_(True)  # torch attaches a hook to no other
+    handle = parameter.register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
+    parameter.requires_grad_(trained)
+    return handle
 
 
 def _tables(module: nn.Module) -> set[int]:

@@ -104,7 +104,7 @@ def _skipped(run: Run, where: str) -> Tensor | None:
     Raises:
         MisconfigurationException: If the other ranks would wait for this one's forward or backward pass.
     """
-    shared = run.world.data_size > 1
+    shared = run.world.data_size > 1 and bool(run.optimizers)  # without one nothing is exchanged
     loss = _zero_loss(run, where) if shared else None
     if run.loop.first_time("none"):
         what = "counts as zero in the mean over the ranks" if shared else "has no backward pass"

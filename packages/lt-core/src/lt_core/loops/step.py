@@ -21,7 +21,7 @@ from lt_core.loops.calls import (
 )
 from lt_core.loops.window import closure_step
 from lt_core.metrics.slot import AFTER_BACKWARD, BEFORE_BACKWARD, BEFORE_STEP, BEFORE_ZERO_GRAD, TRAIN_STEP
-from lt_core.optim.parse import needs_closure
+from lt_interface import decides_by_closure
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -41,7 +41,7 @@ def build_step(run: Run) -> Step:
         step = _manual_step(pieces)
     elif not run.optimizers:
         step = _without_optimizer(pieces)
-    elif overrides(run.module, "optimizer_step") or needs_closure(run.optimizers[0]):
+    elif overrides(run.module, "optimizer_step") or decides_by_closure(run.optimizers[0]):
         step = closure_step(pieces)
     elif run.plan.accumulate == 1 and pieces.around is None and not pieces.shared:
         step = _straight_step(pieces)

@@ -14,7 +14,7 @@ from lt_core.hooks.table import overrides
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 
-__all__ = ["SchedulerConfig", "check_exchanged", "check_optimizers", "needs_closure", "parse_optimizers"]
+__all__ = ["SchedulerConfig", "check_exchanged", "check_optimizers", "parse_optimizers"]
 
 _WHERE = "LightningModule.configure_optimizers"
 _ABILITIES = ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups", "state", "defaults")
@@ -191,19 +191,6 @@ def _check_scheduler(config: SchedulerConfig, optimizers: Sequence[Optimizer], m
             f"{type(scheduler).__name__} is stepped once an epoch here; it is made to be stepped every batch. "
             'Set {"interval": "step"}.'
         )
-
-
-def needs_closure(optimizer: Optimizer) -> bool:
-    """Return whether ``optimizer.step`` cannot do without a closure, as LBFGS."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        return True
-    import inspect
-
-    try:
-        parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
-    except (TypeError, ValueError):
-        return False
-    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _warn_unheld(module: torch.nn.Module, optimizers: Sequence[Optimizer], where: str) -> None:

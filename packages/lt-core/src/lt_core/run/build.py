@@ -62,7 +62,7 @@ def new_run(request: Request) -> Run:
         metrics=Metrics(module, Results(), trainer.barebones),
         feeds=Feeds(request.sources),
         tracking=Tracking(trainer.loggers),
-        saves=Saves(trainer._checkpoint_io(), request.trusted),
+        saves=Saves(trainer.checkpoint_io, request.trusted),
         cadence=Cadence(),
         compiled=request.compiled,
     )
@@ -154,6 +154,7 @@ def _set_up_devices(run: Run) -> None:
     announce(run)
     run.module._device_mesh = run.strategy.mesh
     run.strategy.world, run.strategy.lightning_module, run.strategy.model = run.world, run.module, run.module
+    run.strategy.trainer = trainer
     if isinstance(run.precision, TakesDevice):
         run.precision.take_device(run.device)
     run.metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)

@@ -1,8 +1,9 @@
 """What comes back from the processes of a call: made by rank 0, applied in the process that launched them.
 
-It holds the states that users read after a call: weights, optimizers, callbacks, the data module, loggers, metrics and
-counters. Attributes that were set in the ranks beside these do not come back. Optimizers cannot travel, since they hold
-the parameters of another process: where users ask for them, the module makes them again, and they get their states.
+It holds the states that users read after a call: weights and buffers, optimizers, callbacks, the data module, loggers,
+metrics and counters. Attributes that were set in the ranks beside these do not come back. Optimizers cannot travel,
+since they hold the parameters of another process: where users ask for them, the module makes them again, and they get
+their states.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import pickle
 import tempfile
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,9 +64,11 @@ def make_outcome(run: Run, value: Any) -> Outcome:
     if refusal := unpicklable(f"Trainer.{run.fn}, from its ranks", own.items()):
         raise refusal
     metrics = {"callback": results.callback, "logged": results.logged, "progress_bar": results.bar}
+    weights = _plain(nn.Module.state_dict(run.module)) if changed else None  # also what an override leaves out
     return Outcome(
         value=_large_in_file(_plain(value), run.plan.root),
-        weights=_plain(nn.Module.state_dict(run.module)) if changed else None,  # also what an override leaves out
+        weights=weights,
+        buffers=_buffers(run.module, weights or {}),
         optimizer_states=_plain(named_states(run.module, run.optimizers)) if run.fits else [],
         scheduler_states=[s.scheduler.state_dict() for s in run.schedulers if run.fits and is_stateful(s.scheduler)],
         callback_states=_plain(states),
@@ -105,8 +107,7 @@ def receive(request: Request, outcome: Outcome) -> Any:
     trainer._save_counter = outcome.progress.get("save_counter", trainer._save_counter)
     run.progress.load_state_dict(outcome.progress)
     trainer._should_stop = outcome.stop_reason == "should_stop"
-    if outcome.weights is not None:
-        _load_weights(run, outcome.weights)
+    _load_weights(run, outcome.weights, outcome.buffers)
     for callback in run.callbacks:
         if callback.state_key in outcome.callback_states:
             method_of(callback, "load_state_dict")(outcome.callback_states[callback.state_key])
@@ -127,15 +128,30 @@ def receive(request: Request, outcome: Outcome) -> Any:
     return _from_file(outcome.value)
 
 
-def _load_weights(run: Run, weights: dict[str, Any]) -> None:
-    """Load weights into the module, which gets the layers and the formats that it got in the ranks."""
-    module = run.module
+def _buffers(module: nn.Module, weights: dict[str, Any]) -> dict[str, tuple[bool, Any]]:
+    """Return each buffer of a module, with whether it belongs to its weights: there it is the same tensor."""
+    return {
+        name: (key not in part._non_persistent_buffers_set, weights.get(name, _plain(tensor)))
+        for path, part in module.named_modules()
+        for key, tensor in part._buffers.items()
+        for name in (f"{path}.{key}" if path else key,)
+    }
+
+
+def _load_weights(run: Run, weights: dict[str, Any] | None, buffers: dict[str, tuple[bool, Any]]) -> None:
+    """Load weights into the module, which gets the layers, buffers and formats that it got in the ranks."""
+    module, fitted = run.module, weights is not None
+    weights = weights or {}
     if set(weights) - set(module.state_dict()) and overrides(module, "configure_model"):
         with rng.isolate():
             module.configure_model()
-    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+    for name, tensor in module.named_parameters():
         if name in weights and tensor.dtype != weights[name].dtype:
             tensor.data = tensor.data.to(weights[name].dtype)
+    for name, (persistent, value) in buffers.items():
+        _set_buffer(module, name, value, persistent, fitted)
+    if not fitted:
+        return
     own = nn.Module.state_dict(module)
     lazy = torch.nn.parameter.is_lazy
     here = {
@@ -149,6 +165,33 @@ def _load_weights(run: Run, weights: dict[str, Any]) -> None:
             f"Trainer.{run.fn}: the module here lacks what it got in the ranks, so these weights did not come back: "
             f"{', '.join(lost[:20])}. Make them in __init__ or configure_model, or load them from a checkpoint."
         )
+
+
+def _set_buffer(module: nn.Module, name: str, value: Tensor | None, persistent: bool, formats: bool) -> None:
+    """Give a buffer its value: into the tensor that is here, or anew where a step made it or gave it another shape.
+
+    Args:
+        module: The module.
+        name: The buffer's name in it.
+        value: What the rank has.
+        persistent: Whether it belongs to the module's weights.
+        formats: Whether the number format is the rank's, too.
+    """
+    path, _, key = name.rpartition(".")
+    try:
+        part = module.get_submodule(path)
+    except AttributeError:
+        return  # a layer that is not here
+    here = part._buffers.get(key)
+    if here is not None and value is not None and not torch.nn.parameter.is_lazy(here) and not here.is_meta:
+        alike = here.shape == value.shape and here.layout is value.layout
+        if alike and (here.dtype == value.dtype or not formats):
+            here.detach().copy_(value)
+            return
+    part._buffers.pop(key, None)
+    part.__dict__.pop(key, None)
+    if key not in part._parameters and key not in part._modules:
+        part.register_buffer(key, value, persistent)
 
 
 def _take_journal(run: Run, outcome: Outcome) -> None:

@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,21 +84,36 @@ class Request:
         return self.passes != "live" or bool(fact(self.trainer._cluster, "launched", False))
 
     def to_bytes(self) -> bytes:
-        """Return the request as pickle bytes.
+        """Return the request as pickle bytes, behind what the error of a rank that cannot read them says.
 
         Raises:
             MisconfigurationException: If something in it cannot be pickled; the message names it.
         """
+        launcher = self.trainer._launcher
+        where = f"Trainer.{self.fn}, launcher {launcher.name!r}"
+        instead = str(fact(launcher, "instead_of_pickling", ""))
         try:
-            return pickle.dumps(self)
+            return pickle.dumps((where, instead)) + pickle.dumps(self)
         except Exception as error:
-            where = f"Trainer.{self.fn}, launcher {self.trainer._launcher.name!r}"
-            raise unpicklable(where, self._parts(), error) or error from error
+            raise unpicklable(where, self._parts(), error, instead) or error from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Request:
-        """Return the request of another process."""
-        request: Request = pickle.loads(data)
+        """Return the request of another process.
+
+        Raises:
+            MisconfigurationException: If this process cannot make something in it.
+        """
+        stream = BytesIO(data)
+        where, instead = pickle.load(stream)
+        try:
+            request: Request = pickle.load(stream)
+        except Exception as error:
+            rule = "other processes must be able to make what they are given, classes and functions by their names"
+            fix = "Define functions and classes at the top level of a module, or of the script above its main guard."
+            raise MisconfigurationException(
+                Problem(where, rule, f"{type(error).__name__}: {str(error).rstrip('.')}", f"{fix} {instead}".rstrip())
+            ) from error
         return request
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
@@ -121,7 +137,7 @@ class Request:
 
 
 def unpicklable(
-    where: str, parts: Iterable[tuple[str, Any]], error: Exception | None = None
+    where: str, parts: Iterable[tuple[str, Any]], error: Exception | None = None, instead: str = ""
 ) -> MisconfigurationException | None:
     """Return the error that names what cannot be pickled, or None if all can.
 
@@ -129,17 +145,19 @@ def unpicklable(
         where: Which call it is about.
         parts: What travels, by the name that users know.
         error: What pickle said against all of it together; an error then even where no part alone is to blame.
+        instead: How to do without pickling, if there is a way.
     """
     found = next(((_path(part, name), cause) for name, part in parts if (cause := _error_of(part))), None)
     path, cause = found or ("its arguments", error)
     if cause is None:
         return None
+    fix = "Define functions and classes at the top level of a module, and open files and connections in setup."
     return MisconfigurationException(
         Problem(
             f"{where}: {path}",
             "what goes to other processes must be picklable",
             f"{type(cause).__name__}: {str(cause).rstrip('.')}",
-            "Define functions and classes at the top level of a module, and open files and connections in setup.",
+            f"{fix} {instead}".rstrip(),
         )
     )
 

@@ -133,7 +133,9 @@ def find_cluster(config: TrainerConfig) -> Any:
     given = config.plugin("cluster")
     kinds = sorted(map(registry.clusters.get, registry.clusters.names()), key=lambda k: -getattr(k, "priority", 0))
     found = next((kind() for kind in kinds if kind.detect()), None)
-    return found if given is None or getattr(found, "launched", False) else as_cluster(given)
+    if given is None or getattr(found, "launched", False):
+        return found
+    return as_cluster(given, config.num_nodes if "num_nodes" in config.explicit else None)
 
 
 def _find_devices(config: TrainerConfig, accelerator: Any, cluster: Any) -> list[int]:

@@ -82,6 +82,7 @@ class Trainer(TrainerView):
             self._precision = finding.call(find_precision, config, self._accelerator)
             self.profiler: Any = finding.call(find_profiler, config)
         self._devices, self._num_nodes, self._strategy, self._launcher = spread
+        self._strategy.trainer = self
 
     def _take_flags(self, config: TrainerConfig) -> None:
         """Set the plain attributes for the flags that users may read and change."""
@@ -108,7 +109,9 @@ class Trainer(TrainerView):
         if config.detect_anomaly:
             info("Trainer(detect_anomaly=True): every backward pass is checked; this slows training.")
 
-    def _checkpoint_io(self) -> Any:
+    @property
+    def checkpoint_io(self) -> Any:
+        """Return the store of checkpoints: the one that was given, else the strategy's."""
         if self._own_io is None:
             given = self._config.plugin("checkpoint_io")
             self._own_io = registry.checkpoint_ios.get(self._strategy.checkpoint_io())() if given is None else given
@@ -399,7 +402,7 @@ class Trainer(TrainerView):
         elif os.path.exists(name):
             from lt_core.checkpoint.engine_folder import remove_folders
 
-            self._checkpoint_io().remove(name)
+            self.checkpoint_io.remove(name)
             remove_folders(name)
 
     def log_metrics(self, values: Mapping[str, float | Tensor], step: int | None = None) -> None:

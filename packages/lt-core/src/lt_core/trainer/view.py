@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lt_core.optim.parse import SchedulerConfig
     from lt_core.state.run import Run
     from lt_core.tracking.history import History
-    from lt_interface import Accelerator, Collectives, Outcome, Precision, Strategy
+    from lt_interface import Accelerator, ClusterEnvironment, Collectives, Launcher, Outcome, Precision, Strategy
 
 __all__ = ["TrainerView"]
 
@@ -71,6 +71,8 @@ class TrainerView:
     _config: TrainerConfig
     _accelerator: Accelerator
     _strategy: Strategy
+    _launcher: Launcher
+    _cluster: ClusterEnvironment | None
     _precision: Precision
     _devices: tuple[int, ...]
     _num_nodes: int
@@ -110,6 +112,21 @@ class TrainerView:
     def strategy(self) -> Strategy:
         """Return the strategy."""
         return self._strategy
+
+    @property
+    def launcher(self) -> Launcher | None:
+        """Return what starts the ranks; None where this process is the only one, or others were started before it."""
+        return None if self._launcher.passes == "live" else self._launcher
+
+    @property
+    def cluster_environment(self) -> ClusterEnvironment | None:
+        """Return the scheduler that started this process, or None."""
+        return self._cluster
+
+    @property
+    def parallel_devices(self) -> list[Any]:
+        """Return the devices on this node."""
+        return [self._accelerator.device(index) for index in self._devices]
 
     @property
     def precision_plugin(self) -> Precision:
