@@ -71,8 +71,7 @@ def test_a_resumed_run_goes_on_with_its_epoch_s_number(at: int, tmp_path: Path) 
         nonlocal seen
         seen += 1
         if seen == at:
-            trainer.save_checkpoint(tmp_path / "a.ckpt")
-            trainer.should_stop = True
+            trainer.request_checkpoint(tmp_path / "a.ckpt")
 
     fit(4, {1: 3, 3: 2}, callbacks=[LambdaCallback(on_train_batch_end=save)])
     resumed, trainer = fit(4, {1: 3, 3: 2}, ckpt_path=tmp_path / "a.ckpt")
