@@ -38,7 +38,6 @@ ABSENT = {
     "EMAWeightAveraging": _AVERAGE,
     "FSDPStrategy": _DDP,
     "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
-    "GradientAccumulationScheduler": "Set trainer.accumulate_grad_batches in on_train_epoch_start of a callback.",
     "LearningRateFinder": _TRIES,
     "LightningLite": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
     "ModelHooks": _HOOKS,

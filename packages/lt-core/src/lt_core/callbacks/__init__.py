@@ -1,6 +1,7 @@
 """Callbacks: what to do besides training, each in a place of its own."""
 
 from lt_core.callback import Callback
+from lt_core.callbacks.accumulation import GradientAccumulationScheduler
 from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
 from lt_core.callbacks.early_stopping import EarlyStopping
 from lt_core.callbacks.lambda_function import LambdaCallback
@@ -15,6 +16,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "EarlyStopping",
+    "GradientAccumulationScheduler",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",

@@ -16,6 +16,7 @@ from lt_core.callback import Callback
 from lt_core.config import parsers as kinds
 from lt_core.config import rules as config_rules
 from lt_core.config.legacy import ADVICE
+from lt_core.config.old_flags import GIVEN, modern
 from lt_core.config.row import UNTOUCHED, Parsed, Row, flag, rows
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_interface import registry
@@ -230,6 +231,7 @@ class TrainerConfig:
     )
     # No argument: the trainer's signature is that of this class.
     explicit: frozenset[str] = field(default=frozenset(), init=False)
+    given: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     def plugin(self, kind: str) -> Any:
         """Return the plugin of a kind that the user gave, or None.
@@ -270,22 +272,27 @@ def parse(written: Mapping[str, Any], config: type[TrainerConfig] = TrainerConfi
         values={name: row.default() if callable(row.default) else row.default for name, row in table.items()},
         barebones={name: row.barebones for name, row in table.items() if row.barebones is not UNTOUCHED},
     )
-    for name, value in written.items():
-        where = f"Trainer({name}={shown(value)})"
+    flags, places, olds, contradictions = modern(written)
+    for name, value in flags.items():
+        where = places.get(name, f"Trainer({name}={shown(value)})")
         if name in table:
             _take(draft, table[name], value, where)
         else:
             listed = "The flags are listed in the documentation of lt_core.Trainer."
             draft.refuse(where, f"the Trainer has no flag {name!r}", _instead(name, table) or listed, is_type=True)
-    _take_environment(draft, written, table)
+    draft.problems += contradictions
+    _take_environment(draft, flags, table)
     config_rules.apply(draft)
     raise_problems([*draft.problems, *(_missing(draft.values["precision"]) if draft.problems else ())])
     for message in draft.warnings:
         warn(message)
+    for message in olds:
+        warn(message, FutureWarning)
     for message in draft.infos:
         info(message)
     parsed = config(**draft.values)
     object.__setattr__(parsed, "explicit", frozenset(draft.places))
+    object.__setattr__(parsed, "given", {name: value for name, value in written.items() if name in GIVEN})
     return parsed
 
 

@@ -8,6 +8,7 @@ import torch
 
 from lt_core.checkpoint.find import WORDS, has_own_folder
 from lt_core.checkpoint.runs import number_of_fit
+from lt_core.data.combined import CombinedLoader
 from lt_core.hooks.table import hook_problems
 from lt_core.notices import warn
 from lt_core.run.checks import module_problems, module_remarks, read_inputs
@@ -35,6 +36,8 @@ def prepare(
         raise MisconfigurationException(
             Problem(f"Trainer.{fn}", rule, got, "Call it afterwards, or use a Trainer of its own.")
         )
+    if trainer._config.given:
+        model, loaders, val_loaders, ckpt_path = _given_before(trainer, fn, model, loaders, val_loaders, ckpt_path)
     if model is None and trainer._run is not None:
         model = trainer._run.module
         if ckpt_path is None and trainer._own_ckpt_path is None and fn is not TrainerFn.FITTING:
@@ -68,6 +71,24 @@ def prepare(
         # until an outcome has come back
         trainer.state.fn, trainer.state.status = fn, TrainerStatus.INTERRUPTED
     return request
+
+
+def _given_before(
+    trainer: Trainer, fn: TrainerFn, model: Any, loaders: Any, val_loaders: Any, ckpt_path: Any
+) -> tuple[Any, ...]:
+    """Return what a method was given, completed by what an old program gave the constructor."""
+    given, fits = trainer._config.given, fn is TrainerFn.FITTING
+    names = {"fit": "train_dataloader", "validate": "val_dataloaders", "test": "test_dataloaders"}
+    if loaders is None:
+        loaders = given.get(names.get(str(fn), ""))
+    if fits and val_loaders is None:
+        val_loaders = given.get("val_dataloaders")
+    mode = given.get("multiple_trainloader_mode")
+    if fits and mode is not None and isinstance(loaders, list | tuple | dict):
+        loaders = CombinedLoader(loaders, mode)
+    if fits and ckpt_path is None:
+        ckpt_path = given.get("resume_from_checkpoint")
+    return given.get("model") if model is None else model, loaders, val_loaders, ckpt_path
 
 
 def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]:

@@ -137,7 +137,7 @@ class Trainer(TrainerView):
 
     def fit(
         self,
-        model: LightningModule,
+        model: LightningModule | None = None,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
