@@ -18,8 +18,8 @@ import lt_core
 from lt_core.callback import Callback
 from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
 from lt_core.config.legacy import ADVICE
-from lt_core.config.old_flags import GIVEN, OLD
 from lt_core.notices import PossibleUserWarning
+from lt_core.run.old_flags import GIVEN, OLD
 from lt_interface import ConfigError, registry
 
 LIMITS = ["limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"]

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelSummary, RichProgressBar
-from lt_core.config.flags import FLAGS, TrainerConfig, parse
+from lt_core.config.flags import FLAGS, TrainerConfig
+from lt_core.config.flags import parse as parse_flags
+from lt_core.run.old_flags import modern
 from lt_interface import MisconfigurationException
 
 RENAMED: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -74,6 +76,13 @@ NO_MEANING = {
 }
 
 
+def parse(written: dict[str, Any]) -> TrainerConfig:
+    old = modern(written)
+    for message in old.warnings:
+        warnings.warn(message, FutureWarning, stacklevel=1)
+    return parse_flags(old.flags, places=old.places, problems=old.problems)
+
+
 def values(config: TrainerConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in FLAGS}
 
@@ -115,7 +124,7 @@ def test_an_old_flag_without_a_meaning_says_so(flag: str) -> None:
         ({"early_stop_callback": True}, EarlyStopping, lambda c: c.monitor == "val_loss"),
         ({"accumulate_grad_batches": {2: 4}}, GradientAccumulationScheduler, lambda c: c.scheduling == {2: 4}),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_an_old_flag_that_is_a_callback_today(written: dict[str, Any], kind: type, check: Any) -> None:
     """What a callback does today is added to the user's callbacks, once."""

@@ -16,7 +16,6 @@ from lt_core.callback import Callback
 from lt_core.config import parsers as kinds
 from lt_core.config import rules as config_rules
 from lt_core.config.legacy import ADVICE
-from lt_core.config.old_flags import GIVEN, modern
 from lt_core.config.row import UNTOUCHED, Parsed, Row, flag, rows
 from lt_core.notices import PossibleUserWarning, info, warn
 from lt_interface import registry
@@ -231,7 +230,6 @@ class TrainerConfig:
     )
     # No argument: the trainer's signature is that of this class.
     explicit: frozenset[str] = field(default=frozenset(), init=False)
-    given: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     def plugin(self, kind: str) -> Any:
         """Return the plugin of a kind that the user gave, or None.
@@ -255,13 +253,20 @@ def _missing(precision: Any) -> Iterable[Problem]:
     return ()
 
 
-def parse(written: Mapping[str, Any], config: type[TrainerConfig] = TrainerConfig) -> TrainerConfig:
+def parse(
+    written: Mapping[str, Any],
+    config: type[TrainerConfig] = TrainerConfig,
+    places: Mapping[str, str] | None = None,
+    problems: Iterable[Problem] = (),
+) -> TrainerConfig:
     """Return the checked and resolved flags.
 
     Args:
         written: The keyword arguments that the user wrote. What is not among them is taken
             from the environment (``PL_TRAINER_MAX_EPOCHS=3``), else from the defaults.
         config: The class whose rows are the flags.
+        places: How the user wrote a flag, where that is another way than by its name.
+        problems: What is wrong already.
 
     Raises:
         ConfigTypeError: If a value has the wrong type or a flag is unknown; lists every problem.
@@ -272,27 +277,23 @@ def parse(written: Mapping[str, Any], config: type[TrainerConfig] = TrainerConfi
         values={name: row.default() if callable(row.default) else row.default for name, row in table.items()},
         barebones={name: row.barebones for name, row in table.items() if row.barebones is not UNTOUCHED},
     )
-    flags, places, olds, contradictions = modern(written)
-    for name, value in flags.items():
-        where = places.get(name, f"Trainer({name}={shown(value)})")
+    for name, value in written.items():
+        where = (places or {}).get(name, f"Trainer({name}={shown(value)})")
         if name in table:
             _take(draft, table[name], value, where)
         else:
             listed = "The flags are listed in the documentation of lt_core.Trainer."
             draft.refuse(where, f"the Trainer has no flag {name!r}", _instead(name, table) or listed, is_type=True)
-    draft.problems += contradictions
-    _take_environment(draft, flags, table)
+    draft.problems += problems
+    _take_environment(draft, written, table)
     config_rules.apply(draft)
     raise_problems([*draft.problems, *(_missing(draft.values["precision"]) if draft.problems else ())])
     for message in draft.warnings:
         warn(message)
-    for message in olds:
-        warn(message, FutureWarning)
     for message in draft.infos:
         info(message)
     parsed = config(**draft.values)
     object.__setattr__(parsed, "explicit", frozenset(draft.places))
-    object.__setattr__(parsed, "given", {name: value for name, value in written.items() if name in GIVEN})
     return parsed
 
 

@@ -425,7 +425,7 @@ class Feed(Passes):
         if self._moment is not None:
             with self.leaves[0].at(self._moment):
                 return self._place()
-        return self._place() if self._before is None else dict(self._before)
+        return self._place() if self._before is None else {**self._before, "ahead": rng.pack(self._before["ahead"])}
 
     @property
     def waits(self) -> bool:
@@ -479,8 +479,7 @@ class Feed(Passes):
             return noted_anew(self.leaves, {**self._place(), "over": True} if over else self._place())
         if known and self._before is not None:
             note_ends(self.leaves, self._before)
-        place = self._place_now()
-        return {**place, "ahead": rng.pack(place["ahead"])}
+        return self._place_now()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state: then ``resume`` goes on inside its epoch, ``epoch`` begins the next.

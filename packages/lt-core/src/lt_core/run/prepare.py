@@ -36,7 +36,7 @@ def prepare(
         raise MisconfigurationException(
             Problem(f"Trainer.{fn}", rule, got, "Call it afterwards, or use a Trainer of its own.")
         )
-    if trainer._config.given:
+    if trainer._given:
         model, loaders, val_loaders, ckpt_path = _given_before(trainer, fn, model, loaders, val_loaders, ckpt_path)
     if model is None and trainer._run is not None:
         model = trainer._run.module
@@ -77,7 +77,7 @@ def _given_before(
     trainer: Trainer, fn: TrainerFn, model: Any, loaders: Any, val_loaders: Any, ckpt_path: Any
 ) -> tuple[Any, ...]:
     """Return what a method was given, completed by what an old program gave the constructor."""
-    given, fits = trainer._config.given, fn is TrainerFn.FITTING
+    given, fits = trainer._given, fn is TrainerFn.FITTING
     names = {"fit": "train_dataloader", "validate": "val_dataloaders", "test": "test_dataloaders"}
     if loaders is None:
         loaders = given.get(names.get(str(fn), ""))

@@ -15,8 +15,9 @@ from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
 from lt_core.config.row import takes_flags
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
-from lt_core.notices import info
+from lt_core.notices import info, warn
 from lt_core.run.main import main
+from lt_core.run.old_flags import modern
 from lt_core.run.outcome import receive
 from lt_core.run.prepare import prepare
 from lt_core.run.select import (
@@ -59,7 +60,11 @@ class Trainer(TrainerView):
 
     @takes_flags(TrainerConfig)
     def __init__(self, written: dict[str, Any]) -> None:
-        config = self._config = parse(written)
+        old = modern(written)
+        config = self._config = parse(old.flags, places=old.places, problems=old.problems)
+        for message in old.warnings:
+            warn(message, FutureWarning)
+        self._given = old.given
         self._progress, self.state = Progress(), TrainerState()
         self._handlers: list[Handler] = []
         self._results = Results()

@@ -64,6 +64,7 @@ class TrainerView:
     _announced: bool = False
     _save_counter: int = 0
     _should_stop: bool = False
+    _given: dict[str, Any]
     _stop_requests: set[int]
     _max_epochs: int
     _max_steps: int

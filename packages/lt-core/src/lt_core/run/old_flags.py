@@ -7,6 +7,7 @@ cannot express is refused, with `lt_core.config.legacy.ADVICE`. Callbacks are ad
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from lt_core.config.legacy import ADVICE
 from lt_core.config.parsers import is_number
 from lt_interface.errors import Problem
 
-__all__ = ["GIVEN", "OLD", "modern"]
+__all__ = ["GIVEN", "OLD", "Modern", "modern"]
 
 Flags = dict[str, Any]
 # What the methods take today: kept for them.
@@ -90,6 +91,25 @@ def _accumulation(value: Any) -> Flags | None:
     return {"callbacks": [GradientAccumulationScheduler(value)]} if isinstance(value, Mapping) else None
 
 
+@dataclass(frozen=True)
+class Modern:
+    """What flags of any age say today.
+
+    Attributes:
+        flags: Today's flags.
+        given: What the methods take today, by the name that the constructor had for it.
+        places: How the user wrote those flags that stand for old ones.
+        warnings: What to warn of.
+        problems: Old and new flags that contradict one another.
+    """
+
+    flags: Flags
+    given: Flags
+    places: dict[str, str]
+    warnings: list[str]
+    problems: list[Problem]
+
+
 _RENAMED = {
     "max_epochs": "max_nb_epochs",
     "min_epochs": "min_nb_epochs",
@@ -139,8 +159,8 @@ _VALUES: dict[str, Callable[[Any], Flags | None]] = {
 }
 
 
-def modern(written: Mapping[str, Any]) -> tuple[Flags, dict[str, str], list[str], list[Problem]]:
-    """Return today's flags for what was written, which of them stand for which old ones, warnings, and contradictions.
+def modern(written: Mapping[str, Any]) -> Modern:
+    """Return today's flags for what was written.
 
     Args:
         written: The keyword arguments as the user wrote them.
@@ -168,7 +188,7 @@ def modern(written: Mapping[str, Any]) -> tuple[Flags, dict[str, str], list[str]
             else:
                 flags[name], places[name] = new, f"Trainer({old}={value!r})"
         warnings.append(f"Trainer({old}={value!r}): {_today(old, found)}")
-    return flags, places, warnings, problems
+    return Modern(flags, {name: written[name] for name in GIVEN & written.keys()}, places, warnings, problems)
 
 
 def _today(old: str, found: Flags) -> str:
