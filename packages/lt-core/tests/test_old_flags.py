@@ -78,9 +78,10 @@ NO_MEANING = {
 
 def parse(written: dict[str, Any]) -> TrainerConfig:
     old = modern(written)
+    found = parse_flags(old.flags, places=old.places, problems=old.problems)
     for message in old.warnings:
         warnings.warn(message, FutureWarning, stacklevel=1)
-    return parse_flags(old.flags, places=old.places, problems=old.problems)
+    return found
 
 
 def values(config: TrainerConfig) -> dict[str, Any]:
