@@ -61,7 +61,7 @@ def error_of(kind: type[BaseException], call: Any) -> str:
     ("flag", "value", "kind", "message"),
     [
         ("max_epoch", 3, TypeError, "the Trainer has no flag 'max_epoch'. Did you mean \"max_epochs\"?"),
-        ("gpus", 1, TypeError, "the Trainer has no flag 'gpus'. Write accelerator=\"gpu\", devices=N."),
+        ("loggers", 1, TypeError, "the Trainer has no flag 'loggers'. Write logger=[...]."),
         ("strategy", "singledevice", ValueError, "no strategy of that name. Installed: "),
         ("strategy", "singledevice", ValueError, 'Did you mean "single_device"?'),
         ("profiler", "passthru", ValueError, 'Did you mean "passthrough"?'),

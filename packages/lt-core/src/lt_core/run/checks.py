@@ -133,6 +133,11 @@ def module_problems(
     return problems
 
 
+def _comes_along(module: Any, step: str) -> bool:
+    """Return whether a ready module has the step, which the user did not write."""
+    return str(getattr(getattr(module, step, None), "__module__", "")).startswith("lt_core.tasks.")
+
+
 def module_remarks(
     module: Any,
     datamodule: Any,
@@ -153,7 +158,7 @@ def module_remarks(
         has_loader, has_step = _has_data(given, "validate", given.val_loaders), _has_step(given.module, "validate")
         if has_loader and not has_step:
             remarks.append(f"{name}: there are validation loaders but no validation_step, so nothing is validated.")
-        elif has_step and not has_loader:
+        elif has_step and not has_loader and not _comes_along(given.module, "validation_step"):
             remarks.append(f"{name}: there is a validation_step but no val_dataloader, so nothing is validated.")
     for source in (given.loaders, given.val_loaders):
         if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
