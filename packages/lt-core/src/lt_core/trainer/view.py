@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.state.progress import Progress, RunningStage, TrainerStatus
 from lt_core.state.stage import PREDICT, TEST, TRAIN, VALIDATE, Stage
+from lt_core.trainer.loop_views import EvaluationLoop, FitLoop
 from lt_interface import World
 from lt_interface.abilities import fact
 from lt_interface.errors import MisconfigurationException
@@ -400,6 +401,26 @@ class TrainerView:
         """Return whether the running batch is the last of its epoch."""
         run = self._run
         return run is not None and self._feed(TRAIN) is not None and run.is_last_batch(self._progress.batch)
+
+    @property
+    def fit_loop(self) -> FitLoop:
+        """Return a view of training's counts, by the names that other code reads."""
+        return FitLoop(self)
+
+    @property
+    def validate_loop(self) -> EvaluationLoop:
+        """Return a view of the validation's sizes."""
+        return EvaluationLoop(self, "validate_loop", "num_val_batches")
+
+    @property
+    def test_loop(self) -> EvaluationLoop:
+        """Return a view of the test's sizes."""
+        return EvaluationLoop(self, "test_loop", "num_test_batches")
+
+    @property
+    def predict_loop(self) -> EvaluationLoop:
+        """Return a view of the prediction's sizes."""
+        return EvaluationLoop(self, "predict_loop", "num_predict_batches")
 
     @property
     def num_training_batches(self) -> int | float:

@@ -1,0 +1,172 @@
+"""The loops by the names that other code reads their counts under: small views, which nothing is set on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lt_core.trainer.view import TrainerView
+
+__all__ = ["Counts", "EpochLoop", "EvaluationLoop", "FitLoop"]
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many epochs or batches came how far.
+
+    Attributes:
+        ready: Those that were begun.
+        completed: Those that are done.
+    """
+
+    ready: int
+    completed: int
+
+    @property
+    def started(self) -> int:
+        """Return those that were begun."""
+        return self.ready
+
+    @property
+    def processed(self) -> int:
+        """Return those that are done."""
+        return self.completed
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of the whole training, and of its running part.
+
+    Attributes:
+        total: Since training began, resumed parts included.
+        current: Of the running epoch's batches; of epochs the same as the total.
+    """
+
+    total: Count
+    current: Count
+
+
+class _View:
+    """View of a trainer's counts.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    _name = ""
+
+    def __init__(self, trainer: TrainerView) -> None:
+        self.__dict__["_trainer"] = trainer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"Trainer.{self._name}.{name}: this is a view of the trainer's counts. Set trainer.{name}."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        shown = ", ".join(n for n in dir(type(self)) if not n.startswith("_"))
+        raise AttributeError(f"Trainer.{self._name} has no attribute {name!r}. It shows {shown}.")
+
+
+class FitLoop(_View):
+    """Counts of training."""
+
+    _name = "fit_loop"
+
+    @property
+    def max_epochs(self) -> int:
+        """Return after how many epochs training stops; -1 for no limit."""
+        return self._trainer.max_epochs
+
+    @property
+    def min_epochs(self) -> int:
+        """Return how many epochs are trained at least."""
+        return self._trainer.min_epochs
+
+    @property
+    def max_steps(self) -> int:
+        """Return after how many optimizer steps training stops; -1 for no limit."""
+        return self._trainer.max_steps
+
+    @property
+    def epoch_progress(self) -> Counts:
+        """Return how many epochs were begun and done."""
+        progress = self._trainer._progress
+        count = Count(progress.epoch + (not progress.epoch_closed), progress.epoch)
+        return Counts(count, count)
+
+    @property
+    def epoch_loop(self) -> EpochLoop:
+        """Return the counts of the running epoch."""
+        return EpochLoop(self._trainer)
+
+    @property
+    def batch_idx(self) -> int:
+        """Return the running batch's index in its epoch."""
+        return self.epoch_loop.batch_idx
+
+    @property
+    def total_batch_idx(self) -> int:
+        """Return the running batch's index over all epochs."""
+        return self.epoch_loop.total_batch_idx
+
+
+class EpochLoop(_View):
+    """Counts of the running training epoch."""
+
+    _name = "fit_loop.epoch_loop"
+
+    @property
+    def batch_progress(self) -> Counts:
+        """Return how many batches were begun and done."""
+        trainer = self._trainer
+        progress, run = trainer._progress, trainer._run
+        inside = run is not None and run.metrics.train.batch is not None and not run.loop.at_boundary
+        done = progress.batch
+        total = progress.batches + (0 if progress.epoch_closed else done)
+        return Counts(Count(total + inside, total), Count(done + inside, done))
+
+    @property
+    def batch_idx(self) -> int:
+        """Return the running batch's index in its epoch."""
+        return self.batch_progress.current.ready - 1
+
+    @property
+    def total_batch_idx(self) -> int:
+        """Return the running batch's index over all epochs."""
+        return self.batch_progress.total.ready - 1
+
+    @property
+    def global_step(self) -> int:
+        """Return in how many batches an optimizer stepped."""
+        return self._trainer._progress.step
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        return self._trainer._progress.step
+
+
+class EvaluationLoop(_View):
+    """Sizes of an evaluation.
+
+    Args:
+        trainer: The trainer.
+        name: The loop's name, for errors.
+        sizes: The trainer's attribute that has each loader's number of batches.
+    """
+
+    def __init__(self, trainer: TrainerView, name: str, sizes: str) -> None:
+        super().__init__(trainer)
+        self.__dict__.update(_name=name, _sizes=sizes)
+
+    @property
+    def max_batches(self) -> list[int | float]:
+        """Return each loader's batches."""
+        found: list[int | float] = getattr(self._trainer, self._sizes)
+        return found
+
+    @property
+    def num_dataloaders(self) -> int:
+        """Return how many loaders there are."""
+        return len(self.max_batches)

@@ -1,0 +1,71 @@
+"""Test the counts that other code reads off a trainer's loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lt_core import Trainer
+from lt_core.callbacks import LambdaCallback
+from lt_core.demos import BoringModel
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "limit_train_batches": 3,
+    "limit_val_batches": 2,
+    "num_sanity_val_steps": 0,
+}
+
+
+def counts(trainer: Trainer) -> tuple[int, ...]:
+    loop = trainer.fit_loop
+    epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
+    return epochs.ready, epochs.completed, batches.current.ready, batches.current.completed, batches.total.completed
+
+
+def test_counts_of_training_in_each_hook() -> None:
+    """Epochs and batches are ready when they begin and completed when they are done, in the epoch and in all."""
+    seen: dict[str, list[Any]] = {"epoch": [], "start": [], "end": [], "validation": []}
+    note = {
+        "on_train_epoch_start": lambda t, m: seen["epoch"].append(counts(t)),
+        "on_train_batch_start": lambda t, m, b, i: seen["start"].append(
+            (t.fit_loop.batch_idx, t.fit_loop.total_batch_idx)
+        ),
+        "on_train_batch_end": lambda t, m, o, b, i: seen["end"].append(counts(t)),
+        "on_validation_start": lambda t, m: seen["validation"].append(counts(t)),
+    }
+    trainer = Trainer(**QUIET, max_epochs=2, callbacks=[LambdaCallback(**note)])
+    trainer.fit(BoringModel())
+    assert seen["epoch"] == [(1, 0, 0, 0, 0), (2, 1, 0, 0, 3)]
+    assert seen["start"] == [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4), (2, 5)]
+    assert seen["end"] == [(1, 0, i + 1, i, i) for i in range(3)] + [(2, 1, i + 1, i, 3 + i) for i in range(3)]
+    assert seen["validation"] == [(1, 0, 3, 3, 3), (2, 1, 3, 3, 6)]
+    assert counts(trainer)[:2] == (2, 2)
+    assert trainer.fit_loop.epoch_loop.batch_progress.total.completed == 6
+    assert trainer.fit_loop.epoch_loop.global_step == trainer.fit_loop.epoch_loop._batches_that_stepped == 6
+    assert (trainer.fit_loop.max_epochs, trainer.fit_loop.min_epochs, trainer.fit_loop.max_steps) == (2, 0, -1)
+
+
+def test_sizes_of_evaluation() -> None:
+    """The loops of evaluation show each loader's batches."""
+    trainer = Trainer(**QUIET)
+    trainer.validate(BoringModel(), verbose=False)
+    assert (trainer.validate_loop.max_batches, trainer.validate_loop.num_dataloaders) == ([2], 1)
+    assert trainer.test_loop.max_batches == trainer.predict_loop.max_batches == []
+
+
+def test_nothing_is_set_on_a_view() -> None:
+    """Setting a count is refused with the trainer's own attribute, and an unknown one is answered with what there is."""
+    trainer = Trainer(max_epochs=1, logger=False)
+    with pytest.raises(
+        AttributeError, match=r"Trainer\.fit_loop\.max_epochs: this is a view .* Set trainer\.max_epochs"
+    ):
+        trainer.fit_loop.max_epochs = 3  # type: ignore[misc]
+    with pytest.raises(AttributeError, match=r"Trainer\.fit_loop has no attribute 'restarting'. It shows batch_idx, "):
+        trainer.fit_loop.restarting  # noqa: B018
+    with pytest.raises(AttributeError, match=r"Trainer\.predict_loop has no attribute 'predictions'"):
+        trainer.predict_loop.predictions  # noqa: B018
