@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callbacks.progress.base import ProgressBar
-from lt_core.callbacks.progress.forecast import Forecast, batches_left
+from lt_core.callbacks.progress.forecast import Forecast, batches_left, taken_text
 from lt_core.callbacks.progress.lines import PlainLines
 from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.callbacks.progress.view import Display, View
@@ -43,13 +43,15 @@ class RichProgressBarTheme:
 class RichProgressBar(ProgressBar):
     """Bar of the run's progress, the time that epoch and run will still take, and the metrics.
 
-    A terminal gets rich's bars, ten times a second at most; a notebook a block that is replaced in
-    place; a file or a pipe one plain line each ten seconds at most and one an epoch. Between
-    drawings a batch costs one look at the clock.
+    A terminal gets bars of three lines at most, ten times a second at most, and a line for each
+    finished epoch; a notebook a block that is replaced in place, with a row for each; a file or a
+    pipe one plain line each ten seconds at most and one an epoch. Between drawings a batch costs
+    one look at the clock.
 
     Args:
         refresh_rate: 0 shows nothing. Any other value shows the bar: drawing goes by time, not by batches.
-        leave: Whether each finished epoch keeps its bar.
+        leave: What a finished epoch leaves on a terminal and in a notebook: True its bar, False nothing,
+            so that only the last one's bar stays; a line if None.
         theme: Styles and formats.
         console_kwargs: Arguments of ``rich.console.Console``.
         line_interval: The least seconds between two plain lines.
@@ -61,7 +63,7 @@ class RichProgressBar(ProgressBar):
     def __init__(
         self,
         refresh_rate: int = 100,
-        leave: bool = False,
+        leave: bool | None = None,
         theme: RichProgressBarTheme | None = None,
         console_kwargs: dict[str, Any] | None = None,
         *,
@@ -78,7 +80,8 @@ class RichProgressBar(ProgressBar):
         self._clock = time.monotonic
         self._due = math.inf
         self._done = 0
-        self._began = 0.0
+        self._began = self._run_began = 0.0
+        self._told_total = False
         self._forecast = Forecast(0.0)
         self._eval_done = 0
         self._eval_began = 0.0
@@ -157,6 +160,7 @@ class RichProgressBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure; a run that is resumed inside an epoch begins there."""
         self._done, self._began = trainer.batches_done, self._clock()
+        self._run_began, self._told_total = self._began, False
         self._forecast = Forecast(self._began, self._done)
         self._open(trainer)
 
@@ -177,11 +181,17 @@ class RichProgressBar(ProgressBar):
         """Draw the epoch's last view."""
         self._forecast.away(self._done, self._clock())
         if self._display is not None:
-            self._on_display("finish", self._train_view(trainer, pl_module))
+            view = self._train_view(trainer, pl_module)
+            self._told_total = _is_over(trainer)
+            if self._told_total:
+                view = replace(view, run_left=None, total_elapsed=self._clock() - self._run_began)
+            self._on_display("finish", view)
             self._rest()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the last bar on the screen."""
+        """Give the screen back; say how long it took, if a later callback's stop made the last epoch the last."""
+        if self._display is not None and not self._told_total:
+            self._on_display("write", f"{self.train_description}s: {taken_text(self._clock() - self._run_began)} total")
         self._close()
 
     # Evaluation and prediction
@@ -221,7 +231,7 @@ class RichProgressBar(ProgressBar):
             self._forecast.back(self._clock())
         elif not trainer.sanity_checking and self._display is not None:
             self._on_display("finish", self._eval_view(trainer, pl_module))
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn != TrainerFn.FITTING:
             self._close()
 
     on_test_end = on_predict_end = on_validation_end
@@ -308,6 +318,14 @@ class RichProgressBar(ProgressBar):
             left=(total - self._eval_done) * pace if is_known and pace is not None else None,
             metrics={} if inside else self.get_metrics(trainer, pl_module),
         )
+
+
+def _is_over(trainer: Trainer) -> bool:
+    """Return whether no epoch follows the running one, as far as anybody knows."""
+    epochs, steps = trainer.current_epoch + 1, trainer.global_step
+    if trainer.should_stop and epochs >= (trainer.min_epochs or 0) and steps >= (trainer.min_steps or 0):
+        return True
+    return 0 <= (-1 if trainer.max_epochs is None else trainer.max_epochs) <= epochs or 0 <= trainer.max_steps <= steps
 
 
 def _capped(left: float | None, trainer: Trainer) -> float | None:

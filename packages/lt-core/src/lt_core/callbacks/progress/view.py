@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lt_core.callbacks.progress.forecast import duration_text
+from lt_core.callbacks.progress.forecast import duration_text, taken_text
 
-__all__ = ["Display", "View", "metrics_text"]
+__all__ = ["Display", "View", "metrics_text", "metrics_texts", "packed", "value_text"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class View:
         pace: Seconds a batch; None if unknown.
         left: Seconds until this loop is over; None if unknown.
         run_left: Seconds until the whole run is over; None if unknown or not a training loop.
+        total_elapsed: Seconds that the whole run took; None while it goes on, or if this is no training loop.
         metrics: What is shown beside the counts.
         inner: The loop that runs inside this one, such as validation.
     """
@@ -34,6 +35,7 @@ class View:
     pace: float | None = None
     left: float | None = None
     run_left: float | None = None
+    total_elapsed: float | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     inner: View | None = None
 
@@ -51,11 +53,26 @@ class View:
 
     @property
     def times(self) -> str:
-        """Return what is left, of the loop and of the run."""
-        parts = [] if self.left is None else [f"{duration_text(self.left)} left"]
-        if self.run_left is not None:
-            parts.append(f"run {duration_text(self.run_left)} left")
-        return ", ".join(parts)
+        """Return what passed and what is left, of the loop and of the run; nothing of what is over in a moment."""
+        left = {"": self.left, "run ": self.run_left}
+        known = [f"{of}{duration_text(s)} left" for of, s in left.items() if s is not None and s > 0.5]
+        return ", ".join([f"{duration_text(self.elapsed)} elapsed", *known])
+
+    @property
+    def took(self) -> str:
+        """Return how long a loop that is over took, and at the run's end how long that."""
+        total = "" if self.total_elapsed is None else f", {taken_text(self.total_elapsed)} total"
+        return f"in {taken_text(self.elapsed)}{total}"
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Return the metrics of a loop that is over: an epoch's value stands for its last step's."""
+        names = self.metrics.keys()
+        return {
+            name: value
+            for name, value in self.metrics.items()
+            if name != "v_num" and not (name.endswith("_step") and f"{name[:-5]}_epoch" in names)
+        }
 
 
 class Display(Protocol):
@@ -80,12 +97,45 @@ class Display(Protocol):
         ...
 
 
-def metrics_text(metrics: Mapping[str, Any], number: str = ".3f", delimiter: str = " ") -> str:
+def metrics_texts(metrics: Mapping[str, Any], number: str = ".3f") -> list[str]:
     """Return ``name=value`` of each metric; a number that the format would show as zero gets an exponent."""
-    return delimiter.join(f"{name}={_value_text(value, number)}" for name, value in metrics.items())
+    return [f"{name}={value_text(value, number)}" for name, value in metrics.items()]
 
 
-def _value_text(value: Any, number: str) -> str:
+def packed(parts: Sequence[tuple[Any, int]], width: int, most: int, gap: int = 1) -> tuple[list[list[Any]], int]:
+    """Return parts in lines, none of them broken, and how many were left out.
+
+    Args:
+        parts: Each part and its width.
+        width: The width of a line.
+        most: How many lines there are; if parts are left out, the last one has room for ``+9 more``.
+        gap: The width between two parts.
+    """
+    lines: list[list[tuple[Any, int]]] = [[]]
+    for number, part in enumerate(parts):
+        if lines[-1] and _wide(lines[-1], gap) + gap + part[1] > width:
+            if len(lines) == most:
+                left = len(parts) - number
+                while len(lines[-1]) > 1 and _wide(lines[-1], gap) + gap + len(f"+{left} more") > width:
+                    lines[-1].pop()
+                    left += 1
+                return [[part for part, _ in line] for line in lines], left
+            lines.append([])
+        lines[-1].append(part)
+    return [[part for part, _ in line] for line in lines], 0
+
+
+def _wide(line: Sequence[tuple[Any, int]], gap: int) -> int:
+    return sum(wide for _, wide in line) + gap * (len(line) - 1)
+
+
+def metrics_text(metrics: Mapping[str, Any], number: str = ".3f", delimiter: str = " ") -> str:
+    """Return all metrics as one text."""
+    return delimiter.join(metrics_texts(metrics, number))
+
+
+def value_text(value: Any, number: str) -> str:
+    """Return a metric's value as it is shown."""
     if not isinstance(value, float):
         return str(value)
     text = format(value, number)
