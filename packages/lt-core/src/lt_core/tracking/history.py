@@ -101,10 +101,14 @@ class History(dict[str, list[float]]):
         """Return what a notebook shows: the last rows, and the curves where matplotlib is installed."""
         count, names = len(self.get("epoch", ())), "".join(f"<th>{html.escape(name)}</th>" for name in self)
         rows = [
-            "".join(f"<td>{'' if math.isnan(values[row]) else format(values[row], '.5g')}</td>" for values in self.values())
+            "".join(
+                f"<td>{'' if math.isnan(values[row]) else format(values[row], '.5g')}</td>" for values in self.values()
+            )
             for row in range(max(count - _ROWS, 0), count)
         ]
-        shown = [f"<table><tr>{names}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"]
+        shown = [
+            f"<table style='white-space: nowrap'><tr>{names}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        ]
         if count > _ROWS:
             shown.insert(0, f"<div>The last {_ROWS} of {count} epochs</div>")
         with suppress(LTError):

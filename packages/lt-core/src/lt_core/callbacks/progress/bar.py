@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callbacks.progress.base import ProgressBar
@@ -81,7 +81,6 @@ class RichProgressBar(ProgressBar):
         self._due = math.inf
         self._done = 0
         self._began = self._run_began = 0.0
-        self._told_total = False
         self._forecast = Forecast(0.0)
         self._eval_done = 0
         self._eval_began = 0.0
@@ -160,7 +159,7 @@ class RichProgressBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure; a run that is resumed inside an epoch begins there."""
         self._done, self._began = trainer.batches_done, self._clock()
-        self._run_began, self._told_total = self._began, False
+        self._run_began = self._began
         self._forecast = Forecast(self._began, self._done)
         self._open(trainer)
 
@@ -181,17 +180,13 @@ class RichProgressBar(ProgressBar):
         """Draw the epoch's last view."""
         self._forecast.away(self._done, self._clock())
         if self._display is not None:
-            view = self._train_view(trainer, pl_module)
-            self._told_total = _is_over(trainer)
-            if self._told_total:
-                view = replace(view, run_left=None, total_elapsed=self._clock() - self._run_began)
-            self._on_display("finish", view)
+            self._on_display("finish", self._train_view(trainer, pl_module))
             self._rest()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the screen back; say how long it took, if a later callback's stop made the last epoch the last."""
-        if self._display is not None and not self._told_total:
-            self._on_display("write", f"{self.train_description}s: {taken_text(self._clock() - self._run_began)} total")
+        """Write how long all took, and give the screen back."""
+        if self._display is not None:
+            self._on_display("write", f"Training took {taken_text(self._clock() - self._run_began)}.")
         self._close()
 
     # Evaluation and prediction
@@ -318,14 +313,6 @@ class RichProgressBar(ProgressBar):
             left=(total - self._eval_done) * pace if is_known and pace is not None else None,
             metrics={} if inside else self.get_metrics(trainer, pl_module),
         )
-
-
-def _is_over(trainer: Trainer) -> bool:
-    """Return whether no epoch follows the running one, as far as anybody knows."""
-    epochs, steps = trainer.current_epoch + 1, trainer.global_step
-    if trainer.should_stop and epochs >= (trainer.min_epochs or 0) and steps >= (trainer.min_steps or 0):
-        return True
-    return 0 <= (-1 if trainer.max_epochs is None else trainer.max_epochs) <= epochs or 0 <= trainer.max_steps <= steps
 
 
 def _capped(left: float | None, trainer: Trainer) -> float | None:

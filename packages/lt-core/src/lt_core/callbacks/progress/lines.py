@@ -18,7 +18,11 @@ def line(view: View, finished: bool = False, number: str = ".3f") -> str:
         parts = [f"{view.title}: {view.counts} batches {view.took}", left, metrics_text(view.kept, number)]
     elif view.inner is not None:
         inner = view.inner
-        parts = [f"{view.title}, {inner.title}: {inner.counts} batches", inner.times, metrics_text(view.metrics, number)]
+        parts = [
+            f"{view.title}, {inner.title}: {inner.counts} batches",
+            inner.times,
+            metrics_text(view.metrics, number),
+        ]
     else:
         parts = [f"{view.title}: {view.counts} batches", view.speed, view.times, metrics_text(view.metrics, number)]
     return ", ".join(part for part in parts if part)

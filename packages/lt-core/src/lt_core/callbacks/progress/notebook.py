@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from lt_core.callbacks.progress.forecast import taken_text
 from lt_core.callbacks.progress.lines import line
 from lt_core.callbacks.progress.view import View, metrics_text, value_text
 
@@ -17,7 +18,7 @@ def markup(view: View, number: str = ".3f") -> str:
     """Return a view as HTML."""
     rows = [_bar(view)] if view.inner is None else [_bar(view), _bar(view.inner)]
     metrics = html.escape(metrics_text(view.metrics, number))
-    return f"<div>{'<br>'.join(rows)}<pre style=\"white-space: pre-wrap\">{metrics}</pre></div>"
+    return f"<div>{'<br>'.join(rows)}<pre style='white-space: pre-wrap'>{metrics}</pre></div>"
 
 
 def _bar(view: View) -> str:
@@ -32,9 +33,11 @@ def _table(views: list[View], number: str) -> str:
     rows = [["", "batches", "time", *names]]
     for view in views:
         metrics = [value_text(view.kept[name], number) if name in view.kept else "" for name in names]
-        rows.append([view.title, view.counts, view.took.removeprefix("in "), *metrics])
+        rows.append([view.title, view.counts, taken_text(view.elapsed), *metrics])
     cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>".replace("td>", "th>", 2 * len(rows[0]))
+    return f"<table style='white-space: nowrap'>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>".replace(
+        "td>", "th>", 2 * len(rows[0])
+    )
 
 
 class NotebookDisplay:

@@ -63,19 +63,26 @@ class _Bars(Progress):
             yield from self._lines_of(task, _LINES + 1 - len(tasks) if number == 0 else 1)
 
     def _lines_of(self, task: Task, most: int) -> Iterable[Table]:
-        width, sized = self.console.width, list[tuple[RenderableType, int]]()
+        width, head, metrics = (
+            self.console.width,
+            list[tuple[RenderableType, int]](),
+            list[tuple[RenderableType, int]](),
+        )
         for column in self.columns:
             if isinstance(column, _Metrics):
                 texts, end = task.fields["texts"], column.delimiter.rstrip()
                 shown = [_shortened(text, width) for text in [*(f"{text}{end}" for text in texts[:-1]), *texts[-1:]]]
                 stacked = "\n" in column.delimiter  # each has a line of its own, as it was asked for
                 most += len(texts) * stacked
-                sized += [(Text(text, column.style), width if stacked else cell_len(text)) for text in shown]
+                metrics += [(Text(text, column.style), width if stacked else cell_len(text)) for text in shown]
             else:
                 part = column if isinstance(column, str) else column(task)
                 words = part.split(" ") if isinstance(part, Text) and part.cell_len > width else [part]
-                sized += [(word, wide) for word in words if (wide := self._size(word))]
-        lines, left = packed(sized, width, most)
+                head += [(word, wide) for word in words if (wide := self._size(word))]
+        lines, left = packed(head + metrics, width, most)
+        if len(lines) > 1 and metrics and most > 1 and len(packed(head, width, most)[0]) == 1:
+            lines, left = packed(metrics, width, most - 1)  # all of them below the bar, where they do not fit beside it
+            lines.insert(0, [part for part, _ in head])
         if left:
             lines[-1].append(Text(f"+{left} more", "dim"))
         for line in lines:
@@ -83,18 +90,14 @@ class _Bars(Progress):
             room = width - sum(self._size(part) + 1 for part in line) + 1
             for bar in bars:
                 bar.width = min(_SHORTEST + room // len(bars), _LONGEST)
-            yield _row(line)
+            row = Table.grid(*(Column(no_wrap=True) for _ in line), padding=(0, 1), pad_edge=False)
+            row.add_row(*line)
+            yield row
 
     def _size(self, part: RenderableType) -> int:
         if isinstance(part, ProgressBar) and part.width is None:
             return _SHORTEST
         return Measurement.get(self.console, self.console.options, part).maximum
-
-
-def _row(parts: list[RenderableType]) -> Table:
-    row = Table.grid(*(Column(no_wrap=True) for _ in parts), padding=(0, 1), pad_edge=False)
-    row.add_row(*parts)
-    return row
 
 
 def _shortened(text: str, width: int) -> str:
@@ -103,7 +106,7 @@ def _shortened(text: str, width: int) -> str:
         return text
     name, _, value = text.rpartition("=")
     room = max(width - cell_len(value) - 2, 2)
-    return f"{set_cell_size(name, room // 2)}…{name[len(name) - room + room // 2:]}={value}"
+    return f"{set_cell_size(name, room // 2)}…{name[len(name) - room + room // 2 :]}={value}"
 
 
 class RichDisplay:

@@ -23,7 +23,6 @@ class View:
         pace: Seconds a batch; None if unknown.
         left: Seconds until this loop is over; None if unknown.
         run_left: Seconds until the whole run is over; None if unknown or not a training loop.
-        total_elapsed: Seconds that the whole run took; None while it goes on, or if this is no training loop.
         metrics: What is shown beside the counts.
         inner: The loop that runs inside this one, such as validation.
     """
@@ -35,7 +34,6 @@ class View:
     pace: float | None = None
     left: float | None = None
     run_left: float | None = None
-    total_elapsed: float | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     inner: View | None = None
 
@@ -60,9 +58,8 @@ class View:
 
     @property
     def took(self) -> str:
-        """Return how long a loop that is over took, and at the run's end how long that."""
-        total = "" if self.total_elapsed is None else f", {taken_text(self.total_elapsed)} total"
-        return f"in {taken_text(self.elapsed)}{total}"
+        """Return how long a loop that is over took."""
+        return f"in {taken_text(self.elapsed)}"
 
     @property
     def kept(self) -> dict[str, Any]:
