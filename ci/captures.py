@@ -152,10 +152,8 @@ def pictures(screen: Screen, width: int) -> list[str]:
 
 
 def _in_pipe(home: Path) -> Iterator[str]:
-    command = [sys.executable, "program.py"]
-    end = subprocess.run(
-        command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=SECONDS
-    )
+    command, both = [sys.executable, "program.py"], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    end = subprocess.run(command, cwd=home, encoding="utf-8", timeout=SECONDS, check=False, **both)
     yield end.stdout
 
 
