@@ -184,8 +184,9 @@ class RichProgressBar(ProgressBar):
             self._rest()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write how long all took, and give the screen back."""
+        """Give the screen back, and write how long all took."""
         if self._display is not None:
+            self._on_display("close")
             self._on_display("write", f"Training took {taken_text(self._clock() - self._run_began)}.")
         self._close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -83,8 +83,8 @@ class _Bars(Progress):
         if len(lines) > 1 and metrics and most > 1 and len(packed(head, width, most)[0]) == 1:
             lines, left = packed(metrics, width, most - 1)  # all of them below the bar, where they do not fit beside it
             lines.insert(0, [part for part, _ in head])
-        if left:
-            lines[-1].append(Text(f"+{left} more", "dim"))
+        if left and metrics:
+            lines[-1].append(Text(f"+{min(left, len(metrics))} more", "dim"))
         for line in lines:
             bars = [part for part in line if isinstance(part, ProgressBar) and part.width is None]
             room = width - sum(self._size(part) + 1 for part in line) + 1
@@ -105,8 +105,9 @@ def _shortened(text: str, width: int) -> str:
     if cell_len(text) <= width:
         return text
     name, _, value = text.rpartition("=")
-    room = max(width - cell_len(value) - 2, 2)
-    return f"{set_cell_size(name, room // 2)}…{name[len(name) - room + room // 2 :]}={value}"
+    while name and cell_len(f"{name}…={value}") > width:
+        name = name[: len(name) // 2] + name[len(name) // 2 + 1 :]
+    return f"{name[: len(name) // 2]}…{name[len(name) // 2 :]}={value}"
 
 
 class RichDisplay:
