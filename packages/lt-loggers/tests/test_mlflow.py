@@ -155,11 +155,12 @@ def test_parameters_of_any_number_and_length(tmp_path: Path) -> None:
     params = {f"p{i}": i for i in range(250)}
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
-        logger.log_hyperparams({**params, "long": "x" * 9000, "net": {"act (a)": "relu"}})
+        logger.log_hyperparams({**params, "long": "x" * 9000, "longer": "y" * 9001, "net": {"act (a)": "relu"}})
         logger.log_hyperparams({"net": {"act (a)": "relu"}})
     assert [str(w.message).split(": ", 1)[1] for w in warned if w.category is UserWarning] == [
-        "MLflow takes no name 'net/act (a)'; it is logged as 'net/act _u28_a_u29_'.",
-        "parameter 'long' has 9000 letters; the first 6000 are kept.",
+        "MLflow takes no name 'net/act (a)'; it is logged as 'net/act _u28_a_u29_', and each other name of that kind "
+        "alike.",
+        "parameter 'long' has 9000 letters; the first 6000 are kept, and of each other that is longer alike.",
     ]
     logger.log_hyperparams({"long": "x" * 9000})
     with pytest.warns(UserWarning, match="not new: p1, p2"):
@@ -205,7 +206,15 @@ def test_no_two_names_become_one() -> None:
 
 
 def test_strange_names_are_told_once(tmp_path: Path) -> None:
-    """A metric that MLflow would refuse is logged under another name, with one warning."""
+    """Metrics that MLflow would refuse are logged under other names, with one warning for all of them."""
+    logger = MLFlowLogger(save_dir=tmp_path)
+    with pytest.warns(
+        UserWarning, match="MLflow takes no name 'acc@1'.*and each other name of that kind alike"
+    ) as told:
+        logger.log_metrics({f"acc@{top}": 0 for top in range(1, 17)}, 0)
+        logger.log_metrics({"val@5": 0}, 0)
+    assert len(told) == 1
+    assert points(logger).keys() == {accepted(name) for name in [*(f"acc@{top}" for top in range(1, 17)), "val@5"]}
     logger = MLFlowLogger(save_dir=tmp_path)
     with pytest.warns(UserWarning, match="MLflow takes no name 'acc@5'"):
         logger.log_metrics({"acc@5": 0}, 0)

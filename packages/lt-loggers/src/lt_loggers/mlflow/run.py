@@ -201,5 +201,8 @@ class MLFlowRun(NamedLogger):
         if name is None:
             name = self._names[given] = accepted(given)
             if name != given:
-                self._warn_once(given, f"MLFlowLogger: MLflow takes no name {given!r}; it is logged as {name!r}.")
+                told = (
+                    f"MLflow takes no name {given!r}; it is logged as {name!r}, and each other name of that kind alike."
+                )
+                self._warn_once("names", f"MLFlowLogger: {told}")
         return name
