@@ -393,6 +393,20 @@ def test_settings_are_the_thread_s(tmp_path: Path) -> None:
     assert before > 0
 
 
+def test_mlflow_shows_no_bars_of_its_own() -> None:
+    """Files that our calls send and fetch have no bar, which would break the trainer's; the user's own calls have."""
+    pytest.importorskip("tqdm")
+    from mlflow.utils.file_utils import ArtifactProgressBar
+
+    from lt_loggers.mlflow.client import calling
+
+    with calling():
+        assert ArtifactProgressBar.files("Downloading", 3).pbar is None
+        assert ArtifactProgressBar.chunks(1 << 40, "Uploading", 1).pbar is None
+    with ArtifactProgressBar.files("Downloading", 3) as shown:
+        assert shown.pbar is not None
+
+
 def test_unwritable_places(tmp_path: Path) -> None:
     """A database or a folder that cannot be made is one clear error."""
     (tmp_path / "file").write_text("in the way")
