@@ -152,8 +152,10 @@ def pictures(screen: Screen, width: int) -> list[str]:
 
 
 def _in_pipe(home: Path) -> Iterator[str]:
-    command, both = [sys.executable, "program.py"], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    end = subprocess.run(command, cwd=home, encoding="utf-8", timeout=SECONDS, check=False, **both)
+    command = f"{shlex.quote(sys.executable)} program.py 2>&1"
+    end = subprocess.run(
+        command, shell=True, cwd=home, capture_output=True, encoding="utf-8", timeout=SECONDS, check=False
+    )
     yield end.stdout
 
 

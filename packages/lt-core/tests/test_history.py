@@ -353,7 +353,7 @@ def test_curves_show_themselves_in_a_notebook(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [axes.get_ylabel() for axes in figure.axes] == ["number", "loss"]
     assert len(figure.axes[1].lines) == 3
-    with pytest.raises(KeyError, match="'lost' was never logged. Logged: epoch, number"):
+    with pytest.raises(KeyError, match=r"'lost' was never logged\. Logged: epoch, number"):
         fit(1).history.plot(keys=iter(["number", "lost"]))
 
 

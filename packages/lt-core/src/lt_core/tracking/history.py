@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lt_interface.errors import LTError, Problem
@@ -65,10 +66,9 @@ class History(dict[str, list[float]]):
             LTError: If pandas is missing; names the command that installs it.
         """
         try:
-            from pandas import DataFrame
+            return import_module("pandas").DataFrame(self)
         except ImportError:
             raise _lacking("History.to_frame", "pandas", "pandas") from None
-        return DataFrame(self)
 
     def plot(self, path: str | os.PathLike[str] | None = None, keys: Iterable[str] | None = None) -> Picture:
         """Draw one panel for each group of metrics: ``loss`` and ``val_loss`` share one.

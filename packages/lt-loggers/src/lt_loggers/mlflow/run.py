@@ -201,8 +201,6 @@ class MLFlowRun(NamedLogger):
         if name is None:
             name = self._names[given] = accepted(given)
             if name != given:
-                told = (
-                    f"MLflow takes no name {given!r}; it is logged as {name!r}, and each other name of that kind alike."
-                )
-                self._warn_once("names", f"MLFlowLogger: {told}")
+                renamed = f"it is logged as {name!r}, and each other name of that kind alike."
+                self._warn_once("names", f"MLFlowLogger: MLflow takes no name {given!r}; {renamed}")
         return name

@@ -63,11 +63,8 @@ class _Bars(Progress):
             yield from self._lines_of(task, _LINES + 1 - len(tasks) if number == 0 else 1)
 
     def _lines_of(self, task: Task, most: int) -> Iterable[Table]:
-        width, head, metrics = (
-            self.console.width,
-            list[tuple[RenderableType, int]](),
-            list[tuple[RenderableType, int]](),
-        )
+        width = self.console.width
+        head, metrics = list[tuple[RenderableType, int]](), list[tuple[RenderableType, int]]()
         for column in self.columns:
             if isinstance(column, _Metrics):
                 texts, end = task.fields["texts"], column.delimiter.rstrip()
@@ -86,10 +83,10 @@ class _Bars(Progress):
         if left and metrics:
             lines[-1].append(Text(f"+{min(left, len(metrics))} more", "dim"))
         for line in lines:
-            bars = [part for part in line if isinstance(part, ProgressBar) and part.width is None]
-            room = width - sum(self._size(part) + 1 for part in line) + 1
-            for bar in bars:
-                bar.width = min(_SHORTEST + room // len(bars), _LONGEST)
+            room = width + 1 - sum(self._size(part) + 1 for part in line)
+            for part in line:
+                if isinstance(part, ProgressBar) and part.width is None:
+                    part.width = min(_SHORTEST + room, _LONGEST)
             row = Table.grid(*(Column(no_wrap=True) for _ in line), padding=(0, 1), pad_edge=False)
             row.add_row(*line)
             yield row

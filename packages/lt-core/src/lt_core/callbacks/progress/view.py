@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -99,31 +99,28 @@ def metrics_texts(metrics: Mapping[str, Any], number: str = ".3f") -> list[str]:
     return [f"{name}={value_text(value, number)}" for name, value in metrics.items()]
 
 
-def packed(parts: Sequence[tuple[Any, int]], width: int, most: int, gap: int = 1) -> tuple[list[list[Any]], int]:
-    """Return parts in lines, none of them broken, and how many were left out.
+def packed(parts: Iterable[tuple[Any, int]], width: int, most: int) -> tuple[list[list[Any]], int]:
+    """Return parts in lines, none of them broken and a blank between two, and how many were left out.
 
     Args:
         parts: Each part and its width.
         width: The width of a line.
         most: How many lines there are; if parts are left out, the last one has room for ``+9 more``.
-        gap: The width between two parts.
     """
     lines: list[list[tuple[Any, int]]] = [[]]
-    for number, part in enumerate(parts):
-        if lines[-1] and _wide(lines[-1], gap) + gap + part[1] > width:
-            if len(lines) == most:
-                left = len(parts) - number
-                while len(lines[-1]) > 1 and _wide(lines[-1], gap) + gap + len(f"+{left} more") > width:
-                    lines[-1].pop()
-                    left += 1
-                return [[part for part, _ in line] for line in lines], left
+    for part in parts:
+        if lines[-1] and _wide(lines[-1]) + part[1] > width:
             lines.append([])
         lines[-1].append(part)
-    return [[part for part, _ in line] for line in lines], 0
+    left = sum(map(len, lines[most:]))
+    while left and len(lines[most - 1]) > 1 and _wide(lines[most - 1]) + len(f"+{left} more") > width:
+        lines[most - 1].pop()
+        left += 1
+    return [[part for part, _ in line] for line in lines[:most]], left
 
 
-def _wide(line: Sequence[tuple[Any, int]], gap: int) -> int:
-    return sum(wide for _, wide in line) + gap * (len(line) - 1)
+def _wide(line: Iterable[tuple[Any, int]]) -> int:
+    return sum(wide + 1 for _, wide in line)
 
 
 def metrics_text(metrics: Mapping[str, Any], number: str = ".3f", delimiter: str = " ") -> str:
