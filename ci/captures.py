@@ -23,6 +23,10 @@ INTRODUCTION = """\
 # What you see
 
 Captures of terminals, made by `python ci/captures.py --write` from the programs in it.
+
+`RichProgressBar` draws ten times a second at most, whatever the number of batches. With `leave=True` each epoch keeps
+its bar, with `leave=False` only the last one's stays; `Trainer(enable_progress_bar=False)` shows nothing. In a notebook
+a block of the cell's output is replaced in place: the bar, below a table with a row for each epoch that is over.
 """
 PIPE = 0  # a width: no terminal at all
 HOME = "/home/you/my-models"  # what a program's folder, /tmp/model-abcdefgh, is called on the page
