@@ -307,9 +307,9 @@ def test_a_notebook_gets_one_block_with_a_row_for_each_epoch(cell, capsys):
     _in_notebook()
     (block,) = cell
     assert len(block) > 10
-    assert '<progress value="5" max="100"></progress> 5/100' in block[0]["text/html"]
-    assert "loss=0.500</pre>" in block[0]["text/html"]
-    assert block[0]["text/plain"].startswith("Epoch 0/2: 5/100 batches, 10.0 it/s")
+    assert '<progress value="5" max="100"></progress> 5/100' in block[1]["text/html"]
+    assert "loss=0.500</pre>" in block[1]["text/html"]
+    assert block[1]["text/plain"].startswith("Epoch 0/2: 5/100 batches, 10.0 it/s")
     last = block[-1]
     assert "<progress" not in last["text/html"]
     assert last["text/html"].count("<tr>") == 4

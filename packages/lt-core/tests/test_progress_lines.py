@@ -162,6 +162,21 @@ def test_each_finished_epoch_leaves_a_line() -> None:
     assert frames[-1][:2] == end[:2]
 
 
+def test_an_epoch_has_its_bar_before_its_first_batch_is_done() -> None:
+    """A batch that takes long leaves no empty screen, and no bar of what is over: an epoch's stands at once."""
+    seen: list[list[str]] = []
+
+    class Looks(Net):
+        def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+            if batch_idx == 0:
+                seen.append(Screen(self.trainer.progress_bar_callback._console_kwargs["file"].getvalue()).lines)
+
+    shown(80, ["loss"], epochs=2, net=Looks)
+    assert [line.split() for line in seen[0]] == [["Epoch", "0/1", "0/16", "0:00", "elapsed"]]
+    assert seen[1][0].startswith("Epoch 0/1: 16/16")
+    assert seen[1][1].endswith("0/16 0:00 elapsed, 0:04 left, run 0:05 left 4.0 it/s")
+
+
 def test_leave_false_keeps_the_last_bar_alone() -> None:
     """`leave=False` replaces each epoch's bar by the next one's; the last one says how long it took."""
     _, end = shown(80, ["loss"], leave=False)

@@ -164,9 +164,13 @@ class RichProgressBar(ProgressBar):
         self._open(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin an epoch's bar."""
-        self._done, self._began = 0, self._clock()
-        self._forecast.new_epoch(self._began)
+        """Begin an epoch's bar; it is there before the first batch is done, unless epochs are over in a moment."""
+        now = self._clock()
+        shows = self._began == self._run_began or now - self._began > 0.5
+        self._done, self._began = 0, now
+        self._forecast.new_epoch(now)
+        if shows and self._display is not None:
+            self._on_display("show", self._train_view(trainer, pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -43,8 +43,9 @@ class PlainLines:
         self._write = write or say
 
     def show(self, view: View) -> None:
-        """Write a line."""
-        self._write(line(view, number=self._number))
+        """Write a line, if anything was done."""
+        if view.done or view.inner is not None:
+            self._write(line(view, number=self._number))
 
     def finish(self, view: View) -> None:
         """Write the last line of a loop."""
