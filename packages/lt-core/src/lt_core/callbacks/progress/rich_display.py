@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
-from rich.table import Column, Table
+from rich.segment import Segment
 from rich.text import Text
 
 from lt_core.callbacks.progress.view import View, metrics_text, metrics_texts, packed
@@ -62,7 +62,7 @@ class _Bars(Progress):
         for number, task in enumerate(tasks):
             yield from self._lines_of(task, _LINES + 1 - len(tasks) if number == 0 else 1)
 
-    def _lines_of(self, task: Task, most: int) -> Iterable[Table]:
+    def _lines_of(self, task: Task, most: int) -> Iterable[_Line]:
         width = self.console.width
         head, metrics = list[tuple[RenderableType, int]](), list[tuple[RenderableType, int]]()
         for column in self.columns:
@@ -87,14 +87,28 @@ class _Bars(Progress):
             for part in line:
                 if isinstance(part, ProgressBar) and part.width is None:
                     part.width = min(_SHORTEST + room, _LONGEST)
-            row = Table.grid(*(Column(no_wrap=True) for _ in line), padding=(0, 1), pad_edge=False)
-            row.add_row(*line)
-            yield row
+            yield _Line([(part, self._size(part)) for part in line])
 
     def _size(self, part: RenderableType) -> int:
-        if isinstance(part, ProgressBar) and part.width is None:
-            return _SHORTEST
+        if isinstance(part, Text):
+            return part.cell_len
+        if isinstance(part, ProgressBar):
+            return part.width or _SHORTEST
         return Measurement.get(self.console, self.console.options, part).maximum
+
+
+class _Line:
+    """Parts beside one another, each of a given width; a table would do the same in a multiple of the time."""
+
+    def __init__(self, parts: list[tuple[RenderableType, int]]) -> None:
+        self.parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for number, (part, wide) in enumerate(self.parts):
+            yield Segment(" " if number else "")
+            shown = [one for one in console.render(part, options.update(width=wide)) if one.text != "\n"]
+            yield from Segment.adjust_line_length(shown, wide)  # without colours a bar is as long as what is done
+        yield Segment.line()
 
 
 def _shortened(text: str, width: int) -> str:

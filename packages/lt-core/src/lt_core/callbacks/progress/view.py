@@ -113,7 +113,7 @@ def packed(parts: Iterable[tuple[Any, int]], width: int, most: int) -> tuple[lis
             lines.append([])
         lines[-1].append(part)
     left = sum(map(len, lines[most:]))
-    while left and len(lines[most - 1]) > 1 and _wide(lines[most - 1]) + len(f"+{left} more") > width:
+    while left and lines[most - 1] and _wide(lines[most - 1]) + len(f"+{left} more") > width:
         lines[most - 1].pop()
         left += 1
     return [[part for part, _ in line] for line in lines[:most]], left
