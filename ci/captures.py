@@ -85,7 +85,7 @@ def trainer(clock, epochs=3, **flags):
     bar = RichProgressBar()
     bar._clock = clock
     flags = dict(logger=False, enable_checkpointing=False, enable_model_summary=False, accelerator="cpu") | flags
-    return Trainer(max_epochs=epochs, callbacks=[bar], **flags)
+    return Trainer(**dict(max_epochs=epochs, callbacks=[bar]) | flags)
 """
 NINE = '("train_accuracy", "grad_norm", "teacher/temperature", "momentum", "lr/backbone", "lr/head", "ema")'
 
@@ -124,6 +124,15 @@ SCREENS = (
         "A pipe, or the log of a batch system",
         "A line each ten seconds at most, and one for each epoch.",
         "clock = Clock()\ntrainer(clock).fit(Net((), clock), DATA * 4, DATA[:8])",
+        (PIPE,),
+    ),
+    Screen(
+        "The history",
+        "A row for each epoch, however short, with its training loss.",
+        "clock = Clock()\n"
+        "one = trainer(clock, enable_progress_bar=False, callbacks=[])\n"
+        "one.fit(Net((), clock), DATA, DATA[:8])\n"
+        "print(one.history.to_frame())",
         (PIPE,),
     ),
     Screen(
