@@ -211,7 +211,7 @@ def section(screen: Screen) -> str:
 
 def masked(text: str) -> str:
     """Return a text without what differs from run to run: durations, speeds, and the bar that fills the rest."""
-    text = re.sub(r"\d+:\d\d(:\d\d)?|\d+(\.\d+)? (s|it/s|s/it)\b", "0 s", text)
+    text = re.sub(r"\d+:\d\d(:\d\d)?|\d+(\.\d+)? (m?s|it/s|s/it)\b", "0 s", text)
     return re.sub(r"[━╸╺]+", "━", text)
 
 

@@ -377,7 +377,7 @@ def test_what_is_not_installed_is_one_error(
 
 
 def test_an_empty_history_is_an_empty_frame() -> None:
-    """Where nothing was logged, the frame has no rows, and a notebook shows an empty table."""
+    """Where nothing was logged, the frame has no rows, and a notebook says so."""
     pytest.importorskip("pandas")
     assert History().to_frame().empty
-    assert "<td>" not in History()._repr_html_()
+    assert History()._repr_html_() == "<div>Nothing was logged.</div>"

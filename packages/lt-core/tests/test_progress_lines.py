@@ -108,7 +108,8 @@ def shown(
     flags = QUIET | {"enable_progress_bar": True, "max_epochs": epochs, "num_sanity_val_steps": 0}
     with suppress(MeantError):
         Trainer(**flags, callbacks=callbacks).fit(net(names, clock), DATA, DATA[:8])
-    assert terminal.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in terminal.getvalue().rpartition("\x1b[?25l")[2]
+    drawn = terminal.getvalue()
+    assert drawn.rfind("\x1b[?25h") >= drawn.rfind("\x1b[?25l")  # the cursor is shown again
     return frames.frames, Screen(terminal.getvalue()).lines
 
 
@@ -252,3 +253,9 @@ def test_a_stop_is_an_end_too() -> None:
     """A run that a later callback stops says what it took, as all others do."""
     _, end = shown(80, ["loss"], epochs=9, stop=EarlyStopping("val_loss", patience=1))
     assert [line[:10] for line in end] == ["Epoch 0/8:", "Epoch 1/8:", "Training t"]
+
+
+def test_a_fit_that_has_nothing_to_train_says_nothing() -> None:
+    """A trainer that is finished, or that is to train no epoch, writes no line."""
+    frames, end = shown(80, ["loss"], epochs=0)
+    assert (frames, end) == ([], [])

@@ -99,7 +99,9 @@ class History(dict[str, list[float]]):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the last rows, and the curves where matplotlib is installed."""
-        count, names = len(self.get("epoch", ())), "".join(f"<th>{html.escape(name)}</th>" for name in self)
+        if not self:
+            return "<div>Nothing was logged.</div>"
+        count, names = len(self["epoch"]), "".join(f"<th>{html.escape(name)}</th>" for name in self)
         rows = [
             "".join(
                 f"<td>{'' if math.isnan(values[row]) else format(values[row], '.5g')}</td>" for values in self.values()

@@ -188,8 +188,8 @@ class RichProgressBar(ProgressBar):
             self._rest()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the screen back, and write how long all took."""
-        if self._display is not None:
+        """Give the screen back, and write how long all took, if anything was trained."""
+        if self._display is not None and self._forecast.pace.seconds is not None:
             self._on_display("close")
             self._on_display("write", f"Training took {taken_text(self._clock() - self._run_began)}.")
         self._close()

@@ -129,5 +129,7 @@ def duration_text(seconds: float | None) -> str:
 
 
 def taken_text(seconds: float) -> str:
-    """Return seconds that are over: ``2.4 s`` below ten, else as `duration_text`."""
-    return f"{max(seconds, 0):.1f} s" if seconds < 9.95 else duration_text(seconds)
+    """Return seconds that are over: ``14 ms``, ``2.4 s``, and above ten as `duration_text`."""
+    if seconds < 0.0995:
+        return f"{max(seconds, 0) * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 9.95 else duration_text(seconds)
