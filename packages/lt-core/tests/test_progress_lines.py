@@ -216,7 +216,7 @@ def test_columns_of_the_user_s_own() -> None:
     class Own(RichProgressBar):
         def configure_columns(self, trainer: Trainer) -> list[Any]:
             words = TextColumn("{task.fields[metrics]}")
-            return [TextColumn("{task.description}"), BarColumn(bar_width=12), words]
+            return ["{task.description}", BarColumn(bar_width=12), words]
 
     frames, _ = shown(40, ["first_metric", "second_metric", "third_metric"], epochs=1, bar=Own)
     assert frames[15] == ["Epoch 0/0 ━━━━━━━━━━━━", "first_metric=0.125 second_metric=0.125", "third_metric=0.125"]

@@ -73,7 +73,7 @@ class _Bars(Progress):
                 most += len(texts) * stacked
                 metrics += [(Text(text, column.style), width if stacked else cell_len(text)) for text in shown]
             else:
-                part = column if isinstance(column, str) else column(task)
+                part = Text(column.format(task=task)) if isinstance(column, str) else column(task)
                 words = part.split(" ") if isinstance(part, Text) and part.cell_len > width else [part]
                 head += [(word, wide) for word in words if (wide := self._size(word))]
         lines, left = packed(head + metrics, width, most)
