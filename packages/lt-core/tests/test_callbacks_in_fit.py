@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import warnings
 from datetime import timedelta
 from typing import Any
@@ -119,8 +120,9 @@ def test_lines_of_a_run(tmp_path, capsys):
     """In a file each epoch leaves one line, with what was logged at its very end."""
     _trainer(tmp_path, [RichProgressBar()], max_epochs=2).fit(_Model([0.25, 0.125]))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("Epoch 0/1: 4/4 batches in 0:00, ")
+    assert len(lines) == 3
+    assert lines[0].startswith("Epoch 0/1: 4/4 batches in ")
+    assert lines[2].startswith("Training took ")
     for epoch, val_loss in enumerate(("0.250", "0.125")):
         assert {"a=1.500", f"val_loss={val_loss}", f"at_end={epoch}.000"} <= set(lines[epoch].split())
 
@@ -202,7 +204,8 @@ def test_asynchronous_saves_keep_the_same_files(tmp_path):
 def test_metrics_leave_the_bar_its_counts_and_times() -> None:
     """On a terminal of 100 columns the usual metrics go on below instead of cutting counts, times and speed."""
     screen = io.StringIO()
-    bar = RichProgressBar(console_kwargs={"file": screen, "width": 100, "force_terminal": True, "color_system": None})
+    terminal = {"file": screen, "width": 100, "force_terminal": True, "color_system": None}
+    bar = RichProgressBar(leave=False, console_kwargs=terminal)
 
     class Usual(Noting):
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -216,8 +219,7 @@ def test_metrics_leave_the_bar_its_counts_and_times() -> None:
     run.fit(Usual(), data, data)
     last = [line for line in screen.getvalue().splitlines() if "Epoch 1/1" in line][-1]
     assert " 3/3 " in last
-    assert "0:00 left, run 0:00 left" in last
-    assert "it/s" in last
+    assert re.search(r" in \d+(\.\d+ s| ms) \d+\.\d it/s$", last.rstrip())
     assert "learning_rate_epoch=" in screen.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint
 from lt_core.tracking.history import History
+from lt_interface.errors import LTError
 
 DATA = DataLoader(torch.arange(4.0).view(4, 1))
 nan = math.nan
@@ -250,3 +252,132 @@ def test_nothing_logged_is_an_empty_history() -> None:
 
     assert fit(2, Silent(), limit_val_batches=0).history == {}
     assert trainer_of().history == History() == {}
+
+
+class Short(Net):
+    """Module that logs its loss by step alone; its optimizer is stepped by hand, after so many batches, if at all."""
+
+    def __init__(self, every: int | None = None) -> None:
+        super().__init__()
+        self.every, self.automatic_optimization = every, every is None
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+        loss = self.layer(batch).mean()
+        self.log("train_loss", self.current_epoch + batch_idx / 100, prog_bar=True)
+        if self.every is None:
+            return loss
+        self.manual_backward(loss)
+        if self.every and (batch_idx + 1) % self.every == 0:
+            self.optimizers().step()  # type: ignore[union-attr]
+        return None
+
+
+SIXTEEN = DataLoader(torch.arange(16.0).view(16, 1))
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize(
+    ("net", "flags"),
+    [
+        (None, {}),
+        (None, {"log_every_n_steps": None}),
+        (None, {"accumulate_grad_batches": 4}),
+        (None, {"accumulate_grad_batches": 5}),
+        (1, {}),
+        (4, {}),
+        (5, {}),
+        (0, {}),
+        (40, {}),
+    ],
+)
+def test_each_epoch_of_a_short_run_has_a_training_loss(
+    net: int | None, flags: dict[str, Any], validates: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three epochs of 16 batches have a loss each: in the history, as a frame, in the CSV file and in the bar."""
+    pandas = pytest.importorskip("pandas")
+    shown = {"enable_progress_bar": True, "logger": "csv", "default_root_dir": tmp_path}
+    trainer = Trainer(**QUIET | {"max_epochs": 3, "num_sanity_val_steps": 0} | shown | flags)
+    trainer.fit(Short(net), SIXTEEN, SIXTEEN if validates else [])
+    losses = [0.15, 1.15, 2.15]
+    assert same(trainer.history["train_loss"], losses)
+    assert ("val_loss" in trainer.history) == validates
+    frame = pandas.DataFrame(trainer.history)
+    assert same(frame["train_loss"].tolist(), losses)
+    assert frame.equals(trainer.history.to_frame())
+    rows = pandas.read_csv(Path(trainer.log_dir or "") / "metrics.csv").groupby("epoch")["train_loss"].max()
+    assert same(rows.tolist(), losses)
+    epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch ")]
+    assert [f"train_loss={loss:.3f}" in line for line, loss in zip(epochs, losses, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("every", [0, 1, 50])
+def test_a_cadence_that_was_written_holds(every: int) -> None:
+    """A written `log_every_n_steps` is kept to: where no step of an epoch is due, none is logged."""
+    trainer = Trainer(**QUIET | {"max_epochs": 3}, log_every_n_steps=every)
+    trainer.fit(Short(), SIXTEEN, [])
+    assert len(trainer.history.steps.get("train_loss", {})) == (48 if every == 1 else 0)
+
+
+def test_a_notebook_shows_rows_and_curves() -> None:
+    """In a notebook the history is a table with a row an epoch, nothing where nothing was logged, and a picture."""
+    pytest.importorskip("matplotlib")
+
+    class Markup(Net):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            self.log("<b>", float(batch_idx))
+            return super().training_step(batch, batch_idx)
+
+    page = fit(3, Markup(), check_val_every_n_epoch=2).history._repr_html_()
+    assert "<th>epoch</th>" in page
+    assert "<th>&lt;b&gt;</th>" in page
+    assert page.count("<tr>") == 4
+    assert page.count("<td></td>") == 2
+    assert '<img alt="metrics by step" src="data:image/png;base64,iVBOR' in page
+
+
+def test_a_long_history_shows_its_last_rows() -> None:
+    """Of many epochs a notebook shows the last twenty, and says of how many."""
+    page = fit(25, limit_val_batches=0).history._repr_html_()
+    assert "The last 20 of 25 epochs" in page
+    assert page.count("<tr>") == 21
+    assert "<td>24</td>" in page
+    assert "<td>4</td>" not in page
+
+
+def test_curves_show_themselves_in_a_notebook(tmp_path: Path) -> None:
+    """`plot` returns a figure that a notebook shows as it stands, with a panel for each group of metrics."""
+    figure_class = pytest.importorskip("matplotlib.figure").Figure
+    figure = fit(2).history.plot(tmp_path / "curves.png")
+    assert isinstance(figure, figure_class)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["number", "loss"]
+    assert len(figure.axes[1].lines) == 3
+    with pytest.raises(KeyError, match=r"'lost' was never logged\. Logged: epoch, number"):
+        fit(1).history.plot(keys=iter(["number", "lost"]))
+
+
+@pytest.mark.parametrize(
+    ("missing", "act", "words"),
+    [
+        ("pandas", "to_frame", r"History.to_frame: this needs pandas. Run: pip install pandas"),
+        ("matplotlib.figure", "plot", r"History.plot: this needs matplotlib. Run: pip install 'lt-core\[plot\]'"),
+    ],
+)
+def test_what_is_not_installed_is_one_error(
+    missing: str, act: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without pandas or matplotlib the error names the command that installs it; the rest of the history works."""
+    history = fit(2).history
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "lt_core.tracking.picture", raising=False)
+    with pytest.raises(LTError, match=words):
+        getattr(history, act)()
+    assert ("<img" in history._repr_html_()) == (missing == "pandas")
+
+
+def test_an_empty_history_is_an_empty_frame() -> None:
+    """Where nothing was logged, the frame has no rows, and a notebook says so."""
+    pytest.importorskip("pandas")
+    assert History().to_frame().empty
+    assert History()._repr_html_() == "<div>Nothing was logged.</div>"

@@ -243,5 +243,6 @@ def test_history_draws_a_picture(tmp_path: Path) -> None:
 def test_history_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without matplotlib the error is the command that installs it."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "lt_core.tracking.picture", raising=False)
     with pytest.raises(LTError, match=r"pip install 'lt-core\[plot\]'"):
         History().plot()

@@ -383,3 +383,13 @@ def test_shared_objects_are_computed_early_for_who_asks() -> None:
         return early, reads, epoch_of(store), [metric.computed for metric in metrics]
 
     assert on_ranks(2, job)[:2] == [({"a": 3.0}, set(), {"a": 5.0, "b": 3.0}, [2, 1])] * 2
+
+
+def test_values_that_ranks_do_not_share_are_one_warning() -> None:
+    """Nine validation metrics that each rank reports alone are one warning, which names the first."""
+    store = evaluation(world_size=2, collectives=Rank(Ranks(2), 0))
+    with pytest.warns(UserWarning, match=r"self.log\('m0'\): each process reports .* and of all that") as told:
+        log(store, "m0", 1.0)
+    for number in range(1, 9):  # a further warning would be an error
+        log(store, f"m{number}", 1.0)
+    assert len(told) == 1

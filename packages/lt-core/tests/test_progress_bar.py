@@ -84,10 +84,10 @@ def test_a_file_gets_a_line_each_ten_seconds_and_one_an_epoch(capsys):
         _train(bar, trainer, clock, seconds=0.15)
     bar.on_train_end(trainer, None)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
-    assert lines[0] == "Epoch 0/2: 67/100 batches, 6.7 it/s, 0:05 left, run 0:35 left, loss=0.500"
+    assert len(lines) == 7
+    assert lines[0] == "Epoch 0/2: 67/100 batches, 6.7 it/s, 0:10 elapsed, 0:05 left, run 0:35 left, loss=0.500"
     assert lines[1] == "Epoch 0/2: 100/100 batches in 0:15, run 0:30 left, loss=0.500"
-    assert lines[-1] == "Epoch 2/2: 100/100 batches in 0:15, loss=0.500"
+    assert lines[-2:] == ["Epoch 2/2: 100/100 batches in 0:15, loss=0.500", "Training took 0:45."]
 
 
 def test_a_terminal_gets_bars_of_epoch_and_run():
@@ -184,9 +184,9 @@ def test_test_predict_and_validate_have_their_own_lines(capsys):
     bar.on_validation_batch_end(trainer, None, None, None, 0)
     bar.on_validation_end(trainer, None)
     assert capsys.readouterr().out.splitlines() == [
-        "Test: 40/40 batches in 0:04, loss=0.500",
-        "Predict: 30/30 batches in 0:03, loss=0.500",
-        "Validation: 10/10 batches in 0:01, loss=0.500",
+        "Test: 40/40 batches in 4.0 s, loss=0.500",
+        "Predict: 30/30 batches in 3.0 s, loss=0.500",
+        "Validation: 10/10 batches in 1.0 s, loss=0.500",
     ]
 
 
@@ -213,7 +213,7 @@ def test_unknown_lengths_are_shown_as_far_as_they_are_known():
     shown = []
     bar._display = SimpleNamespace(interval=1.0, show=shown.append, finish=shown.append, close=lambda: None)
     _train(bar, trainer, clock, batches=7)
-    assert line(shown[-1], finished=True) == "Epoch 0: 7 batches in 0:01, loss=0.500"
+    assert line(shown[-1], finished=True) == "Epoch 0: 7 batches in 0.7 s, loss=0.500"
 
 
 def test_a_resumed_epoch_begins_where_it_was():
@@ -263,31 +263,68 @@ def test_small_numbers_are_not_shown_as_zero():
 
 def test_a_line_for_validation_inside_an_epoch():
     """A long validation is shown within its epoch."""
-    view = View("Epoch 0/9", 5, 10, inner=View("Validation", 3, 30, left=27.0), metrics={"loss": 0.5})
+    view = View("Epoch 0/9", 5, 10, inner=View("Validation", 3, 30, elapsed=3.0, left=27.0), metrics={"loss": 0.5})
     written = []
     PlainLines(write=written.append).show(view)
-    assert written == ["Epoch 0/9, Validation: 3/30 batches, 0:27 left, loss=0.500"]
+    assert written == ["Epoch 0/9, Validation: 3/30 batches, 0:03 elapsed, 0:27 left, loss=0.500"]
 
 
-def test_a_notebook_gets_one_block_that_is_replaced(monkeypatch):
-    """In a notebook a display handle is made once and updated after."""
-    updates = []
-    handle = SimpleNamespace(update=updates.append)
+@pytest.fixture
+def cell(monkeypatch):
+    """Make a notebook of this process, and return the forms of its blocks, as they are made and replaced."""
+    blocks = []
+
+    class Handle:
+        def __init__(self, forms):
+            blocks.append([forms])
+            self.number = len(blocks) - 1
+
+        def update(self, forms, raw):
+            assert raw
+            blocks[self.number].append(forms)
+
     display_module = types.ModuleType("IPython.display")
-    display_module.HTML = str
-    display_module.display = lambda block, display_id: updates.append(block) or handle
+    display_module.display = lambda forms, raw, display_id: Handle(forms)
     ipython = types.ModuleType("IPython")
     ipython.get_ipython = lambda: SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display_module)
-    assert detect() is Screen.NOTEBOOK
+    return blocks
+
+
+def _in_notebook(**arguments):
     clock, trainer = _Clock(), _trainer()
-    bar = _bar(trainer, clock)
+    bar = _bar(trainer, clock, **arguments)
     bar.on_train_start(trainer, None)
-    _train(bar, trainer, clock)
-    assert len(updates) > 10
-    assert '<progress value="100" max="100"></progress> 100/100' in updates[-1]
-    assert "<pre>loss=0.500</pre>" in updates[-1]
+    for _ in range(3):
+        _train(bar, trainer, clock)
+    bar.on_train_end(trainer, None)
+
+
+def test_a_notebook_gets_one_block_with_a_row_for_each_epoch(cell, capsys):
+    """In a notebook one block is replaced: a bar, below a table of the epochs that are over; text where HTML is not."""
+    assert detect() is Screen.NOTEBOOK
+    _in_notebook()
+    (block,) = cell
+    assert len(block) > 10
+    assert '<progress value="5" max="100"></progress> 5/100' in block[1]["text/html"]
+    assert "loss=0.500</pre>" in block[1]["text/html"]
+    assert block[1]["text/plain"].startswith("Epoch 0/2: 5/100 batches, 10.0 it/s")
+    last = block[-1]
+    assert "<progress" not in last["text/html"]
+    assert last["text/html"].count("<tr>") == 4
+    assert "<th>time</th><th>loss</th>" in last["text/html"]
+    assert "<tr><td>Epoch 2/2</td><td>100/100</td><td>0:10</td><td>0.500</td></tr>" in last["text/html"]
+    assert last["text/plain"].splitlines()[-1] == "Epoch 2/2: 100/100 batches in 0:10, loss=0.500"
+    assert capsys.readouterr().out == "Training took 0:30.\n"
+
+
+@pytest.mark.parametrize(("leave", "blocks"), [(True, 3), (False, 1)])
+def test_a_notebook_keeps_each_epoch_s_bar_or_the_last(cell, leave, blocks):
+    """With leave=True each epoch has a block of its own, with leave=False all share one; neither has a table."""
+    _in_notebook(leave=leave)
+    assert len(cell) == blocks
+    assert all('max="100"' in block[-1]["text/html"] and "<table" not in block[-1]["text/html"] for block in cell)
 
 
 def test_markup_is_escaped():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_core.callbacks.progress.forecast import Forecast, Pace, batches_left, duration_text
+from lt_core.callbacks.progress.forecast import Forecast, Pace, batches_left, duration_text, taken_text
 
 
 @given(st.floats(1e-4, 10), st.lists(st.integers(1, 50), min_size=1, max_size=20))
@@ -93,3 +93,12 @@ def test_batches_left_obeys_epochs_and_steps(changes, expected):
 def test_durations_are_read_at_a_glance(seconds, text):
     """Hours and days appear only where there are any."""
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 ms"), (-1, "0 ms"), (0.014, "14 ms"), (0.0999, "0.1 s"), (2.44, "2.4 s"), (9.94, "9.9 s"), (9.96, "0:10")],
+)
+def test_short_times_that_are_over_are_exact(seconds, text):
+    """What took less than ten seconds is not shown in whole ones."""
+    assert taken_text(seconds) == text

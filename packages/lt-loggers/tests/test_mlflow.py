@@ -18,6 +18,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,11 +156,12 @@ def test_parameters_of_any_number_and_length(tmp_path: Path) -> None:
     params = {f"p{i}": i for i in range(250)}
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
-        logger.log_hyperparams({**params, "long": "x" * 9000, "net": {"act (a)": "relu"}})
+        logger.log_hyperparams({**params, "long": "x" * 9000, "longer": "y" * 9001, "net": {"act (a)": "relu"}})
         logger.log_hyperparams({"net": {"act (a)": "relu"}})
     assert [str(w.message).split(": ", 1)[1] for w in warned if w.category is UserWarning] == [
-        "MLflow takes no name 'net/act (a)'; it is logged as 'net/act _u28_a_u29_'.",
-        "parameter 'long' has 9000 letters; the first 6000 are kept.",
+        "MLflow takes no name 'net/act (a)'; it is logged as 'net/act _u28_a_u29_', and each other name of that kind "
+        "alike.",
+        "parameter 'long' has 9000 letters; the first 6000 are kept, and of each other that is longer alike.",
     ]
     logger.log_hyperparams({"long": "x" * 9000})
     with pytest.warns(UserWarning, match="not new: p1, p2"):
@@ -205,7 +207,15 @@ def test_no_two_names_become_one() -> None:
 
 
 def test_strange_names_are_told_once(tmp_path: Path) -> None:
-    """A metric that MLflow would refuse is logged under another name, with one warning."""
+    """Metrics that MLflow would refuse are logged under other names, with one warning for all of them."""
+    logger = MLFlowLogger(save_dir=tmp_path)
+    with pytest.warns(
+        UserWarning, match="MLflow takes no name 'acc@1'.*and each other name of that kind alike"
+    ) as told:
+        logger.log_metrics({f"acc@{top}": 0 for top in range(1, 17)}, 0)
+    logger.log_metrics({"val@5": 0}, 0)  # a further warning would be an error
+    assert len(told) == 1
+    assert points(logger).keys() == {accepted(name) for name in [*(f"acc@{top}" for top in range(1, 17)), "val@5"]}
     logger = MLFlowLogger(save_dir=tmp_path)
     with pytest.warns(UserWarning, match="MLflow takes no name 'acc@5'"):
         logger.log_metrics({"acc@5": 0}, 0)
@@ -382,6 +392,20 @@ def test_settings_are_the_thread_s(tmp_path: Path) -> None:
         assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
     assert (inside, seen, retries.get()) == (0, [before], before)
     assert before > 0
+
+
+def test_mlflow_shows_no_bars_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that our calls send and fetch have no bar, which would break the trainer's; the user's own calls have."""
+    for name in ("tqdm", "tqdm.auto"):  # it is not always installed with MLflow
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(tqdm=lambda **_: "a bar"))
+    from mlflow.utils.file_utils import ArtifactProgressBar
+
+    from lt_loggers.mlflow.client import calling
+
+    with calling():
+        assert ArtifactProgressBar.files("Downloading", 3).pbar is None
+        assert ArtifactProgressBar.chunks(1 << 40, "Uploading", 1).pbar is None
+    assert ArtifactProgressBar.files("Downloading", 3).pbar is not None
 
 
 def test_unwritable_places(tmp_path: Path) -> None:

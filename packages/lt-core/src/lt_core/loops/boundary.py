@@ -194,7 +194,7 @@ def log_step(run: Run, last: bool) -> None:
     every = trainer.log_every_n_steps
     stops = trainer.should_stop and may_stop(trainer)
     only = last and run.cadence.logs_last and fit.logged_step <= fit.first_step
-    if step != fit.logged_step and every and (step % every == 0 or stops or only):
+    if every and (only or (step != fit.logged_step and (step % every == 0 or stops))):
         fit.logged_step = step
         run.log(run.metrics.train.take_step(), "train")
 

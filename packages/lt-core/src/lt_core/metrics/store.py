@@ -220,9 +220,9 @@ class MetricStore(Outlets):
         several = self.world_size > 1
         if several and slot.evaluating and slot.epoch and not (metric or slot.sync or slot.rank_zero_only):
             self._warn_once(
-                f"sync {slot.name}",
-                f"self.log({slot.name!r}): each process reports the mean of its own samples. "
-                "Set sync_dist=True for the mean of all.",
+                "sync",
+                f"self.log({slot.name!r}): each process reports the mean of its own samples, of this name and of all "
+                "that are logged alike. Set sync_dist=True for the mean of all.",
                 PossibleUserWarning,
             )
 

@@ -17,11 +17,12 @@ from lt_interface import ConfigError, MisconfigurationException, Problem
 
 __all__ = ["ask", "calling", "default_uri", "make_client", "redacted", "without_secret"]
 
-# The last one keeps MLflow from printing the server's address, which may hold a password.
+# The address, which may hold a password, is not to be printed; bars of its own would break the trainer's.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 0,
     "MLFLOW_HTTP_REQUEST_TIMEOUT": 10,
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": True,
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": False,
 }
 _SECRET = re.compile(r"(?i)([?&](?:\w*token|password|secret|\w*key)=)[^&\s'\"]+")
 _own = threading.local()

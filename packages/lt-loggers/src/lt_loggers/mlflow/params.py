@@ -58,8 +58,9 @@ class MLFlowParams(MLFlowRun):
                 for key, value in part:
                     if len(value) > longest:
                         self._warn_once(
-                            f"long {key}",
-                            f"MLFlowLogger: parameter {key!r} has {len(value)} letters; the first {longest} are kept.",
+                            "long",
+                            f"MLFlowLogger: parameter {key!r} has {len(value)} letters; the first {longest} are kept, "
+                            "and of each other that is longer alike.",
                         )
                 break
 

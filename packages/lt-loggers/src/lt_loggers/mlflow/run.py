@@ -201,5 +201,6 @@ class MLFlowRun(NamedLogger):
         if name is None:
             name = self._names[given] = accepted(given)
             if name != given:
-                self._warn_once(given, f"MLFlowLogger: MLflow takes no name {given!r}; it is logged as {name!r}.")
+                renamed = f"it is logged as {name!r}, and each other name of that kind alike."
+                self._warn_once("names", f"MLFlowLogger: MLflow takes no name {given!r}; {renamed}")
         return name

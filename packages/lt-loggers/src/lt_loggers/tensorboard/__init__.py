@@ -160,7 +160,8 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
         name = self._prefixed(key)
         tag = _tag(name)
         if tag != name:
-            self._warn_once(name, f"TensorBoardLogger: tensorboardX takes no name {name!r}; it is logged as {tag!r}.")
+            renamed = f"it is logged as {tag!r}, and each other name of that kind alike."
+            self._warn_once("names", f"TensorBoardLogger: tensorboardX takes no name {name!r}; {renamed}")
         return tag
 
     @contextmanager

@@ -383,7 +383,8 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         name = self._prefixed(key)
         if name.lstrip("~") not in _RESERVED:
             return name
-        self._warn_once(name, f"WandbLogger: W&B keeps the name {name!r} to itself; it is logged as {'~' + name!r}.")
+        renamed = f"it is logged as {'~' + name!r}, and each other name of that kind alike."
+        self._warn_once("names", f"WandbLogger: W&B keeps the name {name!r} to itself; {renamed}")
         return f"~{name}"
 
     def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:

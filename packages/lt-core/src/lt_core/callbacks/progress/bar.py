@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callbacks.progress.base import ProgressBar
-from lt_core.callbacks.progress.forecast import Forecast, batches_left
+from lt_core.callbacks.progress.forecast import Forecast, batches_left, taken_text
 from lt_core.callbacks.progress.lines import PlainLines
 from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.callbacks.progress.view import Display, View
@@ -43,13 +43,15 @@ class RichProgressBarTheme:
 class RichProgressBar(ProgressBar):
     """Bar of the run's progress, the time that epoch and run will still take, and the metrics.
 
-    A terminal gets rich's bars, ten times a second at most; a notebook a block that is replaced in
-    place; a file or a pipe one plain line each ten seconds at most and one an epoch. Between
-    drawings a batch costs one look at the clock.
+    A terminal gets bars of three lines at most, ten times a second at most, and a line for each
+    finished epoch; a notebook a block that is replaced in place, with a row for each; a file or a
+    pipe one plain line each ten seconds at most and one an epoch. Between drawings a batch costs
+    one look at the clock.
 
     Args:
         refresh_rate: 0 shows nothing. Any other value shows the bar: drawing goes by time, not by batches.
-        leave: Whether each finished epoch keeps its bar.
+        leave: What a finished epoch leaves on a terminal and in a notebook: True its bar, False nothing,
+            so that only the last one's bar stays; a line if None.
         theme: Styles and formats.
         console_kwargs: Arguments of ``rich.console.Console``.
         line_interval: The least seconds between two plain lines.
@@ -61,7 +63,7 @@ class RichProgressBar(ProgressBar):
     def __init__(
         self,
         refresh_rate: int = 100,
-        leave: bool = False,
+        leave: bool | None = None,
         theme: RichProgressBarTheme | None = None,
         console_kwargs: dict[str, Any] | None = None,
         *,
@@ -78,7 +80,7 @@ class RichProgressBar(ProgressBar):
         self._clock = time.monotonic
         self._due = math.inf
         self._done = 0
-        self._began = 0.0
+        self._began = self._run_began = 0.0
         self._forecast = Forecast(0.0)
         self._eval_done = 0
         self._eval_began = 0.0
@@ -157,13 +159,18 @@ class RichProgressBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure; a run that is resumed inside an epoch begins there."""
         self._done, self._began = trainer.batches_done, self._clock()
+        self._run_began = self._began
         self._forecast = Forecast(self._began, self._done)
         self._open(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin an epoch's bar."""
-        self._done, self._began = 0, self._clock()
-        self._forecast.new_epoch(self._began)
+        """Begin an epoch's bar; it is there before the first batch is done, unless epochs are over in a moment."""
+        now = self._clock()
+        shows = self._began == self._run_began or now - self._began > 0.5
+        self._done, self._began = 0, now
+        self._forecast.new_epoch(now)
+        if shows and self._display is not None:
+            self._on_display("show", self._train_view(trainer, pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -181,7 +188,10 @@ class RichProgressBar(ProgressBar):
             self._rest()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the last bar on the screen."""
+        """Give the screen back, and write how long all took, if anything was trained."""
+        if self._display is not None and self._forecast.pace.seconds is not None:
+            self._on_display("close")
+            self._on_display("write", f"Training took {taken_text(self._clock() - self._run_began)}.")
         self._close()
 
     # Evaluation and prediction
@@ -221,7 +231,7 @@ class RichProgressBar(ProgressBar):
             self._forecast.back(self._clock())
         elif not trainer.sanity_checking and self._display is not None:
             self._on_display("finish", self._eval_view(trainer, pl_module))
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn != TrainerFn.FITTING:
             self._close()
 
     on_test_end = on_predict_end = on_validation_end

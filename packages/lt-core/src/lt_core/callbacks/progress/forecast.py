@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["Forecast", "Pace", "batches_left", "duration_text"]
+__all__ = ["Forecast", "Pace", "batches_left", "duration_text", "taken_text"]
 
 
 class Pace:
@@ -126,3 +126,10 @@ def duration_text(seconds: float | None) -> str:
     if days:
         return f"{days}d {hour:02d}:{minute:02d}:{second:02d}"
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def taken_text(seconds: float) -> str:
+    """Return seconds that are over: ``14 ms``, ``2.4 s``, and above ten as `duration_text`."""
+    if seconds < 0.0995:
+        return f"{max(seconds, 0) * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 9.95 else duration_text(seconds)

@@ -14,14 +14,18 @@ __all__ = ["PlainLines", "line"]
 def line(view: View, finished: bool = False, number: str = ".3f") -> str:
     """Return a view as one line."""
     if finished:
-        parts = [f"{view.title}: {view.counts} batches in {duration_text(view.elapsed)}"]
-        if view.run_left:
-            parts.append(f"run {duration_text(view.run_left)} left")
+        left = f"run {duration_text(view.run_left)} left" if (view.run_left or 0) > 0.5 else ""
+        parts = [f"{view.title}: {view.counts} batches {view.took}", left, metrics_text(view.kept, number)]
     elif view.inner is not None:
-        parts = [f"{view.title}, {view.inner.title}: {view.inner.counts} batches", view.inner.times]
+        inner = view.inner
+        parts = [
+            f"{view.title}, {inner.title}: {inner.counts} batches",
+            inner.times,
+            metrics_text(view.metrics, number),
+        ]
     else:
-        parts = [f"{view.title}: {view.counts} batches", view.speed, view.times]
-    return ", ".join(part for part in [*parts, metrics_text(view.metrics, number)] if part)
+        parts = [f"{view.title}: {view.counts} batches", view.speed, view.times, metrics_text(view.metrics, number)]
+    return ", ".join(part for part in parts if part)
 
 
 class PlainLines:
@@ -39,8 +43,9 @@ class PlainLines:
         self._write = write or say
 
     def show(self, view: View) -> None:
-        """Write a line."""
-        self._write(line(view, number=self._number))
+        """Write a line, if anything was done."""
+        if view.done or view.inner is not None:
+            self._write(line(view, number=self._number))
 
     def finish(self, view: View) -> None:
         """Write the last line of a loop."""

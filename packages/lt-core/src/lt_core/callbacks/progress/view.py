@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lt_core.callbacks.progress.forecast import duration_text
+from lt_core.callbacks.progress.forecast import duration_text, taken_text
 
-__all__ = ["Display", "View", "metrics_text"]
+__all__ = ["Display", "View", "metrics_text", "metrics_texts", "packed", "value_text"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,25 @@ class View:
 
     @property
     def times(self) -> str:
-        """Return what is left, of the loop and of the run."""
-        parts = [] if self.left is None else [f"{duration_text(self.left)} left"]
-        if self.run_left is not None:
-            parts.append(f"run {duration_text(self.run_left)} left")
-        return ", ".join(parts)
+        """Return what passed and what is left, of the loop and of the run; nothing of what is over in a moment."""
+        left = {"": self.left, "run ": self.run_left}
+        known = [f"{of}{duration_text(s)} left" for of, s in left.items() if s is not None and s > 0.5]
+        return ", ".join([f"{duration_text(self.elapsed)} elapsed", *known])
+
+    @property
+    def took(self) -> str:
+        """Return how long a loop that is over took."""
+        return f"in {taken_text(self.elapsed)}"
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Return the metrics of a loop that is over: an epoch's value stands for its last step's."""
+        names = self.metrics.keys()
+        return {
+            name: value
+            for name, value in self.metrics.items()
+            if name != "v_num" and not (name.endswith("_step") and f"{name[:-5]}_epoch" in names)
+        }
 
 
 class Display(Protocol):
@@ -80,12 +94,42 @@ class Display(Protocol):
         ...
 
 
-def metrics_text(metrics: Mapping[str, Any], number: str = ".3f", delimiter: str = " ") -> str:
+def metrics_texts(metrics: Mapping[str, Any], number: str = ".3f") -> list[str]:
     """Return ``name=value`` of each metric; a number that the format would show as zero gets an exponent."""
-    return delimiter.join(f"{name}={_value_text(value, number)}" for name, value in metrics.items())
+    return [f"{name}={value_text(value, number)}" for name, value in metrics.items()]
 
 
-def _value_text(value: Any, number: str) -> str:
+def packed(parts: Iterable[tuple[Any, int]], width: int, most: int) -> tuple[list[list[Any]], int]:
+    """Return parts in lines, none of them broken and a blank between two, and how many were left out.
+
+    Args:
+        parts: Each part and its width.
+        width: The width of a line.
+        most: How many lines there are; if parts are left out, the last one has room for ``+9 more``.
+    """
+    lines: list[list[tuple[Any, int]]] = [[]]
+    for part in parts:
+        if lines[-1] and _wide(lines[-1]) + part[1] > width:
+            lines.append([])
+        lines[-1].append(part)
+    left = sum(map(len, lines[most:]))
+    while left and lines[most - 1] and _wide(lines[most - 1]) + len(f"+{left} more") > width:
+        lines[most - 1].pop()
+        left += 1
+    return [[part for part, _ in line] for line in lines[:most]], left
+
+
+def _wide(line: Iterable[tuple[Any, int]]) -> int:
+    return sum(wide + 1 for _, wide in line)
+
+
+def metrics_text(metrics: Mapping[str, Any], number: str = ".3f", delimiter: str = " ") -> str:
+    """Return all metrics as one text."""
+    return delimiter.join(metrics_texts(metrics, number))
+
+
+def value_text(value: Any, number: str) -> str:
+    """Return a metric's value as it is shown."""
     if not isinstance(value, float):
         return str(value)
     text = format(value, number)
