@@ -32,9 +32,7 @@ def test_counts_of_training_in_each_hook() -> None:
     seen: dict[str, list[Any]] = {"epoch": [], "start": [], "end": [], "validation": []}
     note = {
         "on_train_epoch_start": lambda t, m: seen["epoch"].append(counts(t)),
-        "on_train_batch_start": lambda t, m, b, i: seen["start"].append(
-            (t.fit_loop.batch_idx, t.fit_loop.total_batch_idx)
-        ),
+        "on_train_batch_start": lambda t, *_: seen["start"].append((t.fit_loop.batch_idx, t.fit_loop.total_batch_idx)),
         "on_train_batch_end": lambda t, m, o, b, i: seen["end"].append(counts(t)),
         "on_validation_start": lambda t, m: seen["validation"].append(counts(t)),
     }
@@ -52,18 +50,16 @@ def test_counts_of_training_in_each_hook() -> None:
 
 def test_sizes_of_evaluation() -> None:
     """The loops of evaluation show each loader's batches."""
-    trainer = Trainer(**QUIET)
+    trainer = Trainer(**QUIET, max_epochs=1)
     trainer.validate(BoringModel(), verbose=False)
     assert (trainer.validate_loop.max_batches, trainer.validate_loop.num_dataloaders) == ([2], 1)
     assert trainer.test_loop.max_batches == trainer.predict_loop.max_batches == []
 
 
 def test_nothing_is_set_on_a_view() -> None:
-    """Setting a count is refused with the trainer's own attribute, and an unknown one is answered with what there is."""
+    """Setting a count is refused with the trainer's own attribute; an unknown one is answered with what there is."""
     trainer = Trainer(max_epochs=1, logger=False)
-    with pytest.raises(
-        AttributeError, match=r"Trainer\.fit_loop\.max_epochs: this is a view .* Set trainer\.max_epochs"
-    ):
+    with pytest.raises(AttributeError, match=r"fit_loop\.max_epochs: this is a view .* Set trainer\.max_epochs"):
         trainer.fit_loop.max_epochs = 3  # type: ignore[misc]
     with pytest.raises(AttributeError, match=r"Trainer\.fit_loop has no attribute 'restarting'. It shows batch_idx, "):
         trainer.fit_loop.restarting  # noqa: B018

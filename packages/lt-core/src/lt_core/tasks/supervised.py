@@ -117,7 +117,7 @@ class RegressionModel(_Supervised):
 
 
 class ClassificationModel(_Supervised):
-    """Module that tells classes apart: cross-entropy as the loss, and the ``accuracy``.
+    """Module that assigns inputs to classes: cross-entropy as the loss, and the ``accuracy``.
 
     Outputs are logits ``(batch, classes, ...)``; targets are class indices, or probabilities of that shape. Logits of
     the targets' own shape with one column, or none, mean two classes.

@@ -55,14 +55,13 @@ class _View:
     """
 
     _name = ""
+    _trainer: TrainerView
 
     def __init__(self, trainer: TrainerView) -> None:
         self.__dict__["_trainer"] = trainer
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(
-            f"Trainer.{self._name}.{name}: this is a view of the trainer's counts. Set trainer.{name}."
-        )
+        raise AttributeError(f"Trainer.{self._name}.{name}: this is a view of the trainer. Set trainer.{name}.")
 
     def __getattr__(self, name: str) -> Any:
         shown = ", ".join(n for n in dir(type(self)) if not n.startswith("_"))

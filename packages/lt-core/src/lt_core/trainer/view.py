@@ -68,6 +68,7 @@ class TrainerView:
     _given: dict[str, Any]
     _stop_requests: set[int]
     _max_epochs: int
+    min_epochs: int
     _max_steps: int
     _progress: Progress
     _config: TrainerConfig
