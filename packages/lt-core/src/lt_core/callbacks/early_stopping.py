@@ -153,7 +153,7 @@ class EarlyStopping(Callback):
             return
         reason, message = self._evaluate(current)
         if reason is not None:
-            trainer.request_stop(self)
+            trainer.request_stop(self, message.removesuffix(". Training stops."))
             self.stopping_reason, self.stopping_reason_message = reason, message or None
             self.stopped_epoch = trainer.current_epoch
         elif not self.wait_count:  # it improved before a stop could come, as where min_epochs is not reached

@@ -16,6 +16,7 @@ from lt_core.config.row import takes_flags
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
 from lt_core.notices import info
+from lt_core.run.ending import quieten, reason_of
 from lt_core.run.main import main
 from lt_core.run.outcome import receive
 from lt_core.run.prepare import prepare
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from lt_core.datamodule import LightningDataModule
     from lt_core.module import LightningModule
+    from lt_core.run.request import Request
     from lt_core.state.run import Run
 
 __all__ = ["Trainer"]
@@ -63,7 +65,7 @@ class Trainer(TrainerView):
         self._progress, self.state = Progress(), TrainerState()
         self._handlers: list[Handler] = []
         self._results = Results()
-        self._stop_requests: set[int] = set()
+        self._stop_requests: dict[int, str] = {}
         self._take_parts(config)
         self._take_flags(config)
         self._apply_torch_flags(config)
@@ -158,7 +160,7 @@ class Trainer(TrainerView):
         """
         request = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
         request.trusted = weights_only is False
-        receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
+        self._launch(request)
         if not self.fast_dev_run:
             count_fit(request.place)
 
@@ -224,8 +226,7 @@ class Trainer(TrainerView):
         """
         request = prepare(self, TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
         request.keep, request.trusted = return_predictions is not False, weights_only is False
-        outcome = self._launcher.launch(main, request, request.plan, self._cluster)
-        predictions: list[Any] | None = receive(request, outcome)
+        predictions: list[Any] | None = self._launch(request)
         return predictions
 
     def _evaluate(
@@ -240,13 +241,22 @@ class Trainer(TrainerView):
     ) -> list[dict[str, float]]:
         request = prepare(self, fn, model, loaders, datamodule, ckpt_path)
         request.trusted = weights_only is False
-        outcome = self._launcher.launch(main, request, request.plan, self._cluster)
-        results: list[dict[str, float]] = receive(request, outcome)
+        results: list[dict[str, float]] = self._launch(request)
         if verbose and self.is_global_zero:
             from lt_core.metrics.table import print_results
 
             print_results(str(fn), results)
         return results
+
+    def _launch(self, request: Request) -> Any:
+        """Run a call in its ranks, and return what it returns."""
+        try:
+            return receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
+        except BaseException as error:
+            quieten(error)
+            if request.travels and request.fn is TrainerFn.FITTING:
+                self._stop_reason = reason_of(error)
+            raise
 
     def _begin(self, run: Run) -> None:
         """Attach a run that is about to be built."""
@@ -254,7 +264,7 @@ class Trainer(TrainerView):
         self._results = run.metrics.results
         self.state.fn, self.state.status = run.fn, TrainerStatus.RUNNING
         if run.fits:
-            self._should_stop, self._last_fit = False, None
+            self._should_stop, self._stopper, self._stop_reason, self._last_fit = False, "", None, None
             self._stop_requests.clear()
             if not self._progress.epoch_closed and not run.saves.kept:  # an earlier fit failed, or had another module
                 self._progress.abandon_epoch()
@@ -293,15 +303,16 @@ class Trainer(TrainerView):
         """Detach a function that `on` attached."""
         self._handlers = [h for h in self._handlers if h.function is not function]
 
-    def request_stop(self, by: object) -> None:
+    def request_stop(self, by: object, why: str = "") -> None:
         """Ask for training to stop, as ``should_stop = True`` does, in a way that can be taken back.
 
         Every rank calls it at the same place.
 
         Args:
             by: Who asks.
+            why: What `stop_reason` and the last line of the run say of it.
         """
-        self._stop_requests.add(id(by))
+        self._stop_requests.setdefault(id(by), ": ".join(filter(None, (type(by).__name__, why))))
         if self._run is not None:
             self._run.loop.attention = True
 
@@ -311,7 +322,7 @@ class Trainer(TrainerView):
         Args:
             by: Who asked.
         """
-        self._stop_requests.discard(id(by))
+        self._stop_requests.pop(id(by), None)
 
     def save_checkpoint(
         self, filepath: str | os.PathLike[str], weights_only: bool | None = False, storage_options: Any = None
