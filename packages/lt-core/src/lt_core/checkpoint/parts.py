@@ -262,11 +262,6 @@ def _schedulers(run: Run) -> Stateful:
     schedulers = [s.scheduler for s in run.schedulers if is_stateful(s.scheduler)]
 
     def give(states: list[dict[str, Any]]) -> None:
-        if len(states) != len(schedulers):
-            raise CheckpointError(
-                f"{run.resumed.path or 'checkpoint'}: it holds {len(states)} scheduler states. "
-                f"Got {len(schedulers)} schedulers. Return the same schedulers from configure_optimizers."
-            )
         for scheduler, state in zip(schedulers, states, strict=True):
             scheduler.load_state_dict(state)
 

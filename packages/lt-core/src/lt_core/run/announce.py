@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["announce", "explain"]
 
 
-def announce(run: Run) -> None:
+def announce(run: Run, header: Mapping[str, Any] | None) -> None:
     """Write on rank 0 one line on devices, precision, strategy, folder and what is resumed, and the devices' advice.
 
     Each fit gets its line, another call only where the trainer had none before. Without a progress bar there is no line,
     unless a device cannot be used. Advice is given once a process.
+
+    Args:
+        run: The run, its loggers open.
+        header: That of the checkpoint that it begins with, if there is one.
     """
     trainer = run.trainer
     if not run.world.is_global_zero or (trainer._announced and not run.fits):
@@ -32,7 +36,7 @@ def announce(run: Run) -> None:
     devices, problems = _devices(run)
     bar = trainer.progress_bar_callback
     if bar is not None and bar.is_enabled:
-        info(" ".join([devices, *_rest(run), *problems]))
+        info(" ".join([devices, *_rest(run, header), *problems]))
     elif problems:
         _once(" ".join([devices, *problems]))
     own = trainer.accelerator
@@ -40,16 +44,17 @@ def announce(run: Run) -> None:
         _once(sentence)
 
 
-def _rest(run: Run) -> Iterator[str]:
+def _rest(run: Run, header: Mapping[str, Any] | None) -> Iterator[str]:
     """Yield how the run computes, where it writes, and from where it begins."""
     trainer, size = run.trainer, run.world.size
     yield f"Precision: {trainer.precision}. Strategy: {run.plan.strategy}{f' ({size} processes)' if size > 1 else ''}."
     if (trainer.loggers or trainer.checkpoint_callbacks) and not trainer.fast_dev_run:
         yield f"Folder: {_short(trainer.log_dir)}."
     if run.resumed.path is not None:
-        yield f"{'Resuming' if run.fits else 'Weights'} from {_short(run.resumed.path)}."
+        step = f" at step {(header or {}).get('progress', {}).get('step', 0)}" if run.fits else ""
+        yield f"{'Resuming' if run.fits else 'Weights'} from {os.path.basename(run.resumed.path)}{step}."
     elif run.fits:
-        yield "A new run."
+        yield f"Going on at step {run.progress.step}." if run.progress.step else "A new run."
 
 
 def _short(path: str | os.PathLike[str] | None) -> str:

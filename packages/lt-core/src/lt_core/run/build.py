@@ -118,7 +118,7 @@ def build_run(run: Run, request: Request) -> None:
         run.record = decided_by_rank_zero(run, lambda: RunRecord.begun(request.ordinal, mark, folders))
         trainer._run_id = run.record.mark.id
     open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
-    announce(run)
+    announce(run, header)
     _set_up_users(run)
     _configure_model(run)
     checkpoint = _load(run)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,10 @@ from lt_core.state.limits import NO_BATCHES, is_out_of_time, stop_reason
 from lt_core.state.stage import TRAIN, VALIDATE
 
 if TYPE_CHECKING:
+    from lt_core.run.request import Request
     from lt_core.state.run import Run
 
-__all__ = ["conclude", "quieten", "reason_of"]
+__all__ = ["conclude", "ended", "reason_of"]
 
 _LIMITS = {"max_epochs", "max_steps"}
 _ASKED = "should_stop: "
@@ -48,8 +51,8 @@ def conclude(run: Run, error: BaseException | None = None) -> str:
     if run.fits:
         trainer._stop_reason = reason
     by_signal = reason.startswith("signal: ")
-    # An error brings its traceback: the line is worth its place where something was trained, and may be resumed.
-    if run.world.is_global_zero and (by_signal or (run.fits and (error is None or run.progress.step))):
+    # An error brings its traceback: the line is worth its place where there is something to resume from.
+    if run.world.is_global_zero and (by_signal or (run.fits and (error is None or run.saves.written))):
         info(" ".join(filter(None, [_why(run, reason), *(_rest(run, error) if run.fits else ())])))
     return STOPPED if error is not None or is_out_of_time(trainer) else FINISHED
 
@@ -121,14 +124,20 @@ def _call(run: Run, path: str) -> str:
     return f"trainer.fit({', '.join(['model', *given])}, ckpt_path={quoted})"
 
 
-def quieten(error: BaseException) -> None:
-    """Keep the interpreter from printing the traceback of Ctrl-C, unless ``LT_DEBUG`` is set.
+@contextmanager
+def ended(request: Request) -> Iterator[None]:
+    """Note in the process that launches a call what ends it, and leave Ctrl-C without a traceback."""
+    try:
+        yield
+    except BaseException as error:
+        _quieten(error)
+        if request.travels and request.fn is TRAIN.fn:
+            request.trainer._stop_reason = reason_of(error)
+        raise
 
-    A hook that somebody else has put in the interpreter's place stays.
 
-    Args:
-        error: What ended a call of the trainer.
-    """
+def _quieten(error: BaseException) -> None:
+    """Keep the interpreter from printing the traceback of Ctrl-C; a hook that somebody else has put there stays."""
     if not isinstance(error, KeyboardInterrupt) or os.environ.get("LT_DEBUG", "0") != "0":
         return
     error.__dict__["_render_traceback_"] = _rendered  # what IPython asks for

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from lt_core.checkpoint.runs import count_fit
 from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
+from lt_core.config.keywords import answers_unknown, refuse_unknown
 from lt_core.config.row import takes_flags
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
 from lt_core.notices import info
-from lt_core.run.ending import quieten, reason_of
+from lt_core.run.ending import ended
 from lt_core.run.main import main
 from lt_core.run.outcome import receive
 from lt_core.run.prepare import prepare
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from lt_core.datamodule import LightningDataModule
     from lt_core.module import LightningModule
-    from lt_core.run.request import Request
     from lt_core.state.run import Run
 
 __all__ = ["Trainer"]
@@ -134,6 +134,7 @@ class Trainer(TrainerView):
 
     # ------------------------------------------------------------ entry points
 
+    @answers_unknown
     def fit(
         self,
         model: LightningModule,
@@ -142,6 +143,7 @@ class Trainer(TrainerView):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
+        **unknown: NoReturn,
     ) -> None:
         """Train the model.
 
@@ -158,12 +160,15 @@ class Trainer(TrainerView):
         Raises:
             ConfigError: If module, data and flags do not fit; lists every problem.
         """
+        refuse_unknown(Trainer.fit, unknown)
         request = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
         request.trusted = weights_only is False
-        self._launch(request)
+        with ended(request):
+            receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
         if not self.fast_dev_run:
             count_fit(request.place)
 
+    @answers_unknown
     def validate(
         self,
         model: LightningModule | None = None,
@@ -172,6 +177,7 @@ class Trainer(TrainerView):
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
+        **unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Run one evaluation over the validation set.
 
@@ -187,8 +193,10 @@ class Trainer(TrainerView):
         Returns:
             One dict of metrics for each loader.
         """
+        refuse_unknown(Trainer.validate, unknown)
         return self._evaluate(TrainerFn.VALIDATING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
+    @answers_unknown
     def test(
         self,
         model: LightningModule | None = None,
@@ -197,10 +205,13 @@ class Trainer(TrainerView):
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
+        **unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Run one evaluation over the test set; takes and returns what `validate` does."""
+        refuse_unknown(Trainer.test, unknown)
         return self._evaluate(TrainerFn.TESTING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
+    @answers_unknown
     def predict(
         self,
         model: LightningModule | None = None,
@@ -209,6 +220,7 @@ class Trainer(TrainerView):
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
+        **unknown: NoReturn,
     ) -> list[Any] | None:
         """Return what ``predict_step`` returns for each batch, on the CPU.
 
@@ -224,9 +236,12 @@ class Trainer(TrainerView):
         Returns:
             A list of batches' predictions, a list of such lists for several loaders, or None.
         """
+        refuse_unknown(Trainer.predict, unknown)
         request = prepare(self, TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
         request.keep, request.trusted = return_predictions is not False, weights_only is False
-        predictions: list[Any] | None = self._launch(request)
+        with ended(request):
+            outcome = self._launcher.launch(main, request, request.plan, self._cluster)
+            predictions: list[Any] | None = receive(request, outcome)
         return predictions
 
     def _evaluate(
@@ -241,22 +256,14 @@ class Trainer(TrainerView):
     ) -> list[dict[str, float]]:
         request = prepare(self, fn, model, loaders, datamodule, ckpt_path)
         request.trusted = weights_only is False
-        results: list[dict[str, float]] = self._launch(request)
+        with ended(request):
+            outcome = self._launcher.launch(main, request, request.plan, self._cluster)
+            results: list[dict[str, float]] = receive(request, outcome)
         if verbose and self.is_global_zero:
             from lt_core.metrics.table import print_results
 
             print_results(str(fn), results)
         return results
-
-    def _launch(self, request: Request) -> Any:
-        """Run a call in its ranks, and return what it returns."""
-        try:
-            return receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
-        except BaseException as error:
-            quieten(error)
-            if request.travels and request.fn is TrainerFn.FITTING:
-                self._stop_reason = reason_of(error)
-            raise
 
     def _begin(self, run: Run) -> None:
         """Attach a run that is about to be built."""

@@ -20,10 +20,10 @@ from lt_core.callbacks.monitored import (
     acts_at_epoch_end,
     candidates,
     is_real_fit,
-    missing,
     snapshot,
     waits_for_epoch_end,
 )
+from lt_core.metrics.absent import missing
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
 from lt_interface.errors import Problem, raise_problems
@@ -313,7 +313,7 @@ class ModelCheckpoint(Checkpoint):
             return
         metrics = candidates(trainer)
         if self._deferred and self.monitor is not None and self.monitor not in metrics:
-            warn(missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics))
+            warn(str(missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)))
         books = self._ahead()
         if self.save_last and not books.newest and not books.last_model_path:
             self._request(trainer, self._plan_last(trainer, metrics))
@@ -379,10 +379,10 @@ class ModelCheckpoint(Checkpoint):
         if self.monitor is None or self.monitor in metrics:
             saved = self._decide_best(trainer, metrics)
         else:
-            message = missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)
+            problem = missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)
             if self._validated or not trainer.enable_validation:
-                raise MonitorError(message)
-            warn(message)
+                raise MonitorError(problem)
+            warn(str(problem))
         if self.save_last and not (saved and self.save_last == "link"):
             self._request(trainer, self._plan_last(trainer, metrics))
 
