@@ -41,15 +41,17 @@ def missing(trainer: Trainer, where: str, monitor: str, keys: Iterable[str]) -> 
     where_all = " on rank 0, by whose values all ranks decide" if trainer.world_size > 1 else ""
     rule = f"no metric of that name was logged{where_all}"
     fix = f"{there} {nearest(monitor, known)}".rstrip() + f' Write self.log("{monitor}", value) in the module.'
-    return Problem(where, f"{rule}, and {idle}" if (idle := _idle(trainer)) else rule, fix=fix)
+    idle, instead = _idle(trainer)
+    return Problem(where, f"{rule}, and {idle}", fix=f"{there} {instead}") if idle else Problem(where, rule, fix=fix)
 
 
-def _idle(trainer: Trainer) -> str:
-    """Return why nothing is validated, or an empty string where something is."""
+def _idle(trainer: Trainer) -> tuple[str, str]:
+    """Return why nothing is validated and what to do about it, or empty strings where something is."""
     run = trainer._run
     if run is None or trainer.enable_validation:
-        return ""
+        return "", ""
+    train = "or monitor what training logs."
     if not trainer.limit_val_batches:
-        return f"limit_val_batches={trainer.limit_val_batches} turns validation off"
-    lacks = f"a {VALIDATE.loader}" if overrides(run.module, VALIDATE.step) else f"a {VALIDATE.step}"
-    return f"nothing is validated, for want of {lacks}"
+        return f"limit_val_batches={trainer.limit_val_batches} turns validation off", f"Leave that out, {train}"
+    lacks = VALIDATE.loader if overrides(run.module, VALIDATE.step) else VALIDATE.step
+    return f"nothing is validated, since there is no {lacks}", f"Write one, {train}"
