@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lt_core.data.alike import check_alike
@@ -132,7 +133,14 @@ def open_epoch(run: Run) -> None:
 def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
     """Return the epoch's batches, or the rest of them; the batch is counted anew where batches or ranks are others."""
     feed, progress = run.feed, run.progress
-    batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
+    placed = feed.waits
+    batches = feed.resume(progress.epoch) if resumed and placed else feed.epoch(progress.epoch)
+    if resumed and not placed:  # the file is of another program
+        warn(
+            f"{run.resumed.path or 'checkpoint'}: it does not say where training stood in the data. Epoch "
+            f"{progress.epoch} goes on behind the first {progress.batch} batches of a new pass."
+        )
+        next(islice(batches, progress.batch, progress.batch), None)
     if feed.moved is not None:
         progress.batch = feed.moved
     if feed.moved is not None or feed.num_batches != run.cadence.total:  # found when the ranks met
