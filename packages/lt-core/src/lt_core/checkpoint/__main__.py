@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -95,6 +96,10 @@ def _weights(state: Mapping[str, Any]) -> Iterator[str]:
 
 def _import(path: str, to: str | None) -> Iterator[str]:
     target = os.path.splitext(path)[0] + ".safetensors" if to is None else to
+    with suppress(LTError):  # an older pickle has no header that can be looked at
+        if reading.peek(path).get("versions", {}).get("lt_core"):
+            yield f"{path}: this is a checkpoint of this package already. Use it as it is."
+            return
     tree = import_lightning(path)
     if os.path.exists(target):
         raise CheckpointError(Problem(target, "there is such a file already", fix="Name another one."))

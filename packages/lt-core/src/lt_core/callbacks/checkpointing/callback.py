@@ -70,7 +70,8 @@ class ModelCheckpoint(Checkpoint):
 
     Args:
         dirpath: The folder; None means the first logger's run folder, or the default root.
-        filename: A template such as ``"{epoch}-{val_loss:.2f}"``; None means ``"{epoch}-{step}"``.
+        filename: A template such as ``"{epoch}-{val_loss:.2f}"``; None means ``"{epoch}-{step}"``. Files are ``.ckpt``, or
+            ``.safetensors`` if it ends so.
         monitor: The metric that says which is best; None keeps the newest.
         verbose: Whether each save is reported.
         save_last: True also writes ``last.ckpt`` wherever saving is due, best or not; ``"link"`` makes it a link to the
@@ -94,7 +95,7 @@ class ModelCheckpoint(Checkpoint):
     CHECKPOINT_JOIN_CHAR: ClassVar[str] = "-"
     CHECKPOINT_EQUALS_CHAR: ClassVar[str] = "="
     CHECKPOINT_NAME_LAST: ClassVar[str] = "last"
-    FILE_EXTENSION: ClassVar[str] = ".ckpt"
+    FILE_EXTENSION: str = ".ckpt"
     STARTING_VERSION: ClassVar[int] = 1
 
     best_model_path: str = _entry("best_model_path")
@@ -135,6 +136,8 @@ class ModelCheckpoint(Checkpoint):
         self.mode = mode
         self.auto_insert_metric_name = auto_insert_metric_name
         self.filename = filename
+        if filename is not None and filename.endswith(files.SAFETENSORS):
+            self.filename, self.FILE_EXTENSION = filename.removesuffix(files.SAFETENSORS), files.SAFETENSORS
         self.dirpath = None if dirpath is None else local_path(f"ModelCheckpoint(dirpath={dirpath!r})", dirpath)
         self._default_folder: str | None = None  # what stands in dirpath where no user wrote it
         no_trigger = every_n_train_steps is None and every_n_epochs is None and train_time_interval is None
