@@ -268,7 +268,7 @@ def _find_strategy(config: TrainerConfig, accelerator: Any, devices: int, nodes:
     if not isinstance(name, str):
         return name
     problem = registry.strategies.problem(name, f"Trainer(strategy={name!r})")
-    if problem is not None and config.strategy == "auto":
+    if problem is not None and config.strategy == "auto" and name in registry.strategies.absent():
         rule = "what starts and joins several processes comes with another package"
         raise UnknownPluginError(replace(as_written(config, problem), rule=rule))
     return registry.strategies.get(name, f"Trainer(strategy={name!r})")()
