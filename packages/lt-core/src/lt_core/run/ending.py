@@ -138,7 +138,7 @@ def ended(request: Request) -> Iterator[None]:
 
 def _quieten(error: BaseException) -> None:
     """Keep the interpreter from printing the traceback of Ctrl-C; a hook that somebody else has put there stays."""
-    if not isinstance(error, KeyboardInterrupt) or os.environ.get("LT_DEBUG", "0") != "0":
+    if not isinstance(error, KeyboardInterrupt) or os.environ.get("LT_DEBUG", "") not in ("", "0"):
         return
     error.__dict__["_render_traceback_"] = _rendered  # what IPython asks for
     if sys.excepthook is sys.__excepthook__:
