@@ -115,8 +115,9 @@ def read_torch(where: str, fix: str, weights_only: bool = True, map_location: An
         raise CheckpointError(Problem(where, rule, f"torch {torch.__version__}", "Run: pip install 'torch>=2.10'"))
     open_checkpoint(where).close()
     try:
-        with torch.serialization.safe_globals([*_HARMLESS, *_numpy()]):
-            return torch.load(where, map_location=map_location, weights_only=weights_only)
+        # A file, not its name: torch takes .safetensors in a name for the format.
+        with torch.serialization.safe_globals([*_HARMLESS, *_numpy()]), open(where, "rb") as file:
+            return torch.load(file, map_location=map_location, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         blocked = ", ".join(sorted(set(re.findall(r"GLOBAL (\S+)", str(error)))))
         got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]
@@ -165,9 +166,10 @@ def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
         processed = max(processed, begun)
     elif not closed and done == begun:  # a limit broke the epoch off; here it stays open
         done = max(done - 1, 0)
-    states = found.get("optimizer_states")
-    if isinstance(states, list) and len(states) > 1 and batch == completed:  # its steps are those of all optimizers
-        step = _count(_dig(fit, "epoch_loop.state_dict", "_batches_that_stepped")) or step
+    stepped = _count(_dig(fit, "epoch_loop.state_dict", "_batches_that_stepped"))
+    if batch == completed and stepped:  # its global step counts those of all optimizers
+        optimizers = len(found.get("optimizer_states") or "1")
+        step = stepped + (step == (stepped + 1) * optimizers)  # a validation comes before that batch is counted
     return {
         "epoch": max(done, processed) if closed else done,
         "batch": 0 if closed else batch,
