@@ -69,7 +69,8 @@ def digits_metrics(root: Path, folder: str, *runs: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "status", "said"), [("0", 0, "Nothing is trained"), ("1", 0, "Trained 1 epochs"), ("-2", 2, "at least 0")]
+    ("epochs", "status", "said"),
+    [("0", 0, "Nothing is trained"), ("1", 0, "Trained 1 epochs"), ("-2", 2, "at least 0")],
 )
 def test_few_epochs(root: Path, tmp_path: Path, epochs: str, status: int, said: str) -> None:
     """No epoch trains nothing, one is enough for all traces and no failure, and less than none is refused."""
@@ -84,7 +85,11 @@ def test_few_epochs(root: Path, tmp_path: Path, epochs: str, status: int, said: 
     ("variables", "pip_says", "said"),
     [
         ({}, "NewConnectionError: Connection refused", "There is no network, or the package index"),
-        ({"PIP_NO_INDEX": "1"}, "ERROR: No matching distribution found for torch", "PIP_NO_INDEX is set, so no package"),
+        (
+            {"PIP_NO_INDEX": "1"},
+            "ERROR: No matching distribution found for torch",
+            "PIP_NO_INDEX is set, so no package",
+        ),
         (
             {"PIP_NO_INDEX": "true", "PIP_FIND_LINKS": "/wheels"},
             "ERROR: No matching distribution found for torch",

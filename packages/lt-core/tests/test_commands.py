@@ -41,7 +41,12 @@ class TestInstalled:
         monkeypatch.setenv("WANDB_API_KEY", "secret")
         installed([])
         printed = capsys.readouterr().out
-        for text in (f"lt-core {lt_core.__version__}", f"torch {torch.__version__}", "lt-interface", sys.version.split()[0]):
+        for text in (
+            f"lt-core {lt_core.__version__}",
+            f"torch {torch.__version__}",
+            "lt-interface",
+            sys.version.split()[0],
+        ):
             assert text in printed
         for kind in (registry.accelerators, registry.strategies, registry.precisions, registry.loggers):
             assert all(name in printed for name in kind.names())
@@ -49,7 +54,9 @@ class TestInstalled:
         assert "PL_TRAINER_MAX_EPOCHS=3" in printed
         assert "secret" not in printed
 
-    def test_a_broken_plugin_is_named(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_broken_plugin_is_named(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """An accelerator that cannot be asked shows its error, and ends nothing."""
         (point,) = registry._scan()["lt.accelerators"]["cpu"]
         broken = type(point)("boards", "no_such_module:Boards", "lt.accelerators")
@@ -58,7 +65,7 @@ class TestInstalled:
         assert "boards: PluginError" in capsys.readouterr().out
 
     def test_the_version(self) -> None:
-        """python -m lt_core --version prints the version alone; so does lt_core.__version__ say."""
+        """Python -m lt_core --version prints the version alone; so does lt_core.__version__ say."""
         done = subprocess.run(
             [sys.executable, "-m", "lt_core", "--version"], capture_output=True, text=True, check=True, timeout=120
         )
@@ -68,7 +75,7 @@ class TestInstalled:
 class TestCheckpoints:
     @pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors"])
     def test_show(self, run: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-        """A file shows its size, who wrote it, its progress, its run and its parts; its weights if they are asked for."""
+        """A file shows its size, who wrote it, its progress, its run and its parts, and its weights if asked."""
         run.save_checkpoint(path := tmp_path / name)
         assert main(["show", str(path)]) == 0
         short = capsys.readouterr().out
@@ -82,14 +89,20 @@ class TestCheckpoints:
 
     def test_an_open_epoch(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """A file from inside an epoch says after how many batches."""
-        flags = {**QUIET, "enable_checkpointing": True, "max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 0}
+        flags = {
+            **QUIET,
+            "enable_checkpointing": True,
+            "max_epochs": 1,
+            "limit_train_batches": 3,
+            "limit_val_batches": 0,
+        }
         saves = ModelCheckpoint(tmp_path, every_n_train_steps=2, filename="mid")
         Trainer(**flags, callbacks=[saves]).fit(BoringModel())
         assert main(["show", str(tmp_path / "mid.ckpt")]) == 0
         assert "step 2, epoch 0 (open after 2 batches)" in capsys.readouterr().out
 
     def test_verify(self, run: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """A whole file is 0; one with a changed byte, one that is missing and one of another kind are 1, each with why."""
+        """A whole file is 0; one with a changed byte, a missing one and one of another kind are 1, each with why."""
         run.save_checkpoint(good := tmp_path / "good.ckpt")
         data = bytearray(good.read_bytes())
         data[-5] ^= 1
@@ -97,7 +110,11 @@ class TestCheckpoints:
         (tmp_path / "text.ckpt").write_text("no checkpoint at all")
         assert main(["verify", str(good)]) == 0
         assert capsys.readouterr().out == f"{good}: whole, {good.stat().st_size:,} bytes\n"
-        for name, why in (("bad.ckpt", "checksum"), ("text.ckpt", "no checkpoint"), ("none.ckpt", "no such checkpoint")):
+        for name, why in (
+            ("bad.ckpt", "checksum"),
+            ("text.ckpt", "no checkpoint"),
+            ("none.ckpt", "no such checkpoint"),
+        ):
             assert main(["verify", str(tmp_path / name), str(good)]) == 1
             shown = capsys.readouterr()
             assert why in shown.err
@@ -109,7 +126,9 @@ class TestCheckpoints:
         layer = nn.Linear(2, 1)
         states = [torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9).state_dict()]
         tree = {"state_dict": layer.state_dict(), "epoch": 2, "global_step": 7, "optimizer_states": states}
-        torch.save({**tree, "pytorch-lightning_version": "2.6.0", "lr_schedulers": []}, path := tmp_path / "theirs.ckpt")
+        torch.save(
+            {**tree, "pytorch-lightning_version": "2.6.0", "lr_schedulers": []}, path := tmp_path / "theirs.ckpt"
+        )
         assert main(["import", str(path)]) == 0
         printed = capsys.readouterr().out
         target = tmp_path / "theirs.safetensors"
@@ -149,18 +168,29 @@ class TestNames:
 
     def test_callbacks_save_under_such_names(self, tmp_path: Path) -> None:
         """A filename that ends in .safetensors makes such files, the last one too; "last" finds them."""
-        flags: dict[str, Any] = {**QUIET, "enable_checkpointing": True, "limit_train_batches": 2, "limit_val_batches": 0}
+        flags: dict[str, Any] = {
+            **QUIET,
+            "enable_checkpointing": True,
+            "limit_train_batches": 2,
+            "limit_val_batches": 0,
+        }
         saves = ModelCheckpoint(tmp_path, filename="best-{step}.safetensors", save_last=True)
         Trainer(**flags, max_epochs=1, callbacks=[saves]).fit(BoringModel())
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".runs", "best-step=2.safetensors", "last.safetensors"]
-        again = Trainer(**flags, max_epochs=2, callbacks=[ModelCheckpoint(tmp_path, filename="best-{step}.safetensors")])
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            ".runs",
+            "best-step=2.safetensors",
+            "last.safetensors",
+        ]
+        again = Trainer(
+            **flags, max_epochs=2, callbacks=[ModelCheckpoint(tmp_path, filename="best-{step}.safetensors")]
+        )
         again.fit(BoringModel(), ckpt_path="last")
         assert again.global_step == 4
         assert OnExceptionCheckpoint(tmp_path, "stopped.safetensors").ckpt_path == str(tmp_path / "stopped.safetensors")
 
     @pytest.mark.parametrize("count", [0, 1, 7, 40])
     def test_torch_load_refuses_each_file_in_the_same_words(self, tmp_path: Path, count: int) -> None:
-        """Every file begins with one byte, so that what torch.load says of it can be looked up; the data stays aligned."""
+        """Every file begins with one byte, so that what torch.load says can be looked up; data stays aligned."""
         save_checkpoint({f"entry {i}": torch.ones(i) for i in range(count)}, path := tmp_path / "a.ckpt")
         data = path.read_bytes()
         assert data[0] == 248

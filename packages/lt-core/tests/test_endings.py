@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -64,11 +65,8 @@ def ended(caplog: pytest.LogCaptureFixture, net: Net, data: Any = BATCHES, **fla
     """Fit, whatever comes of it, and return the trainer and the lines about the end."""
     trainer = Trainer(**{**QUIET, "num_sanity_val_steps": 0, "max_epochs": 2, **flags})
     caplog.clear()
-    with caplog.at_level("INFO", logger="lt_core"):
-        try:
-            trainer.fit(net, data, BATCHES[:1])
-        except (KeyboardInterrupt, SystemExit, OSError):
-            pass
+    with caplog.at_level("INFO", logger="lt_core"), contextlib.suppress(KeyboardInterrupt, SystemExit, OSError):
+        trainer.fit(net, data, BATCHES[:1])
     return trainer, [line for line in caplog.messages if line.startswith("`Trainer.")]
 
 
@@ -94,7 +92,8 @@ OVER = "At the end of epoch 1, step 8."
             None,
             {"callbacks": [EarlyStopping("val_loss", patience=2)], "max_epochs": 9},
             "EarlyStopping: val_loss did not improve in the last 2 looks; best was 1.00000",
-            "EarlyStopping: val_loss did not improve in the last 2 looks; best was 1.00000. At the end of epoch 2, step 12.",
+            "EarlyStopping: val_loss did not improve in the last 2 looks; best was 1.00000. "
+            "At the end of epoch 2, step 12.",
         ),
         (
             interrupt,
@@ -140,8 +139,9 @@ def test_time_that_is_used_up_says_how_to_go_on(caplog: pytest.LogCaptureFixture
     saves = ModelCheckpoint(tmp_path)
     trainer, [line] = ended(caplog, net, callbacks=[timer, saves], enable_checkpointing=True)
     assert trainer.stop_reason == "Timer: max_time=0:00:00 is used up"
-    call = f'trainer.fit(model, train_dataloaders=train_dataloaders, val_dataloaders=val_dataloaders, ckpt_path="{saves.best_model_path}")'
-    assert line.endswith(f"is used up. In epoch 0 after 3 of 4 batches, step 3. To resume at step 3 with more time: {call}")
+    call = "trainer.fit(model, train_dataloaders=train_dataloaders, val_dataloaders=val_dataloaders"
+    end = f'To resume at step 3 with more time: {call}, ckpt_path="{saves.best_model_path}")'
+    assert line.endswith(f"is used up. In epoch 0 after 3 of 4 batches, step 3. {end}")
 
 
 def test_the_best_checkpoint_is_named(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -163,13 +163,13 @@ def test_the_best_checkpoint_is_named(caplog: pytest.LogCaptureFixture, tmp_path
         lambda folder: ModelCheckpoint(folder, every_n_train_steps=2, save_top_k=1),
         lambda folder: ModelCheckpoint(folder, save_on_exception=True),
         lambda folder: ModelCheckpoint(folder, monitor="val_loss", save_last=True),
-        lambda folder: OnExceptionCheckpoint(folder),
+        OnExceptionCheckpoint,
     ],
 )
 def test_the_call_in_the_line_resumes(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, act: Any, saving: Callable[[Path], Any]
 ) -> None:
-    """After a signal or an error the line ends with the call that resumes: it works, and goes on at the step it says."""
+    """After a signal or an error the line has the call that resumes: it works, from the step it says."""
     _, [line] = ended(caplog, Net(act, at=6), callbacks=[saving(tmp_path)], enable_checkpointing=True)
     found = re.search(r"To resume at step (\d+): (trainer\.fit\(.*?\.ckpt\"\))", line)
     assert found, line
@@ -187,7 +187,7 @@ def test_an_error_without_a_file_has_its_traceback_alone(caplog: pytest.LogCaptu
 
 
 def test_a_signal_in_a_test_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """Validation, test and prediction that a signal ends say so too; one that comes to its end prints its values alone."""
+    """Validation, test and prediction that a signal ends say so too."""
     net = Net()
     net.test_step = lambda batch, batch_idx: interrupt(net)  # type: ignore[method-assign,assignment]
     trainer = Trainer(**QUIET, max_epochs=1)
@@ -306,7 +306,7 @@ def test_ctrl_c_shows_the_line_and_no_frame_of_ours(tmp_path: Path, debug: str) 
 
 
 def test_a_hook_of_the_programs_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a program has put a hook in the place of Python's traceback, it stays; what it is given is the same error."""
+    """Where a program has put a hook in the place of Python's traceback, it stays."""
     seen: list[Any] = []
     monkeypatch.setattr(sys, "excepthook", lambda *error: seen.append(error))
     own = sys.excepthook

@@ -179,7 +179,15 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: pathlib.Path) -> None:
 
 
 def places(
-    begun: int, processed: int, completed: int, batch: int, last: bool, *, batches: int, counted: int = -1, steps: int = -1
+    begun: int,
+    processed: int,
+    completed: int,
+    batch: int,
+    last: bool,
+    *,
+    batches: int,
+    counted: int = -1,
+    steps: int = -1,
 ) -> dict[str, Any]:
     """Return the counters of Lightning's fit loop, as it writes them where a test says."""
     counted = batch if counted == -1 else counted
@@ -194,7 +202,7 @@ def places(
     }
 
 
-# What PyTorch Lightning 2.6 writes for epochs of four batches, and where it then stood: (epochs done, batch of the open one).
+# What PyTorch Lightning 2.6 writes for epochs of four batches, its step, and (epochs done, batch of the open one).
 WRITTEN = {
     "at the epoch's end": (places(1, 1, 0, 4, True, batches=4), 4, (1, 0)),
     "after the fit": (places(2, 2, 2, 4, True, batches=8), 8, (2, 0)),
@@ -227,7 +235,7 @@ class Net(LightningModule):
 @pytest.mark.parametrize("place", WRITTEN)
 @pytest.mark.parametrize("imported", [False, True])
 def test_a_run_of_lightning_goes_on_where_it_stood(tmp_path: pathlib.Path, place: str, imported: bool) -> None:
-    """Wherever Lightning wrote its file, fit goes on with the next batch, its optimizer and its scheduler; imported or not."""
+    """Wherever Lightning wrote its file, fit goes on with the next batch, its optimizer and its scheduler."""
     loops, step, (epochs, batch) = WRITTEN[place]
     net = Net()
     rate = 0.1**epochs
@@ -268,11 +276,13 @@ def test_states_by_place_of_other_parameters_are_refused(tmp_path: pathlib.Path)
 
 @needs_torch
 def test_an_open_epoch_without_its_place_in_the_data_is_a_warning(tmp_path: pathlib.Path) -> None:
-    """Lightning's files do not say where in the data training stood: the warning says behind how many batches it goes on."""
+    """Lightning's files lack the place in the data: the warning says behind how many batches it goes on."""
     path = lightning_file(tmp_path / "l.ckpt", nn.Linear(3, 1), loops=WRITTEN["in on_train_batch_end"][0], callbacks={})
     tree = torch.load(path)
     tree["state_dict"] = {f"layer.{name}": value for name, value in tree["state_dict"].items()}
-    tree["lr_schedulers"] = [torch.optim.lr_scheduler.StepLR(torch.optim.Adam(nn.Linear(1, 1).parameters()), 1).state_dict()]
+    tree["lr_schedulers"] = [
+        torch.optim.lr_scheduler.StepLR(torch.optim.Adam(nn.Linear(1, 1).parameters()), 1).state_dict()
+    ]
     tree["optimizer_states"][0]["param_groups"][0]["initial_lr"] = 0.1
     torch.save(tree, path)
     with pytest.warns(UserWarning, match="Epoch 0 goes on behind the first 3 batches of a new pass"):

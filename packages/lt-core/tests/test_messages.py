@@ -104,8 +104,18 @@ class TestMonitors:
 
     @pytest.mark.parametrize(
         ("name", "is_one"),
-        [("val_loss", True), ("loss/val", True), ("valid/acc", True), ("Validation-F1", True), ("eval", False)]
-        + [("value", False), ("train_loss", False), ("interval", False), (None, False), ("val", True)],
+        [
+            ("val_loss", True),
+            ("loss/val", True),
+            ("valid/acc", True),
+            ("Validation-F1", True),
+            ("eval", False),
+            ("value", False),
+            ("train_loss", False),
+            ("interval", False),
+            (None, False),
+            ("val", True),
+        ],
     )
     def test_names_of_validation(self, name: Any, is_one: bool) -> None:
         """A name is one of validation if val, valid or validation stands in it as a word."""
@@ -154,8 +164,13 @@ class TestHooks:
 
     @pytest.mark.parametrize(
         ("name", "instead"),
-        [("configure_ddp", "Subclass the strategy"), ("get_progress_bar_dict", "get_metrics of a ProgressBar")]
-        + [("add_to_queue", "state_dict"), ("validation_end", "Keep what the step made"), ("configure_apex", "16-mixed")],
+        [
+            ("configure_ddp", "Subclass the strategy"),
+            ("get_progress_bar_dict", "get_metrics of a ProgressBar"),
+            ("add_to_queue", "state_dict"),
+            ("validation_end", "Keep what the step made"),
+            ("configure_apex", "16-mixed"),
+        ],
     )
     def test_what_may_be_the_users_own(self, name: str, instead: str) -> None:
         """A name that was a hook once, and may be the user's own method, is one warning with what to do instead."""
@@ -245,8 +260,11 @@ class TestNames:
 class TestDevices:
     @pytest.mark.parametrize(
         ("flags", "where"),
-        [({"devices": 2}, "Trainer(devices=2)"), ({"num_nodes": 2}, "Trainer(num_nodes=2)")]
-        + [({"strategy": "ddp", "devices": 2}, "Trainer(strategy='ddp')")],
+        [
+            ({"devices": 2}, "Trainer(devices=2)"),
+            ({"num_nodes": 2}, "Trainer(num_nodes=2)"),
+            ({"strategy": "ddp", "devices": 2}, "Trainer(strategy='ddp')"),
+        ],
     )
     def test_the_strategy_is_named_by_who_wrote_it(
         self, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], where: str

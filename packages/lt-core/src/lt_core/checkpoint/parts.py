@@ -32,7 +32,6 @@ from lt_core.state import rng
 from lt_core.state.stage import TRAIN, stage_of
 from lt_core.version import __version__
 from lt_interface import Stateful
-from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run

@@ -1,6 +1,6 @@
 """Answer a keyword that a method does not have with the name that was meant.
 
-Such a method takes ``**unknown``, which its signature does not show. A wrapper would do the same with a frame more in
+Such a method takes ``**_unknown``, which its signature does not show. A wrapper would do the same with a frame more in
 every traceback that ends in the user's step.
 """
 
@@ -30,7 +30,7 @@ def answers_unknown(method: F) -> F:
     shown: Any = method
     signature = inspect.signature(method)
     shown.__signature__ = signature.replace(parameters=list(signature.parameters.values())[:-1])
-    shown.__annotations__.pop("unknown")
+    shown.__annotations__.pop("_unknown")
     return method
 
 

@@ -1,4 +1,4 @@
-"""Say why a monitored metric is not there."""
+"""Report why a monitored metric is not there."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ __all__ = ["announce", "explain"]
 def announce(run: Run, header: Mapping[str, Any] | None) -> None:
     """Write on rank 0 one line on devices, precision, strategy, folder and what is resumed, and the devices' advice.
 
-    Each fit gets its line, another call only where the trainer had none before. Without a progress bar there is no line,
+    Each fit gets its line, another call only where the trainer had none before. Without a progress bar there is none,
     unless a device cannot be used. Advice is given once a process.
 
     Args:

@@ -182,8 +182,8 @@ def module_remarks(
             )
     if str(stage) == "fit" and config.limit_val_batches == 0:
         remarks += [
-            f"{type(callback).__name__}(monitor={callback.monitor!r}): limit_val_batches=0 turns validation off, so only "
-            "what training logs can be monitored."
+            f"{type(callback).__name__}(monitor={callback.monitor!r}): limit_val_batches=0 turns validation off, so "
+            "only what training logs can be monitored."
             for callback in config.callbacks
             if names_validation(getattr(callback, "monitor", None))
         ]

@@ -94,7 +94,9 @@ def _place(run: Run) -> str:
         feed = run.feeds.made.get(TRAIN.word)
         of = f" of {feed.num_batches}" if feed is not None and isinstance(feed.num_batches, int) else ""
         return f"In epoch {progress.epoch} after {progress.batch}{of} batches, {step}"
-    return f"At the end of epoch {progress.epoch - 1}, {step}" if progress.epoch else "Before the first batch was trained."
+    return (
+        f"At the end of epoch {progress.epoch - 1}, {step}" if progress.epoch else "Before the first batch was trained."
+    )
 
 
 def _best(run: Run) -> str:

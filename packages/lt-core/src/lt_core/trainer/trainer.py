@@ -143,7 +143,7 @@ class Trainer(TrainerView):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
-        **unknown: NoReturn,
+        **_unknown: NoReturn,
     ) -> None:
         """Train the model.
 
@@ -160,7 +160,7 @@ class Trainer(TrainerView):
         Raises:
             ConfigError: If module, data and flags do not fit; lists every problem.
         """
-        refuse_unknown(Trainer.fit, unknown)
+        refuse_unknown(Trainer.fit, _unknown)
         request = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
         request.trusted = weights_only is False
         with ended(request):
@@ -177,7 +177,7 @@ class Trainer(TrainerView):
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
-        **unknown: NoReturn,
+        **_unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Run one evaluation over the validation set.
 
@@ -193,7 +193,7 @@ class Trainer(TrainerView):
         Returns:
             One dict of metrics for each loader.
         """
-        refuse_unknown(Trainer.validate, unknown)
+        refuse_unknown(Trainer.validate, _unknown)
         return self._evaluate(TrainerFn.VALIDATING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     @answers_unknown
@@ -205,10 +205,10 @@ class Trainer(TrainerView):
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
-        **unknown: NoReturn,
+        **_unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Run one evaluation over the test set; takes and returns what `validate` does."""
-        refuse_unknown(Trainer.test, unknown)
+        refuse_unknown(Trainer.test, _unknown)
         return self._evaluate(TrainerFn.TESTING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     @answers_unknown
@@ -220,7 +220,7 @@ class Trainer(TrainerView):
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
-        **unknown: NoReturn,
+        **_unknown: NoReturn,
     ) -> list[Any] | None:
         """Return what ``predict_step`` returns for each batch, on the CPU.
 
@@ -236,7 +236,7 @@ class Trainer(TrainerView):
         Returns:
             A list of batches' predictions, a list of such lists for several loaders, or None.
         """
-        refuse_unknown(Trainer.predict, unknown)
+        refuse_unknown(Trainer.predict, _unknown)
         request = prepare(self, TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
         request.keep, request.trusted = return_predictions is not False, weights_only is False
         with ended(request):

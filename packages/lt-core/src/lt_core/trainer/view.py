@@ -102,7 +102,8 @@ class TrainerView:
         """Return why the last fit ended; None before one has, and while one runs.
 
         ``"max_epochs"``, ``"max_steps"``, ``"no_batches"``, or a word and details: ``"should_stop: in Net.training_step
-        (train.py:12)"``, ``"EarlyStopping: ..."``, ``"Timer: max_time ..."``, ``"signal: SIGTERM"``, ``"error: OSError"``.
+        (train.py:12)"``, ``"EarlyStopping: ..."``, ``"Timer: max_time ..."``, ``"signal: SIGTERM"`` or
+        ``"error: OSError"``.
         """
         return self._stop_reason
 

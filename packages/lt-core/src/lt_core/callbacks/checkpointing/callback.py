@@ -70,8 +70,8 @@ class ModelCheckpoint(Checkpoint):
 
     Args:
         dirpath: The folder; None means the first logger's run folder, or the default root.
-        filename: A template such as ``"{epoch}-{val_loss:.2f}"``; None means ``"{epoch}-{step}"``. Files are ``.ckpt``, or
-            ``.safetensors`` if it ends so.
+        filename: A template such as ``"{epoch}-{val_loss:.2f}"``; None means ``"{epoch}-{step}"``. Files end in
+            ``.ckpt``, or in ``.safetensors`` if this does.
         monitor: The metric that says which is best; None keeps the newest.
         verbose: Whether each save is reported.
         save_last: True also writes ``last.ckpt`` wherever saving is due, best or not; ``"link"`` makes it a link to the
