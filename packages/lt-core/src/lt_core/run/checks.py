@@ -181,11 +181,12 @@ def module_remarks(
                 "Wrap it: DataLoader(dataset, batch_size=...)."
             )
     if str(stage) == "fit" and config.limit_val_batches == 0:
+        monitors = [(type(one).__name__, getattr(one, "monitor", None)) for one in config.callbacks]
         remarks += [
-            f"{type(callback).__name__}(monitor={callback.monitor!r}): limit_val_batches=0 turns validation off, so "
-            "only what training logs can be monitored."
-            for callback in config.callbacks
-            if names_validation(getattr(callback, "monitor", None))
+            f"{who}(monitor={monitor!r}): limit_val_batches=0 turns validation off, so only what training logs can be "
+            "monitored."
+            for who, monitor in monitors
+            if names_validation(monitor)
         ]
     owners = [owner for owner in (given.module, given.datamodule, *config.callbacks) if owner is not None]
     return remarks + _shadowed_hooks(given) + [remark for owner in owners for remark in _idle_hooks(owner)]
