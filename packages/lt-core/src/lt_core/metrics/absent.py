@@ -40,9 +40,11 @@ def missing(trainer: Trainer, where: str, monitor: str, keys: Iterable[str]) -> 
         return Problem(where, rule, fix=fix)
     where_all = " on rank 0, by whose values all ranks decide" if trainer.world_size > 1 else ""
     rule = f"no metric of that name was logged{where_all}"
-    fix = f"{there} {nearest(monitor, known)}".rstrip() + f' Write self.log("{monitor}", value) in the module.'
+    near = nearest(monitor, known)
     idle, instead = _idle(trainer)
-    return Problem(where, f"{rule}, and {idle}", fix=f"{there} {instead}") if idle else Problem(where, rule, fix=fix)
+    if idle and (names_validation(monitor) or not near):  # else a name of training's was misspelt
+        return Problem(where, f"{rule}, and {idle}", fix=f"{there} {instead}")
+    return Problem(where, rule, fix=f"{there} {near}".rstrip() + f' Write self.log("{monitor}", value) in the module.')
 
 
 def _idle(trainer: Trainer) -> tuple[str, str]:
