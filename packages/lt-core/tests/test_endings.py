@@ -313,3 +313,22 @@ def test_a_hook_of_the_programs_own_stays(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(KeyboardInterrupt):
         Trainer(**SILENT, logger=False, enable_checkpointing=False, max_epochs=1).fit(Net(interrupt), BATCHES)
     assert sys.excepthook is own
+
+
+def test_torchs_hook_is_asked_for_other_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hook that torch installs for ranks shows every error but Ctrl-C's."""
+    seen: list[Any] = []
+
+    def own(*error: Any) -> None:
+        seen.append(error[0])
+
+    own.__module__ = "torch.distributed"
+    monkeypatch.setattr(sys, "excepthook", own)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        Trainer(**QUIET, max_epochs=1).fit(Net(interrupt), BATCHES)
+    sys.excepthook(ValueError, ValueError("x"), None)
+    sys.excepthook(KeyboardInterrupt, stopped.value, None)
+    assert seen == [ValueError]
+    assert capsys.readouterr().err.endswith("KeyboardInterrupt (LT_DEBUG=1 shows where)\n")

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.runs import FINISHED, STOPPED
-from lt_core.notices import info
+from lt_core.notices import info, say
 from lt_core.state.limits import NO_BATCHES, is_out_of_time, stop_reason
 from lt_core.state.stage import TRAIN, VALIDATE
+from lt_interface import is_rank_zero
 
 if TYPE_CHECKING:
     from lt_core.run.request import Request
@@ -143,17 +145,21 @@ def _quieten(error: BaseException) -> None:
     if not isinstance(error, KeyboardInterrupt) or os.environ.get("LT_DEBUG", "") not in ("", "0"):
         return
     error.__dict__["_render_traceback_"] = _rendered  # what IPython asks for
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _without_traceback
+    before = sys.excepthook
+    if before is sys.__excepthook__ or getattr(before, "__module__", "").startswith("torch."):  # which names the rank
+        sys.excepthook = partial(_without_traceback, before)
 
 
 def _rendered() -> list[str]:
     return ["KeyboardInterrupt (LT_DEBUG=1 shows where)"]
 
 
-def _without_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print an error as the interpreter does, but of one that was quietened its name alone."""
+def _without_traceback(
+    before: Callable[..., Any], kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Print an error as it was before, but of one that was quietened its name alone."""
     if error.__dict__.get("_render_traceback_") is _rendered:
-        print(*_rendered(), file=sys.stderr)
+        if is_rank_zero():
+            say(_rendered()[0], sys.stderr)
     else:
-        sys.__excepthook__(kind, error, traceback)
+        before(kind, error, traceback)
