@@ -170,7 +170,9 @@ def test_the_call_in_the_line_resumes(
     caplog: pytest.LogCaptureFixture, tmp_path: Path, act: Any, saving: Callable[[Path], Any]
 ) -> None:
     """After a signal or an error the line has the call that resumes: it works, from the step it says."""
-    _, [line] = ended(caplog, Net(act, at=6), callbacks=[saving(tmp_path)], enable_checkpointing=True)
+    _, [line] = ended(
+        caplog, Net(act, at=6), callbacks=[saving(tmp_path)], enable_checkpointing=True, default_root_dir=tmp_path
+    )
     found = re.search(r"To resume at step (\d+): (trainer\.fit\(.*?\.ckpt\"\))", line)
     assert found, line
     trainer = Trainer(**QUIET, max_epochs=2)

@@ -68,7 +68,7 @@ class TestMonitors:
         with pytest.raises(
             MisconfigurationException, match=r'by step only.*self\.log\("val_loss", value, on_epoch=True\)'
         ):
-            fit(net, **flags)
+            fit(net, default_root_dir=tmp_path, **flags)
 
     @pytest.mark.parametrize("who", [0, 1])
     def test_without_validation(self, tmp_path: Any, who: int) -> None:
@@ -78,7 +78,7 @@ class TestMonitors:
         early = rf"{name}\(monitor='val_loss'\): limit_val_batches=0 turns validation off, so only what training logs"
         late = r"limit_val_batches=0 turns validation off\. Logged are: train_loss\. Leave that out, or monitor"
         with pytest.warns(UserWarning, match=early), pytest.raises(MisconfigurationException, match=late):
-            fit(callbacks=[callback], enable_checkpointing=True, limit_val_batches=0)
+            fit(callbacks=[callback], enable_checkpointing=True, limit_val_batches=0, default_root_dir=tmp_path)
 
     def test_a_plateau_without_validation(self) -> None:
         """A scheduler that waits for a value of validation says so in the same words, with its own way out."""
