@@ -30,6 +30,24 @@ make_environment() {
     fi
 }
 
+# Return whether a switch of pip's is on.
+is_on() {
+    case "${1,,}" in "" | 0 | n | no | f | false | off) return 1 ;; esac
+}
+
+# Say that packages cannot be had ($1), what to do about it ($2), where pip's words are ($3), and what lacks (the rest).
+without_index() {
+    local why=$1 mend=$2 log=$3
+    shift 3
+    die "$why, and this still has to be installed:
+    ${*}
+$mend
+    bash $0
+again: it goes on where it stopped. Without a network, put the wheels in a folder and name it:
+    PIP_NO_INDEX=1 PIP_FIND_LINKS=/that/folder bash $0
+(pip's own words are in $log)"
+}
+
 # Install into environment $1 the rest of the arguments; pip's own words are shown only where they help.
 install_into() {
     local folder=$1 log
@@ -38,13 +56,12 @@ install_into() {
     if "$folder/bin/python" -m pip install --disable-pip-version-check --retries 2 "$@" >"$log" 2>&1; then return; fi
     # pip reports an index that it cannot reach in the middle, and of conflicts or no versions at the end.
     if grep -qE 'NewConnectionError|Connection refused|Name or service|name resolution|Network is unreachable|ProxyError|timed out|Tunnel connection' "$log"; then
-        die "There is no network, or the package index cannot be reached, and this still has to be installed:
-    ${*}
-Connect, and run
-    bash $0
-again: it goes on where it stopped. Without a network, put the wheels in a folder and name it:
-    PIP_NO_INDEX=1 PIP_FIND_LINKS=/that/folder bash $0
-(pip's own words are in $log)"
+        without_index "There is no network, or the package index cannot be reached" "Connect, and run" "$log" "$@"
+    fi
+    if is_on "${PIP_NO_INDEX:-}" && grep -q 'No matching distribution' "$log"; then
+        local why="PIP_NO_INDEX is set, so no package index is asked"
+        if [ -n "${PIP_FIND_LINKS:-}" ]; then why+=", and $PIP_FIND_LINKS does not have all"; fi
+        without_index "$why" "Unset it, and run" "$log" "$@"
     fi
     grep -v '^WARNING' "$log" | tail -n 15 >&2
     die "pip could not install this (all of its words are in $log):

@@ -61,8 +61,8 @@ class TestWithCards:
     def test_cards_beside_the_cpu(self, caplog: pytest.LogCaptureFixture) -> None:
         """Where the user chose the CPU, the line at the start names the cards that are not used."""
         with caplog.at_level("INFO", logger="lt_core"):
-            Trainer(accelerator="cpu", **QUIET).fit(BoringModel())
-        assert "Device: cpu. Not used: cuda:0, cuda:1." in caplog.messages
+            Trainer(accelerator="cpu", **{**QUIET, "enable_progress_bar": True}).fit(BoringModel())
+        assert any(line.startswith("Device: cpu. Not used: cuda:0, cuda:1. ") for line in caplog.messages)
 
     def test_half_precision_is_not_a_cpu_s(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """With a card 16-mixed is not taken for what a CPU would do in its place; without one it is, which is said."""
@@ -100,11 +100,14 @@ def test_one_rank_of_two_says_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         heard, log = Heard(), logging.getLogger("lt_core")
         log.addHandler(heard)
         log.setLevel("INFO")
-        trainer = job.trainer(2, strategy=DDPStrategy(), default_root_dir=tmp_path, enable_checkpointing=False)
+        flags = {"default_root_dir": tmp_path, "enable_checkpointing": False, "enable_progress_bar": True}
+        trainer = job.trainer(2, strategy=DDPStrategy(), **flags)
         trainer.fit(job.network(), job.data(index, 2), job.data(index, 2)[:1])
         return [line for line in heard.lines if line.startswith("Device")]
 
-    assert run_ranks(rank, timeout=60.0) == [["Device: cpu. Not used: cuda:0."], []]
+    [line], nothing = run_ranks(rank, timeout=60.0)
+    assert line.startswith("Device: cpu. Not used: cuda:0. Precision: 32-true. Strategy: ddp (2 processes). ")
+    assert not nothing
 
 
 def test_64_bits_on_an_apple_computer(monkeypatch: pytest.MonkeyPatch) -> None:

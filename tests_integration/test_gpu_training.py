@@ -95,7 +95,7 @@ def test_the_card_is_used_as_by_hand(caplog: pytest.LogCaptureFixture) -> None:
     """Without flags the model trains on the first card to the bits of a loop by hand, and comes back to the CPU."""
     net = made()
     with caplog.at_level("INFO", logger="lt_core"):
-        Trainer(max_epochs=1, **QUIET).fit(net, DATA)
+        Trainer(max_epochs=1, **{**QUIET, "enable_progress_bar": True}).fit(net, DATA)
     assert net.places == {torch.device("cuda", 0)}
     assert {p.device.type for p in net.parameters()} == {"cpu"}
     assert same(net, by_hand(made()))

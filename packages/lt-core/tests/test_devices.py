@@ -57,49 +57,58 @@ class HasTest(Noting):
 
 
 def said(caplog: pytest.LogCaptureFixture, **flags: Any) -> list[str]:
-    """Return the lines that a fit with some flags, and a test after it, write."""
+    """Return the lines that a fit with some flags, and a test after it, write, but for the one of the fit's end."""
     caplog.clear()
     with caplog.at_level("INFO", logger="lt_core"):
-        trainer = Trainer(**{**FLAGS, **flags})
+        trainer = Trainer(**{**FLAGS, "enable_progress_bar": True, **flags})
         trainer.fit(Noting(), BATCHES)
         trainer.test(HasTest(), BATCHES, verbose=False)
-    return caplog.messages
+    return [line for line in caplog.messages if not line.startswith("`Trainer.fit`")]
+
+
+REST = "Precision: 32-true. Strategy: single_device. A new run."
 
 
 class TestTheLine:
     def test_used_and_unused(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        """One line says which device is used and which is not, and is written again only where it differs."""
+        """Each fit begins with one line, that says which device is used and which is not; a test after it has none."""
         boards.install(monkeypatch)
-        assert said(caplog) == ["Device: boards:0. Not used: boards:1."]
-        assert said(caplog, devices=[1]) == ["Device: boards:1. Not used: boards:0."]
-        assert said(caplog) == []
+        assert said(caplog) == [f"Device: boards:0. Not used: boards:1. {REST}"]
+        assert said(caplog, devices=[1]) == [f"Device: boards:1. Not used: boards:0. {REST}"]
 
     def test_unused_beside_the_cpu(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         """A device that is there is named even where the user chose the CPU; one that is not there is not."""
         boards.install(monkeypatch, lacking=LACKING)
-        assert said(caplog, accelerator="cpu") == ["Device: cpu. Not used: boards:0, boards:1."]
+        assert said(caplog, accelerator="cpu") == [f"Device: cpu. Not used: boards:0, boards:1. {REST}"]
         boards.install(monkeypatch, count=0, lacking=None)
-        assert said(caplog, accelerator="cpu") == []  # the user wrote it
-        assert said(caplog) == ["Device: cpu."]
+        assert said(caplog, accelerator="cpu") == [f"Device: cpu. {REST}"]
 
     def test_what_is_missing(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         """Where a device cannot be used and so the trainer chose the CPU, the line says why; with "cpu" it does not."""
         boards.install(monkeypatch, count=0, lacking=LACKING)
-        assert said(caplog) == [f"Device: cpu. {LACKING}"]
-        assert said(caplog, accelerator="cpu") == []
+        assert said(caplog) == [f"Device: cpu. {REST} {LACKING}"]
+        assert said(caplog, accelerator="cpu") == [f"Device: cpu. {REST}"]
+
+    def test_without_a_bar(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        """Without a progress bar the line is left out, unless a device cannot be used: then it says that, once."""
+        boards.install(monkeypatch, count=1)
+        assert said(caplog, enable_progress_bar=False) == []
+        boards.install(monkeypatch, count=0, lacking=LACKING)
+        assert said(caplog, enable_progress_bar=False) == [f"Device: cpu. {LACKING}"]
+        assert said(caplog, enable_progress_bar=False) == []
 
     def test_a_broken_plugin(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         """An installed accelerator that cannot be imported does not end a run that does not use it."""
         boards.install(monkeypatch)
         monkeypatch.delattr(boards, "Boards")
-        assert said(caplog, accelerator="cpu") == []
+        assert said(caplog, accelerator="cpu") == [f"Device: cpu. {REST}"]
 
     def test_advice_once(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         """What the accelerator advises is shown once a process, after the line, and not where it is not used."""
         boards.install(monkeypatch, count=1, sentences=("Call boards.fast().",))
-        assert said(caplog, accelerator="cpu") == ["Device: cpu. Not used: boards:0."]
-        assert said(caplog) == ["Device: boards:0.", "Call boards.fast()."]
-        assert said(caplog) == []
+        assert said(caplog, accelerator="cpu") == [f"Device: cpu. Not used: boards:0. {REST}"]
+        assert said(caplog) == [f"Device: boards:0. {REST}", "Call boards.fast()."]
+        assert said(caplog) == [f"Device: boards:0. {REST}"]
 
 
 class TestWhichAreTaken:

@@ -34,9 +34,10 @@ def _trainer(**changes):
         "current_epoch": 0,
         "should_stop": False,
         "collectives": PlainCollectives(),
+        "_run": None,
     }
     made = SimpleNamespace(**{**values, **changes})
-    made.request_stop = lambda by: setattr(made, "should_stop", True)
+    made.request_stop = lambda by, why: setattr(made, "should_stop", True)
     made.withdraw_stop = lambda by: setattr(made, "should_stop", False)
     return made
 

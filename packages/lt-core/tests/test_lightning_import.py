@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import nn
 
+from lt_core import LightningModule, Trainer
 from lt_core.checkpoint import import_lightning, load_checkpoint, save_checkpoint
+from lt_core.optim.states import load_named_states
 from lt_interface import CheckpointError
 
 
@@ -52,6 +55,11 @@ def lightning_file(path: pathlib.Path, module: nn.Module, named: bool = False, *
     return path
 
 
+def progress(**more: Any) -> dict[str, Any]:
+    """Return counters of which a test names those that are not 0."""
+    return {"epoch": 0, "batch": 0, "step": 0, "samples": 0, "epoch_closed": True, "batches": 0, **more}
+
+
 needs_torch = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10), reason="importing needs torch 2.10"
 )
@@ -65,7 +73,7 @@ def test_an_imported_checkpoint_has_the_familiar_form(tmp_path: pathlib.Path) ->
     save_checkpoint(tree, tmp_path / "ours.ckpt")
     found = load_checkpoint(tmp_path / "ours.ckpt")
     assert all(torch.equal(found["state_dict"][k], v) for k, v in module.state_dict().items())
-    assert found["progress"] == {"epoch": 2, "batch": 0, "step": 12, "samples": 0, "epoch_closed": True}
+    assert found["progress"] == progress(epoch=2, batches=6, step=12)
     assert found["hyper_parameters"] == {"lr": 0.1}
     assert found["mine"] == {"kept": (1, 2)}
     assert found["imported_from"] == "pytorch-lightning 2.6.0"
@@ -100,8 +108,8 @@ def test_the_middle_of_an_epoch_is_kept(tmp_path: pathlib.Path) -> None:
         }
     }
     path = lightning_file(tmp_path / "l.ckpt", nn.Linear(3, 1), named=True, loops=loops)
-    progress = import_lightning(path)["progress"]
-    assert progress == {"epoch": 1, "batch": 3, "step": 9, "samples": 0, "epoch_closed": False}
+    found = import_lightning(path)["progress"]
+    assert found == progress(epoch=1, batch=3, step=9, epoch_closed=False)
 
 
 @needs_torch
@@ -120,11 +128,12 @@ def test_named_parameters_need_no_module(tmp_path: pathlib.Path) -> None:
 
 @needs_torch
 @pytest.mark.parametrize("module", [None, nn.Linear(5, 1), nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 1))])
-def test_optimizer_states_without_names_are_left_out_with_a_warning(tmp_path: pathlib.Path, module: Any) -> None:
-    """Positions are never guessed: without a module that fits the optimizer states stay behind."""
+def test_optimizer_states_without_names_stay_by_place(tmp_path: pathlib.Path, module: Any) -> None:
+    """Names are never guessed: without a module that fits, states keep the places that they have in the file."""
     path = lightning_file(tmp_path / "l.ckpt", nn.Linear(3, 1))
-    with pytest.warns(UserWarning, match="module="):
-        assert "optimizer_states" not in import_lightning(path, module)
+    (state,) = import_lightning(path, module)["optimizer_states"]
+    assert state["param_groups"][0]["params"] == [0, 1]
+    assert state["state"][0]["exp_avg"].shape == (1, 3)
 
 
 @needs_torch
@@ -169,6 +178,118 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: pathlib.Path) -> None:
         import_lightning(path)
 
 
+def places(
+    begun: int,
+    processed: int,
+    completed: int,
+    batch: int,
+    last: bool,
+    *,
+    batches: int,
+    counted: int = -1,
+    steps: int = -1,
+) -> dict[str, Any]:
+    """Return the counters of Lightning's fit loop, as it writes them where a test says."""
+    counted = batch if counted == -1 else counted
+    done = {"ready": batch, "started": batch, "processed": batch, "completed": counted}
+    total = dict.fromkeys(("ready", "started", "processed"), batches) | {"completed": batches - batch + counted}
+    return {
+        "fit_loop": {
+            "epoch_loop.state_dict": {"_batches_that_stepped": batches if steps == -1 else steps},
+            "epoch_loop.batch_progress": {"total": total, "current": done, "is_last_batch": last},
+            "epoch_progress": counters(ready=begun, started=begun, processed=processed, completed=completed),
+        }
+    }
+
+
+# What PyTorch Lightning 2.6 writes for epochs of four batches, its step, and (epochs done, batch of the open one).
+WRITTEN = {
+    "at the epoch's end": (places(1, 1, 0, 4, True, batches=4), 4, (1, 0)),
+    "after the fit": (places(2, 2, 2, 4, True, batches=8), 8, (2, 0)),
+    "after a validation inside an epoch": (places(2, 1, 1, 2, False, batches=6, steps=5), 6, (1, 2)),
+    "after the validation of an epoch's end": (places(1, 0, 0, 4, True, batches=4, steps=3), 4, (1, 0)),
+    "in on_train_batch_end": (places(1, 0, 0, 3, False, batches=3, counted=2, steps=2), 3, (0, 3)),
+    "at the epoch's end that max_steps brought": (places(2, 2, 1, 2, False, batches=6), 6, (1, 2)),
+    "after a fit that max_steps ended": (places(2, 2, 2, 2, False, batches=6), 6, (1, 2)),
+}
+
+
+class Net(LightningModule):
+    """Module that notes its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(3, 1), list[Any]()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.seen.append((self.current_epoch, batch_idx, int(batch[0, 0])))
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.5)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:.*does not say where training stood in the data.*:UserWarning")
+@pytest.mark.parametrize("place", WRITTEN)
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_run_of_lightning_goes_on_where_it_stood(tmp_path: pathlib.Path, place: str, imported: bool) -> None:
+    """Wherever Lightning wrote its file, fit goes on with the next batch, its optimizer and its scheduler."""
+    loops, step, (epochs, batch) = WRITTEN[place]
+    net = Net()
+    rate = 0.1**epochs
+    scheduler = {"step_size": 1, "gamma": 0.1, "base_lrs": [1.0], "last_epoch": epochs, "_step_count": epochs + 1}
+    path = lightning_file(tmp_path / "l.ckpt", net.layer, loops=loops, global_step=step)
+    tree = torch.load(path)
+    tree["state_dict"] = {f"layer.{name}": value for name, value in tree["state_dict"].items()}
+    tree["lr_schedulers"] = [{**scheduler, "_last_lr": [rate]}]
+    tree["callbacks"] = {}
+    tree["optimizer_states"][0]["param_groups"][0] |= {"lr": rate, "initial_lr": 1.0}
+    torch.save(tree, path)
+    if imported:
+        save_checkpoint(import_lightning(path), tmp_path / "ours.safetensors")
+        path = tmp_path / "ours.safetensors"
+    trainer = Trainer(**QUIET, max_epochs=epochs + 2)
+    rates: list[float] = []
+    trainer.on("train_start")(lambda trainer: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    trainer.fit(net, [torch.full((1, 3), float(i)) for i in range(4)], ckpt_path=path)
+    rest = [(epochs, i, i) for i in range(batch, 4)]
+    assert net.seen == rest + [(epochs + 1, i, i) for i in range(4)]
+    assert trainer.global_step == step + len(net.seen)
+    assert rates == [pytest.approx(rate)]
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 ** (epochs + 2))
+    assert float(trainer.optimizers[0].state[net.layer.weight]["step"]) == 1 + len(net.seen)
+
+
+@needs_torch
+def test_states_by_place_of_other_parameters_are_refused(tmp_path: pathlib.Path) -> None:
+    """Where the file does not name its parameters, averages of other shapes than those at their places are refused."""
+    path = lightning_file(tmp_path / "l.ckpt", nn.Linear(3, 1), lr_schedulers=[], callbacks={})
+    tree = import_lightning(path)
+    groups = tree["optimizer_states"][0]["param_groups"]
+    groups[0]["params"] = groups[0]["params"][::-1]
+    net = nn.Linear(3, 1)
+    with pytest.raises(CheckpointError, match=r"param_groups\[0\]: the parameters must come in the checkpoint's order"):
+        load_named_states(net, [torch.optim.Adam(net.parameters())], tree["optimizer_states"])
+
+
+@needs_torch
+def test_an_open_epoch_without_its_place_in_the_data_is_a_warning(tmp_path: pathlib.Path) -> None:
+    """Lightning's files lack the place in the data: the warning says behind how many batches it goes on."""
+    path = lightning_file(tmp_path / "l.ckpt", nn.Linear(3, 1), loops=WRITTEN["in on_train_batch_end"][0], callbacks={})
+    tree = torch.load(path)
+    tree["state_dict"] = {f"layer.{name}": value for name, value in tree["state_dict"].items()}
+    tree["lr_schedulers"] = [
+        torch.optim.lr_scheduler.StepLR(torch.optim.Adam(nn.Linear(1, 1).parameters()), 1).state_dict()
+    ]
+    tree["optimizer_states"][0]["param_groups"][0]["initial_lr"] = 0.1
+    torch.save(tree, path)
+    with pytest.warns(UserWarning, match="Epoch 0 goes on behind the first 3 batches of a new pass"):
+        Trainer(**QUIET, max_epochs=1).fit(Net(), [torch.ones(1, 3)] * 4, ckpt_path=path)
+
+
+@needs_torch
 def test_an_old_torch_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before torch 2.10 reading a pickle was not safe, so the command to upgrade is given."""
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")

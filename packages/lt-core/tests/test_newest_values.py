@@ -295,7 +295,7 @@ def test_a_plateau_scheduler_by_step_waits_for_an_epochs_value() -> None:
             config = {"scheduler": Plateau(optimizer, seen), "monitor": "x", "interval": "step", "strict": False}
             return [optimizer], [config]
 
-    with pytest.warns(UserWarning, match="must be logged by the end of each step"):
+    with pytest.warns(UserWarning, match="Plateau, monitor 'x': no metric of that name was logged"):
         fit(Scheduled(x="e"), val_check_interval=2)
     assert seen == [11.5]  # the first epoch's, until the second one's validation
 

@@ -684,7 +684,9 @@ def test_the_monitor_may_stand_beside_the_optimizer() -> None:
 def test_a_monitored_metric_that_is_missing() -> None:
     """A strict scheduler raises and lists what is logged; one that is not strict warns and waits."""
     config = {"monitor": "val_los"}
-    with pytest.raises(MisconfigurationException, match=r"lr_scheduler ReduceLROnPlateau: .*'val_los'.*Logged: flat"):
+    with pytest.raises(
+        MisconfigurationException, match=r"lr_scheduler ReduceLROnPlateau, monitor 'val_los'.*Logged are: flat"
+    ):
         trainer().fit(Watched(scheduled(config, plateau)), BATCHES)
     with pytest.warns(UserWarning, match="'val_los'"):
         trainer().fit(Watched(scheduled({**config, "strict": False}, plateau)), BATCHES)

@@ -233,7 +233,7 @@ class TestRemoved:
     def test_removed_hooks_are_refused(self, name):
         """A hook that would never run any more is refused with what replaced it."""
         (line,) = problems(type("Old", (Net,), {name: lambda self, outputs: None})())
-        assert line.startswith(f"Old.{name}: this hook was removed and would never run. ")
+        assert line.startswith(f"Old.{name}: this hook is not in this version, and would never run. ")
 
     def test_both_names_of_configure_model(self):
         """The old and the new name of configure_model exclude each other."""

@@ -337,7 +337,9 @@ def test_other_optimizers_are_refused(tmp_path: Path) -> None:
             optimizer = torch.optim.Adam(self.net[0].parameters())
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
-    assert "it holds 1 scheduler states. Got 0 schedulers" in refuse(tmp_path, file, Without())
+    assert "it holds the states of 1 schedulers, and configure_optimizers must return as many. Got 0." in refuse(
+        tmp_path, file, Without()
+    )
     with pytest.warns(UserWarning, match="no optimizer holds"):
         message = refuse(tmp_path, file, Half())
     assert "must hold the same parameters as in the checkpoint" in message

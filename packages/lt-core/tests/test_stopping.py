@@ -199,7 +199,8 @@ def test_a_second_fit_goes_on_where_the_first_ended() -> None:
     net, run = Net(), trainer(max_epochs=2)
     run.fit(net, batches(2), batches(1))
     before = list(net.events)
-    run.fit(net, batches(2), batches(1))
+    with pytest.warns(UserWarning, match="max_epochs=2 before"):
+        run.fit(net, batches(2), batches(1))
     assert net.events == before
     run.max_epochs = 3
     run.fit(net, batches(2), batches(1))

@@ -27,7 +27,9 @@ def clock(monkeypatch):
 
 
 def _trainer():
-    return SimpleNamespace(should_stop=False, world_size=1)
+    trainer = SimpleNamespace(should_stop=False, world_size=1)
+    trainer.request_stop = lambda by, why: setattr(trainer, "should_stop", True)
+    return trainer
 
 
 @pytest.mark.parametrize(

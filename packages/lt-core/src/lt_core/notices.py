@@ -11,7 +11,7 @@ from typing import Any
 
 from lt_interface import is_rank_zero
 
-__all__ = ["PossibleUserWarning", "info", "is_terminal", "say", "warn"]
+__all__ = ["PossibleUserWarning", "caller", "info", "is_terminal", "say", "warn"]
 
 _log = logging.getLogger("lt_core")
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -43,6 +43,17 @@ def info(message: str) -> None:
             _log.info(message)
     elif _log.level <= logging.INFO:
         say(message, sys.stderr)
+
+
+def caller() -> str:
+    """Return the function outside of this package that called into it, as ``Net.training_step (train.py:12)``."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    code = frame.f_code
+    owner = f"{type(frame.f_locals['self']).__name__}." if "self" in frame.f_locals else ""
+    name = "" if code.co_name.startswith("<") else f"{owner}{code.co_name} "
+    return f"{name}({os.path.basename(code.co_filename)}:{frame.f_lineno})"
 
 
 def say(text: str, stream: Any = None) -> None:

@@ -70,6 +70,24 @@ SIBLINGS: dict[str, dict[str, str]] = {
     "lt.clusters": dict.fromkeys(("kubeflow", "lsf", "mpi", "slurm", "subprocess", "torchrun"), "lt-accel"),
     "lt.profilers": {"passthrough": "lt-core"},
 }
+# What PyTorch Lightning names and no package here brings yet: beginnings of names, and what to do instead.
+_PACKAGE = "Or install a package that brings it."
+_NOT_YET: dict[str, dict[str, str]] = {
+    "lt.accelerators": dict.fromkeys(
+        ("tpu", "xla", "hpu", "ipu", "npu", "xpu"), f'Leave accelerator out, or write "cpu". {_PACKAGE}'
+    ),
+    "lt.strategies": dict.fromkeys(
+        ("fsdp", "deepspeed", "modelparallel", "model_parallel", "xla", "tpu", "single_tpu", "hpu", "single_hpu"),
+        f'Write strategy="ddp" where the model fits on one device. {_PACKAGE}',
+    )
+    | dict.fromkeys(
+        ("dp", "ddp2", "ddp_sharded", "horovod", "bagua", "collaborative", "colossalai"), 'Write strategy="ddp".'
+    ),
+    "lt.loggers": dict.fromkeys(("comet", "neptune"), f'Write logger="csv". {_PACKAGE}'),
+    "lt.profilers": dict.fromkeys(
+        ("simple", "advanced", "pytorch", "xla"), "Leave profiler out, and use torch.profiler around the call."
+    ),
+}
 # The classes that users import by name from where all plugins seem to be, and the packages that have them.
 CLASSES: dict[str, dict[str, str]] = {
     "lt.precisions": dict.fromkeys(
@@ -267,12 +285,21 @@ class Registry(Generic[T]):
         if name in siblings:
             return Problem(where, f"this {self.kind} comes with another package", fix=_command(siblings[name]))
         fix = f"Installed: {', '.join(self.names()) or 'none'}."
+        instead = self._not_yet(name)
+        if instead:
+            return Problem(where, f"this {self.kind} is not in this version", fix=f"{instead} {fix}")
         near = nearest_name(name, [*self.names(), *siblings])
         if near is not None:
             fix += f' Did you mean "{near}"?'
             if near not in self.names():
                 fix += f" {_command(siblings[near])}"
         return Problem(where, f"no {self.kind} of that name", fix=fix)
+
+    def _not_yet(self, name: str) -> str:
+        """Return what to do instead of a known name that nothing here brings, or an empty string for other names."""
+        known = _NOT_YET.get(self.group, {})
+        words = [word for word in known if f"{name.casefold()}_".startswith(f"{word}_")]
+        return known[words[0]] if words else ""
 
     def _misfit(self, point: EntryPoint, stated: str, where: str) -> InterfaceVersionError:
         owner = _owner(point)

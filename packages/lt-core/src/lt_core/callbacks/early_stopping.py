@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lt_core.callback import Callback
-from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, missing, snapshot
+from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, snapshot
+from lt_core.metrics.absent import missing
 from lt_core.notices import info, warn
 from lt_core.state.agreement import from_rank_zero
 from lt_interface.errors import Problem, nearest, raise_problems
@@ -146,14 +147,14 @@ class EarlyStopping(Callback):
         found = metrics.get(self.monitor)
         current = from_rank_zero(trainer, None if found is None else snapshot(found))
         if current is None:
-            message = missing(trainer, f"EarlyStopping(monitor={self.monitor!r})", self.monitor, metrics)
+            problem = missing(trainer, f"EarlyStopping(monitor={self.monitor!r})", self.monitor, metrics)
             if self.strict:
-                raise MonitorError(message)
-            warn(message)
+                raise MonitorError(problem)
+            warn(str(problem))
             return
         reason, message = self._evaluate(current)
         if reason is not None:
-            trainer.request_stop(self)
+            trainer.request_stop(self, message.removesuffix(". Training stops."))
             self.stopping_reason, self.stopping_reason_message = reason, message or None
             self.stopped_epoch = trainer.current_epoch
         elif not self.wait_count:  # it improved before a stop could come, as where min_epochs is not reached

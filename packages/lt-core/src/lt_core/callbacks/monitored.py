@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lt_core.state.agreement import from_rank_zero
 from lt_core.state.progress import TrainerFn
-from lt_interface.errors import MisconfigurationException, Problem, nearest
+from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
@@ -20,7 +19,6 @@ __all__ = [
     "acts_at_epoch_end",
     "candidates",
     "is_real_fit",
-    "missing",
     "snapshot",
     "waits_for_epoch_end",
 ]
@@ -71,20 +69,6 @@ def candidates(trainer: Trainer) -> dict[str, Tensor]:
     if trainer.world_size > 1:
         found = from_rank_zero(trainer, {name: snapshot(value) for name, value in found.items()})
     return found
-
-
-def missing(trainer: Trainer, where: str, monitor: str, keys: Iterable[str]) -> str:
-    """Return the sentence for a metric that is not there, with the keys that are."""
-    known = sorted(set(keys) - {"epoch", "step"})
-    there = f"Logged are: {', '.join(known)}." if known else "Nothing is logged so far."
-    if monitor in trainer.logged_metrics and not trainer.global_rank:
-        rule = "a validation logs this metric by step only, and what is monitored is its value over all batches"
-        fix = f'{there} Write self.log("{monitor}", value, on_epoch=True) in validation_step.'
-    else:
-        where_all = " on rank 0, by whose values all ranks decide" if trainer.world_size > 1 else ""
-        rule = f"no metric of that name was logged{where_all}"
-        fix = f"{there} {nearest(monitor, known)}".rstrip() + f' Write self.log("{monitor}", value) in the module.'
-    return str(Problem(where, rule, fix=fix))
 
 
 def snapshot(value: Any) -> Tensor:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from lt_core.callbacks.checkpointing.callback import Checkpoint
-from lt_core.callbacks.checkpointing.files import remove_checkpoint
+from lt_core.callbacks.checkpointing.files import SAFETENSORS, remove_checkpoint
 from lt_core.callbacks.monitored import is_real_fit
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, Problem
@@ -26,7 +26,7 @@ class OnExceptionCheckpoint(Checkpoint):
 
     Args:
         dirpath: The folder.
-        filename: The file's name without extension.
+        filename: The file's name without extension, which is ``.ckpt``; or with ``.safetensors``.
 
     Raises:
         ConfigError: If the name is empty.
@@ -38,6 +38,8 @@ class OnExceptionCheckpoint(Checkpoint):
         where = f"OnExceptionCheckpoint(filename={filename!r})"
         if not filename:
             raise ConfigError(Problem(where, "the file needs a name"))
+        if filename.endswith(SAFETENSORS):
+            filename, self.FILE_EXTENSION = filename.removesuffix(SAFETENSORS), SAFETENSORS
         if (problem := path_problem(where, filename + self.FILE_EXTENSION)) is not None:
             raise ConfigError(problem)
         self.dirpath = local_path(f"OnExceptionCheckpoint(dirpath={dirpath!r})", dirpath)

@@ -141,6 +141,7 @@ class Timer(Callback):
 
     def _look(self, trainer: Trainer) -> None:
         if self._alarm.rings(trainer) and not trainer.should_stop:
-            trainer.should_stop = self.time_is_up = True
+            self.time_is_up = True
+            trainer.request_stop(self, f"max_time={timedelta(seconds=self._duration or 0)} is used up")
             if self._verbose:
                 info(f"Timer: the time is used up after {timedelta(seconds=int(self.time_elapsed()))}. Training stops.")

@@ -32,7 +32,6 @@ from lt_core.state import rng
 from lt_core.state.stage import TRAIN, stage_of
 from lt_core.version import __version__
 from lt_interface import Stateful
-from lt_interface.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -264,11 +263,6 @@ def _schedulers(run: Run) -> Stateful:
     schedulers = [s.scheduler for s in run.schedulers if is_stateful(s.scheduler)]
 
     def give(states: list[dict[str, Any]]) -> None:
-        if len(states) != len(schedulers):
-            raise CheckpointError(
-                f"{run.resumed.path or 'checkpoint'}: it holds {len(states)} scheduler states. "
-                f"Got {len(schedulers)} schedulers. Return the same schedulers from configure_optimizers."
-            )
         for scheduler, state in zip(schedulers, states, strict=True):
             scheduler.load_state_dict(state)
 

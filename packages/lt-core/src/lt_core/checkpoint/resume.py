@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.engine_folder import KEY
 from lt_core.checkpoint.parts import restore
+from lt_core.data.leaf import is_stateful
 from lt_core.hooks.table import method_of
 from lt_core.notices import warn
-from lt_interface.errors import CheckpointError
+from lt_interface.errors import CheckpointError, Problem
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -51,4 +52,19 @@ def restore_training(run: Run, checkpoint: dict[str, Any]) -> None:
             f"{run.resumed.path or 'checkpoint'}: a file saved with weights only cannot be resumed. Load it with "
             f"{type(run.module).__name__}.load_from_checkpoint and call fit without ckpt_path."
         )
+    _check_schedulers(run, checkpoint.get("lr_schedulers"))
     restore(run, checkpoint, "optimizers", "training")
+
+
+def _check_schedulers(run: Run, states: Any) -> None:
+    """Refuse other schedulers than the file has, before an optimizer's state shows that something is amiss."""
+    here = [type(s.scheduler).__name__ for s in run.schedulers if is_stateful(s.scheduler)]
+    if not isinstance(states, list) or len(states) == len(here):
+        return
+    rule = f"it holds the states of {len(states)} schedulers, and configure_optimizers must return as many"
+    got = f"{len(here)}" + (f" ({', '.join(here)})" if here else "")
+    fix = (
+        "Return the same ones; to train on with others, load the weights with "
+        f"{type(run.module).__name__}.load_from_checkpoint and call fit without ckpt_path."
+    )
+    raise CheckpointError(Problem(run.resumed.path or "checkpoint", rule, got, fix))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ class Saves:
     Attributes:
         queue: Requests that wait for the next boundary.
         in_flight: Requests whose files are being written.
+        written: The newest files to resume from, each with its step, the last one at the end.
         kept: Parts that came back from ranks that are gone, or that an earlier fit left; they stand for the run's own.
     """
 
@@ -42,6 +44,7 @@ class Saves:
         self.queue: list[SaveRequest] = []
         self.in_flight: list[SaveRequest] = []
         self.kept: dict[str, Any] = {}
+        self.written: deque[tuple[str, int]] = deque(maxlen=64)
 
     def read(self, path: str) -> dict[str, Any]:
         """Return the tree of a checkpoint, of this format or another one that is known here."""
@@ -67,6 +70,7 @@ class SaveRequest:
         saved: Called once the file is durable; the place to remove older ones.
         failed: Called with the error if it could not be written.
         folder: What the engine wrote beside it, or an empty string.
+        step: How many steps were made when it was written.
     """
 
     path: str
@@ -74,6 +78,7 @@ class SaveRequest:
     saved: Callable[[], Any] | None = None
     failed: Callable[[BaseException], Any] | None = None
     folder: str = ""
+    step: int = 0
 
 
 def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
@@ -151,6 +156,7 @@ def _attempt(run: Run, request: SaveRequest, durable: bool = False) -> Exception
     try:
         if run.strategy.collective_weights:
             refuse_alone(run, request.path)
+        request.step = run.progress.step
         _write(run, request, build_tree(run, request.weights_only))
         if durable:
             run.saves.io.wait()
@@ -187,6 +193,7 @@ def _sweep(run: Run, request: SaveRequest, error: BaseException | None) -> None:
     """Remove the engine's folder of a failed save, or those of the files that a save has replaced."""
     if run.world.is_global_zero:
         if error is None or isinstance(error, _RefusedError):
+            run.saves.written += [] if request.weights_only else [(request.path, request.step)]
             remove_folders(request.path, keep=request.folder)
         elif request.folder:
             shutil.rmtree(request.folder, ignore_errors=True)

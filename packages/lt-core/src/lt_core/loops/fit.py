@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lt_core.data.alike import check_alike
@@ -14,10 +15,11 @@ from lt_core.loops.evaluate import evaluate, sanity_check
 from lt_core.loops.schedule import after_step, step_epoch
 from lt_core.loops.step import build_step
 from lt_core.metrics.store import FORBIDDEN, TRAIN_BATCH_END, TRAIN_BATCH_START, TRAIN_STEP
+from lt_core.notices import warn
 from lt_core.state import rng
 from lt_core.state.agreement import listen, refusal, settle
 from lt_core.state.collecting import Collecting
-from lt_core.state.limits import fit_is_over, stops_epoch
+from lt_core.state.limits import fit_is_over, stop_reason, stops_epoch
 from lt_core.state.signals import raise_signal
 from lt_core.state.stage import TRAIN, VALIDATE
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lt_core.state.run import Run
+    from lt_core.trainer import Trainer
 
 __all__ = ["run_fit"]
 
@@ -63,6 +66,8 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if not fit_is_over(trainer):
         feed_of(run, TRAIN)  # so that on_train_start finds the loader and its length
         check_data(run)
+    elif run.progress.step and run.resumed.path is None:
+        warn(_over(trainer))
     if trainer.gc_every_n_steps is not None:
         run.loop.collecting = Collecting(trainer.gc_every_n_steps)
     run.hooks.fire("on_train_start")
@@ -82,6 +87,18 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     settle(run)
     flush_saves(run)
     raise_signal(run)
+
+
+def _over(trainer: Trainer) -> str:
+    """Return what to do about a trainer that is asked to train on and may not."""
+    limit = stop_reason(trainer)
+    if limit not in ("max_epochs", "max_steps"):
+        return f"Trainer.fit: this trainer's time is up, so nothing is trained. Got {limit}. Make a new Trainer."
+    reached = getattr(trainer, limit)
+    return (
+        f"Trainer.fit: this trainer has reached {limit}={reached} before, so nothing is trained. To train on, write "
+        f"trainer.{limit} = {2 * reached}; to train anew, make a new Trainer."
+    )
 
 
 def _is_over(run: Run) -> bool:
@@ -116,7 +133,14 @@ def open_epoch(run: Run) -> None:
 def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
     """Return the epoch's batches, or the rest of them; the batch is counted anew where batches or ranks are others."""
     feed, progress = run.feed, run.progress
-    batches = feed.resume(progress.epoch) if resumed else feed.epoch(progress.epoch)
+    placed = feed.waits
+    batches = feed.resume(progress.epoch) if resumed and placed else feed.epoch(progress.epoch)
+    if resumed and not placed:  # the file is of another program
+        warn(
+            f"{run.resumed.path or 'checkpoint'}: it does not say where training stood in the data. Epoch "
+            f"{progress.epoch} goes on behind the first {progress.batch} batches of a new pass."
+        )
+        next(islice(batches, progress.batch, progress.batch), None)
     if feed.moved is not None:
         progress.batch = feed.moved
     if feed.moved is not None or feed.num_batches != run.cadence.total:  # found when the ranks met

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lt_core.hooks.table import overrides
 from lt_core.loops.calls import warn_owned
+from lt_core.metrics.absent import missing
 from lt_core.notices import warn
 from lt_core.state.agreement import from_rank_zero
-from lt_interface.errors import MisconfigurationException, Problem
+from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     from lt_core.optim.parse import SchedulerConfig
@@ -114,18 +116,15 @@ def step_plateau(run: Run, interval: str, count: int) -> None:
         if early:
             continue
         if value is None:
-            _missing(config, list(metrics), interval)
+            _missing(run, config, metrics)
             continue
         _stepper(run, config)(value)
 
 
-def _missing(config: SchedulerConfig, logged: list[str], interval: str) -> None:
-    problem = Problem(
-        f"lr_scheduler {type(config.scheduler).__name__}",
-        f"the metric it monitors must be logged by the end of each {interval}",
-        repr(config.monitor),
-        f'Logged: {", ".join(sorted(logged)) or "nothing"}. Log it with self.log, or set "strict": False.',
-    )
+def _missing(run: Run, config: SchedulerConfig, logged: Iterable[str]) -> None:
+    where = f"lr_scheduler {type(config.scheduler).__name__}, monitor {config.monitor!r}"
+    problem = missing(run.trainer, where, config.monitor or "", logged)
     if config.strict:
+        problem = replace(problem, fix=f'{problem.fix} Or set "strict": False.')
         raise MisconfigurationException(problem)
     warn(str(problem))

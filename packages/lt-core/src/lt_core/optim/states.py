@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lt_core.checkpoint.format.signature import plain_name
-from lt_interface import CheckpointError
+from lt_interface import CheckpointError, Problem
 
 __all__ = ["load_named_states", "named_states", "parameter_names", "regroup"]
 
@@ -103,6 +103,7 @@ def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mappin
             order = list(saved["params"])
             if len(order) != len(group):
                 raise _other_parameters(f"{where}.param_groups[{g}]", [f"{len(order)} parameters"], group)
+            _check_places(f"{where}.param_groups[{g}]", state["state"], order, optimizer.param_groups[g]["params"])
         elif set(saved["params"]) != set(group):
             raise _other_parameters(f"{where}.param_groups[{g}]", saved["params"], group)
         start = len(numbers)
@@ -121,6 +122,17 @@ def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mappin
                 "Return the same optimizer from configure_optimizers."
             )
     _restore_formats(optimizer, state, numbers)
+
+
+def _check_places(where: str, states: Mapping[Any, Any], order: list[Any], parameters: Sequence[Tensor]) -> None:
+    """Refuse states by place that cannot be of the parameters there: an average has its parameter's shape."""
+    for place, (key, parameter) in enumerate(zip(order, parameters, strict=True)):
+        for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+            value = (states.get(key) or {}).get(name)
+            if isinstance(value, Tensor) and value.shape != parameter.shape:
+                rule = "the parameters must come in the checkpoint's order, since it does not name them"
+                got = f"shape {tuple(value.shape)} for number {place}, which has {tuple(parameter.shape)}"
+                raise CheckpointError(Problem(where, rule, got, "Build the same groups in configure_optimizers."))
 
 
 def _plain_names(state: dict[str, Any]) -> dict[str, Any]:

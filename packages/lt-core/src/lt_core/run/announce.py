@@ -1,8 +1,9 @@
-"""Report which devices a run uses, and what is known of an error that ends it."""
+"""Report what a run begins with, and what is known of an error that ends it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,31 +19,65 @@ if TYPE_CHECKING:
 __all__ = ["announce", "explain"]
 
 
-def announce(run: Run) -> None:
-    """Write on rank 0 one line on the devices that are used and those that are not, and advice; each once a process.
+def announce(run: Run, header: Mapping[str, Any] | None) -> None:
+    """Write on rank 0 one line on devices, precision, strategy, folder and what is resumed, and the devices' advice.
 
-    There is no line where it would only repeat what the user wrote, as ``accelerator="cpu"`` beside no other device.
+    Each fit gets its line, another call only where the trainer had none before. Without a progress bar there is none,
+    unless a device cannot be used. Advice is given once a process.
+
+    Args:
+        run: The run, its loggers open.
+        header: That of the checkpoint that it begins with, if there is one.
     """
-    trainer, plan = run.trainer, run.plan
-    if trainer._announced or not run.world.is_global_zero:
+    trainer = run.trainer
+    if not run.world.is_global_zero or (trainer._announced and not run.fits):
         return
     trainer._announced = True
+    devices, problems = _devices(run)
+    bar = trainer.progress_bar_callback
+    if bar is not None and bar.is_enabled:
+        info(" ".join([devices, *_rest(run, header), *problems]))
+    elif problems:
+        _once(" ".join([devices, *problems]))
     own = trainer.accelerator
+    for sentence in own.advice(run.device, run.plan) if isinstance(own, DescribesDevices) else ():
+        _once(sentence)
+
+
+def _rest(run: Run, header: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield how the run computes, where it writes, and from where it begins."""
+    trainer, size = run.trainer, run.world.size
+    yield f"Precision: {trainer.precision}. Strategy: {run.plan.strategy}{f' ({size} processes)' if size > 1 else ''}."
+    if (trainer.loggers or trainer.checkpoint_callbacks) and not trainer.fast_dev_run:
+        yield f"Folder: {_short(trainer.log_dir)}."
+    if run.resumed.path is not None:
+        step = f" at step {(header or {}).get('progress', {}).get('step', 0)}" if run.fits else ""
+        yield f"{'Resuming' if run.fits else 'Weights'} from {os.path.basename(run.resumed.path)}{step}."
+    elif run.fits:
+        yield f"Going on at step {run.progress.step}." if run.progress.step else "A new run."
+
+
+def _short(path: str | os.PathLike[str] | None) -> str:
+    """Return a path as short as it is exact: from the working folder, if it lies in there."""
+    whole, here = os.path.abspath(path or "."), os.getcwd()
+    return os.path.relpath(whole) if whole.startswith(os.path.join(here, "")) else whole
+
+
+def _devices(run: Run) -> tuple[str, list[str]]:
+    """Return a sentence on the devices that are used and those that are not, and the problems of those that cannot."""
+    trainer, plan, own = run.trainer, run.plan, run.trainer.accelerator
     used = [run.device] if len(plan.devices) == 1 else list(dict.fromkeys(map(own.device, plan.devices)))
     line = f"Device{'s' * (len(used) > 1)}: {', '.join(_name(own, device) for device in used)}"
     line += f" on each of {plan.num_nodes} machines." if plan.num_nodes > 1 else "."
     asked = trainer._config.accelerator != "auto"
-    idle, problems = [], []
+    idle: list[str] = []
+    problems: list[str] = []
     for other in _describing():
         devices = map(other.device, range(other.device_count()))
         idle += [_name(other, device) for device in devices if device not in used]
         problem = None if asked else other.missing()
-        problems += [f" {problem}"] if problem else []
-    more = (f" Not used: {', '.join(idle)}." if idle else "") + "".join(problems)
-    if more or not asked or isinstance(own, DescribesDevices):
-        _once(line + more)
-    for sentence in own.advice(run.device, plan) if isinstance(own, DescribesDevices) else ():
-        _once(sentence)
+        problems += [str(problem)] if problem else []
+    return line + (f" Not used: {', '.join(idle)}." if idle else ""), problems
 
 
 def _name(accelerator: Any, device: torch.device) -> str:

@@ -118,6 +118,7 @@ def build_run(run: Run, request: Request) -> None:
         run.record = decided_by_rank_zero(run, lambda: RunRecord.begun(request.ordinal, mark, folders))
         trainer._run_id = run.record.mark.id
     open_loggers(run, header, adopt=request.ckpt_path in ("last", "auto"))
+    announce(run, header)
     _set_up_users(run)
     _configure_model(run)
     checkpoint = _load(run)
@@ -151,7 +152,6 @@ def _set_up_devices(run: Run) -> None:
     run.world = run.strategy.setup(trainer._cluster, trainer.accelerator, plan.devices, plan)
     run.loop.several = run.world.size > 1
     set_world(run.world)
-    announce(run)
     run.module._device_mesh = run.strategy.mesh
     run.strategy.world, run.strategy.lightning_module, run.strategy.model = run.world, run.module, run.module
     run.strategy.trainer = trainer

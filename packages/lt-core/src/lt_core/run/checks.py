@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lt_core.callback import is_default
 from lt_core.hooks.declared import DataModuleHooks, ModuleHooks
 from lt_core.hooks.table import HOOKS, bind, layer_hooks, overrides, signature_of
+from lt_core.metrics.absent import names_validation
 from lt_core.state.stage import STAGES, VALIDATE, stage_of
 from lt_interface.errors import Problem, nearest
 
@@ -51,6 +52,24 @@ RENAMED = {
     "configure_sharded_model": "configure_model",
     "tng_dataloader": "train_dataloader",
 }
+# Hooks of features that are not here, by what does the same; their names may be the user's own methods, too.
+_INSTEAD = {
+    "Keep what they hold in the state_dict of the module or a callback, which ranks bring back.": (
+        "add_to_queue get_from_queue"
+    ),
+    'Write Trainer(precision="16-mixed").': "amp_scale_loss configure_apex",
+    "Subclass the strategy, and pass it: Trainer(strategy=MyStrategy()).": "configure_ddp",
+    "Write Trainer(sync_batchnorm=True).": "configure_sync_batchnorm",
+    "Override get_metrics of a ProgressBar, and pass that as a callback.": "get_progress_bar_dict get_tqdm_dict",
+    "Pass a cluster environment: Trainer(plugins=[MyEnvironment()]).": "init_ddp_connection",
+    "Share the parameters in __init__ or configure_model.": "on_post_move_to_device",
+    "Use the loader's hook, or that of the stage's start.": (
+        "on_train_dataloader on_val_dataloader on_test_dataloader on_predict_dataloader"
+    ),
+    "Keep what the step made in an attribute, and use it at the epoch's end.": "training_end validation_end test_end",
+    "Override transfer_batch_to_device.": "transfer_batch_to_tpu",
+}
+ABSENT = {name: text for text, names in _INSTEAD.items() for name in names.split()}
 _FOREIGN = ("pytorch_lightning", "lightning")
 
 
@@ -166,7 +185,16 @@ def module_remarks(
                 f"Trainer.{stage}: a dataset was given, so each of its samples is taken as a batch. "
                 "Wrap it: DataLoader(dataset, batch_size=...)."
             )
-    return remarks + _shadowed_hooks(given) + _idle_hooks(given.module)
+    if str(stage) == "fit" and config.limit_val_batches == 0:
+        monitors = [(type(one).__name__, getattr(one, "monitor", None)) for one in config.callbacks]
+        remarks += [
+            f"{who}(monitor={monitor!r}): limit_val_batches=0 turns validation off, so only what training logs can be "
+            "monitored."
+            for who, monitor in monitors
+            if names_validation(monitor)
+        ]
+    owners = [owner for owner in (given.module, given.datamodule, *config.callbacks) if owner is not None]
+    return remarks + _shadowed_hooks(given) + [remark for owner in owners for remark in _idle_hooks(owner)]
 
 
 def _shadowed_hooks(given: Inputs) -> list[str]:
@@ -241,7 +269,7 @@ def _removed_problems(module: Any) -> list[Problem]:
     """Refuse hooks that no version calls any more: they would silently never run."""
     name = type(module).__name__
     found = [
-        Problem(f"{name}.{hook}", "this hook was removed and would never run", fix=fix)
+        Problem(f"{name}.{hook}", "this hook is not in this version, and would never run", fix=fix)
         for hook, fix in REMOVED.items()
         if overrides(module, hook)
     ]
@@ -388,11 +416,13 @@ def _strange_names(obj: Any) -> list[str]:
 
 
 def _idle_hooks(module: Any) -> list[str]:
-    """Name methods that look like hooks and never run."""
+    """Name methods of a module, a data module or a callback that look like hooks and never run."""
     remarks, name = [], type(module).__name__
     for own in _strange_names(module):
         if own in RENAMED:
             remarks.append(f"{name}.{own}: the trainer never calls this; the hook is {RENAMED[own]} today.")
+        elif own in ABSENT:
+            remarks.append(f"{name}.{own}: this hook is not in this version, and never runs. {ABSENT[own]}")
         elif own.startswith("on_") and (near := get_close_matches(own, HOOKS, n=1, cutoff=0.8)):
             remarks.append(f'{name}.{own}: the trainer never calls this. Did you mean "{near[0]}"?')
     return remarks

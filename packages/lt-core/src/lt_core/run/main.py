@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.checkpoint.runs import FINISHED, STOPPED
+from lt_core.checkpoint.runs import STOPPED
 from lt_core.checkpoint.save import flush_saves, parts_of_ranks, settle_saves
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.fit import run_fit
@@ -16,9 +16,9 @@ from lt_core.loops.predict import run_predict
 from lt_core.notices import warn
 from lt_core.run.announce import explain
 from lt_core.run.build import build_run, new_run, rebuild
+from lt_core.run.ending import conclude
 from lt_core.run.request import Request, restore_process
 from lt_core.state.agreement import heed, report
-from lt_core.state.limits import is_out_of_time
 from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
@@ -108,8 +108,9 @@ def _finish(run: Run, travels: bool) -> None:
     run.strategy.leave(None)
     stop_deliveries(run, "success")
     trainer.state.status = TrainerStatus.FINISHED
+    status = conclude(run)
     if run.fits and run.record is not None:
-        run.record.end(STOPPED if is_out_of_time(trainer) else FINISHED)
+        run.record.end(status)
     _end_profiling(run)
 
 
@@ -144,6 +145,7 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
         _attempt("profiler", lambda: _end_profiling(run))
     _attempt("closing the loaders", run.feeds.close)
     _attempt("leaving the other ranks", lambda: run.strategy.leave(error))
+    _attempt("the last line", partial(conclude, run, error))
     if run.fits and run.record is not None:
         _attempt("recording", partial(run.record.end, STOPPED))
     stop_deliveries(run, "interrupted" if stopped else "failed", timeout=10.0)

@@ -26,7 +26,6 @@ from lt_core.optim.states import named_states
 from lt_core.run.build import merge_callbacks, returned_run
 from lt_core.run.request import unpicklable
 from lt_core.state import rng
-from lt_core.state.limits import stop_reason
 from lt_core.state.progress import TrainerStatus
 from lt_core.tracking.journal import Journal
 from lt_interface import Logger, Outcome
@@ -79,8 +78,9 @@ def make_outcome(run: Run, value: Any) -> Outcome:
             **run.progress.state_dict(),
             "save_counter": trainer._save_counter,
             "resumed_from": run.resumed.path,
+            "should_stop": trainer.should_stop,
         },
-        stop_reason=stop_reason(trainer) if run.fits else None,
+        stop_reason=trainer.stop_reason,
         journal=run.tracking.journal_file,
         records=journal.contents() if journal.path is None else b"",
         checkpoint_parts=_plain(run.saves.kept),
@@ -106,7 +106,8 @@ def receive(request: Request, outcome: Outcome) -> Any:
     trainer._run_id = outcome.checkpoint_parts.get("lt_run", {}).get("id", trainer._run_id)
     trainer._save_counter = outcome.progress.get("save_counter", trainer._save_counter)
     run.progress.load_state_dict(outcome.progress)
-    trainer._should_stop = outcome.stop_reason == "should_stop"
+    trainer._should_stop = outcome.progress.get("should_stop", False)
+    trainer._stop_reason = outcome.stop_reason
     _load_weights(run, outcome.weights, outcome.buffers)
     for callback in run.callbacks:
         if callback.state_key in outcome.callback_states:

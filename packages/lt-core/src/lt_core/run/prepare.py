@@ -10,9 +10,10 @@ from lt_core.checkpoint.find import WORDS, has_own_folder
 from lt_core.checkpoint.runs import number_of_fit
 from lt_core.data.combined import CombinedLoader
 from lt_core.hooks.table import hook_problems
-from lt_core.notices import warn
+from lt_core.notices import info, warn
 from lt_core.run.checks import module_problems, module_remarks, read_inputs
 from lt_core.run.request import Request, process_state
+from lt_core.run.select import as_written
 from lt_core.state.progress import TrainerFn, TrainerStatus
 from lt_core.state.stage import VALIDATE, stage_of
 from lt_interface import Plan
@@ -56,6 +57,8 @@ def prepare(
     raise_problems(problems)
     for remark in module_remarks(model, datamodule, stage, loaders, trainer, val_loaders=val_loaders):
         warn(remark)
+    if plan.sync_batchnorm and plan.processes == 1 and fn is TrainerFn.FITTING:
+        info("Trainer(sync_batchnorm=True): one process trains, so batch norm is as it is without. Write devices=N.")
     request = Request(trainer, fn, given.model, plan, given.datamodule, passes=trainer._launcher.passes)
     request.sources = {stage_of(fn).word: given.loaders}
     if fn is TrainerFn.FITTING:
@@ -99,14 +102,16 @@ def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]
         plan: What was decided.
         module: The user's module; None where it is none.
     """
-    problems = [*trainer._strategy.problems(plan, module), *trainer._precision.problems(plan)]
+    found = [*trainer._strategy.problems(plan, module), *trainer._precision.problems(plan)]
     launcher, cluster, given = trainer._launcher, trainer._cluster, trainer._config.launcher
     if isinstance(trainer.accelerator, ChecksPlan):
-        problems += trainer.accelerator.problems(plan, launcher.passes == "inherited")
+        found += trainer.accelerator.problems(plan, launcher.passes == "inherited")
+    problems = [as_written(trainer._config, problem) for problem in found]
     if cluster is None or not cluster.creates_processes:
         named = given is not None or trainer._strategy.default_launcher is not None
         # what nobody named is not to be blamed for what the strategy refuses already
-        return [*problems, *(launcher.problems(plan) if named or not problems else [])]
+        starts = launcher.problems(plan) if named or not problems else []
+        return [*problems, *(as_written(trainer._config, problem) for problem in starts)]
     if launcher.passes != "live":
         rule = f"{cluster.name} has started the processes already, so no launcher may start more"
         problems.append(Problem(f"Trainer(launcher={launcher.name!r})", rule, fix="Leave launcher= out."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from lt_core.notices import info, warn
 from lt_interface import ChecksWorld, Plan, World, as_cluster, registry
 from lt_interface.abilities import fact
 from lt_interface.accelerator import DescribesDevices
-from lt_interface.errors import ConfigError, MisconfigurationException, Problem, raise_problems
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem, UnknownPluginError, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.callback import Callback
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Finding",
+    "as_written",
     "default_callbacks",
     "find_accelerator",
     "find_cluster",
@@ -32,6 +34,8 @@ __all__ = [
     "make_loggers",
     "ordered",
 ]
+
+_PART = re.compile(r"""\b(strategy|launcher)=(?:"[^"]*"|'[^']*')(?:, )?""")
 
 
 class Finding:
@@ -234,7 +238,7 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
     if not started and spread.processes == 1 and strategy.name == Plan.strategy:
         _warn_of_ranks(config, accelerator)
     if spread.processes > 1:  # with the module and all other flags it is asked later
-        raise_problems(strategy.problems(spread))
+        raise_problems([as_written(config, problem) for problem in strategy.problems(spread)])
     return devices, nodes, strategy, launcher
 
 
@@ -263,8 +267,23 @@ def _find_strategy(config: TrainerConfig, accelerator: Any, devices: int, nodes:
         name = accelerator.default_strategy(devices, nodes)
         notebook = f"{name}_notebook"  # there is no script that ranks could run again
         name = notebook if hasattr(sys, "ps1") and notebook in registry.strategies.names() else name
-    where = f"Trainer(strategy={name!r})"
-    return registry.strategies.get(name, where)() if isinstance(name, str) else name
+    if not isinstance(name, str):
+        return name
+    problem = registry.strategies.problem(name, f"Trainer(strategy={name!r})")
+    if problem is not None and config.strategy == "auto" and name in registry.strategies.absent():
+        rule = "what starts and joins several processes comes with another package"
+        raise UnknownPluginError(replace(as_written(config, problem), rule=rule))
+    return registry.strategies.get(name, f"Trainer(strategy={name!r})")()
+
+
+def as_written(config: TrainerConfig, problem: Problem) -> Problem:
+    """Return a problem whose place names no strategy or launcher that the user did not write."""
+    unwritten = {"strategy", "launcher"} if config.strategy == "auto" and config.launcher is None else set()
+    where = _PART.sub(lambda part: "" if part[1] in unwritten else part[0], problem.where)
+    if where == "Trainer()" != problem.where:
+        names = [name for name in ("devices", "num_nodes") if name in config.explicit] or ["devices"]
+        where = f"Trainer({', '.join(f'{name}={getattr(config, name)!r}' for name in names)})"
+    return replace(problem, where=where)
 
 
 def _find_launcher(config: TrainerConfig, strategy: Any, cluster: Any, devices: int) -> Any:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = ["fit_is_over", "is_out_of_time", "may_stop", "stop_reason", "stops_epoch"]
+__all__ = ["NO_BATCHES", "fit_is_over", "is_out_of_time", "may_stop", "stop_reason", "stops_epoch"]
+
+NO_BATCHES = "no_batches"
 
 
 def may_stop(trainer: Trainer) -> bool:
@@ -33,16 +35,17 @@ def fit_is_over(trainer: Trainer) -> bool:
 
 def is_out_of_time(trainer: Trainer) -> bool:
     """Return whether nothing but its time ended training, so that it may be resumed with more."""
-    progress = trainer._progress
-    reached = trainer.max_epochs != -1 and progress.epoch_closed and progress.epoch >= trainer.max_epochs
-    reached = reached or (trainer.max_steps != -1 and progress.step >= trainer.max_steps)
+    reached = stop_reason(trainer) in ("max_steps", "max_epochs")
     return not reached and any(getattr(callback, "time_is_up", False) for callback in trainer.callbacks)
 
 
 def stop_reason(trainer: Trainer) -> str | None:
-    """Return which limit ended training: ``"should_stop"``, ``"max_steps"``, ``"max_epochs"``, or None."""
-    if trainer.should_stop and may_stop(trainer):
-        return "should_stop"
-    if stops_epoch(trainer):
+    """Return what ends training now: a limit's name, or who asks for a stop and why; None where nothing does."""
+    progress = trainer._progress
+    if trainer.max_steps != -1 and progress.step >= trainer.max_steps:
         return "max_steps"
-    return "max_epochs" if fit_is_over(trainer) else None
+    if trainer.max_epochs != -1 and progress.epoch_closed and progress.epoch >= trainer.max_epochs:
+        return "max_epochs"
+    if trainer.should_stop and may_stop(trainer):
+        return next(iter(trainer._stop_requests.values()), f"should_stop: {trainer._stopper or 'on another rank'}")
+    return None

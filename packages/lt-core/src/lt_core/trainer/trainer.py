@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from lt_core.checkpoint.runs import count_fit
 from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
+from lt_core.config.keywords import answers_unknown, refuse_unknown
 from lt_core.config.row import takes_flags
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
 from lt_core.notices import info, warn
+from lt_core.run.ending import ended
 from lt_core.run.main import main
 from lt_core.run.old_flags import modern
 from lt_core.run.outcome import receive
@@ -68,7 +70,7 @@ class Trainer(TrainerView):
         self._progress, self.state = Progress(), TrainerState()
         self._handlers: list[Handler] = []
         self._results = Results()
-        self._stop_requests: set[int] = set()
+        self._stop_requests: dict[int, str] = {}
         self._take_parts(config)
         self._take_flags(config)
         self._apply_torch_flags(config)
@@ -140,6 +142,7 @@ class Trainer(TrainerView):
 
     # ------------------------------------------------------------ entry points
 
+    @answers_unknown
     def fit(
         self,
         model: LightningModule | None = None,
@@ -148,6 +151,7 @@ class Trainer(TrainerView):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
+        **_unknown: NoReturn,
     ) -> None:
         """Train the model.
 
@@ -164,12 +168,15 @@ class Trainer(TrainerView):
         Raises:
             ConfigError: If module, data and flags do not fit; lists every problem.
         """
+        refuse_unknown(Trainer.fit, _unknown)
         request = prepare(self, TrainerFn.FITTING, model, train_dataloaders, datamodule, ckpt_path, val_dataloaders)
         request.trusted = weights_only is False
-        receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
+        with ended(request):
+            receive(request, self._launcher.launch(main, request, request.plan, self._cluster))
         if not self.fast_dev_run:
             count_fit(request.place)
 
+    @answers_unknown
     def validate(
         self,
         model: LightningModule | None = None,
@@ -178,6 +185,7 @@ class Trainer(TrainerView):
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
+        **_unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Run one evaluation over the validation set.
 
@@ -193,8 +201,10 @@ class Trainer(TrainerView):
         Returns:
             One dict of metrics for each loader.
         """
+        refuse_unknown(Trainer.validate, _unknown)
         return self._evaluate(TrainerFn.VALIDATING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
+    @answers_unknown
     def test(
         self,
         model: LightningModule | None = None,
@@ -203,10 +213,13 @@ class Trainer(TrainerView):
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
+        **_unknown: NoReturn,
     ) -> list[dict[str, float]]:
         """Run one evaluation over the test set; takes and returns what `validate` does."""
+        refuse_unknown(Trainer.test, _unknown)
         return self._evaluate(TrainerFn.TESTING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
+    @answers_unknown
     def predict(
         self,
         model: LightningModule | None = None,
@@ -215,6 +228,7 @@ class Trainer(TrainerView):
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
+        **_unknown: NoReturn,
     ) -> list[Any] | None:
         """Return what ``predict_step`` returns for each batch, on the CPU.
 
@@ -230,10 +244,12 @@ class Trainer(TrainerView):
         Returns:
             A list of batches' predictions, a list of such lists for several loaders, or None.
         """
+        refuse_unknown(Trainer.predict, _unknown)
         request = prepare(self, TrainerFn.PREDICTING, model, dataloaders, datamodule, ckpt_path)
         request.keep, request.trusted = return_predictions is not False, weights_only is False
-        outcome = self._launcher.launch(main, request, request.plan, self._cluster)
-        predictions: list[Any] | None = receive(request, outcome)
+        with ended(request):
+            outcome = self._launcher.launch(main, request, request.plan, self._cluster)
+            predictions: list[Any] | None = receive(request, outcome)
         return predictions
 
     def _evaluate(
@@ -248,8 +264,9 @@ class Trainer(TrainerView):
     ) -> list[dict[str, float]]:
         request = prepare(self, fn, model, loaders, datamodule, ckpt_path)
         request.trusted = weights_only is False
-        outcome = self._launcher.launch(main, request, request.plan, self._cluster)
-        results: list[dict[str, float]] = receive(request, outcome)
+        with ended(request):
+            outcome = self._launcher.launch(main, request, request.plan, self._cluster)
+            results: list[dict[str, float]] = receive(request, outcome)
         if verbose and self.is_global_zero:
             from lt_core.metrics.table import print_results
 
@@ -262,7 +279,7 @@ class Trainer(TrainerView):
         self._results = run.metrics.results
         self.state.fn, self.state.status = run.fn, TrainerStatus.RUNNING
         if run.fits:
-            self._should_stop, self._last_fit = False, None
+            self._should_stop, self._stopper, self._stop_reason, self._last_fit = False, "", None, None
             self._stop_requests.clear()
             if not self._progress.epoch_closed and not run.saves.kept:  # an earlier fit failed, or had another module
                 self._progress.abandon_epoch()
@@ -301,15 +318,16 @@ class Trainer(TrainerView):
         """Detach a function that `on` attached."""
         self._handlers = [h for h in self._handlers if h.function is not function]
 
-    def request_stop(self, by: object) -> None:
+    def request_stop(self, by: object, why: str = "") -> None:
         """Ask for training to stop, as ``should_stop = True`` does, in a way that can be taken back.
 
         Every rank calls it at the same place.
 
         Args:
             by: Who asks.
+            why: What `stop_reason` and the last line of the run say of it.
         """
-        self._stop_requests.add(id(by))
+        self._stop_requests.setdefault(id(by), ": ".join(filter(None, (type(by).__name__, why))))
         if self._run is not None:
             self._run.loop.attention = True
 
@@ -319,7 +337,7 @@ class Trainer(TrainerView):
         Args:
             by: Who asked.
         """
-        self._stop_requests.discard(id(by))
+        self._stop_requests.pop(id(by), None)
 
     def save_checkpoint(
         self, filepath: str | os.PathLike[str], weights_only: bool | None = False, storage_options: Any = None

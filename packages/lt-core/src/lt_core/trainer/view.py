@@ -6,6 +6,7 @@ import math
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from lt_core.notices import caller
 from lt_core.state.progress import Progress, RunningStage, TrainerStatus
 from lt_core.state.stage import PREDICT, TEST, TRAIN, VALIDATE, Stage
 from lt_core.trainer.loop_views import EvaluationLoop, FitLoop
@@ -66,7 +67,9 @@ class TrainerView:
     _save_counter: int = 0
     _should_stop: bool = False
     _given: dict[str, Any]
-    _stop_requests: set[int]
+    _stop_requests: dict[int, str]
+    _stopper: str = ""
+    _stop_reason: str | None = None
     _max_epochs: int
     min_epochs: int
     _max_steps: int
@@ -94,10 +97,20 @@ class TrainerView:
 
     @should_stop.setter
     def should_stop(self, stop: bool) -> None:
-        self._should_stop = bool(stop)
+        self._should_stop, self._stopper = bool(stop), f"in {caller()}" if stop else ""
         if not stop:
             self._stop_requests.clear()
         self._call_attention()
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Return why the last fit ended; None before one has, and while one runs.
+
+        ``"max_epochs"``, ``"max_steps"``, ``"no_batches"``, or a word and details: ``"should_stop: in Net.training_step
+        (train.py:12)"``, ``"EarlyStopping: ..."``, ``"Timer: max_time ..."``, ``"signal: SIGTERM"`` or
+        ``"error: OSError"``.
+        """
+        return self._stop_reason
 
     def _call_attention(self) -> None:
         """Make the loop look up what was changed."""

@@ -20,10 +20,10 @@ from lt_core.callbacks.monitored import (
     acts_at_epoch_end,
     candidates,
     is_real_fit,
-    missing,
     snapshot,
     waits_for_epoch_end,
 )
+from lt_core.metrics.absent import missing
 from lt_core.notices import info, warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
 from lt_interface.errors import Problem, raise_problems
@@ -70,7 +70,8 @@ class ModelCheckpoint(Checkpoint):
 
     Args:
         dirpath: The folder; None means the first logger's run folder, or the default root.
-        filename: A template such as ``"{epoch}-{val_loss:.2f}"``; None means ``"{epoch}-{step}"``.
+        filename: A template such as ``"{epoch}-{val_loss:.2f}"``; None means ``"{epoch}-{step}"``. Files end in
+            ``.ckpt``, or in ``.safetensors`` if this does.
         monitor: The metric that says which is best; None keeps the newest.
         verbose: Whether each save is reported.
         save_last: True also writes ``last.ckpt`` wherever saving is due, best or not; ``"link"`` makes it a link to the
@@ -94,7 +95,7 @@ class ModelCheckpoint(Checkpoint):
     CHECKPOINT_JOIN_CHAR: ClassVar[str] = "-"
     CHECKPOINT_EQUALS_CHAR: ClassVar[str] = "="
     CHECKPOINT_NAME_LAST: ClassVar[str] = "last"
-    FILE_EXTENSION: ClassVar[str] = ".ckpt"
+    FILE_EXTENSION: str = ".ckpt"
     STARTING_VERSION: ClassVar[int] = 1
 
     best_model_path: str = _entry("best_model_path")
@@ -135,6 +136,8 @@ class ModelCheckpoint(Checkpoint):
         self.mode = mode
         self.auto_insert_metric_name = auto_insert_metric_name
         self.filename = filename
+        if filename is not None and filename.endswith(files.SAFETENSORS):
+            self.filename, self.FILE_EXTENSION = filename.removesuffix(files.SAFETENSORS), files.SAFETENSORS
         self.dirpath = None if dirpath is None else local_path(f"ModelCheckpoint(dirpath={dirpath!r})", dirpath)
         self._default_folder: str | None = None  # what stands in dirpath where no user wrote it
         no_trigger = every_n_train_steps is None and every_n_epochs is None and train_time_interval is None
@@ -313,7 +316,7 @@ class ModelCheckpoint(Checkpoint):
             return
         metrics = candidates(trainer)
         if self._deferred and self.monitor is not None and self.monitor not in metrics:
-            warn(missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics))
+            warn(str(missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)))
         books = self._ahead()
         if self.save_last and not books.newest and not books.last_model_path:
             self._request(trainer, self._plan_last(trainer, metrics))
@@ -379,10 +382,10 @@ class ModelCheckpoint(Checkpoint):
         if self.monitor is None or self.monitor in metrics:
             saved = self._decide_best(trainer, metrics)
         else:
-            message = missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)
+            problem = missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)
             if self._validated or not trainer.enable_validation:
-                raise MonitorError(message)
-            warn(message)
+                raise MonitorError(problem)
+            warn(str(problem))
         if self.save_last and not (saved and self.save_last == "link"):
             self._request(trainer, self._plan_last(trainer, metrics))
 

@@ -22,11 +22,21 @@ from lt_interface.paths import path_problem
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
-__all__ = ["DEFAULT_TEMPLATE", "default_folder", "fields", "first_free", "folders_below", "format_name", "free_path"]
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "SAFETENSORS",
+    "default_folder",
+    "fields",
+    "first_free",
+    "folders_below",
+    "format_name",
+    "free_path",
+]
 __all__ += ["length_problems", "link"]
 __all__ += ["may_remove", "remove_checkpoint", "template_problem", "warn_of_strangers"]
 
 DEFAULT_TEMPLATE = "{epoch}-{step}"
+SAFETENSORS = ".safetensors"
 _FIELD = re.compile(r"\{(?P<name>[^{}:]+)(?::(?P<spec>[^{}]*))?\}")
 
 

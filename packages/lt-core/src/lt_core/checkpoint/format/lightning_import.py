@@ -44,9 +44,9 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
     """Return the familiar checkpoint dict from a ``.ckpt`` file of PyTorch Lightning.
 
     Weights, hyper-parameters, counters, schedulers, callback states and the loss scale come over, and the user's own
-    keys. Optimizer states are kept by position there and by parameter name here: they come over if the file has the
-    names, or if ``module`` is given and its parameters fit in order. Random states and the place in the data are in no
-    such file.
+    keys. Optimizer states are by place there: they get the names of their parameters if the file has these, or if
+    ``module`` is given and its parameters fit in order; else they stay by place, and are resumed so. Random states and
+    the place in the data are in no such file: an open epoch goes on behind as many batches of a new pass.
 
     Args:
         path: The file.
@@ -60,9 +60,8 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
     fix = "Load it where it was written, remove such objects (often hyper-parameters), and save it again."
     found = read_torch(where, fix)
     tree = imported(found, where)
-    states = _optimizers(tree.pop("optimizer_states", None), module, where)
-    if states is not None:
-        tree["optimizer_states"] = states
+    if "optimizer_states" in tree:
+        tree["optimizer_states"] = _named_by(tree["optimizer_states"], module)
     return tree
 
 
@@ -116,8 +115,9 @@ def read_torch(where: str, fix: str, weights_only: bool = True, map_location: An
         raise CheckpointError(Problem(where, rule, f"torch {torch.__version__}", "Run: pip install 'torch>=2.10'"))
     open_checkpoint(where).close()
     try:
-        with torch.serialization.safe_globals([*_HARMLESS, *_numpy()]):
-            return torch.load(where, map_location=map_location, weights_only=weights_only)
+        # A file, not its name: torch takes .safetensors in a name for the format.
+        with torch.serialization.safe_globals([*_HARMLESS, *_numpy()]), open(where, "rb") as file:
+            return torch.load(file, map_location=map_location, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         blocked = ", ".join(sorted(set(re.findall(r"GLOBAL (\S+)", str(error)))))
         got = f"a file that needs {blocked}" if blocked else str(error).splitlines()[0][:200]
@@ -153,39 +153,41 @@ def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
     step = _count(found.get("global_step"))
     if not isinstance(fit, Mapping):
         return {"epoch": _count(found.get("epoch")), "batch": 0, "step": step, "samples": 0, "epoch_closed": True}
-    done = _count(_dig(fit, "epoch_progress", "current", "completed"))
+    begun, done = (_count(_dig(fit, "epoch_progress", "current", key)) for key in ("ready", "completed"))
     # A file saved at an epoch's end was written before that epoch was counted as completed.
     processed = _count(_dig(fit, "epoch_progress", "current", "processed"))
     completed = _count(_dig(fit, "epoch_loop.batch_progress", "current", "completed"))
     # Inside on_train_batch_end the batch is trained, but its counters come later.
     batch = max(completed, _count(_dig(fit, "epoch_loop.batch_progress", "current", "processed")))
-    closed = bool(_dig(fit, "epoch_loop.batch_progress", "is_last_batch")) or batch == 0
+    total = max(_count(_dig(fit, "epoch_loop.batch_progress", "total", key)) for key in ("completed", "processed"))
+    last = bool(_dig(fit, "epoch_loop.batch_progress", "is_last_batch"))
+    closed = last or batch == 0
+    if last and batch:  # a validation saved it: the epoch's end is to come, and all its batches are trained
+        processed = max(processed, begun)
+    elif not closed and done == begun:  # a limit broke the epoch off; here it stays open
+        done = max(done - 1, 0)
+    stepped = _count(_dig(fit, "epoch_loop.state_dict", "_batches_that_stepped"))
+    if batch == completed and stepped:  # its global step counts those of all optimizers
+        optimizers = len(found.get("optimizer_states") or "1")
+        step = stepped + (step == (stepped + 1) * optimizers)  # a validation comes before that batch is counted
     return {
         "epoch": max(done, processed) if closed else done,
         "batch": 0 if closed else batch,
-        "step": (_count(_dig(fit, "epoch_loop.state_dict", "_batches_that_stepped")) if batch == completed else 0)
-        or step,
+        "batches": total if closed else max(total - batch, 0),
+        "step": step,
         "samples": 0,
         "epoch_closed": closed,
     }
 
 
-def _optimizers(states: Any, module: torch.nn.Module | None, where: str) -> list[dict[str, Any]] | None:
-    """Return the optimizer states by parameter names, or None where the names are not known."""
-    from lt_core.notices import warn
-
-    if not isinstance(states, list) or not states:
-        return None
+def _named_by(states: Any, module: torch.nn.Module | None) -> Any:
+    """Return optimizer states by the names of their parameters where these are known, else as they are: by place."""
+    if not isinstance(states, list) or not all(isinstance(state, Mapping) for state in states):
+        return states
     names = [_names(state) for state in states]
-    if any(found is None for found in names):
-        names = [_names_of(module, state) for state in states] if module is not None and len(states) == 1 else [None]
-    if any(found is None for found in names):
-        warn(
-            f"{where}: its optimizer states do not name their parameters, so they are left out. "
-            "Pass module= with the module that was trained by one optimizer over all its parameters, in order."
-        )
-        return None
-    return [_renamed(state, found) for state, found in zip(states, names, strict=True) if found is not None]
+    if module is not None and len(states) == 1 and names[0] is None:
+        names = [_names_of(module, states[0])]
+    return [state if found is None else _renamed(state, found) for state, found in zip(states, names, strict=True)]
 
 
 def _names(state: Mapping[str, Any]) -> dict[Any, str] | None:
