@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any, get_args
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from torch.optim import Optimizer
 
 import lt_core.callbacks  # noqa: F401 - so that the parser knows them by their short names
 from lt_core.checkpoint.format import reading
+from lt_core.cli.mistakes import one_line
 from lt_core.cli.optimizers import ConfiguredOptimizers, ReduceLROnPlateau
 from lt_core.cli.parser import LightningArgumentParser
 from lt_core.cli.save_config import SaveConfigCallback
@@ -212,7 +213,10 @@ class LightningCLI:
         if args is not None and len(sys.argv) > 1:
             warn(f"LightningCLI(args=...): the process's own arguments are not read. Got {sys.argv[1:]!r}.")
         mapping = isinstance(args, (Mapping, Namespace))
-        self.config = parser.parse_object(args) if mapping else parser.parse_args(args)
+        try:
+            self.config = parser.parse_object(args) if mapping else parser.parse_args(args)
+        except ArgumentError as error:  # with exit_on_error=False
+            raise ArgumentError(None, one_line(getattr(error, "subcommand_parser", parser), str(error))) from error
 
     def _parser(self, subcommand: str | None) -> LightningArgumentParser:
         return self.parser if subcommand is None else self._subcommand_parsers[subcommand]
@@ -254,7 +258,10 @@ class LightningCLI:
             kwargs: Flags that take precedence over the configuration.
         """
         parser = self._parser(self.subcommand)
-        flags = {**dict(self._get(self.config_init, "trainer", Namespace()).items(branches=True, nested=False)), **kwargs}
+        flags = {
+            **dict(self._get(self.config_init, "trainer", Namespace()).items(branches=True, nested=False)),
+            **kwargs,
+        }
         callbacks = [*_listed(flags.get("callbacks")), *(self._get(self.config_init, k) for k in parser.callback_keys)]
         callbacks += _listed(self.trainer_defaults.get("callbacks"))
         if self.save_config_callback and not flags.get("fast_dev_run"):

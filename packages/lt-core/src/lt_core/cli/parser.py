@@ -17,7 +17,7 @@ from lt_core.datamodule import LightningDataModule
 from lt_core.module import LightningModule
 from lt_core.trainer import Trainer
 from lt_core.version import __version__
-from lt_interface.errors import ConfigTypeError, Problem
+from lt_interface.errors import ConfigTypeError, LTError, Problem
 
 __all__ = ["AUTOMATIC", "LightningArgumentParser", "instantiate_module"]
 
@@ -87,7 +87,9 @@ class LightningArgumentParser(ArgumentParser):
             cls = class_from_function(cls)
         known = (Trainer, LightningModule, LightningDataModule, Callback)
         if not (isinstance(cls, type) and issubclass(cls, known)):
-            rule = f"it takes a subclass of {', '.join(each.__name__ for each in known)}, or a function that returns one"
+            rule = (
+                f"it takes a subclass of {', '.join(each.__name__ for each in known)}, or a function that returns one"
+            )
             raise ConfigTypeError(Problem("add_lightning_class_args", rule, repr(lightning_class), is_type=True))
         if issubclass(cls, Callback):
             self.callback_keys.append(nested_key)
@@ -161,7 +163,9 @@ class LightningArgumentParser(ArgumentParser):
             keys = [key for key, (_, target) in table.items() if target == AUTOMATIC]
             if len(keys) > 1:
                 rule = f"configure_optimizers can return one {word} of the command line"
-                fix = f"Give add_{word}_args(..., link_to='model.{word}_init') for each, and write configure_optimizers."
+                fix = (
+                    f"Give add_{word}_args(..., link_to='model.{word}_init') for each, and write configure_optimizers."
+                )
                 raise ConfigTypeError(Problem("LightningCLI", rule, ", ".join(keys), fix))
             value = config.get(keys[0]) if keys else None
             found.append(None if value is None else _WithPath(table[keys[0]][0])(value))
@@ -188,10 +192,14 @@ class LightningArgumentParser(ArgumentParser):
             message: What is wrong, in jsonargparse's words.
             ex: Where it comes from.
         """
-        line = one_line(getattr(ex, "subcommand_parser", None) or self, message)
-        if not self.exit_on_error:
-            super().error(line, ex)
-        self.exit(2, f"{self.prog.replace(' [options]', '')}: {line}\n")
+        if not self.exit_on_error:  # the parser of a class inside another one, too
+            super().error(message, ex)
+        blamed = getattr(ex, "subcommand_parser", None) or self
+        line = " ".join(message.split()) if isinstance(ex, LTError) else one_line(blamed, message)
+        commands = getattr(self._subcommands_action, "choices", None) or {}
+        command = next((f" {word}" for word in getattr(self, "args", ()) if word in commands), "")
+        prog = f"{self.prog}{command}" if blamed is self else blamed.prog
+        self.exit(2, f"{prog.replace(' [options]', '')}: {line}\n")
 
 
 class _WithPath:

@@ -80,4 +80,6 @@ class SaveConfigCallback(Callback):
             )
         if trainer.is_global_zero:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            self.parser.save(self.config, path, overwrite=True, multifile=self.multifile, skip_unset=False, skip_validation=True)
+            self.parser.save(
+                self.config, path, overwrite=True, multifile=self.multifile, skip_unset=False, skip_validation=True
+            )
