@@ -1,4 +1,4 @@
-"""Command line on jsonargparse: a module, a data module and a trainer from arguments, configuration files and variables.
+"""Command line on jsonargparse: module, data module and trainer from arguments, configuration files and variables.
 
 `LightningCLI` makes the parser from the signatures, reads, builds the objects and runs one of fit, validate, test and
 predict. jsonargparse does the reading; what is written here is what the words mean: which classes belong to which key,
@@ -14,7 +14,12 @@ if find_spec("jsonargparse") is None:
         "lt_core.cli: jsonargparse is needed. Run: pip install 'lt-core[cli]'", name="jsonargparse"
     )
 
-from jsonargparse import ArgumentParser, Namespace, class_from_function, lazy_instance
+from jsonargparse import (  # type: ignore[attr-defined]
+    ArgumentParser,
+    Namespace,
+    class_from_function,
+    lazy_instance,
+)
 
 from lt_core.cli.lightning_cli import ArgsType, LightningCLI
 from lt_core.cli.optimizers import (

@@ -212,9 +212,9 @@ class LightningCLI:
         """
         if args is not None and len(sys.argv) > 1:
             warn(f"LightningCLI(args=...): the process's own arguments are not read. Got {sys.argv[1:]!r}.")
-        mapping = isinstance(args, (Mapping, Namespace))
         try:
-            self.config = parser.parse_object(args) if mapping else parser.parse_args(args)
+            parse: Any = parser.parse_object if isinstance(args, (Mapping, Namespace)) else parser.parse_args
+            self.config = parse(args)
         except ArgumentError as error:  # with exit_on_error=False
             raise ArgumentError(None, one_line(getattr(error, "subcommand_parser", parser), str(error))) from error
 
@@ -258,10 +258,8 @@ class LightningCLI:
             kwargs: Flags that take precedence over the configuration.
         """
         parser = self._parser(self.subcommand)
-        flags = {
-            **dict(self._get(self.config_init, "trainer", Namespace()).items(branches=True, nested=False)),
-            **kwargs,
-        }
+        given = self._get(self.config_init, "trainer")
+        flags = {**dict(given.items(branches=True, nested=False)), **kwargs}
         callbacks = [*_listed(flags.get("callbacks")), *(self._get(self.config_init, k) for k in parser.callback_keys)]
         callbacks += _listed(self.trainer_defaults.get("callbacks"))
         if self.save_config_callback and not flags.get("fast_dev_run"):
@@ -308,7 +306,7 @@ class LightningCLI:
     # ------------------------------------------------------------ the run
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Call ``before_fit``, ``fit`` of this object or of the trainer, and ``after_fit``, or those of another name."""
+        """Call ``before_fit``, then ``fit`` of this object or of the trainer, then ``after_fit``; so for each name."""
         given = {name: self._get(self.config_init, name) for name in self._method_arguments[subcommand]}
         given["model"] = self.model
         if self.datamodule is not None:
@@ -346,7 +344,7 @@ def _asked_for(args: ArgsType, names: Mapping[str, Any], parser_kwargs: Mapping[
     if any(parser_kwargs.get(word) for word in ("default_config_files", "default_env")):
         return set(names)
     if isinstance(args, (Mapping, Namespace)):
-        return {name for name in names if name in args} | {args.get("subcommand")}
+        return {name for name in names if name in args or args.get("subcommand") == name}
     if args and args[0] in names:
         return {args[0]}
     return set() if args in (["-h"], ["--help"]) else set(names)

@@ -99,9 +99,8 @@ def _required(parser: Any, message: str) -> str:
     if not found:
         return ""
     keys, owner = KEY.findall(message[: found.start()]), OF_CLASS.findall(message[: found.start()])
-    names = [
-        name.removeprefix(f"{command}.") for name in found[1].split(", ") for command in _own_command(parser, name)
-    ]
+    heads = tuple(f"{command}." for command in _commands(parser))
+    names = [name.partition(".")[2] if heads and name.startswith(heads) else name for name in found[1].split(", ")]
     options = " and ".join("--" + ".".join([*keys, name.strip()]) for name in names)
     by = f" by {owner[-1].rpartition('.')[2]}" if owner else ""
     return f"{options}: required{by}. Got none."
@@ -142,11 +141,6 @@ def _wrong_type(parser: Any, message: str) -> str:
     return f"--{'.'.join(keys)}: it takes {kinds.replace(', ', ' or ')}. Got {value.strip()[:MOST]}."
 
 
-def _own_command(parser: Any, name: str) -> list[str]:
-    command = name.partition(".")[0]
-    return [command if command in _commands(parser) else ""]
-
-
 def _commands(parser: Any) -> list[str]:
     return list(getattr(parser._subcommands_action, "choices", None) or {})
 
@@ -154,7 +148,7 @@ def _commands(parser: Any) -> list[str]:
 def _arguments(path: str) -> list[str]:
     """Return the names of the arguments that a class takes from a command line."""
     with suppress(Exception):
-        return ArgumentParser(exit_on_error=False).add_class_arguments(resolve_name(path), fail_untyped=False)
+        return list(ArgumentParser(exit_on_error=False).add_class_arguments(resolve_name(path), fail_untyped=False))
     return []
 
 

@@ -81,6 +81,7 @@ class ConfiguredOptimizers:
         self.module, self.configure, self.optimizer, self.scheduler = module, configure, optimizer, scheduler
 
     def __call__(self) -> Any:
+        """Return what ``configure_optimizers`` returns."""
         optimizer = instantiate_class((self.module.parameters(),), self.optimizer)
         scheduler = instantiate_class(optimizer, self.scheduler) if self.scheduler else None
         return self.configure(self.module, optimizer, lr_scheduler=scheduler)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ActionConfigFile, ArgumentParser, class_from_function
+from jsonargparse import ActionConfigFile, ArgumentParser, class_from_function  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
 from lt_core.callback import Callback
@@ -87,9 +87,8 @@ class LightningArgumentParser(ArgumentParser):
             cls = class_from_function(cls)
         known = (Trainer, LightningModule, LightningDataModule, Callback)
         if not (isinstance(cls, type) and issubclass(cls, known)):
-            rule = (
-                f"it takes a subclass of {', '.join(each.__name__ for each in known)}, or a function that returns one"
-            )
+            names = ", ".join(each.__name__ for each in known)
+            rule = f"it takes a subclass of {names}, or a function that returns one"
             raise ConfigTypeError(Problem("add_lightning_class_args", rule, repr(lightning_class), is_type=True))
         if issubclass(cls, Callback):
             self.callback_keys.append(nested_key)
@@ -149,7 +148,7 @@ class LightningArgumentParser(ArgumentParser):
             if target != AUTOMATIC:
                 self.link_arguments(key, target, compute_fn=_WithPath(classes))
 
-    def chosen(self, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    def chosen(self, config: Any) -> tuple[Any, Any]:
         """Return class path and arguments of the optimizer and of the scheduler for ``configure_optimizers``.
 
         Args:
@@ -163,9 +162,7 @@ class LightningArgumentParser(ArgumentParser):
             keys = [key for key, (_, target) in table.items() if target == AUTOMATIC]
             if len(keys) > 1:
                 rule = f"configure_optimizers can return one {word} of the command line"
-                fix = (
-                    f"Give add_{word}_args(..., link_to='model.{word}_init') for each, and write configure_optimizers."
-                )
+                fix = f"Give each to add_{word}_args(..., link_to='model.NAME'), and write configure_optimizers."
                 raise ConfigTypeError(Problem("LightningCLI", rule, ", ".join(keys), fix))
             value = config.get(keys[0]) if keys else None
             found.append(None if value is None else _WithPath(table[keys[0]][0])(value))

@@ -2,9 +2,9 @@
 
 A flag such as ``logger`` takes a name from the registry, or an object with some methods that a protocol describes.
 jsonargparse holds the classes of a protocol's objects to every annotation of it; the core asks for less, namely for the
-methods that the flag's own parser looks for. So the parser gets one class in the place of all these protocols. Every class
-counts as its subclass, and those that are known by their short names, as in ``--trainer.logger=CSVLogger``, are those
-of the registry. What does not fit is reported by the trainer.
+methods that the flag's own parser looks for. So the parser gets one class in the place of all these protocols. Every
+class counts as its subclass, and those that are known by their short names, as in ``--trainer.logger=CSVLogger``, are
+those of the registry. What does not fit is reported by the trainer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, signature
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -35,7 +35,7 @@ REGISTRIES = (
     registry.profilers,
 )
 # What makes an object one of them.
-METHODS = [methods for _, methods in PLUGIN_METHODS]
+METHODS: list[tuple[str, ...]] = [methods for _, methods in PLUGIN_METHODS]
 METHODS += [kinds.LOGGER_METHODS, kinds.STRATEGY_METHODS, kinds.ACCELERATOR_METHODS, kinds.LAUNCHER_METHODS]
 METHODS += [kinds.PROFILER_METHODS]
 
@@ -49,7 +49,7 @@ class _Plugins(ABCMeta):
     def __instancecheck__(cls, value: object) -> bool:
         return any(provides(value, methods) for methods in METHODS)
 
-    def __subclasses__(cls) -> list[type]:  # type: ignore[override]
+    def __subclasses__(cls) -> list[type]:
         found: list[type] = [Logger]  # with those that derive from it
         for group in REGISTRIES:
             for name in group.names():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -69,7 +69,7 @@ class SaveConfigCallback(Callback):
     def _save_to(self, trainer: Trainer) -> None:
         path = os.path.join(trainer.log_dir or trainer.default_root_dir, self.config_filename)
         there = trainer.is_global_zero and os.path.isfile(path)
-        if trainer.strategy.broadcast(there and not self.overwrite and not trainer.was_to_resume):
+        if trainer.collectives.any(there and not self.overwrite and not trainer.was_to_resume):
             raise ConfigError(
                 Problem(
                     "SaveConfigCallback",
@@ -80,6 +80,7 @@ class SaveConfigCallback(Callback):
             )
         if trainer.is_global_zero:
             os.makedirs(os.path.dirname(path), exist_ok=True)
+            # Nulls, too: one may stand where another value is the default.
             self.parser.save(
                 self.config, path, overwrite=True, multifile=self.multifile, skip_unset=False, skip_validation=True
             )
