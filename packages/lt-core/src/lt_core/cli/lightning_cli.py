@@ -265,7 +265,11 @@ class LightningCLI:
         if self.save_config_callback and not flags.get("fast_dev_run"):
             config = self._part(self.config)
             callbacks.append(self.save_config_callback(parser, config, **self.save_config_kwargs))
-        flags["callbacks"] = callbacks
+        if "callbacks" in flags:
+            flags["callbacks"] = callbacks
+        elif callbacks:
+            name = getattr(self.trainer_class, "__name__", self.trainer_class)
+            warn(f"LightningCLI: {name} takes no 'callbacks', so these are left out: {callbacks!r}.")
         written = {k: v for k, v in flags.items() if k not in FLAGS or not _same(v, FLAGS[k].parameter.default)}
         try:
             return self.trainer_class(**written)
@@ -330,12 +334,10 @@ class LightningCLI:
         model, parser = self._get(self.config, "model"), self._parser(self.subcommand)
         path = model.get("class_path") if self.subclass_mode_model else None
         cls: Any = self.model_class if path is None else resolve_name(path)
-        known = Scope(cls).hints
-        values = {k: v for k, v in saved.items() if k in known and _is_plain(known[k]) and not _holds_class(v)}
-        if path is not None:
-            parser.set_defaults({"model": {"class_path": path, "init_args": values}})
-        else:
-            parser.set_defaults({f"model.{key}": value for key, value in values.items()})
+        types, there = Scope(cls).hints, model.get("init_args", {}) if path else model
+        values = {k: v for k, v in saved.items() if k in there and _is_plain(v, texts=_takes_texts(types.get(k)))}
+        inner = {f"model.{key}": value for key, value in values.items()}
+        parser.set_defaults({"model": {"class_path": path, "init_args": values}} if path else inner)
         self.parse_arguments(self.parser, args)
 
 
@@ -360,18 +362,23 @@ def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and isinstance(value, (bool, int, float, str, type(None))) and value == default
 
 
-def _is_plain(annotation: Any) -> bool:
+def _takes_texts(annotation: Any) -> bool:
     """Return whether an annotation asks for nothing that a text could name: no class, no function."""
     parts = get_args(annotation)
     if parts:
-        return all(_is_plain(part) for part in parts)
+        return all(_takes_texts(part) for part in parts)
     return annotation in (bool, int, float, str, list, dict, type(None), ...) or isinstance(annotation, (str, int))
 
 
-def _holds_class(value: Any) -> bool:
-    """Return whether a value of a file is anything but plain: the place of a class, or what was not kept."""
+def _is_plain(value: Any, texts: bool) -> bool:
+    """Return whether a value of a file is kept as it was and names no class.
+
+    Args:
+        value: The value.
+        texts: Whether texts in it are only texts.
+    """
     if isinstance(value, Mapping):
-        return any(str(key).startswith("$") or key == "class_path" or _holds_class(v) for key, v in value.items())
+        return all(str(k)[:1] != "$" and k != "class_path" and _is_plain(v, texts) for k, v in value.items())
     if isinstance(value, list):
-        return any(map(_holds_class, value))
-    return not isinstance(value, (bool, int, float, str, type(None)))
+        return all(_is_plain(item, texts) for item in value)
+    return texts if isinstance(value, str) else isinstance(value, (bool, int, float, type(None)))

@@ -32,6 +32,7 @@ NO_CLASS = re.compile(
     r"No module named|has no attribute|Expected a dot import path string|Unexpected import path format"
 )
 NAMED = re.compile(r"import path (?:string|format): (\S+)")
+NO_ACTION = re.compile(r'No action for key "([^"]+)"')
 NO_SUBCLASS = re.compile(r"(?:Import path |path )(?:(\S+) )?does not correspond to a subclass of (\w+)")
 SUBTYPES = re.compile(r"Subtypes: \[(.*)\]$", re.MULTILINE)
 EXPECTED = re.compile(r"Expected an? (<class '[^']+'>|[^\n.]+)\.? Got value: (.*)")
@@ -55,8 +56,8 @@ def one_line(parser: Any, message: str) -> str:
         return f"it takes one of {', '.join(_commands(parser))}. Got none."
     if found := CHOICE.search(message):
         return f"{found[1]}: no such command. {_meant(found[1], _commands(parser))}".rstrip()
-    message = KEY.sub(r"--\1:", message)
-    return " ".join(message.split())
+    near = [_meant(key, _keys(parser)) for key in NO_ACTION.findall(message)]
+    return " ".join([*KEY.sub(r"--\1:", message).split(), *near])
 
 
 def _unknown(parser: Any, message: str) -> str:
@@ -145,6 +146,10 @@ def _commands(parser: Any) -> list[str]:
     return list(getattr(parser._subcommands_action, "choices", None) or {})
 
 
+def _keys(parser: Any) -> list[str]:
+    return [action.dest for action in parser._actions]
+
+
 def _arguments(path: str) -> list[str]:
     """Return the names of the arguments that a class takes from a command line."""
     with suppress(Exception):
@@ -153,15 +158,19 @@ def _arguments(path: str) -> list[str]:
 
 
 def _classes(message: str, path: str) -> list[str]:
-    """Return the classes that a wrong path might have meant: what its module has, and what fits the argument."""
-    names = []
-    with suppress(Exception):
-        module = path.rpartition(".")[0]
-        names += [f"{module}.{name}" for name, value in vars(resolve_name(module)).items() if isinstance(value, type)]
+    """Return the classes that a wrong path might have meant: those of its module, and others, that fit the argument."""
+    bases: list[Any] = []
     for base in _bases(message):
         with suppress(Exception):
-            for each in _below(resolve_name(base)):
-                names.append(f"{each.__module__}.{each.__qualname__}" if "." in path else each.__name__)
+            bases.append(resolve_name(base))
+    module, dot, _ = path.rpartition(".")
+    names = []
+    with suppress(Exception):
+        for name, value in vars(resolve_name(module)).items():
+            if isinstance(value, type) and issubclass(value, tuple(bases) or object):
+                names.append(f"{module}.{name}")
+    for each in (each for base in bases for each in _below(base)):
+        names.append(f"{each.__module__}.{each.__qualname__}" if dot else each.__name__)
     return names
 
 
