@@ -130,7 +130,7 @@ def budgets(session: nox.Session) -> None:
     """Check calls and frames a step, the cost of importing, and the public names."""
     # The loggers' names are only there beside their trackers.
     trackers = ["tensorboard", "wandb", "mlflow-skinny"]
-    install(session, PACKAGES, "packaging", "pytest", *trackers, extras=False)
+    install(session, PACKAGES, "packaging", "pytest", "jsonargparse[signatures]", *trackers, extras=False)
     session.run("python", "ci/call_budget.py")
     session.run("python", "ci/import_budget.py")
     session.run("python", "ci/api_diff.py")

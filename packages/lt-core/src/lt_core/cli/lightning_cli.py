@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any, get_args
 
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
 import lt_core.callbacks  # noqa: F401 - so that the parser knows them by their short names
 from lt_core.checkpoint.format import reading
 from lt_core.cli.mistakes import one_line
 from lt_core.cli.optimizers import ConfiguredOptimizers, ReduceLROnPlateau
-from lt_core.cli.parser import LightningArgumentParser
+from lt_core.cli.parser import AUTOMATIC, LightningArgumentParser, WithPath
 from lt_core.cli.save_config import SaveConfigCallback
 from lt_core.config.flags import FLAGS
 from lt_core.datamodule import LightningDataModule
@@ -136,7 +136,8 @@ class LightningCLI:
             kwargs: Its arguments.
         """
         parser = self.parser_class(**kwargs)
-        parser.add_config_argument()
+        help_text = "Path to a configuration file in json or yaml format; may be given several times."
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help=help_text)
         return parser
 
     def _add_arguments(self, parser: LightningArgumentParser) -> None:
@@ -189,7 +190,9 @@ class LightningCLI:
         Args:
             parser: The parser.
         """
-        parser.link_optimizers()
+        for key, (classes, target) in (parser._optimizers | parser._lr_schedulers).items():
+            if target != AUTOMATIC:
+                parser.link_arguments(key, target, compute_fn=WithPath(classes))
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -281,7 +284,7 @@ class LightningCLI:
     def _add_configure_optimizers(self) -> None:
         if not self.auto_configure_optimizers:
             return
-        optimizer, scheduler = self._parser(self.subcommand).chosen(self._part(self.config_init))
+        optimizer, scheduler = self._parser(self.subcommand)._chosen(self._part(self.config_init))
         if optimizer is None:
             return
         if overrides(self.model, "configure_optimizers"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ActionConfigFile, ArgumentParser, class_from_function  # type: ignore[attr-defined]
+from jsonargparse import ArgumentParser, class_from_function  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
 from lt_core.callback import Callback
@@ -19,7 +19,7 @@ from lt_core.trainer import Trainer
 from lt_core.version import __version__
 from lt_interface.errors import ConfigTypeError, LTError, Problem
 
-__all__ = ["AUTOMATIC", "LightningArgumentParser", "instantiate_module"]
+__all__ = ["AUTOMATIC", "LightningArgumentParser", "WithPath", "instantiate_module"]
 
 ModuleType = TypeVar("ModuleType")
 Chosen = tuple[Any, str]
@@ -55,11 +55,6 @@ class LightningArgumentParser(ArgumentParser):
         # What may be chosen, and what it is linked to, by the key at which it stands.
         self._optimizers: dict[str, Chosen] = {}
         self._lr_schedulers: dict[str, Chosen] = {}
-
-    def add_config_argument(self) -> None:
-        """Take configuration files."""
-        help_text = "Path to a configuration file in json or yaml format; may be given several times."
-        self.add_argument("-c", "--config", action=ActionConfigFile, help=help_text)
 
     def add_lightning_class_args(
         self,
@@ -142,21 +137,8 @@ class LightningArgumentParser(ArgumentParser):
         else:
             self.add_class_arguments(classes, key, sub_configs=True, **words)
 
-    def link_optimizers(self) -> None:
-        """Link each optimizer and scheduler whose ``link_to`` is a key."""
-        for key, (classes, target) in (self._optimizers | self._lr_schedulers).items():
-            if target != AUTOMATIC:
-                self.link_arguments(key, target, compute_fn=_WithPath(classes))
-
-    def chosen(self, config: Any) -> tuple[Any, Any]:
-        """Return class path and arguments of the optimizer and of the scheduler for ``configure_optimizers``.
-
-        Args:
-            config: What was parsed for this parser.
-
-        Raises:
-            ConfigError: If there are several of a kind.
-        """
+    def _chosen(self, config: Any) -> tuple[Any, Any]:
+        """Return class path and arguments of the optimizer and of the scheduler for ``configure_optimizers``."""
         found = []
         for word, table in (("optimizer", self._optimizers), ("lr_scheduler", self._lr_schedulers)):
             keys = [key for key, (_, target) in table.items() if target == AUTOMATIC]
@@ -165,7 +147,7 @@ class LightningArgumentParser(ArgumentParser):
                 fix = f"Give each to add_{word}_args(..., link_to='model.NAME'), and write configure_optimizers."
                 raise ConfigTypeError(Problem("LightningCLI", rule, ", ".join(keys), fix))
             value = config.get(keys[0]) if keys else None
-            found.append(None if value is None else _WithPath(table[keys[0]][0])(value))
+            found.append(None if value is None else WithPath(table[keys[0]][0])(value))
         return found[0], found[1]
 
     def link_arguments(self, source: Any, target: str, *args: Any, **kwargs: Any) -> None:
@@ -199,7 +181,7 @@ class LightningArgumentParser(ArgumentParser):
         self.exit(2, f"{prog.replace(' [options]', '')}: {line}\n")
 
 
-class _WithPath:
+class WithPath:
     """Function that gives arguments the path of their class, where only one class can be meant."""
 
     def __init__(self, classes: Any) -> None:
