@@ -65,10 +65,11 @@ def test_the_process_arguments_are_read() -> None:
     assert cli.config.fit.model.width == 2
 
 
-def test_arguments_beside_those_of_the_process_are_warned_of() -> None:
+def test_arguments_beside_those_of_the_process_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who gives ``args`` on a command line with words is warned that these are not read."""
+    monkeypatch.delenv("POSSIBLE_USER_WARNINGS")
     with argv("--model.width=9"), pytest.warns(UserWarning, match="own arguments are not read"):
-        assert made("--model.width=3").model.hparams.width == 3
+        assert made("--model.width=3", "--trainer.max_epochs=1").model.hparams.width == 3
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])

@@ -22,7 +22,7 @@ from lt_core.datamodule import LightningDataModule
 from lt_core.hooks.table import overrides
 from lt_core.model.typed import Scope
 from lt_core.module import LightningModule
-from lt_core.notices import warn
+from lt_core.notices import PossibleUserWarning, warn
 from lt_core.state.rng import seed_everything
 from lt_core.trainer import Trainer
 from lt_interface.errors import ConfigError, LTError
@@ -214,7 +214,8 @@ class LightningCLI:
             args: What to parse; None takes the process's arguments.
         """
         if args is not None and len(sys.argv) > 1:
-            warn(f"LightningCLI(args=...): the process's own arguments are not read. Got {sys.argv[1:]!r}.")
+            message = f"LightningCLI(args=...): the process's own arguments are not read. Got {sys.argv[1:]!r}."
+            warn(message, PossibleUserWarning)
         try:
             parse: Any = parser.parse_object if isinstance(args, (Mapping, Namespace)) else parser.parse_args
             self.config = parse(args)

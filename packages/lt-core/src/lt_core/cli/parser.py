@@ -188,6 +188,7 @@ class WithPath:
         self.path = None if isinstance(classes, tuple) else f"{classes.__module__}.{classes.__qualname__}"
 
     def __call__(self, value: Any) -> Any:
+        """Return class path and arguments."""
         values = value.as_dict() if hasattr(value, "as_dict") else value
         if self.path is None or values is None or "class_path" in values:
             return values
