@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from cli_parts import BARE, FEW, Net, Noted, Own, Rows, argv, net, written
+from jsonargparse import lazy_instance
 
 from lt_core import LightningDataModule, LightningModule, Trainer
 from lt_core.callbacks import LearningRateMonitor, ModelCheckpoint
-from lt_core.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback, lazy_instance
+from lt_core.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lt_interface.errors import ConfigError, MisconfigurationException
 
 

@@ -14,12 +14,7 @@ if find_spec("jsonargparse") is None:
         "lt_core.cli: jsonargparse is needed. Run: pip install 'lt-core[cli]'", name="jsonargparse"
     )
 
-from jsonargparse import (  # type: ignore[attr-defined]
-    ArgumentParser,
-    Namespace,
-    class_from_function,
-    lazy_instance,
-)
+from jsonargparse import Namespace
 
 from lt_core.cli.lightning_cli import ArgsType, LightningCLI
 from lt_core.cli.optimizers import (
@@ -35,7 +30,6 @@ from lt_core.cli.save_config import SaveConfigCallback
 
 __all__ = [
     "ArgsType",
-    "ArgumentParser",
     "LRSchedulerCallable",
     "LRSchedulerTypeTuple",
     "LRSchedulerTypeUnion",
@@ -45,8 +39,6 @@ __all__ = [
     "OptimizerCallable",
     "ReduceLROnPlateau",
     "SaveConfigCallback",
-    "class_from_function",
     "instantiate_class",
     "instantiate_module",
-    "lazy_instance",
 ]

@@ -94,17 +94,21 @@ class LightningCLI:
         self.subclass_mode_model = model_class is None or subclass_mode_model
         self.subclass_mode_data = datamodule_class is None or subclass_mode_data
         self.subcommand: str | None = None
-        self._from_process = args is None
 
         self._setup_parser(args, run)
         self.parse_arguments(self.parser, args)
         self.subcommand = self.config["subcommand"] if run else None
         if load_from_checkpoint_support:
             self._take_checkpoint(args)
-        self._set_seed()
-        self.before_instantiate_classes()
-        self.instantiate_classes()
-        self.after_instantiate_classes()
+        try:
+            self._set_seed()
+            self.before_instantiate_classes()
+            self.instantiate_classes()
+            self.after_instantiate_classes()
+        except ConfigError as error:  # of what is written on the process's command line: no traceback
+            if args is None:
+                self._parser(self.subcommand).error(str(error), error)
+            raise
         if self.subcommand is not None:
             self._run_subcommand(self.subcommand)
 
@@ -275,12 +279,7 @@ class LightningCLI:
             name = getattr(self.trainer_class, "__name__", self.trainer_class)
             warn(f"LightningCLI: {name} takes no 'callbacks', so these are left out: {callbacks!r}.")
         written = {k: v for k, v in flags.items() if k not in FLAGS or not _same(v, FLAGS[k].parameter.default)}
-        try:
-            return self.trainer_class(**written)
-        except ConfigError as error:
-            if self._from_process:
-                parser.error(str(error), error)
-            raise
+        return self.trainer_class(**written)
 
     def _add_configure_optimizers(self) -> None:
         if not self.auto_configure_optimizers:

@@ -8,8 +8,9 @@ found by the words that jsonargparse uses; a text that has none of these is put 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
@@ -21,24 +22,41 @@ from lt_interface.errors import nearest_name
 __all__ = ["one_line"]
 
 KEY = re.compile(r'Parser key "([^"]+)":')
-UNTAKEN = re.compile(
-    r"(?:Group '(?P<group>[^']+)' does|Subcommand '[^']+' does|Option) ?(?:not accept option )?'(?P<option>[^']+)'"
-)
 OF_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
-REQUIRED = re.compile(r"the following arguments are required: ([\w., -]+)")
-UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
-CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
-NO_CLASS = re.compile(
-    r"No module named|has no attribute|Expected a dot import path string|Unexpected import path format"
-)
 NAMED = re.compile(r"import path (?:string|format): (\S+)")
-NO_ACTION = re.compile(r'No action for key "([^"]+)"')
-NO_SUBCLASS = re.compile(r"(?:Import path |path )(?:(\S+) )?does not correspond to a subclass of (\w+)")
 SUBTYPES = re.compile(r"Subtypes: \[(.*)\]$", re.MULTILINE)
 EXPECTED = re.compile(r"Expected an? (<class '[^']+'>|[^\n.]+)\.? Got value: (.*)")
 GIVEN = re.compile(r"Given value: (.*)")
 CLASSES = re.compile(r"[\w.]+\.[A-Z]\w*")
 MOST = 80
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What was found in a text of the parser.
+
+    Attributes:
+        parser: The parser.
+        message: The text.
+        found: What matched in it.
+        keys: The keys of the arguments around it, the outermost first.
+        owners: The paths of the classes whose arguments these are.
+    """
+
+    parser: Any
+    message: str
+    found: re.Match[str]
+    keys: list[str]
+    owners: list[str]
+
+    def option(self, *names: str | None) -> str:
+        """Return the option as it is written on a command line."""
+        return "--" + ".".join(filter(None, [*self.keys, *names]))
+
+    @property
+    def commands(self) -> dict[str, Any]:
+        """The parsers of the subcommands."""
+        return getattr(self.parser._subcommands_action, "choices", None) or {}
 
 
 def one_line(parser: Any, message: str) -> str:
@@ -48,106 +66,97 @@ def one_line(parser: Any, message: str) -> str:
         parser: The parser.
         message: What jsonargparse says.
     """
-    for word in (_unknown, _untaken, _required, _no_class, _no_subclass, _wrong_type):
-        text = word(parser, message)
-        if text:
-            return text
-    if message.startswith('expected "subcommand"'):
-        return f"it takes one of {', '.join(_commands(parser))}. Got none."
-    if found := CHOICE.search(message):
-        return f"{found[1]}: no such command. {_meant(found[1], _commands(parser))}".rstrip()
-    near = [_meant(key, _keys(parser)) for key in NO_ACTION.findall(message)]
-    return " ".join([*KEY.sub(r"--\1:", message).split(), *near])
+    for pattern, word in WORDS.items():
+        found = pattern.search(message)
+        if found:
+            before = message[: found.start()]
+            text = word(Mistake(parser, message, found, KEY.findall(before), OF_CLASS.findall(before)))
+            if text:
+                return text.rstrip()
+    return " ".join(KEY.sub(r"--\1:", message).split())
 
 
-def _unknown(parser: Any, message: str) -> str:
-    found = UNKNOWN.search(message)
-    if not found:
-        return ""
-    words = [word.partition("=")[0] for word in found[1].split()]
+def _unknown(mistake: Mistake) -> str:
+    words = [word.partition("=")[0] for word in mistake.found[1].split()]
     keys = [word for word in words if word.startswith("-")] or words
-    options = list(parser._option_string_actions)
-    commands = getattr(parser._subcommands_action, "choices", {})
-    late = [name for name, sub in commands.items() if keys[0] in sub._option_string_actions]
-    if late:
-        return f"{keys[0]}: it comes after the command, as in {parser.prog} {late[0]} {keys[0]}=..."
-    return " ".join(_unknown_key(key, options) for key in keys)
+    for name, sub in mistake.commands.items():
+        if keys[0] in sub._option_string_actions:
+            return f"{keys[0]}: it comes after the command, as in {mistake.parser.prog} {name} {keys[0]}=..."
+    return " ".join(_unknown_key(mistake, key).rstrip() for key in keys)
 
 
-def _unknown_key(key: str, options: Iterable[str]) -> str:
+def _unknown_key(mistake: Mistake, key: str) -> str:
     advice = ADVICE.get(key.removeprefix("--trainer.")) if key.startswith("--trainer.") else None
-    return f"{key}: unknown. {advice or _meant(key, options)}".rstrip()
+    return f"{key}: unknown. {advice or _meant(key, mistake.parser._option_string_actions)}"
 
 
-def _untaken(parser: Any, message: str) -> str:
-    found = [*UNTAKEN.finditer(message)]
-    if not found:
-        return ""
-    before = message[: found[0].start()]
-    keys, owner = KEY.findall(before), OF_CLASS.findall(before)
-    option = ".".join(filter(None, [*keys, found[0]["group"], found[0]["option"]]))
-    if not owner:
-        return _unknown_key(f"--{option}", parser._option_string_actions)
-    name, names = owner[-1].rpartition(".")[2], _arguments(owner[-1])
-    prefix = option.removesuffix(found[0]["option"])
-    if len(owner) == 1 and any(base.endswith(f".{name}") for base in _bases(message)[:1]):
-        return f"--{option}: the class comes first, as in --{prefix[:-1]}=CLASS --{option}=..."
-    return f"--{option}: {name} takes no such argument. {_meant(option, [prefix + n for n in names], '--')}".rstrip()
+def _untaken(mistake: Mistake) -> str:
+    last = mistake.found["option"]
+    option = mistake.option(mistake.found["group"], last)
+    if not mistake.owners:
+        return _unknown_key(mistake, option)
+    name, prefix = mistake.owners[-1].rpartition(".")[2], option.removesuffix(last)
+    if len(mistake.owners) == 1 and any(base.endswith(f".{name}") for base in _bases(mistake.message)[:1]):
+        return f"{option}: the class comes first, as in {prefix[:-1]}=CLASS {option}=..."
+    known = [prefix + name for name in _arguments(mistake.owners[-1])]
+    return f"{option}: {name} takes no such argument. {_meant(option, known)}"
 
 
-def _required(parser: Any, message: str) -> str:
-    found = REQUIRED.search(message)
-    if not found:
-        return ""
-    keys, owner = KEY.findall(message[: found.start()]), OF_CLASS.findall(message[: found.start()])
-    heads = tuple(f"{command}." for command in _commands(parser))
-    names = [name.partition(".")[2] if heads and name.startswith(heads) else name for name in found[1].split(", ")]
-    options = " and ".join("--" + ".".join([*keys, name.strip()]) for name in names)
-    by = f" by {owner[-1].rpartition('.')[2]}" if owner else ""
-    return f"{options}: required{by}. Got none."
+def _required(mistake: Mistake) -> str:
+    heads = tuple(f"{command}." for command in mistake.commands) or ("//",)
+    names = [name.partition(".")[2] if name.startswith(heads) else name for name in mistake.found[1].split(", ")]
+    by = f" by {mistake.owners[-1].rpartition('.')[2]}" if mistake.owners else ""
+    return f"{' and '.join(map(mistake.option, names))}: required{by}. Got none."
 
 
-def _no_class(parser: Any, message: str) -> str:
-    found = NO_CLASS.search(message)
-    keys = KEY.findall(message[: found.start()]) if found else []
-    if not found or not keys:
-        return ""
-    path = (OF_CLASS.findall(message) or NAMED.findall(message) or [""])[-1]
-    return f"--{'.'.join(keys)}: there is no class {path}. {_meant(path, _classes(message, path))}".rstrip()
+def _no_class(mistake: Mistake) -> str:
+    path = (OF_CLASS.findall(mistake.message) or NAMED.findall(mistake.message) or [""])[-1]
+    meant = _meant(path, _classes(mistake.message, path))
+    return f"{mistake.option()}: there is no class {path}. {meant}" if mistake.keys else ""
 
 
-def _no_subclass(parser: Any, message: str) -> str:
-    found = NO_SUBCLASS.search(message)
-    if not found:
-        return ""
-    keys, given = KEY.findall(message[: found.start()]), GIVEN.findall(message)
-    path = found[1] or (given[-1] if given else "it")
-    return f"--{'.'.join(keys)}: it takes a subclass of {found[2]}. Got {path[:MOST]}."
+def _no_subclass(mistake: Mistake) -> str:
+    path = mistake.found[1] or "".join(GIVEN.findall(mistake.message)[-1:])
+    return f"{mistake.option()}: it takes a subclass of {mistake.found[2]}. Got {path[:MOST]}."
 
 
-def _wrong_type(parser: Any, message: str) -> str:
-    keys = KEY.findall(message)
-    if not keys:
-        return ""
-    last = message[message.rindex(f'"{keys[-1]}"') :]
+def _wrong_type(mistake: Mistake) -> str:
+    keys = KEY.findall(mistake.message)
+    last = mistake.message[mistake.message.rindex(f'"{keys[-1]}"') :]
     direct, subtypes, given = EXPECTED.search(last), SUBTYPES.search(last), GIVEN.findall(last)
-    if direct:
-        kinds, value = direct[1], direct[2]
-    elif subtypes and given:
-        kinds, value = subtypes[1], given[-1]
-    else:
+    if not direct and not (subtypes and given):
         return ""
+    kinds, value = (direct[1], direct[2]) if direct else (subtypes[1] if subtypes else "", given[-1])
     kinds = re.sub(r"<class '([^']+)'>", r"\1", kinds).replace("NoneType", "null")
     kinds = re.sub(r"\b(?:\w+\.)+(?=\w)", "", kinds)
     return f"--{'.'.join(keys)}: it takes {kinds.replace(', ', ' or ')}. Got {value.strip()[:MOST]}."
 
 
-def _commands(parser: Any) -> list[str]:
-    return list(getattr(parser._subcommands_action, "choices", None) or {})
+def _no_command(mistake: Mistake) -> str:
+    wrong = mistake.found[1]
+    if wrong is None:
+        return f"it takes one of {', '.join(mistake.commands)}. Got none."
+    return f"{wrong}: no such command. {_meant(wrong, mistake.commands)}"
 
 
-def _keys(parser: Any) -> list[str]:
-    return [action.dest for action in parser._actions]
+def _no_link(mistake: Mistake) -> str:
+    dests = [action.dest for action in mistake.parser._actions]
+    return f"{mistake.message} {_meant(mistake.found[1], dests)}"
+
+
+# In the order in which they are tried; the first that has words wins.
+WORDS: dict[re.Pattern[str], Callable[[Mistake], str]] = {
+    re.compile(r"unrecognized arguments: (.*)", re.DOTALL): _unknown,
+    re.compile(
+        r"(?:Group '(?P<group>[^']+)' does|Subcommand '[^']+' does|Option) ?(?:not accept option )?'(?P<option>[^']+)'"
+    ): _untaken,
+    re.compile(r"the following arguments are required: ([\w., -]+)"): _required,
+    re.compile(r"No module named|has no attribute|Expected a dot import path string|Unexpected import path"): _no_class,
+    re.compile(r"(?:Import path |path )(?:(\S+) )?does not correspond to a subclass of (\w+)"): _no_subclass,
+    KEY: _wrong_type,
+    re.compile(r"invalid choice: '([^']*)' \(choose from|^expected \"subcommand\""): _no_command,
+    re.compile(r'No action for key "([^"]+)"'): _no_link,
+}
 
 
 def _arguments(path: str) -> list[str]:
@@ -185,6 +194,6 @@ def _below(cls: Any) -> Iterator[type]:
         yield from _below(each)
 
 
-def _meant(name: str, known: Iterable[str], before: str = "") -> str:
+def _meant(name: str, known: Iterable[str]) -> str:
     match = nearest_name(name, known)
-    return f"Did you mean {before}{match}?" if match else ""
+    return f"Did you mean {match}?" if match else ""
