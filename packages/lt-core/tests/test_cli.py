@@ -205,9 +205,8 @@ def test_precisions_and_stores_are_plugins() -> None:
     assert type(trainer._config.plugin("checkpoint_io")) is TorchCheckpointIO
     assert type(trainer._config.precision) is DoublePrecision
     assert made("--trainer.precision=64").trainer.precision == "64-true"
-    assert type(made("--trainer.plugins=lt_core.plugins.io.TorchCheckpointIO").trainer._checkpoint_io()) is (
-        TorchCheckpointIO
-    )
+    one = made("--trainer.plugins=lt_core.plugins.io.TorchCheckpointIO").trainer
+    assert type(one._config.plugin("checkpoint_io")) is TorchCheckpointIO
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from cli_parts import Net, Rows, argv, written
 from jsonargparse import ArgumentError
 
 from lt_core.cli import LightningArgumentParser, LightningCLI
-from lt_core.program import main
+from lt_core.run.program import main
 
 CASES = {
     "fti": "main.py: fti: no such command. Did you mean fit?",
@@ -183,7 +183,9 @@ def test_without_jsonargparse_there_is_one_clear_error(tmp_path: Path) -> None:
     hide = "import importlib.util as u; real = u.find_spec; "
     hide += "u.find_spec = lambda name, *a: None if name == 'jsonargparse' else real(name, *a)"
     wanted = "lt_core.cli: jsonargparse is needed. Run: pip install 'lt-core[cli]'"
-    script = f"{block}\n{hide}\nimport lt_core, lt_core.program as p\nassert p.main(['fit']) == 1\nimport lt_core.cli"
+    script = (
+        f"{block}\n{hide}\nimport lt_core, lt_core.run.program as p\nassert p.main(['fit']) == 1\nimport lt_core.cli"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stderr.splitlines()[0] == f"lt: {wanted}"
     assert done.stderr.splitlines()[-1].endswith(wanted)

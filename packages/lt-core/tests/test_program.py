@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_parts import BARE, FEW, argv
 
-from lt_core.program import main
+from lt_core.run.program import main
 
 HERE = Path(__file__).parent
 NAMED = ["--model=cli_parts.Net", "--data=cli_parts.Rows", "--optimizer=Adam"]
@@ -43,7 +43,9 @@ def test_a_model_is_trained_and_tested_from_the_shell(tmp_path: Path) -> None:
 def test_the_users_modules_are_those_of_the_working_folder(tmp_path: Path) -> None:
     """A model is found in the folder in which the program is started."""
     (tmp_path / "mine.py").write_text("from cli_parts import Own\nclass Model(Own):\n    pass\n")
-    script = "import sys; sys.path[:] = [p for p in sys.path if p]; from lt_core.program import main; sys.exit(main())"
+    script = (
+        "import sys; sys.path[:] = [p for p in sys.path if p]; from lt_core.run.program import main; sys.exit(main())"
+    )
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", script, "fit", "--model=mine.Model", "--data=Rows", *BARE]
     done = subprocess.run(

@@ -2,7 +2,7 @@
 
 import sys
 
-from lt_core.program import main
+from lt_core.run.program import main
 
 if __name__ == "__main__":
     sys.exit(main())
