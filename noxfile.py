@@ -39,7 +39,11 @@ PACKAGES = ["lt-interface", "lt-core", "lt-loggers", "lt-accel"]
 PYTEST = ["pytest", "pytest-timeout", "hypothesis"]
 SOURCES = [f"packages/{name}/src" for name in PACKAGES]
 # What a package's own tests need beyond what it asks for itself: its optional parts.
-EXTRAS = {"lt-interface": "testing", "lt-core": "plot,metrics", "lt-loggers": "tensorboard,tensorboardx,wandb,mlflow"}
+EXTRAS = {
+    "lt-interface": "testing",
+    "lt-core": "plot,metrics,cli",
+    "lt-loggers": "tensorboard,tensorboardx,wandb,mlflow",
+}
 # The real server that the MLflow logger is tested with, and figures to show.
 TRACKERS = ["mlflow", "matplotlib", "psutil"]
 TOGETHER = [*PYTEST, *TRACKERS, "scikit-learn", "hydra-core"]
@@ -126,7 +130,7 @@ def budgets(session: nox.Session) -> None:
     """Check calls and frames a step, the cost of importing, and the public names."""
     # The loggers' names are only there beside their trackers.
     trackers = ["tensorboard", "wandb", "mlflow-skinny"]
-    install(session, PACKAGES, "packaging", "pytest", *trackers, extras=False)
+    install(session, PACKAGES, "packaging", "pytest", "jsonargparse[signatures]", *trackers, extras=False)
     session.run("python", "ci/call_budget.py")
     session.run("python", "ci/import_budget.py")
     session.run("python", "ci/api_diff.py")
@@ -162,7 +166,7 @@ def oldest(session: nox.Session) -> None:
         session.skip("the oldest versions have no wheels for Python 3.12 and newer; run it with 3.10 or 3.11")
     settings = nox.project.load_toml("packages/lt-core/pyproject.toml")["project"]
     extras = settings["optional-dependencies"]
-    needs = [*settings["dependencies"], *extras["metrics"], *extras["plot"]]
+    needs = [*settings["dependencies"], *extras["metrics"], *extras["plot"], *extras["cli"]]
     pins = [re.sub(r">=([\d.]+).*", r"==\1", need) for need in needs if not need.startswith(("torch>", "lt-"))]
     if "--torch" in session.posargs:
         at = session.posargs.index("--torch")

@@ -20,6 +20,7 @@ MODULES = {
         "lt_core",
         "lt_core.callbacks",
         "lt_core.checkpoint",
+        "lt_core.cli",
         "lt_core.data",
         "lt_core.demos",
         "lt_core.loggers",

@@ -18,9 +18,11 @@ from packaging.utils import canonicalize_name
 
 SECONDS, MEGABYTES, PACKAGES = 0.15, 15.0, 17
 INTERFACE_SECONDS = 0.020
+HELP = 1.2
 RUNS = 7
 OURS = {"lt-interface", "lt-core", "lt-loggers", "lt-accel"}
 HEAVY = ["rich", "yaml", "safetensors", "matplotlib", "torch._dynamo", "pandas", "tensorboard", "torchmetrics"]
+HEAVY += ["jsonargparse"]
 # The pieces below must not be there after `import X`, if X alone was asked for.
 FORBIDDEN = {"lt_interface": ["torch", "numpy", *HEAVY], "lt_loggers": ["torch", *HEAVY], "lt_core": HEAVY}
 
@@ -60,6 +62,19 @@ def probe(first: str, then: str) -> tuple[float, float, float, set[str]]:
     return median(run[0] for run in runs), median(run[1] for run in runs), slowness, set(runs[0][3])
 
 
+def help_ratio() -> float:
+    """Return what `lt --help` costs, in CPU seconds of importing what it is made of; both run in turns."""
+    commands = [["-c", "import jsonargparse, lt_core"], ["-m", "lt_core.cli", "--help"]]
+    taken: list[list[float]] = [[], []]
+    for _ in range(1 + RUNS):
+        for command, seconds in zip(commands, taken, strict=True):
+            before = os.times()
+            subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
+            after = os.times()
+            seconds.append(sum(after[2:4]) - sum(before[2:4]))
+    return median(taken[1][1:]) / median(taken[0][1:])
+
+
 def needed(name: str, extras: frozenset[str] = frozenset(), seen: set[str] | None = None) -> set[str]:
     """Return the names of all packages that an installation of ``name`` brings here, itself included."""
     seen = set() if seen is None else seen
@@ -93,6 +108,7 @@ def main() -> int:
             over.append(report(f"{title}, memory", memory, MEGABYTES, "MB"))
         unwanted = sorted(set(FORBIDDEN[name]) & modules)
         over.append(report(f"modules that {name} may not import", len(unwanted), 0, ", ".join(unwanted)))
+    over.append(report("lt --help over importing what it needs", help_ratio(), HELP, "x"))
     # What the CUDA builds of PyTorch bring along is no choice of ours.
     third_party = {n for n in needed("lt-core") - OURS if not n.startswith(("nvidia-", "cuda-", "triton"))}
     over.append(report("third-party packages of lt-core", len(third_party), PACKAGES, ""))

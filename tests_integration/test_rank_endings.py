@@ -48,7 +48,8 @@ class Net(LightningModule):
 @pytest.fixture(autouse=True)
 def _as_in_a_program(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Bring what forked ranks log to the standard error, as where no logging is configured; it is pytest's else."""
-    log, handler = logging.getLogger("lt_core"), logging.StreamHandler(open(2, "w", encoding="utf-8", closefd=False))
+    errors = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the handler
+    log, handler = logging.getLogger("lt_core"), logging.StreamHandler(errors)
     log.addHandler(handler)
     log.setLevel("INFO")
     yield
@@ -68,10 +69,8 @@ def interrupt(net: Any) -> None:
 def ends(capfd: pytest.CaptureFixture[str], net: Net, **flags: Any) -> tuple[Trainer, list[str]]:
     """Fit on two ranks, and return the trainer of this process and the lines about the end, of all of them."""
     trainer = Trainer(**{**FLAGS, "strategy": "ddp_fork", "max_epochs": 2, "enable_checkpointing": False, **flags})
-    try:
+    with suppress(KeyboardInterrupt, RuntimeError):
         trainer.fit(net, [torch.ones(1, 1)] * 4)
-    except (KeyboardInterrupt, RuntimeError):
-        pass
     return trainer, re.findall(r"^`Trainer\.fit` stopped: .*", capfd.readouterr().err, re.MULTILINE)
 
 

@@ -347,8 +347,8 @@ def _take(draft: config_rules.Draft, row: Row, value: Any, where: str) -> None:
 def _take_environment(draft: config_rules.Draft, written: Mapping[str, Any], table: Mapping[str, Row]) -> None:
     """Fill in what the environment says and the user's code does not."""
     for variable, text in sorted(os.environ.items()):
-        if not variable.startswith(ENV_PREFIX):
-            continue
+        if not variable.startswith(ENV_PREFIX) or variable.startswith(f"{ENV_PREFIX}_"):
+            continue  # with two of them it is for a command line
         name = variable[len(ENV_PREFIX) :].lower()
         if name not in table:
             ignored = f"{variable}: the Trainer has no flag {name!r}, so this is ignored. {_instead(name, table)}"
