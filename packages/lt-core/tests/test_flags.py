@@ -65,7 +65,7 @@ def test_a_new_row_is_all_that_a_new_flag_takes(monkeypatch: pytest.MonkeyPatch)
 def test_the_trainer_takes_its_attributes_and_what_it_compares_from_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that is a live attribute is on the trainer, and a change of it is seen at an epoch's start."""
     monkeypatch.setattr("lt_core.trainer.trainer.FLAGS", rows(Louder))
-    monkeypatch.setattr("lt_core.trainer.trainer.parse", lambda written: parse(written, Louder))
+    monkeypatch.setattr("lt_core.trainer.trainer.parse", lambda written, **more: parse(written, Louder, **more))
     trainer: Any = Trainer(**QUIET)
     assert trainer.loudness == 3
     before = trainer._changeable()

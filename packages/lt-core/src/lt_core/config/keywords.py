@@ -55,6 +55,9 @@ def _fix(name: str, known: list[str]) -> str:
     meant = _MEANT.get(name)
     if meant in known:
         return f'Did you mean "{meant}"?'
+    near = nearest(name, known)
+    if near:
+        return near
     if name in FLAGS or name in ADVICE:
         return ADVICE.get(name) or f"It is a flag: Trainer({name}=...)."
-    return nearest(name, known) or f"It takes {', '.join(known)}."
+    return f"It takes {', '.join(known)}."
