@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ import torch
 from lt_core import Callback, Trainer
 from lt_core.checkpoint import load_checkpoint
 from lt_core.demos import BoringModel
-from lt_interface import Logger
+from lt_interface import Logger, World
 from lt_interface.registry import rescan
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
+    CollectivesConformance,
+    LauncherConformance,
     LoggerConformance,
     PrecisionConformance,
     StrategyConformance,
@@ -34,6 +37,9 @@ paper = outside_kit:PaperLogger
 32-rounded = outside_kit:RoundedPrecision
 [lt.strategies]
 loud = outside_kit:LoudStrategy
+averaging = outside_ranks:AveragingStrategy
+[lt.launchers]
+pair = test_launched_ranks:PairLauncher
 [lt.accelerators]
 other = outside_kit:OtherAccelerator
 [lt.checkpoint_io]
@@ -41,6 +47,7 @@ counting = outside_kit:CountingIO
 [lt.profilers]
 seconds = outside_kit:SecondsProfiler
 """
+FILES = {"third_party.py": "outside_kit", "third_party_ranks.py": "outside_ranks"}
 
 
 @pytest.fixture
@@ -49,14 +56,16 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     site = tmp_path_factory.mktemp("site")
     info = site / "outside_kit-1.0.dist-info"
     info.mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("third_party.py"), site / "outside_kit.py")
+    for here, name in FILES.items():
+        shutil.copy(Path(__file__).with_name(here), site / f"{name}.py")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-kit\nVersion: 1.0\n", encoding="utf-8")
     (info / "entry_points.txt").write_text(POINTS, encoding="utf-8")
     sys.path.insert(0, str(site))
     rescan()
     yield importlib.import_module("outside_kit")
     sys.path.remove(str(site))
-    del sys.modules["outside_kit"]
+    for name in FILES.values():
+        sys.modules.pop(name, None)
     rescan()
 
 
@@ -170,6 +179,24 @@ class TestAccelerator(AcceleratorConformance):
 @pytest.mark.usefixtures("kit")
 class TestStrategy(StrategyConformance):
     plugin = "loud"
+
+
+@pytest.mark.usefixtures("kit")
+class TestRanks(StrategyConformance):
+    plugin = "averaging"
+
+
+@pytest.mark.usefixtures("kit")
+class TestExchange(CollectivesConformance):
+    def make(self) -> Any:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return importlib.import_module("outside_ranks").exchange_of(World(rank=rank, size=size))
+
+
+@pytest.mark.usefixtures("kit")
+class TestLauncher(LauncherConformance):
+    plugin = "pair"
+    processes = 2
 
 
 @pytest.mark.usefixtures("kit")
