@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError
 
-from lt_core import Callback, Trainer
+from lt_core import Callback, LightningModule, Trainer
 from lt_core.checkpoint import load_checkpoint
 from lt_core.demos import BoringModel
-from lt_interface import Logger, World
+from lt_interface import Logger, RankFailedError, World
 from lt_interface.registry import rescan
 from lt_interface.testing import (
     AcceleratorConformance,
@@ -169,6 +172,82 @@ def test_a_profiler_by_name_times_the_hooks(kit: ModuleType) -> None:
     run.fit(BoringModel())
     [name] = [name for name in run.profiler.seconds if "on_train_batch_end" in name and "Sleeper" in name]
     assert run.profiler.seconds[name] > 0
+
+
+class Shared(LightningModule):
+    """Module of one's own optimizer, whose metrics are a mean over ranks and a metric object."""
+
+    def __init__(self, optimizer: str, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.error = MeanSquaredError()
+        self.chosen, self.options = optimizer, options
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = nn.functional.mse_loss(self.layers(batch[0]), batch[1])
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.error.update(self.layers(batch[0]), batch[1])
+        self.log("error", self.error)
+
+    def configure_optimizers(self) -> Any:
+        return getattr(torch.optim, self.chosen)(self.layers.parameters(), lr=0.05, **self.options)
+
+
+def loader(length: int, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
+    """Return a loader of fixed samples."""
+    x = torch.randn(length, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size, shuffle=shuffle)
+
+
+FITS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "uneven": (33, {"optimizer": "SGD", "momentum": 0.9}, {}),
+    "clipped-window": (70, {"optimizer": "AdamW"}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}),
+    "by-closure": (32, {"optimizer": "LBFGS", "max_iter": 3}, {}),
+}
+
+
+@pytest.mark.parametrize("case", FITS.values(), ids=list(FITS))
+@pytest.mark.usefixtures("kit")
+def test_ranks_by_name_are_one_training(case: tuple[int, dict[str, Any], dict[str, Any]]) -> None:
+    """Two ranks of a foreign strategy, which its own launcher starts, fit and measure as one process does."""
+    length, options, flags = case
+
+    def trained(size: int, **more: Any) -> tuple[Any, ...]:
+        model = Shared(**options).double()
+        run = trainer(max_steps=-1, max_epochs=2, accelerator="cpu", devices=size, **more, **flags)
+        torch.manual_seed(7)
+        run.fit(model, loader(length, 16 // size, shuffle=True), loader(13, 8 // size))
+        logged = {name: float(value) for name, value in run.callback_metrics.items()}
+        measured = dict(*run.validate(model, loader(13, 8 // size), verbose=False))
+        return model.layers.state_dict(), {**logged, "again": measured["error"]}, run.global_step
+
+    expected, found = trained(1), trained(2, strategy="averaging")
+    torch.testing.assert_close(found[0], expected[0], rtol=0.0, atol=1e-9)
+    assert found[1] == pytest.approx(expected[1])
+    assert found[2] == expected[2]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.usefixtures("kit")
+def test_a_failed_rank_ends_the_others(who: int) -> None:
+    """An error of one rank of a foreign strategy ends the other one by an error that names rank, step and hook."""
+
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1 and trainer.global_rank == who:
+                raise ValueError("no more")
+
+    run = trainer(strategy="averaging", accelerator="cpu", devices=2, callbacks=[Fails()])
+    with pytest.raises((ValueError, RankFailedError)) as caught:
+        run.fit(Shared("SGD").double(), loader(64, 8), loader(8, 8))
+    if who == 0:
+        assert str(caught.value) == "no more"
+    else:
+        assert "rank 1, fit, step 2, in on_train_batch_end: ValueError('no more')" in str(caught.value)
 
 
 @pytest.mark.usefixtures("kit")

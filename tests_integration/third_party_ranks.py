@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial, reduce
 from operator import or_
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import DistNetworkError, PrefixStore, TCPStore
 from torch.optim import Optimizer
 
 from lt_interface import (
@@ -54,14 +54,14 @@ class Rounds:
     def send(self, message: Any) -> None:
         """Give this rank's message of the next round."""
         self._round += 1
-        with _lost_means_failed():
+        with lost_store_is_failure():
             self._store.set(f"{self._name}/{self._round}/{self._rank}", pickle.dumps(message))
 
     def receive(self, what: str = "an exchange", timeout: float = BARRIER_SECONDS) -> list[Any]:
         """Return the messages of this round by rank, once all are there."""
         keys = [f"{self._name}/{self._round}/{rank}" for rank in range(self._size)]
         until = time.monotonic() + timeout
-        with _lost_means_failed():
+        with lost_store_is_failure():
             while True:
                 if self._store.check(["failed"]):
                     raise RankFailedError(self._store.get("failed").decode())
@@ -76,12 +76,13 @@ class Rounds:
         return found
 
 
-class _lost_means_failed(AbstractContextManager[None]):
-    """Context that takes the end of the store, which rank 0 holds, for a failure of rank 0."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, *rest: Any) -> None:
-        if isinstance(error, RuntimeError) and not isinstance(error, RankFailedError):
-            raise RankFailedError("rank 0: it must run as long as all others. Got the end of its store.") from error
+@contextmanager
+def lost_store_is_failure() -> Iterator[None]:
+    """Take the end of the store, which rank 0 holds, for a failure of rank 0."""
+    try:
+        yield
+    except DistNetworkError as error:
+        raise RankFailedError("rank 0: it must run as long as all others. Got the end of its store.") from error
 
 
 class StoreCollectives:
@@ -129,7 +130,7 @@ class StoreCollectives:
 
     def fail(self, text: str) -> None:
         """Record a failure, unless another rank did before."""
-        with suppress(RuntimeError):
+        with suppress(DistNetworkError):
             self._store.compare_set("failed", "", f"rank {self.rank}, {text}")
 
     def part(self) -> None:
@@ -216,6 +217,7 @@ class AveragingStrategy(WholeModuleStrategy):
     name, default_launcher = "averaging", "pair"
     device, collectives = torch.device("cpu"), PlainCollectives()
     _accelerator: Accelerator | None = None
+    _metrics: Sequence[Any] = ()
 
     def problems(self, plan: Plan, module: nn.Module | None = None) -> Sequence[Problem]:
         where = 'Trainer(strategy="averaging")'
@@ -243,6 +245,10 @@ class AveragingStrategy(WholeModuleStrategy):
         module = super().shard(module, precision, loads_weights)
         if self.world.size > 1:
             module.load_state_dict(self.collectives.broadcast_object(module.state_dict()))
+            self._metrics = [each for each in module.modules() if getattr(each, "dist_sync_fn", each) is None]
+        for each in self._metrics:
+            each.dist_sync_fn = lambda tensor, group=None: self.collectives.gather_object(tensor)
+            each.distributed_available_fn = lambda: True
         return module
 
     def engine(
@@ -265,7 +271,9 @@ class AveragingStrategy(WholeModuleStrategy):
     def leave(self, error: BaseException | None = None) -> None:
         if self._accelerator is not None:
             self._accelerator.teardown()
-            self._accelerator = None
+            for each in self._metrics:
+                each.dist_sync_fn, each.distributed_available_fn = None, torch.distributed.is_initialized
+            self._accelerator, self._metrics = None, ()
             if error is None and isinstance(self.collectives, StoreCollectives):
                 self.collectives.part()
 
