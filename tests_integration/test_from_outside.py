@@ -206,7 +206,7 @@ def loader(length: int, batch_size: int, shuffle: bool = False) -> DataLoader[An
 FITS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "uneven": (33, {"optimizer": "SGD", "momentum": 0.9}, {}),
     "clipped-window": (70, {"optimizer": "AdamW"}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}),
-    "by-closure": (32, {"optimizer": "LBFGS", "max_iter": 3}, {}),
+    "by-closure": (32, {"optimizer": "LBFGS", "line_search_fn": "strong_wolfe"}, {}),
 }
 
 
