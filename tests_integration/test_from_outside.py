@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,15 +14,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError
 
-from lt_core import Callback, Trainer
+from lt_core import Callback, LightningModule, Trainer
 from lt_core.checkpoint import load_checkpoint
 from lt_core.demos import BoringModel
-from lt_interface import Logger
+from lt_interface import Logger, RankFailedError, World
 from lt_interface.registry import rescan
 from lt_interface.testing import (
     AcceleratorConformance,
     CheckpointIOConformance,
+    CollectivesConformance,
+    LauncherConformance,
     LoggerConformance,
     PrecisionConformance,
     StrategyConformance,
@@ -34,6 +40,9 @@ paper = outside_kit:PaperLogger
 32-rounded = outside_kit:RoundedPrecision
 [lt.strategies]
 loud = outside_kit:LoudStrategy
+averaging = outside_ranks:AveragingStrategy
+[lt.launchers]
+pair = test_launched_ranks:PairLauncher
 [lt.accelerators]
 other = outside_kit:OtherAccelerator
 [lt.checkpoint_io]
@@ -41,6 +50,7 @@ counting = outside_kit:CountingIO
 [lt.profilers]
 seconds = outside_kit:SecondsProfiler
 """
+FILES = {"third_party.py": "outside_kit", "third_party_ranks.py": "outside_ranks"}
 
 
 @pytest.fixture
@@ -49,14 +59,16 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     site = tmp_path_factory.mktemp("site")
     info = site / "outside_kit-1.0.dist-info"
     info.mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("third_party.py"), site / "outside_kit.py")
+    for here, name in FILES.items():
+        shutil.copy(Path(__file__).with_name(here), site / f"{name}.py")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-kit\nVersion: 1.0\n", encoding="utf-8")
     (info / "entry_points.txt").write_text(POINTS, encoding="utf-8")
     sys.path.insert(0, str(site))
     rescan()
     yield importlib.import_module("outside_kit")
     sys.path.remove(str(site))
-    del sys.modules["outside_kit"]
+    for name in FILES.values():
+        sys.modules.pop(name, None)
     rescan()
 
 
@@ -162,6 +174,82 @@ def test_a_profiler_by_name_times_the_hooks(kit: ModuleType) -> None:
     assert run.profiler.seconds[name] > 0
 
 
+class Shared(LightningModule):
+    """Module of one's own optimizer, whose metrics are a mean over ranks and a metric object."""
+
+    def __init__(self, optimizer: str, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.error = MeanSquaredError()
+        self.chosen, self.options = optimizer, options
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = nn.functional.mse_loss(self.layers(batch[0]), batch[1])
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.error.update(self.layers(batch[0]), batch[1])
+        self.log("error", self.error)
+
+    def configure_optimizers(self) -> Any:
+        return getattr(torch.optim, self.chosen)(self.layers.parameters(), lr=0.05, **self.options)
+
+
+def loader(length: int, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
+    """Return a loader of fixed samples."""
+    x = torch.randn(length, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size, shuffle=shuffle)
+
+
+FITS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "uneven": (33, {"optimizer": "SGD", "momentum": 0.9}, {}),
+    "clipped-window": (70, {"optimizer": "AdamW"}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}),
+    "by-closure": (32, {"optimizer": "LBFGS", "line_search_fn": "strong_wolfe"}, {}),
+}
+
+
+@pytest.mark.parametrize("case", FITS.values(), ids=list(FITS))
+@pytest.mark.usefixtures("kit")
+def test_ranks_by_name_are_one_training(case: tuple[int, dict[str, Any], dict[str, Any]]) -> None:
+    """Two ranks of a foreign strategy, which its own launcher starts, fit and measure as one process does."""
+    length, options, flags = case
+
+    def trained(size: int, **more: Any) -> tuple[Any, ...]:
+        model = Shared(**options).double()
+        run = trainer(max_steps=-1, max_epochs=2, accelerator="cpu", devices=size, **more, **flags)
+        torch.manual_seed(7)
+        run.fit(model, loader(length, 16 // size, shuffle=True), loader(13, 8 // size))
+        logged = {name: float(value) for name, value in run.callback_metrics.items()}
+        measured = dict(*run.validate(model, loader(13, 8 // size), verbose=False))
+        return model.layers.state_dict(), {**logged, "again": measured["error"]}, run.global_step
+
+    expected, found = trained(1), trained(2, strategy="averaging")
+    torch.testing.assert_close(found[0], expected[0], rtol=0.0, atol=1e-9)
+    assert found[1] == pytest.approx(expected[1])
+    assert found[2] == expected[2]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.usefixtures("kit")
+def test_a_failed_rank_ends_the_others(who: int) -> None:
+    """An error of one rank of a foreign strategy ends the other one by an error that names rank, step and hook."""
+
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1 and trainer.global_rank == who:
+                raise ValueError("no more")
+
+    run = trainer(strategy="averaging", accelerator="cpu", devices=2, callbacks=[Fails()])
+    with pytest.raises((ValueError, RankFailedError)) as caught:
+        run.fit(Shared("SGD").double(), loader(64, 8), loader(8, 8))
+    if who == 0:
+        assert str(caught.value) == "no more"
+    else:
+        assert "rank 1, fit, step 2, in on_train_batch_end: ValueError('no more')" in str(caught.value)
+
+
 @pytest.mark.usefixtures("kit")
 class TestAccelerator(AcceleratorConformance):
     plugin = "other"
@@ -170,6 +258,24 @@ class TestAccelerator(AcceleratorConformance):
 @pytest.mark.usefixtures("kit")
 class TestStrategy(StrategyConformance):
     plugin = "loud"
+
+
+@pytest.mark.usefixtures("kit")
+class TestRanks(StrategyConformance):
+    plugin = "averaging"
+
+
+@pytest.mark.usefixtures("kit")
+class TestExchange(CollectivesConformance):
+    def make(self) -> Any:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return importlib.import_module("outside_ranks").exchange_of(World(rank=rank, size=size))
+
+
+@pytest.mark.usefixtures("kit")
+class TestLauncher(LauncherConformance):
+    plugin = "pair"
+    processes = 2
 
 
 @pytest.mark.usefixtures("kit")

@@ -74,6 +74,11 @@ class Engine(Protocol):
     The boundary of the window's last batch comes after the update. In every loop it comes before the schedulers and the
     hooks at the batch's end.
 
+    Ranks that share each batch step alike: once the backward pass of a window's last batch has ended, each gradient is
+    the mean over these ranks. The core has weighed their losses before, so that it is the mean over all samples. It
+    exchanges neither parameters nor buffers: an engine keeps both the same on every rank, and gives an optimizer that
+    decides by the loss of its closure, see `decides_by_closure`, the mean of that loss.
+
     Attributes:
         optimizers: The optimizers, in the user's order, perhaps wrapped; an ``index`` below counts them from 0. Users
             step and clear these, and hooks get them. Schedulers change the groups of the user's own optimizers, so

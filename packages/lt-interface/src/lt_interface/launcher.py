@@ -131,7 +131,11 @@ class Launcher(Protocol):
         """Run a call of the trainer in every rank, and return when all ranks have ended.
 
         The core calls it once for each ``fit``, ``validate``, ``test`` or ``predict``; an exception of a rank is
-        raised here.
+        raised here, and one that ends without a word is an error, too. No rank outlives the call, and the caller's
+        environment, folder, signal handlers and, where ranks are other processes, random state stay as they were.
+
+        Each rank that it starts finds its place in its environment, whatever the strategy: ``RANK``, ``WORLD_SIZE``,
+        ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, and in ``MASTER_ADDR`` and ``MASTER_PORT`` where rank 0 can be met.
 
         Args:
             main: A function at the top level of a module, which each rank calls with the request, or with its bytes.

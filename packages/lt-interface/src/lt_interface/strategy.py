@@ -264,7 +264,8 @@ class Strategy(Protocol):
         """Join the other ranks and set up this rank's device; ``device`` and ``collectives`` are valid from then on.
 
         Args:
-            cluster: The cluster environment that the user gave, or None.
+            cluster: The cluster environment that the user gave or that was detected; None where there is none. The
+                place of a rank that a launcher started is then in its environment, see `Launcher.launch`.
             accelerator: The kind of device; its ``setup`` is called here, once.
             devices: Indices of the devices of this node, at least one.
             plan: What was decided.
@@ -285,6 +286,10 @@ class Strategy(Protocol):
 
         The core calls it once, before optimizers are configured and before weights of a checkpoint are loaded. What
         needs another object around the module, such as a compiled or a wrapping one, belongs to the engine.
+
+        Ranks that hold the same parameters get the same values here, rank 0's. Metric objects of torchmetrics combine
+        the ranks' states by themselves, through torch's default process group; a strategy whose ranks have none gives
+        them its own exchange here, as ``dist_sync_fn`` and ``distributed_available_fn``, until ``leave``.
 
         Args:
             module: The user's module, on the CPU, the device or the meta device.
