@@ -161,9 +161,7 @@ def test_an_error_shows_the_flag_as_it_was_written() -> None:
     """What is wrong with an old flag's value is said of the old flag."""
     with pytest.raises(MisconfigurationException, match=r"^Trainer\(max_nb_epochs=-5\): "):
         parse({"max_nb_epochs": -5})
-    with pytest.raises(
-        MisconfigurationException, match=r"^Trainer\(tpu_cores=8\): this accelerator is not in this version"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"^Trainer\(tpu_cores=8\): this accelerator is not in"):
         parse({"tpu_cores": 8})
 
 
