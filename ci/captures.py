@@ -107,6 +107,67 @@ class Screen:
     widths: tuple[int, ...] = (80,)
 
 
+ENDS = """\
+import signal
+from datetime import timedelta
+from lt_core.callbacks import LambdaCallback
+
+def run(*callbacks, **flags):
+    clock, quiet = Clock(), dict(enable_progress_bar=False, enable_checkpointing=True)
+    trainer(clock, callbacks=list(callbacks), **quiet | flags).fit(Net((), clock), DATA, DATA[:8])
+
+def stop(trainer, *_):
+    trainer.should_stop = trainer.global_step == 20
+
+def terminate(trainer, *_):
+    if trainer.global_step == 20:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+run(ModelCheckpoint("best", monitor="val_loss"))
+run(max_steps=20)
+run(EarlyStopping("val_loss", stopping_threshold=0.46))
+run(max_time=timedelta(milliseconds=1))
+run(LambdaCallback(on_train_batch_end=stop))
+run(LambdaCallback(on_train_batch_end=terminate))
+"""
+MISTAKES = """\
+def shown(title, call):
+    print("#", title)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        try:
+            call()
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+    print(*(f"{one.category.__name__}: {one.message}" for one in seen), "", sep="\\n")
+
+def fit(net=None, **flags):
+    one = trainer(Clock(), 1, enable_progress_bar=False, callbacks=flags.pop("callbacks", []), **flags)
+    one.fit(net or Net((), Clock()), DATA, DATA[:8])
+    return one
+
+class ByStep(Net):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", 1.0, on_step=True, on_epoch=False)
+
+class Old(Net):
+    def training_epoch_end(self, outputs):
+        pass
+
+stopping = EarlyStopping("val_loss")
+shown("a monitor that is logged with on_epoch=False", lambda: fit(ByStep((), Clock()), callbacks=[stopping]))
+shown("a monitor with limit_val_batches=0", lambda: fit(limit_val_batches=0, callbacks=[stopping]))
+shown("a finished trainer that is fitted again", lambda: fit().fit(Net((), Clock()), DATA, DATA[:8]))
+shown("a hook of versions before 2.0", lambda: fit(Old((), Clock())))
+shown('accelerator="tpu"', lambda: fit(accelerator="tpu"))
+shown("sync_batchnorm=True with one device", lambda: fit(sync_batchnorm=True, devices=1))
+shown("fit(val_dataloader=...)", lambda: fit().fit(Net((), Clock()), DATA, val_dataloader=DATA))
+shown("max_epoch=3", lambda: fit(max_epoch=3))
+shown("an old flag", lambda: fit(row_log_interval=10))
+shown("an old flag beside the new one", lambda: fit(row_log_interval=10, log_every_n_steps=5))
+"""
+
+
 SCREENS = (
     Screen(
         "A training run",
@@ -146,6 +207,15 @@ SCREENS = (
         "one.test(net, DATA)\n"
         "one.predict(net, DATA)",
         (80,),
+    ),
+    Screen(
+        "How a run ends",
+        "One line says why, where, and which file is the best or the last; after a signal, with which call it goes on.",
+        ENDS,
+        (PIPE,),
+    ),
+    Screen(
+        "What is answered to mistakes", "One sentence with the place, the rule and what to write.", MISTAKES, (PIPE,)
     ),
 )
 
