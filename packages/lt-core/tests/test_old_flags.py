@@ -37,24 +37,27 @@ RENAMED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"replace_sampler_ddp": False}, {"use_distributed_sampler": False}),
     ({"replace_sampler_ddp_default": False}, {"use_distributed_sampler": False}),
     ({"terminate_on_nan": True}, {"detect_anomaly": True}),
-    ({"gpus": 2}, {"accelerator": "gpu", "devices": 2}),
-    ({"gpus": "0,1"}, {"accelerator": "gpu", "devices": "0,1"}),
-    ({"gpus": -1}, {"accelerator": "gpu", "devices": -1}),
     ({"gpus": 0}, {"accelerator": "cpu"}),
     ({"gpus": None}, {"accelerator": "cpu"}),
     ({"tpu_cores": None}, {}),
     ({"num_processes": 2}, {"accelerator": "cpu", "devices": 2}),
     ({"num_processes": 1}, {}),
-    ({"distributed_backend": "ddp"}, {"strategy": "ddp"}),
-    ({"distributed_backend": "ddp_cpu", "num_processes": 2}, {"accelerator": "cpu", "strategy": "ddp", "devices": 2}),
     ({"distributed_backend": None}, {}),
-    ({"use_amp": True}, {"precision": "16-mixed"}),
     ({"use_amp": False}, {}),
     ({"checkpoint_callback": False}, {"enable_checkpointing": False}),
     ({"reload_dataloaders_every_epoch": True}, {"reload_dataloaders_every_n_epochs": 1}),
     ({"max_time": 90}, {"max_time": timedelta(seconds=90)}),
     ({"early_stop_callback": False}, {}),
     ({"profiler": True}, {}),
+]
+# What these name is in another package.
+ELSEWHERE: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"gpus": 2}, {"accelerator": "gpu", "devices": 2}),
+    ({"gpus": "0,1"}, {"accelerator": "gpu", "devices": "0,1"}),
+    ({"gpus": -1}, {"accelerator": "gpu", "devices": -1}),
+    ({"distributed_backend": "ddp"}, {"strategy": "ddp"}),
+    ({"distributed_backend": "ddp_cpu", "num_processes": 2}, {"accelerator": "cpu", "strategy": "ddp", "devices": 2}),
+    ({"use_amp": True}, {"precision": "16-mixed"}),
 ]
 NO_MEANING = {
     "process_position": 1,
@@ -104,6 +107,14 @@ def test_an_old_flag_is_todays(old: dict[str, Any], new: dict[str, Any]) -> None
     assert future(seen)[0].startswith(f"Trainer({next(iter(old))}=")
     for name in new:
         assert any(f"{name}=" in text for text in future(seen)), name
+
+
+@pytest.mark.parametrize(("old", "new"), ELSEWHERE, ids=str)
+def test_an_old_flag_names_what_another_package_has(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """An old flag for cards, processes or a number format becomes today's flags, whatever is installed."""
+    found = modern(old)
+    assert found.flags == new
+    assert [text.partition("=")[0] for text in found.warnings] == [f"Trainer({name}" for name in old]
 
 
 @pytest.mark.parametrize("flag", NO_MEANING)

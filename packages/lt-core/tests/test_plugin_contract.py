@@ -284,5 +284,6 @@ def test_a_precision_gets_the_device_before_the_model_is_made() -> None:
 
     trainer = fit(Late(), SingleDeviceStrategy(), precision=Tuned())
     assert seen == [torch.device("cpu"), "configure_model", "convert"]
+    trainer.max_epochs += 1
     trainer.fit(Late(), BATCHES)
     assert len(seen) == 6
