@@ -1,6 +1,6 @@
 """Offer the smallest modules and data that train, for bug reports and tests."""
 
-from lt_core.demos.boring import (
+from lt_core.demos.boring_classes import (
     BoringDataModule,
     BoringModel,
     ManualOptimBoringModel,

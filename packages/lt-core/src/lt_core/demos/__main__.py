@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lt_core.demos.boring import BoringDataModule, BoringModel, ManualOptimBoringModel
+from lt_core.demos.boring_classes import BoringDataModule, BoringModel, ManualOptimBoringModel
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
