@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+import pkgutil
+import re
 import subprocess
 import sys
 from typing import Any
@@ -83,6 +86,18 @@ def test_a_name_that_is_not_here_is_answered(module: str, name: str) -> None:
     """Importing what this version does not have says so, with what to do instead, from wherever it is tried."""
     with pytest.raises(ImportError, match=rf"{module}\.{name}: this version does not have it\. [A-Z].*\.$"):
         exec(f"from {module} import {name}", {})
+
+
+def test_answers_name_what_is_here() -> None:
+    """What an answer names of this package, of a trainer or of a callback can be found."""
+    trainer = lt_core.Trainer(max_epochs=1, logger=False)
+    for text in ABSENT.values():
+        for path in re.findall(r"lt_core(?:\.\w+)+", text):
+            pkgutil.resolve_name(path)
+        for path in re.findall(r"trainer((?:\.\w+)+)", text):
+            assert operator.attrgetter(path[1:])(trainer) is not None
+        for hook in re.findall(r"\bon_\w+", text):
+            assert hasattr(lt_core.Callback, hook)
 
 
 def test_no_answer_hides_what_is_here() -> None:

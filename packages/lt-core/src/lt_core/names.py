@@ -22,7 +22,7 @@ _FREEZE = "Set requires_grad of layers in on_train_epoch_start; the optimizer ma
 _TRIES = "Fit for a few steps with each of some values: Trainer(max_steps=...)."
 _PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
 _DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
-_LOGGER = "Subclass lt_core.loggers.VersionedLogger or Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
+_LOGGER = "Subclass lt_core.loggers.Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
 
 ABSENT = {
@@ -34,7 +34,7 @@ ABSENT = {
     "CometLogger": _LOGGER,
     "DataHooks": _HOOKS,
     "DeepSpeedStrategy": _DDP,
-    "DeviceStatsMonitor": "Log trainer.accelerator.get_device_stats(device) in a hook of a callback.",
+    "DeviceStatsMonitor": "Log trainer.accelerator.stats(trainer.strategy.root_device) in a hook of a callback.",
     "EMAWeightAveraging": _AVERAGE,
     "FSDPStrategy": _DDP,
     "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
