@@ -148,6 +148,15 @@ def test_an_old_flag_that_is_a_callback_today(written: dict[str, Any], kind: typ
     assert mine in trainer.callbacks
 
 
+@pytest.mark.parametrize("callbacks", [None, (), [], RichProgressBar()], ids=["None", "tuple", "list", "one"])
+def test_an_old_flag_takes_no_callback_away(callbacks: Any) -> None:
+    """In whatever form the user's callbacks come, and if there are none, the flag's callback is added to them."""
+    found = modern({"callbacks": callbacks, "weights_summary": "top"}).flags["callbacks"]
+    own = [callbacks] if isinstance(callbacks, RichProgressBar) else []
+    assert found[:-1] == own
+    assert isinstance(found[-1], ModelSummary)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

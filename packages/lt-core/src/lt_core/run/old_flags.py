@@ -178,9 +178,8 @@ def modern(written: Mapping[str, Any]) -> Modern:
         del flags[old]
         for name, new in found.items():
             if name == "callbacks":
-                given = written.get(name) or []
-                before = flags.get(name, given if isinstance(given, list | tuple) else [given])
-                flags[name] = [*(before if isinstance(before, list | tuple) else [before]), *new]
+                own = flags.get(name) or []
+                flags[name] = [*(own if isinstance(own, list | tuple) else [own]), *new]
             elif name in written and name != old:
                 where = f"Trainer({old}={value!r}, {name}={written[name]!r})"
                 fix = f"Leave {old} out."
