@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any
@@ -21,7 +22,7 @@ OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
 STAGES = ("train", "val", "test")
 
 
-class TaskModule(LightningModule):
+class TaskModule(LightningModule, ABC):
     """Base of ready modules: a subclass says how a batch is divided, and what its loss is.
 
     The loss is logged as ``train_loss``, ``val_loss`` and ``test_loss``, each metric by its name behind the same word.
@@ -71,13 +72,13 @@ class TaskModule(LightningModule):
         fix = "Let the dataset give (input, target), or override divide()."
         raise ConfigError(Problem(where, "a batch must be a pair of input and target", got, fix))
 
+    @abstractmethod
     def assess(self, batch: Any) -> tuple[Tensor, Any, Any]:
         """Return the loss of a batch, with the output and the target for the metrics.
 
         Args:
             batch: What the loader gave.
         """
-        raise NotImplementedError
 
     def step(self, batch: Any, stage: str) -> Tensor:
         """Return the loss of a batch, and log it with the metrics.

@@ -78,7 +78,11 @@ class _Supervised(TaskModule):
         """Return loss, output and target of a batch."""
         x, target = self.divide(batch)
         output = self(x)
+        self._match(output, target)
         return self.loss(output, target), output, target
+
+    def _match(self, output: Any, target: Any) -> None:
+        """Refuse an output that does not fit the target; any does here."""
 
 
 class RegressionModel(_Supervised):
@@ -101,19 +105,11 @@ class RegressionModel(_Supervised):
     _loss = staticmethod(functional.mse_loss)
     _metrics_of_task = {"mae": _absolute_error}
 
-    def assess(self, batch: Any) -> tuple[Tensor, Any, Any]:
-        """Return loss, output and target of a batch.
-
-        Raises:
-            ConfigError: If output and target have other shapes.
-        """
-        x, target = self.divide(batch)
-        output = self(x)
+    def _match(self, output: Any, target: Any) -> None:
         if isinstance(output, Tensor) and isinstance(target, Tensor) and output.shape != target.shape:
             where, got = f"{type(self).__name__}.forward", f"{tuple(output.shape)} and {tuple(target.shape)}"
             rule = "the output must have the target's shape"
             raise ConfigError(Problem(where, rule, got, "Write output.squeeze(1) or target.unsqueeze(1)."))
-        return self.loss(output, target), output, target
 
 
 class ClassificationModel(_Supervised):
