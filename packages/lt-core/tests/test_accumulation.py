@@ -13,7 +13,12 @@ from lt_core import LightningModule, Trainer
 from lt_core.callbacks import GradientAccumulationScheduler, LambdaCallback
 from lt_interface import MisconfigurationException
 
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 BATCHES = list(torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(1)))
 
 
@@ -35,7 +40,7 @@ class Net(LightningModule):
 def fit(epochs: int, schedule: dict[int, int], **flags: Any) -> tuple[Net, Trainer]:
     net, path = Net(), flags.pop("ckpt_path", None)
     callbacks = [GradientAccumulationScheduler(schedule), *flags.pop("callbacks", [])]
-    trainer = Trainer(**{**QUIET, "enable_checkpointing": False, "max_epochs": epochs, "callbacks": callbacks, **flags})
+    trainer = Trainer(**{**QUIET, "max_epochs": epochs, "callbacks": callbacks, **flags})
     trainer.fit(net, BATCHES, ckpt_path=path)
     return net, trainer
 
