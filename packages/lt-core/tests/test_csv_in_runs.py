@@ -219,7 +219,7 @@ def test_the_command_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_what_lies_in_a_lock_file_stops_nobody(tmp_path: Path) -> None:
-    """A lock file that a dead process left, with its number or with rubbish, is taken over."""
+    """A lock file that a dead process left, with its number or with rubbish, is taken over, and goes with the run."""
     folder = tmp_path / "lightning_logs" / "version_0"
     folder.mkdir(parents=True)
     for left in ("999999 elsewhere and a longer name than any of ours", "rubbish", "", "\0\0"):
@@ -228,8 +228,7 @@ def test_what_lies_in_a_lock_file_stops_nobody(tmp_path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer(logger, tmp_path).fit(Numbers(), DATA)
-        assert (folder / "metrics.journal.lock").read_text().split(" ")[0] == str(os.getpid())
-        assert "longer name" not in (folder / "metrics.journal.lock").read_text()
+        assert not list(tmp_path.rglob("*.lock"))
 
 
 def test_segments_name_their_parents(tmp_path: Path) -> None:

@@ -395,6 +395,33 @@ def test_what_an_earlier_holder_left_in_the_locks_file_is_replaced(tmp_path: Pat
     lock.release()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="locks of this kind")
+def test_the_lock_s_file_goes_with_its_holder(tmp_path: Path) -> None:
+    """One who opened the file while another gave it up does not hold the old file beside a holder of a new one."""
+    first, second = JournalLock(tmp_path / "j"), JournalLock(tmp_path / "j")
+    assert first.acquire(alone=True)
+    code = (
+        "import sys; from lt_core.tracking.lock import JournalLock; import fcntl\n"
+        "flock, lock = fcntl.flock, JournalLock(sys.argv[1])\n"
+        "def waits(fd, how):\n"
+        "    fcntl.flock = flock\n"
+        "    print('opened', flush=True); sys.stdin.readline(); flock(fd, how)\n"
+        "fcntl.flock = waits\n"
+        "print(lock.acquire(), flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "j")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin and other.stdout
+        assert other.stdout.readline() == "opened\n"
+        first.release()
+        assert not Path(first.path).exists()
+        other.stdin.write("go on\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "True\n"
+        assert not second.acquire()
+        other.communicate("\n", timeout=60)
+
+
 def test_hung_call_that_comes_back_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """A logger whose call hung over the end of one run and is fed by the next gets each record once."""
     monkeypatch.setattr(module, "HANG_SECONDS", 0.2)

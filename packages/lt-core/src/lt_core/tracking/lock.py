@@ -62,19 +62,29 @@ class JournalLock:
             if held is not None:
                 held[1] += not alone
                 return not alone
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(fd)
+            if (fd := self._locked(fcntl)) is None:
                 return False
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()} {os.uname().nodename}".encode(), 0)
             _held[os.getpid(), self.path] = [fd, 1]
             return True
 
+    def _locked(self, fcntl: Any) -> int | None:
+        """Return the descriptor of the locked file; None if another process has it."""
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(fd)
+                return None
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(fd), os.stat(self.path)):
+                    return fd
+            os.close(fd)  # whoever had it took the file away in between, and somebody may hold a new one
+
     def release(self) -> None:
-        """Give it up; the last holder of this process frees it."""
+        """Give it up; the last holder of this process frees it, and takes its file away."""
         with _guard:
             held = _held.get((os.getpid(), self.path))
             if held is None:
@@ -82,6 +92,8 @@ class JournalLock:
             held[1] -= 1
             if not held[1]:
                 del _held[os.getpid(), self.path]
+                with suppress(OSError):
+                    os.unlink(self.path)
                 os.close(held[0])
 
     def refusal(self, where: str, rule: str, fix: str) -> ConfigError:

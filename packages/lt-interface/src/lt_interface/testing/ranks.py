@@ -16,12 +16,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 __all__ = ["RankError", "RanksTimeoutError", "free_port", "run_ranks"]
 
 # Seconds for a rank to write where it stands, and for the kernel to end it if this process is gone.
 _MOMENT, _GRACE = 0.3, 5
+_CALLS = 15  # of a thread that are shown
 
 
 class RankError(RuntimeError):
@@ -173,13 +174,32 @@ def _collect(ranks: Sequence[Any], ends: Sequence[Connection], where: Sequence[s
 
 
 def _standing(ranks: Sequence[Any], where: Sequence[str], waiting: set[int]) -> str:
-    """Return where the ranks stand whose results are missing."""
-    for rank in waiting:
-        os.kill(ranks[rank].pid, signal.SIGUSR1)
-    time.sleep(_MOMENT)
+    """Return where the ranks stand whose results are missing, and the processes that they started."""
     lines = []
     for rank, file in enumerate(where):
+        if rank not in waiting:
+            lines.append(f"rank {rank} was done.")
+            continue
+        pid = ranks[rank].pid
         with open(file, encoding="utf-8") as dump:
-            text = dump.read().strip()
-        lines.append(f"rank {rank} stood at:\n{text}" if rank in waiting else f"rank {rank} was done.")
+            lines.append(f"rank {rank} stood at:\n{_stack(pid, dump)}")
+            lines += [f"a child of rank {rank} stood at:\n{_stack(child, dump)}" for child in _children(pid)]
     return "ranks: all must be done in time. " + "\n".join(lines)
+
+
+def _stack(pid: int, dump: TextIO) -> str:
+    """Let a process write where it stands; of its threads, return those that do not rest, and their last calls."""
+    os.kill(pid, signal.SIGUSR1)
+    time.sleep(_MOMENT)
+    threads = [block.splitlines() for block in dump.read().strip().split("\n\n")]
+    busy = [lines for lines in threads if lines[0].startswith("Current") or "/threading.py" not in "".join(lines[1:2])]
+    return "\n".join(line for lines in busy for line in lines[: 1 + _CALLS])
+
+
+def _children(pid: int) -> list[int]:
+    """Return the children of a process, on Linux; forked ones write to its file, too."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="utf-8") as names:
+            return [int(name) for name in names.read().split()]
+    except OSError:
+        return []
