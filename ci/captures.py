@@ -6,6 +6,7 @@ takes a picture at that moment; its end is one in any case. `Clock` lets a progr
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "captures.md"
+PICTURE = PAGE.parent / "pictures" / "history.png"
 INTRODUCTION = """\
 # What you see
 
@@ -29,6 +31,7 @@ its bar, with `leave=False` only the last one's stays; `Trainer(enable_progress_
 a block of the cell's output is replaced in place: the bar, below a table with a row for each epoch that is over.
 """
 PIPE = 0  # a width: no terminal at all
+NOTEBOOK = -1  # a width: what a program prints is the HTML of a notebook's cells; a picture becomes a file
 HOME = "/home/you/my-models"  # what a program's folder, /tmp/model-abcdefgh, is called on the page
 LINES = 40
 SECONDS = 240  # for a program, on a busy machine
@@ -98,7 +101,7 @@ class Screen:
         title: Heading on the page.
         words: What is shown.
         program: Its source; what `PREAMBLE` defines is at hand.
-        widths: Columns of the terminals; `PIPE` is none.
+        widths: Columns of the terminals; `PIPE` and `NOTEBOOK` are none.
     """
 
     title: str
@@ -107,6 +110,37 @@ class Screen:
     widths: tuple[int, ...] = (80,)
 
 
+CELLS = """\
+from types import SimpleNamespace
+
+class Block:
+    def __init__(self, forms, raw, display_id):
+        self.update(forms)
+    def update(self, forms, raw=True):
+        self.html = forms["text/html"]
+        Block.newest = self
+
+kernel = SimpleNamespace(kernel=None)
+sys.modules["IPython"] = SimpleNamespace(get_ipython=lambda: kernel)
+sys.modules["IPython.display"] = SimpleNamespace(display=Block)
+Net.shown = lambda self, place: print(Block.newest.html) if (self.current_epoch, place) == (2, 8) else None
+clock = Clock()
+one = trainer(clock)
+one.fit(Net((), clock), DATA, DATA[:8])
+del sys.modules["IPython"], sys.modules["IPython.display"]
+print(Block.newest.html, one.history._repr_html_(), sep="\\n")
+"""
+TOOLS = """\
+import subprocess
+
+clock = Clock()
+quiet = dict(enable_progress_bar=False, enable_checkpointing=True)
+trainer(clock, 1, callbacks=[ModelCheckpoint("saved")], **quiet).fit(Net((), clock), DATA, DATA[:8])
+for words in ("lt_core", "lt_core.checkpoint show saved/epoch=0-step=16.ckpt", "lt_core.checkpoint verify saved/*.ckpt"):
+    print("$ python -m", words, flush=True)
+    subprocess.run(f"{sys.executable} -m {words}", shell=True)
+    print(flush=True)
+"""
 ENDS = """\
 import signal
 from datetime import timedelta
@@ -197,6 +231,12 @@ SCREENS = (
         (PIPE,),
     ),
     Screen(
+        "A notebook",
+        "The block of the cell that called `fit`, in mid-epoch and at its end; a cell whose last line is `trainer.history`.",
+        CELLS,
+        (NOTEBOOK,),
+    ),
+    Screen(
         "Validation, test and prediction",
         "Each leaves a line.",
         "clock, net = Clock(), None\n"
@@ -215,6 +255,12 @@ SCREENS = (
         (PIPE,),
     ),
     Screen(
+        "What is installed, and what a checkpoint holds",
+        "For a report of a fault, and for a file from elsewhere.",
+        TOOLS,
+        (PIPE,),
+    ),
+    Screen(
         "What is answered to mistakes", "One sentence with the place, the rule and what to write.", MISTAKES, (PIPE,)
     ),
 )
@@ -229,13 +275,15 @@ def pictures(screen: Screen, width: int) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="model-", dir="/tmp") as folder:
         home = Path(folder)
         (home / "program.py").write_text(f"{PREAMBLE}\n{screen.program}\n", encoding="utf-8")
+        if width == NOTEBOOK:
+            return list(_in_pipe(home, "2>/dev/null"))
         shown = list(_in_pipe(home) if width == PIPE else _in_terminal(home, width))
     shown = [text.replace(folder, HOME) for text in shown]
     return ["\n".join(line.rstrip() for line in text.splitlines()).strip("\n") for text in shown]
 
 
-def _in_pipe(home: Path) -> Iterator[str]:
-    command = f"{shlex.quote(sys.executable)} program.py 2>&1"
+def _in_pipe(home: Path, errors: str = "2>&1") -> Iterator[str]:
+    command = f"{shlex.quote(sys.executable)} program.py {errors}"
     end = subprocess.run(
         command, shell=True, cwd=home, capture_output=True, encoding="utf-8", timeout=SECONDS, check=False
     )
@@ -274,13 +322,29 @@ def section(screen: Screen) -> str:
     parts = [f"## {screen.title}", screen.words]
     with ThreadPoolExecutor(len(screen.widths)) as pool:
         for width, shown in zip(screen.widths, pool.map(lambda w: pictures(screen, w), screen.widths), strict=True):
+            if width == NOTEBOOK:
+                parts.append(_cells(shown[0]))
+                continue
             parts.append("In a pipe:" if width == PIPE else f"In {width} columns:")
             parts += [f"```text\n{text}\n```" for text in shown]
     return "\n\n".join(parts) + "\n"
 
 
+def _cells(shown: str) -> str:
+    """Return HTML as the page has it; `--write` writes its picture."""
+    picture = re.search(r'<img [^>]*base64,([^"]*)">', shown)
+    if picture is None:
+        return f"```{{raw}} html\n{shown.strip()}\n```"
+    if "--write" in sys.argv:
+        PICTURE.parent.mkdir(exist_ok=True)
+        PICTURE.write_bytes(base64.b64decode(picture[1]))
+    return f"{_cells(shown.replace(picture[0], ''))}\n\n![metrics by step]({PICTURE.parent.name}/{PICTURE.name})"
+
+
 def masked(text: str) -> str:
     """Return a text without what differs from run to run: durations, speeds, and the bar that fills the rest."""
+    text = re.sub(r"^(packages|python|needs|devices|variables) .*", r"\1", text, flags=re.M)  # and by machine
+    text = re.sub(r"[\d,]+ bytes|torch [\d.]+(\+\w+)?|run +\w{16}, begun .*", "0", text)
     text = re.sub(r"\d+:\d\d(:\d\d)?|\d+(\.\d+)? (m?s|it/s|s/it)\b", "0 s", text)
     return re.sub(r"[━╸╺]+", "━", text)
 

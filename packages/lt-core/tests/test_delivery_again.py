@@ -411,7 +411,8 @@ def test_the_lock_s_file_goes_with_its_holder(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path / "j")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdin and other.stdout
+        assert other.stdin
+        assert other.stdout
         assert other.stdout.readline() == "opened\n"
         first.release()
         assert not Path(first.path).exists()

@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TextIO
 
@@ -189,7 +190,8 @@ def _standing(ranks: Sequence[Any], where: Sequence[str], waiting: set[int]) -> 
 
 def _stack(pid: int, dump: TextIO) -> str:
     """Let a process write where it stands; of its threads, return those that do not rest, and their last calls."""
-    os.kill(pid, signal.SIGUSR1)
+    with suppress(ProcessLookupError):  # over since
+        os.kill(pid, signal.SIGUSR1)
     time.sleep(_MOMENT)
     threads = [block.splitlines() for block in dump.read().strip().split("\n\n")]
     busy = [lines for lines in threads if lines[0].startswith("Current") or "/threading.py" not in "".join(lines[1:2])]
