@@ -136,9 +136,9 @@ import subprocess
 clock = Clock()
 quiet = dict(enable_progress_bar=False, enable_checkpointing=True)
 trainer(clock, 1, callbacks=[ModelCheckpoint("saved")], **quiet).fit(Net((), clock), DATA, DATA[:8])
-for words in ("lt_core", "lt_core.checkpoint show saved/epoch=0-step=16.ckpt", "lt_core.checkpoint verify saved/*.ckpt"):
-    print("$ python -m", words, flush=True)
-    subprocess.run(f"{sys.executable} -m {words}", shell=True)
+for words in ("", ".checkpoint show saved/epoch=0-step=16.ckpt", ".checkpoint verify saved/*.ckpt"):
+    print(f"$ python -m lt_core{words}", flush=True)
+    subprocess.run(f"{sys.executable} -m lt_core{words}", shell=True)
     print(flush=True)
 """
 ENDS = """\
@@ -232,7 +232,7 @@ SCREENS = (
     ),
     Screen(
         "A notebook",
-        "The block of the cell that called `fit`, in mid-epoch and at its end; a cell whose last line is `trainer.history`.",
+        "The block of the cell that calls `fit`, in mid-epoch and at its end; a cell whose last line is the history.",
         CELLS,
         (NOTEBOOK,),
     ),
