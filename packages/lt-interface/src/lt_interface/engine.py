@@ -20,7 +20,8 @@ def decides_by_closure(optimizer: Optimizer) -> bool:
     """Return whether an optimizer may call its closure as it likes, and decide by the loss that it returns.
 
     So do those that cannot do without one, as LBFGS, and all that take one and are not torch's, since nothing says
-    what they do with it: SAM and its like call it twice.
+    what they do with it: SAM and its like call it twice. One that calls it once, before it steps, says so by an
+    attribute of its class, ``computes_loss_once = True``.
 
     Args:
         optimizer: The optimizer.
@@ -43,7 +44,8 @@ def decides_by_closure(optimizer: Optimizer) -> bool:
         parameters = signature(step).parameters.values()
     except (TypeError, ValueError):
         return False
-    foreign = not str(getattr(step, "__module__", "")).startswith("torch.")
+    once = getattr(optimizer, "computes_loss_once", False) is True
+    foreign = not once and not str(getattr(step, "__module__", "")).startswith("torch.")
     return any(
         (p.kind is p.VAR_POSITIONAL and foreign) or (p.name == "closure" and (p.default is p.empty or foreign))
         for p in parameters
