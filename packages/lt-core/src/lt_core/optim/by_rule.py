@@ -81,11 +81,12 @@ class ByRule(Optimizer):
     ) -> None:
         self._rules, self._given, self._forms = read_rules(rules, default)
         self._has_default = default is not None
+        self._options = {key for given in self._given for key in given} - {"optimizer", *FACTORS}
         self._module = weakref.ref(params) if isinstance(params, nn.Module) else None
         self._places: dict[Tensor, Place] = places_of(params) if isinstance(params, nn.Module) else {}
         self.optimizers: dict[str, Optimizer] = {}
         each = [one for group in self._opened(params) for one in self._settled(group)]
-        raise_problems(self._problems(self._places or [one["params"][0] for one in each]))
+        raise_problems(self._problems(self._places if self._module else [one["params"][0] for one in each]))
         groups = merge_groups(each)
         built = [self._built(number, form, groups) for number, form in enumerate(self._forms)]
         raise_problems([problem for problems in built for problem in problems])
@@ -176,7 +177,7 @@ class ByRule(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs; it knows the names of the parameters that were seen, but no module."""
-        own = ("_rules", "_given", "_forms", "_places", "_has_default", "optimizers")
+        own = ("_rules", "_given", "_options", "_forms", "_places", "_has_default", "optimizers")
         return {**super().__getstate__(), **{key: getattr(self, key) for key in own}, "_module": None}
 
     def __repr__(self) -> str:
@@ -277,10 +278,8 @@ class ByRule(Optimizer):
                     group[key] = group[key] * group[factor]
                 elif group[factor] != 1.0:
                     unknown[key] = factor
-            options = {key for given in self._given for key in given} - {"optimizer", *FACTORS}
-            unknown |= {
-                key: f"options[{key!r}]" for key in group if key in options - set(self.optimizers[label].defaults)
-            }
+            foreign = self._options - set(self.optimizers[label].defaults)
+            unknown |= {key: f"options[{key!r}]" for key in group if key in foreign}
         fix = "Leave it out for its parameters, by a rule of their own."
         return [Problem(WHERE, f"{label} has no {key}", given, fix) for key, given in unknown.items()]
 
@@ -300,10 +299,8 @@ class ByRule(Optimizer):
             found: dict[str, Any] = {}
             for number in self._met(parameter):
                 met.add(number)
-                given = self._given[number]
-                acts.update(
-                    {number} if any(found.setdefault(key, value) == value for key, value in given.items()) else ()
-                )
+                same = [found.setdefault(key, value) == value for key, value in self._given[number].items()]
+                acts |= {number} if any(same) else set()
         problems = []
         for number, rule in enumerate(self._rules):
             where = f"{WHERE}, rules[{number}]"
@@ -311,8 +308,8 @@ class ByRule(Optimizer):
                 meant = hint(rule, [(p, self._places.get(p, Place())) for p in known])
                 problems.append(Problem(where, "a rule must mean a parameter", repr(rule), meant))
             elif number not in acts:
-                rule_text = "all that it gives is given by rules above it, to each parameter that it means"
-                problems.append(Problem(where, rule_text, repr(rule), "Move it up, or drop it."))
+                said = "rules above it give all that it gives, to each parameter that it means"
+                problems.append(Problem(where, said, repr(rule), "Move it up, or drop it."))
         return problems + self._loose([p for p in known if p.requires_grad])
 
     def _nameless(self, parameters: list[Tensor]) -> list[Problem]:

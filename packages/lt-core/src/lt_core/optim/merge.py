@@ -31,9 +31,9 @@ def merge_groups(groups: Any) -> Any:
 
     Args:
         groups: What an optimizer takes as its first argument: groups, or parameters, with or without names. Or an
-            optimizer, whose groups are joined in place: its states stay with their parameters. Schedulers count
-            groups, so it comes before them. Its ``state_dict`` has the joined groups; in this trainer's checkpoints
-            parameters have names, so that those of unmerged runs are still resumed from, and the other way round.
+            optimizer, whose groups are joined in place: its states stay with their parameters. A scheduler counts the
+            groups, so it comes later. A ``state_dict`` has the groups of its time: one of unmerged groups is loaded
+            before they are joined, and a run is resumed with the groups that its checkpoint was written with.
 
     Returns:
         New groups, the given ones left as they were; or the optimizer.
