@@ -1,4 +1,4 @@
-"""Several optimizers as one by rules: compared with two by hand, resumed, extended, and refused where a rule is wrong."""
+"""Several optimizers as one by rules: compared with two by hand, resumed, extended, and refused."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def test_a_fit_is_two_optimizers_by_hand_to_the_bit() -> None:
 def test_matrices_go_to_muon() -> None:
     """Hidden matrices under Muon and the rest under AdamW are what both do alone."""
     net, twin = Net(), Net()
-    optimizer: Any = ByRule(net, [Rule(dims=2, exclude="embed|head", optimizer=partial(torch.optim.Muon, lr=0.02))], REST)
+    optimizer: Any = ByRule(
+        net, [Rule(dims=2, exclude="embed|head", optimizer=partial(torch.optim.Muon, lr=0.02))], REST
+    )
     hidden = [twin.hidden[0].weight, twin.hidden[2].weight]
     others = [p for p in twin.parameters() if not any(p is h for h in hidden)]
     pair: list[Any] = [torch.optim.Muon(hidden, lr=0.02), REST(others)]
@@ -297,7 +299,7 @@ def test_mappings_are_rules_too() -> None:
 
 
 def test_parameters_without_a_module() -> None:
-    """Named parameters serve patterns; bare ones serve rules on dimensions, and ask for the module where more is asked."""
+    """Named parameters serve patterns; bare ones serve rules on dimensions, and no more."""
     net = Net()
     optimizer = ByRule(net.named_parameters(), net.rules, REST)
     assert names_by_group(optimizer, net) == names_by_group(ByRule(net, net.rules, REST), net)
