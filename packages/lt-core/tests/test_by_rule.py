@@ -221,7 +221,7 @@ def test_print_shows_what_goes_where() -> None:
         "ByRule: 9 parameters in 3 groups",
         "  SGD        lr 0.1   weight_decay 0    32 values in 2: hidden.0.weight, hidden.2.weight",
         "  AdamW      lr 0.01  weight_decay 0.1  64 values in 2: embed.weight, head.weight",
-        "  AdamW_wd0  lr 0.01  weight_decay 0    24 values in 5: hidden.0.bias, hidden.1.weight, hidden.1.bias and 2 more",
+        "  AdamW_wd0  lr 0.01  weight_decay 0    24 values in 5: hidden.0.bias, hidden.1.weight, hidden.1.bias and 2 more",  # noqa: E501
     ]
 
 
