@@ -25,9 +25,9 @@ def merge_groups(groups: Any) -> Any:
     """Join parameter groups whose options are equal; training stays the same to the bit.
 
     A joined group stands where the first of its groups stood, its parameters in their order, with their names. Options
-    are equal if they have the same type and value; one that only some groups name tells these apart, and so does a
-    ``"name"``. Where groups that did not follow one another are joined, parameters come in another order, so that the
-    norm by which gradients are clipped may differ in its last bit.
+    are equal if they have the same type and value; groups of which only one names an option stay apart, and so do those
+    of different ``"name"``. Where groups that did not follow one another are joined, parameters come in another order,
+    so that the norm by which gradients are clipped may differ in its last bit.
 
     Args:
         groups: What an optimizer takes as its first argument: groups, or parameters, with or without names. Or an
