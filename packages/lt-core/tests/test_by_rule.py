@@ -190,7 +190,7 @@ def test_each_setting_comes_from_the_first_rule_that_gives_it() -> None:
         ByRule(net, rules, REST)
     rules[1:3] = [
         Rule("hidden", exclude="*.1", lr_factor=0.1, options={"eps": 1e-6}),
-        Rule(types="LayerNorm", optimizer=partial(SGD, lr=1.0)),
+        Rule(types="torch.nn.LayerNorm", optimizer=partial(SGD, lr=1.0)),
     ]
     optimizer = ByRule(net, rules, REST)
     found = {
@@ -248,6 +248,10 @@ def test_added_parameters_go_by_the_rules() -> None:
     for group in optimizer.param_groups:  # as a run from other processes comes back
         again.add_param_group({**group, "params": [nn.Parameter(p.detach().clone()) for p in group["params"]]})
     assert [group["name"] for group in again.param_groups] == [group["name"] for group in optimizer.param_groups]
+    moved = again.param_groups[-1]["params"][0]
+    before, moved.grad = moved.detach().clone(), torch.ones_like(moved)
+    again.step()
+    assert torch.allclose(moved, before - 0.1)
     again.load_state_dict(optimizer.state_dict())
 
 
@@ -314,6 +318,7 @@ BAD: dict[str, tuple[list[Any], Any, str]] = {
     "near": ([Rule("embde", lr_factor=2)], REST, 'a rule must mean a parameter.*Did you mean "embed"'),
     "far": ([Rule("xyz", lr_factor=2)], REST, "There are .*bias, embed"),
     "type": ([Rule(types="Liner", lr_factor=2)], REST, 'Did you mean "Linear"'),
+    "other package": ([Rule(types="mine.Linear", lr_factor=2)], REST, "a rule must mean a parameter"),
     "class": ([Rule(types=nn.Conv2d, lr_factor=2)], REST, "a rule must mean a parameter"),
     "dims": ([Rule(dims=4, lr_factor=2)], REST, "There are parameters of 1, 2 dimensions"),
     "together": ([Rule("embed", dims=1, lr_factor=2)], REST, "but not all by one parameter"),

@@ -96,7 +96,7 @@ class Place:
 
 
 def read_rules(rules: Any, default: Any) -> tuple[list[Rule], list[dict[str, Any]], list[Callable[[Any], Any]]]:
-    """Return the rules, what each gives, the optimizer by its number, and the optimizers' forms, the default last.
+    """Return the rules, what each gives, an optimizer by its number, and what makes these, the default last.
 
     Raises:
         ConfigError: If something is no rule, or no optimizer's form. All at once.
@@ -128,10 +128,9 @@ def _rule(given: Any, where: str, problems: list[Problem]) -> Rule:
     if not isinstance(given, Rule):
         problems.append(Problem(where, "this must be a Rule", repr(given), "Write Rule(names=...).", is_type=True))
         return Rule()
-    values = {key: value for key in _CHECKS if (value := getattr(given, key)) is not None}
-    for key, value in values.items():
-        good, what = _CHECKS[key]
-        if not good(value):
+    for key, (good, what) in _CHECKS.items():
+        value = getattr(given, key)
+        if value is not None and not good(value):
             problems.append(Problem(f"{where}.{key}", f"this must be {what}", repr(value)))
     if all(getattr(given, key) in (None, {}) for key in ("optimizer", *FACTORS, "options")):
         fix = "Give it an optimizer, lr_factor, weight_decay_factor or options."
@@ -192,12 +191,9 @@ def _is_a(owner: type, kind: str | type) -> bool:
     """Return whether a module's type is one that a rule asks for, by the name of the class too."""
     if isinstance(kind, type):
         return issubclass(owner, kind)
-    return any(kind.rpartition(".")[2] == base.__name__ and _leads(kind, base) for base in owner.__mro__)
-
-
-def _leads(kind: str, base: type) -> bool:
-    """Return whether a dotted name leads to a class; one without dots does."""
-    return "." not in kind or base.__module__.partition(".")[0] == kind.partition(".")[0]
+    path, _, name = kind.rpartition(".")  # torch.nn.Linear is torch.nn.modules.linear.Linear
+    package = path.partition(".")[0] + "." * bool(path)
+    return any(base.__name__ == name and f"{base.__module__}.".startswith(package) for base in owner.__mro__)
 
 
 def hint(rule: Rule, known: list[tuple[Tensor, Place]]) -> str:
