@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import pickle
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +352,11 @@ def test_wrong_values_come_all_at_once() -> None:
     text = str(raised.value)
     parts = ["rules[0].names", "rules[0].dims", "rules[0].types", "rules[0].lr_factor", "rules[0].options"]
     assert all(part in text for part in [*parts, "rules[1]: this must be a Rule", 'Did you mean "names"', "Got 4."])
+
+
+@pytest.mark.parametrize("name", ["by_rule", "merge", "rule"])
+def test_the_examples_are_true(name: str) -> None:
+    """What the docstrings show is what happens."""
+    failed, tried = doctest.testmod(import_module(f"lt_core.optim.{name}"))
+    assert tried
+    assert not failed

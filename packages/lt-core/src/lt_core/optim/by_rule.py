@@ -66,9 +66,9 @@ class ByRule(Optimizer):
         ... )
         >>> print(optimizer)
         ByRule: 5 parameters in 3 groups
-          SGD         lr 0.02   weight_decay 0     16 values in 1: 1.weight
-          AdamW       lr 0.001  weight_decay 0.01  72 values in 2: 0.weight, 2.weight
-          AdamW_wd0   lr 0.001  weight_decay 0     13 values in 2: 1.bias, 2.bias
+          SGD        lr 0.02   weight_decay 0     16 values in 1: 1.weight
+          AdamW      lr 0.001  weight_decay 0.01  72 values in 2: 0.weight, 2.weight
+          AdamW_wd0  lr 0.001  weight_decay 0     13 values in 2: 1.bias, 2.bias
     """
 
     computes_loss_once = True  # see lt_interface.decides_by_closure
