@@ -24,6 +24,7 @@ MODULES = {
         "lt_core.data",
         "lt_core.demos",
         "lt_core.loggers",
+        "lt_core.optim",
         "lt_core.plugins",
         "lt_core.profilers",
     ],

@@ -20,7 +20,8 @@ def decides_by_closure(optimizer: Optimizer) -> bool:
     """Return whether an optimizer may call its closure as it likes, and decide by the loss that it returns.
 
     So do those that cannot do without one, as LBFGS, and all that take one and are not torch's, since nothing says
-    what they do with it: SAM and its like call it twice.
+    what they do with it: SAM and its like call it twice. One that calls it once, before it steps, says so by an
+    attribute, ``computes_loss_once = True``.
 
     Args:
         optimizer: The optimizer.
@@ -43,9 +44,10 @@ def decides_by_closure(optimizer: Optimizer) -> bool:
         parameters = signature(step).parameters.values()
     except (TypeError, ValueError):
         return False
-    foreign = not str(getattr(step, "__module__", "")).startswith("torch.")
+    torchs = str(getattr(step, "__module__", "")).startswith("torch.")
+    known = torchs or getattr(optimizer, "computes_loss_once", False)
     return any(
-        (p.kind is p.VAR_POSITIONAL and foreign) or (p.name == "closure" and (p.default is p.empty or foreign))
+        (p.kind is p.VAR_POSITIONAL and not known) or (p.name == "closure" and (p.default is p.empty or not known))
         for p in parameters
         if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)
     )

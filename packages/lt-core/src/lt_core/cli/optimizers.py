@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lt_core.optim.by_rule import ByRule
 from lt_interface.errors import ConfigError, Problem
 
 __all__ = [
@@ -55,12 +56,16 @@ def instantiate_class(args: Any, init: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: If there is no such class.
     """
-    module, _, name = init["class_path"].rpartition(".")
-    try:
-        cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(Problem("instantiate_class", "class_path must name a class", init["class_path"])) from error
+    cls = _named(init["class_path"])
     return cls(*(args if isinstance(args, tuple) else (args,)), **(init.get("init_args") or {}))
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(Problem("instantiate_class", "class_path must name a class", path)) from error
 
 
 class ConfiguredOptimizers:
@@ -82,6 +87,7 @@ class ConfiguredOptimizers:
 
     def __call__(self) -> Any:
         """Return what ``configure_optimizers`` returns."""
-        optimizer = instantiate_class((self.module.parameters(),), self.optimizer)
+        by_rule = _named(self.optimizer["class_path"]) is ByRule  # its rules ask for names
+        optimizer = instantiate_class((self.module if by_rule else self.module.parameters(),), self.optimizer)
         scheduler = instantiate_class(optimizer, self.scheduler) if self.scheduler else None
         return self.configure(self.module, optimizer, lr_scheduler=scheduler)

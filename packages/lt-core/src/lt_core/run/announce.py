@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lt_core.notices import info
+from lt_core.optim.by_rule import ByRule
+from lt_core.optim.price import price
 from lt_interface import registry
 from lt_interface.accelerator import DescribesDevices, ExplainsErrors
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["announce", "explain"]
+__all__ = ["advise", "announce", "explain"]
 
 
 def announce(run: Run, header: Mapping[str, Any] | None) -> None:
@@ -42,6 +45,20 @@ def announce(run: Run, header: Mapping[str, Any] | None) -> None:
     own = trainer.accelerator
     for sentence in own.advice(run.device, run.plan) if isinstance(own, DescribesDevices) else ():
         _once(sentence)
+
+
+def advise(run: Run) -> None:
+    """Write on rank 0, under the bar as `announce`, what the way in which the optimizers are built costs each step."""
+    bar = run.trainer.progress_bar_callback
+    if not run.world.is_global_zero or bar is None or not bar.is_enabled:
+        return
+    engine = run.engine.optimizers
+    own = [optimizer for number, optimizer in enumerate(run.optimizers) if optimizer in engine[number : number + 1]]
+    parts = [part for one in own for part in (one.optimizers.values() if isinstance(one, ByRule) else [one])]
+    with suppress(Exception):  # advice is not worth a run
+        lines = [price(part, run.module) for part in parts]
+        if any(lines):
+            info(" ".join(filter(None, lines)))
 
 
 def _rest(run: Run, header: Mapping[str, Any] | None) -> Iterator[str]:

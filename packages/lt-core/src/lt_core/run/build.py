@@ -25,7 +25,7 @@ from lt_core.notices import info, warn
 from lt_core.optim.parse import check_exchanged, parse_optimizers
 from lt_core.optim.states import regroup
 from lt_core.optim.wrapper import LightningOptimizer
-from lt_core.run.announce import announce
+from lt_core.run.announce import advise, announce
 from lt_core.run.select import ordered
 from lt_core.state import rng
 from lt_core.state.agreement import decided_by_rank_zero, heed
@@ -338,6 +338,7 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     if checkpoint is not None:
         resume.restore_training(run, checkpoint)
     check_saving(run)
+    advise(run)
     assert run.record is not None  # of a fit
     run.record.starts_from(run.progress.step)
     if run.world.is_global_zero and not run.trainer.fast_dev_run:
