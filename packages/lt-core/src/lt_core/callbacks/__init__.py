@@ -2,6 +2,7 @@
 
 from lt_core.callback import Callback
 from lt_core.callbacks.accumulation import GradientAccumulationScheduler
+from lt_core.callbacks.batch_transform import BatchTransform
 from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
 from lt_core.callbacks.early_stopping import EarlyStopping
 from lt_core.callbacks.lambda_function import LambdaCallback
@@ -13,6 +14,7 @@ from lt_core.callbacks.timer import Timer
 from lt_core.names import finder
 
 __all__ = [
+    "BatchTransform",
     "Callback",
     "Checkpoint",
     "EarlyStopping",

@@ -40,7 +40,7 @@ def run_predict(run: Run, keep: bool, whole: bool = False) -> list[Any] | None:
     if not feed.loaders:
         return [] if keep else None
     hooks = run.hooks
-    place = build_place(run)
+    place = build_place(run, PREDICT)
     kept: list[list[Any]] = [[] for _ in feed.loaders]
     warned = False
     with evaluation_modes(run, PREDICT), torch.inference_mode() if run.plan.inference_mode else torch.no_grad():
