@@ -9,11 +9,13 @@ from lt_core.callbacks.lambda_function import LambdaCallback
 from lt_core.callbacks.lr_monitor import LearningRateMonitor
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
+from lt_core.callbacks.prediction_writer import BasePredictionWriter, PredictionWriter
 from lt_core.callbacks.progress import ProgressBar, RichProgressBar
 from lt_core.callbacks.timer import Timer
 from lt_core.names import finder
 
 __all__ = [
+    "BasePredictionWriter",
     "BatchTransform",
     "Callback",
     "Checkpoint",
@@ -24,6 +26,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelSummary",
     "OnExceptionCheckpoint",
+    "PredictionWriter",
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",

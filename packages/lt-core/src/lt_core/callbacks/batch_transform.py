@@ -114,8 +114,9 @@ class BatchTransform(Callback):
             found = dict([*after.items()][:1])
         wrong = [f"{path} of {size} samples" for path, size in found.items() if size != first]
         if new is None or wrong:
-            got = "None: is a return missing?" if new is None else f"{', '.join(wrong)}, {first} before"
+            got = "None" if new is None else f"{', '.join(wrong)}, {first} before"
             fix = "Change samples in their places; choose which there are in the dataset or the sampler."
+            fix = "Is a return missing?" if new is None else fix
             rule = "a transform must return a batch of as many samples as it was given"
             raise MisconfigurationException(Problem(where, rule, got, fix))
         return new

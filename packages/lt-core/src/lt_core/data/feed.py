@@ -187,6 +187,12 @@ class Feed(Passes):
         self._measure(first=True)
 
     @property
+    def indices(self) -> list[int]:
+        """Return `batch_indices` as plain numbers; an empty list where nobody knows them."""
+        found = self.batch_indices
+        return [] if found is None else [int(index) for index in (found if hasattr(found, "__iter__") else (found,))]
+
+    @property
     def early(self) -> bool:
         """Return whether a batch may be fetched in front of the step before its own, so that a stager is of use."""
         return len(self.leaves) == 1 and self.leaves[0].early
