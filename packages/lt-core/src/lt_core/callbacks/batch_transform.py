@@ -130,7 +130,10 @@ class BatchTransform(Callback):
             places = [key + len(batch) if isinstance(key, int) and key < 0 else key for key in places]
         if items is None or any(key not in items for key in places):
             known = "none" if items is None else ", ".join(map(repr, items))
-            got, fix = f"{type(batch).__name__} with {known}", "Correct keys, or leave it out: the whole batch is given."
+            got, fix = (
+                f"{type(batch).__name__} with {known}",
+                "Correct keys, or leave it out: the whole batch is given.",
+            )
             raise ConfigError(Problem(where, f"the batch must have the keys {list(keys)}", got, fix))
         new = self.transform(*(items[key] for key in places))
         if new is None:

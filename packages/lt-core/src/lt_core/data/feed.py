@@ -188,9 +188,12 @@ class Feed(Passes):
 
     @property
     def indices(self) -> list[int]:
-        """Return `batch_indices` as plain numbers; an empty list where nobody knows them."""
-        found = self.batch_indices
-        return [] if found is None else [int(index) for index in (found if hasattr(found, "__iter__") else (found,))]
+        """Return `batch_indices` as a list of what the dataset was asked for; an empty one where nobody knows it."""
+        found: Any = self.batch_indices
+        if found is None:
+            return []
+        found = found.tolist() if hasattr(found, "tolist") else found
+        return list(found) if isinstance(found, list | tuple) else [found]
 
     @property
     def early(self) -> bool:

@@ -162,7 +162,13 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     run.cadence.begin_epoch(run)
     if changed or loop.fit.step is None:
         loop.fit.step = build_step(run)
-    hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run, TRAIN)
+    hooks, store, step, cadence, place = (
+        run.hooks,
+        run.metrics.train,
+        loop.fit.step,
+        run.cadence,
+        build_place(run, TRAIN),
+    )
     feed.stager = place if isinstance(place, Stager) and feed.early else None
     if feed.stager is not None:
         place = None
