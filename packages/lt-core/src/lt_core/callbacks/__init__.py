@@ -11,7 +11,7 @@ from lt_core.callbacks.lr_monitor import LearningRateMonitor
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from lt_core.callbacks.prediction_writer import BasePredictionWriter, PredictionWriter
-from lt_core.callbacks.progress import ProgressBar, RichProgressBar
+from lt_core.callbacks.progress import ProgressBar, RichProgressBar, TQDMProgressBar
 from lt_core.callbacks.spike import SpikeDetection, TrainingSpikeException
 from lt_core.callbacks.timer import Timer
 from lt_core.names import finder
@@ -34,6 +34,7 @@ __all__ = [
     "RichModelSummary",
     "RichProgressBar",
     "SpikeDetection",
+    "TQDMProgressBar",
     "Timer",
     "TrainingSpikeException",
 ]

@@ -1,4 +1,4 @@
-"""Bring a batch to the device: the transfer hooks, the precision's format, the engine's move, and what changes it there."""
+"""Bring a batch to the device: the transfer hooks, the precision's format, the engine's move, changes there."""
 
 from __future__ import annotations
 
