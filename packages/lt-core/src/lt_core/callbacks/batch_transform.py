@@ -76,7 +76,9 @@ class BatchTransform(Callback):
 
     @property
     def state_key(self) -> str:
-        """Return a key in which other transforms, stages or keys differ."""
+        """Return a key in which other transforms, stages or keys differ; one of its own where there is no state."""
+        if not self.state_dict():
+            return f"{type(self).__qualname__} {id(self)}"
         return self._generate_state_key(transform=self._name, stages=self.stages, keys=self.keys)
 
     def state_dict(self) -> dict[str, Any]:

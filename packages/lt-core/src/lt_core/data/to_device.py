@@ -58,7 +58,10 @@ def build_place(run: Run, stage: Stage) -> Callable[[Any, int], Any] | None:
         take = place.take
         place.take = lambda handle: changed(take(handle), 0)  # type: ignore[method-assign]
         return place
-    return changed if place is None else lambda batch, loader=0: changed(place(batch, loader), loader)
+    if place is None:
+        return changed
+    move = place
+    return lambda batch, loader: changed(move(batch, loader), loader)
 
 
 def _build_change(run: Run, stage: Stage) -> Callable[[Any, int], Any] | None:

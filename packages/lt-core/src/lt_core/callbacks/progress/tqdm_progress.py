@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from lt_core.callbacks.progress.base import ProgressBar
 from lt_core.callbacks.progress.forecast import taken_text
 from lt_core.callbacks.progress.lines import line
 from lt_core.callbacks.progress.screen import Screen, detect
-from lt_core.callbacks.progress.view import View, value_text
+from lt_core.callbacks.progress.view import View, ended_text, metrics_texts, value_text
 from lt_core.notices import warn
 from lt_core.state.progress import TrainerFn
 from lt_interface.errors import ConfigError, MissingPackageError, Problem
@@ -259,6 +260,7 @@ class TQDMProgressBar(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the bar, below the epoch's if there is one."""
         if not trainer.sanity_checking:
+            self._draw(self._train_progress_bar, self._done)
             self._begin("_val_progress_bar", self.init_validation_tqdm)
         self._size("_val_progress_bar", self.total_val_batches)
 
@@ -379,7 +381,11 @@ class TQDMProgressBar(ProgressBar):
 
     def _write_ended(self, title: str, done: int, total: float, began: float, metrics: dict[str, Any]) -> None:
         size = int(total) if math.isfinite(total) else None
-        self.print(line(View(title, done, size, self._clock() - began, metrics=metrics), finished=True))
+        view = View(title, done, size, self._clock() - began, metrics=metrics)
+        if detect() is Screen.TERMINAL:
+            self.print(ended_text(view, metrics_texts(view.kept), get_terminal_size().columns, 3))
+        else:
+            self.print(line(view, finished=True))
 
     def _opened(self) -> bool:
         bars = (getattr(self, name) for name in _BARS)
