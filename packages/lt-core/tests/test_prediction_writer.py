@@ -17,6 +17,7 @@ from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import BasePredictionWriter, PredictionWriter
 from lt_interface.errors import ConfigError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the loader shuffles")
 DATA = TensorDataset(torch.arange(11))
 
 
@@ -105,7 +106,6 @@ def test_several_loaders_have_their_own() -> None:
     assert all(values == known for values, known, _, _ in writer.batches)
 
 
-@pytest.mark.filterwarnings("ignore:.*indices of loader 0 are unknown")
 @pytest.mark.parametrize("data", [DataLoader(Stream(), batch_size=2), [[torch.arange(2)], [torch.arange(2)]]])
 def test_unknown_indices_are_empty(data: Any) -> None:
     """An iterable dataset and a list of batches have no indices: the list is empty, with a warning."""

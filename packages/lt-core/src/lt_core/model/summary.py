@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from lt_core.data.nested import move_to_device
 from lt_core.notices import warn
@@ -102,7 +102,7 @@ class ModuleSummary:
         if self.has_example:
             lines.append((human_count(self.total_flops), "Total FLOPs"))
         known = {name: UNKNOWN if size is None else f"{size:,.3f}" for name, size in self.memory.items()}
-        return lines + [(size, f"{name} (MB), estimated") for name, size in known.items()]
+        return lines + [(size, f"{name} in memory (MB)") for name, size in known.items()]
 
     def __str__(self) -> str:
         lines = _plain_table(self.columns()) if self.rows else []
@@ -190,30 +190,27 @@ def estimate_memory(module: nn.Module, optimizers: Iterable[Optimizer]) -> dict[
         "Optimizer states": None if None in states else sum(filter(None, states)),
     }
     whole = None if None in found.values() else sum(filter(None, found.values()))
-    return {name: None if size is None else size * 1e-6 for name, size in {**found, "In training": whole}.items()}
+    return {name: None if size is None else size * 1e-6 for name, size in {**found, "All of these": whole}.items()}
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(
-        t.numel() * t.element_size()
-        for t in tensors
-        if not isinstance(t, UninitializedParameter | torch.nn.UninitializedBuffer)
-    )
+    return sum(t.numel() * t.element_size() for t in tensors if not is_lazy(t))
 
 
 def _state_bytes(optimizer: Optimizer) -> int | None:
     """Return the bytes of the states that an optimizer will make; None if a step needs more than gradients."""
-    takes = signature(type(optimizer)).parameters
-    options = {name: value for name, value in optimizer.defaults.items() if name in takes and name != "fused"}
+    kind: Any = type(optimizer)
     groups: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
-        like = [nn.Parameter(torch.empty_like(p, device="meta")) for p in group["params"] if p.requires_grad]
-        groups.append({**group, "params": like, **({"fused": None} if "fused" in group else {})})
-        for parameter in like:
-            parameter.grad = torch.empty_like(parameter)
     try:
-        kind: Any = type(optimizer)
-        trial = kind([group for group in groups if group["params"]], **options)
+        takes = signature(kind).parameters
+        options = {name: value for name, value in optimizer.defaults.items() if name in takes and name != "fused"}
+        for group in optimizer.param_groups:
+            like = [nn.Parameter(torch.empty_like(p, device="meta")) for p in group["params"] if p.requires_grad]
+            for parameter in like:
+                parameter.grad = torch.empty_like(parameter)
+            if like:
+                groups.append({**group, "params": like, **({"fused": None} if "fused" in group else {})})
+        trial = kind(groups, **options)
         trial.step()
     except Exception:  # whatever an optimizer of the user's own needs
         return None
