@@ -73,7 +73,7 @@ def by_hand(order: float, window: int, clip: float = 0.0) -> list[float]:
 @pytest.mark.parametrize("order", [2, 1.0, "inf"])
 @pytest.mark.parametrize("window", [1, 4])
 def test_the_norm_is_that_of_each_step(order: Any, window: int) -> None:
-    """The norm of a window's gradients is logged once it is complete, of a short last window, too, and before clipping."""
+    """The norm of a window's gradients is logged once it is complete, of a short one, too, before clipping."""
     flags = {"accumulate_grad_batches": window, "gradient_clip_val": 0.05}
     norms = train(GradNorm(order), Reads(), **flags).norms
     name, expected = f"grad_{float(order)}_norm_total", by_hand(float(order), window, clip=0.05)
@@ -159,7 +159,7 @@ CASES: list[tuple[tuple[float, ...], dict[str, Any], int | None]] = [
     ((1, 1, 1, 3, 1), {}, 3),
     ((1, 1, 1, 2.9, 1), {}, None),
     ((3, 1, 1, 1), {}, None),
-    ((1, 1, 1, -5, 1), {}, None),  # better is no spike
+    ((1, 1, 1, -5), {}, None),  # better is no spike
     ((-1, -1, -1, -4, 1), {"mode": "max"}, 3),
     ((1, 1, 1, 9, 1), {"mode": "max"}, None),
     ((1, 9, 1, 9), {"warmup": 3}, None),
@@ -185,7 +185,7 @@ def test_a_jump_ends_training(losses: tuple[float, ...], arguments: Any, batch: 
 
 
 def test_bad_batches_are_added_to_the_file(tmp_path: Path) -> None:
-    """A second run adds to what the file lists; a file that is no list is written anew; a first batch has none before."""
+    """A second run adds to what the file lists; a file that is no list is written anew."""
     file = tmp_path / "deep" / "bad.json"
     assert spike(file, 1, 1, 9) == 2
     assert spike(file, math.nan, warmup=0) == 0
