@@ -22,7 +22,7 @@ HELP = 1.2
 RUNS = 7
 OURS = {"lt-interface", "lt-core", "lt-loggers", "lt-accel"}
 HEAVY = ["rich", "yaml", "safetensors", "matplotlib", "torch._dynamo", "pandas", "tensorboard", "torchmetrics"]
-HEAVY += ["jsonargparse", "tqdm"]
+HEAVY += ["jsonargparse"]
 # The pieces below must not be there after `import X`, if X alone was asked for.
 FORBIDDEN = {"lt_interface": ["torch", "numpy", *HEAVY], "lt_loggers": ["torch", *HEAVY], "lt_core": HEAVY}
 
