@@ -113,7 +113,7 @@ def test_a_file_gets_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no terminal the lines are the same, and a bar is not drawn for each batch."""
     text = shown(TQDMProgressBar(), monkeypatch, io.StringIO())
     assert [line for line in left(text) if line in LINES] == LINES
-    assert text.count("6/6 [") <= 2
+    assert not re.search(r"[2-5]/6 \[", text)
 
 
 @pytest.mark.parametrize("off", ["rate", "disabled", "rank"])
