@@ -38,7 +38,7 @@ class Net(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
-        self.seen[self.current_epoch, *y.tolist()] = x.flatten().tolist()
+        self.seen[(self.current_epoch, *y.tolist())] = x.flatten().tolist()
         loss: Tensor = self.layer(x).square().mean()
         return loss
 
