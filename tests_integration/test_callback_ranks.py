@@ -106,6 +106,7 @@ class Writer(BasePredictionWriter):
         self.whole = [[p.tolist() for p in each] for each in predictions], batch_indices
 
 
+@pytest.mark.filterwarnings("ignore:.*the loader shuffles")
 def test_each_rank_writes_its_own_predictions(tmp_path: Path) -> None:
     """Shuffled, of several loaders and where a rank has fewer, each sample is written once, with its index."""
 
