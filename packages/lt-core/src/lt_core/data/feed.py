@@ -187,15 +187,6 @@ class Feed(Passes):
         self._measure(first=True)
 
     @property
-    def indices(self) -> list[int]:
-        """Return `batch_indices` as a list of what the dataset was asked for; an empty one where nobody knows it."""
-        found: Any = self.batch_indices
-        if found is None:
-            return []
-        found = found.tolist() if hasattr(found, "tolist") else found
-        return list(found) if isinstance(found, list | tuple) else [found]
-
-    @property
     def early(self) -> bool:
         """Return whether a batch may be fetched in front of the step before its own, so that a stager is of use."""
         return len(self.leaves) == 1 and self.leaves[0].early

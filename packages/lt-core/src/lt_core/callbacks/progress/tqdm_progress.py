@@ -110,6 +110,8 @@ class TQDMProgressBar(ProgressBar):
     _predict_progress_bar: Any = None
     _drawn = _began = _run_began = 0.0
     _done = _eval_done = 0
+    _total = math.inf
+    _title, _evaluating = "", "_val_progress_bar"
     _interval = _SECONDS[Screen.LINES]
 
     train_progress_bar = _bar("_train_progress_bar", "Bar of the training epoch.")
@@ -262,7 +264,17 @@ class TQDMProgressBar(ProgressBar):
         if not trainer.sanity_checking:
             self._draw(self._train_progress_bar, self._done)
             self._begin("_val_progress_bar", self.init_validation_tqdm)
-        self._size("_val_progress_bar", self.total_val_batches)
+        self._size(self.validation_description, self.total_val_batches)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the bar."""
+        self._begin("_test_progress_bar", self.init_test_tqdm)
+        self._size(self.test_description, self.total_test_batches)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the bar."""
+        self._begin("_predict_progress_bar", self.init_predict_tqdm)
+        self._size(self.predict_description, self.total_predict_batches)
 
     def on_validation_batch_end(
         self,
@@ -274,60 +286,27 @@ class TQDMProgressBar(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw, if it is time."""
-        self._count("_val_progress_bar")
+        self._eval_done += 1
+        if self._is_due(self._eval_done):
+            self._draw(getattr(self, self._evaluating), self._eval_done)
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar; what was logged is shown in the epoch's."""
+        """Close the bar; what was logged is shown in the epoch's, or in a line of its own where there is none."""
         if trainer.sanity_checking:
             return
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._close("_val_progress_bar")
-            if self.is_enabled:
-                self._draw(self._train_progress_bar, self._done, self.get_metrics(trainer, pl_module))
+        inside = trainer.state.fn == TrainerFn.FITTING
+        metrics = self.get_metrics(trainer, pl_module) if self.is_enabled else {}
+        if inside:
+            self._draw(self._train_progress_bar, self._done, metrics)
         else:
-            self._end("_val_progress_bar", self.validation_description, self.total_val_batches, trainer, pl_module)
+            self._draw(getattr(self, self._evaluating), self._eval_done)
+        self._close(self._evaluating)
+        if self.is_enabled and not (inside or self._leave):
+            self._write_ended(self._title, self._eval_done, self._total, self._began, metrics)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the bar."""
-        self._begin("_test_progress_bar", self.init_test_tqdm)
-        self._size("_test_progress_bar", self.total_test_batches)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw, if it is time."""
-        self._count("_test_progress_bar")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar and write its line."""
-        self._end("_test_progress_bar", self.test_description, self.total_test_batches, trainer, pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the bar."""
-        self._begin("_predict_progress_bar", self.init_predict_tqdm)
-        self._size("_predict_progress_bar", self.total_predict_batches)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw, if it is time."""
-        self._count("_predict_progress_bar")
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar and write its line."""
-        self._end("_predict_progress_bar", self.predict_description, self.total_predict_batches, trainer, pl_module)
+    on_test_end = on_predict_end = on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bars before the error is shown."""
@@ -340,31 +319,21 @@ class TQDMProgressBar(ProgressBar):
     # What all bars share
 
     def _begin(self, name: str, make: Callable[[], Any]) -> None:
-        self._eval_done, self._drawn = 0, 0.0
-        if not name.startswith("_val") or self.trainer.state.fn != TrainerFn.FITTING:
+        """Begin an evaluation, whose bar is the one of that name."""
+        self._evaluating, self._eval_done, self._drawn = name, 0, 0.0
+        if self.trainer.state.fn != TrainerFn.FITTING:
             self._began = self._clock()
         self._open(name, make)
 
     def _open(self, name: str, make: Callable[[], Any]) -> None:
         setattr(self, name, self._safely(make))
 
-    def _size(self, name: str, total: float) -> None:
-        bar = getattr(self, name)
+    def _size(self, title: str, total: float) -> None:
+        """Give the bar of the evaluation its length."""
+        self._title, self._total = title, total
+        bar = getattr(self, self._evaluating)
         if bar is not None:
             self._safely(bar.reset, int(total) if math.isfinite(total) else None)
-
-    def _count(self, name: str) -> None:
-        self._eval_done += 1
-        if self._is_due(self._eval_done):
-            self._draw(getattr(self, name), self._eval_done)
-
-    def _end(self, name: str, title: str, total: float, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar of a loop that was called by itself, and write its line."""
-        if self.is_enabled:
-            self._draw(getattr(self, name), self._eval_done)
-        self._close(name)
-        if self.is_enabled and not self._leave:
-            self._write_ended(title, self._eval_done, total, self._began, self.get_metrics(trainer, pl_module))
 
     def _is_due(self, done: int) -> bool:
         rate = self._refresh_rate
