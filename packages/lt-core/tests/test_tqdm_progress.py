@@ -240,3 +240,16 @@ def test_arguments_and_a_second_bar_are_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MissingPackageError, match=r"needs the package tqdm.*pip install 'lt-core\[tqdm\]'"):
         TQDMProgressBar()
     tqdm_progress._tqdm.cache_clear()
+
+
+def test_a_resumed_epoch_begins_where_it_was(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is resumed inside an epoch shows the batches that were done before, and counts on from there."""
+    flags = {**QUIET, "max_epochs": 1, "limit_val_batches": 0}
+    first = Trainer(**flags, max_steps=4)
+    first.fit(Net(), X)
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    monkeypatch.setattr(sys, "stdout", stream := Terminal())
+    trainer = Trainer(**{**flags, "enable_progress_bar": True, "callbacks": [TQDMProgressBar()]})
+    trainer.fit(Net(), X, ckpt_path=tmp_path / "a.ckpt")
+    assert re.search(r"Epoch 0/0: +67%\|.*\| 4/6", stream.getvalue())
+    assert "Epoch 0/0: 6/6 batches in" in stream.getvalue()
