@@ -1,4 +1,4 @@
-"""Callbacks on two ranks: augmentation, predictions, norms of gradients and spikes."""
+"""Callbacks beside lt-accel: augmentation, predictions, norms of gradients and spikes on two ranks, and a loss scale."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from precision_cases import new_scaler
 from test_rank_values import on, trainer_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lt_accel.precision.mixed import MixedPrecision
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import (
     BasePredictionWriter,
@@ -165,3 +167,14 @@ def test_a_spike_on_one_rank_ends_all(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert on(2, job) == [3, 3]
     assert json.loads((tmp_path / "skip.json").read_text()) == [2, 3]
     assert capfd.readouterr().out.count("Epoch 0/0:   0%") == rank_has_tqdm
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_norms_have_no_loss_scale(window: int, tmp_path: Path) -> None:
+    """With a loss scale of 1024 the norm is that of bf16-mixed, within its rounding, behind a window, too."""
+    norms = []
+    for precision in ("bf16-mixed", MixedPrecision("16-mixed", "cpu", new_scaler("cpu"))):
+        flags = {"logger": True, "log_every_n_steps": 1, "accumulate_grad_batches": window}
+        _, trainer = fit(1, tmp_path / str(precision), GradNorm(), precision=precision, **flags)
+        norms.append(list(trainer.history.steps["grad_2.0_norm_total"].values()))
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
