@@ -1,4 +1,4 @@
-"""Callbacks beside lt-accel: augmentation, predictions, norms of gradients and spikes on two ranks, and a loss scale."""
+"""Callbacks beside lt-accel: augmentation, predictions, norms of gradients and spikes on two ranks; a loss scale."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from precision_cases import new_scaler
 from test_rank_values import on, trainer_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -171,9 +170,9 @@ def test_a_spike_on_one_rank_ends_all(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("window", [1, 2])
 def test_norms_have_no_loss_scale(window: int, tmp_path: Path) -> None:
-    """With a loss scale of 1024 the norm is that of bf16-mixed, within its rounding, behind a window, too."""
-    norms = []
-    for precision in ("bf16-mixed", MixedPrecision("16-mixed", "cpu", new_scaler("cpu"))):
+    """With a loss scale of 8 the norm is that of bf16-mixed, within its rounding, behind a window, too."""
+    norms, scaler = [], torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
+    for precision in ("bf16-mixed", MixedPrecision("16-mixed", "cpu", scaler)):
         flags = {"logger": True, "log_every_n_steps": 1, "accumulate_grad_batches": window}
         _, trainer = fit(1, tmp_path / str(precision), GradNorm(), precision=precision, **flags)
         norms.append(list(trainer.history.steps["grad_2.0_norm_total"].values()))
