@@ -231,7 +231,13 @@ def shorter(batch: Any) -> Any:
     return [part[:3] for part in batch]
 
 
+def shortens(batch: Any) -> Any:
+    batch[0] = batch[0][:1]
+    return batch
+
+
 BAD: list[tuple[BatchTransform, str]] = [
+    (BatchTransform(shortens), r"Got batch\[0\] of 1 samples, 4 before"),
     (BatchTransform(shorter), r"shorter\) in train: .*as many samples.* Got batch\[0\] of 3 samples, .*4 before"),
     (BatchTransform(lambda y: y.repeat(2), keys=1), r"Got batch\[1\] of 8 samples, 4 before"),
     (BatchTransform(lambda batch: {"x": batch[0][:1]}), r"Got batch\['x'\] of 1 samples, 4 before"),
@@ -267,3 +273,29 @@ def test_values_of_other_lengths_beside_the_samples_may_change() -> None:
     fit(BatchTransform(lambda b: {"x": b[0], "weight": torch.ones(()), "order": torch.arange(9)}), max_epochs=1)
     data = [{"x": X, "classes": torch.arange(5)}]
     fit(BatchTransform(lambda b: {**b, "classes": torch.arange(7)}), data=data, max_epochs=1)
+
+
+def test_a_batch_that_the_loader_keeps_stays_as_it_is() -> None:
+    """What a function puts into a dict or list of the loader's own is in the step's batch alone, epoch after epoch."""
+
+    def add(batch: Any) -> Any:
+        key = "x" if isinstance(batch, dict) else 0
+        batch[key] = batch[key] + 1
+        return batch
+
+    for batch in ({"x": X, "y": Y}, [X, Y]):
+        seen = fit(BatchTransform(add), data=[batch]).seen["train"]
+        assert all(torch.equal(next(iter(leaves_of(one))), X + 1) for one in seen)
+        assert next(iter(leaves_of(batch))) is X
+
+
+def leaves_of(batch: Any) -> Any:
+    return batch.values() if isinstance(batch, dict) else batch
+
+
+def test_stages_are_kept_in_one_order() -> None:
+    """In whatever collection stages are given, the callback is the same, so that its state is found again."""
+    given: list[Any] = [{"test", "train", "predict"}, ["predict", "train", "test"], ("train", "test", "predict")]
+    assert {BatchTransform(Noise(), stages).state_key for stages in given} == {
+        BatchTransform(Noise(), given[2]).state_key
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -66,6 +67,7 @@ class BatchTransform(Callback):
                 fix = nearest(str(stage), _WORDS) or f"Write some of {', '.join(_WORDS)}."
                 problems.append(Problem(f"{where}(stages={stages!r})", "no stage of that name", repr(stage), fix))
         raise_problems(problems)
+        self.stages = tuple(word for word in _WORDS if word in self.stages)
         self.transform = transform
         self._single = isinstance(keys, int | str)
         self.keys = None if keys is None else (keys,) if isinstance(keys, int | str) else tuple(keys)
@@ -108,8 +110,12 @@ class BatchTransform(Callback):
     def _apply(self, where: str, generators: list[Any], batch: Any, seed: int) -> Any:
         for number, generator in enumerate(generators, 1):
             reseed_generator(generator, (seed + number) % 2**64)
-        new = self.transform(batch) if self.keys is None else self._with_parts(where, batch, self.keys)
-        before, after = _sizes(batch), _sizes(new)
+        before = _sizes(batch)
+        if self.keys is None:  # what is exchanged in a dict or list of the loader's own would come again
+            new = self.transform(copy(batch) if isinstance(batch, dict | list) else batch)
+        else:
+            new = self._with_parts(where, batch, self.keys)
+        after = _sizes(new)
         first = next(iter(before.values()), None)
         found = {path: after[path] for path, size in before.items() if size == first and path in after}
         if not found and before:  # of another form
@@ -132,11 +138,8 @@ class BatchTransform(Callback):
             places = [key + len(batch) if isinstance(key, int) and key < 0 else key for key in places]
         if items is None or any(key not in items for key in places):
             known = "none" if items is None else ", ".join(map(repr, items))
-            got, fix = (
-                f"{type(batch).__name__} with {known}",
-                "Correct keys, or leave it out: the whole batch is given.",
-            )
-            raise ConfigError(Problem(where, f"the batch must have the keys {list(keys)}", got, fix))
+            rule, got = f"the batch must have the keys {list(keys)}", f"{type(batch).__name__} with {known}"
+            raise ConfigError(Problem(where, rule, got, "Correct keys, or leave it out: the whole batch is given."))
         new = self.transform(*(items[key] for key in places))
         if new is None:
             return None
