@@ -205,11 +205,10 @@ def _state_bytes(optimizer: Optimizer) -> int | None:
         takes = signature(kind).parameters
         options = {name: value for name, value in optimizer.defaults.items() if name in takes and name != "fused"}
         for group in optimizer.param_groups:
-            like = [nn.Parameter(torch.empty_like(p, device="meta")) for p in group["params"] if p.requires_grad]
+            like = [nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in group["params"]]
             for parameter in like:
-                parameter.grad = torch.empty_like(parameter)
-            if like:
-                groups.append({**group, "params": like, **({"fused": None} if "fused" in group else {})})
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            groups.append({**group, "params": like, **({"fused": None} if "fused" in group else {})})
         trial = kind(groups, **options)
         trial.step()
     except Exception:  # whatever an optimizer of the user's own needs
