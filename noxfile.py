@@ -41,7 +41,7 @@ SOURCES = [f"packages/{name}/src" for name in PACKAGES]
 # What a package's own tests need beyond what it asks for itself: its optional parts.
 EXTRAS = {
     "lt-interface": "testing",
-    "lt-core": "plot,metrics,cli",
+    "lt-core": "plot,metrics,tqdm,cli",
     "lt-loggers": "tensorboard,tensorboardx,wandb,mlflow",
 }
 # The real server that the MLflow logger is tested with, and figures to show.

@@ -63,5 +63,5 @@ def test_nothing_is_set_on_a_view() -> None:
         trainer.fit_loop.max_epochs = 3  # type: ignore[misc]
     with pytest.raises(AttributeError, match=r"Trainer\.fit_loop has no attribute 'restarting'. It shows batch_idx, "):
         trainer.fit_loop.restarting  # noqa: B018
-    with pytest.raises(AttributeError, match=r"Trainer\.predict_loop has no attribute 'predictions'"):
-        trainer.predict_loop.predictions  # noqa: B018
+    with pytest.raises(AttributeError, match=r"Trainer\.test_loop has no attribute 'predictions'"):
+        trainer.test_loop.predictions  # noqa: B018

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lt_core import LightningModule, Trainer
-from lt_core.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelSummary, RichProgressBar
+from lt_core.callbacks import EarlyStopping, GradientAccumulationScheduler, GradNorm, ModelSummary, RichProgressBar
 from lt_core.config.flags import FLAGS, TrainerConfig
 from lt_core.config.flags import parse as parse_flags
 from lt_core.run.old_flags import modern
@@ -62,7 +63,7 @@ ELSEWHERE: list[tuple[dict[str, Any], dict[str, Any]]] = [
 NO_MEANING = {
     "process_position": 1,
     "log_gpu_memory": "all",
-    "track_grad_norm": 2,
+    "track_grad_norm": -1,
     "replace_optimizer_ddp": True,
     "replace_lr_scheduler_ddp": True,
     "log_save_interval": 100,
@@ -133,6 +134,7 @@ def test_an_old_flag_without_a_meaning_says_so(flag: str) -> None:
         ({"weights_summary": "full"}, ModelSummary, lambda c: c._max_depth == -1),
         ({"weights_summary": "top"}, ModelSummary, lambda c: c._max_depth == 1),
         ({"progress_bar_refresh_rate": 5}, RichProgressBar, lambda c: c.refresh_rate == 5),
+        ({"track_grad_norm": "inf"}, GradNorm, lambda c: (c.norm_type, c.per_parameter) == (math.inf, True)),
         ({"early_stop_callback": True}, EarlyStopping, lambda c: c.monitor == "val_loss"),
         ({"accumulate_grad_batches": {2: 4}}, GradientAccumulationScheduler, lambda c: c.scheduling == {2: 4}),
     ],

@@ -49,10 +49,13 @@ class Callback:
         monitoring: Whether ``on_train_epoch_end`` runs after the module's own, so that the
             callback sees what the module logs there.
         role: What flags may exclude: ``"checkpoint"``, ``"progress bar"`` or ``"timer"``; empty for all others.
+        keeps_predictions: Whether ``on_predict_epoch_end`` finds all predictions and their indices in
+            ``trainer.predict_loop``.
     """
 
     monitoring: ClassVar[bool] = False
     role: ClassVar[str] = ""
+    keeps_predictions: bool = False
 
     @property
     def state_key(self) -> str:

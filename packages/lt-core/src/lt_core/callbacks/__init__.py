@@ -2,30 +2,41 @@
 
 from lt_core.callback import Callback
 from lt_core.callbacks.accumulation import GradientAccumulationScheduler
+from lt_core.callbacks.batch_transform import BatchTransform
 from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
 from lt_core.callbacks.early_stopping import EarlyStopping
+from lt_core.callbacks.grad_norm import GradNorm
 from lt_core.callbacks.lambda_function import LambdaCallback
 from lt_core.callbacks.lr_monitor import LearningRateMonitor
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
-from lt_core.callbacks.progress import ProgressBar, RichProgressBar
+from lt_core.callbacks.prediction_writer import BasePredictionWriter, PredictionWriter
+from lt_core.callbacks.progress import ProgressBar, RichProgressBar, TQDMProgressBar
+from lt_core.callbacks.spike import SpikeDetection, TrainingSpikeException
 from lt_core.callbacks.timer import Timer
 from lt_core.names import finder
 
 __all__ = [
+    "BasePredictionWriter",
+    "BatchTransform",
     "Callback",
     "Checkpoint",
     "EarlyStopping",
+    "GradNorm",
     "GradientAccumulationScheduler",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelSummary",
     "OnExceptionCheckpoint",
+    "PredictionWriter",
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",
+    "SpikeDetection",
+    "TQDMProgressBar",
     "Timer",
+    "TrainingSpikeException",
 ]
 
 __getattr__ = finder(__name__)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_core.callback import Callback
 from lt_core.callbacks.progress.screen import Screen, detect
-from lt_core.model.summary import ModuleSummary, summarize
+from lt_core.model.summary import ModuleSummary, estimate_memory, summarize
 from lt_core.notices import say
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class ModelSummary(Callback):
         **summarize_kwargs: Passed on to `summarize`: for a rich table, arguments of ``rich.table.Table``.
     """
 
+    _has_memory = False
+
     def __init__(self, max_depth: int = 1, **summarize_kwargs: Any) -> None:
         self._max_depth = max_depth
         self._summarize_kwargs = summarize_kwargs
@@ -35,6 +37,8 @@ class ModelSummary(Callback):
         if not self._max_depth:
             return
         summary = summarize(pl_module, self._max_depth, trainer.forward_context())
+        if self._has_memory:
+            summary.memory = estimate_memory(pl_module, trainer.optimizers)
         if trainer.is_global_zero:
             self.summarize(summary, **self._summarize_kwargs)
 
@@ -47,7 +51,21 @@ class ModelSummary(Callback):
 
 
 class RichModelSummary(ModelSummary):
-    """Summary as a rich table, whatever the screen is."""
+    """Summary as a rich table, whatever the screen is, with the memory that training will take besides activations.
+
+    With ``example_input_array`` it has the FLOPs of a forward pass, too: of each layer and of all.
+
+    Args:
+        max_depth: How deep submodules are listed; -1 all, 0 shows nothing.
+        **summarize_kwargs: Arguments of ``rich.table.Table``.
+
+    Example:
+        >>> from lt_core import Trainer
+        >>> from lt_core.callbacks import RichModelSummary
+        >>> trainer = Trainer(callbacks=[RichModelSummary(max_depth=2)])
+    """
+
+    _has_memory = True
 
     def summarize(self, summary: ModuleSummary, **kwargs: Any) -> None:
         """Write the table."""

@@ -56,7 +56,7 @@ _FLAGS = {
     "Set MASTER_PORT in the environment.": "distributed_port",
     "Write limit_test_batches=x.": "test_percent_check",
     'Write accelerator="tpu", devices=N.': "tpu_cores",
-    "Leave it out; log the norm in on_before_optimizer_step.": "track_grad_norm",
+    "Write callbacks=[GradNorm(norm_type=2)].": "track_grad_norm",
     "Write limit_train_batches=x.": "train_percent_check",
     "Leave it out; split the batch in training_step with manual optimization.": "truncated_bptt_steps",
     "Write limit_val_batches=x.": "val_percent_check",

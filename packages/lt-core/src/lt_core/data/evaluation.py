@@ -30,6 +30,15 @@ class Passes(ABC):
     _peers: FeedPeers | None
     _tree: Any
 
+    @property
+    def indices(self) -> list[int]:
+        """Return `batch_indices` as a list of what the dataset was asked for; an empty one where nobody knows it."""
+        found: Any = self.batch_indices
+        if found is None:
+            return []
+        found = found.tolist() if hasattr(found, "tolist") else found
+        return list(found) if isinstance(found, list | tuple) else [found]
+
     @abstractmethod
     def _measure(self, first: bool = False) -> None:
         """Set the sizes."""

@@ -151,18 +151,18 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
 
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
-    progress, loop, feed = run.progress, run.loop, run.feed
+    progress, loop, feed, cadence = run.progress, run.loop, run.feed, run.cadence
     check_alike(run, TRAIN.loader, "batches", feed.num_batches)
     resumed = not progress.epoch_closed
     changed = rebuild(run)
     if not resumed:  # on_train_epoch_start sees callbacks added since the last epoch, and may add some
-        run.cadence.begin_epoch(run)
+        cadence.begin_epoch(run)
         open_epoch(run)
         changed = rebuild(run) or changed
-    run.cadence.begin_epoch(run)
+    cadence.begin_epoch(run)
     if changed or loop.fit.step is None:
         loop.fit.step = build_step(run)
-    hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run)
+    hooks, store, step, place = run.hooks, run.metrics.train, loop.fit.step, build_place(run, TRAIN)
     feed.stager = place if isinstance(place, Stager) and feed.early else None
     if feed.stager is not None:
         place = None

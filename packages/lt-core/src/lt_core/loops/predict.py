@@ -14,6 +14,7 @@ from lt_core.data.to_device import build_place
 from lt_core.loops.evaluate import eval_step, evaluation_modes, loaders_of, shadow_step
 from lt_core.notices import warn
 from lt_core.state.agreement import heard
+from lt_core.state.loop_state import PredictState
 from lt_core.state.stage import PREDICT
 
 if TYPE_CHECKING:
@@ -40,8 +41,11 @@ def run_predict(run: Run, keep: bool, whole: bool = False) -> list[Any] | None:
     if not feed.loaders:
         return [] if keep else None
     hooks = run.hooks
-    place = build_place(run)
-    kept: list[list[Any]] = [[] for _ in feed.loaders]
+    place = build_place(run, PREDICT)
+    needed = any(callback.keeps_predictions for callback in run.callbacks)
+    kept = [list[Any]() for _ in feed.loaders] if keep or needed else []
+    indices = [list[list[int]]() for _ in feed.loaders] if needed else []
+    run.loop.predict = PredictState(kept, indices)
     warned = False
     with evaluation_modes(run, PREDICT), torch.inference_mode() if run.plan.inference_mode else torch.no_grad():
         hooks.fire("on_predict_start")
@@ -65,10 +69,13 @@ def run_predict(run: Run, keep: bool, whole: bool = False) -> list[Any] | None:
             store.hook = "on_predict_batch_end"
             for f in hooks.on_predict_batch_end:  # type: ignore[attr-defined]
                 f(output, batch, i, loader)
-            if keep:
+            if kept:
                 kept[loader].append(move_to_device(output, torch.device("cpu")))
+            if indices:
+                indices[loader].append(feed.indices)
         hooks.fire("on_predict_epoch_end")
         hooks.fire("on_predict_end")
+    run.loop.predict = PredictState()
     if not keep or not run.trainer.limit_predict_batches:
         return None
     if whole and run.world.data_size > 1:

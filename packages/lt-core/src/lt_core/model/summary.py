@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from lt_core.data.nested import move_to_device
 from lt_core.notices import warn
@@ -16,9 +18,10 @@ from lt_interface.errors import ConfigError, Problem
 from lt_interface.nested import items_of
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["LayerRow", "ModuleSummary", "human_count", "summarize"]
+__all__ = ["LayerRow", "ModuleSummary", "estimate_memory", "human_count", "summarize"]
 
 UNKNOWN = "?"
 
@@ -58,6 +61,7 @@ class ModuleSummary:
         modes: How many submodules are in train and in eval mode.
         total_flops: Floating-point operations of one forward pass of the example; 0 without one.
         has_example: Whether sizes and FLOPs were measured.
+        memory: What training keeps on the device, in MB by what it is, as of `estimate_memory`; None for unknown.
     """
 
     rows: list[LayerRow]
@@ -67,6 +71,7 @@ class ModuleSummary:
     modes: dict[str, int]
     total_flops: int = 0
     has_example: bool = False
+    memory: dict[str, float | None] = field(default_factory=dict)
 
     def columns(self) -> dict[str, list[str]]:
         """Return the table's cells by the column's name."""
@@ -96,7 +101,8 @@ class ModuleSummary:
         ]
         if self.has_example:
             lines.append((human_count(self.total_flops), "Total FLOPs"))
-        return lines
+        known = {name: UNKNOWN if size is None else f"{size:,.3f}" for name, size in self.memory.items()}
+        return lines + [(size, f"{name} in memory (MB)") for name, size in known.items()]
 
     def __str__(self) -> str:
         lines = _plain_table(self.columns()) if self.rows else []
@@ -163,6 +169,51 @@ def summarize(
     if loose and max_depth != 0:
         summary.rows.append(LayerRow("other params", "n/a", loose, None, "n/a", "n/a"))
     return summary
+
+
+def estimate_memory(module: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, float | None]:
+    """Return what training keeps on the device besides activations, in MB (10^6 bytes).
+
+    Args:
+        module: The module.
+        optimizers: Its optimizers, of each of which a step is tried on tensors without contents.
+
+    Returns:
+        The sizes of parameters, buffers, gradients and optimizer states, and of all; None for what cannot be known.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    states = [_state_bytes(optimizer) for optimizer in optimizers]
+    found = {
+        "Parameters": _bytes(module.parameters()),
+        "Buffers": _bytes(module.buffers()),
+        "Gradients": _bytes(trained),
+        "Optimizer states": None if None in states else sum(filter(None, states)),
+    }
+    whole = None if None in found.values() else sum(filter(None, found.values()))
+    return {name: None if size is None else size * 1e-6 for name, size in {**found, "All of these": whole}.items()}
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if not is_lazy(t))
+
+
+def _state_bytes(optimizer: Optimizer) -> int | None:
+    """Return the bytes of the states that an optimizer will make; None if a step needs more than gradients."""
+    kind: Any = type(optimizer)
+    groups: list[dict[str, Any]] = []
+    try:
+        takes = signature(kind).parameters
+        options = {name: value for name, value in optimizer.defaults.items() if name in takes and name != "fused"}
+        for group in optimizer.param_groups:
+            like = [nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in group["params"]]
+            for parameter in like:
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            groups.append({**group, "params": like, **({"fused": None} if "fused" in group else {})})
+        trial = kind(groups, **options)
+        trial.step()
+    except Exception:  # whatever an optimizer of the user's own needs
+        return None
+    return _bytes(leaf for state in trial.state.values() for leaf in state.values() if isinstance(leaf, Tensor))
 
 
 def _count(parameters: Any) -> int:

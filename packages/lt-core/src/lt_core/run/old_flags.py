@@ -91,6 +91,14 @@ def _accumulation(value: Any) -> Flags | None:
     return {"callbacks": [GradientAccumulationScheduler(value)]} if isinstance(value, Mapping) else None
 
 
+def _grad_norm(value: Any) -> Flags | None:
+    from lt_core.callbacks import GradNorm
+
+    if value is None or value is False or (is_number(value) and value <= 0):  # -1 was the default
+        return {}
+    return {"callbacks": [GradNorm(value, per_parameter=True)]} if is_number(value) or value == "inf" else None
+
+
 @dataclass(frozen=True)
 class Modern:
     """What flags of any age say today.
@@ -127,7 +135,7 @@ _RENAMED = {
     "gradient_clip_val": "gradient_clip",
 }
 _NO_MEANING = (
-    "process_position log_gpu_memory track_grad_norm replace_optimizer_ddp replace_lr_scheduler_ddp log_save_interval "
+    "process_position log_gpu_memory replace_optimizer_ddp replace_lr_scheduler_ddp log_save_interval "
     "save_hparams auto_select_gpus amp_level amp_backend amp_type distributed_port enable_pl_optimizer "
     "amp_batch_size_adjustment prepare_data_per_node move_metrics_to_cpu flush_logs_every_n_steps"
 )
@@ -149,6 +157,7 @@ OLD: dict[str, Callable[[Any], Flags | None]] = {
     "progress_bar_refresh_rate": _refresh,
     "checkpoint_callback": _checkpoints,
     "early_stop_callback": _early_stopping,
+    "track_grad_norm": _grad_norm,
     "reload_dataloaders_every_epoch": lambda value: {"reload_dataloaders_every_n_epochs": int(bool(value))},
 }
 # Flags of today that took other values.

@@ -8,7 +8,7 @@ from typing import Any
 
 from lt_core.state.collecting import Collecting
 
-__all__ = ["EvaluationState", "FitState", "LoopState"]
+__all__ = ["EvaluationState", "FitState", "LoopState", "PredictState"]
 
 
 def _no_engine(*args: Any, **kwargs: Any) -> None:
@@ -98,6 +98,19 @@ class EvaluationState:
 
 
 @dataclass
+class PredictState:
+    """State of the predict loop, for each loader; empty but where somebody wants it, and while the loop runs.
+
+    Attributes:
+        predictions: What predict_step returned, on the CPU.
+        indices: Dataset indices of each batch.
+    """
+
+    predictions: list[list[Any]] = field(default_factory=list)
+    indices: list[list[list[int]]] = field(default_factory=list)
+
+
+@dataclass
 class LoopState:
     """State of a run's loops; a checkpoint keeps where it was written and what is pending there.
 
@@ -126,6 +139,7 @@ class LoopState:
     warned: set[str] = field(default_factory=set)
     fit: FitState = field(default_factory=FitState)
     evaluation: EvaluationState = field(default_factory=EvaluationState)
+    predict: PredictState = field(default_factory=PredictState)
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether a checkpoint written now is exact, and what a run that resumes from it begins with."""

@@ -124,11 +124,18 @@ def isolate(accelerator: Accelerator | None = None, device: torch.device | None 
         restore(state, accelerator, device)
 
 
-def seed_process(seed: int) -> None:
-    """Seed Python's, numpy's and torch's CPU generator from one 64-bit seed, in some microseconds."""
+def seed_process(seed: int, device: torch.device | None = None) -> None:
+    """Seed Python's, numpy's and torch's CPU generator from one 64-bit seed, in some microseconds.
+
+    Args:
+        seed: The seed.
+        device: Whose generator is seeded, too.
+    """
     random.seed(seed)
     np.random.seed((seed >> 32) ^ (seed & 0xFFFFFFFF))
     torch.default_generator.manual_seed(seed)
+    if device is not None and device.type != "cpu":
+        torch.manual_seed(seed)
 
 
 def is_generator(value: Any) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lt_core.state.stage import PREDICT
+
 if TYPE_CHECKING:
     from lt_core.trainer.view import TrainerView
 
-__all__ = ["Counts", "EpochLoop", "EvaluationLoop", "FitLoop"]
+__all__ = ["Counts", "EpochLoop", "EvaluationLoop", "FitLoop", "PredictLoop"]
 
 
 @dataclass(frozen=True)
@@ -169,3 +171,29 @@ class EvaluationLoop(_View):
     def num_dataloaders(self) -> int:
         """Return how many loaders there are."""
         return len(self.max_batches)
+
+
+class PredictLoop(EvaluationLoop):
+    """Sizes of a prediction, and what is known of its batches while it runs."""
+
+    def __init__(self, trainer: TrainerView) -> None:
+        super().__init__(trainer, "predict_loop", "num_predict_batches")
+
+    @property
+    def current_batch_indices(self) -> list[int]:
+        """Return the dataset indices of the running batch; empty where they are unknown, as of an iterable dataset."""
+        feed = self._trainer._feed(PREDICT)
+        return [] if feed is None else feed.indices
+
+    @property
+    def epoch_batch_indices(self) -> list[list[list[int]]]:
+        """Return the indices of each loader's batches so far, if a callback has ``keeps_predictions``."""
+        run = self._trainer._run
+        return [] if run is None else run.loop.predict.indices
+
+    @property
+    def predictions(self) -> list[Any]:
+        """Return what predict_step returned so far, on the CPU, if it is kept: of several loaders, a list for each."""
+        run = self._trainer._run
+        kept = [] if run is None else run.loop.predict.predictions
+        return kept[0] if len(kept) == 1 else kept

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lt_core.notices import caller
 from lt_core.state.progress import Progress, RunningStage, TrainerStatus
 from lt_core.state.stage import PREDICT, TEST, TRAIN, VALIDATE, Stage
-from lt_core.trainer.loop_views import EvaluationLoop, FitLoop
+from lt_core.trainer.loop_views import EvaluationLoop, FitLoop, PredictLoop
 from lt_interface import World
 from lt_interface.abilities import fact
 from lt_interface.errors import MisconfigurationException
@@ -432,9 +432,9 @@ class TrainerView:
         return EvaluationLoop(self, "test_loop", "num_test_batches")
 
     @property
-    def predict_loop(self) -> EvaluationLoop:
-        """Return a view of the prediction's sizes."""
-        return EvaluationLoop(self, "predict_loop", "num_predict_batches")
+    def predict_loop(self) -> PredictLoop:
+        """Return a view of the prediction's sizes, and of its batches' indices."""
+        return PredictLoop(self)
 
     @property
     def num_training_batches(self) -> int | float:

@@ -2,5 +2,6 @@
 
 from lt_core.callbacks.progress.bar import RichProgressBar, RichProgressBarTheme
 from lt_core.callbacks.progress.base import ProgressBar
+from lt_core.callbacks.progress.tqdm_progress import TQDMProgressBar
 
-__all__ = ["ProgressBar", "RichProgressBar", "RichProgressBarTheme"]
+__all__ = ["ProgressBar", "RichProgressBar", "RichProgressBarTheme", "TQDMProgressBar"]

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.text import Text
 
-from lt_core.callbacks.progress.view import View, metrics_text, metrics_texts, packed
+from lt_core.callbacks.progress.view import View, ended_text, metrics_text, metrics_texts, packed
 
 if TYPE_CHECKING:
     from lt_core.callbacks.progress.bar import RichProgressBarTheme
@@ -190,11 +190,7 @@ class RichDisplay:
         """Write the line of a loop that is over; metrics that do not fit go on below."""
         width = self._console.width
         texts = [_shortened(text, width - 2) for text in metrics_texts(view.kept, self._theme.metrics_format)]
-        head = f"{view.title}: {view.counts} batches {view.took}{',' if texts else ''}"
-        lines, left = packed([(text, cell_len(text)) for text in [head, *texts]], width - 2, _LINES)
-        if left:
-            lines[-1].append(f"+{left} more")
-        self.write("\n  ".join(" ".join(line) for line in lines))
+        self.write(ended_text(view, texts, width, _LINES, cell_len))
 
     def write(self, text: str) -> None:
         """Write text above the bars."""

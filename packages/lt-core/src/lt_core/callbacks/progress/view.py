@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lt_core.callbacks.progress.forecast import duration_text, taken_text
 
-__all__ = ["Display", "View", "metrics_text", "metrics_texts", "packed", "value_text"]
+__all__ = ["Display", "View", "ended_text", "metrics_text", "metrics_texts", "packed", "value_text"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,24 @@ def packed(parts: Iterable[tuple[Any, int]], width: int, most: int) -> tuple[lis
         lines[most - 1].pop()
         left += 1
     return [[part for part, _ in line] for line in lines[:most]], left
+
+
+def ended_text(view: View, texts: Iterable[str], width: int, most: int, size: Callable[[str], int] = len) -> str:
+    """Return the line of a loop that is over; metrics that do not fit go on below.
+
+    Args:
+        view: The loop's last view.
+        texts: Its metrics.
+        width: The screen's width.
+        most: How many lines there are.
+        size: Returns the width of a text.
+    """
+    texts = list(texts)
+    head = f"{view.title}: {view.counts} batches {view.took}{',' if texts else ''}"
+    lines, left = packed([(text, size(text)) for text in [head, *texts]], width - 2, most)
+    if left:
+        lines[-1].append(f"+{left} more")
+    return "\n  ".join(" ".join(line) for line in lines)
 
 
 def _wide(line: Iterable[tuple[Any, int]]) -> int:
