@@ -130,14 +130,12 @@ def comments(owner: Any) -> dict[str, str]:
     return found
 
 
-def unwrapped(value: Any) -> Any:
-    """Return the function of a class method, a static method or another descriptor that wraps one."""
-    return getattr(value, "__func__", None) or getattr(value, "function", None) or value
-
-
-def is_function(value: Any) -> bool:
-    """Return whether a member is called as a method."""
-    return inspect.isfunction(unwrapped(value))
+def function_of(owner: type, word: str) -> Any:
+    """Return the function behind a method of any kind; None if the member is none."""
+    value = inspect.getattr_static(owner, word)
+    bound = value if inspect.isfunction(value) else getattr(owner, word)
+    function = getattr(bound, "__func__", bound)
+    return function if inspect.isfunction(function) else None
 
 
 def text_of(name: Name) -> str:
@@ -154,26 +152,29 @@ def text_of(name: Name) -> str:
 
 def text_of_member(owner: type, word: str) -> str:
     """Return what is said of a member: its docstring, its comment, or its entry in the docstring of its class."""
-    value = inspect.getattr_static(owner, word)
-    if is_function(value) or isinstance(value, property):
-        for base in owner.__mro__:
-            said = inspect.getdoc(unwrapped(vars(base)[word])) if word in vars(base) else None
-            if said:
-                return said
-    for base in [b for b in owner.__mro__ if b is not object] + protocols(word):
-        own = vars(base).get("__doc__") or ""
-        doc = inspect.cleandoc(own)
-        said = comments(base).get(word) or entries(doc, "Attributes", "Args").get(word)
-        said = said or (doc if f"``{word}``" in doc else "")
+    for base in [*owner.__mro__[:-1], *protocols(word)]:
+        doc = inspect.cleandoc(vars(base).get("__doc__") or "")
+        member = vars(base).get(word)
+        own = function_of(base, word) if word in vars(base) else None
+        # A property and what decorators make may have a docstring, too; a plain value only has its type's.
+        own = own or (member if isinstance(member, property) or "__doc__" in getattr(member, "__dict__", {}) else None)
+        said = (inspect.getdoc(own) if own else "") or comments(base).get(word)
+        said = said or entries(doc, "Attributes", "Args").get(word) or (doc if mentions(doc, word) else "")
         if said:
             return said
     return ""
 
 
+def mentions(text: str, word: str) -> bool:
+    """Return whether a docstring's prose holds a name as code."""
+    return any(word in re.findall(r"\w+", code) for code in re.findall(r"``([^`]+)``", text))
+
+
 @cache
 def protocols(word: str) -> list[type]:
     """Return the protocols of the interface that have a member of a name: what they say holds for all who fill them."""
-    return [c for c in classes() if Protocol in c.__mro__ and (word in vars(c) or word in c.__dict__.get("__annotations__", {}))]
+    found = [c for c in classes() if Protocol in c.__bases__]
+    return [c for c in found if word in vars(c) or word in vars(c).get("__annotations__", {})]
 
 
 # ------------------------------------------------------------ pages
@@ -213,29 +214,34 @@ def directive(kind: str, head: str, body: str, *options: str) -> str:
 def member_entry(owner: type, word: str, value: Any) -> str:
     """Return the entry of one member of a class."""
     said = text_of_member(owner, word)
-    if is_function(value):
-        static, own_class = isinstance(value, staticmethod), not inspect.isfunction(value)
-        options = [":staticmethod:"] if static else [":classmethod:"] if own_class else []
-        return directive("method", word + signature(unwrapped(value), not static), prose(said, "method"), *options)
+    function = function_of(owner, word)
+    if function is not None:
+        static, plain = isinstance(value, staticmethod), inspect.isfunction(value)
+        options = [":staticmethod:"] if static else [] if plain else [":classmethod:"]
+        return directive("method", word + signature(function, not static), prose(said, "method"), *options)
     if isinstance(value, property):
         return directive("property", word, prose(said, "property"))
     shown = repr(value) if isinstance(value, PLAIN) else ""
-    if f"``{word}``" in said:  # it is the class's whole docstring
+    if said == inspect.getdoc(owner):  # it stands in what is said of the class
         said = ""
-    return directive("attribute", word, textwrap.dedent(said), *([f":value: {shown}"] if shown else []))
+    return directive("attribute", word, prose(textwrap.dedent(said), "attribute"), *([f":value: {shown}"] if shown else []))
 
 
 def class_entry(name: Name) -> str:
     """Return the entry of a class: its docstring, then its members."""
     owner = name.value
-    body = [prose(text_of(name), "class")]
+    # Attributes have entries of their own.
+    said = re.sub(r"^Attributes:\n(?:[ \t].*\n|\n)*", "", text_of(name) + "\n", flags=re.MULTILINE)
+    body = [prose(said, "class")]
     parents = ", ".join(f":py:class:`{classes()[base]}`" for base in bases(owner))
     if parents:
         body.append(f"It has the members of {parents}, too.\n")
-    told = entries(text_of(name), "Attributes")
-    body += [member_entry(owner, word, value) for word, value in members(owner).items() if word not in told]
+    body += [member_entry(owner, word, value) for word, value in members(owner).items()]
+    for word, told in entries(text_of(name), "Attributes").items():
+        if word not in api_diff.defined(owner):  # each instance has it
+            body.append(directive("attribute", word, prose(textwrap.dedent(told), "attribute")))
     bare = Protocol in owner.__bases__ or issubclass(owner, BaseException)
-    return directive("class", name.word + ("" if bare else signature(owner)), "\n".join(body))
+    return directive("class", name.word + ("" if bare else signature(owner)), "\n\n".join(body))
 
 
 def entry(name: Name) -> str:
@@ -271,7 +277,7 @@ def pages() -> dict[str, str]:
             offered = [name for name in names() if name.module == path]
             own = [name for name in offered if name.here]
             text = heading(path) + directive("module", path, "") + prose(inspect.getdoc(sys.modules[path]) or "", "module")
-            text += "\n.. list-table::\n   :widths: 30 70\n\n"
+            text += "\n\n.. list-table::\n   :widths: 30 70\n\n"
             for name in offered:
                 role = "class" if inspect.isclass(name.value) else "func" if inspect.isroutine(name.value) else "data"
                 text += f"   * - :py:{role}:`{name.word} <{name.home}>`\n     - {summary(name)}\n"
@@ -321,8 +327,7 @@ def parameters(value: Any) -> set[str]:
 def undescribed(texts: list[str], wanted: set[str]) -> list[str]:
     """Return the parameters that no text describes in a section, or names as ``name`` in its prose."""
     for text in texts:
-        wanted = wanted - set(entries(text, "Args"))
-        wanted = {word for word in wanted if f"``{word}``" not in text}
+        wanted = {word for word in wanted - set(entries(text, "Args", "Attributes")) if not mentions(text, word)}
     return sorted(wanted)
 
 
@@ -346,15 +351,16 @@ def lacks(name: Name) -> Iterator[str]:
 def lacks_in_members(name: Name) -> Iterator[str]:
     """Yield what lacks at the members of a class; tests of a suite take what pytest gives them."""
     owner = name.value
-    for word, value in members(owner).items():
+    for word in members(owner):
         here = f"{name.home}.{word}"
         if not text_of_member(owner, word):
             yield f"{here}: no docstring (of a value: an entry under Attributes, or a `#:` comment in front of it)"
-        if is_function(value) and not word.startswith("test_"):
+        function = function_of(owner, word)
+        if function is not None and not word.startswith("test_"):
             alike = [c for c in owner.__mro__ if word in vars(c)] + protocols(word)
-            texts = [inspect.getdoc(unwrapped(vars(c).get(word))) or "" for c in alike]
-            texts += [inspect.cleandoc(vars(c).get("__doc__") or "") for c in owner.__mro__ if c is not object]
-            missing = undescribed(texts, parameters(unwrapped(value)))
+            texts = [inspect.getdoc(getattr(c, word, None)) or "" for c in alike]
+            texts += [inspect.cleandoc(vars(c).get("__doc__") or "") for c in owner.__mro__[:-1]]
+            missing = undescribed(texts, parameters(function))
             yield from (f"{here}: parameter {parameter} is not described" for parameter in missing)
 
 
