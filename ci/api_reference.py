@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, get_origin
+from typing import Any, Protocol
 
 import api_diff
 
@@ -224,11 +224,13 @@ def member_entry(owner: type, word: str, value: Any) -> str:
     shown = repr(value) if isinstance(value, PLAIN) else ""
     if said == inspect.getdoc(owner):  # it stands in what is said of the class
         said = ""
-    return directive("attribute", word, prose(textwrap.dedent(said), "attribute"), *([f":value: {shown}"] if shown else []))
+    return directive(
+        "attribute", word, prose(textwrap.dedent(said), "attribute"), *([f":value: {shown}"] if shown else [])
+    )
 
 
-def class_entry(name: Name) -> str:
-    """Return the entry of a class: its docstring, then its members."""
+def class_entry(name: Name, overview: str = "") -> str:
+    """Return the entry of a class: its docstring, an overview, then its members."""
     owner = name.value
     # Attributes have entries of their own.
     said = re.sub(r"^Attributes:\n(?:[ \t].*\n|\n)*", "", text_of(name) + "\n", flags=re.MULTILINE)
@@ -236,6 +238,7 @@ def class_entry(name: Name) -> str:
     parents = ", ".join(f":py:class:`{classes()[base]}`" for base in bases(owner))
     if parents:
         body.append(f"It has the members of {parents}, too.\n")
+    body.append(overview)
     body += [member_entry(owner, word, value) for word, value in members(owner).items()]
     for word, told in entries(text_of(name), "Attributes").items():
         if word not in api_diff.defined(owner):  # each instance has it
@@ -254,10 +257,31 @@ def entry(name: Name) -> str:
     return directive("data", name.word, prose(text_of(name), "data"), *shown)
 
 
+def first_of(text: str) -> str:
+    """Return the first paragraph of what is said, on one line."""
+    return " ".join(re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0].split())
+
+
 def summary(name: Name) -> str:
-    """Return the first sentence that is said of a name, on one line."""
-    first = re.split(r"\n\s*\n", text_of(name), maxsplit=1)[0]
-    return " ".join(first.split()).replace("|", r"\|")
+    """Return the first paragraph that is said of a name."""
+    return first_of(text_of(name))
+
+
+def table(rows: list[tuple[str, str, str, str]]) -> str:
+    """Return a table of links with what is said of each: role, words, dotted name and summary."""
+    lines = [f"   * - :py:{role}:`{word} <{home}>`\n     - {said}\n" for role, word, home, said in rows]
+    return "\n\n.. list-table::\n   :widths: 35 65\n   :class: names\n\n" + "".join(lines) + "\n"
+
+
+def table_of_members(name: Name) -> str:
+    """Return the table of a class's members."""
+    rows = []
+    for word in members(name.value):
+        said = text_of_member(name.value, word)
+        role = "attr" if function_of(name.value, word) is None else "meth"
+        said = "" if said == text_of(name) else first_of(textwrap.dedent(said))
+        rows.append((role, word, f"{name.home}.{word}", said))
+    return table(rows)
 
 
 def long(name: Name) -> bool:
@@ -276,18 +300,21 @@ def pages() -> dict[str, str]:
         for path in modules:
             offered = [name for name in names() if name.module == path]
             own = [name for name in offered if name.here]
-            text = heading(path) + directive("module", path, "") + prose(inspect.getdoc(sys.modules[path]) or "", "module")
-            text += "\n\n.. list-table::\n   :widths: 30 70\n\n"
+            text = (
+                heading(path) + directive("module", path, "") + prose(inspect.getdoc(sys.modules[path]) or "", "module")
+            )
+            rows = []
             for name in offered:
                 role = "class" if inspect.isclass(name.value) else "func" if inspect.isroutine(name.value) else "data"
-                text += f"   * - :py:{role}:`{name.word} <{name.home}>`\n     - {summary(name)}\n"
+                rows.append((role, name.word, name.home, summary(name)))
+            text += table(rows)
             apart = [name for name in own if long(name)]
             if apart:
                 text += "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name.home}\n" for name in apart)
             found[f"{path}.rst"] = text + "\n" + "".join(entry(name) for name in own if not long(name))
             for name in apart:
                 head = heading(name.word) + f".. py:currentmodule:: {path}\n\n"
-                found[f"{name.home}.rst"] = head + entry(name)
+                found[f"{name.home}.rst"] = head + class_entry(name, table_of_members(name))
     return {"index.rst": contents, **found}
 
 

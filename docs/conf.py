@@ -18,6 +18,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "A trainer for PyTorch"
 maximum_signature_line_length = 88
+# Each page would copy all entries into its navigation; pages of classes begin with a table instead.
+toc_object_entries = False
 # An annotation in the reference is a bare name, which two modules may have.
 suppress_warnings = ["myst.xref_missing", "ref.python"]
 

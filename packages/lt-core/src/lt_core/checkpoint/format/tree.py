@@ -67,7 +67,7 @@ def encode(tree: Any, where: str = "checkpoint") -> tuple[Any, Blobs]:
 
 
 def try_encode(value: Any, where: str) -> Problem | None:
-    """Return what hinders ``value`` from being kept in a checkpoint, or None; ``where`` is its place, for the message."""
+    """Return what hinders ``value`` from being kept in a checkpoint, or None; messages say ``where`` it is."""
     try:
         _Encoder(where).node(value, ())
     except RefusedValueError as error:
