@@ -17,6 +17,7 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "A trainer for PyTorch"
+html_show_copyright = False
 maximum_signature_line_length = 88
 # Each page would copy all entries into its navigation; pages of classes begin with a table instead.
 toc_object_entries = False
