@@ -225,7 +225,7 @@ def member_entry(owner: type, word: str, value: Any) -> str:
     if said == inspect.getdoc(owner):  # it stands in what is said of the class
         said = ""
     return directive(
-        "attribute", word, prose(textwrap.dedent(said), "attribute"), *([f":value: {shown}"] if shown else [])
+        "attribute", word, prose(inspect.cleandoc(said), "attribute"), *([f":value: {shown}"] if shown else [])
     )
 
 
@@ -235,6 +235,9 @@ def class_entry(name: Name, overview: str = "") -> str:
     # Attributes have entries of their own.
     said = re.sub(r"^Attributes:\n(?:[ \t].*\n|\n)*", "", text_of(name) + "\n", flags=re.MULTILINE)
     body = [prose(said, "class")]
+    making = vars(owner).get("__init__")
+    if making is not None and making.__doc__:
+        body.append(prose(inspect.getdoc(making) or "", "method"))
     parents = ", ".join(f":py:class:`{classes()[base]}`" for base in bases(owner))
     if parents:
         body.append(f"It has the members of {parents}, too.\n")
@@ -242,7 +245,7 @@ def class_entry(name: Name, overview: str = "") -> str:
     body += [member_entry(owner, word, value) for word, value in members(owner).items()]
     for word, told in entries(text_of(name), "Attributes").items():
         if word not in api_diff.defined(owner):  # each instance has it
-            body.append(directive("attribute", word, prose(textwrap.dedent(told), "attribute")))
+            body.append(directive("attribute", word, prose(inspect.cleandoc(told), "attribute")))
     bare = Protocol in owner.__bases__ or issubclass(owner, BaseException)
     return directive("class", name.word + ("" if bare else signature(owner)), "\n\n".join(body))
 
@@ -279,7 +282,7 @@ def table_of_members(name: Name) -> str:
     for word in members(name.value):
         said = text_of_member(name.value, word)
         role = "attr" if function_of(name.value, word) is None else "meth"
-        said = "" if said == text_of(name) else first_of(textwrap.dedent(said))
+        said = "" if said == text_of(name) else first_of(said)
         rows.append((role, word, f"{name.home}.{word}", said))
     return table(rows)
 
@@ -311,7 +314,9 @@ def pages() -> dict[str, str]:
             apart = [name for name in own if long(name)]
             if apart:
                 text += "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name.home}\n" for name in apart)
-            found[f"{path}.rst"] = text + "\n" + "".join(entry(name) for name in own if not long(name))
+            for name in own:
+                text += "" if long(name) else "\n" + heading(name.word, "-") + entry(name)
+            found[f"{path}.rst"] = text
             for name in apart:
                 head = heading(name.word) + f".. py:currentmodule:: {path}\n\n"
                 found[f"{name.home}.rst"] = head + class_entry(name, table_of_members(name))

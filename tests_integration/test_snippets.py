@@ -28,7 +28,9 @@ def snippets(page: Path) -> list[tuple[int, str]]:
 def commands(page: Path) -> list[tuple[str, list[str]]]:
     """Return the commands that a page shows behind a ``$``, each with the lines of output below it."""
     found: list[tuple[str, list[str]]] = []
-    for block in re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+    for block in re.findall(
+        r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    ):
         for line in block.splitlines():
             if line.startswith("$ "):
                 found.append((line[2:], []))
@@ -71,11 +73,17 @@ def test_commands_of_the_page_of_the_command_line_run(
             patch.setattr("sys.argv", words[: words.index(">")] if target else words)
             patch.delitem(sys.modules, "my", raising=False)
             try:
-                status = main()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("default")  # see run
+                    status = main()
             except SystemExit as left:
                 status = left.code
         seen = capsys.readouterr()
-        assert (command, status, seen.err if status else "") == (command, 2 if expected else 0, seen.err if expected else "")
+        assert (command, status, seen.err if status else "") == (
+            command,
+            2 if expected else 0,
+            seen.err if expected else "",
+        )
         assert [line for line in expected if line not in seen.err] == []
         if target:
             (own_folder / target).write_text(seen.out, encoding="utf-8")

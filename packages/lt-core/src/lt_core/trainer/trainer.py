@@ -54,7 +54,7 @@ class Trainer(TrainerView):
     """Trainer that fits, validates, tests and predicts with a LightningModule.
 
     Every flag is checked here, and every problem is reported at once. The flags and their
-    meaning are the rows of `lt_core.config.flags.TrainerConfig`; ``help(Trainer.__init__)`` lists them.
+    meaning are the rows of ``lt_core.config.flags.TrainerConfig``; ``help(Trainer.__init__)`` lists them.
 
     Raises:
         ConfigError: If a flag is unknown, of the wrong type, out of range, or excludes another.
