@@ -185,11 +185,13 @@ def heading(text: str, line: str = "=") -> str:
     return f"{text}\n{line * len(text)}\n\n"
 
 
-def prose(text: str, what: str) -> str:
+def prose(text: str, what: Any) -> str:
     """Return a docstring in Google's style as reStructuredText."""
-    from sphinx.ext.napoleon import Config, GoogleDocstring
+    from sphinx.ext.napoleon import Config
+    from sphinx.ext.napoleon.docstring import GoogleDocstring
 
-    return str(GoogleDocstring(text, Config(napoleon_use_rtype=False), what=what))
+    settings: Any = Config(napoleon_use_rtype=False)
+    return str(GoogleDocstring(text, settings, what=what))
 
 
 def signature(value: Any, bound: bool = False) -> str:
@@ -373,7 +375,7 @@ def lacks(name: Name) -> Iterator[str]:
     elif inspect.isclass(value):
         made_by = [base for base in value.__mro__ if "__init__" in vars(base)][:1]
         texts = [inspect.cleandoc(vars(c).get("__doc__") or "") for c in [value, *made_by]]
-        texts += [inspect.getdoc(c.__init__) or "" for c in made_by]
+        texts += [inspect.getdoc(vars(c)["__init__"]) or "" for c in made_by]
     else:
         return
     if not (inspect.isclass(value) and (Protocol in value.__bases__ or issubclass(value, BaseException))):
