@@ -80,7 +80,7 @@ def defined(owner: type) -> dict[str, tuple[type, Any]]:
     for base in owner.__mro__:
         if base.__module__.split(".")[0].startswith("lt_"):
             mine = {n: (base, v) for n, v in vars(base).items() if not n.startswith("_")}
-            found = {**mine, **found}
+            found |= {n: at for n, at in mine.items() if n not in found}
     return found
 
 

@@ -294,6 +294,11 @@ def long(name: Name) -> bool:
     return inspect.isclass(name.value) and len(members(name.value)) > SHORT
 
 
+def parent(path: str) -> str:
+    """Return the package that a module lies in."""
+    return path.rpartition(".")[0]
+
+
 def pages() -> dict[str, str]:
     """Return the text of each page by its file's name."""
     found = {}
@@ -301,7 +306,7 @@ def pages() -> dict[str, str]:
     for package in api_diff.PACKAGES:
         modules = api_diff.modules(package)
         contents += heading(package, "-") + ".. toctree::\n   :maxdepth: 1\n\n"
-        contents += "".join(f"   {path}\n" for path in modules) + "\n"
+        contents += "".join(f"   {path}\n" for path in modules if parent(path) not in modules[1:]) + "\n"
         for path in modules:
             offered = [name for name in names() if name.module == path]
             own = [name for name in offered if name.here]
@@ -314,8 +319,10 @@ def pages() -> dict[str, str]:
                 rows.append((role, name.word, name.home, summary(name)))
             text += table(rows)
             apart = [name for name in own if long(name)]
-            if apart:
-                text += "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name.home}\n" for name in apart)
+            below = [module for module in modules[1:] if parent(module) == path and path != modules[0]]
+            if below or apart:
+                pages_below = [*(name.home for name in apart), *below]
+                text += "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {page}\n" for page in pages_below)
             for name in own:
                 text += "" if long(name) else "\n" + heading(name.word, "-") + entry(name)
             found[f"{path}.rst"] = text
