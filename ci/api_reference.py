@@ -22,6 +22,8 @@ from typing import Any, Protocol
 
 import api_diff
 
+# What most readers look for comes first.
+ORDER = ["lt-core", "lt-loggers", "lt-accel", "lt-interface"]
 # A class of more members has a page of its own.
 SHORT = 15
 PLAIN = (str, int, float, bool, type(None))
@@ -85,9 +87,10 @@ def bases(owner: type) -> list[type]:
 
 
 def members(owner: type) -> dict[str, Any]:
-    """Return the members that are described at a class: all but those of its described bases."""
+    """Return the members that are described at a class: all but those of its described bases, constants last."""
     inherited = set(bases(owner))
-    return {n: v for n, (base, v) in api_diff.defined(owner).items() if base not in inherited}
+    found = {n: v for n, (base, v) in api_diff.defined(owner).items() if base not in inherited}
+    return {word: found[word] for word in sorted(found, key=str.isupper)}
 
 
 # ------------------------------------------------------------ what is said of a name
@@ -299,33 +302,40 @@ def parent(path: str) -> str:
     return path.rpartition(".")[0]
 
 
+def hidden(pages: list[str]) -> str:
+    """Return a table of contents that only the navigation shows."""
+    return "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {page}\n" for page in pages) + "\n" if pages else ""
+
+
+def page_of(path: str, below: list[str]) -> tuple[str, list[Name]]:
+    """Return a module's page, and the classes that have pages of their own; ``below`` are the modules in it."""
+    offered = [name for name in names() if name.module == path]
+    own = [name for name in offered if name.here]
+    apart = [name for name in own if long(name)]
+    rows = []
+    for name in offered:
+        role = "class" if inspect.isclass(name.value) else "func" if inspect.isroutine(name.value) else "data"
+        rows.append((role, name.word, name.home, summary(name)))
+    said = inspect.getdoc(sys.modules[path]) or ""
+    text = heading(path) + directive("module", path, "") + prose(said, "module") + table(rows)
+    text += hidden([*(name.home for name in apart), *below])
+    text += "".join("\n" + heading(name.word, "-") + entry(name) for name in own if name not in apart)
+    return text, apart
+
+
 def pages() -> dict[str, str]:
     """Return the text of each page by its file's name."""
     found = {}
     contents = INTRODUCTION
-    for package in api_diff.PACKAGES:
-        modules = api_diff.modules(package)
-        contents += heading(package, "-") + ".. toctree::\n   :maxdepth: 1\n\n"
-        contents += "".join(f"   {path}\n" for path in modules if parent(path) not in modules[1:]) + "\n"
-        for path in modules:
-            offered = [name for name in names() if name.module == path]
-            own = [name for name in offered if name.here]
-            text = (
-                heading(path) + directive("module", path, "") + prose(inspect.getdoc(sys.modules[path]) or "", "module")
-            )
-            rows = []
-            for name in offered:
-                role = "class" if inspect.isclass(name.value) else "func" if inspect.isroutine(name.value) else "data"
-                rows.append((role, name.word, name.home, summary(name)))
-            text += table(rows)
-            apart = [name for name in own if long(name)]
-            below = [module for module in modules[1:] if parent(module) == path and path != modules[0]]
-            if below or apart:
-                pages_below = [*(name.home for name in apart), *below]
-                text += "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {page}\n" for page in pages_below)
-            for name in own:
-                text += "" if long(name) else "\n" + heading(name.word, "-") + entry(name)
-            found[f"{path}.rst"] = text
+    for package in ORDER:
+        top, *modules = api_diff.modules(package)
+        shown = [top, *(path for path in modules if parent(path) not in modules)]
+        firsts = {path: first_of(inspect.getdoc(sys.modules[path]) or "") for path in shown}
+        contents += heading(package, "-") + table([("mod", path, path, said) for path, said in firsts.items()])
+        contents += hidden(shown)
+        for path in [top, *modules]:
+            below = [module for module in modules if parent(module) == path != top]
+            found[f"{path}.rst"], apart = page_of(path, below)
             for name in apart:
                 head = heading(name.word) + f".. py:currentmodule:: {path}\n\n"
                 found[f"{name.home}.rst"] = head + class_entry(name, table_of_members(name))
