@@ -90,9 +90,12 @@ def test_commands_of_the_page_of_the_command_line_run(
 
 
 def test_pages_with_snippets_are_found() -> None:
-    """The runner sees the snippets: the README and the quickstart have some."""
+    """The runner sees the snippets: the README and the quickstart have some, and of two tabs the one that is ours."""
     assert snippets(ROOT / "README.md")
     assert len(snippets(ROOT / "docs" / "quickstart.md")) >= 4
+    programs = [code for _, code in snippets(ROOT / "docs" / "migration.md")]
+    assert "from lt_core.loggers import CSVLogger" in programs[0]
+    assert not any("lightning.pytorch" in code for code in programs)
 
 
 def test_readme_example_is_short_and_learns() -> None:
