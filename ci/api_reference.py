@@ -62,7 +62,7 @@ class Name:
 @cache
 def names() -> tuple[Name, ...]:
     """Return every public name; the interface's and the siblings' own come before the core, which lends them."""
-    homes: dict[int, str] = {}
+    homes: dict[Any, str] = {}
     found = []
     for package in sorted(api_diff.PACKAGES, key="lt-core".__eq__):
         for path in api_diff.modules(package):
@@ -70,7 +70,9 @@ def names() -> tuple[Name, ...]:
             for word in [*api_diff.public(module), *api_diff.lent(module)]:
                 value = getattr(module, word)
                 here = f"{path}.{word}"
-                home = here if isinstance(value, PLAIN) else homes.setdefault(id(value), here)
+                # A class or function is one thing under any name; of values only those of one name are.
+                thing = id(value) if inspect.isclass(value) or inspect.isroutine(value) else (id(value), word)
+                home = here if isinstance(value, PLAIN) else homes.setdefault(thing, here)
                 found.append(Name(path, word, value, home))
     return tuple(found)
 
@@ -136,7 +138,7 @@ def comments(owner: Any) -> dict[str, str]:
 def function_of(owner: type, word: str) -> Any:
     """Return the function behind a method of any kind; None if the member is none."""
     value = inspect.getattr_static(owner, word)
-    bound = value if inspect.isfunction(value) else getattr(owner, word)
+    bound = value if inspect.isfunction(value) else getattr(owner, word, None)
     function = getattr(bound, "__func__", bound)
     return function if inspect.isfunction(function) else None
 
