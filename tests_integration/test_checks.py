@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -120,6 +121,83 @@ def test_page_of_flags_in_the_documentation_is_the_code_s(check: Check) -> None:
     table = check("flag_table")
     assert table.PAGE.read_text(encoding="utf-8").rstrip() == table.expected().rstrip()
     assert "`accumulate_grad_batches: int = 1`" in table.expected()
+
+
+class Bare:
+    value = 1
+
+    def method(self, width: int) -> None: ...
+
+
+class Described:
+    """Thing.
+
+    Args:
+        width: Its width.
+
+    Attributes:
+        value: A number.
+    """
+
+    value = 1
+
+    def __init__(self, width: int) -> None: ...
+
+    def method(self, width: int, *rest: int, **more: int) -> None:
+        """Use the ``width``."""
+
+
+def loose(width: int, height: int) -> None:
+    """Do something as high as ``height``."""
+
+
+def test_what_the_reference_lacks_is_found(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name or member that is not among what was built, without a docstring or with a silent parameter is named."""
+    reference = check("api_reference")
+    given = {"Bare": Bare, "Described": Described, "loose": loose}
+    names = tuple(reference.Name("here", word, value, f"here.{word}") for word, value in given.items())
+    monkeypatch.setattr(reference, "names", lambda: names)
+    monkeypatch.setattr(reference.api_diff, "defined", lambda c: {n: (c, v) for n, v in vars(c).items() if n[0] != "_"})
+    described = {f"here.{word}" for word in given} | {
+        "here.Bare.value",
+        "here.Described.value",
+        "here.Described.method",
+    }
+    found = [line.split(" (")[0] for line in reference.problems(described)]
+    assert sorted(found) == [
+        "here.Bare.method: no docstring",
+        "here.Bare.method: not in the reference",
+        "here.Bare.method: parameter width is not described",
+        "here.Bare.value: no docstring",
+        "here.Bare: no docstring",
+        "here.loose: parameter width is not described",
+    ]
+
+
+def test_a_new_public_name_is_looked_for_by_itself(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that a package lists needs no other list, and has one home, whichever modules offer it."""
+    import lt_core.callbacks
+
+    reference = check("api_reference")
+    monkeypatch.setattr(reference.api_diff, "PACKAGES", ["lt-interface", "lt-core"])
+    monkeypatch.setattr(reference.api_diff, "lent", lambda module: [])
+    monkeypatch.setattr(lt_core.callbacks, "Fresh", Described, raising=False)
+    monkeypatch.setattr(lt_core.callbacks, "__all__", [*lt_core.callbacks.__all__, "Fresh"])
+    homes = {f"{name.module}.{name.word}": name.home for name in reference.names()}
+    assert homes["lt_core.callbacks.Fresh"] == "lt_core.callbacks.Fresh"
+    assert homes["lt_core.callbacks.Callback"] == homes["lt_core.Callback"] == "lt_core.Callback"
+    assert homes["lt_core.plugins.Precision"] == "lt_interface.Precision"
+    assert {"lt_core.strategies", "lt_core.tasks", "lt_core.utilities.types"} <= {
+        name.module for name in reference.names()
+    }
+    assert "lt_core.callbacks.Fresh: not in the reference" in reference.problems(set())
+
+
+def test_what_was_built_is_read_from_the_inventory(check: Check, tmp_path: Path) -> None:
+    """The names of Sphinx's inventory are those of Python objects, whatever else it lists."""
+    lines = b"a.B py:class 1 api/a.html#$ -\na.B.c py:method 1 api/a.html#$ -\nindex std:doc -1 index.html Start\n"
+    (tmp_path / "objects.inv").write_bytes(b"# 1\n# 2\n# 3\n# 4\n" + zlib.compress(lines))
+    assert check("api_reference").built(tmp_path / "objects.inv") == {"a.B", "a.B.c"}
 
 
 def test_a_page_that_the_code_does_not_print_is_found(

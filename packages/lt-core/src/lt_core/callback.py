@@ -45,6 +45,10 @@ class Callback:
     Override any hook; one that is not overridden costs nothing. The order of all hooks is
     in the documentation's hook table.
 
+    Each hook gets the ``trainer`` and the module that it runs, ``pl_module``. Some get more: the ``batch`` with its
+    number, ``batch_idx``, and that of its loader, ``dataloader_idx``; the step's ``outputs``; the ``optimizer``; the
+    ``loss``; the ``exception``; or the ``checkpoint``, a dict that is about to be written or has been read.
+
     Attributes:
         monitoring: Whether ``on_train_epoch_end`` runs after the module's own, so that the
             callback sees what the module logs there.

@@ -32,8 +32,11 @@ class LightningDataModule(DataModuleHooks, HyperparametersMixin):
         name: A name of your own.
     """
 
+    #: Key of a checkpoint that holds the hyper-parameters.
     CHECKPOINT_HYPER_PARAMS_KEY: ClassVar[str] = "datamodule_hyper_parameters"
+    #: Key that holds which argument was saved as a whole.
     CHECKPOINT_HYPER_PARAMS_NAME: ClassVar[str] = "datamodule_hparams_name"
+    #: Key that holds what kind of container they were.
     CHECKPOINT_HYPER_PARAMS_TYPE: ClassVar[str] = "datamodule_hparams_type"
 
     name: str | None = None

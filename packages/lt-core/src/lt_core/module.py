@@ -55,8 +55,11 @@ class LightningModule(ModuleHooks, HyperparametersMixin, nn.Module):
         strict_loading: Whether a checkpoint's weights must be exactly those of the module.
     """
 
+    #: Key of a checkpoint that holds the hyper-parameters.
     CHECKPOINT_HYPER_PARAMS_KEY: ClassVar[str] = "hyper_parameters"
+    #: Key that holds which argument was saved as a whole.
     CHECKPOINT_HYPER_PARAMS_NAME: ClassVar[str] = "hparams_name"
+    #: Key that holds what kind of container they were.
     CHECKPOINT_HYPER_PARAMS_TYPE: ClassVar[str] = "hparams_type"
 
     # TorchScript compiles all properties but these, which are for Python only.

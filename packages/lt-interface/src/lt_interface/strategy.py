@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BARRIER_SECONDS", "Collectives", "PlainCollectives", "ReportsFailures", "Strategy", "StrategyVerbs"]
 
 T = TypeVar("T")
-# Seconds after which a barrier is an error: longer than any preparation of data or writing of a file should take.
+#: Seconds after which a barrier is an error: longer than any preparation of data or writing of a file should take.
 BARRIER_SECONDS = 1800.0
 
 

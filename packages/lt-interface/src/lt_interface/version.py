@@ -2,4 +2,5 @@
 
 __all__ = ["__version__"]
 
+#: Version of this package.
 __version__ = "0.2.0"

@@ -76,13 +76,17 @@ class SchedulerCluster:
         return self._read("node_rank", 0)
 
     def set_world_size(self, size: int) -> None:
-        """Keep what the scheduler says; it is compared with what was asked for elsewhere."""
+        """Keep what the scheduler says; that is compared elsewhere with the ``size`` that was asked for."""
 
     def set_global_rank(self, rank: int) -> None:
-        """Keep what the scheduler says."""
+        """Keep what the scheduler says, whatever ``rank`` was asked for."""
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
         """Compare what was started with a number of devices and nodes.
+
+        Args:
+            num_devices: Devices of each node.
+            num_nodes: Nodes.
 
         Raises:
             ConfigError: If they do not fit.
@@ -144,7 +148,12 @@ class SchedulerCluster:
         return problems
 
     def advice(self, processes: int, nodes: int) -> str:
-        """Return how to start so many processes on each of so many nodes, as the end of a sentence."""
+        """Return how to start so many processes on each of so many nodes, as the end of a sentence.
+
+        Args:
+            processes: Processes of each node.
+            nodes: Nodes.
+        """
         return "start as many processes"
 
     @property

@@ -63,6 +63,7 @@ class EarlyStopping(Callback):
     """
 
     monitoring: ClassVar[bool] = True
+    #: By mode, the function that compares a value with the best one.
     mode_dict: ClassVar[dict[str, Any]] = {"min": torch.lt, "max": torch.gt}
 
     def __init__(

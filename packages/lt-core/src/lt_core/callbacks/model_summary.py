@@ -43,7 +43,12 @@ class ModelSummary(Callback):
             self.summarize(summary, **self._summarize_kwargs)
 
     def summarize(self, summary: ModuleSummary, **kwargs: Any) -> None:
-        """Write the summary to the screen; override it to write elsewhere."""
+        """Write the summary to the screen; override it to write elsewhere.
+
+        Args:
+            summary: What was counted.
+            **kwargs: The callback's ``summarize_kwargs``.
+        """
         if detect() is Screen.TERMINAL:
             print_table(summary, **kwargs)
         else:

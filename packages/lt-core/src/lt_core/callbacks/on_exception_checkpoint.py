@@ -32,6 +32,7 @@ class OnExceptionCheckpoint(Checkpoint):
         ConfigError: If the name is empty.
     """
 
+    #: What file names end with.
     FILE_EXTENSION = ".ckpt"
 
     def __init__(self, dirpath: str | os.PathLike[str], filename: str = "on_exception") -> None:

@@ -24,7 +24,8 @@ __all__ = ["Timer"]
 class Timer(Callback):
     """Callback that times training, validation and test, and stops training when its time is used up.
 
-    A checkpoint keeps what was used, so that a resumed run goes on with the same budget.
+    A checkpoint keeps what was used, so that a resumed run goes on with the same budget. Its times are those of a
+    ``stage``: ``"train"``, ``"validate"``, ``"test"``, ``"predict"`` or ``"sanity_check"``.
 
     Attributes:
         time_is_up: Whether it has stopped the running fit, or the last one.

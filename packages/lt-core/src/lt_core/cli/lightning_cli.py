@@ -29,6 +29,7 @@ from lt_interface.errors import ConfigError, LTError
 
 __all__ = ["ArgsType", "LightningCLI"]
 
+#: Type of what may stand in the place of the command line: its words, or a configuration.
 ArgsType = list[str] | dict[str, Any] | Namespace | None
 
 

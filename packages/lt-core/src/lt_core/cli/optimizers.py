@@ -40,9 +40,13 @@ class ReduceLROnPlateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
 
 
 # Ours first: a name that both know means the one with a monitor. Annotations are read when parsers are made.
+#: The classes of schedulers, for ``issubclass``.
 LRSchedulerTypeTuple = (ReduceLROnPlateau, LRScheduler)
+#: Type of a scheduler, for annotations.
 LRSchedulerTypeUnion = Union[ReduceLROnPlateau, LRScheduler]  # noqa: UP007
+#: Type of an argument that makes an optimizer of parameters: written as a class, with all arguments but these.
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
+#: Type of an argument that makes a scheduler of an optimizer: written as a class, with all arguments but this one.
 LRSchedulerCallable = Callable[[Optimizer], LRSchedulerTypeUnion]
 
 

@@ -433,7 +433,11 @@ class Feed(Passes):
         return self._state is not None
 
     def began(self, epoch: int) -> bool:
-        """Return whether the batches of an epoch were begun, and the epoch not closed."""
+        """Return whether the batches of an epoch were begun, and the epoch not closed.
+
+        Args:
+            epoch: The epoch's number.
+        """
         return self._open and self._epoch == epoch
 
     @property
@@ -503,7 +507,11 @@ class Feed(Passes):
         self._state = state
 
     def matches(self, state: dict[str, Any]) -> bool:
-        """Return whether a place that another feed was left at can be found in this one: loaders alike, not used up."""
+        """Return whether a place that another feed was left at can be found in this one: loaders alike, not used up.
+
+        Args:
+            state: The other feed's ``state_dict()``.
+        """
         return len(state["leaves"]) == len(self.leaves) and all(map(Leaf.matches, self.leaves, state["leaves"]))
 
     def resume(self, epoch: int) -> Iterator[Any]:
@@ -512,6 +520,9 @@ class Feed(Passes):
         Iterators are made under the random state of the epoch's start; indices are skipped, and no
         skipped sample is loaded. The process's random state is then the caller's again, so that it
         governs the next fetch of data.
+
+        Args:
+            epoch: The epoch's number.
 
         Raises:
             CheckpointError: If no state was loaded.

@@ -128,6 +128,9 @@ def batch_size(batch: Any) -> tuple[int | None, bool]:
     Mappings, dataclasses and iterables are walked depth first; a tensor without dimensions counts
     as one sample; strings, arrays of other libraries and iterators are passed over.
 
+    Args:
+        batch: The batch, nested as it may be.
+
     Returns:
         The size, or None if there is no tensor; and whether tensors of other sizes follow.
     """

@@ -54,6 +54,8 @@ class RandomIterableDataset(IterableDataset[Tensor]):
 class BoringModel(LightningModule):
     """One linear layer, trained on noise: the start of a bug report.
 
+    Its steps take a ``batch`` of vectors ``x`` of 32 numbers, and use no ``batch_idx``.
+
     >>> from lt_core import Trainer
     >>> Trainer(fast_dev_run=True, enable_progress_bar=False).fit(BoringModel())
     """
@@ -68,7 +70,7 @@ class BoringModel(LightningModule):
         return out
 
     def loss(self, predictions: Tensor, target: Tensor | None = None) -> Tensor:
-        """Return the mean squared distance to ones, or to a target of the same shape."""
+        """Return the mean squared distance of ``predictions`` to ones, or to a ``target`` of the same shape."""
         target = torch.ones_like(predictions) if target is None else target
         return nn.functional.mse_loss(predictions, target)
 

@@ -26,7 +26,7 @@ class TaskModule(LightningModule, ABC):
     """Base of ready modules: a subclass says how a batch is divided, and what its loss is.
 
     The loss is logged as ``train_loss``, ``val_loss`` and ``test_loss``, each metric by its name behind the same word.
-    In validation and test they are means over all samples of all ranks.
+    In validation and test they are means over all samples of all ranks. Steps use the ``batch``, not ``batch_idx``.
 
     Args:
         lr: Learning rate of AdamW.

@@ -71,7 +71,7 @@ class _Supervised(TaskModule):
         self.loss: Loss = type(self)._loss if loss is None else loss
 
     def forward(self, x: Any) -> Any:
-        """Return the network's output."""
+        """Return the network's output for an input ``x``."""
         return self.network(x)  # type: ignore[misc]
 
     def assess(self, batch: Any) -> tuple[Tensor, Any, Any]:

@@ -33,7 +33,9 @@ class CSVLogger(VersionedLogger):
         delivery: ``"sync"`` to write from the training loop itself, ``"async"`` from a thread.
     """
 
+    #: The file of metrics in the run's folder.
     NAME_METRICS_FILE = "metrics.csv"
+    #: The file of hyper-parameters in the run's folder.
     NAME_HPARAMS_FILE = "hparams.yaml"
     _metric_fix = "Keep anything else in a file of its own."
 

@@ -40,9 +40,15 @@ _MOST_WAITING_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Record(LoggedRecord):
-    """Values that were due at one moment.
+    """Values that were due at one moment: a logger's record, and where it stands.
 
     Attributes:
+        sequence: Its number in the file.
+        stage: The stage that logged it.
+        axis: What ``step`` counts.
+        step: The place on that axis.
+        time: Its wall time, in seconds since 1970.
+        values: Numbers by name.
         end: Byte offset behind the record in its file.
         epoch: The epoch of a fit that it belongs to; None if no fit logged it.
     """
@@ -352,11 +358,19 @@ class Journal:
         return self._identity
 
     def contents(self, end: int = 1 << 62) -> bytes:
-        """Return the records up to an offset, as the file holds them."""
+        """Return the records up to an offset, as the file holds them.
+
+        Args:
+            end: The offset in bytes.
+        """
         return b"".join(line + b"\n" for line, behind in self._history() if behind <= end and line[:1] == b"[")
 
     def fill(self, contents: bytes) -> None:
-        """Begin with what another journal's `contents` returned."""
+        """Begin with what another journal's `contents` returned.
+
+        Args:
+            contents: What it returned.
+        """
         for found in map(_parsed, contents.split(b"\n")):
             if isinstance(found, list):
                 _, stage, axis, step, wall, values, *epoch = found

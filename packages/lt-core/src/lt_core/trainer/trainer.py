@@ -54,7 +54,7 @@ class Trainer(TrainerView):
     """Trainer that fits, validates, tests and predicts with a LightningModule.
 
     Every flag is checked here, and every problem is reported at once. The flags and their
-    meaning are the rows of `lt_core.config.flags.TrainerConfig`; ``help(Trainer.__init__)`` lists them.
+    meaning are the rows of ``lt_core.config.flags.TrainerConfig``; ``help(Trainer.__init__)`` lists them.
 
     Raises:
         ConfigError: If a flag is unknown, of the wrong type, out of range, or excludes another.
@@ -215,7 +215,19 @@ class Trainer(TrainerView):
         weights_only: bool | None = None,
         **_unknown: NoReturn,
     ) -> list[dict[str, float]]:
-        """Run one evaluation over the test set; takes and returns what `validate` does."""
+        """Run one evaluation over the test set.
+
+        Args:
+            model: The module; the last run's, from its best checkpoint, if left out.
+            dataloaders: One or several loaders.
+            ckpt_path: Weights to load first.
+            verbose: Whether to print the results.
+            datamodule: Holds the loaders instead.
+            weights_only: Whether only values and tensors are read from ``ckpt_path``; None is True.
+
+        Returns:
+            For each loader its metrics by name.
+        """
         refuse_unknown(Trainer.test, _unknown)
         return self._evaluate(TrainerFn.TESTING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
@@ -315,7 +327,11 @@ class Trainer(TrainerView):
         return attach
 
     def off(self, function: Callable[..., Any]) -> None:
-        """Detach a function that `on` attached."""
+        """Detach a function that `on` attached.
+
+        Args:
+            function: The function.
+        """
         self._handlers = [h for h in self._handlers if h.function is not function]
 
     def request_stop(self, by: object, why: str = "") -> None:

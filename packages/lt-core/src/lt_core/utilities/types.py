@@ -21,10 +21,15 @@ __all__ = [
     "OptimizerLRSchedulerConfig",
 ]
 
+#: Type of what a step returns.
 STEP_OUTPUT = Tensor | Mapping[str, Any] | None
+#: Type of what ``train_dataloader`` returns.
 TRAIN_DATALOADERS = Any
+#: Type of what the other loader hooks return.
 EVAL_DATALOADERS = Any
+#: Type of a scheduler.
 LRSchedulerTypeUnion = LRScheduler | ReduceLROnPlateau
+#: Type of a scheduler, by another name.
 LRSchedulerPLType = LRSchedulerTypeUnion
 
 
@@ -53,6 +58,7 @@ class OptimizerLRSchedulerConfig(TypedDict):
     lr_scheduler: LRSchedulerTypeUnion | LRSchedulerConfigType
 
 
+#: Type of what ``configure_optimizers`` returns.
 OptimizerLRScheduler = (
     Optimizer
     | Sequence[Optimizer]

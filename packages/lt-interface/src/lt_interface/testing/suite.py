@@ -19,6 +19,7 @@ class Conformance:
     Attributes:
         plugin: The name under which the plugin is registered; empty for one that is not.
         registry: The registry of the suite's kind of plugin.
+        suite_tests: The tests of the suite by name, which no subclass may replace.
 
     Example:
         >>> class Suite(Conformance, suite=True):

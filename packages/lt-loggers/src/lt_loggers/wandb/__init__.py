@@ -68,7 +68,7 @@ class WandbLogger(WandbWatching, WandbCheckpoints):
         MisconfigurationException: If an argument is out of range.
     """
 
-    # W&B acknowledges nothing, so all rows are asked for after the death of a process.
+    #: Whether it finds out itself what its tracker has: W&B acknowledges nothing, so all rows are asked for.
     knows_all = True
     _metric_got = "{name}={value!r} of type {kind}"
     _metric_fix = "Use log_image, log_text and the like, or `logger.experiment`, for anything else."

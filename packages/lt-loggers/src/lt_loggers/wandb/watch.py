@@ -111,7 +111,11 @@ class WandbWatching(WandbMedia):
             watch.flush()
 
     def unwatch(self, model: nn.Module) -> None:
-        """End what `watch` began."""
+        """End what `watch` began.
+
+        Args:
+            model: The module that is watched.
+        """
         ended = [watch for watch in self._watches if watch.model is model]
         self._watches = [watch for watch in self._watches if watch.model is not model]
         for watch in ended:

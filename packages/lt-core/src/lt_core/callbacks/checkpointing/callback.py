@@ -92,17 +92,28 @@ class ModelCheckpoint(Checkpoint):
         ConfigError: If an argument is out of range, or two exclude each other.
     """
 
+    #: What joins the parts of a file name.
     CHECKPOINT_JOIN_CHAR: ClassVar[str] = "-"
+    #: What stands between a metric's name and its value in a file name.
     CHECKPOINT_EQUALS_CHAR: ClassVar[str] = "="
+    #: Name of the file that ``save_last`` keeps.
     CHECKPOINT_NAME_LAST: ClassVar[str] = "last"
+    #: What file names end with.
     FILE_EXTENSION: str = ".ckpt"
+    #: Number of the first file that would otherwise replace another one.
     STARTING_VERSION: ClassVar[int] = 1
 
+    #: Path of the best checkpoint; empty before there is one.
     best_model_path: str = _entry("best_model_path")
+    #: Value of the monitored metric in the best checkpoint.
     best_model_score: Tensor | None = _entry("best_model_score")
+    #: Value of the monitored metric when it was last looked at.
     current_score: Tensor | None = _entry("current_score")
+    #: Score of each kept checkpoint by its path.
     best_k_models: dict[str, Tensor] = _entry("best_k_models")
+    #: Path of the worst kept checkpoint, which a better one replaces.
     kth_best_model_path: str = _entry("kth_best_model_path")
+    #: Path of what ``save_last`` has written last.
     last_model_path: str = _entry("last_model_path")
 
     def __init__(
@@ -216,7 +227,11 @@ class ModelCheckpoint(Checkpoint):
         return os.path.join(self.dirpath, name) if self.dirpath else name
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
-        """Write the kept paths and their scores; None means ``best_k_models.yaml`` in the folder."""
+        """Write the kept paths and their scores.
+
+        Args:
+            filepath: Where; None means ``best_k_models.yaml`` in the folder.
+        """
         import yaml
 
         path = os.path.join(self.dirpath or "", "best_k_models.yaml") if filepath is None else os.fspath(filepath)

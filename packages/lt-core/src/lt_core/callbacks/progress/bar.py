@@ -113,9 +113,12 @@ class RichProgressBar(ProgressBar):
             self._on_display("write", sep.join(map(str, args)))
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Return the columns of the terminal's bar, ``rich.progress.ProgressColumn``s; override it for others.
+        """Return the columns of the terminal's bar, each a ``rich.progress.ProgressColumn``; override it for others.
 
         Each task has the fields counts, times, speed and metrics, ready as text.
+
+        Args:
+            trainer: The trainer whose run is shown.
         """
         from lt_core.callbacks.progress.rich_display import default_columns
 

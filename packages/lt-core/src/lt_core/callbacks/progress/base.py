@@ -77,7 +77,13 @@ class ProgressBar(Callback):
         self._is_enabled = False
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
-        """Print without disturbing the bar; takes what ``print`` takes."""
+        """Print without disturbing the bar; takes what ``print`` takes.
+
+        Args:
+            *args: What to print.
+            sep: What stands between two of them.
+            **kwargs: As for ``print``.
+        """
         print(*args, sep=sep, **kwargs)
 
     @property

@@ -39,6 +39,7 @@ class AsyncCheckpointIO:
         io: What writes and reads; `SafetensorsIO` if None.
     """
 
+    #: Whether a save goes on in the background after it has returned.
     asynchronous = True
 
     def __init__(self, io: CheckpointIO | None = None) -> None:

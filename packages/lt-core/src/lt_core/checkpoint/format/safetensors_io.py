@@ -60,6 +60,7 @@ class SafetensorsIO:
     """Store of one process's checkpoints, as one file each."""
 
     collective = False
+    #: Whether a save goes on in the background after it has returned.
     asynchronous = False
 
     def save(self, tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -73,6 +74,9 @@ class SafetensorsIO:
 
     def prepare(self, tree: dict[str, Any]) -> Prepared:
         """Turn a tree into what is written, without copying tensors.
+
+        Args:
+            tree: The checkpoint's dict.
 
         Raises:
             CheckpointError: If a value of the tree cannot be kept; the message has its path.
@@ -99,6 +103,10 @@ class SafetensorsIO:
 
     def write(self, prepared: Prepared, path: str | os.PathLike[str]) -> None:
         """Write what `prepare` returned; when this returns, the file is durable.
+
+        Args:
+            prepared: What it returned.
+            path: The file.
 
         Raises:
             OSError: If the disk refuses; what was there before stays, and no other file is left.
@@ -219,6 +227,9 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = No
 def verify(path: str | os.PathLike[str]) -> None:
     """Check every byte of a checkpoint against its checksums, in little memory.
 
+    Args:
+        path: The checkpoint.
+
     Raises:
         CheckpointError: If the file is missing, damaged (the tensor is named), unsafe or too new.
     """
@@ -232,6 +243,9 @@ def verify(path: str | os.PathLike[str]) -> None:
 
 def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what the header of a checkpoint says, reading no tensor.
+
+    Args:
+        path: The checkpoint.
 
     Returns:
         ``format`` (a number), ``versions``, ``progress``, ``run`` (the mark of the run that wrote it, or None),

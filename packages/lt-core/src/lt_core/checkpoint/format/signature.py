@@ -17,7 +17,11 @@ def plain_name(name: str) -> str:
 
 
 def parameter_signature(state_dict: Mapping[str, Any]) -> str:
-    """Return a short hash of the names and shapes of all tensors, the same for the same model."""
+    """Return a short hash of the names and shapes of all tensors, the same for the same model.
+
+    Args:
+        state_dict: The tensors by name; what is none is left out.
+    """
     tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
     is_lazy = torch.nn.parameter.is_lazy
     return signature_of({name: "?" if is_lazy(value) else tuple(value.shape) for name, value in tensors.items()})

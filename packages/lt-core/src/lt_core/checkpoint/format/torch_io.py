@@ -49,6 +49,7 @@ class TorchCheckpointIO:
     """
 
     collective = False
+    #: Whether a save goes on in the background after it has returned.
     asynchronous = False
 
     def __init__(self, weights_only: bool = True) -> None:
@@ -146,7 +147,11 @@ class TorchCheckpointIO:
         self.remove_checkpoint(os.fspath(path))
 
     def remove_checkpoint(self, path: str) -> None:
-        """Delete a checkpoint; one that is not there is no error."""
+        """Delete a checkpoint; one that is not there is no error.
+
+        Args:
+            path: The checkpoint.
+        """
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 

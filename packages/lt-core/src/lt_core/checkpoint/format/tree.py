@@ -67,7 +67,7 @@ def encode(tree: Any, where: str = "checkpoint") -> tuple[Any, Blobs]:
 
 
 def try_encode(value: Any, where: str) -> Problem | None:
-    """Return what hinders ``value`` from being kept in a checkpoint, or None."""
+    """Return what hinders ``value`` from being kept in a checkpoint, or None; messages say ``where`` it is."""
     try:
         _Encoder(where).node(value, ())
     except RefusedValueError as error:
@@ -77,6 +77,9 @@ def try_encode(value: Any, where: str) -> Problem | None:
 
 def soften(hparams: Any) -> tuple[Any, list[str]]:
     """Replace what cannot be kept in hyper-parameters by ``{"$repr": repr(value)}``.
+
+    Args:
+        hparams: The hyper-parameters, nested as they may be.
 
     Returns:
         The hyper-parameters as they can be kept, and the dotted names of what was replaced.
