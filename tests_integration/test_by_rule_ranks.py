@@ -82,7 +82,7 @@ class Overflowing(Ruled):
 
 
 def test_a_loss_scale_skips_all_parts_or_none(tmp_path: Path) -> None:
-    """With 16-bit floats the gradients of all parts are unscaled once, and a step that overflows is left out for all."""
+    """With 16-bit floats all gradients are unscaled once, and a step that overflows is left out for all parts."""
     trainer, found = trained(Overflowing(), tmp_path, 1, plugins=precision_of("16-mixed", "cpu"))
     net = Overflowing()
     parts = {name: p for name, p in net.named_parameters() if name in ("first.weight", "middle.weight")}

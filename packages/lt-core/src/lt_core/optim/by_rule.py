@@ -71,7 +71,8 @@ class ByRule(Optimizer):
           AdamW_wd0  lr 0.001  weight_decay 0     13 values in 2: 1.bias, 2.bias
     """
 
-    computes_loss_once = True  # see lt_interface.decides_by_closure
+    #: A step never asks for the loss again: see `lt_interface.decides_by_closure`.
+    computes_loss_once = True
 
     def __init__(
         self,

@@ -102,6 +102,7 @@ class TQDMProgressBar(ProgressBar):
         >>> trainer = Trainer(callbacks=[Bar(refresh_rate=10)])
     """
 
+    #: The form of a bar, in tqdm's words.
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
     _train_progress_bar: Any = None
