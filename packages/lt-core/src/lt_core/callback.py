@@ -49,10 +49,12 @@ class Callback:
         monitoring: Whether ``on_train_epoch_end`` runs after the module's own, so that the
             callback sees what the module logs there.
         role: What flags may exclude: ``"checkpoint"``, ``"progress bar"`` or ``"timer"``; empty for all others.
+        in_weights: Whether ``on_save_checkpoint`` has its say in files of weights alone, too.
     """
 
     monitoring: ClassVar[bool] = False
     role: ClassVar[str] = ""
+    in_weights: ClassVar[bool] = False
 
     @property
     def state_key(self) -> str:

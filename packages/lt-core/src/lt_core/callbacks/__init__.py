@@ -2,6 +2,7 @@
 
 from lt_core.callback import Callback
 from lt_core.callbacks.accumulation import GradientAccumulationScheduler
+from lt_core.callbacks.averaging import EMAWeightAveraging, WeightAveraging
 from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
 from lt_core.callbacks.early_stopping import EarlyStopping
 from lt_core.callbacks.lambda_function import LambdaCallback
@@ -15,6 +16,7 @@ from lt_core.names import finder
 __all__ = [
     "Callback",
     "Checkpoint",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "GradientAccumulationScheduler",
     "LambdaCallback",
@@ -26,6 +28,7 @@ __all__ = [
     "RichModelSummary",
     "RichProgressBar",
     "Timer",
+    "WeightAveraging",
 ]
 
 __getattr__ = finder(__name__)

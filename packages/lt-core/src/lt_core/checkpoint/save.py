@@ -107,7 +107,7 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     if run.datamodule is not None:
         tree.update(checkpoint_entries(run.datamodule, "datamodule_", store))
     with run.metrics.current.inside("on_save_checkpoint"):
-        for callback in run.callbacks if not weights_only else ():
+        for callback in run.callbacks if not weights_only else (c for c in run.callbacks if c.in_weights):
             method_of(callback, "on_save_checkpoint")(run.trainer, run.module, tree)
         method_of(run.module, "on_save_checkpoint")(tree)
     return tree
