@@ -122,7 +122,7 @@ def test_a_checkpoint_has_the_average_as_its_weights(tmp_path: Path) -> None:
     assert not torch.equal(tree["current_model_state"]["norm.weight"], tree["state_dict"]["norm.weight"])
     assert set(tree["current_model_state"]) == set(tree["state_dict"]) == set(state_of(net))
     assert_same(state_of(Net.load_from_checkpoint(best.best_model_path)), dict(tree["state_dict"]))
-    trainer = Trainer(**QUIET)
+    trainer = Trainer(**{**QUIET, "enable_checkpointing": True}, max_epochs=1, callbacks=[EMAWeightAveraging(), best])
     [found] = trainer.validate(Net(), BATCHES[:2], ckpt_path=best.best_model_path, verbose=False)
     assert found["val_loss"] == pytest.approx(float(best.best_model_score), abs=1e-6)
 

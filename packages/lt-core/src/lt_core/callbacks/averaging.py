@@ -23,7 +23,7 @@ from lt_core.checkpoint.weights import load_weights
 from lt_core.config.parsers import is_whole
 from lt_core.notices import warn
 from lt_core.state.progress import TrainerFn
-from lt_interface.errors import ConfigError, Problem, nearest, raise_problems
+from lt_interface.errors import Problem, nearest, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule

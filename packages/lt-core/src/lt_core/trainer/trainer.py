@@ -465,6 +465,22 @@ class Trainer(TrainerView):
         forward = self.precision_plugin.forward
         return nullcontext() if forward is None else forward()
 
+    def forward_training_data(self) -> None:
+        """Run the training step on an epoch of training data, without gradients, hooks or logging.
+
+        For statistics that are made in forward, as those of BatchNorm; called on every rank, between two epochs. Random
+        state and the place in the data are afterwards as before.
+
+        Raises:
+            MisconfigurationException: If fit does not run.
+        """
+        from lt_core.loops.forward_only import forward_only
+
+        run = self._run
+        if run is None or not run.metrics.live or not run.fits:
+            raise MisconfigurationException("trainer.forward_training_data: there is training data only inside fit.")
+        forward_only(run)
+
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the first process of this node, above the progress bar."""
         if self.local_rank != 0:
