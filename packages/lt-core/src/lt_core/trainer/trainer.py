@@ -410,6 +410,24 @@ class Trainer(TrainerView):
         else:
             run.loop.look_up()
 
+    def saved_weights(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """Return the weights as a checkpoint has them, by name; every rank calls it.
+
+        Args:
+            path: The checkpoint; None means one that would be written now.
+
+        Raises:
+            MisconfigurationException: If fit does not run.
+            CheckpointError: If the file cannot be read.
+        """
+        from lt_core.checkpoint.save import weights_of
+
+        run = self._run
+        if run is None or not run.metrics.live or not run.fits:
+            raise MisconfigurationException("trainer.saved_weights: weights are known only inside fit.")
+        weights: dict[str, Any] = weights_of(run) if path is None else run.saves.read(os.fspath(path))["state_dict"]
+        return weights
+
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint the way its format asks; of a link the link alone, and nothing if there is no file.
 
