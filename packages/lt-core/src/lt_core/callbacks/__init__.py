@@ -5,6 +5,7 @@ from lt_core.callbacks.accumulation import GradientAccumulationScheduler
 from lt_core.callbacks.averaging import EMAWeightAveraging, WeightAveraging
 from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
 from lt_core.callbacks.early_stopping import EarlyStopping
+from lt_core.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
 from lt_core.callbacks.lambda_function import LambdaCallback
 from lt_core.callbacks.lr_monitor import LearningRateMonitor
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
@@ -16,6 +17,8 @@ from lt_core.callbacks.timer import Timer
 from lt_core.names import finder
 
 __all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "Callback",
     "Checkpoint",
     "EMAWeightAveraging",
