@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -93,7 +93,7 @@ class BaseFinetuning(Callback):
         """
         if isinstance(modules, nn.Module) and not isinstance(modules, (nn.ModuleDict, nn.ModuleList)):
             return [part for part in modules.modules() if part._parameters or not any(part.children())]
-        if isinstance(modules, str) or not isinstance(modules, Iterable):
+        if isinstance(modules, (str, Tensor)) or not isinstance(modules, Iterable):
             where, rule = "BaseFinetuning(modules)", "what is frozen or unfrozen must be modules"
             raise ConfigError(Problem(where, rule, repr(modules), "Pass the layer itself: pl_module.layer."))
         inner = modules.values() if isinstance(modules, (Mapping, nn.ModuleDict)) else modules
@@ -176,11 +176,12 @@ class BaseFinetuning(Callback):
             optimizer: The optimizer.
             lr: The group's learning rate; None means that of the first group over ``initial_denom_lr``.
             initial_denom_lr: By what that is divided.
-            train_bn: Whether parameters of BatchNorm layers belong to the group.
+            train_bn: Whether BatchNorm layers are trained, too, and their parameters belong to the group.
         """
         before = {id(p) for p in BaseFinetuning.filter_params(modules, train_bn)}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        BaseFinetuning.make_trainable(modules)
+        for part in BaseFinetuning.flatten_modules(modules):
+            _set(part, train_bn or not isinstance(part, _BatchNorm))
         # What was trained all the time, as BatchNorm layers, stays where it is.
         params = [p for p in BaseFinetuning.filter_params(modules, train_bn) if id(p) not in before & held]
         new = BaseFinetuning.filter_on_optimizer(optimizer, params)
@@ -242,10 +243,7 @@ class BaseFinetuning(Callback):
             return self._state
         module, optimizers = self._live
         names = parameter_names(module)
-        groups = [
-            [[names[id(p)] for p in group["params"] if id(p) in names] for group in optimizer.param_groups]
-            for optimizer in optimizers
-        ]
+        groups = [[_named(group, names) for group in optimizer.param_groups] for optimizer in optimizers]
         trainable = [plain_name(name) for name, p in module.named_parameters() if p.requires_grad]
         return {"groups": groups, "trainable": trainable, "statistics": [name for name, _ in _counting(module)]}
 
@@ -258,8 +256,7 @@ class BaseFinetuning(Callback):
             if isinstance(layer, _BatchNorm):
                 layer.track_running_stats = plain_name(name) in counting
         before = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
-        groups = [{"param_groups": [{"params": names} for names in each]} for each in state["groups"]]
-        regroup(module, trainer.optimizers, groups)
+        regroup(module, trainer.optimizers, [{"param_groups": groups} for groups in state["groups"]])
         self._extend(trainer, before)
 
     def _freeze_late(self, trainer: Trainer, module: LightningModule) -> None:
@@ -285,6 +282,12 @@ class BaseFinetuning(Callback):
                         _add_to(config.scheduler, optimizer.param_groups[0], group)
 
 
+def _named(group: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    """Return a group's plain options, and the names of its parameters."""
+    options = {key: value for key, value in group.items() if value is None or isinstance(value, (bool, int, float, str))}
+    return {**options, "params": [names[id(p)] for p in group["params"] if id(p) in names]}
+
+
 def _set(layer: nn.Module, trained: bool) -> None:
     if isinstance(layer, _BatchNorm):
         layer.track_running_stats = trained
@@ -305,21 +308,21 @@ def _ratio(first: Mapping[str, Any], group: Mapping[str, Any]) -> float:
 
 
 def _join(first: Mapping[str, Any], group: dict[str, Any]) -> None:
-    """Give a group the learning rates that a scheduler keeps in the groups themselves."""
-    for key in ("initial_lr", "max_lr", "min_lr"):
-        if key in first and key not in group:
-            group[key] = first[key] * _ratio(first, group)
+    """Give a group what a scheduler keeps in the groups themselves."""
+    for key in first.keys() - group.keys() - {"name"}:
+        group[key] = first[key] * _ratio(first, group) if key.endswith("_lr") else first[key]
 
 
 def _add_to(scheduler: Any, first: Mapping[str, Any], group: Mapping[str, Any]) -> None:
     """Add a group to the lists that a scheduler keeps by group, and to those of the schedulers in it."""
     for inner in getattr(scheduler, "_schedulers", ()):
         _add_to(inner, first, group)
-    for key in ("base_lrs", "_last_lr"):
+    for key in ("base_lrs", "max_lrs", "min_lrs", "_last_lr"):
         if isinstance(listed := getattr(scheduler, key, None), list) and listed:
             listed.append(listed[0] * _ratio(first, group))
-    if isinstance(functions := getattr(scheduler, "lr_lambdas", None), list) and functions:
-        functions.append(functions[0])
+    for key in ("lr_lambdas", "base_momentums", "max_momentums"):
+        if isinstance(listed := getattr(scheduler, key, None), list) and listed:
+            listed.append(listed[0])
 
 
 @contextmanager
