@@ -11,6 +11,7 @@ from lt_core.callbacks.lr_monitor import LearningRateMonitor
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from lt_core.callbacks.progress import ProgressBar, RichProgressBar
+from lt_core.callbacks.pruning import ModelPruning
 from lt_core.callbacks.restore_best import RestoreBest
 from lt_core.callbacks.stochastic_averaging import StochasticWeightAveraging
 from lt_core.callbacks.timer import Timer
@@ -27,6 +28,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelPruning",
     "ModelSummary",
     "OnExceptionCheckpoint",
     "ProgressBar",

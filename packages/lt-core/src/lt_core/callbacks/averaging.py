@@ -315,7 +315,7 @@ class WeightAveraging(Averager):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the average, if an update is due at the end of this epoch."""
-        if self.should_update(epoch_idx=trainer.current_epoch):
+        if trainer.epoch_is_over and self.should_update(epoch_idx=trainer.current_epoch):
             self._update(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,6 +14,7 @@ from lt_core.checkpoint.runs import count_fit
 from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
 from lt_core.config.keywords import answers_unknown, refuse_unknown
 from lt_core.config.row import takes_flags
+from lt_core.data.stream import batch_seed
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
 from lt_core.notices import info, warn
@@ -32,6 +33,7 @@ from lt_core.run.select import (
     find_spread,
     make_loggers,
 )
+from lt_core.state import rng
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer.view import TrainerView
 from lt_interface import WatchesTrainer, registry
@@ -498,6 +500,17 @@ class Trainer(TrainerView):
         if run is None or not run.metrics.live or not run.fits:
             raise MisconfigurationException("trainer.forward_training_data: there is training data only inside fit.")
         forward_only(run)
+
+    @contextmanager
+    def own_random_state(self) -> Iterator[None]:
+        """Draw, inside this block, what the seed, the epoch and the step decide: the same on every rank and in every run.
+
+        The random state is afterwards as before.
+        """
+        run = self._run
+        with rng.isolate(self.accelerator, self.root_device):
+            torch.manual_seed(batch_seed(0 if run is None else run.plan.seed, self.current_epoch, 0, 0, self.global_step))
+            yield
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the first process of this node, above the progress bar."""
