@@ -202,7 +202,9 @@ def test_the_tools_take_nested_layers() -> None:
     BaseFinetuning.make_trainable(net.head)
     assert len(list(BaseFinetuning.filter_params(net, train_bn=False))) == 2
     optimizer = torch.optim.SGD(net.head.parameters(), lr=0.1)
-    assert BaseFinetuning.filter_on_optimizer(optimizer, net.backbone[0].parameters()) == [*net.backbone[0].parameters()]
+    assert BaseFinetuning.filter_on_optimizer(optimizer, net.backbone[0].parameters()) == [
+        *net.backbone[0].parameters()
+    ]
 
 
 class Misspelt(Stages):

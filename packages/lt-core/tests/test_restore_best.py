@@ -60,7 +60,9 @@ def test_the_module_ends_with_its_best_weights(mode: str, best: int, caplog: pyt
     with caplog.at_level("INFO"):
         net = fit(RestoreBest("val_loss", mode))
     assert torch.equal(net.layer.weight, net.seen[best])
-    line = f"RestoreBest: the module has the weights of epoch {best}, step {4 * best + 4} (val_loss={LOSSES[best]:.5g})."
+    line = (
+        f"RestoreBest: the module has the weights of epoch {best}, step {4 * best + 4} (val_loss={LOSSES[best]:.5g})."
+    )
     assert line in caplog.messages
 
 
@@ -97,7 +99,8 @@ def test_a_resumed_run_still_has_the_best(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(best, LambdaCallback(on_train_batch_end=stop))
     whole, again = fit(RestoreBest("val_loss")), fit(RestoreBest("val_loss"), ckpt_path=tmp_path / "a.ckpt")
-    assert torch.equal(again.layer.weight, whole.seen[1]) and torch.equal(again.seen[-1], whole.seen[-1])
+    assert torch.equal(again.layer.weight, whole.seen[1])
+    assert torch.equal(again.seen[-1], whole.seen[-1])
 
 
 def test_a_callback_that_serves_again_begins_anew() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,8 @@ def test_a_resumed_run_ends_with_the_same_average(at: int, norm: bool, tmp_path:
             raise KeyboardInterrupt
 
     whole = fit(swa(), net=Net(norm))
-    try:
+    with suppress(KeyboardInterrupt):
         fit(swa(), net=Net(norm), callbacks=[LambdaCallback(on_train_batch_end=save, on_train_batch_start=stop)])
-    except KeyboardInterrupt:
-        pass
     again = fit(swa(), net=Net(norm), ckpt_path=tmp_path / "a.ckpt")
     assert_equal(again, whole)
 

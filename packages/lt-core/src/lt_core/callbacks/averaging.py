@@ -226,7 +226,9 @@ def _flat(module: nn.Module) -> nn.Module:
     flat._parameters.update(_parameters(module))
     flat._buffers.update(_buffers(module))
     saved = {
-        id(part._buffers[key]) for part in module.modules() for key in part._buffers.keys() - part._non_persistent_buffers_set
+        id(part._buffers[key])
+        for part in module.modules()
+        for key in part._buffers.keys() - part._non_persistent_buffers_set
     }
     flat._non_persistent_buffers_set.update(
         plain_name(name) for name, buffer in module.named_buffers() if id(buffer) not in saved
@@ -260,9 +262,7 @@ class WeightAveraging(Averager):
 
     in_weights: ClassVar[bool] = True
 
-    def __init__(
-        self, device: torch.device | str | int | None = None, use_buffers: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, device: torch.device | str | int | None = None, use_buffers: bool = True, **kwargs: Any) -> None:
         name = type(self).__name__
         problems = [
             Problem(f"{name}({key}=...)", "there is no such argument", fix=nearest(key, (*_OPTIONS, "use_buffers")))

@@ -284,7 +284,9 @@ class BaseFinetuning(Callback):
 
 def _named(group: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
     """Return a group's plain options, and the names of its parameters."""
-    options = {key: value for key, value in group.items() if value is None or isinstance(value, (bool, int, float, str))}
+    options = {
+        key: value for key, value in group.items() if value is None or isinstance(value, (bool, int, float, str))
+    }
     return {**options, "params": [names[id(p)] for p in group["params"] if id(p) in names]}
 
 
@@ -393,7 +395,9 @@ class BackboneFinetuning(BaseFinetuning):
         rates |= {} if backbone_initial_lr is None else {"backbone_initial_lr": backbone_initial_lr}
         for key, rate in rates.items():
             if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
-                problems.append(Problem(f"{name}({key}={rate!r})", "this must be a positive number", fix=f"Write {key}=0.1."))
+                problems.append(
+                    Problem(f"{name}({key}={rate!r})", "this must be a positive number", fix=f"Write {key}=0.1.")
+                )
         raise_problems(problems)
         self.unfreeze_backbone_at_epoch, self.lambda_func = at, lambda_func
         self.backbone_initial_ratio_lr, self.backbone_initial_lr = backbone_initial_ratio_lr, backbone_initial_lr
@@ -418,7 +422,7 @@ class BackboneFinetuning(BaseFinetuning):
         """
         if not isinstance(getattr(pl_module, "backbone", None), nn.Module):
             raise ConfigError(_missing(self, pl_module, "backbone"))
-        self.freeze(pl_module.backbone, train_bn=self.train_bn)  # type: ignore[arg-type]
+        self.freeze(pl_module.backbone, train_bn=self.train_bn)
 
     def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
         """Unfreeze the backbone at its epoch, and raise its learning rate afterwards."""

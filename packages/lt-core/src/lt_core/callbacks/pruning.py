@@ -97,7 +97,9 @@ class ModelPruning(Callback):
         if not callable(amount):
             problems += _amount_problems("ModelPruning", amount)
         if verbose not in (0, 1, 2):
-            problems.append(Problem(f"ModelPruning(verbose={verbose!r})", "this must be 0, 1 or 2", fix="Write verbose=1."))
+            problems.append(
+                Problem(f"ModelPruning(verbose={verbose!r})", "this must be 0, 1 or 2", fix="Write verbose=1.")
+            )
         if any(not isinstance(p, (tuple, list)) or len(p) != 2 for p in parameters_to_prune):
             where, rule = "ModelPruning(parameters_to_prune)", "this must be pairs of a layer and a parameter's name"
             problems.append(Problem(where, rule, fix='Write [(model.layer, "weight")].'))
@@ -221,12 +223,14 @@ class ModelPruning(Callback):
             module: The module.
         """
         for _, layer, name in list(_pruned(module)):
-            prune.remove(layer, name)
+            prune.remove(layer, name)  # type: ignore[no-untyped-call]
 
     def _begin(self, module: nn.Module) -> None:
         """Find the parameters, and keep the layers as they are now, for their first values."""
         paths = {id(layer): plain_name(path) for path, layer in module.named_modules()}
-        layers = [each for each in module.modules() if not isinstance(each, (ModuleHooks, nn.ModuleDict, nn.ModuleList))]
+        layers = [
+            each for each in module.modules() if not isinstance(each, (ModuleHooks, nn.ModuleDict, nn.ModuleList))
+        ]
         pairs = self._given or [
             (layer, name) for name in self._parameter_names for layer in layers if _has(layer, name)
         ]
@@ -242,7 +246,9 @@ class ModelPruning(Callback):
         for layer, name in self._given:
             if id(layer) not in paths:
                 got = repr(layer) if isinstance(layer, str) else type(layer).__name__
-                problems.append(Problem(where, f"a layer must be one of {kind}", got, "Pass the layer itself: model.layer."))
+                problems.append(
+                    Problem(where, f"a layer must be one of {kind}", got, "Pass the layer itself: model.layer.")
+                )
             elif not _has(layer, name):
                 own = [each.removesuffix(_ORIG) for each, _ in layer.named_parameters(recurse=False)]
                 fix = f"{nearest(str(name), own)} It has: {', '.join(own) or 'none'}.".strip()
@@ -273,7 +279,7 @@ class ModelPruning(Callback):
 
     def _prune(self, amount: int | float) -> None:
         """Prune some more of the parameters."""
-        options = {key: value for key, value in self._options.items() if value is not None}
+        options: dict[str, Any] = {key: value for key, value in self._options.items() if value is not None}
         if not isinstance(self._method, type):
             for _, layer, name in self._targets:
                 self._method(layer, name, amount=amount)
@@ -286,7 +292,9 @@ class ModelPruning(Callback):
             return
         for _, layer, name in self._targets:
             kind: Any = self._method
-            scores = {"importance_scores": None} if "importance_scores" in inspect.signature(kind.apply).parameters else {}
+            scores = (
+                {"importance_scores": None} if "importance_scores" in inspect.signature(kind.apply).parameters else {}
+            )
             kind.apply(layer, name, **options, **scores)
 
     @torch.no_grad()
@@ -316,7 +324,7 @@ class ModelPruning(Callback):
             with torch.no_grad():
                 if torch.equal(own * kept, value * kept):
                     own.copy_(value)
-            prune.custom_from_mask(layer, name, kept)
+            prune.custom_from_mask(layer, name, kept)  # type: ignore[no-untyped-call]
         for path, _, name in self._targets if self._lottery else ():
             first = state["firsts"].get(_join(path, name))
             if first is not None:
@@ -333,7 +341,9 @@ class ModelPruning(Callback):
 
     def _report(self, amount: int | float, before: list[tuple[int, int]]) -> None:
         after, name = self._counts(), getattr(self._method, "__name__", str(self._method))
-        lines = [("all parameters", tuple(map(sum, zip(*before, strict=True))), tuple(map(sum, zip(*after, strict=True))))]
+        lines = [
+            ("all parameters", tuple(map(sum, zip(*before, strict=True))), tuple(map(sum, zip(*after, strict=True))))
+        ]
         if self._verbose > 1:
             lines += [
                 (_join(path, parameter), was, now)
@@ -357,7 +367,7 @@ def _problems(given: Any, method: Any, whole: bool, dim: int | None, norm: int |
     if isinstance(method, str) or not callable(method) or (isinstance(method, type) and not _is_method(method)):
         fix = f"{nearest(str(given), _METHODS)} Names are {', '.join(_METHODS)}.".strip()
         return [Problem(where, "this must be a name, a subclass of BasePruningMethod or a function", fix=fix)]
-    kind = method.PRUNING_TYPE if isinstance(method, type) else None
+    kind = getattr(method, "PRUNING_TYPE", None)
     if whole and kind != "unstructured":
         rule = "only an unstructured method can look at all parameters together"
         problems.append(Problem(where, rule, fix="Write use_global_unstructured=False."))

@@ -22,7 +22,16 @@ from lt_interface.errors import CheckpointError, Problem
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["SaveRequest", "Saves", "build_tree", "flush_saves", "parts_of_ranks", "settle_saves", "weights_of", "write_now"]
+__all__ = [
+    "SaveRequest",
+    "Saves",
+    "build_tree",
+    "flush_saves",
+    "parts_of_ranks",
+    "settle_saves",
+    "weights_of",
+    "write_now",
+]
 
 
 class Saves:

@@ -509,7 +509,9 @@ class Trainer(TrainerView):
         """
         run = self._run
         with rng.isolate(self.accelerator, self.root_device):
-            torch.manual_seed(batch_seed(0 if run is None else run.plan.seed, self.current_epoch, 0, 0, self.global_step))
+            torch.manual_seed(
+                batch_seed(0 if run is None else run.plan.seed, self.current_epoch, 0, 0, self.global_step)
+            )
             yield
 
     def print(self, *args: Any, **kwargs: Any) -> None:
