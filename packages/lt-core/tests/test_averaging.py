@@ -173,7 +173,7 @@ def test_a_resumed_run_ends_with_the_same_average(kind: str, at: int, tmp_path: 
 
 @pytest.mark.parametrize("by_file", [True, False])
 def test_training_goes_on_from_the_trained_weights(by_file: bool, tmp_path: Path) -> None:
-    """A fit behind another one of the trainer, or of a file that was saved after it, does not begin with the average."""
+    """A fit behind another one, of the trainer or of a file that was saved after it, begins with trained weights."""
 
     def trained(epochs: list[int]) -> tuple[Net, Trail]:
         net, trail = Net(), Trail()

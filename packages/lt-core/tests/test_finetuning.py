@@ -105,11 +105,11 @@ def test_the_backbone_s_rate_rises_to_the_head_s() -> None:
 def test_batch_norm_is_trained_as_it_is_asked(train_bn: bool) -> None:
     """With train_bn the norms are trained all the time; without it they never are, and nothing else is touched."""
     net = fit(BackboneFinetuning(1, train_bn=train_bn), epochs=1)
-    assert net.backbone[1].weight.requires_grad is train_bn and not net.backbone[0].weight.requires_grad
+    assert [net.backbone[i].weight.requires_grad for i in (0, 1)] == [False, train_bn]
     assert torch.equal(net.backbone[1].weight, torch.ones(3)) is not train_bn
     assert torch.equal(net.backbone[1].running_mean, torch.zeros(3)) is not train_bn
     net = fit(BackboneFinetuning(1, train_bn=train_bn), epochs=2)
-    assert net.backbone[1].weight.requires_grad is train_bn and net.backbone[0].weight.requires_grad
+    assert [net.backbone[i].weight.requires_grad for i in (0, 1)] == [True, train_bn]
 
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
@@ -161,7 +161,8 @@ def test_another_fit_goes_on_with_what_is_trained() -> None:
     net = fit(callback, epochs=3)
     net.trainer.max_epochs = 4
     net.trainer.fit(net, BATCHES)
-    assert len(net.rates[-1]) == 3 and all(p.requires_grad for p in net.parameters())
+    assert len(net.rates[-1]) == 3
+    assert all(p.requires_grad for p in net.parameters())
     assert len(fit(callback, epochs=1).rates[-1]) == 1
 
 
@@ -169,7 +170,8 @@ def test_an_optimizer_that_holds_all_keeps_its_group() -> None:
     """Parameters that the optimizer holds already stay where they are, with a warning, and the rate is not touched."""
     with pytest.warns(UserWarning, match="holds 4 of these parameters already"):
         net = fit(BackboneFinetuning(1), net=Net(only_trainable=False), epochs=3)
-    assert net.rates[-1] == [0.1] and not torch.equal(net.backbone[0].weight, Net().backbone[0].weight)
+    assert net.rates[-1] == [0.1]
+    assert not torch.equal(net.backbone[0].weight, Net().backbone[0].weight)
 
 
 class Late(Net):
@@ -185,7 +187,7 @@ class Late(Net):
 
 
 def test_layers_of_configure_model_are_frozen_too() -> None:
-    """Layers that exist only after setup are frozen before the first batch, and leave the optimizer till their epoch."""
+    """Layers that exist only after setup are frozen before the first batch, and join the optimizer at their epoch."""
     net = fit(Stages(), net=Late(), epochs=1)
     assert torch.equal(net.backbone[2].weight, Net().backbone[2].weight)
     assert fit(Stages(), net=Late()).rates == fit(Stages()).rates

@@ -85,6 +85,11 @@ def test_pruning_is_that_of_a_loop_by_hand(lottery: bool) -> None:
     assert zeros(net) == 30 - 30 // 8
 
 
+def largest(module: nn.Module, name: str, amount: Any) -> None:
+    """Prune what is largest."""
+    prune.l1_unstructured(module, name, amount, importance_scores=-getattr(module, name).abs())
+
+
 METHODS: dict[str, Callable[[], ModelPruning]] = {
     "l1": lambda: ModelPruning("l1_unstructured", amount=0.3),
     "random": lambda: ModelPruning("random_unstructured", use_lottery_ticket_hypothesis=False),
@@ -96,9 +101,7 @@ METHODS: dict[str, Callable[[], ModelPruning]] = {
         "random_structured", [], ["weight"], False, 1, lambda epoch: epoch < 2, pruning_dim=1, resample_parameters=True
     ),
     "function": lambda: ModelPruning(prune.l1_unstructured, use_global_unstructured=True, amount=lambda epoch: epoch),
-    "own": lambda: ModelPruning(
-        lambda module, name, amount: prune.l1_unstructured(module, name, amount), use_global_unstructured=False
-    ),
+    "own": lambda: ModelPruning(largest, use_global_unstructured=False, amount=1),
     "lasting": lambda: ModelPruning("l1_unstructured", make_pruning_permanent=False),
 }
 
@@ -121,7 +124,7 @@ def test_a_resumed_run_is_pruned_as_before(name: str, at: int, tmp_path: Path) -
 
 
 def test_files_load_without_pruning(tmp_path: Path) -> None:
-    """Checkpoints, those of weights alone too, hold plain parameters with zeros, and training goes on without pruning."""
+    """Checkpoints, those of weights alone too, hold plain parameters with zeros; training goes on without pruning."""
     savers = [
         ModelCheckpoint(tmp_path, "{epoch}-w", save_weights_only=True, every_n_epochs=1, save_top_k=-1),
         ModelCheckpoint(tmp_path, "{epoch}-a", every_n_epochs=2, save_top_k=-1),
@@ -151,7 +154,8 @@ def test_another_fit_goes_on_with_the_masks() -> None:
     mask = net.first.weight == 0
     net.trainer.max_epochs = 3
     net.trainer.fit(net, BATCHES)
-    assert torch.equal(net.first.weight == 0, mask) and mask.any()
+    assert mask.any()
+    assert torch.equal(net.first.weight == 0, mask)
 
 
 def test_validation_s_end_may_be_the_moment(caplog: pytest.LogCaptureFixture) -> None:

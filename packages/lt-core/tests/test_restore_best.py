@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_core import LightningModule, Trainer
-from lt_core.callbacks import EMAWeightAveraging, EarlyStopping, LambdaCallback, ModelCheckpoint, RestoreBest
+from lt_core.callbacks import EarlyStopping, EMAWeightAveraging, LambdaCallback, ModelCheckpoint, RestoreBest
 from lt_interface import ConfigError, MisconfigurationException
 
 QUIET: dict[str, Any] = {
@@ -84,7 +84,8 @@ def test_an_average_is_what_is_kept() -> None:
 def test_early_stopping_ends_with_the_best() -> None:
     """A stop for want of patience ends with the weights that were best before."""
     net = fit(EarlyStopping("val_loss", patience=2), RestoreBest("val_loss"))
-    assert len(net.seen) == 4 and torch.equal(net.layer.weight, net.seen[1])
+    assert len(net.seen) == 4
+    assert torch.equal(net.layer.weight, net.seen[1])
 
 
 def test_a_resumed_run_still_has_the_best(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Averager(Callback):
         """Check that a fit can be averaged.
 
         Raises:
-            ConfigError: If another callback averages too, or an argument does not fit the trainer; all problems at once.
+            ConfigError: If another callback averages too, or an argument does not fit the trainer; all problems.
         """
         self._average, self._raw, self._ended, self._source = None, None, False, nn.Module()
         if stage == "fit":

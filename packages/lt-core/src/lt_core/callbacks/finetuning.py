@@ -156,8 +156,8 @@ class BaseFinetuning(Callback):
         new = [p for p in given if id(p) not in held]
         if len(new) < len(given):
             warn(
-                f"BaseFinetuning: the {type(optimizer).__name__} holds {len(given) - len(new)} of these parameters already, "
-                "and they stay in their groups. Give it only trainable ones: filter(lambda p: p.requires_grad, ...)."
+                f"BaseFinetuning: the {type(optimizer).__name__} holds {len(given) - len(new)} of these parameters "
+                "already, and they stay in their groups. Give it only trainable ones: filter(lambda p: p.requires_grad, ...)."
             )
         return new
 

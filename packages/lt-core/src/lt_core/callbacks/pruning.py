@@ -1,8 +1,8 @@
 """Prune a module's parameters as it is trained, with torch.nn.utils.prune.
 
-While it trains, torch keeps each pruned parameter as ``<name>_orig`` and ``<name>_mask``. Files have plain parameters with
-zeros in them, and optimizer states by the same names, so that they load without pruning; masks, and what they hide, are
-this callback's state, with which a resumed run goes on.
+While it trains, torch keeps each pruned parameter as ``<name>_orig`` and ``<name>_mask``. Files have plain parameters
+with zeros in them, and optimizer states by the same names, so that they load without pruning; masks, and what they
+hide, are this callback's state, with which a resumed run goes on.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _ORIG, _MASK = "_orig", "_mask"
 class ModelPruning(Callback):
     """Callback that prunes parameters at epochs' ends, again and again, by one of torch's methods.
 
-    Each time ``amount`` of what is left is pruned. When training ends, the zeros become part of the weights. What a method
-    draws at random is the same on all ranks and in a resumed run.
+    Each time ``amount`` of what is left is pruned. When training ends, the zeros become part of the weights. What a
+    method draws at random is the same on all ranks and in a resumed run.
 
     Args:
         pruning_fn: ``"l1_unstructured"``, ``"random_unstructured"``, ``"ln_structured"`` or ``"random_structured"``, a

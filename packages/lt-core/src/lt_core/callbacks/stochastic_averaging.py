@@ -25,17 +25,20 @@ if TYPE_CHECKING:
 __all__ = ["StochasticWeightAveraging"]
 
 
+_CPU = torch.device("cpu")
+
+
 def _is_rate(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 class StochasticWeightAveraging(Averager):
-    """Callback that averages the weights with which each of the last epochs begins, and leaves the average in the module.
+    """Callback that averages the weights with which the last epochs begin, and leaves the average in the module.
 
     From its first epoch on the learning rate moves to ``swa_lrs``, by torch's `SWALR` in the place of the module's own
-    scheduler. Validation and checkpoints have the trained weights; when training ends, the average takes their place, and
-    the statistics of BatchNorm layers are made anew by one more pass over the training data. A resumed run goes on with
-    the average, to the bit.
+    scheduler. Validation and checkpoints have the trained weights; when training ends, the average takes their place,
+    and the statistics of BatchNorm layers are made anew by one more pass over the training data. A resumed run goes on
+    with the average, to the bit.
 
     Args:
         swa_lrs: The learning rate, or one for each parameter group.
@@ -60,7 +63,7 @@ class StochasticWeightAveraging(Averager):
         annealing_epochs: int = 10,
         annealing_strategy: Literal["cos", "linear"] = "cos",
         avg_fn: Callable[[Tensor, Tensor, Tensor | int], Tensor] | None = None,
-        device: torch.device | str | None = torch.device("cpu"),
+        device: torch.device | str | int | None = _CPU,
     ) -> None:
         name, start, problems = type(self).__name__, swa_epoch_start, list[Problem]()
         rates = swa_lrs if isinstance(swa_lrs, list) else [swa_lrs]

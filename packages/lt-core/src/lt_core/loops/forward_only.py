@@ -34,11 +34,11 @@ def forward_only(run: Run) -> None:
     step, place = between(engine.before_forward, engine.call[TRAIN.step], engine.boundary), build_place(run)
     feed.stager = None
     run.module.train()
-    with rng.isolate(run.trainer.accelerator, run.device), torch.no_grad():
-        with store.mute(), untouched(run.module), store.inside(TRAIN.step, TRAIN_STEP):
-            for i, batch in enumerate(run.timed_batches(feed.epoch(run.progress.epoch), TRAIN)):
-                store.batch = batch if place is None else place(batch, 0)
-                step(store.batch, i)
+    random_state, inside = rng.isolate(run.trainer.accelerator, run.device), store.inside(TRAIN.step, TRAIN_STEP)
+    with random_state, torch.no_grad(), store.mute(), untouched(run.module), inside:
+        for i, batch in enumerate(run.timed_batches(feed.epoch(run.progress.epoch), TRAIN)):
+            store.batch = batch if place is None else place(batch, 0)
+            step(store.batch, i)
     store.batch = None
     for part, training in modes.items():
         part.training = training

@@ -503,7 +503,7 @@ class Trainer(TrainerView):
 
     @contextmanager
     def own_random_state(self) -> Iterator[None]:
-        """Draw, inside this block, what the seed, the epoch and the step decide: the same on every rank and in every run.
+        """Draw, inside this block, what the seed, the epoch and the step decide: the same on every rank, and resumed.
 
         The random state is afterwards as before.
         """
