@@ -157,7 +157,7 @@ class BaseFinetuning(Callback):
         if len(new) < len(given):
             warn(
                 f"BaseFinetuning: the {type(optimizer).__name__} holds {len(given) - len(new)} of these parameters "
-                "already, and they stay in their groups. Give it only trainable ones: filter(lambda p: p.requires_grad, ...)."
+                "already, and they stay in their groups. Give it trainable ones: filter(lambda p: p.requires_grad, ...)."
             )
         return new
 
