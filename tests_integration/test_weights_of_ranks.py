@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lt_accel.strategies.ddp import DDPStrategy
-from lt_core import Callback
+from lt_core import Callback, Trainer
 from lt_core.callbacks import (
     BaseFinetuning,
     EMAWeightAveraging,
@@ -85,3 +85,24 @@ def test_two_ranks_end_with_the_weights_of_one_process(kind: str, tmp_path: Path
         assert torch.equal(value, second[name]), name
         if kind not in ("last epochs", "pruned"):  # whose norms see the batches of each rank, and whose seeds differ
             torch.testing.assert_close(value, alone[name], atol=1e-5, rtol=1e-4)
+
+
+def test_what_ranks_averaged_goes_on_in_a_file_of_the_launching_process(tmp_path: Path) -> None:
+    """After a launched fit the module has the average, and a file that is saved then resumes as one of the ranks."""
+    job = Job(epochs=3)
+
+    def fit(epochs: int, path: Path | None = None) -> Any:
+        flags: dict[str, Any] = dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False)
+        flags |= {"callbacks": [StochasticWeightAveraging(0.02, 2, annealing_epochs=1)], "limit_val_batches": 0}
+        flags |= {"strategy": "ddp_fork", "accelerator": "cpu", "devices": 2, "enable_checkpointing": False}
+        trainer, net = Trainer(max_epochs=epochs, default_root_dir=tmp_path, **flags), job.network()
+        trainer.fit(net, job.data(0, 1), ckpt_path=path)
+        return trainer, net
+
+    _, whole = fit(3)
+    trainer, net = fit(2)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    _, again = fit(3, tmp_path / "a.ckpt")
+    assert not torch.equal(net.layers[2].bias, whole.layers[2].bias)
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name

@@ -174,6 +174,22 @@ def test_an_optimizer_that_holds_all_keeps_its_group() -> None:
     assert not torch.equal(net.backbone[0].weight, Net().backbone[0].weight)
 
 
+def test_an_optimizer_of_named_parameters_gets_groups_too(tmp_path: Path) -> None:
+    """Where the optimizer was given names, a group that is added has some, and is resumed."""
+
+    class Named(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam([(name, p) for name, p in self.named_parameters() if p.requires_grad], lr=0.1)
+
+    def save(trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 6:
+            trainer.request_checkpoint(tmp_path / "a.ckpt")
+
+    whole = fit(Stages(), net=Named(), callbacks=[LambdaCallback(on_train_batch_end=save)])
+    assert_equal(fit(Stages(), net=Named(), ckpt_path=tmp_path / "a.ckpt"), whole)
+    assert_equal(whole, fit(Stages()))
+
+
 class Late(Net):
     """Network whose layers are made in configure_model."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lt_core import LightningModule, Trainer
-from lt_core.callbacks import EMAWeightAveraging, LambdaCallback, ModelCheckpoint, ModelPruning
+from lt_core.callbacks import EMAWeightAveraging, LambdaCallback, ModelCheckpoint, ModelPruning, RestoreBest
 from lt_core.checkpoint import load_checkpoint
 from lt_interface import ConfigError
 
@@ -190,6 +190,10 @@ def test_validation_s_end_may_be_the_moment(caplog: pytest.LogCaptureFixture) ->
         (lambda: ModelPruning("l1_unstructured", ["weight"]), "pairs of a layer"),  # type: ignore[list-item]
         (lambda: fit(ModelPruning("l1_unstructured", [(nn.Linear(1, 1), "weight")])), "must be one of Net"),
         (lambda: fit(ModelPruning("l1_unstructured", parameter_names=["wieght"])), 'Did you mean "weight"'),
+        (
+            lambda: fit(METHODS["lasting"](), callbacks=[RestoreBest("loss")]),
+            "the best weights are plain parameters",
+        ),
         (lambda: fit(ModelPruning("l1_unstructured"), callbacks=[EMAWeightAveraging()]), "EMAWeightAveraging"),
     ],
 )

@@ -61,6 +61,18 @@ def _ema(decay: float, averages: list[Tensor], current: list[Tensor], number: An
             average.copy_(average * decay + value * (1 - decay))
 
 
+def _mean(averages: list[Tensor], current: list[Tensor], number: Any) -> None:
+    """Let all values weigh the same: as torch's default, which takes one parameter after the other on a CPU."""
+    count = int(number) + 1
+    if averages[0].is_floating_point() or averages[0].is_complex():
+        steps = torch._foreach_sub(current, averages)
+        torch._foreach_div_(steps, count)
+        torch._foreach_add_(averages, steps)
+    else:
+        for average, value in zip(averages, current, strict=True):
+            average.copy_(average + (value - average) / count)
+
+
 class Averager(Callback):
     """Base of the callbacks that keep an average of the weights; a trainer takes one of them.
 
@@ -111,7 +123,7 @@ class Averager(Callback):
         if self._average is not None:
             self._show(pl_module, everything=True)
             self._ended = True
-        elif trainer.global_step:
+        elif trainer.global_step and not trainer.fast_dev_run:
             warn(f"{type(self).__name__}: no update was due, so the module keeps the weights that were trained.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -278,7 +290,7 @@ class WeightAveraging(Averager):
             if not callable(kwargs[key])
         ]
         raise_problems(problems)
-        super().__init__(device, use_buffers, **kwargs)
+        super().__init__(device, use_buffers, **(kwargs if given else {"multi_avg_fn": _mean}))
         self._latest_update_step = 0
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
@@ -302,7 +314,11 @@ class WeightAveraging(Averager):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on where an earlier fit of the trainer left off."""
         super().on_fit_start(trainer, pl_module)
-        self._latest_update_step = min(self._latest_update_step, trainer.global_step)  # this may be a new training
+        step = trainer.global_step
+        self._latest_update_step = min(self._latest_update_step, step)  # this may be a new training
+        if self._average is not None and step > self._latest_update_step and self.should_update(step_idx=step - 1):
+            self._update(pl_module)  # the file was written in a hook that came before this callback's
+            self._latest_update_step = step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

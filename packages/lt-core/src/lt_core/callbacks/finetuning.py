@@ -157,7 +157,7 @@ class BaseFinetuning(Callback):
         if len(new) < len(given):
             warn(
                 f"BaseFinetuning: the {type(optimizer).__name__} holds {len(given) - len(new)} of these parameters "
-                "already, and they stay in their groups. Give it trainable ones: filter(lambda p: p.requires_grad, ...)."
+                "already; they stay in their groups. Give it trainable ones: filter(lambda p: p.requires_grad, ...)."
             )
         return new
 
@@ -187,7 +187,11 @@ class BaseFinetuning(Callback):
         new = BaseFinetuning.filter_on_optimizer(optimizer, params)
         if new:
             rate = float(optimizer.param_groups[0]["lr"]) / initial_denom_lr if lr is None else float(lr)
-            optimizer.add_param_group({"params": new, "lr": rate})
+            number = len(optimizer.param_groups)
+            named = [(f"{number}.{i}", p) for i, p in enumerate(new)]  # where the optimizer was given names, too
+            optimizer.add_param_group(
+                {"params": named if "param_names" in optimizer.param_groups[0] else new, "lr": rate}
+            )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Freeze what is not trained from the beginning; layers of configure_model are there only at the fit's start.

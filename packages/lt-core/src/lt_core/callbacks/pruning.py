@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +19,7 @@ from torch.nn.utils import prune
 
 from lt_core.callback import Callback
 from lt_core.callbacks.averaging import Averager
+from lt_core.callbacks.restore_best import RestoreBest
 from lt_core.checkpoint.format.signature import plain_name
 from lt_core.config.parsers import is_whole
 from lt_core.hooks.declared import ModuleHooks
@@ -78,7 +79,7 @@ class ModelPruning(Callback):
     def __init__(
         self,
         pruning_fn: Callable[..., Any] | str,
-        parameters_to_prune: Sequence[tuple[nn.Module, str]] = (),
+        parameters_to_prune: Iterable[tuple[nn.Module, str]] | None = (),
         parameter_names: list[str] | None = None,
         use_global_unstructured: bool = True,
         amount: int | float | Callable[[int], int | float] = 0.5,
@@ -100,12 +101,13 @@ class ModelPruning(Callback):
             problems.append(
                 Problem(f"ModelPruning(verbose={verbose!r})", "this must be 0, 1 or 2", fix="Write verbose=1.")
             )
-        if any(not isinstance(p, (tuple, list)) or len(p) != 2 for p in parameters_to_prune):
+        pairs = list(parameters_to_prune or ())
+        if any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in pairs):
             where, rule = "ModelPruning(parameters_to_prune)", "this must be pairs of a layer and a parameter's name"
             problems.append(Problem(where, rule, fix='Write [(model.layer, "weight")].'))
         raise_problems(problems)
         self._method, self._whole = method, use_global_unstructured
-        self._given, self._parameter_names = list(parameters_to_prune), names or list(self.PARAMETER_NAMES)
+        self._given, self._parameter_names = pairs, names or list(self.PARAMETER_NAMES)
         self._amount, self._apply, self._lottery = amount, apply_pruning, use_lottery_ticket_hypothesis
         self._permanent, self._resample, self._verbose = make_pruning_permanent, resample_parameters, verbose
         self._on_train_epoch_end = prune_on_train_epoch_end
@@ -149,15 +151,20 @@ class ModelPruning(Callback):
             self._state = state_dict
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse an average of weights beside the pruning.
+        """Refuse what needs other weights beside the pruning.
 
         Raises:
-            ConfigError: If there is one.
+            ConfigError: If there is such a callback; all problems at once.
         """
+        if stage != "fit":
+            return
         averagers = [type(each).__name__ for each in trainer.callbacks if isinstance(each, Averager)]
-        if stage == "fit" and averagers:
-            rule = "an average of weights that are pruned one after the other is none that is pruned"
-            raise_problems([Problem("ModelPruning", rule, averagers[0], "Leave one of them out.")])
+        rule = "an average of weights that are pruned one after the other is none that is pruned"
+        problems = [Problem("ModelPruning", rule, name, "Leave one of them out.") for name in averagers]
+        if not self._permanent and any(isinstance(each, RestoreBest) for each in trainer.callbacks):
+            rule, fix = "the best weights are plain parameters", "Write make_pruning_permanent=True."
+            problems.append(Problem("ModelPruning(make_pruning_permanent=False)", rule, "RestoreBest beside it", fix))
+        raise_problems(problems)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Prune as it was pruned, where training goes on."""

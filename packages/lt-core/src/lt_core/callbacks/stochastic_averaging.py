@@ -110,7 +110,7 @@ class StochasticWeightAveraging(Averager):
         if most < 0:
             rule = "max_epochs must say when the average ends"
             problems.append(Problem(where, rule, f"max_epochs={trainer.max_epochs}", "Write Trainer(max_epochs=...)."))
-        elif isinstance(start, int) and start > most:
+        elif isinstance(start, int) and start > most and not trainer.fast_dev_run:
             problems.append(Problem(where, f"this must be at most max_epochs={most}", fix=f"Write {most} or less."))
         self._max_epochs = most
         return problems
