@@ -99,6 +99,7 @@ def test_what_ranks_averaged_goes_on_in_a_file_of_the_launching_process(tmp_path
         trainer.fit(net, job.data(0, 1), ckpt_path=path)
         return trainer, net
 
+    job.network().configure_optimizers()  # what ranks need is imported once, before they are forked
     _, whole = fit(3)
     trainer, net = fit(2)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
