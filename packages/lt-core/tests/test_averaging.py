@@ -136,18 +136,22 @@ def test_a_file_of_weights_alone_has_the_average(tmp_path: Path) -> None:
     assert "current_model_state" not in tree
 
 
-def cut(averaging: Any, at: int, path: Path, **flags: Any) -> None:
-    """Save after so many batches in all, and stop there."""
-    seen = 0
+def cut(averaging: Any, at: int, path: Path, after: bool, **flags: Any) -> None:
+    """Save after so many batches in all, or after the fit, and stop there."""
+    seen, trainers = 0, []
 
     def save(trainer: Trainer, *_: Any) -> None:
         nonlocal seen
         seen += 1
         if seen == at:
-            trainer.request_checkpoint(path)
+            trainers.append(trainer)
+            if not after:
+                trainer.request_checkpoint(path)
             trainer.should_stop = True
 
     fit(averaging, callbacks=[LambdaCallback(on_train_batch_end=save)], **flags)
+    if after:
+        trainers[0].save_checkpoint(path)
 
 
 AVERAGERS: dict[str, Any] = {
@@ -165,7 +169,7 @@ AVERAGERS: dict[str, Any] = {
 def test_a_resumed_run_ends_with_the_same_average(kind: str, at: int, tmp_path: Path) -> None:
     """A run that was cut inside an epoch goes on to the same trained and averaged weights, to the bit."""
     whole, trail = fit(AVERAGERS[kind](), epochs=3)
-    cut(AVERAGERS[kind](), at, tmp_path / "a.ckpt", epochs=3)
+    cut(AVERAGERS[kind](), at, tmp_path / "a.ckpt", after=at == 8, epochs=3)
     again, rest = fit(AVERAGERS[kind](), epochs=3, ckpt_path=tmp_path / "a.ckpt")
     assert_same(state_of(again), state_of(whole))
     assert_same(rest.states[-1], trail.states[-1])

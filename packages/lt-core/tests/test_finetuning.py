@@ -133,8 +133,8 @@ def test_schedulers_go_on_with_groups_that_are_added(name: str) -> None:
         assert each[2] / each[0] == pytest.approx(rates[2][2] / rates[2][0])
 
 
-@pytest.mark.parametrize("at", [2, 4, 6, 8, 11])
-@pytest.mark.parametrize("schedule", [None, "lambda", "cycle"])
+@pytest.mark.parametrize("at", [2, 4, 6, 11])
+@pytest.mark.parametrize("schedule", ["lambda", "cycle"])
 @pytest.mark.parametrize("make", [Stages, lambda: BackboneFinetuning(1)])
 def test_a_resumed_run_has_the_groups_again(make: Any, schedule: str | None, at: int, tmp_path: Path) -> None:
     """A run cut in any epoch, or at its end, goes on to the same weights and rates, to the bit."""
