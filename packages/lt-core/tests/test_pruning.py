@@ -109,7 +109,7 @@ METHODS: dict[str, Callable[[], ModelPruning]] = {
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("at", [2, 6, 11])
 def test_a_resumed_run_is_pruned_as_before(name: str, at: int, tmp_path: Path) -> None:
-    """A run cut in any epoch, and saved there or after the fit, goes on with its masks to the same weights, to the bit."""
+    """A run cut in any epoch, saved there or after the fit, goes on with its masks to the same weights, to the bit."""
 
     def save(trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == at:
