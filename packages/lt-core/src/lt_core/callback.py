@@ -55,11 +55,13 @@ class Callback:
         role: What flags may exclude: ``"checkpoint"``, ``"progress bar"`` or ``"timer"``; empty for all others.
         keeps_predictions: Whether ``on_predict_epoch_end`` finds all predictions and their indices in
             ``trainer.predict_loop``.
+        in_weights: Whether ``on_save_checkpoint`` has its say in files of weights alone, too.
     """
 
     monitoring: ClassVar[bool] = False
     role: ClassVar[str] = ""
     keeps_predictions: bool = False
+    in_weights: ClassVar[bool] = False
 
     @property
     def state_key(self) -> str:

@@ -17,8 +17,6 @@ from lt_interface.errors import Problem
 
 __all__ = ["ABSENT", "finder"]
 
-_AVERAGE = "Keep a torch.optim.swa_utils.AveragedModel in a callback, updated in on_train_batch_end."
-_FREEZE = "Set requires_grad of layers in on_train_epoch_start; the optimizer may hold them from the beginning."
 _TRIES = "Fit for a few steps with each of some values: Trainer(max_steps=...)."
 _PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
 _DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
@@ -27,28 +25,22 @@ _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
 
 ABSENT = {
     "AdvancedProfiler": _PROFILE,
-    "BackboneFinetuning": _FREEZE,
-    "BaseFinetuning": _FREEZE,
     "BatchSizeFinder": _TRIES,
     "CometLogger": _LOGGER,
     "DataHooks": _HOOKS,
     "DeepSpeedStrategy": _DDP,
     "DeviceStatsMonitor": "Log trainer.accelerator.stats(trainer.strategy.root_device) in a hook of a callback.",
-    "EMAWeightAveraging": _AVERAGE,
     "FSDPStrategy": _DDP,
     "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
     "LearningRateFinder": _TRIES,
     "LightningLite": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
     "ModelHooks": _HOOKS,
     "ModelParallelStrategy": _DDP,
-    "ModelPruning": "Call torch.nn.utils.prune in on_train_epoch_end of a callback.",
     "NeptuneLogger": _LOGGER,
     "PyTorchProfiler": _PROFILE,
     "SimpleProfiler": _PROFILE,
-    "StochasticWeightAveraging": _AVERAGE,
     "ThroughputMonitor": "Log samples over time.monotonic() in on_train_batch_end of a callback.",
     "Tuner": _TRIES,
-    "WeightAveraging": _AVERAGE,
     "XLAProfiler": _PROFILE,
     "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",
 }

@@ -2,9 +2,11 @@
 
 from lt_core.callback import Callback
 from lt_core.callbacks.accumulation import GradientAccumulationScheduler
+from lt_core.callbacks.averaging import EMAWeightAveraging, WeightAveraging
 from lt_core.callbacks.batch_transform import BatchTransform
 from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
 from lt_core.callbacks.early_stopping import EarlyStopping
+from lt_core.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
 from lt_core.callbacks.grad_norm import GradNorm
 from lt_core.callbacks.lambda_function import LambdaCallback
 from lt_core.callbacks.lr_monitor import LearningRateMonitor
@@ -12,31 +14,41 @@ from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from lt_core.callbacks.prediction_writer import BasePredictionWriter, PredictionWriter
 from lt_core.callbacks.progress import ProgressBar, RichProgressBar, TQDMProgressBar
+from lt_core.callbacks.pruning import ModelPruning
+from lt_core.callbacks.restore_best import RestoreBest
 from lt_core.callbacks.spike import SpikeDetection, TrainingSpikeException
+from lt_core.callbacks.stochastic_averaging import StochasticWeightAveraging
 from lt_core.callbacks.timer import Timer
 from lt_core.names import finder
 
 __all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "BasePredictionWriter",
     "BatchTransform",
     "Callback",
     "Checkpoint",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "GradNorm",
     "GradientAccumulationScheduler",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelPruning",
     "ModelSummary",
     "OnExceptionCheckpoint",
     "PredictionWriter",
     "ProgressBar",
+    "RestoreBest",
     "RichModelSummary",
     "RichProgressBar",
     "SpikeDetection",
+    "StochasticWeightAveraging",
     "TQDMProgressBar",
     "Timer",
     "TrainingSpikeException",
+    "WeightAveraging",
 ]
 
 __getattr__ = finder(__name__)

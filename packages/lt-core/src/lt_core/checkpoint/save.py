@@ -22,7 +22,16 @@ from lt_interface.errors import CheckpointError, Problem
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["SaveRequest", "Saves", "build_tree", "flush_saves", "parts_of_ranks", "settle_saves", "write_now"]
+__all__ = [
+    "SaveRequest",
+    "Saves",
+    "build_tree",
+    "flush_saves",
+    "parts_of_ranks",
+    "settle_saves",
+    "weights_of",
+    "write_now",
+]
 
 
 class Saves:
@@ -107,10 +116,20 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
     if run.datamodule is not None:
         tree.update(checkpoint_entries(run.datamodule, "datamodule_", store))
     with run.metrics.current.inside("on_save_checkpoint"):
-        for callback in run.callbacks if not weights_only else ():
+        for callback in run.callbacks if not weights_only else (c for c in run.callbacks if c.in_weights):
             method_of(callback, "on_save_checkpoint")(run.trainer, run.module, tree)
         method_of(run.module, "on_save_checkpoint")(tree)
     return tree
+
+
+def weights_of(run: Run) -> dict[str, Any]:
+    """Return the weights as a checkpoint of the running fit has them; every rank calls it."""
+    [part] = [part for part in parts(run) if part.key == "state_dict"]
+    tree = {part.key: part.stateful.state_dict()}
+    for callback in run.callbacks:
+        if callback.in_weights:
+            method_of(callback, "on_save_checkpoint")(run.trainer, run.module, tree)
+    return tree["state_dict"]
 
 
 def parts_of_ranks(run: Run) -> dict[str, Any]:

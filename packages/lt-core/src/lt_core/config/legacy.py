@@ -50,7 +50,7 @@ _FLAGS = {
     "Call lt_core.seed_everything(N) before the model is made.": "seed",
     "Write enable_progress_bar=True or False.": "show_progress_bar",
     "Write max_steps=N.": "steps",
-    "Leave it out; average the weights in a callback.": "stochastic_weight_avg",
+    "Pass StochasticWeightAveraging(swa_lrs=...) as a callback.": "stochastic_weight_avg",
     "Leave it out.": "suggest_integrations replace_optimizer_ddp replace_lr_scheduler_ddp amp_batch_size_adjustment",
     "Leave it out; save_hyperparameters() of the module keeps its arguments.": "save_hparams",
     "Set MASTER_PORT in the environment.": "distributed_port",

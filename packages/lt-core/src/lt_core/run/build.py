@@ -15,6 +15,7 @@ from lt_core.checkpoint.engine_folder import load_folder
 from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.runs import RunRecord
 from lt_core.checkpoint.save import Saves
+from lt_core.data.leaf import is_stateful
 from lt_core.data.sources import Feeds
 from lt_core.hooks.table import HookTable, layer_hooks, method_of
 from lt_core.loops.boundary import Cadence
@@ -92,6 +93,10 @@ def restore_optimizers(run: Run, states: list[dict[str, Any]], schedulers: list[
             _configure_optimizers(run)
         regroup(run.module, run.optimizers, states)
     build_engine(run)
+    own = [config.scheduler for config in run.schedulers if is_stateful(config.scheduler)]
+    if len(own) != len(schedulers):  # a hook in the ranks put others in their place, which a file still needs
+        run.saves.kept["lr_schedulers"] = schedulers
+        schedulers = [scheduler.state_dict() for scheduler in own]
     if states:
         restore(run, {"optimizer_states": states, "lr_schedulers": schedulers}, "optimizers")
 

@@ -14,6 +14,7 @@ from lt_core.checkpoint.runs import count_fit
 from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
 from lt_core.config.keywords import answers_unknown, refuse_unknown
 from lt_core.config.row import takes_flags
+from lt_core.data.stream import batch_seed
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.metrics.results import Results
 from lt_core.notices import info, warn
@@ -32,6 +33,7 @@ from lt_core.run.select import (
     find_spread,
     make_loggers,
 )
+from lt_core.state import rng
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
 from lt_core.trainer.view import TrainerView
 from lt_interface import WatchesTrainer, registry
@@ -426,6 +428,24 @@ class Trainer(TrainerView):
         else:
             run.loop.look_up()
 
+    def saved_weights(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """Return the weights as a checkpoint has them, by name; every rank calls it.
+
+        Args:
+            path: The checkpoint; None means one that would be written now.
+
+        Raises:
+            MisconfigurationException: If fit does not run.
+            CheckpointError: If the file cannot be read.
+        """
+        from lt_core.checkpoint.save import weights_of
+
+        run = self._run
+        if run is None or not run.metrics.live or not run.fits:
+            raise MisconfigurationException("trainer.saved_weights: weights are known only inside fit.")
+        weights: dict[str, Any] = weights_of(run) if path is None else run.saves.read(os.fspath(path))["state_dict"]
+        return weights
+
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint the way its format asks; of a link the link alone, and nothing if there is no file.
 
@@ -480,6 +500,35 @@ class Trainer(TrainerView):
         """
         forward = self.precision_plugin.forward
         return nullcontext() if forward is None else forward()
+
+    def forward_training_data(self) -> None:
+        """Run the training step on an epoch of training data, without gradients, hooks or logging.
+
+        For statistics that are made in forward, as those of BatchNorm; called on every rank, between two epochs. Random
+        state and the place in the data are afterwards as before.
+
+        Raises:
+            MisconfigurationException: If fit does not run.
+        """
+        from lt_core.loops.forward_only import forward_only
+
+        run = self._run
+        if run is None or not run.metrics.live or not run.fits:
+            raise MisconfigurationException("trainer.forward_training_data: there is training data only inside fit.")
+        forward_only(run)
+
+    @contextmanager
+    def own_random_state(self) -> Iterator[None]:
+        """Draw, inside this block, what the seed, the epoch and the step decide: the same on every rank, and resumed.
+
+        The random state is afterwards as before.
+        """
+        run = self._run
+        with rng.isolate(self.accelerator, self.root_device):
+            torch.manual_seed(
+                batch_seed(0 if run is None else run.plan.seed, self.current_epoch, 0, 0, self.global_step)
+            )
+            yield
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the first process of this node, above the progress bar."""

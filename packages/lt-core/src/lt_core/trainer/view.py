@@ -417,6 +417,11 @@ class TrainerView:
         return run is not None and self._feed(TRAIN) is not None and run.is_last_batch(self._progress.batch)
 
     @property
+    def epoch_is_over(self) -> bool:
+        """Return whether the epoch whose end hooks run has no data left; a stop leaves it open, and they run again."""
+        return self._run is None or self._run.loop.fit.left < 0
+
+    @property
     def fit_loop(self) -> FitLoop:
         """Return a view of training's counts, by the names that other code reads."""
         return FitLoop(self)

@@ -1,0 +1,213 @@
+"""Test ModelPruning: what it prunes, what files hold, resumes, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from lt_core import LightningModule, Trainer
+from lt_core.callbacks import EMAWeightAveraging, LambdaCallback, ModelCheckpoint, ModelPruning, RestoreBest
+from lt_core.checkpoint import load_checkpoint
+from lt_interface import ConfigError
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+BATCHES = list(torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(1)))
+
+
+class Net(LightningModule):
+    """Network of two layers, trained by Adam with weight decay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 2, bias=False)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        found: Tensor = self.last(self.first(batch).relu())
+        return found
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return (self(batch) - 1).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+
+def fit(pruning: Any, epochs: int = 3, net: Net | None = None, ckpt_path: Any = None, **flags: Any) -> Net:
+    net = net or Net()
+    callbacks = [*([] if pruning is None else [pruning]), *flags.pop("callbacks", [])]
+    saves = any(isinstance(one, ModelCheckpoint) for one in callbacks)
+    flags = {**QUIET, "max_epochs": epochs, "callbacks": callbacks, "enable_checkpointing": saves, **flags}
+    Trainer(**flags).fit(net, BATCHES, ckpt_path=ckpt_path)
+    return net
+
+
+def zeros(net: nn.Module) -> int:
+    return sum(int((value == 0).sum()) for value in net.state_dict().values())
+
+
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    assert set(one.state_dict()) == set(other.state_dict())
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("lottery", [True, False])
+def test_pruning_is_that_of_a_loop_by_hand(lottery: bool) -> None:
+    """Each epoch's end prunes half of what is left, of all weights together, as torch does by hand."""
+    net = fit(ModelPruning("l1_unstructured", parameter_names=["weight"], use_lottery_ticket_hypothesis=lottery))
+    hand = Net()
+    firsts = {id(layer): layer.weight.detach().clone() for layer in (hand.first, hand.last)}
+    optimizer, pairs = hand.configure_optimizers(), [(hand.first, "weight"), (hand.last, "weight")]
+    for _ in range(3):
+        for batch in BATCHES:
+            optimizer.zero_grad()
+            hand.training_step(batch, 0).backward()
+            optimizer.step()
+        hand(BATCHES[0])  # which computes the weights anew
+        prune.global_unstructured(pairs, pruning_method=prune.L1Unstructured, amount=0.5)
+        for layer in (hand.first, hand.last) if lottery else ():
+            layer.weight_orig.data.copy_(firsts[id(layer)])  # type: ignore[union-attr]
+    for layer, name in pairs:
+        prune.remove(layer, name)
+    assert_equal(net, hand)
+    assert zeros(net) == 30 - 30 // 8
+
+
+def largest(module: nn.Module, name: str, amount: Any) -> None:
+    """Prune what is largest."""
+    prune.l1_unstructured(module, name, amount, importance_scores=-getattr(module, name).abs())
+
+
+METHODS: dict[str, Callable[[], ModelPruning]] = {
+    "l1": lambda: ModelPruning("l1_unstructured", amount=0.3),
+    "random": lambda: ModelPruning("random_unstructured", use_lottery_ticket_hypothesis=False),
+    "each": lambda: ModelPruning(prune.L1Unstructured, use_global_unstructured=False, amount=1),
+    "slices": lambda: ModelPruning(
+        "ln_structured", [], ["weight"], False, 0.3, pruning_dim=0, pruning_norm=2, use_lottery_ticket_hypothesis=False
+    ),
+    "drawn": lambda: ModelPruning(
+        "random_structured", [], ["weight"], False, 1, lambda epoch: epoch < 2, pruning_dim=1, resample_parameters=True
+    ),
+    "function": lambda: ModelPruning(prune.l1_unstructured, use_global_unstructured=True, amount=lambda epoch: epoch),
+    "own": lambda: ModelPruning(largest, use_global_unstructured=False, amount=1),
+    "lasting": lambda: ModelPruning("l1_unstructured", make_pruning_permanent=False),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("at", [2, 6, 11])
+def test_a_resumed_run_is_pruned_as_before(name: str, at: int, tmp_path: Path) -> None:
+    """A run cut in any epoch, saved there or after the fit, goes on with its masks to the same weights, to the bit."""
+
+    def save(trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == at:
+            if at < 11:
+                trainer.request_checkpoint(tmp_path / "a.ckpt")
+            trainer.should_stop = True
+
+    whole = fit(METHODS[name](), epochs=4)
+    part = fit(METHODS[name](), epochs=4, callbacks=[LambdaCallback(on_train_batch_end=save)])
+    if at == 11:
+        part.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    torch.manual_seed(9)
+    assert_equal(fit(METHODS[name](), epochs=4, ckpt_path=tmp_path / "a.ckpt"), whole)
+    assert zeros(whole)
+
+
+def test_files_load_without_pruning(tmp_path: Path) -> None:
+    """Checkpoints, those of weights alone too, hold plain parameters with zeros; training goes on without pruning."""
+    savers = [
+        ModelCheckpoint(tmp_path, "{epoch}-w", save_weights_only=True, every_n_epochs=1, save_top_k=-1),
+        ModelCheckpoint(tmp_path, "{epoch}-a", every_n_epochs=2, save_top_k=-1),
+    ]
+    fit(ModelPruning("l1_unstructured", use_lottery_ticket_hypothesis=False), epochs=4, callbacks=savers)
+    for file in ("epoch=1-w.ckpt", "epoch=1-a.ckpt"):
+        tree = load_checkpoint(str(tmp_path / file))
+        assert set(tree["state_dict"]) == set(Net().state_dict())
+        assert zeros(Net.load_from_checkpoint(tmp_path / file)) == 27
+    with pytest.warns(UserWarning, match="callbacks that are not here"):
+        again = fit(None, epochs=3, ckpt_path=tmp_path / "epoch=1-a.ckpt")
+    assert zeros(again) < 27
+
+
+def test_the_module_keeps_masks_where_they_are_not_made_permanent() -> None:
+    """Without permanence the module ends as torch prunes it, and can be made plain later."""
+    pruning = ModelPruning("l1_unstructured", make_pruning_permanent=False)
+    net = fit(pruning)
+    assert "first.weight_mask" in net.state_dict()
+    pruning.make_pruning_permanent(net)
+    assert_equal(net, fit(ModelPruning("l1_unstructured")))
+
+
+def test_another_fit_goes_on_with_the_masks() -> None:
+    """What was pruned in a fit stays pruned in the trainer's next one."""
+    net = fit(ModelPruning("l1_unstructured", apply_pruning=lambda epoch: epoch == 1), epochs=2)
+    mask = net.first.weight == 0
+    net.trainer.max_epochs = 3
+    net.trainer.fit(net, BATCHES)
+    assert mask.any()
+    assert torch.equal(net.first.weight == 0, mask)
+
+
+def test_validation_s_end_may_be_the_moment(caplog: pytest.LogCaptureFixture) -> None:
+    """Pruning after validation leaves the sanity check alone, and reports what it prunes if it is asked to."""
+
+    class Validated(Net):
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.seen = zeros(self)
+
+    net = Validated()
+    pruning = ModelPruning("l1_unstructured", [(net.first, "weight")], prune_on_train_epoch_end=False, verbose=2)
+    trainer = Trainer(**QUIET, max_epochs=1, callbacks=[pruning])
+    with caplog.at_level("INFO", "lt_core"):
+        trainer.fit(net, BATCHES, BATCHES[:1])
+    assert (net.seen, zeros(net)) == (0, 9)
+    text = "L1Unstructured, amount 0.5: of first.weight, 0 of 18 (0.00%) were pruned, now 9 of 18 (50.00%)."
+    assert f"ModelPruning: {text}" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: ModelPruning("l1_unstructurd"), 'Did you mean "l1_unstructured"'),
+        (lambda: ModelPruning(3), "must be a name"),  # type: ignore[arg-type]
+        (lambda: ModelPruning(nn.Linear), "must be a name"),
+        (lambda: ModelPruning("ln_structured", pruning_dim=0, pruning_norm=1), "use_global_unstructured=False"),
+        (lambda: ModelPruning("random_structured", use_global_unstructured=False), "needs pruning_dim"),
+        (lambda: ModelPruning("ln_structured", use_global_unstructured=False, pruning_dim=0), "needs pruning_norm"),
+        (lambda: ModelPruning("l1_unstructured", amount=1.5), "amount=1.5"),
+        (lambda: ModelPruning("l1_unstructured", amount=True), "amount=True"),
+        (lambda: ModelPruning("l1_unstructured", verbose=3), "verbose=3"),
+        (lambda: ModelPruning("l1_unstructured", ["weight"]), "pairs of a layer"),  # type: ignore[list-item]
+        (lambda: fit(ModelPruning("l1_unstructured", [(nn.Linear(1, 1), "weight")])), "must be one of Net"),
+        (lambda: fit(ModelPruning("l1_unstructured", parameter_names=["wieght"])), 'Did you mean "weight"'),
+        (
+            lambda: fit(METHODS["lasting"](), callbacks=[RestoreBest("loss")]),
+            "the best weights are plain parameters",
+        ),
+        (lambda: fit(ModelPruning("l1_unstructured"), callbacks=[EMAWeightAveraging()]), "EMAWeightAveraging"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(make: Any, text: str) -> None:
+    """Wrong arguments, and parameters that are missing, are one error before the first batch."""
+    with pytest.raises(ConfigError, match=text):
+        make()
+
+
+def test_a_missing_parameter_is_named() -> None:
+    """A pair whose layer lacks the parameter is refused with the nearest name."""
+    net = Net()
+    with pytest.raises(ConfigError, match=r"last has no parameter 'bias'.*It has: weight"):
+        fit(ModelPruning("l1_unstructured", [(net.first, "weight"), (net.last, "bias")]), net=net)
