@@ -20,13 +20,11 @@ __all__ = ["ABSENT", "finder"]
 _AVERAGE = "Keep a torch.optim.swa_utils.AveragedModel in a callback, updated in on_train_batch_end."
 _FREEZE = "Set requires_grad of layers in on_train_epoch_start; the optimizer may hold them from the beginning."
 _TRIES = "Fit for a few steps with each of some values: Trainer(max_steps=...)."
-_PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
 _DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
 _LOGGER = "Subclass lt_core.loggers.Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
 
 ABSENT = {
-    "AdvancedProfiler": _PROFILE,
     "BackboneFinetuning": _FREEZE,
     "BaseFinetuning": _FREEZE,
     "BasePredictionWriter": "Write in on_predict_batch_end of a callback, with predict(return_predictions=False).",
@@ -34,7 +32,6 @@ ABSENT = {
     "CometLogger": _LOGGER,
     "DataHooks": _HOOKS,
     "DeepSpeedStrategy": _DDP,
-    "DeviceStatsMonitor": "Log trainer.accelerator.stats(trainer.strategy.root_device) in a hook of a callback.",
     "EMAWeightAveraging": _AVERAGE,
     "FSDPStrategy": _DDP,
     "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
@@ -44,15 +41,12 @@ ABSENT = {
     "ModelParallelStrategy": _DDP,
     "ModelPruning": "Call torch.nn.utils.prune in on_train_epoch_end of a callback.",
     "NeptuneLogger": _LOGGER,
-    "PyTorchProfiler": _PROFILE,
-    "SimpleProfiler": _PROFILE,
     "SpikeDetection": "Compare the loss with its mean in on_train_batch_end of a callback.",
     "StochasticWeightAveraging": _AVERAGE,
     "TQDMProgressBar": "Use RichProgressBar, the default: it writes plain lines where there is no terminal.",
-    "ThroughputMonitor": "Log samples over time.monotonic() in on_train_batch_end of a callback.",
     "Tuner": _TRIES,
     "WeightAveraging": _AVERAGE,
-    "XLAProfiler": _PROFILE,
+    "XLAProfiler": "Use SimpleProfiler, or open torch_xla.debug.profiler around the fit.",
     "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",
 }
 

@@ -80,8 +80,9 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if trainer.validate_at_start and run.progress.step == 0 and trainer.enable_validation:
         evaluate(run, VALIDATE)
     settle(run)
+    epoch = run.action(run_epoch, "run_training_epoch")
     while not _is_over(run):
-        run_epoch(run, rebuild)
+        epoch(run, rebuild)
     settle_saves(run)  # so that on_train_end finds the best file of all
     run.hooks.fire("on_train_end")
     settle(run)
@@ -161,7 +162,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
         changed = rebuild(run) or changed
     run.cadence.begin_epoch(run)
     if changed or loop.fit.step is None:
-        loop.fit.step = build_step(run)
+        loop.fit.step = run.action(build_step(run), "run_training_batch")
     hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run)
     feed.stager = place if isinstance(place, Stager) and feed.early else None
     if feed.stager is not None:

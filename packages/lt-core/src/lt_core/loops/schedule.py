@@ -45,7 +45,7 @@ def _stepper(run: Run, config: SchedulerConfig) -> Callable[[Any], Any]:
 
 def _own_step(run: Run, config: SchedulerConfig, metric: Any) -> None:
     with run.metrics.current.inside("lr_scheduler_step"):
-        run.module.lr_scheduler_step(config.scheduler, metric)
+        run.hook(run.module.lr_scheduler_step, run.module, "lr_scheduler_step")(config.scheduler, metric)
 
 
 def after_step(run: Run) -> Callable[[int], None] | None:
