@@ -150,11 +150,10 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
     return batches
 
 
-def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
-    """Run one epoch, or the rest of one that was resumed."""
-    progress, loop, feed = run.progress, run.loop, run.feed
+def _begin_epoch(run: Run, rebuild: Callable[[Run], bool], resumed: bool) -> Callable[[Any, int], Any] | None:
+    """Build what an epoch needs and begin it; return what brings each batch to the device, if the loop is to."""
+    loop, feed = run.loop, run.feed
     check_alike(run, TRAIN.loader, "batches", feed.num_batches)
-    resumed = not progress.epoch_closed
     changed = rebuild(run)
     if not resumed:  # on_train_epoch_start sees callbacks added since the last epoch, and may add some
         run.cadence.begin_epoch(run)
@@ -163,21 +162,31 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     run.cadence.begin_epoch(run)
     if changed or loop.fit.step is None:
         loop.fit.step = run.action(build_step(run), "run_training_batch")
-    hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run)
+    place = build_place(run)
     feed.stager = place if isinstance(place, Stager) and feed.early else None
-    if feed.stager is not None:
-        place = None
+    return place if feed.stager is None else None
+
+
+def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
+    """Run one epoch, or the rest of one that was resumed."""
+    progress, loop, feed, resumed = run.progress, run.loop, run.feed, not run.progress.epoch_closed
+    place = _begin_epoch(run, rebuild, resumed)
+    hooks, store, step, cadence = run.hooks, run.metrics.train, loop.fit.step, run.cadence
+    assert step is not None  # it is built
     batches = begin_batches(run, resumed)
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
     module_start = refusal(run, hooks.module_train_batch_start)
-    schedule, hear = after_step(run), listen(run)
+    schedule, hear, pace, now = after_step(run), listen(run), loop.fit.pace, time.perf_counter
     stopped, skipped = resumed and stops_resumed(run), False
+    asked = begun = now()
     for i, batch in enumerate(() if stopped else run.timed_batches(batches, TRAIN), progress.batch):
+        pace.fetching += now() - asked
         if place is not None:
+            asked = now()
             batch = place(batch, 0)
+            pace.moving += now() - asked
         loop.at_boundary = False
-        store.batch, store.size = batch, None
-        store.scope = TRAIN_BATCH_START
+        store.batch, store.size, store.scope = batch, None, TRAIN_BATCH_START
         for f in batch_start:
             f(batch, i)
         if module_start is not None and module_start(batch, i) == -1:
@@ -196,10 +205,18 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
             hear()
         if i + 1 >= cadence.next or loop.attention:
             store.scope, store.hook = FORBIDDEN, "the loop"
+            asked = now()
+            pace.whole += asked - begun
             stopped = run_due(run, i)
+            asked = begun = now()
             if stopped:
                 break
+        asked = now()
+    pace.whole += asked - begun
     store.scope, store.batch = FORBIDDEN, None
+    if isinstance(feed.stager, Stager):  # which moved batches while they were fetched
+        pace.fetching -= feed.stager.seconds
+        pace.moving += feed.stager.seconds
     del batches
     if not stopped:
         end_of_data(run, skipped)

@@ -112,7 +112,7 @@ class AdvancedProfiler(MeasuringProfiler):
         for name in sorted(self.profiled_actions, key=lambda name: -sum(self.recorded_durations[name])):
             profile = self.profiled_actions[name]
             profile.create_stats()
-            if not profile.stats:  # type: ignore[attr-defined]
+            if not profile.stats:
                 continue
             text = io.StringIO()
             pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(self.line_count_restriction)

@@ -119,7 +119,7 @@ class PyTorchProfiler(MeasuringProfiler):
         super().start(action_name)
         if self._now.name == action_name and action_name != "run_training_epoch":
             self._ranges.append(torch.profiler.record_function(action_name))
-            self._ranges[-1].__enter__()
+            self._ranges[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self, action_name: str) -> None:
         """End an action, and with a batch's last one the schedule's step."""
@@ -137,8 +137,8 @@ class PyTorchProfiler(MeasuringProfiler):
         if self._profile is not None or self._nvtx is not None:
             return
         if self._emit_nvtx:
-            self._nvtx = torch.autograd.profiler.emit_nvtx()
-            self._nvtx.__enter__()  # type: ignore[no-untyped-call]
+            self._nvtx = torch.autograd.profiler.emit_nvtx()  # type: ignore[no-untyped-call]
+            self._nvtx.__enter__()
             return
         own = self._profiler_kwargs.get("on_trace_ready")
 
@@ -205,7 +205,7 @@ class _Marks:
     def begin(self, *args: Any) -> None:
         """Begin a range."""
         self.open.append(torch.profiler.record_function(self.name))
-        self.open[-1].__enter__()
+        self.open[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def end(self, *args: Any) -> None:
         """End the newest range."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 
 from lt_core.profilers.base import MeasuringProfiler
@@ -67,6 +68,7 @@ class SimpleProfiler(MeasuringProfiler):
         durations = {name: (sum(seconds), len(seconds)) for name, seconds in self.recorded_durations.items() if seconds}
         for name, (total, calls) in sorted(durations.items(), key=lambda item: -item[1][0]):
             share = f"{100 * total / whole:.1f} %"
-            rows.append((name, f"{total / calls:.5g}", str(calls), f"{total:.5g}", share))
+            shown = re.sub(r"\{.*\}", "{...}", name)  # of a callback's key
+            rows.append((shown, f"{total / calls:.5g}", str(calls), f"{total:.5g}", share))
         chosen = rows if self.extended else [(name, mean, total) for name, mean, _, total, _ in rows]
         return table(f"{type(self).__name__}: {self._stage or 'no run'}, {whole:.4g} s", chosen)

@@ -2,13 +2,14 @@
 
 Each second belongs to one phase: that of the innermost action, unless it lies in a validation, a save or the setup,
 which count as a whole. Shares are of the time after the setup. A phase other than computing is worth a sentence from a
-quarter of the time on; the largest one is the bottleneck. Otherwise it is the computing, or, where steps of a few
-samples take a few milliseconds, what each step costs whatever its size.
+quarter of the time on; the largest one is the bottleneck, otherwise the computing. Where batches of a few samples are
+done in a few milliseconds, most of it is what each batch costs whatever its size, and their size is the bottleneck.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ TITLES = {
     "setup": "setup, before",
 }
 WORTH_IT = 0.25
-FEW_SAMPLES, SHORT_STEP, SHORT_WAIT = 8, 0.010, 0.002  # samples a batch, seconds of a step, seconds for its batch
+FEW_SAMPLES, SHORT_STEP, SHORT_WAIT = 8, 0.010, 0.002  # samples a batch, seconds of a step, seconds beside it
 _WHOLE = {"setup", "validation", "saving"}
 _STEPS = {"training_step", "validation_step", "test_step", "predict_step"}
 _PARTS = {
@@ -58,7 +59,7 @@ class Verdict(dict[str, Any]):
         for name, phase in shown:
             share = "" if name == "setup" else f"{100 * phase['share']:.1f} %"
             each = 1e3 * phase["seconds"] / phase["calls"] if phase["calls"] else 0.0
-            calls = f"  {phase['calls']} times, {each:.3g} ms each" if phase["calls"] else ""
+            calls = f"  {phase['calls']} times, {each:.3g} ms each" if phase["calls"] > 1 else ""
             lines.append(f"  {TITLES[name]:<17} {share:>7}  {phase['seconds']:9.4g} s{calls}")
         return "\n".join([*lines, *(f"  Also: {text}" for text in self["also"])])
 
@@ -126,7 +127,7 @@ class _Measured:
     def top(self, phase: str) -> str:
         """Return the action of a phase that took longest, without the kind of its owner."""
         parts = self.parts[phase]
-        return max(parts, key=parts.__getitem__).rpartition("]")[2]
+        return re.sub(r"\{.*\}", "", max(parts, key=parts.__getitem__).rpartition("]")[2])
 
     def now(self, *names: str) -> str:
         """Return flags with the values that they have now."""
@@ -134,14 +135,13 @@ class _Measured:
 
     @property
     def is_tiny(self) -> bool:
-        """Return whether steps are so small and short that most of them is what each step costs."""
-        size = self.facts.get("batch_size")
-        return (
-            size is not None
-            and size <= FEW_SAMPLES
-            and 0 < self.step < SHORT_STEP
-            and self.median("_next") <= SHORT_WAIT
-        )
+        """Return whether batches are so small, and all that is done with one so short, that most of it is overhead."""
+        size, wait = self.facts.get("batch_size"), self.median("_next")
+        batches = max(self.calls.get("computing", 0), 1)
+        beside = sum(self.seconds.get(phase, 0.0) for phase in ("transform", "transfer", "hooks")) / batches
+        if size is None or size > FEW_SAMPLES or not 0 < self.step < SHORT_STEP:
+            return False
+        return wait <= min(SHORT_WAIT, 2 * self.step) and beside <= SHORT_WAIT
 
     def median(self, *ends: str) -> float:
         """Return the median seconds of the actions with one of the names' ends; 0 where there is none."""
@@ -186,8 +186,11 @@ def _validation(m: _Measured) -> str:
 
 def _logging(m: _Measured) -> str:
     if m.top("logging").endswith("flush_loggers"):
-        return f"the loggers are slower than the training: raise {m.now('log_every_n_steps')}, or log less"
-    return f"most of it in {m.top('logging')}: raise {m.now('log_every_n_steps')}, or log fewer and smaller values"
+        most = "the loggers are slower than the loop"
+    else:
+        most = f"most of it in {m.top('logging')}"
+    often = f"raise {m.now('log_every_n_steps')}, or " if "log_every_n_steps" in m.facts else ""
+    return f"{most}: {often}log fewer and smaller values"
 
 
 def _saving(m: _Measured) -> str:
@@ -266,7 +269,7 @@ def judge(root: Action, seconds: float, stage: str, rank: int, facts: Mapping[st
     found, share = next(iter(texts), ""), m.share("computing")
     if not root.inside:
         found, text, share = "nothing", "nothing was measured", 0.0
-    elif not found or (share >= m.share(found) and m.is_tiny):
+    elif not found or (m.is_tiny and all(share > m.share(phase) for phase in ("logging", "validation", "saving"))):
         found, text = _computing(m)
     else:
         text, share = texts.pop(found), m.share(found)

@@ -33,8 +33,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     loaders = [loader for loader in feed.loaders if isinstance(loader, DataLoader)]
     if len(loaders) == len(feed.loaders) and loaders:
         least = min(loaders, key=lambda loader: loader.num_workers)
-        names = ("num_workers", "persistent_workers", "pin_memory")
-        found |= {name: getattr(least, name) for name in names}
+        found |= {name: vars(least)[name] for name in ("num_workers", "persistent_workers", "pin_memory")}
     elif feed.loaders:
         found["loader"] = f"a {type(feed.loaders[0]).__name__}"
     sizes = [size for loader in feed.loaders if (size := _batch_size(loader)) is not None]
@@ -49,15 +48,13 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 def _batch_size(loader: Any) -> int | None:
     """Return the samples of a loader's batch, or None where neither it nor a first batch at hand says so."""
-    for each in (
-        getattr(loader, "batch_size", None),
-        getattr(getattr(loader, "batch_sampler", None), "batch_size", None),
-    ):
-        if isinstance(each, int):
-            return each
+    for each in (loader, getattr(loader, "batch_sampler", None)):
+        size = getattr(each, "batch_size", None)
+        if isinstance(size, int):
+            return size
     first = loader[0] if isinstance(loader, list | tuple) and loader else None
     first = first[0] if isinstance(first, list | tuple) and first else first
-    return len(first) if isinstance(first, Sized) and getattr(first, "ndim", 1) else None
+    return len(first) if isinstance(first, Sized) and getattr(first, "ndim", True) else None
 
 
 def _plain(value: Any) -> Any:
