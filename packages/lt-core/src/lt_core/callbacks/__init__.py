@@ -3,18 +3,21 @@
 from lt_core.callback import Callback
 from lt_core.callbacks.accumulation import GradientAccumulationScheduler
 from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
+from lt_core.callbacks.device_stats_monitor import DeviceStatsMonitor
 from lt_core.callbacks.early_stopping import EarlyStopping
 from lt_core.callbacks.lambda_function import LambdaCallback
 from lt_core.callbacks.lr_monitor import LearningRateMonitor
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 from lt_core.callbacks.progress import ProgressBar, RichProgressBar
+from lt_core.callbacks.throughput_monitor import ThroughputMonitor
 from lt_core.callbacks.timer import Timer
 from lt_core.names import finder
 
 __all__ = [
     "Callback",
     "Checkpoint",
+    "DeviceStatsMonitor",
     "EarlyStopping",
     "GradientAccumulationScheduler",
     "LambdaCallback",
@@ -25,6 +28,7 @@ __all__ = [
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",
+    "ThroughputMonitor",
     "Timer",
 ]
 
