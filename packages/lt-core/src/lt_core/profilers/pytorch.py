@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ class PyTorchProfiler(MeasuringProfiler):
         self._handles: list[RemovableHandle] = []
         self._averages: Any = None
         self.function_events: Any = None
-        self._steps = 0
+        self._steps, self._traced = 0, False
         super()._begin()
 
     def take_module(self, module: nn.Module) -> None:
@@ -129,13 +130,18 @@ class PyTorchProfiler(MeasuringProfiler):
         fits = self._stage == "fit"
         if action_name == "run_training_batch" if fits else action_name.endswith(_EVALUATION):
             self._steps += 1
-            if self._profile is not None:
-                self._profile.step()
+            profile, self._profile = self._profile, None
+            if profile is not None:
+                with warnings.catch_warnings():  # each trace is kept where it is ready
+                    warnings.filterwarnings("ignore", message=".*Profiler clears events at the end of each cycle")
+                    profile.step()
+                self._profile = profile  # where the step raised, torch cannot stop it any more
 
     def _trace(self) -> None:
         """Begin to trace, unless that was done."""
-        if self._profile is not None or self._nvtx is not None:
+        if self._traced:
             return
+        self._traced = True
         if self._emit_nvtx:
             self._nvtx = torch.autograd.profiler.emit_nvtx()  # type: ignore[no-untyped-call]
             self._nvtx.__enter__()
