@@ -22,7 +22,8 @@ PLACES = {
     "lt_core": "Callback CombinedLoader LightningDataModule LightningModule Trainer __version__ seed_everything",
     "lt_core.accelerators": "Accelerator CPUAccelerator",
     "lt_core.callbacks": "Callback Checkpoint EarlyStopping LambdaCallback LearningRateMonitor ModelCheckpoint "
-    "ModelSummary OnExceptionCheckpoint ProgressBar RichModelSummary RichProgressBar Timer",
+    "DeviceStatsMonitor ModelSummary OnExceptionCheckpoint ProgressBar RichModelSummary RichProgressBar "
+    "ThroughputMonitor Timer",
     "lt_core.callbacks.callback": "Callback",
     "lt_core.callbacks.checkpoint": "Checkpoint",
     "lt_core.callbacks.early_stopping": "EarlyStopping",

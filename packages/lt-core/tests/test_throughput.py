@@ -185,7 +185,7 @@ def test_a_resumed_training_goes_on(tmp_path: Path) -> None:
             trainer.fit(module, batches, data(1), ckpt_path=path)
         times = [value for _, value in logger.values("train/time")]
         assert times == sorted(times)
-        found.append((logger.values("train/samples"), module.layer.weight.tolist()))
+        found.append((dict(logger.values("train/samples")), module.layer.weight.tolist()))
     assert found[0] == found[1]
 
 

@@ -159,11 +159,21 @@ class ThroughputMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the time of this training for a later fit."""
-        self._spent = time.perf_counter() - self._begun["train"]
+        self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End what is being counted."""
+        """End what is being counted, and keep the time of the training for a later fit."""
         self._end_count()
+        self._stop()
+
+    def _stop(self) -> None:
+        self._spent = self._time()
+        self._begun.pop("train", None)
+
+    def _time(self) -> float:
+        """Return the seconds of training so far."""
+        begun = self._begun.get("train")
+        return self._spent if begun is None else time.perf_counter() - begun
 
     # -- evaluation --
 
@@ -227,7 +237,7 @@ class ThroughputMonitor(Callback):
         """Return the training's counts and its time so far."""
         if "train" not in self._counts:
             return {}
-        return {"counts": list(self._counts["train"]), "time": time.perf_counter() - self._begun["train"]}
+        return {"counts": list(self._counts["train"]), "time": self._time()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
