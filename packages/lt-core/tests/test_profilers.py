@@ -193,6 +193,33 @@ def test_a_folder_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys: pyt
     assert "Verdict: " in capsys.readouterr().out
 
 
+def run_in_thread(call: Any) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_thread_disturbs_nothing(kind: type) -> None:
+    """While an action is open, one of the same name in another thread is left out."""
+    profiler = kind()
+    profiler.setup("fit", 0, None)
+    with profiler.profile("save"):
+        run_in_thread(lambda: profiler.start("save"))
+        run_in_thread(lambda: profiler.stop("save"))
+    profiler.describe()
+    profiler.teardown("fit")
+    assert len(profiler.recorded_durations["save"]) == 1
+
+
+def test_what_comes_after_the_run_is_no_part_of_it(tmp_path: Path) -> None:
+    """A checkpoint that is saved after a fit leaves its verdict as it is."""
+    trainer = fit(tmp_path, Net(), loader(2))
+    before = trainer.profiler.verdict()
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    assert trainer.profiler.verdict() == before
+
+
 def test_actions_may_overlap_and_threads_are_left_out() -> None:
     """An action may end after one that began before it; what other threads do is not the loop's time."""
     profiler = SimpleProfiler()
@@ -201,9 +228,7 @@ def test_actions_may_overlap_and_threads_are_left_out() -> None:
     profiler.stop("a")
     assert list(profiler.current_actions) == ["b"]
     profiler.stop("b")
-    thread = threading.Thread(target=lambda: profiler.profile("c").__enter__())
-    thread.start()
-    thread.join()
+    run_in_thread(lambda: profiler.profile("c").__enter__())
     assert {name: len(each) for name, each in profiler.recorded_durations.items()} == {"a": 1, "b": 1}
     with pytest.raises(ValueError, match="must have begun"):
         profiler.stop("a")

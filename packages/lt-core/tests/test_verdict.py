@@ -64,6 +64,21 @@ def test_a_slow_hook_is_named(tmp_path: Path) -> None:
     assert "Net.on_train_batch_end" in verdict(fit(tmp_path, Net(hook=SLOW), loader()))["text"]
 
 
+class Saves(Callback):
+    """Callback that saves after each batch, to a slow disk."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "now.ckpt")
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        time.sleep(SLOW)
+
+
+def test_a_save_inside_a_hook_is_saving(tmp_path: Path) -> None:
+    """What trainer.save_checkpoint takes in a hook is no fault of the hook."""
+    assert verdict(fit(tmp_path, Net(), loader(), callbacks=[Saves()]))["bottleneck"] == "saving"
+
+
 def test_a_slow_logger_is_waited_for_at_the_end(tmp_path: Path) -> None:
     """A logger that is behind when training ends is logging too, and is said to be slower."""
     found = verdict(fit(tmp_path, Net(logs=1), loader(), logger=SlowLogger(), log_every_n_steps=1))

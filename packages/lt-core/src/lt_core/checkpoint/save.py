@@ -138,7 +138,7 @@ def write_now(run: Run, path: str, weights_only: bool) -> None:
         run.collectives.barrier("trainer.save_checkpoint")
     settle_saves(run)
     request = SaveRequest(path, weights_only)
-    error = _attempt(run, request, durable=True)
+    error = run.action(_attempt, "save_checkpoint")(run, request, durable=True)
     _sweep(run, request, error)
     if error is not None:
         raise error

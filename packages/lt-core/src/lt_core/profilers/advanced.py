@@ -74,7 +74,7 @@ class AdvancedProfiler(MeasuringProfiler):
         from cProfile import Profile
 
         super().start(action_name)
-        if self._now.name != action_name:
+        if not self.measures:
             return
         if self._running:
             self._running[-1].disable()
@@ -86,6 +86,8 @@ class AdvancedProfiler(MeasuringProfiler):
 
     def stop(self, action_name: str) -> None:
         """End an action, and go on with the one around it."""
+        if not self.measures:
+            return
         if self._running:
             self._running[-1].disable()
         try:
@@ -135,5 +137,6 @@ class AdvancedProfiler(MeasuringProfiler):
 
     def teardown(self, stage: str | None) -> None:
         """Stop measuring."""
+        super().teardown(stage)
         while self._running:
             self._running.pop().disable()

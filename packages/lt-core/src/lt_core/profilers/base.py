@@ -127,7 +127,8 @@ class MeasuringProfiler(PassThroughProfiler):
         self.recorded_durations: dict[str, Any] = {}
         self._root = self._now = Action("", None, self.recorded_durations)
         self._facts: Mapping[str, Any] = {}
-        self._thread, self._seconds = get_ident(), None if not self._stage else 0.0
+        self._thread: int | None = get_ident()
+        self._seconds = 0.0  # until the run is over
         self.start_time = perf_counter()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -184,6 +185,15 @@ class MeasuringProfiler(PassThroughProfiler):
         now.open = False
         while not self._now.open and self._now.outer is not None:  # one that overlaps another ends after it
             self._now = self._now.outer
+
+    @property
+    def measures(self) -> bool:
+        """Return whether the caller's actions are measured: those of the loop's thread, until the run is over."""
+        return get_ident() == self._thread
+
+    def teardown(self, stage: str | None) -> None:
+        """End measuring, until the next setup."""
+        self._thread = None
 
     # -- the report --
 

@@ -115,15 +115,19 @@ class PyTorchProfiler(MeasuringProfiler):
     def start(self, action_name: str) -> None:
         """Begin an action, and before the first batch the tracing."""
         fits = self._stage == "fit"
+        if not self.measures:
+            return
         if action_name == "run_training_epoch" if fits else action_name.endswith("_next"):
             self._trace()
         super().start(action_name)
-        if self._now.name == action_name and action_name != "run_training_epoch":
+        if action_name != "run_training_epoch":
             self._ranges.append(torch.profiler.record_function(action_name))
             self._ranges[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self, action_name: str) -> None:
         """End an action, and with a batch's last one the schedule's step."""
+        if not self.measures:
+            return
         if self._ranges and self._ranges[-1].name == action_name:
             self._ranges.pop().__exit__(None, None, None)
         super().stop(action_name)
@@ -194,6 +198,7 @@ class PyTorchProfiler(MeasuringProfiler):
 
     def teardown(self, stage: str | None) -> None:
         """End tracing, and take the marks out of the model."""
+        super().teardown(stage)
         self._end()
 
 

@@ -175,6 +175,12 @@ def _transform(m: _Measured) -> str:
     )
 
 
+def _transfer(m: _Measured) -> str:
+    if m.top("transfer").endswith("transfer_batch_to_device"):
+        return f"most of it in {m.top('transfer')}: do less there, and in the dataset what needs no device"
+    return f"set {m.now('pin_memory')} to True, or move smaller numbers, such as uint8 that the device converts"
+
+
 def _validation(m: _Measured) -> str:
     flags = m.now("check_val_every_n_epoch", "val_check_interval", "limit_val_batches")
     parts = m.parts["validation"]
@@ -205,10 +211,7 @@ def _saving(m: _Measured) -> str:
 _ADVICE: dict[str, Callable[[_Measured], str]] = {
     "data": _data,
     "transform": _transform,
-    "transfer": lambda m: (
-        f"set pin_memory=True {m.now('pin_memory')[10:]}".rstrip()
-        + ", or move smaller numbers, such as uint8 that the device converts"
-    ),
+    "transfer": _transfer,
     "hooks": lambda m: f"most of it in {m.top('hooks')}: do less there, or not after each batch",
     "logging": _logging,
     "validation": _validation,
