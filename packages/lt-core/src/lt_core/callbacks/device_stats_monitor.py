@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.callback import Callback
+from lt_core.state.stage import stage_of
 from lt_interface.errors import MisconfigurationException, MissingPackageError, Problem
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ class DeviceStatsMonitor(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Log before every ``log_every_n_steps``-th batch."""
-        self._log(trainer, "on_validation_batch_start", batch_idx + 1)
+        """Log before every ``log_every_n_steps``-th batch of an evaluation."""
+        self._log(trainer, f"on_{_word(trainer)}_batch_start", batch_idx + 1)
 
     def on_validation_batch_end(
         self,
@@ -125,44 +126,16 @@ class DeviceStatsMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Log after every ``log_every_n_steps``-th batch."""
-        self._log(trainer, "on_validation_batch_end", batch_idx + 1)
+        """Log after every ``log_every_n_steps``-th batch of an evaluation."""
+        self._log(trainer, f"on_{_word(trainer)}_batch_end", batch_idx + 1)
 
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Log before every ``log_every_n_steps``-th batch."""
-        self._log(trainer, "on_test_batch_start", batch_idx + 1)
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Log after every ``log_every_n_steps``-th batch."""
-        self._log(trainer, "on_test_batch_end", batch_idx + 1)
 
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Log before every ``log_every_n_steps``-th batch."""
-        self._log(trainer, "on_predict_batch_start", batch_idx + 1)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Log after every ``log_every_n_steps``-th batch."""
-        self._log(trainer, "on_predict_batch_end", batch_idx + 1)
+def _word(trainer: Trainer) -> str:
+    """Return the word of the running evaluation in the names of its hooks."""
+    return "validation" if trainer.sanity_checking else stage_of(str(trainer.state.stage)).hook
 
 
 def _knows_processor() -> bool:

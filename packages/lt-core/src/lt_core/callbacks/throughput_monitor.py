@@ -28,8 +28,8 @@ class ThroughputMonitor(Callback):
     ``log_every_n_steps``; the time of validations is left out of the training's.
 
     The operations of a training batch are the module's ``flops_per_batch`` if it has that, else they are counted once,
-    in the first batch that is trained: matrix products, convolutions and attention, forward and backward. Under
-    ``torch.compile`` they are not counted.
+    in the first batch that is trained: matrix products, convolutions and attention, forward and backward; what
+    ``torch.compile`` has made faster runs as it was written in that batch.
 
     Args:
         batch_size_fn: Returns the number of samples in a batch.
@@ -107,7 +107,7 @@ class ThroughputMonitor(Callback):
         own = getattr(pl_module, "flops_per_batch", None)
         if own is not None:
             self.flops_per_batch = own
-        elif self.flops_per_batch is None and self._counter is None and not _is_compiled(pl_module, trainer):
+        elif self.flops_per_batch is None and self._counter is None:
             from torch.utils.flop_counter import FlopCounterMode
 
             counter: Any = FlopCounterMode(display=False)
@@ -177,61 +177,37 @@ class ThroughputMonitor(Callback):
 
     # -- evaluation --
 
-    def _start_evaluation(self, trainer: Trainer, stage: str) -> None:
-        if not trainer.sanity_checking:
-            self._start(trainer, stage)
-
-    def _count(self, trainer: Trainer, stage: str, batch: Any) -> None:
-        if not trainer.sanity_checking:
-            self._update(trainer, stage, batch, due=False)
-
-    def _end_evaluation(self, trainer: Trainer, stage: str) -> None:
-        if not trainer.sanity_checking and self._counts[stage][0]:
-            self._log(trainer, stage)
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to measure a validation, whose time is not the training's."""
-        self._start_evaluation(trainer, "validate")
+        """Begin to measure an evaluation, whose time is not the training's."""
+        if not trainer.sanity_checking:
+            self._start(trainer, str(trainer.state.stage))
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *place: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Count a batch."""
-        self._count(trainer, "validate", batch)
+        """Count a batch of an evaluation."""
+        if not trainer.sanity_checking:
+            self._update(trainer, str(trainer.state.stage), batch, due=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what was measured."""
-        self._end_evaluation(trainer, "validate")
-        if "train" in self._begun and not trainer.sanity_checking:
-            self._begun["train"] += time.perf_counter() - self._begun["validate"]
+        """Log how fast an evaluation was."""
+        stage = str(trainer.state.stage)
+        if trainer.sanity_checking:
+            return
+        if self._counts[stage][0]:
+            self._log(trainer, stage)
+        if "train" in self._begun:
+            self._begun["train"] += time.perf_counter() - self._begun[stage]
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to measure a test."""
-        self._start_evaluation(trainer, "test")
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *place: Any
-    ) -> None:
-        """Count a batch."""
-        self._count(trainer, "test", batch)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what was measured."""
-        self._end_evaluation(trainer, "test")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to measure a prediction."""
-        self._start_evaluation(trainer, "predict")
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *place: Any
-    ) -> None:
-        """Count a batch."""
-        self._count(trainer, "predict", batch)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what was measured."""
-        self._end_evaluation(trainer, "predict")
+    on_test_start = on_predict_start = on_validation_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_end = on_predict_end = on_validation_end
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training's counts and its time so far."""
@@ -258,12 +234,4 @@ def _whole(value: Any, name: str) -> int:
     rule = "it must return a whole number for a batch"
     raise MisconfigurationException(
         Problem(f"ThroughputMonitor({name}=...)", rule, repr(value), "Return len(batch[0]).")
-    )
-
-
-def _is_compiled(module: Any, trainer: Trainer) -> bool:
-    """Return whether torch has compiled the module or a part of it: counting would compile it anew."""
-    return bool(trainer._run is not None and trainer._run.compiled) or any(
-        getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod")
-        for part in module.modules()
     )

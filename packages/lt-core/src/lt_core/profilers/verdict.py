@@ -1,4 +1,4 @@
-"""Say from the measured actions what a run waited for, and what a person can do about it.
+"""Judge by the measured actions what a run waited for, and what a person can do about it.
 
 Each second belongs to one phase: that of the innermost action, unless it lies in a validation, a save or the setup,
 which count as a whole. Shares are of the time after the setup. A phase other than computing is worth a sentence from a

@@ -1,4 +1,4 @@
-"""Say of a run what a report on its time must know: sizes, and the flags that change how the time is spent."""
+"""Describe a run for reports on its time: sizes, and the flags that change how the time is spent."""
 
 from __future__ import annotations
 
