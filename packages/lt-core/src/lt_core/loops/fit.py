@@ -214,7 +214,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
         asked = now()
     pace.whole += asked - begun
     store.scope, store.batch = FORBIDDEN, None
-    if isinstance(feed.stager, Stager):  # which moved batches while they were fetched
+    if feed.stager is not None:  # which moved batches while they were fetched
         pace.fetching -= feed.stager.seconds
         pace.moving += feed.stager.seconds
     del batches

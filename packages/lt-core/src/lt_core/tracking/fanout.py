@@ -39,7 +39,11 @@ class LoggerGroup:
         found = _to_each(self._trainer, name) if name in MEDIA else getattr(self._trainer.loggers[0], name)
         if not name.startswith("log_"):
             return found
-        return timed(self._trainer._active_profiler, found, f"[Logger]{type(self._trainer.loggers[0]).__name__}.{name}")
+        return timed(
+            getattr(self._trainer, "_active_profiler", None),
+            found,
+            f"[Logger]{type(self._trainer.loggers[0]).__name__}.{name}",
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._trainer.loggers[0], name, value)
@@ -60,7 +64,7 @@ class LoggerGroup:
 def shown_to_all(trainer: Trainer) -> Any:
     """Return the only logger if it can show everything and no profiler measures it, else a `LoggerGroup`."""
     first = trainer.loggers[0]
-    alone = len(trainer.loggers) == 1 and trainer._active_profiler is None
+    alone = len(trainer.loggers) == 1 and getattr(trainer, "_active_profiler", None) is None
     if alone and all(callable(getattr(first, name, None)) for name in MEDIA):
         return first
     return LoggerGroup(trainer)
