@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]
 SEGMENT = 100
-ALLOWED = {"lt_core": 1.05, "lt_core, 5 logs and 6 callbacks": 1.12}
+ALLOWED = {"lt_core": 1.05, "lt_core, 5 logs and 6 callbacks": 1.12, "lt_core, simple profiler": 1.15}
 LOGS, CALLBACKS = 5, 6
 
 
@@ -137,11 +137,11 @@ def lightning_like(library: Any, segments: int, busy: bool, **flags: Any) -> ByT
     return turns
 
 
-def with_ours(segments: int, busy: bool = False) -> ByTurns:
+def with_ours(segments: int, busy: bool = False, **flags: Any) -> ByTurns:
     import lt_core
     import lt_core.loggers
 
-    return lightning_like(lt_core, segments, busy)
+    return lightning_like(lt_core, segments, busy, **flags)
 
 
 def with_lightning(segments: int, busy: bool = False) -> ByTurns:
@@ -181,6 +181,7 @@ WAYS: dict[str, tuple[str, Callable[[int], ByTurns]]] = {
     "hand-written": ("torch", with_hand),
     "lt_core": ("lt_core", with_ours),
     "lt_core, 5 logs and 6 callbacks": ("lt_core", lambda n: with_ours(n, busy=True)),
+    "lt_core, simple profiler": ("lt_core", lambda n: with_ours(n, profiler="simple")),
     "ignite": ("ignite", with_ignite),
     "accelerate": ("accelerate", with_accelerate),
     "pytorch_lightning": ("pytorch_lightning", with_lightning),

@@ -240,7 +240,7 @@ class TestNames:
             ("strategy", "deepspeed_stage_3_offload", 'strategy="ddp"'),
             ("strategy", "dp", 'strategy="ddp"'),
             ("logger", "comet", 'logger="csv"'),
-            ("profiler", "advanced", "torch.profiler"),
+            ("profiler", "xla", 'profiler="simple"'),
         ],
     )
     def test_what_nothing_here_brings(self, flag: str, name: str, instead: str) -> None:
@@ -253,8 +253,8 @@ class TestNames:
     def test_a_package_may_bring_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where a package brings such a name, it is taken."""
         points = registry._scan()["lt.profilers"]["passthrough"]
-        monkeypatch.setitem(registry._scan()["lt.profilers"], "simple", points)
-        assert Trainer(**QUIET, max_epochs=1, profiler="simple").profiler is not None
+        monkeypatch.setitem(registry._scan()["lt.profilers"], "xla", points)
+        assert Trainer(**QUIET, max_epochs=1, profiler="xla").profiler is not None
 
 
 class TestDevices:

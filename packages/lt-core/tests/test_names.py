@@ -22,7 +22,8 @@ PLACES = {
     "lt_core": "Callback CombinedLoader LightningDataModule LightningModule Trainer __version__ seed_everything",
     "lt_core.accelerators": "Accelerator CPUAccelerator",
     "lt_core.callbacks": "Callback Checkpoint EarlyStopping LambdaCallback LearningRateMonitor ModelCheckpoint "
-    "ModelSummary OnExceptionCheckpoint ProgressBar RichModelSummary RichProgressBar Timer",
+    "DeviceStatsMonitor ModelSummary OnExceptionCheckpoint ProgressBar RichModelSummary RichProgressBar "
+    "ThroughputMonitor Timer",
     "lt_core.callbacks.callback": "Callback",
     "lt_core.callbacks.checkpoint": "Checkpoint",
     "lt_core.callbacks.early_stopping": "EarlyStopping",
@@ -30,6 +31,8 @@ PLACES = {
     "lt_core.callbacks.model_checkpoint": "ModelCheckpoint",
     "lt_core.callbacks.model_summary": "ModelSummary",
     "lt_core.callbacks.progress": "ProgressBar RichProgressBar",
+    "lt_core.callbacks.device_stats_monitor": "DeviceStatsMonitor",
+    "lt_core.callbacks.throughput_monitor": "ThroughputMonitor",
     "lt_core.callbacks.timer": "Timer",
     "lt_core.core": "LightningDataModule LightningModule",
     "lt_core.core.datamodule": "LightningDataModule",
@@ -45,7 +48,10 @@ PLACES = {
     "lt_core.plugins.environments": "ClusterEnvironment",
     "lt_core.plugins.io": "AsyncCheckpointIO CheckpointIO TorchCheckpointIO",
     "lt_core.plugins.precision": "DoublePrecision HalfPrecision Precision",
-    "lt_core.profilers": "PassThroughProfiler Profiler",
+    "lt_core.profilers": "AdvancedProfiler PassThroughProfiler Profiler PyTorchProfiler SimpleProfiler",
+    "lt_core.profilers.advanced": "AdvancedProfiler",
+    "lt_core.profilers.pytorch": "PyTorchProfiler",
+    "lt_core.profilers.simple": "SimpleProfiler",
     "lt_core.strategies": "SingleDeviceStrategy Strategy",
     "lt_core.trainer": "Trainer",
     "lt_core.trainer.states": "RunningStage TrainerFn TrainerState TrainerStatus",
@@ -60,7 +66,7 @@ PLACES = {
     "lt_core.utilities.parsing": "AttributeDict",
     "lt_core.utilities.rank_zero": "rank_zero_info rank_zero_only rank_zero_warn",
     "lt_core.utilities.seed": "isolate_rng seed_everything",
-    "lt_core.utilities.throughput": "measure_flops",
+    "lt_core.utilities.throughput": "Throughput get_available_flops measure_flops",
     "lt_core.utilities.types": "EVAL_DATALOADERS LRSchedulerConfigType LRSchedulerPLType LRSchedulerTypeUnion "
     "OptimizerLRScheduler STEP_OUTPUT TRAIN_DATALOADERS",
 }

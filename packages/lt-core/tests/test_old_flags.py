@@ -49,7 +49,8 @@ RENAMED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"reload_dataloaders_every_epoch": True}, {"reload_dataloaders_every_n_epochs": 1}),
     ({"max_time": 90}, {"max_time": timedelta(seconds=90)}),
     ({"early_stop_callback": False}, {}),
-    ({"profiler": True}, {}),
+    ({"profiler": True}, {"profiler": "simple"}),
+    ({"profiler": False}, {}),
 ]
 # What these name is in another package.
 ELSEWHERE: list[tuple[dict[str, Any], dict[str, Any]]] = [

@@ -67,14 +67,14 @@ def test_every_part_of_a_fit_is_an_action(tmp_path: Path) -> None:
     """Fetching, moving, steps, backward, optimizer steps, logging and saving are counted under their names."""
     counts = counts_of(Moves(), tmp_path).counts
     strategy = "[Strategy]SingleDeviceStrategy."
-    assert counts["[Trainer]train_dataloader_next"] == 5  # the last one finds the end
-    assert counts["[Trainer]val_dataloader_next"] == 3
+    assert counts["[_TrainingEpochLoop].train_dataloader_next"] == 5  # the last one finds the end
+    assert counts["[_EvaluationLoop].val_next"] == 3
     assert counts[strategy + "batch_to_device"] == 6
     assert counts[strategy + "training_step"] == 4
     assert counts[strategy + "validation_step"] == 2
     assert counts[strategy + "backward"] == 4
     assert counts[strategy + "optimizer_step"] == 4
-    assert counts["[Trainer]save_checkpoint"] == 1
+    assert counts["save_checkpoint"] == 1
     assert counts["[Trainer]log"] >= 2
 
 

@@ -24,12 +24,10 @@ _LOGGER = "Subclass lt_core.loggers.Logger, or use TensorBoardLogger, WandbLogge
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
 
 ABSENT = {
-    "AdvancedProfiler": _PROFILE,
     "BatchSizeFinder": _TRIES,
     "CometLogger": _LOGGER,
     "DataHooks": _HOOKS,
     "DeepSpeedStrategy": _DDP,
-    "DeviceStatsMonitor": "Log trainer.accelerator.stats(trainer.strategy.root_device) in a hook of a callback.",
     "FSDPStrategy": _DDP,
     "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
     "LearningRateFinder": _TRIES,
@@ -37,9 +35,6 @@ ABSENT = {
     "ModelHooks": _HOOKS,
     "ModelParallelStrategy": _DDP,
     "NeptuneLogger": _LOGGER,
-    "PyTorchProfiler": _PROFILE,
-    "SimpleProfiler": _PROFILE,
-    "ThroughputMonitor": "Log samples over time.monotonic() in on_train_batch_end of a callback.",
     "Tuner": _TRIES,
     "XLAProfiler": _PROFILE,
     "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",

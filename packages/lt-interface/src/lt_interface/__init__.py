@@ -50,7 +50,7 @@ else:
             "logger": "Logger SupportsLogging",
             "plan": "Plan",
             "precision": "PlainPrecision Precision PreparesOptimizers TakesDevice",
-            "profiler": "Profiler",
+            "profiler": "Profiler TakesFacts TakesModule",
             "ranks": "DummyExperiment is_rank_zero rank_zero_info rank_zero_only rank_zero_warn set_world",
             "registry": "Registry",
             "state": "Stateful Weights",

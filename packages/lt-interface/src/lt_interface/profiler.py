@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Profiler"]
+__all__ = ["Profiler", "TakesFacts", "TakesModule"]
 
 
 @runtime_checkable
@@ -13,6 +14,8 @@ class Profiler(Protocol):
     """Clock of named actions. The core wraps what it calls only when a profiler is given.
 
     An action's name is ``[<kind>]<owner>.<hook>``, such as ``[LightningModule]Net.on_train_start``. Actions nest.
+    Whole parts of a run have the names ``[Trainer]setup``, ``run_training_epoch``, ``run_training_batch``,
+    ``run_validation``, ``save_checkpoint`` and alike.
     A profiler whose attribute ``passes_through`` is True is left out as if none was given.
 
     Example:
@@ -84,4 +87,45 @@ class Profiler(Protocol):
 
         Args:
             stage: The stage that `setup` was given.
+        """
+
+
+@runtime_checkable
+class TakesFacts(Protocol):
+    """Ability of a profiler to say what its figures mean: it is given the flags and sizes of the run.
+
+    Example:
+        >>> class Advising:
+        ...     def take_facts(self, facts):
+        ...         print(f"{facts['num_workers']} workers")
+        >>> isinstance(Advising(), TakesFacts)
+        True
+    """
+
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        """Take what is known of a run, before its report.
+
+        Args:
+            facts: Plain values by name, such as ``num_workers``, ``batch_size`` and ``log_every_n_steps``; those that
+                are not known are missing.
+        """
+
+
+@runtime_checkable
+class TakesModule(Protocol):
+    """Ability of a profiler to look inside the model.
+
+    Example:
+        >>> class Looking:
+        ...     def take_module(self, module):
+        ...         self.names = [name for name, _ in module.named_modules()]
+        >>> isinstance(Looking(), TakesModule)
+        True
+    """
+
+    def take_module(self, module: Any) -> None:
+        """Take the module of a run once its layers and parameters are final.
+
+        Args:
+            module: The user's module.
         """

@@ -68,7 +68,7 @@ SIBLINGS: dict[str, dict[str, str]] = {
     "lt.checkpoint_io": {"safetensors": "lt-core", "async": "lt-core", "lightning-layout": "lt-core"},
     "lt.launchers": {"in_process": "lt-core", "fork": "lt-accel", "spawn": "lt-accel", "subprocess": "lt-accel"},
     "lt.clusters": dict.fromkeys(("kubeflow", "lsf", "mpi", "slurm", "subprocess", "torchrun"), "lt-accel"),
-    "lt.profilers": {"passthrough": "lt-core"},
+    "lt.profilers": dict.fromkeys(("advanced", "passthrough", "pytorch", "simple"), "lt-core"),
 }
 # What PyTorch Lightning names and no package here brings yet: beginnings of names, and what to do instead.
 _PACKAGE = "Or install a package that brings it."
@@ -84,9 +84,7 @@ _NOT_YET: dict[str, dict[str, str]] = {
         ("dp", "ddp2", "ddp_sharded", "horovod", "bagua", "collaborative", "colossalai"), 'Write strategy="ddp".'
     ),
     "lt.loggers": dict.fromkeys(("comet", "neptune"), f'Write logger="csv". {_PACKAGE}'),
-    "lt.profilers": dict.fromkeys(
-        ("simple", "advanced", "pytorch", "xla"), "Leave profiler out, and use torch.profiler around the call."
-    ),
+    "lt.profilers": {"xla": 'Write profiler="simple", or use torch_xla.debug.profiler around the call.'},
 }
 # The classes that users import by name from where all plugins seem to be, and the packages that have them.
 CLASSES: dict[str, dict[str, str]] = {

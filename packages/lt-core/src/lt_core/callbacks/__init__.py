@@ -5,6 +5,7 @@ from lt_core.callbacks.accumulation import GradientAccumulationScheduler
 from lt_core.callbacks.averaging import EMAWeightAveraging, WeightAveraging
 from lt_core.callbacks.batch_transform import BatchTransform
 from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
+from lt_core.callbacks.device_stats_monitor import DeviceStatsMonitor
 from lt_core.callbacks.early_stopping import EarlyStopping
 from lt_core.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
 from lt_core.callbacks.grad_norm import GradNorm
@@ -18,6 +19,7 @@ from lt_core.callbacks.pruning import ModelPruning
 from lt_core.callbacks.restore_best import RestoreBest
 from lt_core.callbacks.spike import SpikeDetection, TrainingSpikeException
 from lt_core.callbacks.stochastic_averaging import StochasticWeightAveraging
+from lt_core.callbacks.throughput_monitor import ThroughputMonitor
 from lt_core.callbacks.timer import Timer
 from lt_core.names import finder
 
@@ -28,6 +30,7 @@ __all__ = [
     "BatchTransform",
     "Callback",
     "Checkpoint",
+    "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
     "GradNorm",
@@ -46,6 +49,7 @@ __all__ = [
     "SpikeDetection",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
     "TrainingSpikeException",
     "WeightAveraging",

@@ -28,7 +28,8 @@ def restore_callbacks(run: Run, checkpoint: dict[str, Any]) -> None:
             "Add them to resume them."
         )
     for callback in run.callbacks:
-        method_of(callback, "on_load_checkpoint")(run.trainer, run.module, checkpoint)
+        load = run.hook(method_of(callback, "on_load_checkpoint"), callback, "on_load_checkpoint")
+        load(run.trainer, run.module, checkpoint)
     restore(run, checkpoint, "callbacks")
 
 

@@ -15,7 +15,6 @@ from lt_core.checkpoint.preflight import advised
 from lt_core.hooks.table import method_of
 from lt_core.notices import warn
 from lt_core.state.agreement import shared_failure
-from lt_core.state.timing import timed
 from lt_interface import KeepsObjects, RefusesValues, SavesItself
 from lt_interface.errors import CheckpointError, Problem
 
@@ -117,8 +116,9 @@ def build_tree(run: Run, weights_only: bool = False) -> dict[str, Any]:
         tree.update(checkpoint_entries(run.datamodule, "datamodule_", store))
     with run.metrics.current.inside("on_save_checkpoint"):
         for callback in run.callbacks if not weights_only else (c for c in run.callbacks if c.in_weights):
-            method_of(callback, "on_save_checkpoint")(run.trainer, run.module, tree)
-        method_of(run.module, "on_save_checkpoint")(tree)
+            save = run.hook(method_of(callback, "on_save_checkpoint"), callback, "on_save_checkpoint")
+            save(run.trainer, run.module, tree)
+        run.hook(method_of(run.module, "on_save_checkpoint"), run.module, "on_save_checkpoint")(tree)
     return tree
 
 
@@ -157,7 +157,7 @@ def write_now(run: Run, path: str, weights_only: bool) -> None:
         run.collectives.barrier("trainer.save_checkpoint")
     settle_saves(run)
     request = SaveRequest(path, weights_only)
-    error = _attempt(run, request, durable=True)
+    error = run.action(_attempt, "save_checkpoint")(run, request, durable=True)
     _sweep(run, request, error)
     if error is not None:
         raise error
@@ -194,14 +194,13 @@ def _write(run: Run, request: SaveRequest, tree: dict[str, Any]) -> None:
         request.folder = write_folder(run, request.path, tree)
     if not io.collective and not run.world.is_global_zero:
         return
-    save = timed(run.trainer._active_profiler, io.save, "[Trainer]save_checkpoint")
     try:
-        save(tree, request.path)
+        io.save(tree, request.path)
     except CheckpointError as error:
         kept, problems = io.without_refused(tree) if isinstance(io, RefusesValues) else ({}, [])
         if not problems:
             raise
-        save(kept, request.path)
+        io.save(kept, request.path)
         io.wait()
         where = f"checkpoint {request.path}"
         note = Problem(where, "it is written without these entries, and the run ends, since a resume would lack them")
@@ -228,7 +227,7 @@ def flush_saves(run: Run) -> None:
     for _ in range(len(run.saves.queue)):
         errors += _settled(run)  # one save in flight: the last one is confirmed, or reported, before the next begins
         request = run.saves.queue.pop(0)
-        error = _attempt(run, request)
+        error = run.action(_attempt, "save_checkpoint")(run, request)
         if error is None and getattr(run.saves.io, "asynchronous", False):
             run.saves.in_flight.append(request)
         else:
@@ -256,7 +255,7 @@ def _settled(run: Run) -> list[Exception]:
         return []
     error: Exception | None = None
     try:
-        run.saves.io.wait()
+        run.action(run.saves.io.wait, "[Trainer]wait_for_checkpoint")()
     except (OSError, CheckpointError) as caught:
         error = caught
     error = shared_failure(run, error)

@@ -66,7 +66,7 @@ def _make(run: Run, stage: Stage) -> Feed:
     if given is None:
         owner = owner_of(run, stage.loader)
         with run.metrics.current.inside(where):
-            given = getattr(owner, where)()
+            given = run.hook(getattr(owner, where), owner, where)()
         where = f"{type(owner).__name__}.{where}"
     resident = stage is TRAIN and run.trainer._config.data_on_device
     overfit = bool(run.trainer.overfit_batches) and stage in (TRAIN, VALIDATE)
@@ -98,7 +98,7 @@ def feed_of(run: Run, stage: Stage) -> Feed:
     if made is None or due:
         if made is not None:
             made.close()
-        made = feeds.made[stage.word] = _make(run, stage)
+        made = feeds.made[stage.word] = run.action(_make, f"setup_{stage.loader}")(run, stage)
         feeds.epochs[stage.word] = epoch
     elif stage is not TRAIN or run.progress.epoch_closed:
         limit = limit_of(run, stage)

@@ -9,6 +9,7 @@ and its copy still runs beside the steps that the device has not done yet.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -31,18 +32,24 @@ class Stager:
         stream: The side stream.
         device: The device.
         convert: Changes a batch's number formats first, or None.
+
+    Attributes:
+        seconds: How long this process was busy with putting batches.
     """
 
     def __init__(self, stream: SideStream, device: torch.device, convert: Callable[[Any], Any] | None = None) -> None:
         self.stream, self.device, self.convert = stream, device, convert
+        self.seconds = 0.0
         self._rest = False  # whether something in the batch that is being put moves itself, when it is taken
 
     def put(self, batch: Any) -> Any:
         """Begin to copy a batch; return what `take` needs."""
+        begun = perf_counter()
         if self.convert is not None:
             batch = self.convert(batch)
         self._rest = False
         [placed] = self._staged((batch,))
+        self.seconds += perf_counter() - begun
         return placed, self.stream.mark(), self._rest
 
     def _staged(self, items: Iterable[Any]) -> list[Any]:

@@ -132,4 +132,5 @@ def _build_move(run: Run) -> Callable[[Any, int], Any] | None:
 
 def _hook(run: Run, name: str) -> Callable[..., Any] | None:
     owner = owner_of(run, name)
-    return None if owner is None else bind(getattr(owner, name), HOOKS[name].args)
+    bound = None if owner is None else bind(getattr(owner, name), HOOKS[name].args)
+    return None if bound is None else run.hook(bound, owner, name)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lt_core.callback import Callback, is_default
 from lt_core.metrics import slot
 from lt_core.metrics import store as m
-from lt_core.state.timing import timed
+from lt_core.state.timing import hook_action, timed
 from lt_interface.errors import Problem
 
 if TYPE_CHECKING:
@@ -309,8 +309,7 @@ class HookTable:
         if bound is None:
             return []  # refused with the other problems before the run began
         call = partial(bound, *self._lead) if leads else bound
-        action = f"[{kind}]{owner.state_key if leads else type(owner).__name__}.{hook.name}"
-        return [timed(self._profiler, call, action)]
+        return [timed(self._profiler, call, hook_action(owner, hook.name))]
 
     def fire(self, name: str, *args: Any) -> None:
         """Call one hook on everybody who has it, in the table's order."""

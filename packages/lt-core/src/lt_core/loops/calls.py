@@ -250,9 +250,9 @@ class Pieces:
             if own:
                 warn_owned(run, own[0], "clips the gradients")
         elif own:
-            self.clip = partial(self._own_clip, value, algorithm)
+            self.clip = run.hook(partial(self._own_clip, value, algorithm), module, "configure_gradient_clipping")
         elif value and value > 0:
-            self.clip = lambda: engine.clip(0, float(value), algorithm)
+            self.clip = run.timed(lambda: engine.clip(0, float(value), algorithm), "clip_gradients")
         # Where nobody looks at gradients the precision unscales by itself, a fused optimizer in its own kernel.
         looks = bool(self.before_step) or self.clip is not None
         scaled = looks and run.precision.scales and "unscale" not in engine.owns
@@ -363,7 +363,7 @@ def _zero_grad(run: Run, optimizer: Any, overridden: bool) -> Callable[[int], An
             module.optimizer_zero_grad(progress.epoch, i, optimizer)
             store.scope = TRAIN_STEP
 
-        return own
+        return run.hook(own, module, "optimizer_zero_grad")
     return lambda i: optimizer.zero_grad()
 
 

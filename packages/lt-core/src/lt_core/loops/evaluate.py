@@ -46,7 +46,7 @@ def evaluation_modes(run: Run, stage: Stage) -> Iterator[None]:
         back = f"on_{stage.hook}_model_train"
         if declared(type(run.module), back) and overrides(run.module, back):
             with run.metrics.current.inside(back):
-                getattr(run.module, back)()
+                run.hook(getattr(run.module, back), run.module, back)()
         else:
             for module, training in modes.items():
                 module.training = training
@@ -74,7 +74,7 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
             results = []
             if feed.loaders:
                 with evaluation_modes(run, stage), _grad_context(run):
-                    results = _loop(run, feed, stage, store)
+                    results = run.action(_loop, f"run_{stage.hook}")(run, feed, stage, store)
     finally:
         trainer.state.stage = outer_stage
     fit.before_validation = None  # not after an error: what is saved then repeats it

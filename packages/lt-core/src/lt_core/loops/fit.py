@@ -80,8 +80,9 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if trainer.validate_at_start and run.progress.step == 0 and trainer.enable_validation:
         evaluate(run, VALIDATE)
     settle(run)
+    epoch = run.action(run_epoch, "run_training_epoch")
     while not _is_over(run):
-        run_epoch(run, rebuild)
+        epoch(run, rebuild)
     settle_saves(run)  # so that on_train_end finds the best file of all
     run.hooks.fire("on_train_end")
     settle(run)
@@ -149,34 +150,43 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
     return batches
 
 
-def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
-    """Run one epoch, or the rest of one that was resumed."""
-    progress, loop, feed, cadence = run.progress, run.loop, run.feed, run.cadence
+def _begin_epoch(run: Run, rebuild: Callable[[Run], bool], resumed: bool) -> Callable[[Any, int], Any] | None:
+    """Build what an epoch needs and begin it; return what brings each batch to the device, if the loop is to."""
+    loop, feed = run.loop, run.feed
     check_alike(run, TRAIN.loader, "batches", feed.num_batches)
-    resumed = not progress.epoch_closed
     changed = rebuild(run)
     if not resumed:  # on_train_epoch_start sees callbacks added since the last epoch, and may add some
-        cadence.begin_epoch(run)
+        run.cadence.begin_epoch(run)
         open_epoch(run)
         changed = rebuild(run) or changed
-    cadence.begin_epoch(run)
+    run.cadence.begin_epoch(run)
     if changed or loop.fit.step is None:
-        loop.fit.step = build_step(run)
-    hooks, store, step, place = run.hooks, run.metrics.train, loop.fit.step, build_place(run, TRAIN)
+        loop.fit.step = run.action(build_step(run), "run_training_batch")
+    place = build_place(run, TRAIN)
     feed.stager = place if isinstance(place, Stager) and feed.early else None
-    if feed.stager is not None:
-        place = None
+    return place if feed.stager is None else None
+
+
+def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
+    """Run one epoch, or the rest of one that was resumed."""
+    progress, loop, feed, resumed = run.progress, run.loop, run.feed, not run.progress.epoch_closed
+    place = _begin_epoch(run, rebuild, resumed)
+    hooks, store, step, cadence = run.hooks, run.metrics.train, loop.fit.step, run.cadence
+    assert step is not None  # it is built
     batches = begin_batches(run, resumed)
     batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end  # type: ignore[attr-defined]
     module_start = refusal(run, hooks.module_train_batch_start)
-    schedule, hear = after_step(run), listen(run)
+    schedule, hear, pace, now = after_step(run), listen(run), loop.fit.pace, time.perf_counter
     stopped, skipped = resumed and stops_resumed(run), False
+    asked = begun = now()
     for i, batch in enumerate(() if stopped else run.timed_batches(batches, TRAIN), progress.batch):
+        pace.fetching += now() - asked
         if place is not None:
+            asked = now()
             batch = place(batch, 0)
+            pace.moving += now() - asked
         loop.at_boundary = False
-        store.batch, store.size = batch, None
-        store.scope = TRAIN_BATCH_START
+        store.batch, store.size, store.scope = batch, None, TRAIN_BATCH_START
         for f in batch_start:
             f(batch, i)
         if module_start is not None and module_start(batch, i) == -1:
@@ -195,10 +205,18 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
             hear()
         if i + 1 >= cadence.next or loop.attention:
             store.scope, store.hook = FORBIDDEN, "the loop"
+            asked = now()
+            pace.whole += asked - begun
             stopped = run_due(run, i)
+            asked = begun = now()
             if stopped:
                 break
+        asked = now()
+    pace.whole += asked - begun
     store.scope, store.batch = FORBIDDEN, None
+    if feed.stager is not None:  # which moved batches while they were fetched
+        pace.fetching -= feed.stager.seconds
+        pace.moving += feed.stager.seconds
     del batches
     if not stopped:
         end_of_data(run, skipped)

@@ -31,7 +31,7 @@ def forward_only(run: Run) -> None:
     """
     feed, store, engine = feed_of(run, TRAIN), run.metrics.train, run.engine
     before, modes = feed.state_dict(), {part: part.training for part in run.module.modules()}
-    step, place = between(engine.before_forward, engine.call[TRAIN.step], engine.boundary), build_place(run)
+    step, place = between(engine.before_forward, engine.call[TRAIN.step], engine.boundary), build_place(run, TRAIN)
     feed.stager = None
     run.module.train()
     random_state, inside = rng.isolate(run.trainer.accelerator, run.device), store.inside(TRAIN.step, TRAIN_STEP)

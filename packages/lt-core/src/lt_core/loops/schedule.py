@@ -38,14 +38,15 @@ def _active(run: Run) -> list[SchedulerConfig]:
 def _stepper(run: Run, config: SchedulerConfig) -> Callable[[Any], Any]:
     """Return what steps one scheduler: its own method unless the module overrides the hook."""
     if overrides(run.module, "lr_scheduler_step"):
-        return partial(_own_step, run, config)
+        own = run.hook(run.module.lr_scheduler_step, run.module, "lr_scheduler_step")
+        return partial(_own_step, run, own, config)
     scheduler = config.scheduler
     return lambda metric: scheduler.step() if metric is None else scheduler.step(metric)
 
 
-def _own_step(run: Run, config: SchedulerConfig, metric: Any) -> None:
+def _own_step(run: Run, own: Callable[..., Any], config: SchedulerConfig, metric: Any) -> None:
     with run.metrics.current.inside("lr_scheduler_step"):
-        run.module.lr_scheduler_step(config.scheduler, metric)
+        own(config.scheduler, metric)
 
 
 def after_step(run: Run) -> Callable[[int], None] | None:

@@ -35,7 +35,8 @@ class _Window:
         run = pieces.run
         self.wrapped = run.lightning_optimizers[0]
         self.store = run.metrics.train
-        self.overridden = overrides(run.module, "optimizer_step")
+        own = overrides(run.module, "optimizer_step")
+        self.overridden = run.hook(run.module.optimizer_step, run.module, "optimizer_step") if own else None
         self.batches: list[tuple[Any, int, float]] = []
         self.losses: list[Tensor | None] = []
 
@@ -82,9 +83,9 @@ class _Window:
             self.store.scope = outer
             return loss
 
-        if self.overridden:
+        if self.overridden is not None:
             self.store.scope = STEP
-            run.module.optimizer_step(run.progress.epoch, i, self.wrapped, closure)
+            self.overridden(run.progress.epoch, i, self.wrapped, closure)
             self.store.scope = TRAIN_STEP
         else:
             self.wrapped.step(closure)

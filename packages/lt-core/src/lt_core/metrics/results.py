@@ -11,6 +11,7 @@ from torch import Tensor
 from lt_core.callback import RUNNING
 from lt_core.metrics.outlets import Newest, as_tensor
 from lt_core.metrics.store import MetricStore, SilentStore
+from lt_core.state.timing import hook_action, timed
 
 __all__ = ["Metrics", "Results"]
 
@@ -89,14 +90,15 @@ class Metrics:
         module: The user's module; it reads its current store from the attribute ``_metrics``.
         results: Where users read the values.
         silent: Whether everything that is logged is dropped.
+        profiler: What measures each ``self.log``, or None.
 
     Attributes:
         train: The training's store.
         current: The store that ``self.log`` writes to; after the run one that drops everything.
     """
 
-    def __init__(self, module: Any, results: Results, silent: bool) -> None:
-        self.results = results
+    def __init__(self, module: Any, results: Results, silent: bool, profiler: Any = None) -> None:
+        self.results, self._profiler = results, profiler
         self._module = module
         self._kind = SilentStore if silent else MetricStore
         self._ranks: dict[str, Any] = {}
@@ -109,6 +111,8 @@ class Metrics:
     def _make(self) -> MetricStore:
         store = self._kind(**self._ranks)
         store.module, store.doubles = self._module, self.results.doubles
+        if self._profiler is not None:
+            store.add = timed(self._profiler, store.add, hook_action(self._module, "log"))  # type: ignore[method-assign]
         return store
 
     def _use(self, store: MetricStore) -> None:

@@ -35,7 +35,17 @@ from lt_core.state.signals import SignalWatch
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
 from lt_core.tracking.outbox import exclusive
-from lt_interface import Logger, Plan, PluginError, SupportsSideStream, TakesDevice, World, registry, set_world
+from lt_interface import (
+    Logger,
+    Plan,
+    PluginError,
+    SupportsSideStream,
+    TakesDevice,
+    TakesModule,
+    World,
+    registry,
+    set_world,
+)
 
 if TYPE_CHECKING:
     from lt_core.run.request import Request
@@ -60,7 +70,7 @@ def new_run(request: Request) -> Run:
         progress=trainer._progress,
         strategy=trainer.strategy,
         precision=trainer.precision_plugin,
-        metrics=Metrics(module, Results(), trainer.barebones),
+        metrics=Metrics(module, Results(), trainer.barebones, trainer._active_profiler),
         feeds=Feeds(request.sources),
         tracking=Tracking(trainer.loggers),
         saves=Saves(trainer.checkpoint_io, request.trusted),
@@ -103,13 +113,19 @@ def restore_optimizers(run: Run, states: list[dict[str, Any]], schedulers: list[
 
 def build_run(run: Run, request: Request) -> None:
     """Bring a run from its plan to its first batch, in the order that the architecture page lists."""
-    trainer, module = run.trainer, run.module
+    trainer = run.trainer
     trainer.state.stage = run.stage.running
     _set_up_devices(run)
     watch = _watch_signals(run)
-    merge_callbacks(run)
     if trainer._active_profiler is not None:
         trainer._active_profiler.setup(str(run.fn), run.world.local_rank, trainer.default_root_dir)
+    run.action(_build, "[Trainer]setup")(run, request, watch)
+
+
+def _build(run: Run, request: Request, watch: SignalWatch) -> None:
+    """Build what comes after the device, all of it in the profiler's sight."""
+    trainer, module = run.trainer, run.module
+    merge_callbacks(run)
     _prepare_data(run)
     if run.fits and getattr(trainer._cluster, "resumes", False):  # a job that was started again
         run.resumed.path = find.find_checkpoint(run, "auto", request.ordinal)
@@ -142,6 +158,8 @@ def build_run(run: Run, request: Request) -> None:
     build_engine(run)
     load_folder(run, checkpoint or {})
     run.hooks = _hooks(run)
+    if isinstance(trainer._active_profiler, TakesModule) and not run.compiled:
+        trainer._active_profiler.take_module(module)
     open_journal(run, checkpoint)
     heed(run)
     watch.raises = False
@@ -179,7 +197,7 @@ def merge_callbacks(run: Run) -> None:
     """Add the module's own callbacks; one of the same type replaces the trainer's."""
     trainer, module = run.trainer, run.module
     with run.metrics.current.inside("configure_callbacks"):
-        returned = method_of(module, "configure_callbacks")()
+        returned = run.hook(method_of(module, "configure_callbacks"), module, "configure_callbacks")()
     own = list(returned) if isinstance(returned, (list, tuple)) else [returned] if returned else []
     types = {type(c) for c in own}
     kept = [c for c in trainer.callbacks if type(c) not in types]
@@ -210,7 +228,7 @@ def _prepare_data(run: Run) -> None:
         once = run.world.local_rank if getattr(owner, "prepare_data_per_node", True) else run.world.rank
         if once == 0:
             with run.metrics.current.inside("prepare_data"):
-                method_of(owner, "prepare_data")()
+                run.hook(method_of(owner, "prepare_data"), owner, "prepare_data")()
     run.collectives.barrier("prepare_data")
     heed(run)
 
@@ -226,7 +244,7 @@ def _configure_model(run: Run) -> None:
     """Call the module's configure_model under the right device and format."""
     for name in layer_hooks(run.module):
         with run.strategy.init_context(), run.precision.init_context(), run.metrics.current.inside(name):
-            getattr(run.module, name)()
+            run.hook(getattr(run.module, name), run.module, name)()
 
 
 def _load(run: Run) -> dict[str, Any] | None:
@@ -238,13 +256,13 @@ def _load(run: Run) -> dict[str, Any] | None:
     if checkpoint.get("seed") is not None:
         run.plan = replace(run.plan, seed=checkpoint["seed"])
     with run.metrics.current.inside("on_load_checkpoint"):
-        method_of(run.module, "on_load_checkpoint")(checkpoint)
+        run.hook(method_of(run.module, "on_load_checkpoint"), run.module, "on_load_checkpoint")(checkpoint)
     return checkpoint
 
 
 def _configure_optimizers(run: Run) -> None:
     with run.metrics.current.inside("configure_optimizers"):
-        returned = run.module.configure_optimizers()
+        returned = run.hook(run.module.configure_optimizers, run.module, "configure_optimizers")()
     run.optimizers, run.schedulers = parse_optimizers(returned, run.module)
 
 

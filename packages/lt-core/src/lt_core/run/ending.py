@@ -16,7 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lt_core.checkpoint.runs import FINISHED, STOPPED
+from lt_core.data.stager import Stager
 from lt_core.notices import info, say
+from lt_core.run.facts import facts_of
 from lt_core.state.limits import NO_BATCHES, is_out_of_time, stop_reason
 from lt_core.state.stage import TRAIN, VALIDATE
 from lt_interface import is_rank_zero
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["conclude", "ended", "reason_of"]
 
 _LIMITS = {"max_epochs", "max_steps"}
+LONG, CLEAR = 60.0, 0.6  # seconds of training that are worth a word on its pace, the share that makes it clear
 _ASKED = "should_stop: "
 
 
@@ -55,7 +58,7 @@ def conclude(run: Run, error: BaseException | None = None) -> str:
     by_signal = reason.startswith("signal: ")
     # An error brings its traceback: the line is worth its place where there is something to resume from.
     if run.world.is_global_zero and (by_signal or (run.fits and (error is None or run.saves.written))):
-        info(" ".join(filter(None, [_why(run, reason), *(_rest(run, error) if run.fits else ())])))
+        info(" ".join(filter(None, [_why(run, reason), *((*_rest(run, error), _pace(run)) if run.fits else ())])))
     return STOPPED if error is not None or is_out_of_time(trainer) else FINISHED
 
 
@@ -109,6 +112,27 @@ def _best(run: Run) -> str:
         return ""
     score = getattr(callback, "best_model_score", None)
     return f"Best checkpoint ({monitor}{'' if score is None else f'={float(score):.5g}'}): {path}"
+
+
+def _pace(run: Run) -> str:
+    """Return what bound a long training, if one part of its time clearly did: the input, the transfer or the computing.
+
+    Where a device computes by itself and a batch's copy waits for it, the time of the copy says nothing.
+    """
+    pace, facts = run.loop.fit.pace, facts_of(run)
+    whole = max(pace.whole, pace.fetching + pace.moving)
+    shares = {
+        "Input": (pace.fetching, "waiting for data"),
+        "Transfer": (pace.moving, "moving batches to the device and in transfer hooks"),
+        "Compute": (whole - pace.fetching - pace.moving, "in steps"),
+    }
+    bound, (seconds, what) = max(shares.items(), key=lambda item: item[1][0])
+    blurred = bound == "Transfer" and run.device.type != "cpu" and not isinstance(run.engine.place, Stager)
+    if whole < LONG or seconds < CLEAR * whole or blurred:
+        return ""
+    workers = f", num_workers is {facts['num_workers']}" if bound == "Input" and "num_workers" in facts else ""
+    more = "" if bound == "Compute" else ' Trainer(profiler="simple") says what to do.'
+    return f"{bound}-bound: {100 * seconds / whole:.0f} % of the time with batches went by {what}{workers}.{more}"
 
 
 def _newest(run: Run) -> tuple[str, int | None] | None:

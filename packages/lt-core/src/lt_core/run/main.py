@@ -17,13 +17,14 @@ from lt_core.notices import warn
 from lt_core.run.announce import explain
 from lt_core.run.build import build_run, new_run, rebuild
 from lt_core.run.ending import conclude
+from lt_core.run.facts import facts_of
 from lt_core.run.request import Request, restore_process
 from lt_core.state.agreement import heed, report
 from lt_core.state.progress import TrainerStatus
 from lt_core.state.signals import lost_to_signal
 from lt_core.state.stage import PREDICT
 from lt_core.tracking.opening import stop_deliveries
-from lt_interface import Outcome, set_world
+from lt_interface import Outcome, TakesFacts, set_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +107,7 @@ def _finish(run: Run, travels: bool) -> None:
     if errors:
         raise _fail(run, errors[0], devices=False, teardown=False) from errors[0].__cause__
     run.strategy.leave(None)
-    stop_deliveries(run, "success")
+    run.action(stop_deliveries, "[Trainer]flush_loggers")(run, "success")
     trainer.state.status = TrainerStatus.FINISHED
     status = conclude(run)
     if run.fits and run.record is not None:
@@ -118,6 +119,8 @@ def _end_profiling(run: Run) -> None:
     """Report what was measured, and let the profiler close its files."""
     profiler = run.trainer._active_profiler
     if profiler is not None:
+        if isinstance(profiler, TakesFacts):
+            profiler.take_facts(facts_of(run))
         profiler.describe()
         profiler.teardown(str(run.fn))
 

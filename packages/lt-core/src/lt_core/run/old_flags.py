@@ -164,7 +164,7 @@ OLD: dict[str, Callable[[Any], Flags | None]] = {
 _VALUES: dict[str, Callable[[Any], Flags | None]] = {
     "max_time": lambda value: {"max_time": timedelta(seconds=float(value))} if is_number(value) else None,
     "accumulate_grad_batches": _accumulation,
-    "profiler": lambda value: {} if isinstance(value, bool) else None,
+    "profiler": lambda value: ({"profiler": "simple"} if value else {}) if isinstance(value, bool) else None,
 }
 
 

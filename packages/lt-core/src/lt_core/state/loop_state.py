@@ -8,11 +8,26 @@ from typing import Any
 
 from lt_core.state.collecting import Collecting
 
-__all__ = ["EvaluationState", "FitState", "LoopState", "PredictState"]
+__all__ = ["EvaluationState", "FitState", "LoopState", "Pace", "PredictState"]
 
 
 def _no_engine(*args: Any, **kwargs: Any) -> None:
     raise RuntimeError("LightningModule.manual_backward: there is no engine yet. Call it from on_fit_start on.")
+
+
+@dataclass
+class Pace:
+    """Seconds of the loop over training batches in this process; a checkpoint does not keep them.
+
+    Attributes:
+        whole: All of them, without what is due at boundaries.
+        fetching: Those spent waiting for the next batch.
+        moving: Those spent on transfer hooks and on bringing batches to the device.
+    """
+
+    whole: float = 0.0
+    fetching: float = 0.0
+    moving: float = 0.0
 
 
 @dataclass
@@ -38,6 +53,7 @@ class FitState:
         settled: After how many batches of this epoch all that was due was last done; -1 for not yet.
         left: After how many batches of this epoch a stop last left it open, its end hooks done; -1 for not yet.
         kept: Metrics and metric objects of an epoch that was left open, as they were before its end hooks.
+        pace: Where the loop over batches spent its time so far.
     """
 
     step: Callable[[Any, int], Any] | None = None
@@ -58,6 +74,7 @@ class FitState:
     settled: int = -1
     left: int = -1
     kept: dict[str, Any] | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what of this epoch is done already."""

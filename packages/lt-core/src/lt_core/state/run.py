@@ -12,7 +12,7 @@ from lt_core.notices import warn
 from lt_core.state.loop_state import LoopState
 from lt_core.state.progress import RunningStage, TrainerFn
 from lt_core.state.stage import TRAIN, Stage
-from lt_core.state.timing import timed, timed_items
+from lt_core.state.timing import hook_action, timed, timed_items
 from lt_interface import MisconfigurationException, PlainCollectives, Plan, Problem, World
 
 if TYPE_CHECKING:
@@ -118,11 +118,19 @@ class Run:
 
     def timed(self, function: Callable[..., Any], of: str) -> Callable[..., Any]:
         """Return a call of the strategy, ``of`` its name, wrapped for the profiler where there is one."""
-        return timed(self.trainer._active_profiler, function, f"[Strategy]{type(self.strategy).__name__}.{of}")
+        return self.action(function, f"[Strategy]{type(self.strategy).__name__}.{of}")
+
+    def action(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Return a function as an action of the profiler where there is one."""
+        return timed(self.trainer._active_profiler, function, name)
+
+    def hook(self, function: Callable[..., Any], owner: Any, name: str) -> Callable[..., Any]:
+        """Return the method ``name`` of a user's object, found already, as an action of the profiler."""
+        return timed(self.trainer._active_profiler, function, hook_action(owner, name))
 
     def timed_batches(self, batches: Iterable[Any], stage: Stage) -> Iterable[Any]:
         """Return batches whose fetching is wrapped for the profiler where there is one."""
-        return timed_items(self.trainer._active_profiler, batches, f"[Trainer]{stage.loader}_next")
+        return timed_items(self.trainer._active_profiler, batches, stage.fetching)
 
     @property
     def feed(self) -> Feed:
@@ -216,7 +224,7 @@ class Run:
         if "step" in due:  # a logged value of that name sets the x-axis
             axis = int(due.pop("step"))
         due.setdefault("epoch", self.progress.epoch)
-        append = timed(self.trainer._active_profiler, self.tracking.append, "[Trainer]log")
+        append = self.action(self.tracking.append, "[Trainer]log")
         epoch = self.progress.epoch if self.fits else None
         append(stage or str(self.trainer.state.stage or "train"), of, axis, due, epoch)
 

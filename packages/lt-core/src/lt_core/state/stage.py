@@ -38,6 +38,12 @@ class Stage:
         return str(self.running)
 
     @property
+    def fetching(self) -> str:
+        """Return how a profiler's action is called that waits for the stage's next batch; Lightning's name for it."""
+        names = {"train": "[_TrainingEpochLoop].train_dataloader", "predict": "[_PredictionLoop].predict"}
+        return f"{names.get(self.prefix, f'[_EvaluationLoop].{self.prefix}')}_next"
+
+    @property
     def prefix(self) -> str:
         """Return the word in the loader's name: train, val, test or predict."""
         return self.loader.removesuffix("_dataloader")

@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["timed", "timed_items"]
+from torch import nn
+
+from lt_core.callback import Callback
+
+__all__ = ["hook_action", "timed", "timed_items"]
 
 T = TypeVar("T")
+
+
+def hook_action(owner: Any, name: str) -> str:
+    """Return the name of the action that a method of a callback, module or data module is.
+
+    Args:
+        owner: Whose method it is.
+        name: The method's name.
+    """
+    if isinstance(owner, Callback):
+        return f"[Callback]{owner.state_key}.{name}"
+    kind = "LightningModule" if isinstance(owner, nn.Module) else "LightningDataModule"
+    return f"[{kind}]{type(owner).__name__}.{name}"
 
 
 def timed(profiler: Any, function: Callable[..., T], action: str) -> Callable[..., T]:

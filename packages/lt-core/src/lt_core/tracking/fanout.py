@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from lt_core.state.timing import timed
 from lt_core.tracking.outbox import report
 from lt_interface.abilities import MEDIA
 
@@ -35,7 +36,14 @@ class LoggerGroup:
         return type(self._trainer.loggers[0])  # what isinstance asks of a proxy
 
     def __getattr__(self, name: str) -> Any:
-        return _to_each(self._trainer, name) if name in MEDIA else getattr(self._trainer.loggers[0], name)
+        found = _to_each(self._trainer, name) if name in MEDIA else getattr(self._trainer.loggers[0], name)
+        if not name.startswith("log_"):
+            return found
+        return timed(
+            getattr(self._trainer, "_active_profiler", None),
+            found,
+            f"[Logger]{type(self._trainer.loggers[0]).__name__}.{name}",
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._trainer.loggers[0], name, value)
@@ -54,9 +62,10 @@ class LoggerGroup:
 
 
 def shown_to_all(trainer: Trainer) -> Any:
-    """Return the only logger if it can show everything, else a `LoggerGroup`."""
+    """Return the only logger if it can show everything and no profiler measures it, else a `LoggerGroup`."""
     first = trainer.loggers[0]
-    if len(trainer.loggers) == 1 and all(callable(getattr(first, name, None)) for name in MEDIA):
+    alone = len(trainer.loggers) == 1 and getattr(trainer, "_active_profiler", None) is None
+    if alone and all(callable(getattr(first, name, None)) for name in MEDIA):
         return first
     return LoggerGroup(trainer)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["measure_flops"]
+from lt_core.model.throughput import Throughput, get_available_flops
+
+__all__ = ["Throughput", "get_available_flops", "measure_flops"]
 
 
 def measure_flops(

@@ -133,4 +133,6 @@ class ProfilerConformance(Conformance, suite=True):
         Job(batches=3, epochs=1).train(profiler=made)
         for part in ("training_step", "backward", "optimizer_step"):
             assert seen.count(STEPS + part) == 3 * self.measures
-        assert seen.count("[Trainer]train_dataloader_next") == 4 * self.measures  # the last one finds the end
+        assert (
+            seen.count("[_TrainingEpochLoop].train_dataloader_next") == 4 * self.measures
+        )  # the last one finds the end
