@@ -242,6 +242,16 @@ class TrainerView:
         return self._run is not None and self._run.loop.fit.validated_batch >= 0
 
     @property
+    def logged_step(self) -> int:
+        """Return how many steps were made when step values were logged last; 0 before the first time."""
+        return 0 if self._run is None else self._run.loop.fit.logged_step
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Return whether ``on_train_epoch_end`` runs at its epoch's real end, and not at a stop that leaves it open."""
+        return self._run is not None and self._run.loop.fit.left < 0
+
+    @property
     def progress_bar_metrics(self) -> dict[str, float]:
         """Return what the progress bar shows."""
         if self._run is None:
