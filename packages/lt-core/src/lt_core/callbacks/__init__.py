@@ -8,6 +8,7 @@ from lt_core.callbacks.lambda_function import LambdaCallback
 from lt_core.callbacks.lr_monitor import LearningRateMonitor
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
+from lt_core.callbacks.optuna_pruning import OptunaPruning
 from lt_core.callbacks.progress import ProgressBar, RichProgressBar
 from lt_core.callbacks.timer import Timer
 from lt_core.names import finder
@@ -22,6 +23,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelSummary",
     "OnExceptionCheckpoint",
+    "OptunaPruning",
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",
