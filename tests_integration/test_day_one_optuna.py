@@ -57,7 +57,9 @@ def make_study(**arguments: Any) -> Any:
 
 def fit(trial: Any, folder: Path, level: float = 10.0, monitor: str = "val_loss", **flags: Any) -> Any:
     """Return the trainer after a fit of three epochs, if it is not pruned."""
-    trainer = Trainer(**{**QUIET, "max_epochs": 3, "default_root_dir": folder} | flags, callbacks=[OptunaPruning(trial, monitor)])
+    trainer = Trainer(
+        **{**QUIET, "max_epochs": 3, "default_root_dir": folder} | flags, callbacks=[OptunaPruning(trial, monitor)]
+    )
     trainer.fit(Net(level), DATA, DATA)
     return trainer
 
@@ -221,7 +223,9 @@ def test_early_stopping_beside_it_is_no_pruning(tmp_path: Path) -> None:
 
     def run(trial: Any) -> float:
         stop = EarlyStopping("val_loss", stopping_threshold=2.5)
-        trainer = Trainer(**QUIET, max_epochs=3, default_root_dir=tmp_path, callbacks=[OptunaPruning(trial, "val_loss"), stop])
+        trainer = Trainer(
+            **QUIET, max_epochs=3, default_root_dir=tmp_path, callbacks=[OptunaPruning(trial, "val_loss"), stop]
+        )
         trainer.fit(Net(3.0), DATA, DATA)
         return float(trainer.callback_metrics["val_loss"])
 

@@ -115,7 +115,6 @@ class OptunaPruning(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that rank 0 has a trial, and connect anew to a study that another process has opened."""
-
         from optuna.storages import InMemoryStorage
 
         def check() -> None:
@@ -174,7 +173,9 @@ class OptunaPruning(Callback):
             import optuna
 
             trial = "The trial" if self.trial is None else f"Trial {self.trial.number}"
-            error = optuna.TrialPruned(f"{trial} was pruned in epoch {trainer.current_epoch}: {self.monitor} = {value:g}.")
+            error = optuna.TrialPruned(
+                f"{trial} was pruned in epoch {trainer.current_epoch}: {self.monitor} = {value:g}."
+            )
             vars(error)["reports"] = _Reports(self._key, self.reported)
             raise error
 

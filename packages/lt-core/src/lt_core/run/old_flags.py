@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from lt_core.config.legacy import ADVICE
-from lt_core.config.parsers import is_number
+from lt_core.config.parsers import is_number, objects
 from lt_interface.errors import Problem
 
 __all__ = ["GIVEN", "OLD", "Modern", "modern"]
@@ -178,8 +178,8 @@ def modern(written: Mapping[str, Any]) -> Modern:
         del flags[old]
         for name, new in found.items():
             if name == "callbacks":
-                own = flags.get(name) or []
-                flags[name] = [*(own if isinstance(own, list | tuple) else [own]), *new]
+                own = () if flags.get(name) is None else flags[name]
+                flags[name] = [*objects(own), *new]
             elif name in written and name != old:
                 where = f"Trainer({old}={value!r}, {name}={written[name]!r})"
                 fix = f"Leave {old} out."
