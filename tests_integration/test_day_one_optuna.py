@@ -112,7 +112,7 @@ def test_the_direction_is_the_study_s(tmp_path: Path) -> None:
     ],
 )
 def test_steps_are_epochs_or_validations(tmp_path: Path, flags: Any, monitor: str, values: dict[int, float]) -> None:
-    """A look's step is its epoch, or its number where an epoch has several validations; training's metrics count, too."""
+    """A look's step is its epoch, or its number where an epoch has several validations; training's metrics count."""
     study = make_study()
     study.optimize(lambda trial: fit(trial, tmp_path, monitor=monitor, **flags), n_trials=1)
     assert [(state, reported) for state, _, reported in told(study)] == [("PRUNED", values)]
@@ -138,9 +138,9 @@ def test_what_is_wrong_is_said_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         OptunaPruning(several, "val_loss")
     with pytest.raises(ConfigError, match=r"must be a trial. Got Study[\s\S]*name of a metric"):
         OptunaPruning(make_study(), "")
-    with pytest.raises(ConfigError, match="rank 0 needs the trial"):
+    with pytest.raises(ConfigError, match=r"rank 0 needs the trial"):
         fit(None, tmp_path)
-    with pytest.raises(Exception, match='no metric of that name was logged.*Did you mean "val_loss"'):
+    with pytest.raises(Exception, match=r'no metric of that name was logged.*Did you mean "val_loss"'):
         fit(make_study().ask(), tmp_path, monitor="val_los")
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(MissingPackageError, match="pip install optuna"):
@@ -153,7 +153,7 @@ def test_other_kinds_of_trials_serve(tmp_path: Path) -> None:
 
 
 def test_a_run_cut_in_mid_epoch_goes_on_with_its_trial(tmp_path: Path) -> None:
-    """A resumed run reports each epoch once, the whole one in which it was cut with its full value; state is the same."""
+    """A resumed run reports each epoch once, the one in which it was cut with its full value."""
     whole, cut, other = (make_study().ask() for _ in range(3))
     callback = fit(whole, tmp_path, 4.0, monitor="train_level").callbacks
     path = tmp_path / "cut.ckpt"
