@@ -2,8 +2,8 @@
 
 Rank 0 reports and decides; the others then report to trials of their own, as they have where each rank runs the script.
 A study in memory is copied into launched ranks. What is reported there comes home with the outcome, in the callback's
-state, or with the error, which is read in the launching process: `_Reports` finds the callback there again. A study in a
-database gets connections of its own in another process, since those of its parent cannot be shared.
+state, or with the error, which is read in the launching process: `_Reports` finds the callback there again. A study
+in a database gets connections of its own in another process, since those of its parent cannot be shared.
 """
 
 from __future__ import annotations
