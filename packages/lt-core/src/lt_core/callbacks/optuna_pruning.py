@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 from lt_core.callback import Callback
 from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, snapshot
 from lt_core.metrics.absent import missing
-from lt_core.state.agreement import decided_by_rank_zero
+from lt_core.state.agreement import from_rank_zero
 from lt_interface.errors import MissingPackageError, Problem, raise_problems
 
 if TYPE_CHECKING:
@@ -117,15 +117,10 @@ class OptunaPruning(Callback):
         """Check that rank 0 has a trial, and connect anew to a study that another process has opened."""
         from optuna.storages import InMemoryStorage
 
-        def check() -> None:
-            if self.trial is None:
-                raise_problems([Problem("OptunaPruning(trial=None)", "rank 0 needs the trial", "", "Pass it there.")])
-
         if os.getpid() != self._process and not isinstance(getattr(self.trial, "storage", None), InMemoryStorage):
             self.trial, self._process = pickle.loads(pickle.dumps(self.trial)), os.getpid()
-        assert trainer._run is not None
-        if stage == "fit":
-            decided_by_rank_zero(trainer._run, check)
+        if stage == "fit" and from_rank_zero(trainer, self.trial is None):
+            raise_problems([Problem("OptunaPruning(trial=None)", "rank 0 needs the trial", "", "Pass it there.")])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the metric, where that is the place."""
@@ -151,23 +146,20 @@ class OptunaPruning(Callback):
                 self.trial.report(value, step)
 
     def _look(self, trainer: Trainer, is_epoch_end: bool) -> None:
-        run = trainer._run
-        if run is None or not is_real_fit(trainer) or acts_at_epoch_end(trainer, None, self.monitor) != is_epoch_end:
+        if not is_real_fit(trainer) or acts_at_epoch_end(trainer, None, self.monitor) != is_epoch_end:
             return
         if is_epoch_end and not trainer.epoch_is_over:
             return
         several = trainer.check_val_every_n_epoch is None or trainer.val_check_interval != 1.0
         step = max(self.reported, default=-1) + 1 if several else trainer.current_epoch
-
-        def decide() -> tuple[float, bool]:
-            found = trainer.callback_metrics.get(self.monitor)
-            if found is None:
-                where = f"OptunaPruning(monitor={self.monitor!r})"
-                raise MonitorError(missing(trainer, where, self.monitor, trainer.callback_metrics))
-            self.report({step: float(snapshot(found))})
-            return self.reported[step], self.trial.should_prune()
-
-        value, prune = decided_by_rank_zero(run, decide)
+        found = trainer.callback_metrics.get(self.monitor)
+        value = from_rank_zero(trainer, None if found is None else float(snapshot(found)))
+        if value is None:
+            where = f"OptunaPruning(monitor={self.monitor!r})"
+            raise MonitorError(missing(trainer, where, self.monitor, trainer.callback_metrics))
+        if trainer.is_global_zero:
+            self.report({step: value})
+        prune = from_rank_zero(trainer, trainer.is_global_zero and self.trial.should_prune())
         self.report({step: value})
         if prune:
             import optuna
