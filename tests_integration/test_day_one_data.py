@@ -78,7 +78,7 @@ DATA = torch.arange(24.0)[:, None]
 @pytest.mark.parametrize("kind", ["shuffled", "generator", "stream", "stream in workers"])
 @pytest.mark.filterwarnings("ignore:.*set_vital:UserWarning")
 def test_a_stateful_loader_of_torchdata_resumes_in_mid_epoch(tmp_path: Path, kind: str) -> None:
-    """A run cut inside its second epoch and resumed sees each sample as the whole one does, and ends with its weights."""
+    """A run that was cut and resumed sees each sample as the whole one does, and ends with its weights."""
     loader = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
 
     def make() -> Any:

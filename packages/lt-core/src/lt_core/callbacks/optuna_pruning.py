@@ -153,14 +153,15 @@ class OptunaPruning(Callback):
         several = trainer.check_val_every_n_epoch is None or trainer.val_check_interval != 1.0
         step = max(self.reported, default=-1) + 1 if several else trainer.current_epoch
         found = trainer.callback_metrics.get(self.monitor)
-        value = from_rank_zero(trainer, None if found is None else float(snapshot(found)))
+        value, step = from_rank_zero(trainer, (None if found is None else float(snapshot(found)), step))
         if value is None:
             where = f"OptunaPruning(monitor={self.monitor!r})"
             raise MonitorError(missing(trainer, where, self.monitor, trainer.callback_metrics))
         if trainer.is_global_zero:
             self.report({step: value})
         prune = from_rank_zero(trainer, trainer.is_global_zero and self.trial.should_prune())
-        self.report({step: value})
+        if not trainer.is_global_zero:  # only now: where the study is shared, the trial has the value
+            self.report({step: value})
         if prune:
             import optuna
 

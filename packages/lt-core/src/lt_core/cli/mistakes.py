@@ -93,7 +93,7 @@ def _unknown_key(mistake: Mistake, key: str) -> str:
 
 
 def _as_options(advice: str) -> str:
-    """Return what Python is told to write in the words of a command line."""
+    """Return advice about what to write in Python in the words of a command line."""
     text = re.sub(r"callbacks=\[(\w+)\(.*?\)\]", r"--trainer.callbacks+=\1", advice)
     text = re.sub(r'Give it to the method: trainer\.fit\(model, (ckpt_path=)"\.\.\."\)', r"Write --\1...", text)
     return OPTION.sub(lambda m: f"--trainer.{m[0]}".replace('"', "") if m[1] in FLAGS else m[0], text)
