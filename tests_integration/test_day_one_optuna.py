@@ -118,6 +118,21 @@ def test_steps_are_epochs_or_validations(tmp_path: Path, flags: Any, monitor: st
     assert [(state, reported) for state, _, reported in told(study)] == [("PRUNED", values)]
 
 
+def test_what_the_module_logs_at_an_epoch_s_end_is_seen(tmp_path: Path) -> None:
+    """A metric that the module logs in its own on_train_epoch_end is reported in that epoch."""
+    study = make_study()
+
+    def run(trial: Any) -> None:
+        module = Net(10.0)
+        module.on_train_epoch_end = lambda: module.log("late", 10.0 - module.current_epoch)  # type: ignore[method-assign]
+        Trainer(**QUIET, max_epochs=3, default_root_dir=tmp_path, callbacks=[OptunaPruning(trial, "late")]).fit(
+            module, DATA, DATA
+        )
+
+    study.optimize(run, n_trials=1)
+    assert told(study) == [("PRUNED", 9.0, {0: 10.0, 1: 9.0})]
+
+
 def test_a_try_of_each_loop_reports_nothing(tmp_path: Path) -> None:
     """fast_dev_run and a validation outside a fit are no values of the trial."""
     study = make_study()

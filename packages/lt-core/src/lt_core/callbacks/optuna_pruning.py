@@ -12,7 +12,7 @@ import os
 import pickle
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakValueDictionary
 
 from lt_core.callback import Callback
@@ -73,6 +73,8 @@ class OptunaPruning(Callback):
 
         optuna.create_study(direction="minimize", pruner=optuna.pruners.MedianPruner()).optimize(objective, n_trials=50)
     """
+
+    monitoring: ClassVar[bool] = True
 
     def __init__(self, trial: Any, monitor: str) -> None:
         try:
