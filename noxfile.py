@@ -46,7 +46,9 @@ EXTRAS = {
 }
 # The real server that the MLflow logger is tested with, and figures to show.
 TRACKERS = ["mlflow", "matplotlib", "psutil"]
-TOGETHER = [*PYTEST, *TRACKERS, "scikit-learn", "hydra-core"]
+# What users bring along, and is light; `ecosystem` has the rest.
+LIGHT = ["scikit-learn", "hydra-core", "optuna", "torchdata", "webdataset"]
+TOGETHER = [*PYTEST, *TRACKERS, *LIGHT]
 # Without these some public names are not there: loggers are only there beside their trackers.
 NAMED = ["pytest", "jsonargparse[signatures]", "tensorboard", "wandb", "mlflow-skinny"]
 TORCH_TESTED = {"lt-interface", "lt-core", "lt-loggers", "lt-accel"}
@@ -202,6 +204,14 @@ def integration(session: nox.Session) -> None:
     # What core says of its siblings' plugins can only be tested beside them.
     beside = [f"packages/lt-core/tests/{name}.py" for name in ("test_flag_types", "test_no_waiting")]
     pytest(session, "integration", "tests_integration", *beside)
+
+
+@nox.session(requires=["build"])
+def ecosystem(session: nox.Session) -> None:
+    """Run programs of users beside what is too heavy for each check: Hugging Face's transformers, torch_geometric."""
+    install(session, PACKAGES, *PYTEST, *LIGHT, "transformers", "torch_geometric")
+    days = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests_integration/test_day_one_*.py"))
+    pytest(session, "ecosystem", *days, "tests_integration/test_snippets.py")
 
 
 @nox.session(requires=["build"])

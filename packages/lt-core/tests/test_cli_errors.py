@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError
 
 from lt_core.cli import LightningArgumentParser, LightningCLI
 from lt_core.run.program import main
+from lt_interface.errors import ConfigError
 
 CASES = {
     "fti": "main.py: fti: no such command. Did you mean fit?",
@@ -22,7 +23,18 @@ CASES = {
     "--trainer.max_epochs=...",
     "fit --foo": "main.py fit: --foo: unknown.",
     "fit stray": "main.py fit: stray: unknown.",
-    "fit --trainer.n_gpus=2": 'main.py fit: --trainer.n_gpus: unknown. Write accelerator="gpu", devices=N.',
+    "fit --trainer.n_gpus=2": "main.py fit: --trainer.n_gpus: unknown. Write --trainer.accelerator=gpu, "
+    "--trainer.devices=N.",
+    "fit --trainer.gpus 2": "main.py fit: --trainer.gpus: unknown. Write --trainer.accelerator=gpu, "
+    "--trainer.devices=N.",
+    "fit --trainer.max_nb_epochs=2 --trainer.row_log_interval=1": "main.py fit: --trainer.max_nb_epochs: unknown. "
+    "Write --trainer.max_epochs=N. --trainer.row_log_interval: unknown. Write --trainer.log_every_n_steps=N.",
+    "fit --trainer.early_stop_callback=true": "main.py fit: --trainer.early_stop_callback: unknown. "
+    "Write --trainer.callbacks+=EarlyStopping.",
+    "fit --trainer.checkpoint_callback=false": "main.py fit: --trainer.checkpoint_callback: unknown. "
+    "Write --trainer.enable_checkpointing=True or False, or --trainer.callbacks+=ModelCheckpoint.",
+    "fit --trainer.resume_from_checkpoint=a.ckpt": "main.py fit: --trainer.resume_from_checkpoint: unknown. "
+    "Write --ckpt_path=....",
     "fit --trainer.max_epochs=abc": "main.py fit: --trainer.max_epochs: it takes int or null. Got abc.",
     "fit --model.width=1.5": "main.py fit: --model.width: it takes int. Got 1.5.",
     "fit --model.widht=1": "main.py fit: --model.widht: unknown. Did you mean --model.width?",
@@ -189,3 +201,28 @@ def test_without_jsonargparse_there_is_one_clear_error(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stderr.splitlines()[0] == f"lt: {wanted}"
     assert done.stderr.splitlines()[-1].endswith(wanted)
+
+
+@pytest.mark.parametrize("args", [["fit", "--config", "old.yaml"], {"fit": {"trainer": {"gpus": 2}}}], ids=str)
+def test_an_old_flag_in_a_configuration_gets_the_same_answer(
+    tmp_path: Path, args: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flag of an older version in a file or in a dict is answered as on the command line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    Path("old.yaml").write_text("trainer:\n  gpus: 2\n")
+    with pytest.raises(SystemExit):
+        LightningCLI(Net, Rows, args=args)
+    assert "--trainer.gpus: unknown. Write --trainer.accelerator=gpu, --trainer.devices=N." in capsys.readouterr().err
+
+
+def test_defaults_of_the_trainer_may_be_old_flags_and_name_no_unknown_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old flags among the defaults are taken with the warning; an unknown or contradicting one is an error."""
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    with pytest.warns(FutureWarning, match=r"trainer_defaults=.*max_epochs=3"):
+        cli = LightningCLI(Net, Rows, run=False, args=[], trainer_defaults={"max_nb_epochs": 3, "logger": False})
+    assert cli.trainer.max_epochs == 3
+    with pytest.raises(ConfigError, match=r"\['max_epoch'\]|'max_epoch'.*Did you mean \"max_epochs\""):
+        LightningCLI(Net, Rows, run=False, args=[], trainer_defaults={"max_epoch": 3})
+    with pytest.raises(ConfigError, match=r"Trainer\(gpus=2, num_processes=2\)"):
+        LightningCLI(Net, Rows, run=False, args=[], trainer_defaults={"gpus": 2, "num_processes": 2})

@@ -203,3 +203,50 @@ def test_momentum_is_read_where_a_group_has_betas_without_values():
 
     assert _momentum({"momentum": 0.9, "betas": None}) == 0.9
     assert _momentum({"momentum": 0.9, "betas": ()}) == 0.9
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("interval", ["step", None])
+def test_a_short_epoch_logs_the_rate_of_its_last_step(tmp_path, interval, accumulate):
+    """Where no step of an epoch is logged but its last, the rate that this one used stands at that step."""
+    model = _Model(lambda layer: _step_lr(layer, interval="step"))
+    flags = {"log_every_n_steps": None, "accumulate_grad_batches": accumulate, "default_root_dir": tmp_path}
+    logger, _ = _fit(LearningRateMonitor(interval), model, **flags)
+    last = 6 // accumulate - 1
+    rates = [(step, pytest.approx(0.1 * 0.5**step)) for step in (last, 2 * last + 1)]
+    assert logger.values("lr-SGD") == rates
+
+
+def test_the_last_step_is_logged_only_where_no_other_one_was(tmp_path):
+    """An epoch that logged a step does not log its last one, nor does one of a run that says how often; a stop does."""
+    model = _Model(lambda layer: _step_lr(layer, interval="step"))
+    flags = {"default_root_dir": tmp_path, "max_epochs": 1}
+    logger, _ = _fit(LearningRateMonitor("step"), model, limit_train_batches=52, log_every_n_steps=None, **flags)
+    assert [step for step, _ in logger.values("lr-SGD")] == [49]
+    logger, _ = _fit(LearningRateMonitor("step"), model, log_every_n_steps=50, **flags)
+    assert not logger.values("lr-SGD")
+    logger, _ = _fit(LearningRateMonitor("step"), model, max_steps=4, log_every_n_steps=None, **flags)
+    assert [step for step, _ in logger.values("lr-SGD")] == [3]
+
+
+def test_a_run_resumed_in_mid_epoch_logs_the_rate_with_the_step(tmp_path):
+    """After a resume in the middle of an epoch the rate stands beside the step values, at the same steps."""
+
+    class Logging(_Model):
+        def training_step(self, batch, batch_idx):
+            self.log("loss", loss := super().training_step(batch, batch_idx)["loss"])
+            return loss
+
+    def fit(path=None, **flags):
+        logger, monitor = _Memory(), LearningRateMonitor("step")
+        flags |= {"max_epochs": 2, "limit_train_batches": 6, "limit_val_batches": 0, "enable_progress_bar": False}
+        flags |= {"enable_model_summary": False, "enable_checkpointing": False}
+        trainer = Trainer(callbacks=[monitor], logger=logger, **flags)
+        trainer.fit(Logging(lambda layer: _step_lr(layer, interval="step")), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        return [step for step, _ in logger.values("lr-SGD")], [step for step, _ in logger.values("loss")]
+
+    rates, losses = fit(max_steps=8, default_root_dir=tmp_path / "1")
+    assert rates == losses == [5, 7]
+    rates, losses = fit(tmp_path / "a.ckpt", default_root_dir=tmp_path / "2")
+    assert rates == losses

@@ -168,3 +168,33 @@ def test_copies_do_not_block_except_to_mps(kind: str, monkeypatch: pytest.Monkey
     for batch in (one, [one], (one,), {"x": one}, torch.nn.Parameter(one), [torch.nn.Parameter(one)], Graph()):
         assert move_to_device(batch, kind) is batch
     assert asked == [kind != "mps"] * 7
+
+
+class _Graphs:
+    """Graphs in one batch, as libraries put them together: nodes of all of them, and how many graphs these are."""
+
+    def __init__(self, **own):
+        self.x = torch.ones(7, 2)
+        vars(self).update(own)
+
+    def __iter__(self):
+        if hasattr(self, "edges"):
+            raise NotImplementedError
+        return iter(vars(self).items())
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        (_Graphs(num_graphs=3), 3),
+        ((_Graphs(batch_size=3), torch.ones(3)), 3),
+        ({"graph": _Graphs(batch_size=torch.Size([3, 2])), "label": torch.ones(3)}, 3),
+        (_Graphs(num_graphs=3, edges=1), 3),
+        ((_Graphs(edges=1), torch.ones(4)), 4),
+        (_Graphs(batch_size=torch.ones(1)), 7),
+        ({"batch_size": 3, "x": torch.ones(5)}, 5),
+    ],
+)
+def test_a_batch_that_knows_its_size_is_asked(batch, size):
+    """An object of another kind than a plain collection may say its size; one that cannot iterate is passed over."""
+    assert batch_size(batch)[0] == size

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lt_core import LightningModule, Trainer
+from lt_core import LightningDataModule, LightningModule, Trainer
 from lt_core.callbacks import EarlyStopping, GradientAccumulationScheduler, GradNorm, ModelSummary, RichProgressBar
 from lt_core.config.flags import FLAGS, TrainerConfig
 from lt_core.config.flags import parse as parse_flags
@@ -180,6 +180,41 @@ def test_an_old_flag_beside_todays_is_refused(old: dict[str, Any], new: dict[str
     assert f"Leave {a} out." in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ({"gpus": 2, "num_processes": 2}, "Trainer(gpus=2, num_processes=2)"),
+        ({"num_processes": 2, "gpus": 2}, "Trainer(num_processes=2, gpus=2)"),
+        ({"tpu_cores": 8, "gpus": 1}, "Trainer(tpu_cores=8, gpus=1)"),
+        ({"max_nb_epochs": 2, "row_log_interval": 1, "add_row_log_interval": 2}, "add_row_log_interval=2)"),
+        ({"show_progress_bar": True, "progress_bar_refresh_rate": 0}, "progress_bar_refresh_rate=0)"),
+        ({"distributed_backend": "ddp_cpu", "gpus": 1}, "Trainer(distributed_backend='ddp_cpu', gpus=1)"),
+    ],
+    ids=str,
+)
+def test_old_flags_that_contradict_each_other_are_refused(flags: dict[str, Any], shown: str) -> None:
+    """Two old flags that give one flag of today two values are one error that shows both."""
+    with pytest.raises(MisconfigurationException, match="contradict each other") as error:
+        parse(flags)
+    assert shown in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"distributed_backend": "ddp_cpu", "num_processes": 2},
+        {"gpus": 0, "num_processes": 2},
+        {"row_log_interval": 2, "add_row_log_interval": 2},
+        {"distributed_backend": "ddp", "num_processes": 2},
+        {"gpus": None, "num_processes": 1},
+    ],
+    ids=str,
+)
+def test_old_flags_that_agree_are_taken_together(flags: dict[str, Any]) -> None:
+    """Two old flags that give one flag of today the same value, or none, are no contradiction."""
+    assert not modern(flags).problems
+
+
 def test_an_error_shows_the_flag_as_it_was_written() -> None:
     """What is wrong with an old flag's value is said of the old flag."""
     with pytest.raises(MisconfigurationException, match=r"^Trainer\(max_nb_epochs=-5\): "):
@@ -267,6 +302,41 @@ def test_a_mode_and_a_file_that_the_constructor_was_given(tmp_path: Path) -> Non
     second = Trainer(resume_from_checkpoint=tmp_path / "a.ckpt", max_epochs=2, **quiet)
     second.fit(Two(), loaders)
     assert second.global_step == 2 + 4
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("mode", "steps"), [("min_size", 2), ("max_size_cycle", 4), (None, 4)])
+@pytest.mark.parametrize("owner", ["module", "data module", "list"])
+def test_the_mode_holds_for_loaders_of_a_hook(mode: str | None, steps: int, owner: str) -> None:
+    """Loaders that train_dataloader returns are walked in the old mode, whoever has that hook and in whatever form."""
+    data = TensorDataset(torch.randn(32, 4), torch.randn(32, 1))
+    two: Any = {"a": DataLoader(data, batch_size=8), "b": DataLoader(data, batch_size=16)}
+    two = list(two.values()) if owner == "list" else two
+
+    class Two(Old):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch[0] if owner == "list" else batch["a"], batch_idx)
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return two
+
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "weights_summary": None}
+    quiet |= {"checkpoint_callback": False, "val_percent_check": 0, "max_epochs": 1}
+    trainer, module = Trainer(multiple_trainloader_mode=mode, **quiet), Two()
+    module.val_dataloader = None  # type: ignore[assignment, method-assign]
+    if owner == "data module":
+        trainer.fit(module, datamodule=Data())
+    else:
+        module.train_dataloader = lambda: two  # type: ignore[method-assign]
+        trainer.fit(module)
+    assert trainer.global_step == steps
+
+
+def test_a_mode_that_does_not_exist_is_refused_at_once() -> None:
+    """The constructor names the nearest mode."""
+    with pytest.raises(MisconfigurationException, match=r"multiple_trainloader_mode.*Did you mean \"min_size\""):
+        Trainer(multiple_trainloader_mode="min_sise")
 
 
 def test_without_a_model_fit_says_what_it_needs() -> None:

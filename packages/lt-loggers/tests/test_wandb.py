@@ -479,3 +479,29 @@ def test_concurrent_use(tmp_path: Path) -> None:
     logger.finish("failed")
     found = points(logger)
     assert found["mine"] == found["m0"] == {step: float(step) for step in range(200)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables", "words"),
+    [("None", {}, False), ("{'silent': False}", {}, True), ("None", {"WANDB_QUIET": "false"}, True)],
+    ids=["as it is", "settings", "environment"],
+)
+def test_wandb_is_silent_unless_its_words_are_wanted(
+    tmp_path: Path, settings: str, variables: dict[str, str], words: bool
+) -> None:
+    """A run writes one line about its place; what wandb itself writes comes where settings or environment say so."""
+    code = (
+        "from lt_loggers import WandbLogger; import wandb\n"
+        f"logger = WandbLogger(save_dir={str(tmp_path)!r}, offline=True, settings={settings})\n"
+        "logger.log_metrics({'loss': 1.0}, 0); logger.finalize('success'); wandb.finish()"
+    )
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**kept, **variables}, check=True
+    )
+    written = done.stdout + done.stderr
+    assert ("wandb: " in written) is words
+    assert written.count("wandb sync") == 1
+    if not words:
+        (line,) = written.splitlines()
+        assert line.startswith(f"W&B: the run is kept in {tmp_path}")

@@ -13,6 +13,7 @@ from lt_core.callbacks.lambda_function import LambdaCallback
 from lt_core.callbacks.lr_monitor import LearningRateMonitor
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
+from lt_core.callbacks.optuna_pruning import OptunaPruning
 from lt_core.callbacks.prediction_writer import BasePredictionWriter, PredictionWriter
 from lt_core.callbacks.progress import ProgressBar, RichProgressBar, TQDMProgressBar
 from lt_core.callbacks.pruning import ModelPruning
@@ -41,6 +42,7 @@ __all__ = [
     "ModelPruning",
     "ModelSummary",
     "OnExceptionCheckpoint",
+    "OptunaPruning",
     "PredictionWriter",
     "ProgressBar",
     "RestoreBest",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from lt_core.trainer import Trainer
 
 __all__ = ["LearningRateMonitor"]
+
+# Rates, momenta and weight decays by key.
+_Measured: TypeAlias = tuple[dict[str, float], dict[str, float], dict[str, float]]
 
 
 class LearningRateMonitor(Callback):
@@ -62,13 +65,14 @@ class LearningRateMonitor(Callback):
         self.last_momentum_values: dict[str, float] = {}
         self.last_weight_decay_values: dict[str, float] = {}
         self._logged_step = -1
+        self._newest: tuple[int, _Measured] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is a logger, and that the names of parameter groups differ."""
         if not trainer.loggers:
             where, fix = "Trainer(callbacks=[LearningRateMonitor()])", "Drop the callback, or pass a logger."
             raise MisconfigurationException(Problem(where, "LearningRateMonitor needs a logger", "logger=False", fix))
-        self._logged_step = -1
+        self._logged_step, self._newest = -1, None
         self.lrs = {}
         for key, group in self._groups(trainer, "any"):
             self.lrs.setdefault(key, [])
@@ -78,29 +82,54 @@ class LearningRateMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log by the step, at the steps that are logged anyway."""
         every, step = trainer.log_every_n_steps, trainer.global_step
-        if not every or ((step + 1) % every and not trainer.should_stop) or step == self._logged_step:
+        if not every or self.logging_interval == "epoch" or step == self._logged_step:
             return
-        if self.logging_interval != "epoch":
-            self._logged_step = step
-            self._log(trainer, "any" if self.logging_interval == "step" else "step")
+        due = (step + 1) % every == 0 or trainer.should_stop
+        if due or self._newest is not None or self._logged_step < 0:
+            measured = self._measure(trainer, "any" if self.logging_interval == "step" else "step")
+            self._newest = step, measured
+            if due:
+                self._log_step(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log by the epoch."""
+        self._newest = -1, ({}, {}, {})
         if self.logging_interval != "step":
-            self._log(trainer, "any" if self.logging_interval == "epoch" else "epoch")
+            interval = "any" if self.logging_interval == "epoch" else "epoch"
+            self._log(trainer, self._measure(trainer, interval), trainer.global_step)
 
-    def _log(self, trainer: Trainer, interval: str) -> None:
-        values: dict[str, float] = {}
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log by the step where the epoch's last step was logged, since no other one was."""
+        if self._newest is not None and self._newest[0] + 1 == trainer.global_step == trainer.logged_step:
+            self._log_step(trainer)
+
+    def _log_step(self, trainer: Trainer) -> None:
+        """Log what was measured before the newest step; no other one of this epoch needs to be kept."""
+        assert self._newest is not None
+        (self._logged_step, measured), self._newest = self._newest, None
+        self._log(trainer, measured, self._logged_step)
+
+    def _measure(self, trainer: Trainer, interval: str) -> _Measured:
+        """Return rates, momenta and weight decays by key, of all that is due."""
+        rates: dict[str, float] = {}
+        momenta: dict[str, float] = {}
+        decays: dict[str, float] = {}
         for key, group in self._groups(trainer, interval):
-            values[key] = float(group["lr"])
-            self.lrs.setdefault(key, []).append(values[key])
+            rates[key] = float(group["lr"])
             if self.log_momentum:
-                values[f"{key}-momentum"] = self.last_momentum_values[f"{key}-momentum"] = _momentum(group) or 0.0
+                momenta[f"{key}-momentum"] = _momentum(group) or 0.0
             if self.log_weight_decay:
-                decay = float(group.get("weight_decay", 0.0))
-                values[f"{key}-weight_decay"] = self.last_weight_decay_values[f"{key}-weight_decay"] = decay
-        if values:
-            trainer.log_metrics(values, trainer.global_step)
+                decays[f"{key}-weight_decay"] = float(group.get("weight_decay", 0.0))
+        return rates, momenta, decays
+
+    def _log(self, trainer: Trainer, measured: _Measured, step: int) -> None:
+        rates, momenta, decays = measured
+        for key, rate in rates.items():
+            self.lrs.setdefault(key, []).append(rate)
+        self.last_momentum_values |= momenta
+        self.last_weight_decay_values |= decays
+        if values := rates | momenta | decays:
+            trainer.log_metrics(values, step)
             trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
 
     def _groups(self, trainer: Trainer, interval: str) -> Iterator[tuple[str, dict[str, Any]]]:

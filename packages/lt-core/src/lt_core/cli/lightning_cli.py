@@ -23,9 +23,10 @@ from lt_core.hooks.table import overrides
 from lt_core.model.typed import Scope
 from lt_core.module import LightningModule
 from lt_core.notices import PossibleUserWarning, warn
+from lt_core.run.old_flags import modern
 from lt_core.state.rng import seed_everything
 from lt_core.trainer import Trainer
-from lt_interface.errors import ConfigError, LTError
+from lt_interface.errors import ConfigError, LTError, Problem, nearest, raise_problems
 
 __all__ = ["ArgsType", "LightningCLI"]
 
@@ -85,7 +86,11 @@ class LightningCLI:
         self.save_config_callback = save_config_callback
         self.save_config_kwargs = save_config_kwargs or {}
         self.trainer_class = trainer_class
-        self.trainer_defaults = trainer_defaults or {}
+        old = modern(trainer_defaults or {})
+        raise_problems(old.problems)
+        for message in old.warnings:
+            warn(f"LightningCLI(trainer_defaults=...): {message}", FutureWarning)
+        self.trainer_defaults = old.flags
         self.seed_everything_default = seed_everything_default
         self.parser_kwargs = parser_kwargs or {}
         self.parser_class = parser_class
@@ -175,8 +180,12 @@ class LightningCLI:
         Args:
             parser: The parser.
         """
-        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        known = parser.add_lightning_class_args(self.trainer_class, "trainer")
         defaults = {f"trainer.{key}": value for key, value in self.trainer_defaults.items() if key != "callbacks"}
+        rule, names = "the trainer takes no such argument", [name.partition(".")[2] for name in known]
+        places = {key: f"LightningCLI(trainer_defaults={{{key!r}: ...}})" for key in self.trainer_defaults}
+        unknown = [key for key in places if key not in names and key != "callbacks"]
+        raise_problems([Problem(places[key], rule, fix=nearest(key, names), is_type=True) for key in unknown])
         parser.set_defaults(defaults)
         parser.add_lightning_class_args(self.model_class or LightningModule, "model", self.subclass_mode_model)
         data, required = self.datamodule_class or LightningDataModule, self.datamodule_class is not None

@@ -16,6 +16,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from lt_core.config.flags import FLAGS
 from lt_core.config.legacy import ADVICE
 from lt_interface.errors import nearest_name
 
@@ -27,6 +28,7 @@ NAMED = re.compile(r"import path (?:string|format): (\S+)")
 SUBTYPES = re.compile(r"Subtypes: \[(.*)\]$", re.MULTILINE)
 EXPECTED = re.compile(r"Expected an? (<class '[^']+'>|[^\n.]+)\.? Got value: (.*)")
 GIVEN = re.compile(r"Given value: (.*)")
+OPTION = re.compile(r'(?<![\w.(-])(\w+)=(?:"[^"]*"|[^\s,."]+)')
 CLASSES = re.compile(r"[\w.]+\.[A-Z]\w*")
 MOST = 80
 
@@ -87,7 +89,14 @@ def _unknown(mistake: Mistake) -> str:
 
 def _unknown_key(mistake: Mistake, key: str) -> str:
     advice = ADVICE.get(key.removeprefix("--trainer.")) if key.startswith("--trainer.") else None
-    return f"{key}: unknown. {advice or _meant(key, mistake.parser._option_string_actions)}"
+    return f"{key}: unknown. {_as_options(advice) if advice else _meant(key, mistake.parser._option_string_actions)}"
+
+
+def _as_options(advice: str) -> str:
+    """Return advice about what to write in Python in the words of a command line."""
+    text = re.sub(r"callbacks=\[(\w+)\(.*?\)\]", r"--trainer.callbacks+=\1", advice)
+    text = re.sub(r'Give it to the method: trainer\.fit\(model, (ckpt_path=)"\.\.\."\)', r"Write --\1...", text)
+    return OPTION.sub(lambda m: f"--trainer.{m[0]}".replace('"', "") if m[1] in FLAGS else m[0], text)
 
 
 def _untaken(mistake: Mistake) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, ValuesView
 from datetime import timedelta
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -357,7 +357,8 @@ def precision_name(value: Any) -> Any:
 
 def objects(value: Any) -> tuple[Any, ...]:
     """Parse one instance or several."""
-    return tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+    several = isinstance(value, Sequence | Set | ValuesView | Iterator) and not isinstance(value, str | bytes)
+    return tuple(value) if several else (value,)
 
 
 def loggers(registry: Registry[Any]) -> Parser:

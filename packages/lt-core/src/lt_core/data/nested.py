@@ -23,6 +23,9 @@ __all__ = [
     "move_to_device",
 ]
 
+_PLAIN = {list, tuple, dict}
+_OWN_SIZES = ("batch_size", "num_graphs")
+
 
 def leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every leaf of nested collections, depth first, with its path as Python spells it.
@@ -111,20 +114,38 @@ def _sizes(batch: Any) -> Iterator[int]:
     if isinstance(batch, torch.Tensor):
         yield batch.size(0) if batch.ndim else 1
         return
+    if type(batch) not in _PLAIN and (own := _own_size(batch)) is not None:
+        yield own
+        return
     items = items_of(batch)
-    for value in items.values() if items is not None else batch if _iterates(batch) else ():
+    for value in items.values() if items is not None else _items(batch):
         yield from _sizes(value)
 
 
-def _iterates(leaf: Any) -> bool:
-    """Return whether a leaf gives its items again and again, and is no string or array."""
-    never = str, bytes, Iterator
-    return isinstance(leaf, Iterable) and not isinstance(leaf, never) and not hasattr(leaf, "__array__")
+def _own_size(batch: Any) -> int | None:
+    """Return the size that a batch knows itself: of graphs, the rows of all tensors are nodes and edges."""
+    for name in _OWN_SIZES:
+        size = getattr(batch, name, None)
+        size = size[0] if isinstance(size, tuple) and size else size
+        if type(size) is int:
+            return size
+    return None
+
+
+def _items(leaf: Any) -> Iterable[Any]:
+    """Return the items of a leaf that gives them again and again, and is no string or array."""
+    if isinstance(leaf, Iterable) and not isinstance(leaf, (str, bytes, Iterator)) and not hasattr(leaf, "__array__"):
+        with suppress(
+            TypeError, NotImplementedError
+        ):  # of classes that have the method to say that they do not iterate
+            return iter(leaf)
+    return ()
 
 
 def batch_size(batch: Any) -> tuple[int | None, bool]:
-    """Find the size of a batch: the first dimension of the first tensor in it.
+    """Find the size of a batch: what it knows itself, else the first dimension of the first tensor in it.
 
+    What is no plain list, tuple or dict may have a number as ``batch_size`` or ``num_graphs``, as batches of graphs do.
     Mappings, dataclasses and iterables are walked depth first; a tensor without dimensions counts
     as one sample; strings, arrays of other libraries and iterators are passed over.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from lt_core.data.combined import CombinedLoader
 from lt_core.data.feed import Feed
 from lt_core.data.given import is_empty
 from lt_core.hooks.table import overrides
@@ -13,8 +14,9 @@ from lt_core.state.stage import TRAIN, VALIDATE, Stage
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
+    from lt_core.trainer import Trainer
 
-__all__ = ["Feeds", "feed_of", "has_loader", "limit_of", "owner_of"]
+__all__ = ["Feeds", "feed_of", "has_loader", "limit_of", "owner_of", "side_by_side"]
 
 
 def limit_of(run: Run, stage: Stage) -> int | float:
@@ -60,6 +62,12 @@ class Feeds:
                 rest.callback(feed.close)
 
 
+def side_by_side(trainer: Trainer, loaders: Any) -> Any:
+    """Return several training loaders in the mode that an old program gave the constructor, if it gave one."""
+    mode = trainer._given.get("multiple_trainloader_mode")
+    return CombinedLoader(loaders, mode) if mode is not None and isinstance(loaders, list | tuple | dict) else loaders
+
+
 def _make(run: Run, stage: Stage) -> Feed:
     given = run.feeds.given.get(stage.word)
     where = stage.loader
@@ -68,6 +76,7 @@ def _make(run: Run, stage: Stage) -> Feed:
         with run.metrics.current.inside(where):
             given = run.hook(getattr(owner, where), owner, where)()
         where = f"{type(owner).__name__}.{where}"
+        given = side_by_side(run.trainer, given) if stage is TRAIN else given
     resident = stage is TRAIN and run.trainer._config.data_on_device
     overfit = bool(run.trainer.overfit_batches) and stage in (TRAIN, VALIDATE)
     return Feed(

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 from lt_core.config.legacy import ADVICE
-from lt_core.config.parsers import is_number
-from lt_interface.errors import Problem
+from lt_core.config.parsers import is_number, objects
+from lt_core.data.combined import Mode
+from lt_interface.errors import Problem, nearest
 
 __all__ = ["GIVEN", "OLD", "Modern", "modern"]
 
@@ -178,7 +179,11 @@ def modern(written: Mapping[str, Any]) -> Modern:
     warnings = [
         f"Trainer({name}): {ADVICE[name]}" for name, value in written.items() if name in GIVEN and value is not None
     ]
+    mode = written.get("multiple_trainloader_mode")
     problems: list[Problem] = []
+    if mode is not None and mode not in (modes := get_args(Mode)):
+        where = f"Trainer(multiple_trainloader_mode={mode!r})"
+        problems.append(Problem(where, f"it is one of {', '.join(modes)}", fix=nearest(str(mode), modes)))
     places: dict[str, str] = {}
     for old, value in written.items():
         found = OLD[old](value) if old in OLD else _VALUES[old](value) if old in _VALUES else None
@@ -187,8 +192,11 @@ def modern(written: Mapping[str, Any]) -> Modern:
         del flags[old]
         for name, new in found.items():
             if name == "callbacks":
-                own = flags.get(name) or []
-                flags[name] = [*(own if isinstance(own, list | tuple) else [own]), *new]
+                own = () if flags.get(name) is None else flags[name]
+                flags[name] = [*objects(own), *new]
+            elif name in places and flags[name] != new:
+                where = f"{places[name][:-1]}, {old}={value!r})"
+                problems.append(Problem(where, f"these stand for one flag of today, {name}, and contradict each other"))
             elif name in written and name != old:
                 where = f"Trainer({old}={value!r}, {name}={written[name]!r})"
                 fix = f"Leave {old} out."

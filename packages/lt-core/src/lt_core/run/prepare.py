@@ -8,7 +8,7 @@ import torch
 
 from lt_core.checkpoint.find import WORDS, has_own_folder
 from lt_core.checkpoint.runs import number_of_fit
-from lt_core.data.combined import CombinedLoader
+from lt_core.data.sources import side_by_side
 from lt_core.hooks.table import hook_problems
 from lt_core.notices import info, warn
 from lt_core.run.checks import module_problems, module_remarks, read_inputs
@@ -86,9 +86,8 @@ def _given_before(
         loaders = given.get(names.get(str(fn), ""))
     if fits and val_loaders is None:
         val_loaders = given.get("val_dataloaders")
-    mode = given.get("multiple_trainloader_mode")
-    if fits and mode is not None and isinstance(loaders, list | tuple | dict):
-        loaders = CombinedLoader(loaders, mode)
+    if fits:
+        loaders = side_by_side(trainer, loaders)
     if fits and ckpt_path is None:
         ckpt_path = given.get("resume_from_checkpoint")
     return given.get("model") if model is None else model, loaders, val_loaders, ckpt_path

@@ -242,6 +242,16 @@ class TrainerView:
         return self._run is not None and self._run.loop.fit.validated_batch >= 0
 
     @property
+    def logged_step(self) -> int:
+        """Return how many steps were made when step values were logged last; 0 before the first time."""
+        return 0 if self._run is None else self._run.loop.fit.logged_step
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Return whether ``on_train_epoch_end`` runs at its epoch's real end, and not at a stop that leaves it open."""
+        return self._run is not None and self._run.loop.fit.left < 0
+
+    @property
     def progress_bar_metrics(self) -> dict[str, float]:
         """Return what the progress bar shows."""
         if self._run is None:
@@ -415,11 +425,6 @@ class TrainerView:
         """Return whether the running batch is the last of its epoch."""
         run = self._run
         return run is not None and self._feed(TRAIN) is not None and run.is_last_batch(self._progress.batch)
-
-    @property
-    def epoch_is_over(self) -> bool:
-        """Return whether the epoch whose end hooks run has no data left; a stop leaves it open, and they run again."""
-        return self._run is None or self._run.loop.fit.left < 0
 
     @property
     def fit_loop(self) -> FitLoop:

@@ -207,9 +207,16 @@ def start_run(options: dict[str, Any], timeout: float, wait_for_uploads: bool) -
     limits: dict[str, Any] = {"init_timeout": timeout, "x_transaction_log_flush_interval": FLUSH_INTERVAL}
     if not wait_for_uploads:
         limits["finish_timeout"] = timeout
-    options = {**options, "settings": _settings(options.get("settings"), limits)}
+    settings = options.get("settings")
+    wanted = {"silent", "quiet"} & {*getattr(settings, "model_fields_set", settings or ())}
+    if silent := not (wanted or {"WANDB_SILENT", "WANDB_QUIET"} & os.environ.keys()):
+        limits["silent"] = True
+    options = {**options, "settings": _settings(settings, limits)}
     try:
-        return _init(options), ""
+        run = _init(options)
+        if silent and not getattr(run, "disabled", False):
+            _say_where(run)
+        return run, ""
     except wandb.errors.AuthenticationError as error:
         raise MisconfigurationException(_KEY.format("the server refuses the API key")) from error
     except wandb.errors.UsageError as error:
@@ -229,6 +236,13 @@ def start_run(options: dict[str, Any], timeout: float, wait_for_uploads: bool) -
         raise ConnectionError(f"WandbLogger: wandb.init failed. {error}") from error
     _free(reason)
     return _init({**options, "mode": "offline"}), reason
+
+
+def _say_where(run: Any) -> None:
+    """Write the one line that a user needs: the run's address, or the command that sends it there later."""
+    folder = os.path.dirname(run.settings.sync_file)
+    here = f"the run is kept in {folder}. Send it later with: wandb sync {folder}"
+    print(f"W&B: {here if run.offline else run.url}", file=sys.stderr, flush=True)
 
 
 def _init(options: Mapping[str, Any]) -> Any:
