@@ -19,7 +19,6 @@ __all__ = ["ABSENT", "finder"]
 
 _AVERAGE = "Keep a torch.optim.swa_utils.AveragedModel in a callback, updated in on_train_batch_end."
 _FREEZE = "Set requires_grad of layers in on_train_epoch_start; the optimizer may hold them from the beginning."
-_TRIES = "Fit for a few steps with each of some values: Trainer(max_steps=...)."
 _PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
 _DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
 _LOGGER = "Subclass lt_core.loggers.Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
@@ -30,7 +29,6 @@ ABSENT = {
     "BackboneFinetuning": _FREEZE,
     "BaseFinetuning": _FREEZE,
     "BasePredictionWriter": "Write in on_predict_batch_end of a callback, with predict(return_predictions=False).",
-    "BatchSizeFinder": _TRIES,
     "CometLogger": _LOGGER,
     "DataHooks": _HOOKS,
     "DeepSpeedStrategy": _DDP,
@@ -38,7 +36,6 @@ ABSENT = {
     "EMAWeightAveraging": _AVERAGE,
     "FSDPStrategy": _DDP,
     "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
-    "LearningRateFinder": _TRIES,
     "LightningLite": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
     "ModelHooks": _HOOKS,
     "ModelParallelStrategy": _DDP,
@@ -50,7 +47,6 @@ ABSENT = {
     "StochasticWeightAveraging": _AVERAGE,
     "TQDMProgressBar": "Use RichProgressBar, the default: it writes plain lines where there is no terminal.",
     "ThroughputMonitor": "Log samples over time.monotonic() in on_train_batch_end of a callback.",
-    "Tuner": _TRIES,
     "WeightAveraging": _AVERAGE,
     "XLAProfiler": _PROFILE,
     "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",

@@ -151,8 +151,8 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
 
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
-    progress, loop, feed = run.progress, run.loop, run.feed
-    check_alike(run, TRAIN.loader, "batches", feed.num_batches)
+    progress, loop = run.progress, run.loop
+    check_alike(run, TRAIN.loader, "batches", run.feed.num_batches)
     resumed = not progress.epoch_closed
     changed = rebuild(run)
     if not resumed:  # on_train_epoch_start sees callbacks added since the last epoch, and may add some
@@ -163,6 +163,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     if changed or loop.fit.step is None:
         loop.fit.step = build_step(run)
     hooks, store, step, cadence, place = run.hooks, run.metrics.train, loop.fit.step, run.cadence, build_place(run)
+    feed = run.feed  # a hook of the epoch's start may have exchanged it
     feed.stager = place if isinstance(place, Stager) and feed.early else None
     if feed.stager is not None:
         place = None

@@ -54,7 +54,7 @@ def conclude(run: Run, error: BaseException | None = None) -> str:
         trainer._stop_reason = reason
     by_signal = reason.startswith("signal: ")
     # An error brings its traceback: the line is worth its place where there is something to resume from.
-    if run.world.is_global_zero and (by_signal or (run.fits and (error is None or run.saves.written))):
+    if trainer._trial is None and run.world.is_global_zero and (by_signal or (run.fits and (error is None or run.saves.written))):
         info(" ".join(filter(None, [_why(run, reason), *(_rest(run, error) if run.fits else ())])))
     return STOPPED if error is not None or is_out_of_time(trainer) else FINISHED
 
