@@ -110,7 +110,12 @@ class BatchSizeFinder(Callback):
     ) -> None:
         where = type(self).__name__
         problems = choices(f"{where}(mode={mode!r})", mode, get_args(Mode))
-        counts = {"steps_per_trial": steps_per_trial, "init_val": init_val, "max_trials": max_trials, "max_val": max_val}
+        counts = {
+            "steps_per_trial": steps_per_trial,
+            "init_val": init_val,
+            "max_trials": max_trials,
+            "max_val": max_val,
+        }
         for name, value in counts.items():
             if not is_whole(value) or value < 1:
                 rule = "this must be an integer of at least 1"
@@ -157,7 +162,9 @@ class BatchSizeFinder(Callback):
             loaders, source = loaders_in(run)
             ranks, collective = run.world.data_size, run.strategy.collective_forward or run.plan.sync_batchnorm
         problems = batch_size_problems(loaders, source)
-        missing = attribute.problem(where, f"{source} must take its batch size from an attribute") if given is None else None
+        missing = (
+            attribute.problem(where, f"{source} must take its batch size from an attribute") if given is None else None
+        )
         problems += [] if missing is None else [missing]
         if ranks > 1 and collective:
             rule, fix = "ranks that compute a step together cannot try one that may fail", "Try it with one device."

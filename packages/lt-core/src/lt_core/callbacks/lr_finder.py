@@ -13,7 +13,7 @@ from lt_core.config.parsers import is_number, is_whole
 from lt_core.loops.trial import trial, try_training
 from lt_core.model.attribute import Attribute
 from lt_core.notices import info, warn
-from lt_interface.errors import ConfigError, LTError, Problem, nearest, raise_problems
+from lt_interface.errors import LTError, Problem, nearest, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -94,6 +94,8 @@ class LRFinder:
         if method == "valley":
             return lrs[places[_valley(kept)]]
         rates = torch.tensor([lrs[i] for i in places], dtype=torch.float64)
+        if self.mode == "exponential":
+            rates = rates.log10()
         slope = torch.gradient(torch.tensor(kept, dtype=torch.float64), spacing=(rates,))[0]
         return lrs[places[int(slope.argmin())]]
 
@@ -172,9 +174,9 @@ class _Sweep(Callback):
         every = trainer.accumulate_grad_batches
         if (batch_idx + 1) % every and batch_idx + 1 != trainer.num_training_batches:
             return
-        loss = torch.stack(self.losses).sum() if self.losses else torch.tensor(math.nan, device=trainer.root_device)
+        own = torch.stack(self.losses).sum() if self.losses else torch.tensor(math.nan, device=trainer.root_device)
         self.losses = []
-        loss = float(trainer.collectives.reduce(loss))
+        loss = float(trainer.collectives.reduce(own))
         results = self.found.results
         results["lr"].append(self.found.rate(len(results["lr"])))
         number = len(results["lr"])
@@ -221,8 +223,8 @@ class LearningRateFinder(Callback):
 
     It trains some steps while the rate grows from ``min_lr`` to ``max_lr``, takes what `LRFinder.suggestion` returns,
     sets the module's attribute and scales the rates of the optimizer and its schedulers; several parameter groups keep
-    their ratios. Weights, optimizer, data and random states are afterwards what they were. A run that is resumed goes on
-    with what it found.
+    their ratios. Weights, optimizer, data and random states are afterwards what they were. A run that is resumed goes
+    on with what it found.
 
     A subclass may call `lr_find` in other hooks of training, or override it.
 
@@ -352,7 +354,7 @@ class LearningRateFinder(Callback):
         return rates if any(rates) else [1.0 for _ in rates]
 
     def _scales(self, trainer: Trainer) -> list[float]:
-        """Return each group's rate as a multiple of what stands for all: the attribute's, if one has it, or the largest."""
+        """Return each group's rate as a multiple of the attribute's, or of the largest one if no group has that."""
         rates, given = self._rates(trainer), self.attribute(trainer.lightning_module, trainer.datamodule).get()
         whole = given if is_number(given) and given in rates else max(rates)
         return [rate / whole for rate in rates]

@@ -35,9 +35,7 @@ def resized(tree: Any, size: int) -> Any:
 def _resized(user: DataLoader[Any], size: int) -> DataLoader[Any]:
     loader = copy.copy(user)
     batches = BatchSampler(user.sampler, size, user.drop_last)
-    loader.__dict__.update(
-        batch_size=size, batch_sampler=batches, _iterator=None, _IterableDataset_len_called=None
-    )
+    loader.__dict__.update(batch_size=size, batch_sampler=batches, _iterator=None, _IterableDataset_len_called=None)
     return loader
 
 

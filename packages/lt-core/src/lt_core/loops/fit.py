@@ -153,8 +153,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
     progress, loop = run.progress, run.loop
     check_alike(run, TRAIN.loader, "batches", run.feed.num_batches)
-    resumed = not progress.epoch_closed
-    changed = rebuild(run)
+    resumed, changed = not progress.epoch_closed, rebuild(run)
     if not resumed:  # on_train_epoch_start sees callbacks added since the last epoch, and may add some
         run.cadence.begin_epoch(run)
         open_epoch(run)

@@ -124,8 +124,9 @@ def trial(trainer: Trainer, callbacks: Sequence[Callback] = (), given: Any = Non
         rest.callback(Kept(owners).restore)
         rest.enter_context(objects.untouched(module))
         rest.callback(run.precision.load_state_dict, run.precision.state_dict())
-        before = dict(vars(trainer))
-        rest.callback(lambda: (vars(trainer).clear(), vars(trainer).update(before)))
+        shown, before = vars(trainer), dict(vars(trainer))
+        rest.callback(shown.update, before)
+        rest.callback(shown.clear)
         metrics = Metrics(module, Results(), trainer.barebones)
         rest.callback(metrics.release)
         metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)
@@ -147,7 +148,7 @@ def trial(trainer: Trainer, callbacks: Sequence[Callback] = (), given: Any = Non
             record=None,
         )
         rest.callback(beside.feeds.close)
-        vars(trainer).update(
+        shown.update(
             _run=beside,
             _progress=beside.progress,
             _results=metrics.results,
@@ -159,9 +160,7 @@ def trial(trainer: Trainer, callbacks: Sequence[Callback] = (), given: Any = Non
             detect_anomaly=False,
             state=replace(trainer.state, stage=run.stage.running),
         )
-        beside.hooks = HookTable(
-            trainer, module, run.datamodule, beside.callbacks, (), None, metrics=metrics
-        )
+        beside.hooks = HookTable(trainer, module, run.datamodule, beside.callbacks, (), None, metrics=metrics)
         beside.lightning_optimizers = [LightningOptimizer(o, i, beside) for i, o in enumerate(engine.optimizers)]
         beside.loop.fit.manual_backward = manual_backward_of(beside)
         rest.callback(vars(beside.loop.fit).update, step=None)  # with the last graph
@@ -271,7 +270,9 @@ def try_training(run: Run, steps: int, over: Callable[[], bool] = lambda: False,
             run.progress.batch = 0
             if done == before and done < steps:
                 got = f"{i} batches, and no optimizer step with them"
-                raise ConfigError(Problem(feed.where, "a trial needs at least one step in a pass", got, "Check the data."))
+                raise ConfigError(
+                    Problem(feed.where, "a trial needs at least one step in a pass", got, "Check the data.")
+                )
 
 
 def _try_evaluation(run: Run, steps: int) -> None:
@@ -330,7 +331,7 @@ def fits_in_memory(trainer: Trainer, steps: int, given: Any = None) -> bool:
             raise
         full = True
     gc.collect()
-    device = getattr(torch, trainer.strategy.root_device.type, None)
+    device: Any = getattr(torch, trainer.strategy.device.type, None)
     if hasattr(device, "empty_cache"):
         device.empty_cache()
     return not full

@@ -49,7 +49,7 @@ class Kept:
 
     def _keep(self, thing: Any) -> None:
         if isinstance(thing, Tensor):
-            lazy = torch.nn.parameter.is_lazy(thing)  # type: ignore[no-untyped-call]
+            lazy = torch.nn.parameter.is_lazy(thing)
             if id(thing) not in self._tensors and not (lazy or thing.is_meta or thing.is_inference()):
                 self._tensors[id(thing)] = _KeptTensor(thing)
         elif isinstance(thing, np.ndarray):

@@ -20,7 +20,7 @@ from lt_core.state import rng
 from lt_core.state.kept import Kept
 from lt_core.state.progress import Progress, TrainerFn, TrainerState
 from lt_core.tracking.dummy import DummyLogger
-from lt_interface.errors import ConfigError, Problem, raise_problems
+from lt_interface.errors import Problem, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.datamodule import LightningDataModule
@@ -203,7 +203,7 @@ class Tuner:
         owners = [*(given.module.modules() if _is_module(given.module) else ()), given.datamodule]
         kept, before = Kept(owners), dict(vars(strategy))
         try:
-            with rng.isolate(trainer.accelerator, trainer.strategy.root_device):
+            with rng.isolate(trainer.accelerator, trainer.strategy.device):
                 request = prepare(trainer, TrainerFn(method), model, loaders, datamodule, None, val)
                 with ended(request):
                     outcome = trainer._launcher.launch(main, request, request.plan, trainer._cluster)
