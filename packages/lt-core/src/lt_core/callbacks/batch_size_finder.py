@@ -58,8 +58,8 @@ class BatchSizeFinder(Callback):
 
     It trains, or evaluates, a few steps with each size. The size is set where the module or data module hold it, as
     ``batch_size``; loaders that the call was given are copied with it. All else is afterwards what it was. With several
-    ranks the size is each rank's, and one that does not fit on any rank fits on none. A run that is resumed goes on with
-    what it found.
+    ranks the size is each rank's, and one that does not fit on any rank fits on none. A run that is resumed goes on
+    with what it found.
 
     A subclass may call `scale_batch_size` in other hooks, or override it.
 
