@@ -163,7 +163,7 @@ class BatchSizeFinder(Callback):
             ranks, collective = run.world.data_size, run.strategy.collective_forward or run.plan.sync_batchnorm
         problems = batch_size_problems(loaders, source)
         missing = (
-            attribute.problem(where, f"{source} must take its batch size from an attribute") if given is None else None
+            attribute.problem(where, f"{source} must take its batch size from the attribute") if given is None else None
         )
         problems += [] if missing is None else [missing]
         if ranks > 1 and collective:

@@ -85,7 +85,7 @@ class LRFinder:
         if len(places) < 2:
             warn(
                 f"{where}: two finite losses must be left after the first {skip_begin} and the last {skip_end}. Got "
-                f"{len(places)}. Try more steps, or a lower max_lr."
+                f"{len(places)}. Try more steps, a lower max_lr, or early_stop_threshold=None."
             )
             return None
         kept = [losses[i] for i in places]
@@ -291,16 +291,15 @@ class LearningRateFinder(Callback):
         self._arguments = mode, float(min_lr), float(max_lr), num_training_steps
         self._early_stop_threshold, self._update_attr, self._attr_name = early_stop_threshold, update_attr, attr_name
         self.optimal_lr: LRFinder | None = None
-        self._resumed: float | None = None
+        self._found: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rate that was found and set."""
-        found = self._resumed if self.optimal_lr is None else self.optimal_lr.suggestion()
-        return {} if found is None or not self._update_attr else {"lr": found}
+        return {} if self._found is None else {"lr": self._found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the rate that an earlier part of the run found."""
-        self._resumed = state_dict.get("lr")
+        self._found = state_dict.get("lr")
 
     def attribute(self, *owners: Any) -> Attribute:
         """Return where the rate is held.
@@ -323,7 +322,7 @@ class LearningRateFinder(Callback):
         if not pl_module.automatic_optimization:
             rule, got = "manual optimization sets its rates itself", "automatic_optimization=False"
             found.append(Problem(where, rule, got, "Try some rates by hand."))
-        missing = self.attribute(pl_module, datamodule).problem(where, "the rate needs an attribute to be set")
+        missing = self.attribute(pl_module, datamodule).problem(where, "the rate needs an attribute")
         return found if missing is None or not self._update_attr else [*found, missing]
 
     def search(self, trainer: Trainer, pl_module: LightningModule) -> LRFinder:
@@ -370,11 +369,11 @@ class LearningRateFinder(Callback):
             warn(f"{type(self).__name__}: fast_dev_run tries no learning rates.")
             return
         self.optimal_lr = self.search(trainer, pl_module)
-        rate = self.optimal_lr.suggestion()
-        if rate is None or not self._update_attr:
-            return
-        _scale(trainer, rate, self._rates(trainer), self._scales(trainer))
-        self.apply(rate, pl_module, trainer.datamodule)
+        rate = self.optimal_lr.suggestion() if self._update_attr else None
+        if rate is not None:
+            self._found = rate
+            _scale(trainer, rate, self._rates(trainer), self._scales(trainer))
+            self.apply(rate, pl_module, trainer.datamodule)
 
     def apply(self, rate: float, *owners: Any) -> None:
         """Set the attribute.
@@ -391,5 +390,5 @@ class LearningRateFinder(Callback):
         """Find the rate; a run that is resumed has its optimizer's already."""
         if trainer.resumed_from is None:
             self.lr_find(trainer, pl_module)
-        elif self._resumed is not None:
-            self.attribute(pl_module, trainer.datamodule).set(self._resumed)
+        elif self._found is not None:
+            self.attribute(pl_module, trainer.datamodule).set(self._found)

@@ -330,8 +330,9 @@ def fits_in_memory(trainer: Trainer, steps: int, given: Any = None) -> bool:
         if not is_out_of_memory(error):
             raise
         full = True
-    gc.collect()
     device: Any = getattr(torch, trainer.strategy.device.type, None)
+    if full or hasattr(device, "empty_cache"):
+        gc.collect()
     if hasattr(device, "empty_cache"):
         device.empty_cache()
     return not full

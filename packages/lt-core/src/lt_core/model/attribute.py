@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lt_core.config.parsers import is_number
 from lt_interface.errors import Problem, nearest
 
 __all__ = ["Attribute"]
@@ -82,7 +83,8 @@ class Attribute:
         names = {key: None for root in _roots(self._owners) for key in _names(root)}
         fix = nearest(self._last, list(names)) or f"Set self.{self._last} in __init__ and use it."
         kinds = " and ".join(type(owner).__name__ for owner in self._owners)
-        return Problem(where, f"{why}, at the module, its data module or in their hparams", f"{kinds} without it", fix)
+        rule = f"{why} {self.name!r}, at the module, its data module or in their hparams"
+        return Problem(where, rule, f"{kinds} without it", fix)
 
 
 def _roots(owners: Iterable[Any]) -> list[Any]:
@@ -90,8 +92,9 @@ def _roots(owners: Iterable[Any]) -> list[Any]:
 
 
 def _names(root: Any) -> list[str]:
-    keys = root if isinstance(root, Mapping) else getattr(root, "__dict__", ())
-    return [key for key in keys if isinstance(key, str) and not key.startswith("_")]
+    items = root if isinstance(root, Mapping) else getattr(root, "__dict__", {})
+    numbers = [key for key, value in items.items() if value is None or is_number(value)]
+    return [key for key in numbers if isinstance(key, str) and not key.startswith("_")]
 
 
 def _step(holder: Any, key: str) -> Any:

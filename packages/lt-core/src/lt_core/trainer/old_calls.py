@@ -37,7 +37,7 @@ class OldCalls:
         lr_find_kwargs: dict[str, Any] | None = None,
         method: str = "fit",
     ) -> dict[str, Any]:
-        """Return what ``auto_scale_batch_size`` and then ``auto_lr_find`` of the constructor find, by their calls' names.
+        """Return what the flags ``auto_scale_batch_size`` and ``auto_lr_find`` ask for, by the names of today's calls.
 
         Args:
             model: The module.

@@ -173,7 +173,7 @@ class Tuner:
         given = read_inputs(model, loaders, val_dataloaders, datamodule)
         if _is_module(given.module) and given.loaders is None:
             attribute = Attribute(batch_arg_name, given.module, given.datamodule)
-            missing = attribute.problem(where, "the loaders' hook must take its batch size from an attribute")
+            missing = attribute.problem(where, "the loaders' hook must take its batch size from the attribute")
             raise_problems([] if missing is None else [missing])
         if self._trainer.fast_dev_run:
             warn(f"{where}: fast_dev_run tries no batch sizes.")
