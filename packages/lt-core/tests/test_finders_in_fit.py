@@ -48,15 +48,11 @@ def warm_up(optimizer: Any) -> Any:
     return torch.optim.lr_scheduler.SequentialLR(optimizer, [first, second], [4])
 
 
-SCHEDULES = {
-    "one cycle": one_cycle,
-    "warm-up": warm_up,
-    "cyclic": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 1e-9, [g["lr"] for g in o.param_groups]),
-}
+SCHEDULES = {"one cycle": one_cycle, "warm-up": warm_up}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("schedule", [k for k in SCHEDULES if k != "cyclic"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_schedule_goes_on_from_the_rate_that_was_found(tmp_path: Path, schedule: str) -> None:
     """A schedule of each step gives the rates that it would give had it been made with the rate found."""
 
@@ -111,7 +107,7 @@ def test_an_evaluation_goes_on_with_the_size_that_was_found(call: str) -> None:
     net.__class__ = Noting
     getattr(Trainer(callbacks=[finder], **QUIET, max_epochs=1), call)(net)
     assert finder.optimal_batch_size == net.batch_size == 8
-    assert seen == [8] * 4
+    assert seen[-4:] == [8] * 4
 
 
 def test_validation_in_fit_finds_no_size() -> None:
@@ -164,7 +160,7 @@ def test_a_subclass_finds_at_milestones(tmp_path: Path) -> None:
     runner.fit(net)
     assert list(finder.found) == [0, 1]
     net = Net(batch_size=2)
-    runner = trainer(tmp_path, logger=False, callbacks=[SizeMilestones()])
+    runner = trainer(tmp_path, logger=False, callbacks=[SizeMilestones()], enable_checkpointing=False)
     runner.fit(net)
     assert (net.batch_size, runner.global_step) == (8, 32 // 4 + 32 // 8)
 
@@ -190,25 +186,27 @@ def test_a_resumed_run_goes_on_with_what_was_found(tmp_path: Path, kind: str) ->
         finder = LearningRateFinder(**RATES) if kind == "rate" else BatchSizeFinder()
         return [finder, ModelCheckpoint(tmp_path / folder, every_n_train_steps=3, save_top_k=-1, filename="{step}")]
 
-    def run(net: Any, folder: str, **more: Any) -> Any:
+    def run(folder: str, resumes: bool = False, **more: Any) -> Any:
         seed_everything(1)
+        net = Net(most=8, batch_size=2)
         runner = trainer(tmp_path, logger=False, callbacks=callbacks(folder), **more)
-        runner.fit(net, ckpt_path=tmp_path / "cut" / "step=3.ckpt" if folder == "resumed" else None)
-        return [t.tolist() for t in net.state_dict().values()], net.lr, net.batch_size, runner.global_step
+        runner.fit(net, ckpt_path=tmp_path / "cut" / "step=3.ckpt" if resumes else None)
+        return [t.tolist() for t in net.state_dict().values()], net.lr, net.batch_size, net.calls
 
-    whole = run(Net(most=8, batch_size=2), "whole")
-    run(Net(most=8, batch_size=2), "cut", max_steps=3)
-    net = Net(most=8, batch_size=2)
-    assert run(net, "resumed") == whole
-    assert net.calls < whole[3]  # no search
+    whole = run("whole")
+    run("cut", max_steps=3)
+    resumed = run("cut", resumes=True)
+    assert resumed[:-1] == whole[:-1]
+    assert resumed[-1] == whole[-1] - 3  # no search: each step since the file is one call
 
 
 def test_a_development_run_finds_nothing() -> None:
     """With fast_dev_run the callbacks warn and leave the rate and the size alone."""
     net = Net()
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    runner = Trainer(fast_dev_run=True, callbacks=[LearningRateFinder(), BatchSizeFinder()], **quiet)
     with pytest.warns(UserWarning, match="fast_dev_run tries no"):
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-        Trainer(fast_dev_run=True, callbacks=[LearningRateFinder(), BatchSizeFinder()], **quiet).fit(net)
+        runner.fit(net)
     assert (net.lr, net.batch_size, net.calls) == (0.01, 4, 1)
 
 
@@ -240,9 +238,9 @@ def curve(*losses: float, mode: str = "linear") -> LRFinder:
     return found
 
 
-@pytest.mark.parametrize(("method", "expected"), [("steepest", 4), ("valley", 6), ("minimum", 0.8)])
+@pytest.mark.parametrize(("method", "expected"), [("steepest", 4), ("valley", 3), ("minimum", 0.8)])
 def test_suggestions(method: str, expected: float) -> None:
-    """The steepest fall, two thirds of the way down the longest fall, or a tenth of the lowest loss's rate."""
+    """The steepest fall, half-way down the longest fall, or a tenth of the lowest loss's rate."""
     found = curve(9, 8.9, 8.5, 6, 3, 2.5, 2, 1.8, 5, 8)
     assert found.suggestion(skip_begin=0, skip_end=0, method=method) == pytest.approx(expected)
 
@@ -257,16 +255,16 @@ def test_the_steepest_fall_is_that_of_the_curve_as_it_is_drawn() -> None:
 
 def test_losses_that_are_not_finite_are_left_out() -> None:
     """An infinite loss shifts nothing, and where too few are left there is no suggestion, with a warning."""
-    assert curve(9, math.inf, 9, 8, 2, 1, math.nan).suggestion(0, 0) == 5
+    assert curve(9, math.inf, 9, 8, 3, 1, math.nan).suggestion(0, 0) == 5
     with pytest.warns(UserWarning, match="two finite losses"):
         assert curve(*[1.0] * 12).suggestion() is None
     for wrong in ({"method": "steep"}, {"skip_begin": -1}, {"skip_end": 0.5}):
-        with pytest.raises(MisconfigurationException, match="LRFinder.suggestion"):
+        with pytest.raises(MisconfigurationException, match=r"LRFinder\.suggestion"):
             curve(1, 2).suggestion(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_plot_marks_the_suggestion() -> None:
-    """The figure has the losses over the rates, on the user's axes if given, and the suggestion where it is asked for."""
+    """The figure has the losses over the rates, on the user's axes if given, and the suggestion if asked for."""
     plt = pytest.importorskip("matplotlib.pyplot")
     found = curve(*(5.0 - i / 5 for i in range(20)), mode="exponential")
     figure = found.plot(suggest=True)

@@ -67,8 +67,8 @@ class LRFinder:
         Args:
             skip_begin: How many of the lowest rates are left out.
             skip_end: How many of the highest that were tried.
-            method: ``"steepest"``, where the loss falls fastest; ``"valley"``, at two thirds of the way down its
-                longest fall; ``"minimum"``, a tenth of the rate with the lowest loss.
+            method: ``"steepest"``, where the loss falls fastest; ``"valley"``, half-way down its longest fall;
+                ``"minimum"``, a tenth of the rate with the lowest loss.
 
         Raises:
             ConfigError: If there is no such method, or a number to skip is none.
@@ -133,13 +133,13 @@ class LRFinder:
 
 
 def _valley(losses: list[float]) -> int:
-    """Return the place at two thirds of the way down the longest sequence of falling losses."""
+    """Return the place half-way down the longest sequence of falling losses, as fastai has it."""
     length = [1] * len(losses)
     for i, loss in enumerate(losses):
         length[i] += max((length[j] for j in range(i) if loss < losses[j]), default=0)
     end = max(range(len(losses)), key=length.__getitem__)
-    third = (length[end] - 1) / 3
-    return max(end - length[end] + 1, 0) + int(third) + int(third / 2)
+    third = length[end] / 3
+    return max(end - length[end] + int(third) + int(third / 2), 0)
 
 
 def choices(where: str, value: Any, known: tuple[str, ...]) -> list[Problem]:
