@@ -24,7 +24,9 @@ __all__ = ["LRFinder", "LearningRateFinder"]
 Mode = Literal["exponential", "linear"]
 Method = Literal["steepest", "valley", "minimum"]
 _SMOOTHING = 0.98
-_SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr")  # what schedulers keep in a group
+# Where optimizers and schedulers keep what is made of the rate.
+_IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")
+_IN_SCHEDULERS = ("base_lrs", "max_lrs", "_last_lr")
 
 
 class LRFinder:
@@ -196,26 +198,29 @@ def _set_rate(group: dict[str, Any], rate: float) -> None:
         group["lr"] = rate
 
 
-def _scale(trainer: Trainer, rate: float, before: list[float], scales: list[float]) -> None:
-    """Bring the optimizer and its schedulers to where they would be had they been made with another rate."""
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    for group, old, scale in zip(groups, before, scales, strict=True):
-        if "initial_lr" not in group:
-            _set_rate(group, rate * scale)
-        for key in _SCHEDULED if "initial_lr" in group else ():
-            if isinstance(group.get(key), Tensor):
-                group[key].mul_(rate * scale / old)
-            elif key in group:
-                group[key] *= rate * scale / old
+def _scale(trainer: Trainer, rate: float, whole: float) -> None:
+    """Bring the optimizer and its schedulers to where they would be had they been made with another rate.
+
+    Args:
+        trainer: The trainer.
+        rate: The rate.
+        whole: The rate in whose place it comes; where it is 0, so are all that are made of it.
+    """
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):  # stays the same tensor, as compiled steps need it
+            return value.mul_(rate / whole) if whole else value.fill_(rate)
+        return value * (rate / whole) if whole else rate
+
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    factors = [rate * scale / old for old, scale in zip(before, scales, strict=True)]
+    for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        group.update({key: moved(group[key]) for key in _IN_GROUPS if key in group})
     while schedulers:
         scheduler = schedulers.pop()
         schedulers += getattr(scheduler, "_schedulers", ())
-        for name in ("base_lrs", "max_lrs", "_last_lr"):
-            values = getattr(scheduler, name, None)
-            if isinstance(values, list) and len(values) == len(factors):
-                setattr(scheduler, name, [value * factor for value, factor in zip(values, factors, strict=True)])
+        for name in _IN_SCHEDULERS:
+            if isinstance(values := getattr(scheduler, name, None), list):
+                setattr(scheduler, name, [moved(value) for value in values])
 
 
 class LearningRateFinder(Callback):
@@ -341,22 +346,22 @@ class LearningRateFinder(Callback):
             problems.append(Problem(type(self).__name__, rule, got, "Return one from configure_optimizers."))
         raise_problems(problems)
         found = LRFinder(*self._arguments)
-        sweep = _Sweep(found, self._early_stop_threshold, self._scales(trainer))
+        sweep = _Sweep(found, self._early_stop_threshold, self._rates(trainer)[1])
         with trial(trainer, [sweep]) as run:
             try_training(run, found.num_training, lambda: sweep.over)
         return found
 
-    def _rates(self, trainer: Trainer) -> list[float]:
-        """Return the rate that each parameter group was made with: what schedulers made of it is not asked."""
+    def _rates(self, trainer: Trainer) -> tuple[float, list[float]]:
+        """Return the rate that stands for all groups, and each group's as a multiple of it.
+
+        It is the attribute's, or the largest one if no group has that. Asked is what a group was made with, not what
+        schedulers made of it.
+        """
         groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
         rates = [float(group.get("max_lr") or group.get("initial_lr") or group["lr"]) for group in groups]
-        return rates if any(rates) else [1.0 for _ in rates]
-
-    def _scales(self, trainer: Trainer) -> list[float]:
-        """Return each group's rate as a multiple of the attribute's, or of the largest one if no group has that."""
-        rates, given = self._rates(trainer), self.attribute(trainer.lightning_module, trainer.datamodule).get()
-        whole = given if is_number(given) and given in rates else max(rates)
-        return [rate / whole for rate in rates]
+        given = self.attribute(trainer.lightning_module, trainer.datamodule).get()
+        whole = float(given) if is_number(given) and given in rates else max(rates)
+        return whole, [rate / whole if whole else 1.0 for rate in rates]
 
     def lr_find(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find a rate and go on with it; call it in hooks of training in which no batch is running.
@@ -372,7 +377,7 @@ class LearningRateFinder(Callback):
         rate = self.optimal_lr.suggestion() if self._update_attr else None
         if rate is not None:
             self._found = rate
-            _scale(trainer, rate, self._rates(trainer), self._scales(trainer))
+            _scale(trainer, rate, self._rates(trainer)[0])
             self.apply(rate, pl_module, trainer.datamodule)
 
     def apply(self, rate: float, *owners: Any) -> None:
