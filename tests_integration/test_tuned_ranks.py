@@ -20,8 +20,13 @@ from lt_interface.testing.training import Job
 
 SECONDS = 120.0
 QUIET: dict[str, Any] = {
-    **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
-    **{"enable_model_summary": False, "max_epochs": 1, "num_sanity_val_steps": 0},
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "max_epochs": 1,
+    "num_sanity_val_steps": 0,
 }
 
 

@@ -294,12 +294,19 @@ class ByHand(Plain):
         self.automatic_optimization = False
 
 
+class Sizeless(LightningDataModule):
+    """Data module whose size is nobody's."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Noisy(), batch_size=4)
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "manual": (lambda t: t.lr_find(ByHand(), DataLoader(Noisy())), "manual optimization"),
     "attribute": (lambda t: t.lr_find(Net(), attr_name="learning"), "needs an attribute 'learning'"),
     "nearest": (lambda t: t.scale_batch_size(Net(), batch_arg_name="batchsize"), 'Did you mean "batch_size"'),
     "no attribute": (lambda t: t.lr_find(Plain(), DataLoader(Noisy())), "the rate needs an attribute"),
-    "no size": (lambda t: t.scale_batch_size(Plain(), datamodule=LightningDataModule()), "without it"),
+    "no size": (lambda t: t.scale_batch_size(Plain(), datamodule=Sizeless()), "must take its batch size from"),
     "method": (lambda t: t.lr_find(Net(), method="test"), "rates are tried in training"),
     "no method": (lambda t: t.scale_batch_size(Net(), method="predicts"), 'Did you mean "predict"'),
     "loaders": (lambda t: t.lr_find(Net(), dataloaders=[]), "takes no dataloaders"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lt_core.callback import Callback
 from lt_core.callbacks.lr_finder import choices
 from lt_core.config.parsers import is_number, is_whole
 from lt_core.data.leaf import length
-from lt_core.data.resize import batch_size_problems, resized
+from lt_core.data.resize import batch_size_of, batch_size_problems, resized
 from lt_core.loops.trial import exchange_loaders, fits_in_memory, given_loaders, loaders_in, trial
 from lt_core.model.attribute import Attribute
 from lt_core.notices import info, warn
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["BatchSizeFinder"]
 
 Mode = Literal["power", "binsearch"]
-_WITHOUT_END = 10**12
 
 
 def _search(fits: Callable[[int], bool], mode: str, size: int, trials: int, most: int) -> tuple[int, int | None]:
@@ -158,34 +159,40 @@ class BatchSizeFinder(Callback):
         """
         where, given = type(self).__name__, given_loaders(trainer)
         attribute = Attribute(self._name, pl_module, trainer.datamodule)
-        with trial(trainer) as run:
-            loaders, source = loaders_in(run)
-            ranks, collective = run.world.data_size, run.strategy.collective_forward or run.plan.sync_batchnorm
-        problems = batch_size_problems(loaders, source)
-        missing = (
-            attribute.problem(where, f"{source} must take its batch size from the attribute") if given is None else None
-        )
-        problems += [] if missing is None else [missing]
-        if ranks > 1 and collective:
-            rule, fix = "ranks that compute a step together cannot try one that may fail", "Try it with one device."
-            problems.append(Problem(where, rule, f"{ranks} ranks", fix))
-        raise_problems(problems)
-        sizes = [length(loader.dataset) for loader in loaders]
-        most = min([self._most, *(int(max(size // ranks, 1)) for size in sizes if size < _WITHOUT_END)])
-        whole = (loaders[0].batch_size or loaders[0].batch_sampler.batch_size) * trainer.accumulate_grad_batches
-        most = min(most, whole) if self._keeps else most
-        before = attribute.get()
+        before, problems = attribute.get(), list[Problem]()
 
-        def fits(size: int) -> bool:
+        @contextmanager
+        def sized(size: int) -> Iterator[None]:
             if attribute.found:
                 attribute.set(size)
             try:
-                if given is None:
-                    self._check(trainer, size)
-                fitted = fits_in_memory(trainer, self._steps, None if given is None else resized(given, size))
+                yield
             finally:
                 if attribute.found:
                     attribute.set(before)
+
+        with sized(self._first), trial(trainer) as run:
+            loaders, source = loaders_in(run)
+            ranks, together = run.world.data_size, run.strategy.collective_forward or run.plan.sync_batchnorm
+        problems += batch_size_problems(loaders, source)
+        if ranks > 1 and together:
+            rule, fix = "ranks that compute a step together cannot try one that may fail", "Try it with one device."
+            problems.append(Problem(where, rule, f"{ranks} ranks", fix))
+        now = [batch_size_of(loader) for loader in loaders] if not problems else []
+        if given is None:
+            missing = attribute.problem(where, f"{source} must take its batch size from the attribute")
+            if missing is None and now and self._first not in now:
+                rule, fix = "the loader's size must be the attribute's", f"Write batch_size=self.{self._name}."
+                missing = Problem(source, rule, f"batch_size={now[0]}", fix)
+            problems += [] if missing is None else [missing]
+        raise_problems(problems)
+        whole = int(before if given is None and is_whole(before) else now[0] or 1) * trainer.accumulate_grad_batches
+        lengths = [int(n) // ranks for n in (length(loader.dataset) for loader in loaders) if n != math.inf]
+        most = min([self._most, *(max(n, 1) for n in lengths), *([whole] if self._keeps else ())])
+
+        def fits(size: int) -> bool:
+            with sized(size):
+                fitted = fits_in_memory(trainer, self._steps, None if given is None else resized(given, size))
             info(f"{where}: a batch size of {size} {'fits' if fitted else 'does not fit into memory'}.")
             return fitted
 
@@ -199,19 +206,6 @@ class BatchSizeFinder(Callback):
             return size, None
         size = next(divisor for divisor in range(size, 0, -1) if whole % divisor == 0)
         return size, whole // size
-
-    def _check(self, trainer: Trainer, size: int) -> None:
-        """Check that the loaders' hook takes its size from the attribute.
-
-        Raises:
-            ConfigError: If it does not.
-        """
-        with trial(trainer) as run:
-            loaders, source = loaders_in(run)
-        if all(loader.batch_size not in (None, size) for loader in loaders):
-            rule, got = f"its loader must take its batch size from {self._name}", f"batch_size={loaders[0].batch_size}"
-            fix = f"Write DataLoader(..., batch_size=self.{self._name})."
-            raise ConfigError(Problem(source, rule, got, fix))
 
     def scale_batch_size(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find a size and go on with it; call it in hooks in which no batch is running.

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from lt_core.data.combined import CombinedLoader, flatten, outline, unflatten
 from lt_interface.errors import Problem
 
-__all__ = ["batch_size_problems", "resized"]
+__all__ = ["batch_size_of", "batch_size_problems", "resized"]
 
 
 def resized(tree: Any, size: int) -> Any:
@@ -39,6 +39,15 @@ def _resized(user: DataLoader[Any], size: int) -> DataLoader[Any]:
     return loader
 
 
+def batch_size_of(loader: Any) -> int | None:
+    """Return how many samples a batch of a loader has; None where that is not the loader's to say."""
+    if not isinstance(loader, DataLoader):
+        return None
+    batches: Any = loader.batch_sampler
+    size: int | None = batches.batch_size if type(batches) is BatchSampler else loader.batch_size
+    return size
+
+
 def batch_size_problems(loaders: list[Any], where: str) -> list[Problem]:
     """Return why loaders cannot have another batch size.
 
@@ -46,15 +55,12 @@ def batch_size_problems(loaders: list[Any], where: str) -> list[Problem]:
         loaders: The loaders.
         where: How errors name their source.
     """
-    problems = []
-    for loader in loaders:
-        sampler = getattr(loader, "batch_sampler", None)
-        if not isinstance(loader, DataLoader):
-            got = type(loader).__name__
-        elif loader.batch_size is None and type(sampler) is not BatchSampler:
-            got = "a DataLoader with " + ("batch_size=None" if sampler is None else f"a {type(sampler).__name__}")
-        else:
-            continue
-        fix = "Give a DataLoader with batch_size=...; how many samples a batch of another kind has, only you know."
-        problems.append(Problem(where, "each loader must be a DataLoader with a batch size", got, fix))
+    fix = "Give a DataLoader with batch_size=...; how many samples a batch of another kind has, only you know."
+    rule, problems = "each loader must be a DataLoader with a batch size", list[Problem]()
+    for loader in (loader for loader in loaders if batch_size_of(loader) is None):
+        got = type(loader).__name__
+        if isinstance(loader, DataLoader):
+            sampler = loader.batch_sampler
+            got += " with " + ("batch_size=None" if sampler is None else type(sampler).__name__)
+        problems.append(Problem(where, rule, got, fix))
     return problems

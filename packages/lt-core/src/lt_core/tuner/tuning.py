@@ -6,10 +6,11 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from lt_core.callbacks.batch_size_finder import BatchSizeFinder
 from lt_core.callbacks.lr_finder import LearningRateFinder, LRFinder, choices
 from lt_core.metrics.results import Results
-from lt_core.model.attribute import Attribute
 from lt_core.notices import warn
 from lt_core.run.checks import read_inputs
 from lt_core.run.ending import ended
@@ -109,8 +110,6 @@ class Tuner:
         settings = (min_lr, max_lr, num_training, mode, early_stop_threshold, update_attr, attr_name)
         finder = LearningRateFinder(*settings)
         given = read_inputs(model, train_dataloaders, val_dataloaders, datamodule)
-        if _is_module(given.module):
-            raise_problems(finder.problems(given.module, given.datamodule))
         if self._trainer.fast_dev_run:
             warn(f"{where}: fast_dev_run tries no learning rates.")
             return None
@@ -171,10 +170,6 @@ class Tuner:
         finder = BatchSizeFinder(*settings)
         loaders = train_dataloaders if method == "fit" else dataloaders
         given = read_inputs(model, loaders, val_dataloaders, datamodule)
-        if _is_module(given.module) and given.loaders is None:
-            attribute = Attribute(batch_arg_name, given.module, given.datamodule)
-            missing = attribute.problem(where, "the loaders' hook must take its batch size from the attribute")
-            raise_problems([] if missing is None else [missing])
         if self._trainer.fast_dev_run:
             warn(f"{where}: fast_dev_run tries no batch sizes.")
             return None
@@ -200,8 +195,8 @@ class Tuner:
             _given={**trainer._given, "resume_from_checkpoint": None},
         )
         given = read_inputs(model, loaders, val, datamodule)
-        owners = [*(given.module.modules() if _is_module(given.module) else ()), given.datamodule]
-        kept, before = Kept(owners), dict(vars(strategy))
+        modules = given.module.modules() if isinstance(given.module, nn.Module) else ()
+        kept = Kept([*modules, given.datamodule])
         try:
             with rng.isolate(trainer.accelerator, trainer.strategy.device):
                 request = prepare(trainer, TrainerFn(method), model, loaders, datamodule, None, val)
@@ -210,11 +205,7 @@ class Tuner:
                     return receive(request, outcome)
         finally:
             kept.restore()
-            vars(strategy).update({name: before[name] for name in ("trainer",) if name in before})
-
-
-def _is_module(model: Any) -> bool:
-    return callable(getattr(model, "modules", None)) and hasattr(model, "automatic_optimization")
+            strategy.trainer = self._trainer
 
 
 def _loader_problems(where: str, method: str, train: Any, val: Any, loaders: Any, datamodule: Any) -> list[Problem]:
