@@ -91,7 +91,8 @@ class BatchSizeFinder(Callback):
         ...     def train_dataloader(self):
         ...         return torch.utils.data.DataLoader(RandomDataset(32, 64), batch_size=self.batch_size)
         >>> model, finder = Model(), BatchSizeFinder(max_val=16)
-        >>> Trainer(max_steps=1, callbacks=[finder], logger=False, enable_checkpointing=False).fit(model)
+        >>> quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        >>> Trainer(max_steps=1, callbacks=[finder], logger=False, **quiet).fit(model)
         >>> model.batch_size, finder.optimal_batch_size
         (16, 16)
     """

@@ -258,7 +258,8 @@ class LearningRateFinder(Callback):
         ...     def configure_optimizers(self):
         ...         return torch.optim.SGD(self.parameters(), lr=self.lr)
         >>> model, finder = Model(), LearningRateFinder(num_training_steps=30)
-        >>> Trainer(max_steps=1, callbacks=[finder], logger=False, enable_checkpointing=False).fit(model)
+        >>> quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        >>> Trainer(max_steps=1, callbacks=[finder], logger=False, **quiet).fit(model)
         >>> model.lr == finder.optimal_lr.suggestion()
         True
     """

@@ -50,7 +50,7 @@ class Tuner:
         ...     def configure_optimizers(self):
         ...         import torch
         ...         return torch.optim.SGD(self.parameters(), lr=self.lr)
-        >>> model, tuner = Model(), Tuner(Trainer(logger=False, enable_checkpointing=False))
+        >>> model, tuner = Model(), Tuner(Trainer(max_epochs=1, logger=False, enable_checkpointing=False))
         >>> found = tuner.lr_find(model, num_training=30)
         >>> model.lr == found.suggestion()
         True
