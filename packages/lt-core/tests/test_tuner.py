@@ -261,6 +261,20 @@ def test_accumulated_batches_are_one_step_of_the_search() -> None:
     assert rates == [lr for lr in found.results["lr"] for _ in range(2)]
 
 
+@pytest.mark.filterwarnings("ignore:.*returned None")
+def test_a_batch_without_a_loss_is_left_out_of_the_curve() -> None:
+    """A step whose batches are skipped has no loss in the results, and those of later steps go on without it."""
+
+    class Skipping(Net):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 3 else loss
+
+    found = Tuner(Trainer(**QUIET)).lr_find(Skipping(), num_training=8, update_attr=False, early_stop_threshold=None)
+    assert found is not None
+    assert [torch.tensor(loss).isnan().item() for loss in found.results["loss"]] == [i == 3 for i in range(8)]
+
+
 def test_a_development_run_skips_the_search() -> None:
     """With fast_dev_run nothing is tried, and a warning says so."""
     net, tuner = Net(), Tuner(Trainer(fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False))

@@ -157,11 +157,13 @@ class _Sweep(Callback):
 
     def __init__(self, found: LRFinder, threshold: float | None, scales: list[float]) -> None:
         self.found, self.threshold, self.scales = found, threshold, scales
-        self.mean, self.best, self.over = 0.0, math.inf, False
+        self.mean, self.best, self.noted, self.over = 0.0, math.inf, 0, False
         self.losses: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the rate of the step that the batch belongs to."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.losses = []
         rate = self.found.rate(len(self.found.results["lr"]))
         groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
         for group, scale in zip(groups, self.scales, strict=True):
@@ -176,18 +178,20 @@ class _Sweep(Callback):
         every = trainer.accumulate_grad_batches
         if (batch_idx + 1) % every and batch_idx + 1 != trainer.num_training_batches:
             return
-        own = torch.stack(self.losses).sum() if self.losses else torch.tensor(math.nan, device=trainer.root_device)
-        self.losses = []
-        loss = float(trainer.collectives.reduce(own))
+        own = torch.tensor([sum(map(float, self.losses)), len(self.losses)], device=trainer.root_device)
+        loss, noted = trainer.collectives.reduce(own).tolist()
         results = self.found.results
         results["lr"].append(self.found.rate(len(results["lr"])))
-        number = len(results["lr"])
+        if not noted:  # training_step has skipped the step's batches, on all ranks
+            results["loss"].append(math.nan)
+            return
+        self.noted += 1
         self.mean = _SMOOTHING * self.mean + (1 - _SMOOTHING) * loss
-        smooth = self.mean / (1 - _SMOOTHING**number)
+        smooth = self.mean / (1 - _SMOOTHING**self.noted)
         results["loss"].append(smooth)
-        if self.threshold is not None and number > 2:
+        if self.threshold is not None and self.noted > 2:
             self.over = not smooth <= self.threshold * self.best
-        self.best = smooth if number == 1 else min(self.best, smooth)
+        self.best = min(self.best, smooth)
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:
