@@ -73,8 +73,8 @@ class BatchSizeFinder(Callback):
         batch_arg_name: Where the module or data module, or their hparams, hold the size, such as ``"data.batch_size"``.
         margin: Part of the size that ``"binsearch"`` found that is taken off again, for batches that need more memory.
         max_val: The largest size that is tried. None larger than the dataset is tried either.
-        keep_global_batch: Whether an optimizer step goes on having as many samples as it has now: batches are then
-            accumulated, and the size is the largest that fits and divides that number.
+        keep_global_batch: Whether an optimizer step of ``fit`` goes on having as many samples as it has now: batches
+            are then accumulated, and the size is the largest that fits and divides that number.
 
     Attributes:
         optimal_batch_size: What was found last; None before.
@@ -174,6 +174,7 @@ class BatchSizeFinder(Callback):
 
         with sized(self._first), trial(trainer) as run:
             loaders, source = loaders_in(run)
+            keeps = self._keeps and run.fits
             ranks, together = run.world.data_size, run.strategy.collective_forward or run.plan.sync_batchnorm
         problems += batch_size_problems(loaders, source)
         if ranks > 1 and together:
@@ -189,7 +190,7 @@ class BatchSizeFinder(Callback):
         raise_problems(problems)
         whole = int(before if given is None and is_whole(before) else now[0] or 1) * trainer.accumulate_grad_batches
         lengths = [int(n) // ranks for n in (length(loader.dataset) for loader in loaders) if n != math.inf]
-        most = min([self._most, *(max(n, 1) for n in lengths), *([whole] if self._keeps else ())])
+        most = min([self._most, *(max(n, 1) for n in lengths), *([whole] if keeps else ())])
 
         def fits(size: int) -> bool:
             with sized(size):
@@ -203,7 +204,7 @@ class BatchSizeFinder(Callback):
             raise ConfigError(Problem(where, rule, f"none down to {failed}", fix))
         if self._mode == "binsearch" and failed is not None:
             size = max(1, int(size * (1 - self._margin)))
-        if not self._keeps:
+        if not keeps:
             return size, None
         size = next(divisor for divisor in range(size, 0, -1) if whole % divisor == 0)
         return size, whole // size
