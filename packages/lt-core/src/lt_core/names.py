@@ -17,25 +17,21 @@ from lt_interface.errors import Problem
 
 __all__ = ["ABSENT", "finder"]
 
-_TRIES = "Fit for a few steps with each of some values: Trainer(max_steps=...)."
 _PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
 _DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
 _LOGGER = "Subclass lt_core.loggers.Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
 
 ABSENT = {
-    "BatchSizeFinder": _TRIES,
     "CometLogger": _LOGGER,
     "DataHooks": _HOOKS,
     "DeepSpeedStrategy": _DDP,
     "FSDPStrategy": _DDP,
     "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
-    "LearningRateFinder": _TRIES,
     "LightningLite": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
     "ModelHooks": _HOOKS,
     "ModelParallelStrategy": _DDP,
     "NeptuneLogger": _LOGGER,
-    "Tuner": _TRIES,
     "XLAProfiler": _PROFILE,
     "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",
 }

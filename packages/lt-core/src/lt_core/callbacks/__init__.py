@@ -3,6 +3,7 @@
 from lt_core.callback import Callback
 from lt_core.callbacks.accumulation import GradientAccumulationScheduler
 from lt_core.callbacks.averaging import EMAWeightAveraging, WeightAveraging
+from lt_core.callbacks.batch_size_finder import BatchSizeFinder
 from lt_core.callbacks.batch_transform import BatchTransform
 from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
 from lt_core.callbacks.device_stats_monitor import DeviceStatsMonitor
@@ -10,6 +11,7 @@ from lt_core.callbacks.early_stopping import EarlyStopping
 from lt_core.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
 from lt_core.callbacks.grad_norm import GradNorm
 from lt_core.callbacks.lambda_function import LambdaCallback
+from lt_core.callbacks.lr_finder import LearningRateFinder
 from lt_core.callbacks.lr_monitor import LearningRateMonitor
 from lt_core.callbacks.model_summary import ModelSummary, RichModelSummary
 from lt_core.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
@@ -28,6 +30,7 @@ __all__ = [
     "BackboneFinetuning",
     "BaseFinetuning",
     "BasePredictionWriter",
+    "BatchSizeFinder",
     "BatchTransform",
     "Callback",
     "Checkpoint",
@@ -37,6 +40,7 @@ __all__ = [
     "GradNorm",
     "GradientAccumulationScheduler",
     "LambdaCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelPruning",

@@ -8,8 +8,8 @@ _BAR = "Write callbacks=[RichProgressBar(...)] or enable_progress_bar=False."
 # The flags that each advice is for.
 _FLAGS = {
     'Write precision="16-mixed" or precision="bf16-mixed".': "amp_backend amp_level amp_type fp16 use_amp",
-    "Set the learning rate where configure_optimizers reads it; no flag searches for it.": "auto_lr_find",
-    "Set the batch size where the DataLoader is made; no flag searches for it.": "auto_scale_batch_size",
+    "Call Tuner(trainer).lr_find(model), as trainer.tune(model) does.": "auto_lr_find",
+    "Call Tuner(trainer).scale_batch_size(model), as trainer.tune(model) does.": "auto_scale_batch_size",
     'Write accelerator="gpu", devices=N.': "auto_select_gpus gpus n_gpus num_gpus",
     "Set self.automatic_optimization = False in the LightningModule.": "automatic_optimization",
     "Write callbacks=[...].": "callback",

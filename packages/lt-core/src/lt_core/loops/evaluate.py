@@ -119,6 +119,7 @@ def _loop(run: Run, feed: Feed, stage: Stage, store: MetricStore) -> list[dict[s
     hooks, name = run.hooks, stage.hook
     hooks.fire(f"on_{name}_start")
     hooks.fire(f"on_{name}_epoch_start")
+    feed = run.feeds.made[stage.word]  # a hook may have exchanged it
     place = build_place(run, stage)
     _batches(run, feed, stage, store, place)
     store.scope = EVAL_EPOCH_END

@@ -152,8 +152,8 @@ def begin_batches(run: Run, resumed: bool) -> Iterator[Any]:
 
 def _begin_epoch(run: Run, rebuild: Callable[[Run], bool], resumed: bool) -> Callable[[Any, int], Any] | None:
     """Build what an epoch needs and begin it; return what brings each batch to the device, if the loop is to."""
-    loop, feed = run.loop, run.feed
-    check_alike(run, TRAIN.loader, "batches", feed.num_batches)
+    loop = run.loop
+    check_alike(run, TRAIN.loader, "batches", run.feed.num_batches)
     changed = rebuild(run)
     if not resumed:  # on_train_epoch_start sees callbacks added since the last epoch, and may add some
         run.cadence.begin_epoch(run)
@@ -163,14 +163,15 @@ def _begin_epoch(run: Run, rebuild: Callable[[Run], bool], resumed: bool) -> Cal
     if changed or loop.fit.step is None:
         loop.fit.step = run.action(build_step(run), "run_training_batch")
     place = build_place(run, TRAIN)
+    feed = run.feed  # a hook of the epoch's start may have exchanged it
     feed.stager = place if isinstance(place, Stager) and feed.early else None
     return place if feed.stager is None else None
 
 
 def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     """Run one epoch, or the rest of one that was resumed."""
-    progress, loop, feed, resumed = run.progress, run.loop, run.feed, not run.progress.epoch_closed
-    place = _begin_epoch(run, rebuild, resumed)
+    progress, loop, resumed = run.progress, run.loop, not run.progress.epoch_closed
+    place, feed = _begin_epoch(run, rebuild, resumed), run.feed
     hooks, store, step, cadence = run.hooks, run.metrics.train, loop.fit.step, run.cadence
     assert step is not None  # it is built
     batches = begin_batches(run, resumed)

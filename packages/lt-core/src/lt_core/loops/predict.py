@@ -50,6 +50,7 @@ def run_predict(run: Run, keep: bool, whole: bool = False) -> list[Any] | None:
     with evaluation_modes(run, PREDICT), torch.inference_mode() if run.plan.inference_mode else torch.no_grad():
         hooks.fire("on_predict_start")
         hooks.fire("on_predict_epoch_start")
+        feed = run.feeds.made[PREDICT.word]  # a hook may have exchanged it
         step = eval_step(run, PREDICT.step, len(feed.loaders) > 1)
         store = run.metrics.current
         for batch, i, loader in heard(run, run.timed_batches(feed.epoch(run.progress.epoch), PREDICT)):

@@ -29,13 +29,20 @@ if TYPE_CHECKING:
 __all__ = ["build_step"]
 
 
-def build_step(run: Run) -> Step:
+def build_step(run: Run, alone: bool = False) -> Step:
     """Return ``step(batch, batch_idx) -> outputs`` for the run as it is now.
 
     The outputs are what ``on_train_batch_end`` gets, or None where nobody asks. ``engine.owns`` is read here, where the
     engine is built and at an epoch's start, and never between two batches.
+
+    Args:
+        run: The run.
+        alone: Whether this rank exchanges nothing with the others, as in a trial that may fail on one of them.
     """
     pieces = Pieces(run)
+    around = pieces.around
+    if alone and around is not None:
+        pieces.around = lambda last: around(False)
     run.loop.fit.close = None if pieces.owned else partial(_close, pieces)
     if not run.module.automatic_optimization:
         step = _manual_step(pieces)
@@ -47,7 +54,7 @@ def build_step(run: Run) -> Step:
         step = _straight_step(pieces)
     else:
         step = _window_step(pieces)
-    return between(None, step, _after(run))
+    return step if alone else between(None, step, _after(run))
 
 
 def _after(run: Run) -> Callable[[], Any] | None:

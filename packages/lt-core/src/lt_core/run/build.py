@@ -197,7 +197,8 @@ def merge_callbacks(run: Run) -> None:
     """Add the module's own callbacks; one of the same type replaces the trainer's."""
     trainer, module = run.trainer, run.module
     with run.metrics.current.inside("configure_callbacks"):
-        returned = run.hook(method_of(module, "configure_callbacks"), module, "configure_callbacks")()
+        configure = run.hook(method_of(module, "configure_callbacks"), module, "configure_callbacks")
+        returned = configure() if trainer._trial is None else None
     own = list(returned) if isinstance(returned, (list, tuple)) else [returned] if returned else []
     types = {type(c) for c in own}
     kept = [c for c in trainer.callbacks if type(c) not in types]

@@ -57,7 +57,8 @@ def conclude(run: Run, error: BaseException | None = None) -> str:
         trainer._stop_reason = reason
     by_signal = reason.startswith("signal: ")
     # An error brings its traceback: the line is worth its place where there is something to resume from.
-    if run.world.is_global_zero and (by_signal or (run.fits and (error is None or run.saves.written))):
+    reports = run.world.is_global_zero and trainer._trial is None
+    if reports and (by_signal or (run.fits and (error is None or run.saves.written))):
         info(" ".join(filter(None, [_why(run, reason), *((*_rest(run, error), _pace(run)) if run.fits else ())])))
     return STOPPED if error is not None or is_out_of_time(trainer) else FINISHED
 

@@ -54,7 +54,9 @@ def main(request: Request | bytes) -> Outcome:
     anomaly = torch.autograd.set_detect_anomaly(True) if trainer.detect_anomaly and run.fits else None
     try:
         build_run(run, request)
-        if run.fits:
+        if trainer._trial is not None:
+            value = trainer._trial(trainer, run.module)
+        elif run.fits:
             run_fit(run, rebuild)
         elif run.stage is PREDICT:
             value = run_predict(run, request.keep, request.began_alone)

@@ -22,6 +22,7 @@ Flags = dict[str, Any]
 # What the methods take today: kept for them.
 GIVEN = {"model", "train_dataloader", "val_dataloaders", "test_dataloaders", "multiple_trainloader_mode"}
 GIVEN |= {"resume_from_checkpoint"}
+_TUNED = {"auto_lr_find", "auto_scale_batch_size"}  # for ``trainer.tune``, where they ask for something
 
 
 def _renamed(new: str) -> Callable[[Any], Flags]:
@@ -106,7 +107,7 @@ class Modern:
 
     Attributes:
         flags: Today's flags.
-        given: What the methods take today, by the name that the constructor had for it.
+        given: What the methods take today, by the name that the constructor had for it, and what ``tune`` does.
         places: How the user wrote those flags that stand for old ones.
         warnings: What to warn of.
         problems: Old and new flags that contradict one another.
@@ -140,7 +141,7 @@ _NO_MEANING = (
     "save_hparams auto_select_gpus amp_level amp_backend amp_type distributed_port enable_pl_optimizer "
     "amp_batch_size_adjustment prepare_data_per_node move_metrics_to_cpu flush_logs_every_n_steps"
 )
-_ONLY_OFF = "truncated_bptt_steps stochastic_weight_avg auto_lr_find auto_scale_batch_size"
+_ONLY_OFF = "truncated_bptt_steps stochastic_weight_avg " + " ".join(_TUNED)
 
 OLD: dict[str, Callable[[Any], Flags | None]] = {
     **{old: _renamed(new) for new, names in _RENAMED.items() for old in names.split()},
@@ -175,9 +176,10 @@ def modern(written: Mapping[str, Any]) -> Modern:
     Args:
         written: The keyword arguments as the user wrote them.
     """
-    flags: Flags = {name: value for name, value in written.items() if name not in GIVEN}
+    given = GIVEN | {name for name in _TUNED if written.get(name)}
+    flags: Flags = {name: value for name, value in written.items() if name not in given}
     warnings = [
-        f"Trainer({name}): {ADVICE[name]}" for name, value in written.items() if name in GIVEN and value is not None
+        f"Trainer({name}): {ADVICE[name]}" for name, value in written.items() if name in given and value is not None
     ]
     mode = written.get("multiple_trainloader_mode")
     problems: list[Problem] = []
@@ -185,7 +187,7 @@ def modern(written: Mapping[str, Any]) -> Modern:
         where = f"Trainer(multiple_trainloader_mode={mode!r})"
         problems.append(Problem(where, f"it is one of {', '.join(modes)}", fix=nearest(str(mode), modes)))
     places: dict[str, str] = {}
-    for old, value in written.items():
+    for old, value in [(old, value) for old, value in written.items() if old not in given]:
         found = OLD[old](value) if old in OLD else _VALUES[old](value) if old in _VALUES else None
         if found is None:
             continue
@@ -204,7 +206,7 @@ def modern(written: Mapping[str, Any]) -> Modern:
             else:
                 flags[name], places[name] = new, f"Trainer({old}={value!r})"
         warnings.append(f"Trainer({old}={value!r}): {_today(old, found)}")
-    return Modern(flags, {name: written[name] for name in GIVEN & written.keys()}, places, warnings, problems)
+    return Modern(flags, {name: written[name] for name in given & written.keys()}, places, warnings, problems)
 
 
 def _today(old: str, found: Flags) -> str:

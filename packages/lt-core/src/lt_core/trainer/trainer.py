@@ -35,6 +35,7 @@ from lt_core.run.select import (
 )
 from lt_core.state import rng
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
+from lt_core.trainer.old_calls import OldCalls
 from lt_core.trainer.view import TrainerView
 from lt_interface import WatchesTrainer, registry
 from lt_interface.errors import MisconfigurationException
@@ -52,7 +53,7 @@ __all__ = ["Trainer"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Trainer(TrainerView):
+class Trainer(OldCalls, TrainerView):
     """Trainer that fits, validates, tests and predicts with a LightningModule.
 
     Every flag is checked here, and every problem is reported at once. The flags and their

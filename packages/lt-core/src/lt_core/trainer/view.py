@@ -16,6 +16,7 @@ from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     import torch
     from torch import Tensor
@@ -64,6 +65,7 @@ class TrainerView:
     _own_ckpt_path: str | os.PathLike[str] | None = None
     _own_io: Any = None
     _announced: bool = False
+    _trial: Callable[..., Any] | None = None  # what a copy of a trainer calls where its loops would run
     _save_counter: int = 0
     _should_stop: bool = False
     _given: dict[str, Any]
