@@ -93,7 +93,7 @@ class LearningRateMonitor(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log by the epoch."""
-        self._newest = -1, ({}, {}, {})
+        self._newest = -1, ({}, {}, {})  # no step of this epoch is logged yet: each is measured until one is
         if self.logging_interval != "step":
             interval = "any" if self.logging_interval == "epoch" else "epoch"
             self._log(trainer, self._measure(trainer, interval), trainer.global_step)

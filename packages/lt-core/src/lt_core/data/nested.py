@@ -23,7 +23,7 @@ __all__ = [
     "move_to_device",
 ]
 
-_PLAIN = {list, tuple, dict}
+_PLAIN = {list, tuple, dict, str}
 _OWN_SIZES = ("batch_size", "num_graphs")
 
 
@@ -135,9 +135,7 @@ def _own_size(batch: Any) -> int | None:
 def _items(leaf: Any) -> Iterable[Any]:
     """Return the items of a leaf that gives them again and again, and is no string or array."""
     if isinstance(leaf, Iterable) and not isinstance(leaf, (str, bytes, Iterator)) and not hasattr(leaf, "__array__"):
-        with suppress(
-            TypeError, NotImplementedError
-        ):  # of classes that have the method to say that they do not iterate
+        with suppress(TypeError, NotImplementedError):  # some classes have the method to refuse it
             return iter(leaf)
     return ()
 

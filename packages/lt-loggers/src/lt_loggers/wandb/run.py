@@ -242,7 +242,7 @@ def _say_where(run: Any) -> None:
     """Write the one line that a user needs: the run's address, or the command that sends it there later."""
     folder = os.path.dirname(run.settings.sync_file)
     here = f"the run is kept in {folder}. Send it later with: wandb sync {folder}"
-    print(f"W&B: {here if run.offline else run.url}", file=sys.stderr, flush=True)
+    print(f"W&B: {here if run.offline else run.url or folder}", file=sys.stderr, flush=True)
 
 
 def _init(options: Mapping[str, Any]) -> Any:
