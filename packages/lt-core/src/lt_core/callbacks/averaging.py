@@ -352,7 +352,7 @@ class WeightAveraging(Averager):
         kept = self._kept
         if self._average is not None:
             kept = {"average": self._average.state_dict(), "raw": self._raw}
-        elif kept is None or not self._is_own(pl_module, kept):
+        elif kept is None or not self._is_own(pl_module, kept):  # the module got other weights since then
             return
         names, state = _names(pl_module), checkpoint["state_dict"]
         averaged = {name: name.removeprefix(_PREFIX) for name in kept["average"] if name.startswith(_PREFIX)}
