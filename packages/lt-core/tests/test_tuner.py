@@ -174,6 +174,18 @@ def test_a_size_in_the_data_module() -> None:
     assert data.batch_size == 32
 
 
+@pytest.mark.parametrize(("drops", "expected"), [(False, 32), (True, 5)])
+def test_sizes_end_with_the_longest_dataset(drops: bool, expected: int) -> None:
+    """Of several loaders the longest says where sizes end; where short batches are dropped, the shortest."""
+    loaders = [DataLoader(Noisy(size), 2, drop_last=drops) for size in (32, 5)]
+
+    class Two(Net):
+        def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+            return None
+
+    assert Tuner(Trainer(**QUIET)).scale_batch_size(Two(), dataloaders=loaders, method="test") == expected
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

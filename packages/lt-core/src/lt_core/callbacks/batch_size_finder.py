@@ -190,7 +190,8 @@ class BatchSizeFinder(Callback):
         raise_problems(problems)
         whole = int(before if given is None and is_whole(before) else now[0] or 1) * trainer.accumulate_grad_batches
         lengths = [int(n) // ranks for n in (length(loader.dataset) for loader in loaders) if n != math.inf]
-        most = min([self._most, *(max(n, 1) for n in lengths), *([whole] if keeps else ())])
+        longest = (min if any(loader.drop_last for loader in loaders) else max)(lengths, default=self._most)
+        most = min([self._most, max(longest, 1), *([whole] if keeps else ())])
 
         def fits(size: int) -> bool:
             with sized(size):
