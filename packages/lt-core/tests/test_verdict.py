@@ -121,6 +121,14 @@ def test_workers_that_are_started_each_epoch(tmp_path: Path) -> None:
     assert "persistent_workers=True" in profiler.verdict()["text"]
 
 
+def test_without_a_run_nothing_is_claimed() -> None:
+    """Before a run, and where other processes run it, the verdict is that nothing was measured."""
+    profiler = SimpleProfiler()
+    with profiler.profile("[LightningModule]Net.configure_callbacks"):
+        pass
+    assert (profiler.verdict()["bottleneck"], profiler.verdict()["text"]) == ("nothing", "nothing was measured.")
+
+
 def test_an_evaluation_has_a_verdict_of_its_own(tmp_path: Path) -> None:
     """In validate, test and predict the step is the computing, and waiting for data is found as in fit."""
     profiler = SimpleProfiler()

@@ -270,7 +270,7 @@ def judge(root: Action, seconds: float, stage: str, rank: int, facts: Mapping[st
         if m.share(name) >= WORTH_IT
     }
     found, share = next(iter(texts), ""), m.share("computing")
-    if not root.inside:
+    if not stage or not root.inside:  # as in the process that has launched the ranks
         found, text, share = "nothing", "nothing was measured", 0.0
     elif not found or (m.is_tiny and all(share > m.share(phase) for phase in ("logging", "validation", "saving"))):
         found, text = _computing(m)
