@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tuned import Net, Noisy, states, trainer
 
 from lt_core import LightningDataModule, LightningModule, Trainer, seed_everything
-from lt_core.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
+from lt_core.callbacks import BatchSizeFinder, BatchTransform, LearningRateFinder, ModelCheckpoint
 from lt_core.loops.trial import is_out_of_memory
 from lt_core.tuner import Tuner
 from lt_interface import MisconfigurationException
@@ -94,6 +94,32 @@ def test_a_fit_after_a_search_is_the_fit_without(tmp_path: Path, finder: Any) ->
         return {key: repr(value) for key, value in found.items()}
 
     assert run(True) == run(False)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("batches", torch.zeros(1))
+        self.seen = 0
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.batches += 1
+        self.seen += 1
+        return batch
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["tuner", "callback"])
+def test_batches_are_changed_as_in_the_fit(tmp_path: Path, inside: bool) -> None:
+    """What changes batches on the device does so while something is tried; its state is put back."""
+    change = Counting()
+    finder = [LearningRateFinder(num_training_steps=12, update_attr=False)] * inside
+    runner = trainer(tmp_path, callbacks=[BatchTransform(change), *finder], max_steps=1)
+    if inside:
+        runner.fit(Net())
+    else:
+        Tuner(runner).lr_find(Net(), num_training=12, update_attr=False, early_stop_threshold=None)
+    assert change.seen >= 12
+    assert change.batches == inside  # that of the fit
 
 
 def test_the_trainer_after_a_search_resumes_what_it_saved(tmp_path: Path) -> None:

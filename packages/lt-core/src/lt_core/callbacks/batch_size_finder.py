@@ -97,6 +97,7 @@ class BatchSizeFinder(Callback):
         (16, 16)
     """
 
+    #: What ``mode`` may be.
     SUPPORTED_MODES = get_args(Mode)
 
     def __init__(

@@ -268,6 +268,7 @@ class LearningRateFinder(Callback):
         True
     """
 
+    #: What ``mode`` may be.
     SUPPORTED_MODES = get_args(Mode)
 
     def __init__(

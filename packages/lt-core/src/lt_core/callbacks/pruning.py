@@ -73,6 +73,7 @@ class ModelPruning(Callback):
         0.5
     """
 
+    #: Parameters of a layer that are pruned where none are named.
     PARAMETER_NAMES: ClassVar[tuple[str, ...]] = ("weight", "bias")
     in_weights: ClassVar[bool] = True
 

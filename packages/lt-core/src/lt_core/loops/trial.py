@@ -3,8 +3,8 @@
 A trial has loops' state, counters, metrics, hooks and data of its own, and takes module, optimizers and engine of the
 run. So what the run knows is never touched, and what both hold is kept before and restored after, an error or a signal
 included: weights, gradients, optimizers, all attributes of module and data module, random states, those of samplers and
-datasets too. Nothing is validated, logged or saved, and of the hooks those of the module and data module alone are
-called, up to the last batch's.
+datasets too. Nothing is validated, logged or saved; of the hooks those of the module and data module alone are
+called, up to the last batch's, beside callbacks that change batches.
 
 With several ranks a trial that may run out of memory on one of them exchanges nothing inside a step: behind each step
 the ranks agree on whether it went well everywhere.
@@ -12,6 +12,7 @@ the ranks agree on whether it went well everywhere.
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,8 +25,8 @@ from lt_core.checkpoint.save import Saves
 from lt_core.data.leaf import is_stateful, state_of
 from lt_core.data.sources import Feeds, feed_of
 from lt_core.data.stream import find_generators, samplers_in
-from lt_core.data.to_device import build_place
-from lt_core.hooks.table import HookTable
+from lt_core.data.to_device import TransformsBatches, build_place
+from lt_core.hooks.table import HookTable, method_of
 from lt_core.loops.boundary import Cadence
 from lt_core.loops.calls import manual_backward_of
 from lt_core.loops.evaluate import eval_step, evaluation_modes
@@ -108,7 +109,7 @@ def trial(trainer: Trainer, callbacks: Sequence[Callback] = (), given: Any = Non
 
     Args:
         trainer: The trainer, inside a call, from ``on_fit_start`` or the start of an evaluation on.
-        callbacks: Whose hooks are called.
+        callbacks: Whose hooks are called, besides those of the callbacks that change batches.
         given: The loaders for the call's stage; those of the run if None.
     """
     run = trainer._run
@@ -124,6 +125,10 @@ def trial(trainer: Trainer, callbacks: Sequence[Callback] = (), given: Any = Non
         rest.callback(Kept(owners).restore)
         rest.enter_context(objects.untouched(module))
         rest.callback(run.precision.load_state_dict, run.precision.state_dict())
+        changing = [callback for callback in run.callbacks if isinstance(callback, TransformsBatches)]
+        for callback in changing:  # what they do to a batch is part of the step
+            if state := method_of(callback, "state_dict")():
+                rest.callback(method_of(callback, "load_state_dict"), copy.deepcopy(state))
         shown, before = vars(trainer), dict(vars(trainer))
         rest.callback(shown.update, before)
         rest.callback(shown.clear)
@@ -143,7 +148,7 @@ def trial(trainer: Trainer, callbacks: Sequence[Callback] = (), given: Any = Non
             cadence=Cadence(),
             loop=LoopState(several=run.loop.several),
             resumed=Resumed(),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *changing],
             schedulers=[],
             record=None,
         )

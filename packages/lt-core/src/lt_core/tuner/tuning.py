@@ -10,6 +10,7 @@ from torch import nn
 
 from lt_core.callbacks.batch_size_finder import BatchSizeFinder
 from lt_core.callbacks.lr_finder import LearningRateFinder, LRFinder, choices
+from lt_core.data.to_device import TransformsBatches
 from lt_core.metrics.results import Results
 from lt_core.notices import warn
 from lt_core.run.checks import read_inputs
@@ -185,7 +186,7 @@ class Tuner:
             _trial=search,
             _progress=Progress(),
             state=TrainerState(),
-            callbacks=[],
+            callbacks=[callback for callback in trainer.callbacks if isinstance(callback, TransformsBatches)],
             loggers=[DummyLogger() for _ in trainer.loggers],
             _handlers=[],
             _results=Results(),
