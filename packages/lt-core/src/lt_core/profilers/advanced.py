@@ -45,8 +45,8 @@ class AdvancedProfiler(MeasuringProfiler):
         True
     """
 
-    word = "advanced"
-    measured = MeasuringProfiler.measured | {"profiled_actions", "_running"}
+    _word = "advanced"
+    _measured = MeasuringProfiler._measured | {"profiled_actions", "_running"}
 
     def __init__(
         self,

@@ -111,13 +111,13 @@ class MeasuringProfiler(PassThroughProfiler):
     """
 
     passes_through = False
-    word = "profile"
-    measured: ClassVar[set[str]] = {"recorded_durations", "_root", "_now"}  # what does not travel to other processes
+    _word = "profile"
+    _measured: ClassVar[set[str]] = {"recorded_durations", "_root", "_now"}  # what does not travel to other processes
 
     def __init__(self, dirpath: str | os.PathLike[str] | None = None, filename: str | None = None) -> None:
         where = type(self).__name__
         self.dirpath = None if dirpath is None else local_path(f"{where}(dirpath={dirpath!r})", dirpath)
-        self.filename = self.word if filename is None and dirpath is not None else filename
+        self.filename = self._word if filename is None and dirpath is not None else filename
         problem = path_problem(f"{where}(filename={filename!r})", f"predict-{filename}-0000.json")
         raise_problems([problem] if problem is not None else [])
         self._stage, self._rank, self._folder = "", 0, self.dirpath
@@ -132,7 +132,7 @@ class MeasuringProfiler(PassThroughProfiler):
         self.start_time = perf_counter()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in self.measured}
+        return {name: value for name, value in vars(self).items() if name not in self._measured}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

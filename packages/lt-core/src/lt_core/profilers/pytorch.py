@@ -68,8 +68,15 @@ class PyTorchProfiler(MeasuringProfiler):
         True
     """
 
-    word = "pytorch"
-    measured = MeasuringProfiler.measured | {"_profile", "_nvtx", "_ranges", "_handles", "_averages", "function_events"}
+    _word = "pytorch"
+    _measured = MeasuringProfiler._measured | {
+        "_profile",
+        "_nvtx",
+        "_ranges",
+        "_handles",
+        "_averages",
+        "function_events",
+    }
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ class SimpleProfiler(MeasuringProfiler):
         ['calls', 'seconds', 'share']
     """
 
-    word = "simple"
+    _word = "simple"
 
     def __init__(
         self,
