@@ -64,7 +64,7 @@ def test_examples_run(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_profiler_by_name_is_that_class(kind: type) -> None:
     """Each name gives an own profiler, and the old True means the simple one."""
-    assert type(Trainer(**SILENT, max_epochs=1, profiler=kind.word).profiler) is kind  # type: ignore[attr-defined]
+    assert type(Trainer(**SILENT, max_epochs=1, profiler=kind._word).profiler) is kind  # type: ignore[attr-defined]
     with pytest.warns(FutureWarning, match="profiler='simple'"):
         assert type(Trainer(**SILENT, max_epochs=1, profiler=True).profiler) is SimpleProfiler
 
@@ -134,7 +134,7 @@ def test_evaluation_is_measured(kind: type, stage: str, tmp_path: Path) -> None:
     step = {"validate": "validation_step"}.get(stage, f"{stage}_step")
     assert len(profiler.recorded_durations[f"[Strategy]SingleDeviceStrategy.{step}"]) == 2
     assert any(name.endswith("_next") for name in profiler.recorded_durations)
-    assert json.loads((tmp_path / f"{stage}-{profiler.word}-0.json").read_text())["stage"] == stage
+    assert json.loads((tmp_path / f"{stage}-{profiler._word}-0.json").read_text())["stage"] == stage
 
 
 @pytest.mark.parametrize("kind", KINDS)
