@@ -289,7 +289,7 @@ from test_clusters import FarmEnvironment, LightningEnvironment, weights
 if __name__ == "__main__":
     kind = {{"farm": FarmEnvironment, "lightning": LightningEnvironment}}[sys.argv[1]]
     found = weights(2, strategy="ddp", plugins=[kind()])
-    print(json.dumps([int(os.environ["RANK"]), found]) + "\n", end="", flush=True)  # in one write: ranks share a pipe
+    print(json.dumps([int(os.environ["RANK"]), found]) + "\\n", end="", flush=True)  # in one write: ranks share a pipe
 """
 
 

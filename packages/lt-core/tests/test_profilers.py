@@ -22,7 +22,8 @@ from lt_core.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lt_interface import ConfigError
 from lt_interface.testing import ProfilerConformance
 
-KINDS = [SimpleProfiler, AdvancedProfiler, PyTorchProfiler]
+WORDS: dict[type, str] = {SimpleProfiler: "simple", AdvancedProfiler: "advanced", PyTorchProfiler: "pytorch"}
+KINDS = list(WORDS)
 
 
 class TestSimple(ProfilerConformance):
@@ -64,7 +65,7 @@ def test_examples_run(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_profiler_by_name_is_that_class(kind: type) -> None:
     """Each name gives an own profiler, and the old True means the simple one."""
-    assert type(Trainer(**SILENT, max_epochs=1, profiler=kind._word).profiler) is kind  # type: ignore[attr-defined]
+    assert type(Trainer(**SILENT, max_epochs=1, profiler=WORDS[kind]).profiler) is kind
     with pytest.warns(FutureWarning, match="profiler='simple'"):
         assert type(Trainer(**SILENT, max_epochs=1, profiler=True).profiler) is SimpleProfiler
 
@@ -134,7 +135,7 @@ def test_evaluation_is_measured(kind: type, stage: str, tmp_path: Path) -> None:
     step = {"validate": "validation_step"}.get(stage, f"{stage}_step")
     assert len(profiler.recorded_durations[f"[Strategy]SingleDeviceStrategy.{step}"]) == 2
     assert any(name.endswith("_next") for name in profiler.recorded_durations)
-    assert json.loads((tmp_path / f"{stage}-{profiler._word}-0.json").read_text())["stage"] == stage
+    assert json.loads((tmp_path / f"{stage}-{WORDS[kind]}-0.json").read_text())["stage"] == stage
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,7 +166,7 @@ def test_a_resumed_fit_is_profiled_and_ends_alike(kind: type, tmp_path: Path) ->
             trainer.fit(module, loader(4, shuffle=True), ckpt_path=path)
         ends.append(module.layer.weight.detach().clone())
     assert torch.equal(*ends)
-    reports = (tmp_path / "cut" / f"fit-{kind.word}-0.txt").read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    reports = (tmp_path / "cut" / f"fit-{WORDS[kind]}-0.txt").read_text(encoding="utf-8")
     assert reports.count("Verdict: ") == 2
 
 
