@@ -18,6 +18,12 @@ from lt_core.utilities.throughput import Throughput, get_available_flops
 from lt_interface import ConfigError, MisconfigurationException
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what runs write by default out of the tree."""
+    monkeypatch.chdir(tmp_path)
+
+
 class Memory(Logger):
     """Logger that keeps what is logged."""
 
