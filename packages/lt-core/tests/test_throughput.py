@@ -211,7 +211,7 @@ def test_a_skipped_batch_is_not_counted() -> None:
 @pytest.mark.parametrize("flops", ["312e12", 0, True])
 def test_peaks_are_numbers(flops: Any) -> None:
     """Operations a second that are no number are refused where they are written."""
-    with pytest.raises(ConfigError, match="available_flops=.*must be a number above 0"):
+    with pytest.raises(ConfigError, match=r"available_flops=.*must be a number above 0"):
         ThroughputMonitor(len, available_flops=flops)
 
 

@@ -411,7 +411,7 @@ def test_what_cannot_be_set_is_an_error_before_the_search(what: str) -> None:
         "held": lambda: tuner.lr_find(net, batches, attr_name="held.lr"),
         "size": lambda: tuner.scale_batch_size(net, batches),
     }
-    with pytest.raises(MisconfigurationException, match="needs an attribute .* that can be set"):
+    with pytest.raises(MisconfigurationException, match=r"needs an attribute .* that can be set"):
         finds[what]()
     assert not net.tried
 
