@@ -13,6 +13,7 @@ from planted import SLOW, Net, loader, pause
 from quiet import QUIET
 
 from lt_core import Callback, Trainer
+from lt_core.callbacks import ModelCheckpoint
 
 
 class SlowStep(Net):
@@ -99,6 +100,24 @@ def test_it_is_said_after_ctrl_c(long: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt):
         end_of(long, Net(), loader(seconds=SLOW), callbacks=[Interrupts()])
     assert "Input-bound: " in long.messages[-1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_steps_before_an_error_count(
+    long: pytest.LogCaptureFixture, tmp_path: Path, error: type[BaseException]
+) -> None:
+    """A training of slow steps that ends in mid-epoch is called compute-bound, although its loader takes time too."""
+
+    class Fails(SlowStep):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 6:
+                raise error
+            return super().training_step(batch, batch_idx)
+
+    save = ModelCheckpoint(dirpath=tmp_path, save_on_exception=True)
+    with pytest.raises(error):
+        end_of(long, Fails(), loader(seconds=SLOW / 4), callbacks=[save], enable_checkpointing=True)
+    assert "Compute-bound: " in next(line for line in long.messages if "stopped" in line)
 
 
 def test_a_device_with_a_side_stream_names_its_input(long: pytest.LogCaptureFixture, tmp_path: Path) -> None:

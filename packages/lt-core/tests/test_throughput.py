@@ -67,6 +67,12 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.fixture(autouse=True)
+def _in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what trainers without a folder write out of the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def data(batches: int = 6) -> DataLoader[Tensor]:
     return DataLoader(torch.randn(batches * 2, 8), 2)  # type: ignore[arg-type]
 
@@ -193,6 +199,26 @@ def test_a_resumed_training_goes_on(tmp_path: Path) -> None:
         assert times == sorted(times)
         found.append((dict(logger.values("train/samples")), module.layer.weight.tolist()))
     assert found[0] == found[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*no backward pass")
+def test_a_skipped_batch_is_not_counted() -> None:
+    """Where the first steps return no loss, the operations are those of the first batch that has one."""
+
+    class Skips(Net):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+            return None if batch_idx < 2 else super().training_step(batch, batch_idx)
+
+    monitor = ThroughputMonitor(len)
+    trainer_of(monitor, Memory()).fit(Skips(), data(), data(1))
+    assert monitor.flops_per_batch == 2 * (2 * 2 * 8 * 4)
+
+
+@pytest.mark.parametrize("flops", ["312e12", 0, True])
+def test_peaks_are_numbers(flops: Any) -> None:
+    """Operations a second that are no number are refused where they are written."""
+    with pytest.raises(ConfigError, match=r"available_flops=.*must be a number above 0"):
+        ThroughputMonitor(len, available_flops=flops)
 
 
 @pytest.mark.parametrize("given", [{"batch_size_fn": 5}, {"batch_size_fn": len, "length_fn": "len"}])

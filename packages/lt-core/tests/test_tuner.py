@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -267,6 +268,7 @@ def test_several_groups_keep_their_ratio() -> None:
 @pytest.mark.parametrize("name", ["", "lr", "hparams.lr", "optim.rate"])
 def test_where_the_rate_is_set(name: str) -> None:
     """The attribute is found by its name or path, and set wherever it is held."""
+    seed_everything(1)
     net: Any = Net()
     net.optim = {"rate": 0.01}
     found = Tuner(Trainer(**QUIET)).lr_find(net, num_training=20, attr_name=name)
@@ -346,6 +348,18 @@ class ByHand(Plain):
         self.automatic_optimization = False
 
 
+class Fixed(Plain):
+    """Module whose rate and size cannot be set."""
+
+    tried = False
+    lr = batch_size = property(lambda self: 1)
+    held = MappingProxyType({"lr": 0.1})
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.tried = True
+        return super().training_step(batch, batch_idx)
+
+
 class Sizeless(LightningDataModule):
     """Data module whose size is nobody's."""
 
@@ -386,6 +400,20 @@ def test_what_cannot_be_searched_is_one_error(name: str) -> None:
     call, text = WRONG[name]
     with pytest.raises(MisconfigurationException, match=text):
         call(Tuner(Trainer(**QUIET)))
+
+
+@pytest.mark.parametrize("what", ["lr", "size", "held"])
+def test_what_cannot_be_set_is_an_error_before_the_search(what: str) -> None:
+    """An attribute that is there but cannot be set is one error, and no step is tried."""
+    net, tuner, batches = Fixed(), Tuner(Trainer(**QUIET)), DataLoader(Noisy(), 4)
+    finds = {
+        "lr": lambda: tuner.lr_find(net, batches),
+        "held": lambda: tuner.lr_find(net, batches, attr_name="held.lr"),
+        "size": lambda: tuner.scale_batch_size(net, batches),
+    }
+    with pytest.raises(MisconfigurationException, match=r"needs an attribute .* that can be set"):
+        finds[what]()
+    assert not net.tried
 
 
 def test_a_loader_that_ignores_the_attribute_is_an_error() -> None:

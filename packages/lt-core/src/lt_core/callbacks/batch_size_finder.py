@@ -161,6 +161,8 @@ class BatchSizeFinder(Callback):
         """
         where, given = type(self).__name__, given_loaders(trainer)
         attribute = Attribute(self._name, pl_module, trainer.datamodule)
+        fixed = attribute.problem(where, "the size needs an attribute") if attribute.found else None
+        raise_problems([] if fixed is None else [fixed])
         before, problems = attribute.get(), list[Problem]()
 
         @contextmanager

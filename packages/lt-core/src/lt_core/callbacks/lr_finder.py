@@ -333,8 +333,10 @@ class LearningRateFinder(Callback):
         if not pl_module.automatic_optimization:
             rule, got = "manual optimization sets its rates itself", "automatic_optimization=False"
             found.append(Problem(where, rule, got, "Try some rates by hand."))
-        missing = self.attribute(pl_module, datamodule).problem(where, "the rate needs an attribute")
-        return found if missing is None or not self._update_attr else [*found, missing]
+        if self._update_attr:
+            missing = self.attribute(pl_module, datamodule).problem(where, "the rate needs an attribute")
+            found += [] if missing is None else [missing]
+        return found
 
     def search(self, trainer: Trainer, pl_module: LightningModule) -> LRFinder:
         """Return the losses by learning rate; nothing is set, and all is as before.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.callback import Callback
+from lt_core.config.parsers import is_number
 from lt_core.model.throughput import Throughput, get_available_flops
 from lt_interface.errors import MisconfigurationException, Problem, raise_problems
 
@@ -28,7 +29,7 @@ class ThroughputMonitor(Callback):
     ``log_every_n_steps``; the time of validations is left out of the training's.
 
     The operations of a training batch are the module's ``flops_per_batch`` if it has that, else they are counted once,
-    in the first batch that is trained: matrix products, convolutions and attention, forward and backward; what
+    in the first batch that has a loss: matrix products, convolutions and attention, forward and backward; what
     ``torch.compile`` has made faster runs as it was written in that batch.
 
     Args:
@@ -39,7 +40,7 @@ class ThroughputMonitor(Callback):
         separator: What stands between the parts of a name.
 
     Raises:
-        ConfigTypeError: If something is no function.
+        ConfigTypeError: If something is no function, or no number of operations.
 
     Example:
         >>> from lt_core import Trainer
@@ -63,18 +64,20 @@ class ThroughputMonitor(Callback):
         separator: str = "/",
     ) -> None:
         given = {"batch_size_fn": batch_size_fn, "length_fn": length_fn or len}
-        raise_problems(
-            [
-                Problem(
-                    f"ThroughputMonitor({name}={value!r})",
-                    "this must be a function of a batch",
-                    fix=f"Write {name}=lambda batch: len(batch[0]).",
-                    is_type=True,
-                )
-                for name, value in given.items()
-                if not callable(value)
-            ]
-        )
+        problems = [
+            Problem(
+                f"ThroughputMonitor({name}={value!r})",
+                "this must be a function of a batch",
+                fix=f"Write {name}=lambda batch: len(batch[0]).",
+                is_type=True,
+            )
+            for name, value in given.items()
+            if not callable(value)
+        ]
+        if available_flops is not None and not (is_number(available_flops) and available_flops > 0):
+            where, rule = f"ThroughputMonitor(available_flops={available_flops!r})", "this must be a number above 0"
+            problems.append(Problem(where, rule, fix="Write 312e12, or leave it out.", is_type=True))
+        raise_problems(problems)
         self.batch_size_fn, self.length_fn, self.available_flops = batch_size_fn, length_fn, available_flops
         self.flops_per_batch: int | None = None
         self._window, self._separator = window_size, separator
@@ -114,17 +117,18 @@ class ThroughputMonitor(Callback):
             self._counter = counter
             counter.__enter__()
 
-    def _end_count(self) -> None:
+    def _end_count(self, counts: bool = True) -> None:
         counter, self._counter = self._counter, None
         if counter is not None:
             counter.__exit__(None, None, None)
-            self.flops_per_batch = int(counter.get_total_flops())
+            if counts:
+                self.flops_per_batch = int(counter.get_total_flops())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a batch, and log where steps are logged."""
-        self._end_count()
+        self._end_count(counts=bool(outputs) or not pl_module.automatic_optimization)  # a skipped batch has no backward
         step, every = trainer.global_step, trainer.log_every_n_steps
         due = bool(every) and step % every == 0 and step != self._logged
         self._update(trainer, "train", batch, due)
@@ -163,7 +167,7 @@ class ThroughputMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End what is being counted, and keep the time of the training for a later fit."""
-        self._end_count()
+        self._end_count(counts=False)
         self._stop()
 
     def _stop(self) -> None:

@@ -82,7 +82,10 @@ def run_fit(run: Run, rebuild: Callable[[Run], bool]) -> None:
     settle(run)
     epoch = run.action(run_epoch, "run_training_epoch")
     while not _is_over(run):
-        epoch(run, rebuild)
+        try:
+            epoch(run, rebuild)
+        finally:
+            run.loop.fit.pace.end()
     settle_saves(run)  # so that on_train_end finds the best file of all
     run.hooks.fire("on_train_end")
     settle(run)
@@ -179,7 +182,7 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     module_start = refusal(run, hooks.module_train_batch_start)
     schedule, hear, pace, now = after_step(run), listen(run), loop.fit.pace, time.perf_counter
     stopped, skipped = resumed and stops_resumed(run), False
-    asked = begun = now()
+    pace.stager, asked = feed.stager, pace.begin()
     for i, batch in enumerate(() if stopped else run.timed_batches(batches, TRAIN), progress.batch):
         pace.fetching += now() - asked
         if place is not None:
@@ -206,18 +209,14 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
             hear()
         if i + 1 >= cadence.next or loop.attention:
             store.scope, store.hook = FORBIDDEN, "the loop"
-            asked = now()
-            pace.whole += asked - begun
+            pace.end()
             stopped = run_due(run, i)
-            asked = begun = now()
+            pace.begin()
             if stopped:
                 break
         asked = now()
-    pace.whole += asked - begun
+    pace.end()
     store.scope, store.batch = FORBIDDEN, None
-    if feed.stager is not None:  # which moved batches while they were fetched
-        pace.fetching -= feed.stager.seconds
-        pace.moving += feed.stager.seconds
     del batches
     if not stopped:
         end_of_data(run, skipped)

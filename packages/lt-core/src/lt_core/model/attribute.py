@@ -57,33 +57,40 @@ class Attribute:
             value: The new value.
 
         Raises:
-            AttributeError: If it can be set nowhere.
+            AttributeError: If it can be set nowhere; TypeError, where a mapping cannot change.
         """
-        refused: list[AttributeError] = []
-        for holder in self._holders:
+        self._put([(holder, value) for holder in self._holders])
+
+    def _put(self, values: list[tuple[Any, Any]]) -> None:
+        refused: list[AttributeError | TypeError] = []
+        for holder, value in values:
             try:
                 if isinstance(holder, Mapping):
                     holder[self._last] = value  # type: ignore[index]
                 else:
                     setattr(holder, self._last, value)
-            except AttributeError as error:
+            except (AttributeError, TypeError) as error:
                 refused.append(error)
-        if refused and len(refused) == len(self._holders):
+        if refused and len(refused) == len(values):
             raise refused[0]
 
     def problem(self, where: str, why: str) -> Problem | None:
-        """Return what is wrong if nothing holds it, with the nearest name that something does.
+        """Return what is wrong if nothing holds it, with the nearest name that something does, or if none can be set.
 
         Args:
             where: Who asks for it.
             why: What it is needed for.
         """
+        rule = f"{why} {self.name!r}, at the module, its data module or in their hparams"
+        kinds = " and ".join(type(owner).__name__ for owner in self._owners)
         if self._holders:
+            try:
+                self._put([(holder, _step(holder, self._last)) for holder in self._holders])
+            except (AttributeError, TypeError) as error:
+                return Problem(where, f"{rule}, that can be set", f"{kinds}: {error}", f"Set self.{self._last} itself.")
             return None
         names = {key: None for root in _roots(self._owners) for key in _names(root)}
         fix = nearest(self._last, list(names)) or f"Set self.{self._last} in __init__ and use it."
-        kinds = " and ".join(type(owner).__name__ for owner in self._owners)
-        rule = f"{why} {self.name!r}, at the module, its data module or in their hparams"
         return Problem(where, rule, f"{kinds} without it", fix)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from lt_core.state.collecting import Collecting
@@ -23,11 +24,27 @@ class Pace:
         whole: All of them, without what is due at boundaries.
         fetching: Those spent waiting for the next batch.
         moving: Those spent on transfer hooks and on bringing batches to the device.
+        stager: What moves batches while they are fetched, if anything does; with the ``seconds`` that it took.
     """
 
     whole: float = 0.0
     fetching: float = 0.0
     moving: float = 0.0
+    stager: Any = None
+    _begun: float | None = None
+
+    def begin(self) -> float:
+        """Begin to measure, and return the time."""
+        self._begun = perf_counter()
+        return self._begun
+
+    def end(self) -> None:
+        """Count what was measured since the beginning, once, whatever has ended it."""
+        if self._begun is not None:
+            self.whole, self._begun = self.whole + perf_counter() - self._begun, None
+        if self.stager is not None:
+            self.fetching, self.moving = self.fetching - self.stager.seconds, self.moving + self.stager.seconds
+            self.stager.seconds = 0.0
 
 
 @dataclass
