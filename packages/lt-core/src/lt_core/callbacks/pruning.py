@@ -255,8 +255,8 @@ class ModelPruning(Callback):
         ]
         raise_problems(self._missing(module, paths, layers))
         pairs = list(self.filter_parameters_to_prune(pairs))
+        self._check_amount(pairs)
         self._module, self._targets = module, [(paths[id(layer)], layer, name) for layer, name in pairs]
-        self._check_amount()
         _refresh(module)
         if self._lottery:
             self._originals = {path: copy.deepcopy(layer) for path, layer, _ in self._targets}
@@ -283,13 +283,13 @@ class ModelPruning(Callback):
             problems.append(Problem(f"ModelPruning(parameter_names={name!r})", f"no layer of {kind} has it", fix=fix))
         return problems
 
-    def _check_amount(self) -> None:
+    def _check_amount(self, pairs: Sequence[tuple[nn.Module, str]]) -> None:
         """Refuse a number of values that the parameters do not have.
 
         Raises:
             ConfigError: If it is such a number.
         """
-        owns = [layer._parameters.get(name + _ORIG, layer._parameters.get(name)) for _, layer, name in self._targets]
+        owns = [layer._parameters.get(name + _ORIG, layer._parameters.get(name)) for layer, name in pairs]
         dim = self._options["dim"] if getattr(self._method, "PRUNING_TYPE", None) == "structured" else None
         sizes = [own.numel() if dim is None else own.shape[dim] for own in owns if own is not None and not is_lazy(own)]
         most = sum(sizes) if self._whole else min(sizes, default=0)

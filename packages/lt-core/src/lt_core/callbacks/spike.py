@@ -89,7 +89,9 @@ class SpikeDetection(Callback):
                 where = f"SpikeDetection({name}={value!r})"
                 problems.append(Problem(where, f"must be a whole number of at least {least}"))
         for name, distance in (("atol", atol), ("rtol", rtol)):
-            is_number = isinstance(distance, int | float) and not isinstance(distance, bool) and not math.isnan(distance)
+            is_number = (
+                isinstance(distance, int | float) and not isinstance(distance, bool) and not math.isnan(distance)
+            )
             if distance is not None and not is_number:
                 problems.append(Problem(f"SpikeDetection({name}={distance!r})", "must be a number, or None"))
         raise_problems(problems)
