@@ -133,6 +133,17 @@ def test_a_resumed_run_is_pruned_as_before(name: str, at: int, tmp_path: Path) -
     assert zeros(whole)
 
 
+def test_a_resumed_run_clips_the_same(tmp_path: Path) -> None:
+    """Where only weights are pruned the order of parameters changes, and what is summed in it is still the same."""
+    flags: dict[str, Any] = {"gradient_clip_val": 0.05, "epochs": 6}
+    pruned = {"parameter_names": ["weight"], "amount": 0.1, "use_lottery_ticket_hypothesis": False}
+    flags["callbacks"] = [ModelCheckpoint(tmp_path, every_n_train_steps=6, save_top_k=-1)]
+    whole = fit(ModelPruning("l1_unstructured", **pruned), **flags)
+    rest = fit(ModelPruning("l1_unstructured", **pruned), ckpt_path=tmp_path / "epoch=1-step=6.ckpt", **flags)
+    assert [len(p.shape) for p in rest.trainer.optimizers[0].param_groups[0]["params"]] == [2, 1, 2]
+    assert_equal(whole, rest)
+
+
 def test_files_load_without_pruning(tmp_path: Path) -> None:
     """Checkpoints, those of weights alone too, hold plain parameters with zeros; training goes on without pruning."""
     savers = [
