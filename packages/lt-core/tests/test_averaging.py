@@ -220,9 +220,37 @@ def test_without_an_update_the_module_keeps_what_was_trained() -> None:
     assert_same(net.validated[0], trail.states[4])
 
 
+@pytest.mark.parametrize("make", [WeightAveraging, lambda: EMAWeightAveraging(decay=0.5)])
+def test_a_mask_is_not_averaged(make: Any, tmp_path: Path) -> None:
+    """A buffer of true and false stays as training leaves it, in the module, in files and over a resume."""
+
+    class Masked(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([True, False]))
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            if self.trainer.training:
+                self.mask.logical_not_()
+            return super().training_step(batch, batch_idx)
+
+    def trained(epochs: int, path: Path | None = None) -> tuple[Net, Any]:
+        net, trainer = Masked(), Trainer(**QUIET, max_epochs=epochs, callbacks=[make()])
+        trainer.fit(net, BATCHES, BATCHES, ckpt_path=path)
+        return net, trainer
+
+    net, trainer = trained(1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    assert net.get_buffer("mask").tolist() == [False, True]
+    assert load_checkpoint(tmp_path / "one.ckpt")["state_dict"]["mask"].tolist() == [False, True]
+    assert_same(state_of(trained(2, tmp_path / "one.ckpt")[0]), state_of(trained(2)[0]))
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
+        (lambda: fit(WeightAveraging(device="cudaa")), r"device='cudaa'\): the average needs a device of this machine"),
+        (lambda: fit(EMAWeightAveraging(device="cuda:70")), r"device='cuda:70'\): the average needs a device"),
         (lambda: EMAWeightAveraging(decay=1.1), "decay=1.1"),
         (lambda: EMAWeightAveraging(update_every_n_steps=-1), "update_every_n_steps=-1"),
         (lambda: EMAWeightAveraging(update_starting_at_epoch=0.5), "update_starting_at_epoch=0.5"),  # type: ignore[arg-type]

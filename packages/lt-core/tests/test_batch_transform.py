@@ -266,6 +266,9 @@ def test_arguments_are_checked_at_once() -> None:
         BatchTransform(3, "training")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no stage of that name"):
         BatchTransform(noise, ())
+    for keys in ([], 1.5, [0, None]):
+        with pytest.raises(ConfigError, match=r"these must be indexes, keys or names. Write keys="):
+            BatchTransform(noise, keys=keys)  # type: ignore[arg-type]
 
 
 def test_values_of_other_lengths_beside_the_samples_may_change() -> None:

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lt_core import LightningModule, Trainer
-from lt_core.callbacks import EMAWeightAveraging, LambdaCallback, ModelCheckpoint, ModelPruning, RestoreBest
+from lt_core import Callback, LightningModule, Trainer
+from lt_core.callbacks import (
+    BaseFinetuning,
+    EMAWeightAveraging,
+    LambdaCallback,
+    ModelCheckpoint,
+    ModelPruning,
+    RestoreBest,
+)
 from lt_core.checkpoint import load_checkpoint
 from lt_interface import ConfigError
 
@@ -126,6 +133,17 @@ def test_a_resumed_run_is_pruned_as_before(name: str, at: int, tmp_path: Path) -
     assert zeros(whole)
 
 
+def test_a_resumed_run_clips_the_same(tmp_path: Path) -> None:
+    """Where only weights are pruned the order of parameters changes, and what is summed in it is still the same."""
+    flags: dict[str, Any] = {"gradient_clip_val": 0.05, "epochs": 6}
+    pruned = {"parameter_names": ["weight"], "amount": 0.1, "use_lottery_ticket_hypothesis": False}
+    flags["callbacks"] = [ModelCheckpoint(tmp_path, every_n_train_steps=6, save_top_k=-1)]
+    whole = fit(ModelPruning("l1_unstructured", **pruned), **flags)
+    rest = fit(ModelPruning("l1_unstructured", **pruned), ckpt_path=tmp_path / "epoch=1-step=6.ckpt", **flags)
+    assert [len(p.shape) for p in rest.trainer.optimizers[0].param_groups[0]["params"]] == [2, 1, 2]
+    assert_equal(whole, rest)
+
+
 def test_files_load_without_pruning(tmp_path: Path) -> None:
     """Checkpoints, those of weights alone too, hold plain parameters with zeros; training goes on without pruning."""
     savers = [
@@ -161,6 +179,70 @@ def test_another_fit_goes_on_with_the_masks() -> None:
     assert torch.equal(net.first.weight == 0, mask)
 
 
+class Untouched(Callback):
+    """Callback that lets no training begin."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        pytest.fail("a training began")
+
+
+class Late(BaseFinetuning):
+    """Callback that trains the first layer from epoch 1 on."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.first)
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.make_trainable(pl_module.first)
+
+
+@pytest.mark.parametrize("pruned_first", [True, False])
+def test_another_fit_trains_what_was_unfrozen(pruned_first: bool, tmp_path: Path) -> None:
+    """Layers that were unfrozen are trained in the next fit and from a file, though pruning gave them other names."""
+
+    def callbacks() -> list[Any]:
+        both = [ModelPruning("l1_unstructured", amount=0.1), Late()]
+        return both if pruned_first else both[::-1]
+
+    net, rest = Net(), Net()
+    trainer = Trainer(**QUIET, max_epochs=2, callbacks=callbacks())
+    trainer.fit(net, BATCHES)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    trainer.max_epochs = 3
+    trainer.fit(net, BATCHES)
+    fit(None, net=rest, callbacks=callbacks(), ckpt_path=tmp_path / "end.ckpt")
+    assert all(p.requires_grad for each in (net, rest) for p in each.parameters())
+    assert_equal(rest, fit(None, callbacks=callbacks()))
+
+
+def test_a_subclass_chooses_and_follows_what_is_pruned() -> None:
+    """The methods that subclasses of Lightning's callback override are those that are called."""
+    called: list[Any] = []
+
+    class OnlyWeights(ModelPruning):
+        def filter_parameters_to_prune(self, parameters_to_prune: Any = ()) -> Any:
+            return [(layer, name) for layer, name in parameters_to_prune if name == "weight"]
+
+        def apply_pruning(self, amount: Any) -> None:
+            called.append(amount)
+            super().apply_pruning(amount)
+
+        def apply_lottery_ticket_hypothesis(self) -> None:
+            called.append("lottery")
+            super().apply_lottery_ticket_hypothesis()
+
+    net = fit(OnlyWeights("l1_unstructured", amount=10), epochs=1)
+    assert called == [10, "lottery"]
+    assert zeros(net) == int((net.first.weight == 0).sum() + (net.last.weight == 0).sum()) == 10
+
+
+def test_values_that_are_not_left_are_explained() -> None:
+    """A number of values that was there at first and is not later on is an error that shows both."""
+    with pytest.raises(ConfigError, match=r"amount=20\): no more values .* left. Got in epoch 1, .*=16. Write a frac"):
+        fit(ModelPruning("l1_unstructured", amount=20))
+
+
 def test_validation_s_end_may_be_the_moment(caplog: pytest.LogCaptureFixture) -> None:
     """Pruning after validation leaves the sanity check alone, and reports what it prunes if it is asked to."""
 
@@ -190,6 +272,14 @@ def test_validation_s_end_may_be_the_moment(caplog: pytest.LogCaptureFixture) ->
         (lambda: ModelPruning("l1_unstructured", amount=1.5), "amount=1.5"),
         (lambda: ModelPruning("l1_unstructured", amount=True), "amount=True"),
         (lambda: ModelPruning("l1_unstructured", verbose=3), "verbose=3"),
+        (lambda: fit(ModelPruning("l1_unstructured", amount=37)), "are left. Got 37 of 36"),
+        (
+            lambda: fit(
+                ModelPruning("random_structured", (), ["weight"], False, amount=3, pruning_dim=0),
+                callbacks=[Untouched()],
+            ),
+            "are left. Got 3 of 2",
+        ),
         (lambda: ModelPruning("l1_unstructured", ["weight"]), "pairs of a layer"),  # type: ignore[list-item]
         (lambda: fit(ModelPruning("l1_unstructured", [(nn.Linear(1, 1), "weight")])), "must be one of Net"),
         (lambda: fit(ModelPruning("l1_unstructured", parameter_names=["wieght"])), 'Did you mean "weight"'),

@@ -66,6 +66,12 @@ def assert_equal(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(value, other.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("start", [4, 0.8])
+def test_no_epoch_at_all_is_no_mistake(start: Any) -> None:
+    """A trainer that shall train nothing leaves the module as it is."""
+    assert_equal(fit(StochasticWeightAveraging(0.05, start), max_epochs=0), Net())
+
+
 @pytest.mark.parametrize(("start", "first"), [(4, 3), (0.67, 3), (1, 0), (6, 5), (0.0, 0), (1.0, 5)])
 def test_the_module_ends_with_the_mean_of_epoch_starts(start: Any, first: int) -> None:
     """All weights with which the epochs from the given one on began weigh the same in what the module ends with."""

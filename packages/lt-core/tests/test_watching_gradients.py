@@ -234,6 +234,8 @@ def test_arguments_and_a_missing_loss_are_refused(tmp_path: Path) -> None:
     """All wrong arguments are one error; a step without a loss cannot be judged."""
     with pytest.raises(ConfigError, match=r"3 problems(.|\n)*mode(.|\n)*window(.|\n)*warmup"):
         SpikeDetection(mode="least", window=0, warmup=-1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"2 problems(.|\n)*atol=nan\): must be a number(.|\n)*rtol='2'"):
+        SpikeDetection(atol=float("nan"), rtol="2")  # type: ignore[arg-type]
 
     class Manual(Losses):
         automatic_optimization = False

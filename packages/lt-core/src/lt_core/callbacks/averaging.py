@@ -100,6 +100,11 @@ class Averager(Callback):
         if trainer.strategy.collective_weights:
             rule, got = "the weights must lie on each rank as a whole", f"strategy {trainer.strategy.name!r}"
             problems.append(Problem(name, rule, got, 'Use strategy="ddp".'))
+        try:
+            torch.empty(0, device=self._device)
+        except (RuntimeError, AssertionError) as error:  # torch's answers to a device that is none, or is not there
+            rule, got = "the average needs a device of this machine", str(error).splitlines()[0]
+            problems.append(Problem(f"{name}(device={self._device!r})", rule, got, 'Write device="cpu".'))
         return problems
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -229,7 +234,9 @@ def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:
-    return {plain_name(name): buffer.detach() for name, buffer in module.named_buffers()}
+    """Return a module's buffers by name, without masks: of true and false there is no average."""
+    named = module.named_buffers()
+    return {plain_name(name): buffer.detach() for name, buffer in named if buffer.dtype != torch.bool}
 
 
 def _flat(module: nn.Module) -> nn.Module:

@@ -66,6 +66,11 @@ class BatchTransform(Callback):
             if stage not in _WORDS:
                 fix = nearest(str(stage), _WORDS) or f"Write some of {', '.join(_WORDS)}."
                 problems.append(Problem(f"{where}(stages={stages!r})", "no stage of that name", repr(stage), fix))
+        known = [keys] if isinstance(keys, int | str) else keys
+        several = isinstance(known, Collection) and not isinstance(known, bytes) and len(known) > 0
+        if known is not None and not (several and all(isinstance(key, int | str) for key in known)):
+            rule, fix = "these must be indexes, keys or names", 'Write keys="image" or keys=["image", "label"].'
+            problems.append(Problem(f"{where}(keys={keys!r})", rule, fix=fix))
         raise_problems(problems)
         self.stages = tuple(word for word in _WORDS if word in self.stages)
         self.transform = transform

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -253,14 +253,16 @@ class BaseFinetuning(Callback):
 
     def _restore(self, trainer: Trainer, module: LightningModule, state: Mapping[str, Any]) -> None:
         """Train what was trained, and give the optimizers the groups that they had."""
-        trainable, counting = set(state["trainable"]), set(state["statistics"])
+        known = set(parameter_names(module).values())
+        trainable, counting = set(_as_now(state["trainable"], known)), set(state["statistics"])
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(plain_name(name) in trainable)
         for name, layer in module.named_modules():
             if isinstance(layer, _BatchNorm):
                 layer.track_running_stats = plain_name(name) in counting
         before = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
-        regroup(module, trainer.optimizers, [{"param_groups": groups} for groups in state["groups"]])
+        named = [[{**group, "params": _as_now(group["params"], known)} for group in each] for each in state["groups"]]
+        regroup(module, trainer.optimizers, [{"param_groups": groups} for groups in named])
         self._extend(trainer, before)
 
     def _freeze_late(self, trainer: Trainer, module: LightningModule) -> None:
@@ -292,6 +294,12 @@ def _named(group: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]
         key: value for key, value in group.items() if value is None or isinstance(value, (bool, int, float, str))
     }
     return {**options, "params": [names[id(p)] for p in group["params"] if id(p) in names]}
+
+
+def _as_now(names: Iterable[str], known: Collection[str]) -> list[str]:
+    """Return the names that parameters have now: those that are pruned have a longer one."""
+    forms = ((name, f"{name}_orig", name.removesuffix("_orig")) for name in names)
+    return [next((form for form in each if form in known), each[0]) for each in forms]
 
 
 def _set(layer: nn.Module, trained: bool) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from lt_core.callback import Callback
@@ -25,7 +26,7 @@ from lt_core.config.parsers import is_whole
 from lt_core.hooks.declared import ModuleHooks
 from lt_core.notices import info
 from lt_core.state.progress import TrainerFn
-from lt_interface.errors import Problem, nearest, raise_problems
+from lt_interface.errors import ConfigError, Problem, nearest, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -224,6 +225,16 @@ class ModelPruning(Callback):
             checkpoint["state_dict"] = state
             _rename(checkpoint, names)
 
+    def filter_parameters_to_prune(
+        self, parameters_to_prune: Sequence[tuple[nn.Module, str]] = ()
+    ) -> Sequence[tuple[nn.Module, str]]:
+        """Return those parameters that are pruned, of the ones that were asked for; override it to choose.
+
+        Args:
+            parameters_to_prune: Pairs of a layer and a parameter's name.
+        """
+        return parameters_to_prune
+
     def make_pruning_permanent(self, module: nn.Module) -> None:
         """Give a module plain parameters, with zeros where they were pruned.
 
@@ -243,6 +254,8 @@ class ModelPruning(Callback):
             (layer, name) for name in self._parameter_names for layer in layers if _has(layer, name)
         ]
         raise_problems(self._missing(module, paths, layers))
+        pairs = list(self.filter_parameters_to_prune(pairs))
+        self._check_amount(pairs)
         self._module, self._targets = module, [(paths[id(layer)], layer, name) for layer, name in pairs]
         _refresh(module)
         if self._lottery:
@@ -270,6 +283,23 @@ class ModelPruning(Callback):
             problems.append(Problem(f"ModelPruning(parameter_names={name!r})", f"no layer of {kind} has it", fix=fix))
         return problems
 
+    def _check_amount(self, pairs: Sequence[tuple[nn.Module, str]]) -> None:
+        """Refuse a number of values that the parameters do not have.
+
+        Raises:
+            ConfigError: If it is such a number.
+        """
+        owns = [layer._parameters.get(name + _ORIG, layer._parameters.get(name)) for layer, name in pairs]
+        dim = self._options["dim"] if getattr(self._method, "PRUNING_TYPE", None) == "structured" else None
+        sizes = [own.numel() if dim is None else own.shape[dim] for own in owns if own is not None and not is_lazy(own)]
+        most = sum(sizes) if self._whole else min(sizes, default=0)
+        if sizes and not callable(self._amount) and self._amount > most:
+            raise ConfigError(self._too_much(f"{self._amount} of {most}"))
+
+    def _too_much(self, got: str) -> Problem:
+        rule, fix = "no more values can be pruned than are left", "Write a fraction of these, as amount=0.2."
+        return Problem(f"ModelPruning(amount={self._amount!r})", rule, got, fix)
+
     def _run(self, trainer: Trainer, module: nn.Module) -> None:
         epoch = trainer.current_epoch
         amount = self.amount_at(epoch) if _asked(self._apply, epoch) else 0
@@ -278,15 +308,24 @@ class ModelPruning(Callback):
         _refresh(module)  # what is the smallest now, not as of the last forward
         before = self._counts()
         with trainer.own_random_state():
-            self._prune(amount)
+            try:
+                self.apply_pruning(amount)
+            except ValueError as error:  # torch's own words, for a number of values that are not left
+                if not is_whole(amount):
+                    raise
+                raise ConfigError(self._too_much(f"in epoch {epoch}, {error}")) from error
             if _asked(self._lottery, epoch):
-                self._reset()
+                self.apply_lottery_ticket_hypothesis()
         _refresh(module)
         if self._verbose:
             self._report(amount, before)
 
-    def _prune(self, amount: int | float) -> None:
-        """Prune some more of the parameters."""
+    def apply_pruning(self, amount: int | float) -> None:
+        """Prune some more of the parameters.
+
+        Args:
+            amount: How much of what is left.
+        """
         options: dict[str, Any] = {key: value for key, value in self._options.items() if value is not None}
         if not isinstance(self._method, type):
             for _, layer, name in self._targets:
@@ -306,7 +345,7 @@ class ModelPruning(Callback):
             kind.apply(layer, name, **options, **scores)
 
     @torch.no_grad()
-    def _reset(self) -> None:
+    def apply_lottery_ticket_hypothesis(self) -> None:
         """Give what is left its first values, or new ones."""
         fresh: dict[str, Any] = {}
         for path, layer, name in self._targets:

@@ -88,6 +88,12 @@ class SpikeDetection(Callback):
             if not is_whole(value) or value < least:
                 where = f"SpikeDetection({name}={value!r})"
                 problems.append(Problem(where, f"must be a whole number of at least {least}"))
+        for name, distance in (("atol", atol), ("rtol", rtol)):
+            is_number = (
+                isinstance(distance, int | float) and not isinstance(distance, bool) and not math.isnan(distance)
+            )
+            if distance is not None and not is_number:
+                problems.append(Problem(f"SpikeDetection({name}={distance!r})", "must be a number, or None"))
         raise_problems(problems)
         self.mode, self.window, self.warmup, self.atol, self.rtol = mode, window, warmup, atol, rtol
         self.finite_only = finite_only

@@ -105,12 +105,16 @@ class StochasticWeightAveraging(Averager):
         return self._max_epochs - 1
 
     def _problems(self, trainer: Trainer) -> list[Problem]:
-        problems, start, most = super()._problems(trainer), self._epoch_start, trainer.max_epochs or -1
+        problems, start, most = (
+            super()._problems(trainer),
+            self._epoch_start,
+            -1 if trainer.max_epochs is None else trainer.max_epochs,
+        )
         where = f"{type(self).__name__}(swa_epoch_start={start!r})"
         if most < 0:
             rule = "max_epochs must say when the average ends"
             problems.append(Problem(where, rule, f"max_epochs={trainer.max_epochs}", "Write Trainer(max_epochs=...)."))
-        elif isinstance(start, int) and start > most and not trainer.fast_dev_run:
+        elif isinstance(start, int) and start > most > 0 and not trainer.fast_dev_run:
             problems.append(Problem(where, f"this must be at most max_epochs={most}", fix=f"Write {most} or less."))
         self._max_epochs = most
         return problems

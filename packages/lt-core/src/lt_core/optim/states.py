@@ -106,6 +106,11 @@ def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mappin
             _check_places(f"{where}.param_groups[{g}]", state["state"], order, optimizer.param_groups[g]["params"])
         elif set(saved["params"]) != set(group):
             raise _other_parameters(f"{where}.param_groups[{g}]", saved["params"], group)
+        elif group != list(saved["params"]):  # sums over a group depend on its order
+            own_parameters = optimizer.param_groups[g]["params"]
+            by_name = dict(zip(group, own_parameters, strict=True))
+            order = list(saved["params"])
+            own_parameters[:] = [by_name[name] for name in order]
         start = len(numbers)
         numbers.update({key: start + i for i, key in enumerate(order)})
         packed_groups.append({**saved, "params": list(range(start, start + len(order)))})
