@@ -138,9 +138,9 @@ def test_evaluation_is_measured(kind: type, stage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_profiler_travels(kind: type) -> None:
+def test_a_profiler_travels(kind: type, tmp_path: Path) -> None:
     """A profiler that measured a run can be pickled, and begins anew."""
-    profiler = kind(dirpath="somewhere")
+    profiler = kind(dirpath=tmp_path)
     profiler.setup("fit", 0, None)
     with profiler.profile("run_training_epoch"), profiler.profile("step"):
         pass

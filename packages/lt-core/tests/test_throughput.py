@@ -57,7 +57,13 @@ class Net(LightningModule):
         found: Tensor = self.layer(batch)
         return found
 
-    def configure_optimizers(self) -> Any:
+    @pytest.fixture(autouse=True)
+def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Leave what runs write out of the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 

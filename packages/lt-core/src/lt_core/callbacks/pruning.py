@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class ModelPruning(Callback):
 
     def __init__(
         self,
-        pruning_fn: Callable[..., Any] | str,
+        pruning_fn: Literal["l1_unstructured", "ln_structured", "random_structured", "random_unstructured"]
+        | Callable[..., Any],
         parameters_to_prune: Iterable[tuple[nn.Module, str]] | None = (),
         parameter_names: list[str] | None = None,
         use_global_unstructured: bool = True,
