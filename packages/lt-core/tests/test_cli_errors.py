@@ -53,8 +53,8 @@ CASES = {
     "EarlyStopping takes no such argument. Did you mean --trainer.callbacks.monitor?",
     "fit --trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay=a": "main.py fit: "
     "--trainer.callbacks.decay: it takes float. Got a.",
-    "fit --trainer.callbacks=EarlyStopping --trainer.callbacks.monitor=a --trainer.callbacks.patience=x": "main.py fit: "
-    "--trainer.callbacks.patience: it takes int. Got x.",
+    "fit --trainer.callbacks=EarlyStopping --trainer.callbacks.monitor=a --trainer.callbacks.patience=x": "main.py "
+    "fit: --trainer.callbacks.patience: it takes int. Got x.",
     "fit --trainer.logger=CSVLogger --trainer.logger.savedir=x": "main.py fit: --trainer.logger.savedir: CSVLogger "
     "takes no such argument. Did you mean --trainer.logger.save_dir?",
     "fit --model.part=cli_parts.Prat": "main.py fit: --model.part: there is no class cli_parts.Prat. "

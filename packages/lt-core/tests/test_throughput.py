@@ -18,6 +18,12 @@ from lt_core.utilities.throughput import Throughput, get_available_flops
 from lt_interface import ConfigError, MisconfigurationException
 
 
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Leave what runs write out of the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 class Memory(Logger):
     """Logger that keeps what is logged."""
 
@@ -57,13 +63,7 @@ class Net(LightningModule):
         found: Tensor = self.layer(batch)
         return found
 
-    @pytest.fixture(autouse=True)
-def _in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Leave what runs write out of the working folder."""
-    monkeypatch.chdir(tmp_path)
-
-
-def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
