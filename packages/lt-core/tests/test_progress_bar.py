@@ -374,7 +374,7 @@ def test_a_bar_of_your_own_asks_for_the_running_loader():
             self.reset_dataloader_idx_tracker()
 
     trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=0, callbacks=[Bar()]
+        accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1, callbacks=[Bar()]
     )
     model = BoringModel()
     model.validation_step = lambda batch, batch_idx, dataloader_idx=0: None
