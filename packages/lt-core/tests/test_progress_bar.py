@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lt_core import Trainer
 from lt_core.callbacks import ProgressBar, RichProgressBar, Timer
@@ -373,11 +374,9 @@ def test_a_bar_of_your_own_asks_for_the_running_loader():
         def on_validation_end(self, trainer, pl_module):
             self.reset_dataloader_idx_tracker()
 
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1, callbacks=[Bar()]
-    )
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1, callbacks=[Bar()])
     model = BoringModel()
     model.validation_step = lambda batch, batch_idx, dataloader_idx=0: None
     for _ in range(2):
-        trainer.validate(model, [list(torch.ones(3, 2, 32)), list(torch.ones(2, 2, 32))], verbose=False)
+        trainer.validate(model, [DataLoader(torch.ones(size, 32)) for size in (3, 2)], verbose=False)
     assert seen == [(0, 3), (1, 2)] * 2

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lt_core.callback import Callback
-from lt_core.callbacks.averaging import Averager
 from lt_core.callbacks.restore_best import RestoreBest
+from lt_core.callbacks.weight_averaging import Averager
 from lt_core.checkpoint.format.signature import plain_name
 from lt_core.config.parsers import is_whole
 from lt_core.hooks.declared import ModuleHooks
