@@ -357,3 +357,23 @@ def test_classes_are_made_from_configurations() -> None:
     assert instantiate_module(Net, {"width": 2, "part": part}).part.slope == 0.75
     assert type(instantiate_module(Net, {"_class_path": "cli_parts.Own", "width": 2})) is Own
     assert type(instantiate_module(Net, {"class_path": "cli_parts.Own", "init_args": {"width": 2}})) is Own
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--trainer.callbacks=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"],
+        ["--trainer.callbacks=ModelPruning", "--trainer.callbacks.pruning_fn=l1_unstructured"],
+        ["--trainer.callbacks=ModelPruning", "--trainer.callbacks.pruning_fn=torch.nn.utils.prune.l1_unstructured"],
+        ["--trainer.callbacks=WeightAveraging", "--trainer.callbacks.device=cpu"],
+    ],
+)
+def test_the_configuration_of_a_callback_is_read_again(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed for a callback makes the same one, devices and names of functions included."""
+    with pytest.raises(SystemExit):
+        made(*words, "--print_config")
+    text = capsys.readouterr().out
+    assert "Unable" not in text
+    Path("printed.yaml").write_text(text)
+    cli = made("--config=printed.yaml")
+    assert type(cli.trainer.callbacks[0]).__name__ == words[0].rpartition("=")[2]

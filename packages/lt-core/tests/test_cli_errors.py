@@ -51,6 +51,10 @@ CASES = {
     "Got none.",
     "fit --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitr=x": "main.py fit: --trainer.callbacks.monitr: "
     "EarlyStopping takes no such argument. Did you mean --trainer.callbacks.monitor?",
+    "fit --trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay=a": "main.py fit: "
+    "--trainer.callbacks.decay: it takes float. Got a.",
+    "fit --trainer.callbacks=EarlyStopping --trainer.callbacks.monitor=a --trainer.callbacks.patience=x": "main.py "
+    "fit: --trainer.callbacks.patience: it takes int. Got x.",
     "fit --trainer.logger=CSVLogger --trainer.logger.savedir=x": "main.py fit: --trainer.logger.savedir: CSVLogger "
     "takes no such argument. Did you mean --trainer.logger.save_dir?",
     "fit --model.part=cli_parts.Prat": "main.py fit: --model.part: there is no class cli_parts.Prat. "
@@ -226,3 +230,24 @@ def test_defaults_of_the_trainer_may_be_old_flags_and_name_no_unknown_one(monkey
         LightningCLI(Net, Rows, run=False, args=[], trainer_defaults={"max_epoch": 3})
     with pytest.raises(ConfigError, match=r"Trainer\(gpus=2, num_processes=2\)"):
         LightningCLI(Net, Rows, run=False, args=[], trainer_defaults={"gpus": 2, "num_processes": 2})
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["--trainer.callbacks+=SpikeDetection", "--trainer.callbacks.window=-1"],
+            "SpikeDetection(window=-1): must be",
+        ),
+        (["--trainer.callbacks=PredictionWriter"], "PredictionWriter(dirpath=None): it needs the folder"),
+        (
+            ["--trainer.profiler=AdvancedProfiler", "--trainer.profiler.line_count_restriction=-1"],
+            "AdvancedProfiler(line",
+        ),
+    ],
+)
+def test_what_a_named_class_refuses_is_its_own_error(words: list[str], line: str) -> None:
+    """A class that is named on a command line says itself what it does not take, without the parser's words."""
+    with argv(), pytest.raises(ConfigError) as error:
+        LightningCLI(Net, Rows, run=False, args=words)
+    assert str(error.value).startswith(line)

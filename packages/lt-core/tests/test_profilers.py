@@ -18,7 +18,7 @@ from torch.profiler import ProfilerAction, schedule
 
 from lt_core import Callback, LightningDataModule, Trainer
 from lt_core.callbacks import ModelCheckpoint
-from lt_core.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from lt_core.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lt_interface import ConfigError
 from lt_interface.testing import ProfilerConformance
 
@@ -367,3 +367,28 @@ def test_a_schedule_may_be_none(tmp_path: Path) -> None:
     assert len(traces(tmp_path)) == 1
     assert sum(event.name == "run_training_batch" for event in profiler.function_events) == 7
     assert schedule(wait=1, warmup=1, active=1)(0) is ProfilerAction.NONE
+
+
+def test_a_subclass_of_profiler_measures_a_run(tmp_path: Path) -> None:
+    """A subclass of Profiler that has start, stop and summary gets every action, and its report is printed."""
+
+    class Names(Profiler):
+        def __init__(self) -> None:
+            super().__init__(dirpath=None, filename="names")
+            self.began: list[str] = []
+            self.ended: list[str] = []
+
+        def start(self, action_name: str) -> None:
+            self.began.append(action_name)
+
+        def stop(self, action_name: str) -> None:
+            self.ended.append(action_name)
+
+        def summary(self) -> str:
+            return ""
+
+    profiler = Names()
+    flags = {**SILENT, "max_epochs": 1, "logger": False, "default_root_dir": tmp_path}
+    Trainer(**flags, profiler=profiler).fit(Everything(), datamodule=Data())
+    assert sorted(profiler.began) == sorted(profiler.ended)
+    assert {"run_training_epoch", "run_training_batch"} <= set(profiler.began)

@@ -7,12 +7,16 @@ import types
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
+from lt_core import Trainer
 from lt_core.callbacks import ProgressBar, RichProgressBar, Timer
 from lt_core.callbacks.progress.lines import PlainLines, line
 from lt_core.callbacks.progress.notebook import markup
 from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.callbacks.progress.view import View, metrics_text
+from lt_core.demos import BoringModel
 from lt_interface.errors import ConfigError
 
 
@@ -356,3 +360,23 @@ def test_an_error_gives_the_screen_back():
     bar.on_exception(trainer, None, ValueError("x"))
     assert bar._display is None
     assert screen.getvalue().rstrip().endswith("\x1b[?25h")
+
+
+def test_a_bar_of_your_own_asks_for_the_running_loader():
+    """A bar learns where the next loader of an evaluation begins, and how many batches it has, as in Lightning."""
+    seen = []
+
+    class Bar(ProgressBar):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            if self.has_dataloader_changed(dataloader_idx):
+                seen.append((dataloader_idx, self.total_val_batches_current_dataloader))
+
+        def on_validation_end(self, trainer, pl_module):
+            self.reset_dataloader_idx_tracker()
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1, callbacks=[Bar()])
+    model = BoringModel()
+    model.validation_step = lambda batch, batch_idx, dataloader_idx=0: None
+    for _ in range(2):
+        trainer.validate(model, [DataLoader(torch.ones(size, 32)) for size in (3, 2)], verbose=False)
+    assert seen == [(0, 3), (1, 2)] * 2

@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from lt_core.callback import Callback
-from lt_core.callbacks.averaging import Averager
 from lt_core.callbacks.restore_best import RestoreBest
+from lt_core.callbacks.weight_averaging import Averager
 from lt_core.checkpoint.format.signature import plain_name
 from lt_core.config.parsers import is_whole
 from lt_core.hooks.declared import ModuleHooks
@@ -80,7 +80,8 @@ class ModelPruning(Callback):
 
     def __init__(
         self,
-        pruning_fn: Callable[..., Any] | str,
+        pruning_fn: Literal["l1_unstructured", "ln_structured", "random_structured", "random_unstructured"]
+        | Callable[..., Any],
         parameters_to_prune: Iterable[tuple[nn.Module, str]] | None = (),
         parameter_names: list[str] | None = None,
         use_global_unstructured: bool = True,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 import lt_core.callbacks  # noqa: F401 - so that the parser knows them by their short names
 from lt_core.checkpoint.format import reading
-from lt_core.cli.mistakes import one_line
+from lt_core.cli.mistakes import one_line, refusal
 from lt_core.cli.optimizers import ConfiguredOptimizers, ReduceLROnPlateau
 from lt_core.cli.parser import AUTOMATIC, LightningArgumentParser, WithPath
 from lt_core.cli.save_config import SaveConfigCallback
@@ -260,7 +260,10 @@ class LightningCLI:
 
     def instantiate_classes(self) -> None:
         """Make data module, module and trainer."""
-        self.config_init = self.parser.instantiate(self.config)
+        try:
+            self.config_init = self.parser.instantiate(self.config)
+        except ValueError as error:
+            raise refusal(error) or error from None
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         self._add_configure_optimizers()

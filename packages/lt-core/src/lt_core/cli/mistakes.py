@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pkgutil import resolve_name
+from traceback import walk_tb
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from lt_core.config.flags import FLAGS
 from lt_core.config.legacy import ADVICE
-from lt_interface.errors import nearest_name
+from lt_interface.errors import LTError, nearest_name
 
-__all__ = ["one_line"]
+__all__ = ["one_line", "refusal"]
 
 KEY = re.compile(r'Parser key "([^"]+)":')
 OF_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
@@ -30,6 +31,8 @@ EXPECTED = re.compile(r"Expected an? (<class '[^']+'>|[^\n.]+)\.? Got value: (.*
 GIVEN = re.compile(r"Given value: (.*)")
 OPTION = re.compile(r'(?<![\w.(-])(\w+)=(?:"[^"]*"|[^\s,."]+)')
 CLASSES = re.compile(r"[\w.]+\.[A-Z]\w*")
+# A class that could not be made, and what else the value might have been: that comes later, and says less.
+TRIES = re.compile(r"^(( *)- Problem with given class_path.*\n(?:\2 .*\n)*)(?:\2- .*\n(?:\2 .*\n)*)+", re.MULTILINE)
 MOST = 80
 
 
@@ -68,6 +71,9 @@ def one_line(parser: Any, message: str) -> str:
         parser: The parser.
         message: What jsonargparse says.
     """
+    cut = 1
+    while cut:
+        message, cut = TRIES.subn(r"\1", message)
     for pattern, word in WORDS.items():
         found = pattern.search(message)
         if found:
@@ -76,6 +82,23 @@ def one_line(parser: Any, message: str) -> str:
             if text:
                 return text.rstrip()
     return " ".join(KEY.sub(r"--\1:", message).split())
+
+
+def refusal(error: BaseException) -> LTError | None:
+    """Return the error of ours for which an object was not made; jsonargparse keeps it among others of its tries.
+
+    Args:
+        error: What jsonargparse raised.
+    """
+    if isinstance(error, LTError):
+        return error
+    for frame, _ in walk_tb(error.__traceback__):
+        for kept in [value for value in frame.f_locals.values() if isinstance(value, list)]:
+            for each in kept:
+                found = refusal(each) if isinstance(each, Exception) and each is not error else None
+                if found is not None:
+                    return found
+    return None
 
 
 def _unknown(mistake: Mistake) -> str:
@@ -119,7 +142,8 @@ def _required(mistake: Mistake) -> str:
 
 
 def _no_class(mistake: Mistake) -> str:
-    path = (OF_CLASS.findall(mistake.message) or NAMED.findall(mistake.message) or [""])[-1]
+    classes, named = OF_CLASS.findall(mistake.message), NAMED.findall(mistake.message)
+    path = ((named if named and len(mistake.keys) > len(mistake.owners) > 0 else classes or named) or [""])[-1]
     meant = _meant(path, _classes(mistake.message, path))
     return f"{mistake.option()}: there is no class {path}. {meant}" if mistake.keys else ""
 
@@ -187,7 +211,7 @@ def _classes(message: str, path: str) -> list[str]:
         for name, value in vars(resolve_name(module)).items():
             if isinstance(value, type) and issubclass(value, tuple(bases) or object):
                 names.append(f"{module}.{name}")
-    for each in (each for base in bases for each in _below(base)):
+    for each in (each for base in bases if isinstance(base, type) for each in _below(base)):
         names.append(f"{each.__module__}.{each.__qualname__}" if dot else each.__name__)
     return names
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NoReturn, TypeVar
 
+import torch
 from jsonargparse import ArgumentParser, class_from_function  # type: ignore[attr-defined]
+from jsonargparse.typing import register_type
 from torch.optim import Optimizer
 
 from lt_core.callback import Callback
@@ -25,6 +27,8 @@ ModuleType = TypeVar("ModuleType")
 Chosen = tuple[Any, str]
 
 AUTOMATIC = "AUTOMATIC"
+
+register_type(torch.device, fail_already_registered=False)  # a file has its name, and not that it has none
 
 
 class LightningArgumentParser(ArgumentParser):

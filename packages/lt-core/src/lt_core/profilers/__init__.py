@@ -2,11 +2,10 @@
 
 from lt_core.names import finder
 from lt_core.profilers.advanced import AdvancedProfiler
-from lt_core.profilers.base import PassThroughProfiler
+from lt_core.profilers.base import PassThroughProfiler, Profiler
 from lt_core.profilers.pytorch import PyTorchProfiler
 from lt_core.profilers.simple import SimpleProfiler
 from lt_core.profilers.verdict import Verdict
-from lt_interface import Profiler
 
 __all__ = ["AdvancedProfiler", "PassThroughProfiler", "Profiler", "PyTorchProfiler", "SimpleProfiler", "Verdict"]
 

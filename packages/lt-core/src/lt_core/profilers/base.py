@@ -18,7 +18,7 @@ from lt_interface import is_rank_zero
 from lt_interface.errors import raise_problems
 from lt_interface.paths import local_path, path_problem
 
-__all__ = ["MeasuringProfiler", "PassThroughProfiler"]
+__all__ = ["MeasuringProfiler", "PassThroughProfiler", "Profiler"]
 
 
 class _Span:
@@ -40,7 +40,7 @@ class _Span:
 class PassThroughProfiler:
     """Profiler that measures nothing: the loop leaves it out, so that it costs nothing.
 
-    Subclass it and set ``passes_through = False`` to write a profiler of your own. The actions are
+    One of your own is a subclass of `Profiler`, or of this with ``passes_through = False``. The actions are
     ``[Callback]<state key>.<hook>``; ``[LightningModule]<class>.<hook>`` and ``[LightningDataModule]<class>.<hook>``;
     ``[Strategy]<class>.`` with ``training_step`` and the other steps, ``backward``, ``optimizer_step`` and
     ``batch_to_device``; ``[_TrainingEpochLoop].train_dataloader_next``, ``[_EvaluationLoop].val_next`` and alike;
@@ -92,7 +92,31 @@ class PassThroughProfiler:
         """Free what setup took."""
 
 
-class MeasuringProfiler(PassThroughProfiler):
+class Profiler(PassThroughProfiler):
+    """Base of profilers of your own: override ``start``, ``stop`` and ``summary``.
+
+    Args:
+        dirpath: A folder, for what you write.
+        filename: A file's name, for what you write.
+
+    Example:
+        >>> class Names(Profiler):
+        ...     names = set()
+        ...     def start(self, action_name):
+        ...         self.names.add(action_name)
+        >>> with Names().profile("mine"):
+        ...     Names.names
+        {'mine'}
+    """
+
+    passes_through = False
+
+    def __init__(self, dirpath: str | os.PathLike[str] | None = None, filename: str | None = None) -> None:
+        self.dirpath = None if dirpath is None else os.fspath(dirpath)
+        self.filename = filename
+
+
+class MeasuringProfiler(Profiler):
     """Base of profilers that measure, report and judge.
 
     The report is printed on rank 0, or with a ``filename`` or a ``dirpath`` appended on each rank to a file
@@ -110,7 +134,6 @@ class MeasuringProfiler(PassThroughProfiler):
         ConfigError: If folder or name cannot be those of a file of this machine.
     """
 
-    passes_through = False
     _word = "profile"
     _measured: ClassVar[set[str]] = {"recorded_durations", "_root", "_now"}  # what does not travel to other processes
 

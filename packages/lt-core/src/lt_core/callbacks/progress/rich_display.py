@@ -16,7 +16,7 @@ from rich.text import Text
 from lt_core.callbacks.progress.view import View, ended_text, metrics_text, metrics_texts, packed
 
 if TYPE_CHECKING:
-    from lt_core.callbacks.progress.bar import RichProgressBarTheme
+    from lt_core.callbacks.progress.rich_progress import RichProgressBarTheme
 
 __all__ = ["RichDisplay", "default_columns"]
 

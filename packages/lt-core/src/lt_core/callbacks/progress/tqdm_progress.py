@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
-from lt_core.callbacks.progress.base import ProgressBar
 from lt_core.callbacks.progress.forecast import taken_text
 from lt_core.callbacks.progress.lines import line
+from lt_core.callbacks.progress.progress_bar import ProgressBar
 from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.callbacks.progress.view import View, ended_text, metrics_texts, value_text
 from lt_core.notices import warn

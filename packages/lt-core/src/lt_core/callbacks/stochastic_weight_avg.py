@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR
 
-from lt_core.callbacks.averaging import Averager
+from lt_core.callbacks.weight_averaging import Averager
 from lt_core.config.parsers import is_whole
 from lt_core.notices import info, warn
 from lt_core.optim.parse import SchedulerConfig

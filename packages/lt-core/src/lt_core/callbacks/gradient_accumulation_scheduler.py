@@ -26,7 +26,7 @@ class GradientAccumulationScheduler(Callback):
         ConfigError: If there is no epoch, or an epoch or a number is none; all problems at once.
 
     Example:
-        >>> GradientAccumulationScheduler({0: 8, 4: 4, 8: 1}).at(5)
+        >>> GradientAccumulationScheduler({0: 8, 4: 4, 8: 1}).get_accumulate_grad_batches(5)
         4
     """
 
@@ -42,7 +42,7 @@ class GradientAccumulationScheduler(Callback):
         raise_problems([Problem(where, rule, repr(got), fix) for rule, got in wrong])
         self.scheduling = dict(sorted(scheduling.items()))
 
-    def at(self, epoch: int) -> int:
+    def get_accumulate_grad_batches(self, epoch: int) -> int:
         """Return how many batches make a step in an epoch.
 
         Args:
@@ -71,4 +71,4 @@ class GradientAccumulationScheduler(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the number for the epoch that begins."""
-        trainer.accumulate_grad_batches = self.at(trainer.current_epoch)
+        trainer.accumulate_grad_batches = self.get_accumulate_grad_batches(trainer.current_epoch)

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lt_core.callbacks.progress.base import ProgressBar
 from lt_core.callbacks.progress.forecast import Forecast, batches_left, taken_text
 from lt_core.callbacks.progress.lines import PlainLines
+from lt_core.callbacks.progress.progress_bar import ProgressBar
 from lt_core.callbacks.progress.screen import Screen, detect
 from lt_core.callbacks.progress.view import Display, View
 from lt_core.callbacks.timer import Timer

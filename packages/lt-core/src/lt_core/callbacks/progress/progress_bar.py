@@ -36,6 +36,7 @@ class ProgressBar(Callback):
     _trainer: weakref.ref[Trainer] | None = None
     _is_enabled: bool = True
     _overlap_reported: bool = False
+    _current_eval_dataloader_idx: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_trainer": None}
@@ -131,6 +132,39 @@ class ProgressBar(Callback):
     def total_predict_batches(self) -> float:
         """Return the batches of prediction over all loaders."""
         return _sum(self.trainer.num_predict_batches)
+
+    @property
+    def total_val_batches_current_dataloader(self) -> float:
+        """Return the batches of the loader that is validated."""
+        trainer = self.trainer
+        return self._of_current(trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches)
+
+    @property
+    def total_test_batches_current_dataloader(self) -> float:
+        """Return the batches of the loader that is tested."""
+        return self._of_current(self.trainer.num_test_batches)
+
+    @property
+    def total_predict_batches_current_dataloader(self) -> float:
+        """Return the batches of the loader that is predicted."""
+        return self._of_current(self.trainer.num_predict_batches)
+
+    def _of_current(self, batches: Any) -> float:
+        found: float = batches if isinstance(batches, int | float) else batches[self._current_eval_dataloader_idx or 0]
+        return found
+
+    def has_dataloader_changed(self, dataloader_idx: int) -> bool:
+        """Return whether a batch comes from another loader than the one before; ask once in each batch's start.
+
+        Args:
+            dataloader_idx: The loader of the batch.
+        """
+        before, self._current_eval_dataloader_idx = self._current_eval_dataloader_idx, dataloader_idx
+        return before != dataloader_idx
+
+    def reset_dataloader_idx_tracker(self) -> None:
+        """Forget the loader, at the end of an evaluation."""
+        self._current_eval_dataloader_idx = None
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return what the bar shows: the run's version, and all that was logged with ``prog_bar=True``.
