@@ -209,7 +209,8 @@ def signature(value: Any, bound: bool = False) -> str:
         return "(...)"
     if bound:
         given = given.replace(parameters=list(given.parameters.values())[1:])
-    return stringify_signature(given, unqualified_typehints=True)
+    text: str = stringify_signature(given, unqualified_typehints=True)
+    return text
 
 
 def directive(kind: str, head: str, body: str, *options: str) -> str:
