@@ -17,9 +17,11 @@ from lt_core import LightningModule, Trainer
 from lt_core.callbacks import (
     BasePredictionWriter,
     BatchTransform,
+    GradientAccumulationScheduler,
     GradNorm,
     ModelCheckpoint,
     PredictionWriter,
+    RichModelSummary,
     SpikeDetection,
     TQDMProgressBar,
     TrainingSpikeException,
@@ -93,6 +95,33 @@ def test_each_rank_draws_for_itself_and_resumes(tmp_path: Path) -> None:
         round(x - y, 6) for (_, *indices), values in together.items() for y, x in zip(indices, values, strict=True)
     ]
     assert len(set(drawn)) == 40
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks that are not here")
+def test_windows_grow_on_all_ranks_alike(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two ranks accumulate and step as one process does, resumed inside a window too; rank 0 alone shows the model."""
+
+    def run(size: int, name: str, *callbacks: Any, path: Any = None, **flags: Any) -> Any:
+        schedule = GradientAccumulationScheduler({0: 1, 1: 3})
+        trainer = trainer_of(size, tmp_path / name, callbacks=[schedule, *callbacks], max_epochs=2, **flags)
+        module = Net()
+        trainer.fit(module, loader(batch_size=4 // size), ckpt_path=path)
+        return trainer.global_step, [module.layer.weight.item(), module.layer.bias.item()]
+
+    steps, weights = run(1, "alone")
+    assert steps == 5 + 2
+
+    def job(rank: int) -> Any:
+        whole = run(2, "whole", RichModelSummary(), enable_model_summary=True)
+        saver = ModelCheckpoint(tmp_path / "inside", every_n_train_steps=1, save_top_k=-1)
+        run(2, "cut", saver, max_steps=6, enable_checkpointing=True)
+        return whole, run(2, "rest", path=tmp_path / "inside" / "epoch=1-step=6.ckpt")
+
+    capfd.readouterr()
+    for whole, rest in on(2, job):
+        assert whole == rest
+        assert (whole[0], whole[1]) == (steps, pytest.approx(weights, rel=1e-6))
+    assert capfd.readouterr().out.count("Total params") == 1
 
 
 class Writer(BasePredictionWriter):
