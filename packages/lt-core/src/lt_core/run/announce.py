@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.notices import info
-from lt_core.optim.by_rule import ByRule
-from lt_core.optim.price import price
 from lt_interface import registry
 from lt_interface.accelerator import DescribesDevices, ExplainsErrors
 
@@ -52,6 +50,9 @@ def advise(run: Run) -> None:
     bar = run.trainer.progress_bar_callback
     if not run.world.is_global_zero or bar is None or not bar.is_enabled:
         return
+    from lt_core.optim.by_rule import ByRule
+    from lt_core.optim.price import price
+
     engine = run.engine.optimizers
     own = [optimizer for number, optimizer in enumerate(run.optimizers) if optimizer in engine[number : number + 1]]
     parts = [part for one in own for part in (one.optimizers.values() if isinstance(one, ByRule) else [one])]
