@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lt_core.callback import Callback
+from lt_core.callbacks.monitored import mode_problems
 from lt_core.config.parsers import is_whole
-from lt_interface.errors import MisconfigurationException, Problem, nearest, raise_problems
+from lt_interface.errors import MisconfigurationException, Problem, raise_problems
 from lt_interface.paths import local_path
 
 if TYPE_CHECKING:
@@ -80,10 +81,7 @@ class SpikeDetection(Callback):
         exclude_batches_path: str | os.PathLike[str] | None = None,
         finite_only: bool = True,
     ) -> None:
-        problems = []
-        if mode not in ("min", "max"):
-            fix = nearest(str(mode), ("min", "max"))
-            problems.append(Problem(f"SpikeDetection(mode={mode!r})", 'the mode must be "min" or "max"', fix=fix))
+        problems = mode_problems("SpikeDetection", mode)
         for name, value, least in (("window", window, 1), ("warmup", warmup, 0)):
             if not is_whole(value) or value < least:
                 where = f"SpikeDetection({name}={value!r})"

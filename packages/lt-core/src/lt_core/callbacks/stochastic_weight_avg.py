@@ -78,10 +78,8 @@ class StochasticWeightAveraging(Averager):
             where, rule = f"{name}(annealing_epochs={annealing_epochs!r})", "this must be an integer of at least 0"
             problems.append(Problem(where, rule, fix="Write annealing_epochs=10."))
         if annealing_strategy not in ("cos", "linear"):
-            where, fix = (
-                f"{name}(annealing_strategy={annealing_strategy!r})",
-                nearest(str(annealing_strategy), ("cos", "linear")),
-            )
+            where = f"{name}(annealing_strategy={annealing_strategy!r})"
+            fix = nearest(str(annealing_strategy), ("cos", "linear"))
             problems.append(Problem(where, 'this must be "cos" or "linear"', fix=fix))
         if avg_fn is not None and not callable(avg_fn):
             problems.append(Problem(f"{name}(avg_fn={avg_fn!r})", "this must be a function", fix="Leave it out."))

@@ -11,7 +11,8 @@ from typing import Any, SupportsFloat, TypeVar
 from torch import Tensor
 
 from lt_core.callbacks.checkpointing.files import template_problem
-from lt_interface.errors import Problem, nearest
+from lt_core.callbacks.monitored import mode_problems
+from lt_interface.errors import Problem
 
 __all__ = ["Books", "Plan", "accepts", "argument_problems", "best_of", "insert", "worst_of"]
 
@@ -41,10 +42,8 @@ def argument_problems(
         _count_problem("every_n_train_steps", every_n_train_steps, 0),
         _count_problem("every_n_epochs", every_n_epochs, 0),
         template_problem(filename, f"ModelCheckpoint(filename={filename!r})"),
+        *mode_problems("ModelCheckpoint", mode),
     ]
-    if mode not in ("min", "max"):
-        fix = nearest(str(mode), ("min", "max"))
-        found.append(Problem(f"ModelCheckpoint(mode={mode!r})", 'the mode must be "min" or "max"', fix=fix))
     if save_last not in (None, True, False, "link"):
         found.append(Problem(f"ModelCheckpoint(save_last={save_last!r})", 'must be True, False, None or "link"'))
     if train_time_interval is not None and not isinstance(train_time_interval, timedelta):
