@@ -26,7 +26,15 @@ class SlowStep(Net):
 
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Take trainings of a tenth of a second for long ones, and read what is said of them."""
+    """Take trainings of a tenth of a second for long ones, by a clock that only pauses move; read what is said."""
+    passed = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("time.perf_counter", lambda: passed)
     monkeypatch.setattr("lt_core.run.ending.LONG", 0.1)
     caplog.set_level(logging.INFO, logger="lt_core")
     return caplog

@@ -18,6 +18,9 @@ class SideStream(Protocol):
     A copy may be read, and its memory given back, once `join` has returned for the mark behind it, or where that mark
     is None. A copy that is never joined may be given back at any time.
 
+    A stream may say by a number ``direct`` up to how many bytes a tensor is better moved by its own ``to``, on the
+    computing stream and without waiting: then it is not asked for that copy.
+
     Example:
         >>> class Immediate:
         ...     def copy(self, tensor):

@@ -8,8 +8,8 @@ What the user's loader did not pin is pinned here: from memory that is not, a co
 until it is done, while filling pinned memory costs the host one copy of its own and the rest runs beside it. The pinned
 memory comes from torch's cache, which hands it out again only when the device has read it.
 
-A small tensor takes the computing stream: its copy lasts a few microseconds there, fewer than the host needs for an
-event and for waiting on it.
+A small tensor is to take the computing stream: its copy lasts a few microseconds there, fewer than the host needs for
+an event and for waiting on it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from torch import Tensor
 
 __all__ = ["CopyStream"]
 
-_SMALL = 1 << 16  # bytes up to which CUDA itself copies aside what is not pinned, and does not wait
-
 
 class CopyStream:
     """Side stream of a CUDA device.
 
     Args:
         device: The device; CUDA is initialised with the first copy.
+
+    Attributes:
+        direct: Bytes up to which CUDA itself copies aside what is not pinned, and does not wait.
     """
+
+    direct = 1 << 16
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -38,8 +41,6 @@ class CopyStream:
 
     def copy(self, tensor: Tensor) -> Tensor:
         """Begin to copy a tensor of the host, pinned first where that keeps the host free."""
-        if tensor.nbytes <= _SMALL:
-            return tensor.to(self._device, non_blocking=True)
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         if not tensor.is_pinned():

@@ -259,8 +259,7 @@ class Feed(Passes):
             tree = self._tree
             self._next = lambda: unflatten(tree, iter(next(walk)))
         if self.stager is not None:
-            fetch, put = self._next, self.stager.put
-            self._next = lambda: put(fetch())
+            self._next = self.stager.ahead(self._next)
         return self._by_rounds(self.exact)
 
     def _straight(self, leaf: Leaf, total: int, done: int) -> Iterator[Any]:

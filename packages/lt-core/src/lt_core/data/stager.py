@@ -8,12 +8,12 @@ and its copy still runs beside the steps that the device has not done yet.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
-from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, strided
 
 from lt_core.data.nested import move_to_device
 from lt_interface import SideStream
@@ -25,8 +25,8 @@ __all__ = ["Stager"]
 class Stager:
     """Way of batches to a device through a side stream.
 
-    Tensors in the host's memory take the side stream; whatever moves itself by a ``to`` of its own, sparse tensors and
-    what lies elsewhere are moved when the batch is taken.
+    Tensors in the host's memory take the side stream, but for those that it wants to be moved directly; whatever moves
+    itself by a ``to`` of its own, sparse tensors and what lies elsewhere are moved when the batch is taken.
 
     Args:
         stream: The side stream.
@@ -34,33 +34,43 @@ class Stager:
         convert: Changes a batch's number formats first, or None.
 
     Attributes:
-        seconds: How long this process was busy with putting batches.
+        seconds: How long this process was busy with putting batches ahead.
     """
 
     def __init__(self, stream: SideStream, device: torch.device, convert: Callable[[Any], Any] | None = None) -> None:
         self.stream, self.device, self.convert = stream, device, convert
+        self.direct: int = getattr(stream, "direct", -1)
         self.seconds = 0.0
         self._rest = False  # whether something in the batch that is being put moves itself, when it is taken
 
     def put(self, batch: Any) -> Any:
         """Begin to copy a batch; return what `take` needs."""
-        begun = perf_counter()
         if self.convert is not None:
             batch = self.convert(batch)
+        # Small tensors side by side, as most short steps have them, in this one frame: behind a step the code of each
+        # further one has left the processor's cache, and costs as much as a copy.
+        kind = type(batch)
+        if kind is tuple or kind is list or kind is dict:
+            items, device, direct = batch.values() if kind is dict else batch, self.device, self.direct
+            for item in items:
+                if type(item) is not Tensor or not item.is_cpu or item.layout is not strided or item.nbytes > direct:
+                    break
+            else:
+                moved = [item.to(device, non_blocking=True) for item in items]
+                return dict(zip(batch, moved, strict=True)) if kind is dict else kind(moved), None, False
         self._rest = False
         [placed] = self._staged((batch,))
-        self.seconds += perf_counter() - begun
         return placed, self.stream.mark(), self._rest
 
     def _staged(self, items: Iterable[Any]) -> list[Any]:
         """Return the items with those in the host's memory replaced by copies that have begun."""
-        copy = self.stream.copy
         staged: list[Any] = []
         for item in items:
             kind = type(item)
-            if kind is Tensor and item.is_cpu and item.layout is torch.strided and not item.is_nested:
-                staged.append(copy(item))
-            elif kind is tuple or kind is list:  # most batches: without the general walk
+            if kind is Tensor and item.is_cpu and item.layout is strided and not item.is_nested:
+                small = item.nbytes <= self.direct
+                staged.append(item.to(self.device, non_blocking=True) if small else self.stream.copy(item))
+            elif kind is tuple or kind is list:
                 staged.append(kind(self._staged(item)))
             elif callable(getattr(item, "to", None)):
                 self._rest = True
@@ -82,3 +92,15 @@ class Stager:
     def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Put a batch and take it."""
         return self.take(self.put(batch))
+
+    def ahead(self, fetch: Callable[[], Any]) -> Callable[[], Any]:
+        """Return what fetches a batch and puts it, and counts the seconds of the second."""
+
+        def fetched() -> Any:
+            batch = fetch()
+            begun = time.perf_counter()
+            handle = self.put(batch)
+            self.seconds += time.perf_counter() - begun
+            return handle
+
+        return fetched

@@ -184,11 +184,11 @@ def run_epoch(run: Run, rebuild: Callable[[Run], bool]) -> None:
     stopped, skipped = resumed and stops_resumed(run), False
     pace.stager, asked = feed.stager, pace.begin()
     for i, batch in enumerate(() if stopped else run.timed_batches(batches, TRAIN), progress.batch):
-        pace.fetching += now() - asked
+        got = now()
+        pace.fetching += got - asked
         if place is not None:
-            asked = now()
             batch = place(batch, 0)
-            pace.moving += now() - asked
+            pace.moving += now() - got
         loop.at_boundary = False
         store.batch, store.size, store.scope = batch, None, TRAIN_BATCH_START
         for f in batch_start:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
 from lt_core.state.collecting import Collecting
@@ -35,13 +35,13 @@ class Pace:
 
     def begin(self) -> float:
         """Begin to measure, and return the time."""
-        self._begun = perf_counter()
+        self._begun = time.perf_counter()
         return self._begun
 
     def end(self) -> None:
         """Count what was measured since the beginning, once, whatever has ended it."""
         if self._begun is not None:
-            self.whole, self._begun = self.whole + perf_counter() - self._begun, None
+            self.whole, self._begun = self.whole + time.perf_counter() - self._begun, None
         if self.stager is not None:
             self.fetching, self.moving = self.fetching - self.stager.seconds, self.moving + self.stager.seconds
             self.stager.seconds = 0.0
