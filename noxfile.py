@@ -253,7 +253,7 @@ def bench(session: nox.Session) -> None:
     """Print the benchmarks' tables, ours beside PyTorch Lightning, Ignite and Accelerate."""
     rivals = [] if "--alone" in session.posargs else ["pytorch-lightning", "pytorch-ignite", "accelerate"]
     install(session, PACKAGES, *rivals, extras=False)
-    for name in ("overhead", "memory", "resume_skip", "async_saves"):
+    for name in ("overhead", "memory", "resume_skip", "async_saves", "placing"):
         session.run("python", f"ci/benchmarks/{name}.py")
     session.run("python", "ci/benchmarks/agree.py")
     session.run("python", "ci/benchmarks/ranks.py")
