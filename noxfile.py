@@ -36,8 +36,10 @@ DIST = ROOT / ".nox" / "dist"
 REPORTS = ROOT / ".nox" / "reports"
 CONSTRAINTS = "ci/constraints.txt"
 PACKAGES = ["lt-interface", "lt-core", "lt-loggers", "lt-accel"]
-PYTEST = ["pytest", "pytest-timeout", "hypothesis"]
+PYTEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis"]
 SOURCES = [f"packages/{name}/src" for name in PACKAGES]
+# Tests that mostly run in one process each; those of several ranks have the machine to themselves.
+BY_TWO = ["-n", "2", "--dist", "worksteal"]
 # What a package's own tests need beyond what it asks for itself: its optional parts.
 EXTRAS = {
     "lt-interface": "testing",
@@ -153,7 +155,7 @@ def tests(session: nox.Session, package: str) -> None:
     with_torch = package in TORCH_TESTED
     trackers = TRACKERS if package == "lt-loggers" else []
     install(session, [*siblings] if with_torch else [package], *PYTEST, *trackers, torch=with_torch)
-    pytest(session, package, f"packages/{package}/tests")
+    pytest(session, package, *BY_TWO, f"packages/{package}/tests")
 
 
 @nox.session(requires=["build"])
@@ -184,9 +186,9 @@ def oldest(session: nox.Session) -> None:
         files = [path for path in found if any(name in path.read_text(encoding="utf-8").lower() for name in names)]
         session.install("-c", CONSTRAINTS, "torch")
     # What old matplotlib calls in pyparsing warns in its newer versions.
-    session.install(*pins, "pyparsing<3.1", "pytest", "pytest-timeout", "hypothesis")
+    session.install(*pins, "pyparsing<3.1", *PYTEST)
     session.install("--no-deps", "--force-reinstall", str(wheel("lt-interface")), str(wheel("lt-core")))
-    pytest(session, "lt-core-oldest", *map(str, files))
+    pytest(session, "lt-core-oldest", *BY_TWO, *map(str, files))
 
 
 @nox.session(requires=["build"])
@@ -224,7 +226,7 @@ def faults(session: nox.Session) -> None:
 @nox.session(requires=["build"])
 def mutation(session: nox.Session) -> None:
     """Break lt-core in 200 small ways, one at a time; the tests must notice 95 % of them. Takes hours."""
-    install(session, PACKAGES, *TOGETHER, "coverage", "pytest-cov", "pytest-xdist")
+    install(session, PACKAGES, *TOGETHER, "coverage", "pytest-cov")
     session.run("python", "ci/mutation.py", *session.posargs)
 
 
