@@ -37,7 +37,7 @@ class Net(LightningModule):
         self.rates: list[float] = []
         self.steps = 0
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor) -> Tensor:
         self.steps += 1
         loss = (self.last(self.norm(self.first(batch))) - 1).square().mean()
         self.log("loss", loss, on_epoch=True)

@@ -10,8 +10,6 @@ from torch import nn
 
 from lt_core.callbacks.batch_size_finder import BatchSizeFinder
 from lt_core.callbacks.lr_finder import LearningRateFinder, LRFinder, choices
-from lt_core.data.to_device import TransformsBatches
-from lt_core.metrics.results import Results
 from lt_core.notices import warn
 from lt_core.run.checks import read_inputs
 from lt_core.run.ending import ended
@@ -21,7 +19,6 @@ from lt_core.run.prepare import prepare
 from lt_core.state import rng
 from lt_core.state.kept import Kept
 from lt_core.state.progress import Progress, TrainerFn, TrainerState
-from lt_core.tracking.dummy import DummyLogger
 from lt_interface.errors import Problem, raise_problems
 
 if TYPE_CHECKING:
@@ -183,14 +180,10 @@ class Tuner:
         """Return what a search finds in a call of a copy of the trainer, in all its processes; put everything back."""
         trainer, strategy = copy.copy(self._trainer), self._trainer.strategy
         vars(trainer).update(
+            trainer._trying(),
             _trial=search,
             _progress=Progress(),
             state=TrainerState(),
-            callbacks=[callback for callback in trainer.callbacks if isinstance(callback, TransformsBatches)],
-            loggers=[DummyLogger() for _ in trainer.loggers],
-            _handlers=[],
-            _results=Results(),
-            _stop_requests={},
             _journal=None,
             _own_ckpt_path=None,
             _given={**trainer._given, "resume_from_checkpoint": None},
