@@ -38,7 +38,9 @@ def test_fit_goes_on_with_the_rate_that_was_found(tmp_path: Path) -> None:
 
 def test_a_trial_runs_a_batch_as_training_does(tmp_path: Path) -> None:
     """The hooks round a step, the data's and the optimizer's come in one order in both, and may log in both."""
-    names = "on_before_batch_transfer transfer_batch_to_device on_after_batch_transfer on_train_batch_start training_step"
+    names = (
+        "on_before_batch_transfer transfer_batch_to_device on_after_batch_transfer on_train_batch_start training_step"
+    )
     names += " on_before_zero_grad on_before_backward on_after_backward on_before_optimizer_step on_train_batch_end"
     calls: list[str] = []
 

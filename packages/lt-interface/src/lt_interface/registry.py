@@ -283,7 +283,7 @@ class Registry(Generic[T]):
         if name in siblings:
             return Problem(where, f"this {self.kind} comes with another package", fix=_command(siblings[name]))
         fix = f"Installed: {', '.join(self.names()) or 'none'}."
-        instead = self._not_yet(name)
+        instead = self.instead(name)
         if instead:
             return Problem(where, f"this {self.kind} is not in this version", fix=f"{instead} {fix}")
         near = nearest_name(name, [*self.names(), *siblings])
@@ -293,8 +293,12 @@ class Registry(Generic[T]):
                 fix += f" {_command(siblings[near])}"
         return Problem(where, f"no {self.kind} of that name", fix=fix)
 
-    def _not_yet(self, name: str) -> str:
-        """Return what to do instead of a known name that nothing here brings, or an empty string for other names."""
+    def instead(self, name: str) -> str:
+        """Return what to do instead of a known name that nothing here brings, or an empty string for other names.
+
+        Args:
+            name: The name that a flag gives, or a class's without the word for its kind: fsdp of ``FSDPStrategy``.
+        """
         known = _NOT_YET.get(self.group, {})
         words = [word for word in known if f"{name.casefold()}_".startswith(f"{word}_")]
         return known[words[0]] if words else ""

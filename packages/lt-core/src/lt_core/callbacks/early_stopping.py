@@ -86,7 +86,7 @@ class EarlyStopping(Callback):
         if not isinstance(monitor, str) or not monitor:
             problems.append(Problem(f"EarlyStopping(monitor={monitor!r})", "must be the name of a metric"))
         raise_problems(problems)
-        self.monitor = monitor
+        self.monitor: str = monitor
         self.patience = patience
         self.verbose = verbose
         self.mode = mode

@@ -120,7 +120,7 @@ class RestoreBest(Callback):
 
     def _saver(self, trainer: Trainer) -> Any:
         """Return the first callback that saves the best by a metric, or None."""
-        return next((one for one in trainer.checkpoint_callbacks if getattr(one, "monitor", None)), None)
+        return next((one for one in trainer.checkpoint_callbacks if one.monitor), None)
 
     def _look(self, trainer: Trainer, is_epoch_end: bool) -> None:
         if self.monitor is None or not is_real_fit(trainer):

@@ -87,7 +87,7 @@ def loaders_of(run: Run, stage: Stage) -> Feed:
 
 def monitored(run: Run) -> set[str]:
     """Return the names of metrics that callbacks and schedulers monitor."""
-    names = [s.monitor for s in run.schedulers] + [getattr(c, "monitor", None) for c in run.callbacks]
+    names = [s.monitor for s in run.schedulers] + [c.monitor for c in run.callbacks]
     return {name for name in names if isinstance(name, str)}
 
 

@@ -23,8 +23,7 @@ import torch
 from lt_core.data.leaf import is_stateful, state_of
 from lt_core.data.sources import feed_of
 from lt_core.data.stream import find_generators, samplers_in
-from lt_core.data.to_device import TransformsBatches
-from lt_core.hooks.table import method_of
+from lt_core.hooks.table import method_of, overrides
 from lt_core.loops.batch import SKIPPED, begin_evaluation, build_batch
 from lt_core.loops.evaluate import evaluation_modes
 from lt_core.loops.step import build_step
@@ -107,7 +106,7 @@ def trial(trainer: Trainer, callbacks: Sequence[Callback] = (), given: Any = Non
         rest.callback(run.precision.load_state_dict, run.precision.state_dict())
         for callback in run.callbacks:
             # What these do to a batch is part of the step.
-            if isinstance(callback, TransformsBatches) and (state := method_of(callback, "state_dict")()):
+            if overrides(callback, "transform_for") and (state := method_of(callback, "state_dict")()):
                 rest.callback(method_of(callback, "load_state_dict"), copy.deepcopy(state))
         sources = run.feeds.given if given is None else {**run.feeds.given, run.stage.word: given}
         beside = rest.enter_context(trainer._beside(run, callbacks, sources))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.checkpoint.find import WORDS, has_own_folder
+from lt_core.checkpoint.find import WORDS
 from lt_core.checkpoint.runs import number_of_fit
 from lt_core.data.sources import side_by_side
 from lt_core.hooks.table import hook_problems
@@ -119,7 +119,7 @@ def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]
 
 def _implied_best(trainer: Trainer, fn: TrainerFn) -> str | None:
     callback = trainer.checkpoint_callback
-    if trainer.fast_dev_run or callback is None or not getattr(callback, "best_model_path", ""):
+    if trainer.fast_dev_run or callback is None or not callback.best_model_path:
         return None
     warn(
         f"trainer.{fn}(): no model was given, so the last one is taken, with the weights of the best checkpoint. "
@@ -143,7 +143,7 @@ def _resolve_path(trainer: Trainer, fn: TrainerFn, ckpt_path: Any) -> Any:
 
 def _place(trainer: Trainer) -> str:
     """Return where a trainer's fits save to: the first folder that was chosen for it."""
-    chosen = [callback.dirpath for callback in trainer.checkpoint_callbacks if has_own_folder(callback)]
+    chosen = [callback.dirpath for callback in trainer.checkpoint_callbacks if callback.folder_is_given]
     chosen += [fact(logger, "save_dir") for logger in trainer.loggers]
     return str(next(filter(None, chosen), trainer.default_root_dir))
 

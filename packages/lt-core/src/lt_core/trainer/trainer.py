@@ -16,8 +16,8 @@ from lt_core.config.flags import FLAGS, TrainerConfig, parse, resolve_epochs
 from lt_core.config.keywords import answers_unknown, refuse_unknown
 from lt_core.config.row import takes_flags
 from lt_core.data.stream import batch_seed
-from lt_core.data.to_device import TransformsBatches
 from lt_core.hooks.handlers import Handler, make_handler
+from lt_core.hooks.table import overrides
 from lt_core.metrics.results import Results
 from lt_core.notices import info, warn
 from lt_core.profilers import PassThroughProfiler
@@ -316,7 +316,7 @@ class Trainer(OldCalls, TrainerView):
 
     def _trying(self, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
         """Return what a trainer that only tries something has: of its callbacks those that change batches."""
-        changing = [callback for callback in self.callbacks if isinstance(callback, TransformsBatches)]
+        changing = [callback for callback in self.callbacks if overrides(callback, "transform_for")]
         loggers = [DummyLogger() for _ in self.loggers]
         return {"callbacks": [*callbacks, *changing], "loggers": loggers, "_handlers": [], "_stop_requests": {}}
 
