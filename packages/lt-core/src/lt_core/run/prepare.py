@@ -47,7 +47,7 @@ def prepare(
             datamodule = trainer._run.datamodule
     given = read_inputs(model, loaders, val_loaders, datamodule)
     stage = str(fn)
-    problems = module_problems(model, datamodule, stage, loaders, trainer, val_loaders=val_loaders)
+    problems = module_problems(given, stage, trainer)
     if not any(p.is_type for p in problems):
         problems += hook_problems(given.module, given.datamodule, trainer.callbacks)
     plan = _plan(trainer, stage, compiled=given.model is not given.module)
@@ -55,7 +55,7 @@ def prepare(
         problems += [problem for callback in trainer.checkpoint_callbacks for problem in callback.problems()]
     problems += _plugin_problems(trainer, plan, None if any(p.is_type for p in problems) else given.module)
     raise_problems(problems)
-    for remark in module_remarks(model, datamodule, stage, loaders, trainer, val_loaders=val_loaders):
+    for remark in module_remarks(given, stage, trainer):
         warn(remark)
     if plan.sync_batchnorm and plan.processes == 1 and fn is TrainerFn.FITTING:
         info("Trainer(sync_batchnorm=True): one process trains, so batch norm is as it is without. Write devices=N.")
