@@ -49,15 +49,9 @@ SIBLINGS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("ddp", "ddp_fork", "ddp_notebook", "ddp_spawn"), "lt-accel"),
     },
     "lt.precisions": {
-        "32-true": "lt-core",
-        "64-true": "lt-core",
-        "16-true": "lt-core",
-        "bf16-true": "lt-core",
-        "16-mixed": "lt-accel",
-        "bf16-mixed": "lt-accel",
-        "transformer-engine": "lt-accel",
-        "transformer-engine-float16": "lt-accel",
-        "float8": "lt-accel",
+        **dict.fromkeys(("32-true", "64-true", "16-true", "bf16-true"), "lt-core"),
+        **dict.fromkeys(("16-mixed", "bf16-mixed", "float8"), "lt-accel"),
+        **dict.fromkeys(("transformer-engine", "transformer-engine-float16"), "lt-accel"),
     },
     "lt.loggers": {
         "csv": "lt-core",
