@@ -230,10 +230,10 @@ def choice_problems(where: str, value: object, known: Iterable[str]) -> list[Pro
 
     Example:
         >>> print(*choice_problems("EarlyStopping(mode='mn')", "mn", ["min", "max"]))
-        EarlyStopping(mode='mn'): this must be one of "min", "max". Did you mean "min"?
+        EarlyStopping(mode='mn'): this must be one of min, max. Did you mean "min"?
     """
     words = list(known)
-    rule = "this must be one of " + ", ".join(f'"{word}"' for word in words)
+    rule = f"this must be one of {', '.join(words)}"
     return [] if value in words else [Problem(where, rule, fix=nearest(str(value), words))]
 
 
