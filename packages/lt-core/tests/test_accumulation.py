@@ -7,18 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import GradientAccumulationScheduler, LambdaCallback
 from lt_interface import MisconfigurationException
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 BATCHES = list(torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(1)))
 
 

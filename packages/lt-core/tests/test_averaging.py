@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 
 from lt_core import LightningModule, Trainer
@@ -14,13 +15,7 @@ from lt_core.callbacks import EMAWeightAveraging, LambdaCallback, ModelCheckpoin
 from lt_core.checkpoint import load_checkpoint
 from lt_interface import ConfigError
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
+FLAGS: dict[str, Any] = {**QUIET, "num_sanity_val_steps": 0}
 BATCHES = list(torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1)))
 
 
@@ -70,7 +65,7 @@ class Trail(LambdaCallback):
 def fit(averaging: Any, epochs: int = 2, ckpt_path: Any = None, val: bool = True, **flags: Any) -> tuple[Net, Trail]:
     net, trail = Net(), Trail()
     callbacks = [averaging, trail, *flags.pop("callbacks", [])]
-    trainer = Trainer(**{**QUIET, "max_epochs": epochs, "callbacks": callbacks, **flags})
+    trainer = Trainer(**{**FLAGS, "max_epochs": epochs, "callbacks": callbacks, **flags})
     trainer.fit(net, BATCHES, BATCHES[:2] if val else None, ckpt_path=ckpt_path)
     return net, trail
 
@@ -122,7 +117,7 @@ def test_a_checkpoint_has_the_average_as_its_weights(tmp_path: Path) -> None:
     assert not torch.equal(tree["current_model_state"]["norm.weight"], tree["state_dict"]["norm.weight"])
     assert set(tree["current_model_state"]) == set(tree["state_dict"]) == set(state_of(net))
     assert_same(state_of(Net.load_from_checkpoint(best.best_model_path)), dict(tree["state_dict"]))
-    trainer = Trainer(**{**QUIET, "enable_checkpointing": True}, max_epochs=1, callbacks=[EMAWeightAveraging(), best])
+    trainer = Trainer(**{**FLAGS, "enable_checkpointing": True}, max_epochs=1, callbacks=[EMAWeightAveraging(), best])
     [found] = trainer.validate(Net(), BATCHES[:2], ckpt_path=best.best_model_path, verbose=False)
     assert found["val_loss"] == pytest.approx(float(best.best_model_score), abs=1e-6)
 
@@ -182,13 +177,13 @@ def test_training_goes_on_from_the_trained_weights(by_file: bool, tmp_path: Path
     def trained(epochs: list[int]) -> tuple[Net, Trail]:
         net, trail = Net(), Trail()
         net.configure_optimizers = lambda: torch.optim.SGD(net.parameters(), lr=0.1)  # which has no state
-        trainer = Trainer(**QUIET, max_epochs=epochs[0], callbacks=[EMAWeightAveraging(decay=0.7), trail])
+        trainer = Trainer(**FLAGS, max_epochs=epochs[0], callbacks=[EMAWeightAveraging(decay=0.7), trail])
         trainer.fit(net, BATCHES, BATCHES[:2])
         for more in epochs[1:]:
             trainer.max_epochs = more
             if by_file:
                 trainer.save_checkpoint(tmp_path / "a.ckpt")
-                trainer = Trainer(**QUIET, max_epochs=more, callbacks=[EMAWeightAveraging(decay=0.7), trail])
+                trainer = Trainer(**FLAGS, max_epochs=more, callbacks=[EMAWeightAveraging(decay=0.7), trail])
                 nn.init.zeros_(net.first.weight)
             trainer.fit(net, BATCHES, BATCHES[:2], ckpt_path=tmp_path / "a.ckpt" if by_file else None)
         return net, trail
@@ -206,7 +201,7 @@ def test_an_error_inside_a_validation_leaves_the_trained_weights() -> None:
             raise ZeroDivisionError
 
     net, trail = Breaking(), Trail()
-    trainer = Trainer(**QUIET, max_epochs=1, callbacks=[EMAWeightAveraging(decay=0.7), trail])
+    trainer = Trainer(**FLAGS, max_epochs=1, callbacks=[EMAWeightAveraging(decay=0.7), trail])
     with pytest.raises(ZeroDivisionError):
         trainer.fit(net, BATCHES, BATCHES)
     assert_same(state_of(net), trail.states[-1])
@@ -235,7 +230,7 @@ def test_a_mask_is_not_averaged(make: Any, tmp_path: Path) -> None:
             return super().training_step(batch, batch_idx)
 
     def trained(epochs: int, path: Path | None = None) -> tuple[Net, Any]:
-        net, trainer = Masked(), Trainer(**QUIET, max_epochs=epochs, callbacks=[make()])
+        net, trainer = Masked(), Trainer(**FLAGS, max_epochs=epochs, callbacks=[make()])
         trainer.fit(net, BATCHES, BATCHES, ckpt_path=path)
         return net, trainer
 

@@ -36,6 +36,29 @@ def test_fit_goes_on_with_the_rate_that_was_found(tmp_path: Path) -> None:
     assert net.rates == [pytest.approx(rate), pytest.approx(rate / 2), pytest.approx(rate / 4)]
 
 
+def test_a_trial_runs_a_batch_as_training_does(tmp_path: Path) -> None:
+    """The hooks round a step, the data's and the optimizer's come in one order in both, and may log in both."""
+    names = (
+        "on_before_batch_transfer transfer_batch_to_device on_after_batch_transfer on_train_batch_start training_step"
+    )
+    names += " on_before_zero_grad on_before_backward on_after_backward on_before_optimizer_step on_train_batch_end"
+    calls: list[str] = []
+
+    def noting(name: str, own: Any) -> Any:
+        def hook(self: Net, *args: Any) -> Any:
+            calls.append(name)
+            if "transfer" not in name:
+                self.log(name, 1.0)
+            return own(self, *args)
+
+        return hook
+
+    kind = type("Noting", (Net,), {name: noting(name, getattr(Net, name)) for name in names.split()})
+    finder = LearningRateFinder(num_training_steps=3, update_attr=False)
+    trainer(tmp_path, logger=False, callbacks=[finder], max_steps=2).fit(kind())
+    assert calls == 5 * names.split()
+
+
 def one_cycle(optimizer: Any) -> Any:
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=[g["lr"] for g in optimizer.param_groups], total_steps=16

@@ -8,20 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from weights import BATCHES, assert_equal
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import BackboneFinetuning, BaseFinetuning, LambdaCallback
 from lt_interface import ConfigError
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-BATCHES = list(torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(1)))
 
 
 class Net(LightningModule):
@@ -65,11 +59,6 @@ def fit(callback: Any, epochs: int = 4, net: Net | None = None, ckpt_path: Any =
     callbacks = [callback, *flags.pop("callbacks", [])]
     Trainer(**QUIET, max_epochs=epochs, callbacks=callbacks, **flags).fit(net, BATCHES, ckpt_path=ckpt_path)
     return net
-
-
-def assert_equal(one: nn.Module, other: nn.Module) -> None:
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
 
 
 def test_layers_are_trained_from_their_epochs_on() -> None:

@@ -5,20 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from quiet import QUIET
 
 from lt_core import Trainer
 from lt_core.callbacks import LambdaCallback
 from lt_core.demos import BoringModel
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "limit_train_batches": 3,
-    "limit_val_batches": 2,
-    "num_sanity_val_steps": 0,
-}
+FLAGS: dict[str, Any] = {**QUIET, "limit_train_batches": 3, "limit_val_batches": 2, "num_sanity_val_steps": 0}
 
 
 def counts(trainer: Trainer) -> tuple[int, ...]:
@@ -36,7 +29,7 @@ def test_counts_of_training_in_each_hook() -> None:
         "on_train_batch_end": lambda t, m, o, b, i: seen["end"].append(counts(t)),
         "on_validation_start": lambda t, m: seen["validation"].append(counts(t)),
     }
-    trainer = Trainer(**QUIET, max_epochs=2, callbacks=[LambdaCallback(**note)])
+    trainer = Trainer(**FLAGS, max_epochs=2, callbacks=[LambdaCallback(**note)])
     trainer.fit(BoringModel())
     assert seen["epoch"] == [(1, 0, 0, 0, 0), (2, 1, 0, 0, 3)]
     assert seen["start"] == [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4), (2, 5)]
@@ -50,7 +43,7 @@ def test_counts_of_training_in_each_hook() -> None:
 
 def test_sizes_of_evaluation() -> None:
     """The loops of evaluation show each loader's batches."""
-    trainer = Trainer(**QUIET, max_epochs=1)
+    trainer = Trainer(**FLAGS, max_epochs=1)
     trainer.validate(BoringModel(), verbose=False)
     assert (trainer.validate_loop.max_batches, trainer.validate_loop.num_dataloaders) == ([2], 1)
     assert trainer.test_loop.max_batches == trainer.predict_loop.max_batches == []

@@ -4,55 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stores import epoch_of, evaluation, log, training
 from torch import Tensor
 
-from lt_core import LightningModule
 from lt_core.metrics.store import (
     EVAL_BATCH_END,
-    EVAL_EPOCH_END,
     EVAL_STEP,
     FORBIDDEN,
     TRAIN_EPOCH_END,
-    TRAIN_STEP,
     MetricStore,
 )
 from lt_interface.errors import MisconfigurationException
-
-DEFAULTS = {
-    name: parameter.default
-    for name, parameter in signature(LightningModule.log).parameters.items()
-    if name not in {"self", "name", "value", "batch_size"}
-}
-
-
-def log(store: MetricStore, name: Any, value: Any, **given: Any) -> None:
-    """Call the store as ``self.log`` does."""
-    size = given.pop("batch_size", None)
-    store.add(name, value, tuple({**DEFAULTS, **given}.values()), size)
-
-
-def training(**given: Any) -> MetricStore:
-    store = MetricStore(**given)
-    store.scope, store.hook, store.batch = TRAIN_STEP, "training_step", torch.zeros(4, 2)
-    return store
-
-
-def evaluation(**given: Any) -> MetricStore:
-    store = training(**given)
-    store.scope, store.hook = EVAL_STEP, "validation_step"
-    return store
-
-
-def epoch_of(store: MetricStore) -> dict[str, float]:
-    store.scope, store.batch = (TRAIN_EPOCH_END if store.scope == TRAIN_STEP else EVAL_EPOCH_END), None
-    return store.take_epoch()
-
 
 # ---------------------------------------------------------------- several processes
 

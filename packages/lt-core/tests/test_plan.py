@@ -56,12 +56,12 @@ class Data(LightningDataModule):
 def problems(module, stage="fit", loaders=BATCHES, datamodule=None, val_loaders=None, **flags):
     """Return the lines of the report."""
     config = parse({"max_epochs": 1, **flags})
-    return [str(p) for p in module_problems(module, datamodule, stage, loaders, config, val_loaders=val_loaders)]
+    return [str(p) for p in module_problems(read_inputs(module, loaders, val_loaders, datamodule), stage, config)]
 
 
 def remarks(module, stage="fit", loaders=BATCHES, datamodule=None, val_loaders=None, **flags):
     """Return the remarks."""
-    return module_remarks(module, datamodule, stage, loaders, parse(flags), val_loaders=val_loaders)
+    return module_remarks(read_inputs(module, loaders, val_loaders, datamodule), stage, parse(flags))
 
 
 class TestModel:
@@ -90,7 +90,7 @@ class TestModel:
 
     def test_a_wrong_model_is_a_type_error(self):
         """A model of the wrong kind is a problem of type."""
-        (problem,) = module_problems(None, None, "validate", BATCHES, parse({}))
+        (problem,) = module_problems(read_inputs(None, BATCHES), "validate", parse({}))
         assert problem.is_type
 
     def test_compiled_modules_are_looked_into(self):

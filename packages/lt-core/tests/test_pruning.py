@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from weights import BATCHES, assert_equal
 
 from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import (
@@ -22,14 +24,6 @@ from lt_core.callbacks import (
 )
 from lt_core.checkpoint import load_checkpoint
 from lt_interface import ConfigError
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-BATCHES = list(torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(1)))
 
 
 class Net(LightningModule):
@@ -62,12 +56,6 @@ def fit(pruning: Any, epochs: int = 3, net: Net | None = None, ckpt_path: Any = 
 
 def zeros(net: nn.Module) -> int:
     return sum(int((value == 0).sum()) for value in net.state_dict().values())
-
-
-def assert_equal(one: nn.Module, other: nn.Module) -> None:
-    assert set(one.state_dict()) == set(other.state_dict())
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("lottery", [True, False])

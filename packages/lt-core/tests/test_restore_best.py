@@ -7,20 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
+from weights import BATCHES
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import EarlyStopping, EMAWeightAveraging, LambdaCallback, ModelCheckpoint, RestoreBest
 from lt_interface import ConfigError, MisconfigurationException
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
-BATCHES = list(torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(1)))
+FLAGS: dict[str, Any] = {**QUIET, "num_sanity_val_steps": 0}
 LOSSES = [3.0, 1.0, 2.0, 4.0]
 
 
@@ -49,7 +44,7 @@ class Net(LightningModule):
 def fit(*callbacks: Any, ckpt_path: Any = None, **flags: Any) -> Net:
     net = Net()
     saves = any(isinstance(one, ModelCheckpoint) for one in callbacks)
-    flags = {**QUIET, "max_epochs": 4, "callbacks": list(callbacks), "enable_checkpointing": saves, **flags}
+    flags = {**FLAGS, "max_epochs": 4, "callbacks": list(callbacks), "enable_checkpointing": saves, **flags}
     Trainer(**flags).fit(net, BATCHES, BATCHES[:1], ckpt_path=ckpt_path)
     return net
 

@@ -8,19 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from weights import assert_equal
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import EMAWeightAveraging, LambdaCallback, StochasticWeightAveraging
 from lt_interface import ConfigError
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 SAMPLES = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
 
 
@@ -37,7 +33,7 @@ class Net(LightningModule):
         self.rates: list[float] = []
         self.steps = 0
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor) -> Tensor:
         self.steps += 1
         loss = (self.last(self.norm(self.first(batch))) - 1).square().mean()
         self.log("loss", loss, on_epoch=True)
@@ -59,11 +55,6 @@ def fit(swa: Any, epochs: int = 6, net: Net | None = None, ckpt_path: Any = None
     callbacks = [swa, *flags.pop("callbacks", [])]
     Trainer(**{**QUIET, "max_epochs": epochs, "callbacks": callbacks, **flags}).fit(net, data, ckpt_path=ckpt_path)
     return net
-
-
-def assert_equal(one: nn.Module, other: nn.Module) -> None:
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("start", [4, 0.8])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,13 +17,7 @@ from lt_core import LightningModule, Trainer
 from lt_core.tasks import ClassificationModel, RegressionModel, wrap
 from lt_interface import MisconfigurationException
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "max_epochs": 2,
-}
+FLAGS: dict[str, Any] = {**QUIET, "max_epochs": 2}
 X = torch.randn(37, 4, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
 CLASSES = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -62,7 +57,7 @@ def by_hand(net: nn.Module, loss: Any, targets: Tensor, lr: float) -> nn.Module:
 def test_a_forward_is_all_that_regression_needs(tmp_path: Path) -> None:
     """A subclass with a forward trains as a loop by hand, and logs loss and mean absolute error over all samples."""
     model, data = Line(), loader(X, Y)
-    trainer = Trainer(**QUIET)
+    trainer = Trainer(**FLAGS)
     trainer.fit(model, data, data)
     expected = by_hand(network(), functional.mse_loss, Y, 0.1)
     assert torch.equal(model.layer.weight, expected.weight)  # type: ignore[arg-type]
@@ -78,7 +73,7 @@ def test_a_forward_is_all_that_regression_needs(tmp_path: Path) -> None:
 def test_classes_are_told_apart() -> None:
     """Classification trains by cross-entropy, and its accuracy is that over all samples, the short batch included."""
     model, data = ClassificationModel(network(3), lr=0.1), loader(X, CLASSES)
-    trainer = Trainer(**QUIET)
+    trainer = Trainer(**FLAGS)
     trainer.fit(model, data, data)
     expected = by_hand(network(3), functional.cross_entropy, CLASSES, 0.1)
     assert torch.equal(model.network.weight, expected.weight)  # type: ignore[union-attr, arg-type]
@@ -96,7 +91,7 @@ def test_two_classes_may_have_one_output(squeezed: bool) -> None:
     if squeezed:
         net, target = nn.Sequential(net, nn.Flatten(0)), target.squeeze(1)
     model = ClassificationModel(net, lr=0.1)
-    trainer = Trainer(**{**QUIET, "max_epochs": 40})
+    trainer = Trainer(**{**FLAGS, "max_epochs": 40})
     trainer.fit(model, loader(X, target), loader(X, target))
     assert trainer.callback_metrics["val_accuracy"] > 0.9
 
@@ -105,7 +100,7 @@ def test_probabilities_are_targets() -> None:
     """Targets of the outputs' shape are probabilities; the accuracy counts the likeliest class."""
     soft = functional.one_hot(CLASSES, 3).float() * 0.9 + 0.1 / 3
     model = ClassificationModel(network(3), lr=0.1)
-    trainer = Trainer(**{**QUIET, "max_epochs": 30})
+    trainer = Trainer(**{**FLAGS, "max_epochs": 30})
     trainer.fit(model, loader(X, soft), loader(X, soft))
     assert trainer.callback_metrics["val_accuracy"] > 0.7
 
@@ -147,7 +142,7 @@ def test_a_network_with_its_own_loss_is_wrapped() -> None:
     """A network whose output has a loss trains on mappings, is measured, predicts, and is itself trained."""
     net = Knowing()
     model = wrap(net, lr=0.1, metrics={"hits": lambda out, y: (out.logits.argmax(1) == y).float().mean()})
-    trainer = Trainer(**QUIET)
+    trainer = Trainer(**FLAGS)
     trainer.fit(model, DataLoader(Rows(), batch_size=8), DataLoader(Rows(), batch_size=8))
     expected = by_hand(network(3), functional.cross_entropy, CLASSES, 0.1)
     assert torch.equal(net.layer.weight, expected.weight)  # type: ignore[arg-type]
@@ -182,7 +177,7 @@ def test_a_network_is_wrapped_with_a_loss() -> None:
     model = wrap(net, functional.l1_loss, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), metrics={"seen": count})
     optimizer = model.configure_optimizers()
     assert (type(optimizer), optimizer.defaults["lr"]) == (torch.optim.SGD, 0.5)
-    trainer = Trainer(**QUIET)
+    trainer = Trainer(**FLAGS)
     trainer.fit(model, loader(X, Y), loader(X, Y))
     assert float(trainer.callback_metrics["val_seen"]) == 37
     assert float(trainer.callback_metrics["train_seen"]) == 37
@@ -199,13 +194,13 @@ def test_what_is_wrong_is_said() -> None:
             kind()
     with pytest.raises(MisconfigurationException, match=r"lr\): this must be above 0\. Got 0"):
         RegressionModel(network(), lr=0)
-    trainer = Trainer(**QUIET)
+    trainer = Trainer(**FLAGS)
     with pytest.raises(MisconfigurationException, match=r"pair of input and target\. Got list of 1"):
         trainer.fit(RegressionModel(network()), loader(X))
     with pytest.raises(MisconfigurationException, match=r"the target's shape\. Got \(8, 1\) and \(8,\)"):
-        Trainer(**QUIET).fit(RegressionModel(network()), loader(X, Y.squeeze(1)))
+        Trainer(**FLAGS).fit(RegressionModel(network()), loader(X, Y.squeeze(1)))
     with pytest.raises(MisconfigurationException, match=r"must have a loss\. Got Output without one"):
-        Trainer(**QUIET).fit(wrap(Knowing()), DataLoader(Rows(labelled=False), batch_size=8))
+        Trainer(**FLAGS).fit(wrap(Knowing()), DataLoader(Rows(labelled=False), batch_size=8))
     with pytest.raises(MisconfigurationException, match=r"Give it to Trainer\.fit as it is"):
         wrap(LightningModule())
     with pytest.raises(MisconfigurationException, match=r"Give an nn\.Module"):

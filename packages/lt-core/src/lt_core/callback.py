@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from lt_core.notices import warn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
     from torch import Tensor
     from torch.optim import Optimizer
 
@@ -56,12 +59,16 @@ class Callback:
         keeps_predictions: Whether ``on_predict_epoch_end`` finds all predictions and their indices in
             ``trainer.predict_loop``.
         in_weights: Whether ``on_save_checkpoint`` has its say in files of weights alone, too.
+        monitor: The metric that it looks at, None for none: it is kept ready where the callback looks.
+        time_is_up: Whether it has ended the running fit for want of time, or the last one.
     """
 
     monitoring: ClassVar[bool] = False
     role: ClassVar[str] = ""
     keeps_predictions: bool = False
     in_weights: ClassVar[bool] = False
+    monitor: str | None = None
+    time_is_up: bool = False
 
     @property
     def state_key(self) -> str:
@@ -247,6 +254,18 @@ class Callback:
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Read from a checkpoint before this callback's own state is loaded."""
+
+    def transform_for(self, stage: str, device: torch.device) -> Callable[[Any, int], Any] | None:
+        """Return what changes the batches of a pass over a stage's data, or None if nothing does.
+
+        Args:
+            stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
+            device: Where the batches are.
+
+        Returns:
+            A function of a batch and of its seed that returns the batch. The process's random generators are seeded
+            with it, and are as before afterwards.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep for this callback; plain values and tensors."""

@@ -15,26 +15,20 @@ from typing import Any
 from lt_interface import registry
 from lt_interface.errors import Problem
 
-__all__ = ["ABSENT", "finder"]
+__all__ = ["ABSENT", "finder", "instead"]
 
-_PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
-_DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
-_LOGGER = "Subclass lt_core.loggers.Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
+_STEPS = "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself."
 
-ABSENT = {
-    "CometLogger": _LOGGER,
-    "DataHooks": _HOOKS,
-    "DeepSpeedStrategy": _DDP,
-    "FSDPStrategy": _DDP,
-    "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
-    "LightningLite": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
-    "ModelHooks": _HOOKS,
-    "ModelParallelStrategy": _DDP,
-    "NeptuneLogger": _LOGGER,
-    "XLAProfiler": _PROFILE,
-    "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",
-}
+ABSENT = {"DataHooks": _HOOKS, "Fabric": _STEPS, "LightningLite": _STEPS, "ModelHooks": _HOOKS}
+
+
+def instead(name: str) -> str:
+    """Return what to use in the place of a name that is not here: of plugins' classes the registry knows it."""
+    for plugins in (registry.accelerators, registry.loggers, registry.profilers, registry.strategies):
+        if name.endswith(kind := plugins.kind.title()):
+            return plugins.instead(name.removesuffix(kind))
+    return ABSENT.get(name, "")
 
 
 def finder(module: str, *plugins: registry.Registry[Any]) -> Callable[[str], Any]:
@@ -56,8 +50,8 @@ def finder(module: str, *plugins: registry.Registry[Any]) -> Callable[[str], Any
             for each in plugins:
                 if name in registry.CLASSES.get(each.group, {}):
                     return each.class_named(name, module)
-            if name in ABSENT:
-                raise ImportError(str(Problem(f"{module}.{name}", "this version does not have it", "", ABSENT[name])))
+            if text := instead(name):
+                raise ImportError(str(Problem(f"{module}.{name}", "this version does not have it", "", text)))
             if "__path__" in inside and find_spec(f"{module}.{name}") is not None:
                 return import_module(f"{module}.{name}")
         from difflib import get_close_matches

@@ -23,6 +23,7 @@ __all__ = [
     "Problem",
     "RankFailedError",
     "UnknownPluginError",
+    "choice_problems",
     "nearest",
     "nearest_name",
     "raise_problems",
@@ -217,6 +218,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     match = nearest_name(name, known)
     return f'Did you mean "{match}"?' if match else ""
+
+
+def choice_problems(where: str, value: object, known: Iterable[str]) -> list[Problem]:
+    """Return what is wrong with a value that must be one of some words, for `raise_problems`.
+
+    Args:
+        where: The place as the user wrote it.
+        value: What the user wrote.
+        known: The words.
+
+    Example:
+        >>> print(*choice_problems("EarlyStopping(mode='mn')", "mn", ["min", "max"]))
+        EarlyStopping(mode='mn'): this must be one of min, max. Did you mean "min"?
+    """
+    words = list(known)
+    rule = f"this must be one of {', '.join(words)}"
+    return [] if value in words else [Problem(where, rule, fix=nearest(str(value), words))]
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:

@@ -49,15 +49,9 @@ SIBLINGS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("ddp", "ddp_fork", "ddp_notebook", "ddp_spawn"), "lt-accel"),
     },
     "lt.precisions": {
-        "32-true": "lt-core",
-        "64-true": "lt-core",
-        "16-true": "lt-core",
-        "bf16-true": "lt-core",
-        "16-mixed": "lt-accel",
-        "bf16-mixed": "lt-accel",
-        "transformer-engine": "lt-accel",
-        "transformer-engine-float16": "lt-accel",
-        "float8": "lt-accel",
+        **dict.fromkeys(("32-true", "64-true", "16-true", "bf16-true"), "lt-core"),
+        **dict.fromkeys(("16-mixed", "bf16-mixed", "float8"), "lt-accel"),
+        **dict.fromkeys(("transformer-engine", "transformer-engine-float16"), "lt-accel"),
     },
     "lt.loggers": {
         "csv": "lt-core",
@@ -283,7 +277,7 @@ class Registry(Generic[T]):
         if name in siblings:
             return Problem(where, f"this {self.kind} comes with another package", fix=_command(siblings[name]))
         fix = f"Installed: {', '.join(self.names()) or 'none'}."
-        instead = self._not_yet(name)
+        instead = self.instead(name)
         if instead:
             return Problem(where, f"this {self.kind} is not in this version", fix=f"{instead} {fix}")
         near = nearest_name(name, [*self.names(), *siblings])
@@ -293,8 +287,12 @@ class Registry(Generic[T]):
                 fix += f" {_command(siblings[near])}"
         return Problem(where, f"no {self.kind} of that name", fix=fix)
 
-    def _not_yet(self, name: str) -> str:
-        """Return what to do instead of a known name that nothing here brings, or an empty string for other names."""
+    def instead(self, name: str) -> str:
+        """Return what to do instead of a known name that nothing here brings, or an empty string for other names.
+
+        Args:
+            name: The name that a flag gives, or a class's without the word for its kind: fsdp of ``FSDPStrategy``.
+        """
         known = _NOT_YET.get(self.group, {})
         words = [word for word in known if f"{name.casefold()}_".startswith(f"{word}_")]
         return known[words[0]] if words else ""

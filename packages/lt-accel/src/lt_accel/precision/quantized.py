@@ -13,7 +13,8 @@ from torch import nn
 
 from lt_accel.precision.one_format import OneFormat, default_format
 from lt_accel.precision.packages import require
-from lt_interface import MisconfigurationException, Plan, Problem
+from lt_interface import Plan, Problem
+from lt_interface.errors import choice_problems, raise_problems
 
 __all__ = ["BitsandbytesPrecision"]
 
@@ -35,15 +36,13 @@ class BitsandbytesPrecision(OneFormat):
 
     Raises:
         MissingPackageError: If bitsandbytes is not installed.
-        MisconfigurationException: If the mode is none of those.
+        ConfigError: If the mode is none of those.
     """
 
     name = "bitsandbytes"
 
     def __init__(self, mode: str, dtype: torch.dtype | None = None, ignore_modules: Iterable[str] = ()) -> None:
-        if mode not in _MODES:
-            rule = f"the mode must be one of {', '.join(_MODES)}"
-            raise MisconfigurationException(Problem(f"{_WHERE}(mode={mode!r})", rule, fix='Write "nf4".'))
+        raise_problems(choice_problems(f"{_WHERE}(mode={mode!r})", mode, _MODES))
         require("bitsandbytes", f"{_WHERE}({mode!r})", "bitsandbytes")
         super().__init__(dtype or (torch.float16 if mode.startswith("int8") else torch.bfloat16))
         self.compute_dtype = self.dtype

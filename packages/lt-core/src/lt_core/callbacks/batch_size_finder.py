@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lt_core.callback import Callback
-from lt_core.callbacks.lr_finder import choices
 from lt_core.config.parsers import is_number, is_whole
 from lt_core.data.leaf import length
 from lt_core.data.resize import batch_size_of, batch_size_problems, resized
 from lt_core.loops.trial import exchange_loaders, fits_in_memory, given_loaders, loaders_in, trial
 from lt_core.model.attribute import Attribute
 from lt_core.notices import info, warn
-from lt_interface.errors import ConfigError, Problem, raise_problems
+from lt_interface.errors import ConfigError, Problem, choice_problems, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -112,7 +111,7 @@ class BatchSizeFinder(Callback):
         keep_global_batch: bool = False,
     ) -> None:
         where = type(self).__name__
-        problems = choices(f"{where}(mode={mode!r})", mode, get_args(Mode))
+        problems = choice_problems(f"{where}(mode={mode!r})", mode, get_args(Mode))
         counts = {
             "steps_per_trial": steps_per_trial,
             "init_val": init_val,

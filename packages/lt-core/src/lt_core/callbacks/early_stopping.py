@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lt_core.callback import Callback
-from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, mode_problems, snapshot
+from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, snapshot
 from lt_core.metrics.absent import missing
 from lt_core.notices import info, warn
 from lt_core.state.agreement import from_rank_zero
-from lt_interface.errors import Problem, raise_problems
+from lt_interface.errors import Problem, choice_problems, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -80,13 +80,13 @@ class EarlyStopping(Callback):
         check_on_train_epoch_end: bool | None = None,
         log_rank_zero_only: bool = False,
     ) -> None:
-        problems = mode_problems("EarlyStopping", mode, self.mode_dict)
+        problems = choice_problems(f"EarlyStopping(mode={mode!r})", mode, self.mode_dict)
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
             problems.append(Problem(f"EarlyStopping(patience={patience!r})", "must be a whole number of at least 0"))
         if not isinstance(monitor, str) or not monitor:
             problems.append(Problem(f"EarlyStopping(monitor={monitor!r})", "must be the name of a metric"))
         raise_problems(problems)
-        self.monitor = monitor
+        self.monitor: str = monitor
         self.patience = patience
         self.verbose = verbose
         self.mode = mode

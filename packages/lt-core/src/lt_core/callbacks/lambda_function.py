@@ -6,15 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from lt_core.callback import Callback
+from lt_core.hooks.table import HOOKS
 from lt_interface.errors import Problem, nearest, raise_problems
 
 __all__ = ["LambdaCallback"]
 
-_HOOKS = sorted(
-    name
-    for name, value in vars(Callback).items()
-    if callable(value) and not name.startswith("_") and name not in {"state_dict", "load_state_dict"}
-)
+_HOOKS = sorted(HOOKS.keys() & vars(Callback))
 
 
 class LambdaCallback(Callback):

@@ -13,7 +13,7 @@ from lt_core.config.parsers import is_number, is_whole
 from lt_core.loops.trial import trial, try_training
 from lt_core.model.attribute import Attribute
 from lt_core.notices import info, warn
-from lt_interface.errors import LTError, Problem, nearest, raise_problems
+from lt_interface.errors import LTError, Problem, choice_problems, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -76,7 +76,7 @@ class LRFinder:
             ConfigError: If there is no such method, or a number to skip is none.
         """
         where = "LRFinder.suggestion"
-        problems = choices(f"{where}(method={method!r})", method, get_args(Method))
+        problems = choice_problems(f"{where}(method={method!r})", method, get_args(Method))
         for name, value in {"skip_begin": skip_begin, "skip_end": skip_end}.items():
             if not is_whole(value) or value < 0:
                 rule = "this must be an integer of at least 0"
@@ -142,14 +142,6 @@ def _valley(losses: list[float]) -> int:
     end = max(range(len(losses)), key=length.__getitem__)
     third = length[end] / 3
     return max(end - length[end] + int(third) + int(third / 2), 0)
-
-
-def choices(where: str, value: Any, known: tuple[str, ...]) -> list[Problem]:
-    """Return what is wrong with a value that must be one of some words."""
-    if value in known:
-        return []
-    fix = nearest(str(value), list(known)) or f"Use one of {', '.join(known)}."
-    return [Problem(where, f"this must be one of {', '.join(known)}", "", fix)]
 
 
 class _Sweep(Callback):
@@ -283,7 +275,7 @@ class LearningRateFinder(Callback):
         weights_only: bool | None = None,
     ) -> None:
         where = type(self).__name__
-        problems = choices(f"{where}(mode={mode!r})", mode, get_args(Mode))
+        problems = choice_problems(f"{where}(mode={mode!r})", mode, get_args(Mode))
         numbers = is_number(min_lr) and is_number(max_lr)
         if not numbers or not 0 <= min_lr < max_lr < math.inf or (min_lr == 0 and mode == "exponential"):
             rule, got = "the rates must grow from min_lr, above 0, to a larger max_lr", f"{min_lr!r} and {max_lr!r}"

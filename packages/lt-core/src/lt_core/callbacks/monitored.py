@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lt_core.state.agreement import from_rank_zero
 from lt_core.state.progress import TrainerFn
-from lt_interface.errors import MisconfigurationException, Problem, nearest
+from lt_interface.errors import MisconfigurationException
 
 if TYPE_CHECKING:
     from lt_core.trainer import Trainer
@@ -20,7 +19,6 @@ __all__ = [
     "acts_at_epoch_end",
     "candidates",
     "is_real_fit",
-    "mode_problems",
     "snapshot",
     "waits_for_epoch_end",
 ]
@@ -28,12 +26,6 @@ __all__ = [
 
 class MonitorError(MisconfigurationException, RuntimeError):
     """Error of a monitored metric that was never logged."""
-
-
-def mode_problems(owner: str, mode: Any, known: Iterable[str] = ("min", "max")) -> list[Problem]:
-    """Return what is wrong with the word for which values of a metric are better."""
-    wrong = Problem(f"{owner}(mode={mode!r})", 'the mode must be "min" or "max"', fix=nearest(str(mode), known))
-    return [] if mode in known else [wrong]
 
 
 def is_real_fit(trainer: Trainer) -> bool:

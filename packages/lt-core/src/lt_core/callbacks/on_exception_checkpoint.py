@@ -43,7 +43,7 @@ class OnExceptionCheckpoint(Checkpoint):
             filename, self.FILE_EXTENSION = filename.removesuffix(SAFETENSORS), SAFETENSORS
         if (problem := path_problem(where, filename + self.FILE_EXTENSION)) is not None:
             raise ConfigError(problem)
-        self.dirpath = local_path(f"OnExceptionCheckpoint(dirpath={dirpath!r})", dirpath)
+        self.dirpath: str = local_path(f"OnExceptionCheckpoint(dirpath={dirpath!r})", dirpath)
         self.filename = filename
         self._failed = False
 

@@ -95,7 +95,7 @@ class OptunaPruning(Callback):
             problems.append(Problem(f"OptunaPruning(monitor={monitor!r})", "must be the name of a metric"))
         raise_problems(problems)
         self.trial = trial
-        self.monitor = monitor
+        self.monitor: str = monitor
         self.reported: dict[int, float] = {}
         self._process = os.getpid()
         self._key = f"{self._process}-{next(_NUMBERS)}"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from lt_core.callback import Callback
-from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, mode_problems, snapshot
+from lt_core.callbacks.monitored import MonitorError, acts_at_epoch_end, is_real_fit, snapshot
 from lt_core.checkpoint.weights import load_weights
 from lt_core.metrics.absent import missing
 from lt_core.notices import info, warn
 from lt_core.state.agreement import from_rank_zero
-from lt_interface.errors import ConfigError, Problem, raise_problems
+from lt_interface.errors import ConfigError, Problem, choice_problems, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.module import LightningModule
@@ -50,7 +50,7 @@ class RestoreBest(Callback):
     monitoring: ClassVar[bool] = True
 
     def __init__(self, monitor: str | None = None, mode: str = "min", verbose: bool = True) -> None:
-        problems = mode_problems("RestoreBest", mode)
+        problems = choice_problems(f"RestoreBest(mode={mode!r})", mode, ("min", "max"))
         if monitor is not None and not isinstance(monitor, str):
             where = f"RestoreBest(monitor={monitor!r})"
             problems.append(Problem(where, "must be the name of a metric", fix='Write monitor="val_loss".'))
@@ -120,7 +120,7 @@ class RestoreBest(Callback):
 
     def _saver(self, trainer: Trainer) -> Any:
         """Return the first callback that saves the best by a metric, or None."""
-        return next((one for one in trainer.checkpoint_callbacks if getattr(one, "monitor", None)), None)
+        return next((one for one in trainer.checkpoint_callbacks if one.monitor), None)
 
     def _look(self, trainer: Trainer, is_epoch_end: bool) -> None:
         if self.monitor is None or not is_real_fit(trainer):

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lt_core.callback import Callback
-from lt_core.callbacks.monitored import mode_problems
 from lt_core.config.parsers import is_whole
-from lt_interface.errors import MisconfigurationException, Problem, raise_problems
+from lt_interface.errors import MisconfigurationException, Problem, choice_problems, raise_problems
 from lt_interface.paths import local_path
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class SpikeDetection(Callback):
         exclude_batches_path: str | os.PathLike[str] | None = None,
         finite_only: bool = True,
     ) -> None:
-        problems = mode_problems("SpikeDetection", mode)
+        problems = choice_problems(f"SpikeDetection(mode={mode!r})", mode, ("min", "max"))
         for name, value, least in (("window", window, 1), ("warmup", warmup, 0)):
             if not is_whole(value) or value < least:
                 where = f"SpikeDetection({name}={value!r})"

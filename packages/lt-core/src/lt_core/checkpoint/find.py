@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lt_core.state.run import Run
     from lt_core.trainer import Trainer
 
-__all__ = ["WORDS", "default_folders", "find_checkpoint", "find_last", "has_own_folder", "search_folders"]
+__all__ = ["WORDS", "default_folders", "find_checkpoint", "find_last", "search_folders"]
 
 WORDS = ("last", "auto", "best", "hpc")  # what ckpt_path may be besides a path
 _SUFFIXES = {".ckpt", ".safetensors"}
@@ -306,7 +306,7 @@ def _best(run: Run) -> str:
     callback = trainer.checkpoint_callback
     if callback is None:
         raise ConfigError(Problem(where, "this needs a ModelCheckpoint among the callbacks", fix="Pass a path."))
-    best: str = getattr(callback, "best_model_path", "")
+    best: str = callback.best_model_path
     if not best:
         raise ConfigError(Problem(where, "no checkpoint has been saved yet", fix="Run fit first, or pass a path."))
     if len(trainer.checkpoint_callbacks) > 1:
@@ -317,15 +317,10 @@ def _best(run: Run) -> str:
 def search_folders(trainer: Trainer) -> list[Path]:
     """Return where checkpoints of this trainer can lie: the callbacks' own folders, then those of all versions."""
     callbacks = trainer.checkpoint_callbacks
-    folders = [Path(f) for c in callbacks for f in getattr(c, "folders", list)()]
-    if not folders or not all(has_own_folder(c) for c in callbacks):
+    folders = [Path(f) for c in callbacks for f in c.folders()]
+    if not folders or not all(c.folder_is_given for c in callbacks):
         folders += default_folders(trainer)
     return [f for f in dict.fromkeys(f.absolute() for f in folders) if f.is_dir()]
-
-
-def has_own_folder(callback: Any) -> bool:
-    """Return whether a callback saves to a folder that its user chose."""
-    return bool(getattr(callback, "folder_is_given", getattr(callback, "dirpath", None)))
 
 
 def default_folders(trainer: Trainer, version: int | str | None = None) -> list[Path]:

@@ -94,7 +94,7 @@ def _states(run: Run, only: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 def _folders(run: Run) -> Iterator[Problem | None]:
     """Yield what is wrong with each checkpoint callback's folder, None where nothing is."""
     for callback in run.trainer.checkpoint_callbacks if run.world.is_global_zero else ():
-        folder = os.fspath(getattr(callback, "dirpath", None) or "")
+        folder = os.fspath(callback.dirpath or "")
         if folder:
             where = f"{type(callback).__name__}(dirpath={folder!r})"
             yield _writable(where, folder) or _room(run, where, folder)

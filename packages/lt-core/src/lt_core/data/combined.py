@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from lt_core.data.leaf import is_stateful, length
-from lt_interface.errors import ConfigError, Problem, nearest
+from lt_interface.errors import ConfigError, Problem, choice_problems, raise_problems
 from lt_interface.nested import rebuilt
 
 __all__ = ["CombinedLoader", "Mode", "combined_size", "flatten", "is_last", "outline", "rounds", "unflatten"]
@@ -189,9 +189,7 @@ class CombinedLoader:
     """
 
     def __init__(self, iterables: Any, mode: Mode = "min_size") -> None:
-        if mode not in get_args(Mode):
-            fix = nearest(mode, get_args(Mode)) or f"Use one of {', '.join(get_args(Mode))}."
-            raise ConfigError(Problem(f"CombinedLoader(mode={mode!r})", "no mode of that name", "", fix))
+        raise_problems(choice_problems(f"CombinedLoader(mode={mode!r})", mode, get_args(Mode)))
         self.iterables = iterables
         self.mode: Mode = mode
         self.flattened, self.paths = flatten(iterables)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lt_core.data.sources import owner_of
 from lt_core.data.stager import Stager
 from lt_core.data.stream import batch_seed
-from lt_core.hooks.table import HOOKS, bind
+from lt_core.hooks.table import HOOKS, bind, overrides
 from lt_core.metrics.store import FORBIDDEN
 from lt_core.state import rng
 from lt_core.state.stage import TRAIN, Stage
@@ -19,25 +17,7 @@ from lt_core.state.stage import TRAIN, Stage
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["TransformsBatches", "build_place"]
-
-
-@runtime_checkable
-class TransformsBatches(Protocol):
-    """Callback that changes batches once they are on the device."""
-
-    def transform_for(self, stage: str, device: torch.device) -> Callable[[Any, int], Any] | None:
-        """Return what changes the batches of a pass over a stage's data, or None if nothing does.
-
-        Args:
-            stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
-            device: Where the batches are.
-
-        Returns:
-            A function of a batch and of its seed that returns the batch. The process's random generators are seeded
-            with it, and are as before afterwards.
-        """
-        ...
+__all__ = ["build_place"]
 
 
 def build_place(run: Run, stage: Stage) -> Callable[[Any, int], Any] | None:
@@ -69,7 +49,7 @@ def _build_change(run: Run, stage: Stage) -> Callable[[Any, int], Any] | None:
 
     The seeds follow from the run's seed and the batch's place in its epoch, as those of a loader's workers do.
     """
-    able = (callback for callback in run.callbacks if isinstance(callback, TransformsBatches))
+    able = (callback for callback in run.callbacks if overrides(callback, "transform_for"))
     made = enumerate(callback.transform_for(stage.word, run.device) for callback in able)
     functions = [(number, function) for number, function in made if function is not None]
     if not functions:

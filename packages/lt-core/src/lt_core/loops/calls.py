@@ -24,9 +24,9 @@ from lt_core.metrics.slot import (
     ZERO_GRAD,
 )
 from lt_core.notices import warn
-from lt_core.state.stage import TRAIN
+from lt_core.state.stage import TRAIN, Stage
 from lt_interface import PreparesBackward, SkipsBatches, WeighsBatches
-from lt_interface.errors import MisconfigurationException, Problem
+from lt_interface.errors import ConfigError, MisconfigurationException, Problem
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -50,23 +50,20 @@ __all__ = [
 Step = Callable[[Any, int], Any]
 
 
-def bound_step(run: Run, name: str, args: tuple[str, ...]) -> Callable[..., Any]:
-    """Return the engine's step of that name so that it takes ``args`` by position.
+def bound_step(run: Run, stage: Stage, args: tuple[str, ...]) -> Callable[..., Any]:
+    """Return the engine's step of a stage so that it takes ``args`` by position.
 
     Raises:
-        MisconfigurationException: If the user's signature takes other arguments.
+        ConfigError: If the user's signature takes other arguments.
     """
-    call = run.engine.call[name]
-    bound = bind(call, args)
+    bound = bind(run.engine.call[stage.step], args)
     if bound is None:
-        raise MisconfigurationException(
-            Problem(
-                f"{type(run.module).__name__}.{name}",
-                "the trainer cannot call this step with its arguments",
-                fix=f"Write: def {name}(self, {', '.join(args)})",
-            )
+        where, rule = (
+            f"{type(run.module).__name__}.{stage.step}",
+            "the trainer cannot call this step with its arguments",
         )
-    return run.timed(bound, name)
+        raise ConfigError(Problem(where, rule, fix=f"Write: def {stage.step}(self, {', '.join(args[:2])})"))
+    return run.timed(bound, stage.step)
 
 
 def loss_of(run: Run, output: Any, index: int) -> Tensor | None:
@@ -227,7 +224,7 @@ class Pieces:
         self.optimizer: Any = engine.optimizers[0] if run.optimizers and module.automatic_optimization else None
         self.shared = run.world.data_size > 1
         self.unsized = not run.feed.exact and not self.owned
-        bound = guarded(run, bound_step(run, "training_step", ("batch", "batch_idx")))
+        bound = guarded(run, bound_step(run, TRAIN, TRAIN.args))
         self.training_step = between(engine.before_forward, _with_shadows(run, bound) if self.shared else bound)
         hooks, self.store = run.hooks, run.metrics.train
         self.before_zero_grad: tuple[Callable[..., Any], ...] = hooks.on_before_zero_grad  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,37 +11,32 @@ import torch
 from lt_core.checkpoint.parts import validation_place
 from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of, has_loader, limit_of
-from lt_core.hooks.table import bind, declared, overrides, signature_of
-from lt_core.loops.calls import between
-from lt_core.metrics.objects import untouched
-from lt_core.metrics.store import (
-    EVAL_BATCH_END,
-    EVAL_BATCH_START,
-    EVAL_EPOCH_END,
-    EVAL_STEP,
-    FORBIDDEN,
-    MetricStore,
-)
+from lt_core.hooks.table import declared, overrides
+from lt_core.loops.batch import SKIPPED, begin_evaluation, suffixes
+from lt_core.metrics.store import EVAL_EPOCH_END, FORBIDDEN, MetricStore
 from lt_core.notices import warn
 from lt_core.state.agreement import heard
 from lt_core.state.progress import RunningStage
 from lt_core.state.stage import VALIDATE, Stage
-from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from lt_core.data.feed import Feed
     from lt_core.state.run import Run
 
-__all__ = ["evaluate", "evaluation_modes", "loaders_of", "sanity_check", "shadow_step"]
+__all__ = ["evaluate", "evaluation_modes", "loaders_of", "sanity_check"]
 
 
 @contextmanager
 def evaluation_modes(run: Run, stage: Stage) -> Iterator[None]:
-    """Put the module in evaluation mode through its hook, and each submodule back in its own mode after."""
+    """Put the module in evaluation mode through its hook, and each submodule back in its own mode after.
+
+    Inside the block there are no gradients; inside fit, whose weights go on, no inference mode either.
+    """
     modes = {m: m.training for m in run.module.modules()}
     run.hooks.fire(f"on_{stage.hook}_model_eval")
     try:
-        yield
+        with torch.inference_mode() if run.plan.inference_mode and not run.fits else torch.no_grad():
+            yield
     finally:
         back = f"on_{stage.hook}_model_train"
         if declared(type(run.module), back) and overrides(run.module, back):
@@ -73,8 +68,8 @@ def evaluate(run: Run, stage: Stage) -> list[dict[str, float]]:
             feed = loaders_of(run, stage)  # the user's loader hook must not run under inference mode
             results = []
             if feed.loaders:
-                with evaluation_modes(run, stage), _grad_context(run):
-                    results = run.action(_loop, f"run_{stage.hook}")(run, feed, stage, store)
+                with evaluation_modes(run, stage):
+                    results = run.action(_loop, f"run_{stage.hook}")(run, stage, store)
     finally:
         trainer.state.stage = outer_stage
     fit.before_validation = None  # not after an error: what is saved then repeats it
@@ -92,7 +87,7 @@ def loaders_of(run: Run, stage: Stage) -> Feed:
 
 def monitored(run: Run) -> set[str]:
     """Return the names of metrics that callbacks and schedulers monitor."""
-    names = [s.monitor for s in run.schedulers] + [getattr(c, "monitor", None) for c in run.callbacks]
+    names = [s.monitor for s in run.schedulers] + [c.monitor for c in run.callbacks]
     return {name for name in names if isinstance(name, str)}
 
 
@@ -107,21 +102,10 @@ def warn_of_shared(run: Run) -> None:
             )
 
 
-def _grad_context(run: Run) -> Any:
-    if not run.fits and run.plan.inference_mode:
-        return torch.inference_mode()
-    return torch.no_grad()
-
-
-def _loop(run: Run, feed: Feed, stage: Stage, store: MetricStore) -> list[dict[str, float]]:
-    from lt_core.data.to_device import build_place
-
+def _loop(run: Run, stage: Stage, store: MetricStore) -> list[dict[str, float]]:
     hooks, name = run.hooks, stage.hook
-    hooks.fire(f"on_{name}_start")
-    hooks.fire(f"on_{name}_epoch_start")
-    feed = run.feeds.made[stage.word]  # a hook may have exchanged it
-    place = build_place(run, stage)
-    _batches(run, feed, stage, store, place)
+    feed, one = begin_evaluation(run, stage)
+    _batches(run, feed, stage, store, one)
     store.scope = EVAL_EPOCH_END
     store.suffix = ""
     store.sync()
@@ -140,34 +124,16 @@ def _loop(run: Run, feed: Feed, stage: Stage, store: MetricStore) -> list[dict[s
     return results
 
 
-def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Callable[[Any, int], Any] | None) -> None:
-    """Run the step on every batch of every loader."""
-    hooks, name, names = run.hooks, stage.hook, _suffixes(feed)
+def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, one: Callable[[Any, int, int], Any]) -> None:
+    """Run every batch of every loader, and log what its step has logged."""
+    names = suffixes(feed)
     counts, keys = run.loop.evaluation.seen_batches, [stage.word + suffix for suffix in names]
-    several = len(names) > 1
-    batch_start = getattr(hooks, f"on_{name}_batch_start")
-    batch_end = getattr(hooks, f"on_{name}_batch_end")
-    step = eval_step(run, stage.step, several)
     limit = run.trainer.num_sanity_val_steps if run.sanity_checking else None
     batches = run.timed_batches(feed.epoch(run.progress.epoch, limit), stage)
     for batch, i, loader in heard(run, batches):
-        if place is not None:
-            batch = place(batch, loader)
-        store.batch, store.size, store.suffix = batch, None, names[loader]
-        if not feed.weight:
-            store.scope = EVAL_STEP
-            shadow_step(run, step, batch, i, loader)
+        store.suffix = names[loader]
+        if one(batch, i, loader) is SKIPPED:
             continue
-        store.scope = EVAL_BATCH_START
-        for f in batch_start:
-            f(batch, i, loader)
-        store.scope = EVAL_STEP
-        output = step(batch, i, loader)
-        if isinstance(output, Mapping):
-            store.add_returned(output)
-        store.scope = EVAL_BATCH_END
-        for f in batch_end:
-            f(output, batch, i, loader)
         values = store.take_step()
         if not run.sanity_checking:
             seen = counts.get(keys[loader], 0)
@@ -177,57 +143,14 @@ def _batches(run: Run, feed: Feed, stage: Stage, store: MetricStore, place: Call
     store.batch = None
 
 
-def shadow_step(run: Run, step: Callable[..., Any], *batch: Any) -> None:
-    """Run a step whose samples are another rank's: so that ranks run forward equally often, and know the same names.
-
-    No hook runs, what it logs does not count, and metric objects are as before afterwards.
-    """
-    store = run.metrics.current
-    with store.mute(), untouched(run.module):
-        output = step(*batch)
-        if isinstance(output, Mapping):
-            store.add_returned(output)
-
-
-def eval_step(run: Run, name: str, several: bool) -> Callable[[Any, int, int], Any]:
-    """Return the user's step, the engine's calls around it, so that it takes ``(batch, batch_idx, dataloader_idx)``.
-
-    Raises:
-        ConfigError: If several loaders are given and the step takes no ``dataloader_idx``.
-    """
-    call = run.engine.call[name]
-    try:
-        parameters = [p for p in signature_of(call).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-        takes_three = several if takes_any else len(parameters) >= 3
-    except (TypeError, ValueError):
-        takes_three = True
-    where = f"{type(run.module).__name__}.{name}"
-    if several and not takes_three:
-        rule = "with several loaders this step must take the loader's index"
-        raise ConfigError(Problem(where, rule, fix=f"Write: def {name}(self, batch, batch_idx, dataloader_idx=0)"))
-    args = ("batch", "batch_idx", "dataloader_idx") if takes_three else ("batch", "batch_idx")
-    bound = bind(call, args)
-    if bound is None:
-        rule = "the trainer cannot call this step with its arguments"
-        raise ConfigError(Problem(where, rule, fix=f"Write: def {name}(self, batch, batch_idx)"))
-    bound = between(run.engine.before_forward, run.timed(bound, name), run.engine.boundary)
-    return bound if takes_three else lambda batch, i, loader: bound(batch, i)
-
-
-def _suffixes(feed: Feed) -> list[str]:
-    """Return each loader's metric suffix; loaders that run side by side are as one."""
-    return feed.names if feed.mode == "sequential" else [""]
-
-
 def _results(store: MetricStore, feed: Feed) -> list[dict[str, float]]:
     """Return each loader's metrics; those without a loader's suffix belong to every one."""
     metrics = store.epoch_metrics()
-    suffixes = [s for s in _suffixes(feed) if s]
-    if not suffixes:
+    ends = tuple(filter(None, suffixes(feed)))
+    if not ends:
         return [metrics]
-    shared = {k: v for k, v in metrics.items() if not k.endswith(tuple(suffixes))}
-    return [{**shared, **{k: v for k, v in metrics.items() if k.endswith(s)}} for s in suffixes]
+    shared = {k: v for k, v in metrics.items() if not k.endswith(ends)}
+    return [{**shared, **{k: v for k, v in metrics.items() if k.endswith(end)}} for end in ends]
 
 
 def sanity_check(run: Run) -> None:

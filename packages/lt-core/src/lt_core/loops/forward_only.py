@@ -8,7 +8,7 @@ import torch
 
 from lt_core.data.sources import feed_of
 from lt_core.data.to_device import build_place
-from lt_core.loops.calls import between
+from lt_core.loops.batch import lone_step
 from lt_core.metrics.objects import untouched
 from lt_core.metrics.store import TRAIN_STEP
 from lt_core.state import rng
@@ -29,9 +29,9 @@ def forward_only(run: Run) -> None:
     Args:
         run: The run, between two epochs.
     """
-    feed, store, engine = feed_of(run, TRAIN), run.metrics.train, run.engine
+    feed, store = feed_of(run, TRAIN), run.metrics.train
     before, modes = feed.state_dict(), {part: part.training for part in run.module.modules()}
-    step, place = between(engine.before_forward, engine.call[TRAIN.step], engine.boundary), build_place(run, TRAIN)
+    step, place = lone_step(run, TRAIN), build_place(run, TRAIN)
     feed.stager = None
     run.module.train()
     random_state, inside = rng.isolate(run.trainer.accelerator, run.device), store.inside(TRAIN.step, TRAIN_STEP)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lt_core.data.nested import leaves, move_to_device
-from lt_core.data.to_device import build_place
-from lt_core.loops.evaluate import eval_step, evaluation_modes, loaders_of, shadow_step
+from lt_core.loops.batch import SKIPPED, begin_evaluation
+from lt_core.loops.evaluate import evaluation_modes, loaders_of
 from lt_core.notices import warn
 from lt_core.state.agreement import heard
 from lt_core.state.loop_state import PredictState
@@ -40,42 +40,26 @@ def run_predict(run: Run, keep: bool, whole: bool = False) -> list[Any] | None:
     feed = loaders_of(run, PREDICT)
     if not feed.loaders:
         return [] if keep else None
-    hooks = run.hooks
-    place = build_place(run, PREDICT)
     needed = any(callback.keeps_predictions for callback in run.callbacks)
     kept = [list[Any]() for _ in feed.loaders] if keep or needed else []
     indices = [list[list[int]]() for _ in feed.loaders] if needed else []
     run.loop.predict = PredictState(kept, indices)
     warned = False
-    with evaluation_modes(run, PREDICT), torch.inference_mode() if run.plan.inference_mode else torch.no_grad():
-        hooks.fire("on_predict_start")
-        hooks.fire("on_predict_epoch_start")
-        feed = run.feeds.made[PREDICT.word]  # a hook may have exchanged it
-        step = eval_step(run, PREDICT.step, len(feed.loaders) > 1)
-        store = run.metrics.current
+    with evaluation_modes(run, PREDICT):
+        feed, one = begin_evaluation(run, PREDICT)
         for batch, i, loader in heard(run, run.timed_batches(feed.epoch(run.progress.epoch), PREDICT)):
-            if place is not None:
-                batch = place(batch, loader)
-            if not feed.weight:
-                shadow_step(run, step, batch, i, loader)
+            output = one(batch, i, loader)
+            if output is SKIPPED:
                 continue
-            store.hook = "on_predict_batch_start"
-            for f in hooks.on_predict_batch_start:  # type: ignore[attr-defined]
-                f(batch, i, loader)
-            store.hook = "predict_step"
-            output = step(batch, i, loader)
             if output is None and not warned:
                 warned = True
                 warn("predict_step returned None for a batch: is a return missing?")
-            store.hook = "on_predict_batch_end"
-            for f in hooks.on_predict_batch_end:  # type: ignore[attr-defined]
-                f(output, batch, i, loader)
             if kept:
                 kept[loader].append(move_to_device(output, torch.device("cpu")))
             if indices:
                 indices[loader].append(feed.indices)
-        hooks.fire("on_predict_epoch_end")
-        hooks.fire("on_predict_end")
+        run.hooks.fire("on_predict_epoch_end")
+        run.hooks.fire("on_predict_end")
     run.loop.predict = PredictState()
     if not keep or not run.trainer.limit_predict_batches:
         return None

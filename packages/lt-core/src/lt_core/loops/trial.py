@@ -16,42 +16,22 @@ import copy
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.checkpoint.save import Saves
 from lt_core.data.leaf import is_stateful, state_of
-from lt_core.data.sources import Feeds, feed_of
+from lt_core.data.sources import feed_of
 from lt_core.data.stream import find_generators, samplers_in
-from lt_core.data.to_device import TransformsBatches, build_place
-from lt_core.hooks.table import HookTable, method_of
-from lt_core.loops.boundary import Cadence
-from lt_core.loops.calls import manual_backward_of
-from lt_core.loops.evaluate import eval_step, evaluation_modes
+from lt_core.hooks.table import method_of, overrides
+from lt_core.loops.batch import SKIPPED, begin_evaluation, build_batch
+from lt_core.loops.evaluate import evaluation_modes
 from lt_core.loops.step import build_step
 from lt_core.metrics import objects
-from lt_core.metrics.results import Metrics, Results
-from lt_core.metrics.store import (
-    EVAL_BATCH_END,
-    EVAL_BATCH_START,
-    EVAL_STEP,
-    FORBIDDEN,
-    TRAIN_BATCH_END,
-    TRAIN_BATCH_START,
-    TRAIN_STEP,
-)
-from lt_core.optim.wrapper import LightningOptimizer
-from lt_core.profilers import PassThroughProfiler
 from lt_core.state import rng
-from lt_core.state.agreement import heed, refusal
+from lt_core.state.agreement import heed
 from lt_core.state.kept import Kept
-from lt_core.state.loop_state import LoopState
-from lt_core.state.run import Resumed
-from lt_core.state.stage import PREDICT, TRAIN, VALIDATE, Stage
-from lt_core.tracking.dummy import DummyLogger
-from lt_core.tracking.opening import Tracking
+from lt_core.state.stage import TRAIN, VALIDATE, Stage
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -114,8 +94,7 @@ def trial(trainer: Trainer, callbacks: Sequence[Callback] = (), given: Any = Non
     """
     run = trainer._run
     assert run is not None
-    module, engine = run.module, run.engine
-    owners = [*module.modules(), run.datamodule, *run.optimizers, *engine.optimizers]
+    owners = [*run.module.modules(), run.datamodule, *run.optimizers, *run.engine.optimizers]
     owners += [config.scheduler for config in run.schedulers]
     with ExitStack() as rest:
         rest.enter_context(torch.inference_mode(False))
@@ -123,51 +102,14 @@ def trial(trainer: Trainer, callbacks: Sequence[Callback] = (), given: Any = Non
         rest.enter_context(torch.autograd.set_detect_anomaly(False))  # large rates are meant to fail
         rest.enter_context(rng.isolate(trainer.accelerator, run.device))
         rest.callback(Kept(owners).restore)
-        rest.enter_context(objects.untouched(module))
+        rest.enter_context(objects.untouched(run.module))
         rest.callback(run.precision.load_state_dict, run.precision.state_dict())
-        changing = [callback for callback in run.callbacks if isinstance(callback, TransformsBatches)]
-        for callback in changing:  # what they do to a batch is part of the step
-            if state := method_of(callback, "state_dict")():
+        for callback in run.callbacks:
+            # What these do to a batch is part of the step.
+            if overrides(callback, "transform_for") and (state := method_of(callback, "state_dict")()):
                 rest.callback(method_of(callback, "load_state_dict"), copy.deepcopy(state))
-        shown, before = vars(trainer), dict(vars(trainer))
-        rest.callback(shown.update, before)
-        rest.callback(shown.clear)
-        metrics = Metrics(module, Results(), trainer.barebones)
-        rest.callback(metrics.release)
-        metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)
-        tracking = Tracking([DummyLogger() for _ in trainer.loggers])
-        tracking.opened = True
         sources = run.feeds.given if given is None else {**run.feeds.given, run.stage.word: given}
-        beside = replace(
-            run,
-            metrics=metrics,
-            progress=replace(run.progress),
-            feeds=Feeds(sources),
-            tracking=tracking,
-            saves=Saves(run.saves.io),
-            cadence=Cadence(),
-            loop=LoopState(several=run.loop.several),
-            resumed=Resumed(),
-            callbacks=[*callbacks, *changing],
-            schedulers=[],
-            record=None,
-        )
-        rest.callback(beside.feeds.close)
-        shown.update(
-            _run=beside,
-            _progress=beside.progress,
-            _results=metrics.results,
-            _stop_requests={},
-            _handlers=[],
-            callbacks=beside.callbacks,
-            loggers=tracking.loggers,
-            profiler=PassThroughProfiler(),
-            detect_anomaly=False,
-            state=replace(trainer.state, stage=run.stage.running),
-        )
-        beside.hooks = HookTable(trainer, module, run.datamodule, beside.callbacks, (), None, metrics=metrics)
-        beside.lightning_optimizers = [LightningOptimizer(o, i, beside) for i, o in enumerate(engine.optimizers)]
-        beside.loop.fit.manual_backward = manual_backward_of(beside)
+        beside = rest.enter_context(trainer._beside(run, callbacks, sources))
         rest.callback(vars(beside.loop.fit).update, step=None)  # with the last graph
         yield beside
 
@@ -239,37 +181,21 @@ def try_training(run: Run, steps: int, over: Callable[[], bool] = lambda: False,
         ConfigError: If there is no batch to train.
     """
     with _untouched(feed_of(run, TRAIN)):
-        feed, hooks, store, place = run.feed, run.hooks, run.metrics.train, build_place(run, TRAIN)
+        feed = run.feed
         run.progress.epoch_closed = False
-        hooks.fire("on_train_start")
-        hooks.fire("on_train_epoch_start")
-        step = build_step(run, alone)
-        module_start = refusal(run, hooks.module_train_batch_start)
+        run.hooks.fire("on_train_start")
+        run.hooks.fire("on_train_epoch_start")
+        one = build_batch(run, TRAIN, build_step(run, alone))
 
-        def one(batches: Iterator[Any], i: int) -> bool:
+        def advance(batches: Iterator[Any], i: int) -> bool:
             """Train the next batch; return whether there was one."""
             batch = next(batches, _END)
-            if batch is _END:
-                return False
-            if place is not None:
-                batch = place(batch, 0)
-            store.batch, store.size, store.scope = batch, None, TRAIN_BATCH_START
-            for f in hooks.on_train_batch_start:  # type: ignore[attr-defined]
-                f(batch, i)
-            if module_start is not None and module_start(batch, i) == -1:
-                return False
-            store.scope = TRAIN_STEP
-            output = step(batch, i)
-            store.scope = TRAIN_BATCH_END
-            for f in hooks.on_train_batch_end:  # type: ignore[attr-defined]
-                f(output, batch, i)
-            store.scope = FORBIDDEN
-            return True
+            return batch is not _END and one(batch, i) is not SKIPPED
 
         done = 0
         while done < steps and not over():
             before, batches, i = done, iter(feed.epoch(run.progress.epoch)), 0
-            while done < steps and not over() and _step_together(run, lambda: one(batches, i), alone):  # noqa: B023
+            while done < steps and not over() and _step_together(run, lambda: advance(batches, i), alone):  # noqa: B023
                 run.progress.batch = i = i + 1
                 done += not run.window_open(i - 1)
             run.progress.batch = 0
@@ -282,38 +208,20 @@ def try_training(run: Run, steps: int, over: Callable[[], bool] = lambda: False,
 
 def _try_evaluation(run: Run, steps: int) -> None:
     """Run the first batches of each loader of a trial's run through the step of its stage."""
-    stage, hooks = run.stage, run.hooks
-    feed = feed_of(run, stage)
-    grad = torch.inference_mode() if run.plan.inference_mode else torch.no_grad()
-    with _untouched(feed), run.metrics.evaluation() as store, evaluation_modes(run, stage), grad:
-        scopes = (FORBIDDEN,) * 3 if stage is PREDICT else (EVAL_BATCH_START, EVAL_STEP, EVAL_BATCH_END)
-        hooks.fire(f"on_{stage.hook}_start")
-        hooks.fire(f"on_{stage.hook}_epoch_start")
-        step, place = eval_step(run, stage.step, len(feed.loaders) > 1), build_place(run, stage)
+    feed = feed_of(run, run.stage)
+    with _untouched(feed), run.metrics.evaluation(), evaluation_modes(run, run.stage):
+        feed, one = begin_evaluation(run, run.stage)
         batches = iter(feed.epoch(run.progress.epoch, steps))
 
-        def one() -> bool:
+        def advance() -> bool:
             taken = next(batches, _END)
-            if taken is _END:
-                return False
-            batch, i, loader = taken
-            if not feed.weight:
-                return True
-            batch = batch if place is None else place(batch, loader)
-            store.batch, store.size = batch, None
-            store.scope = scopes[0]
-            for f in getattr(hooks, f"on_{stage.hook}_batch_start"):
-                f(batch, i, loader)
-            store.scope = scopes[1]
-            output = step(batch, i, loader)
-            store.scope = scopes[2]
-            for f in getattr(hooks, f"on_{stage.hook}_batch_end"):
-                f(output, batch, i, loader)
-            return True
+            if taken is not _END:
+                one(*taken)
+            return taken is not _END
 
         going = True
         while anywhere(run.trainer, going):  # ranks may have other numbers of batches
-            going = bool(_step_together(run, one, alone=run.world.size > 1))
+            going = bool(_step_together(run, advance, alone=run.world.size > 1))
 
 
 def fits_in_memory(trainer: Trainer, steps: int, given: Any = None) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from lt_core.notices import warn
 from lt_core.profilers.base import MeasuringProfiler
-from lt_interface.errors import Problem, nearest, raise_problems
+from lt_interface.errors import Problem, choice_problems, nearest, raise_problems
 
 if TYPE_CHECKING:
     from torch import nn
@@ -248,9 +248,8 @@ def _problems(nvtx: bool, key: Any, table: Mapping[str, Any], given: Mapping[str
                 "PyTorchProfiler(emit_nvtx=True)", "marking ranges for nvprof needs a CUDA device", fix="Leave it out."
             )
         )
-    if key is not None and key not in SORT_KEYS:
-        fix = nearest(str(key), SORT_KEYS) or f"Write one of {', '.join(sorted(SORT_KEYS))}."
-        found.append(Problem(f"PyTorchProfiler(sort_by_key={key!r})", "no column of that name", fix=fix))
+    if key is not None:
+        found += choice_problems(f"PyTorchProfiler(sort_by_key={key!r})", key, sorted(SORT_KEYS))
     for name in sorted({"sort_by", "row_limit"} & set(table)):
         own = "sort_by_key" if name == "sort_by" else name
         found.append(

@@ -30,7 +30,8 @@ from lt_core.run.announce import advise, announce
 from lt_core.run.select import ordered
 from lt_core.state import rng
 from lt_core.state.agreement import decided_by_rank_zero, heed
-from lt_core.state.run import Run
+from lt_core.state.loop_state import LoopState
+from lt_core.state.run import Resumed, Run
 from lt_core.state.signals import SignalWatch
 from lt_core.state.stage import stage_of
 from lt_core.tracking.opening import Tracking, open_journal, open_loggers, start_deliveries
@@ -49,8 +50,9 @@ from lt_interface import (
 
 if TYPE_CHECKING:
     from lt_core.run.request import Request
+    from lt_core.trainer import Trainer
 
-__all__ = ["build_run", "merge_callbacks", "new_run", "rebuild", "restore_optimizers", "returned_run"]
+__all__ = ["build_run", "merge_callbacks", "new_run", "rebuild", "restore_optimizers", "returned_run", "run_beside"]
 
 
 def new_run(request: Request) -> Run:
@@ -59,23 +61,17 @@ def new_run(request: Request) -> Run:
     Args:
         request: What the call was given.
     """
-    trainer, module, stage = request.trainer, request.module, stage_of(request.fn)
+    trainer, module = request.trainer, request.module
     run = Run(
         trainer=trainer,
-        stage=stage,
+        stage=stage_of(request.fn),
         plan=request.plan,
         module=module,
         datamodule=request.datamodule,
-        callbacks=trainer.callbacks,
-        progress=trainer._progress,
         strategy=trainer.strategy,
         precision=trainer.precision_plugin,
-        metrics=Metrics(module, Results(), trainer.barebones, trainer._active_profiler),
-        feeds=Feeds(request.sources),
-        tracking=Tracking(trainer.loggers),
-        saves=Saves(trainer.checkpoint_io, request.trusted),
-        cadence=Cadence(),
         compiled=request.compiled,
+        **_parts_of_a_call(trainer, module, request.sources, request.trusted),
     )
     run.saves.kept = request.rest
     last = trainer._run
@@ -84,6 +80,36 @@ def new_run(request: Request) -> Run:
     if last is not None and not run.fits and module is last.module:
         run.optimizers, run.schedulers = last.optimizers, last.schedulers
     return run
+
+
+def _parts_of_a_call(trainer: Trainer, module: Any, sources: dict[str, Any], trusted: bool = False) -> dict[str, Any]:
+    """Return the parts that no call shares with another one, from what the trainer shows now."""
+    return {
+        "callbacks": trainer.callbacks,
+        "progress": trainer._progress,
+        "metrics": Metrics(module, Results(), trainer.barebones, trainer._active_profiler),
+        "feeds": Feeds(sources),
+        "tracking": Tracking(trainer.loggers),
+        "saves": Saves(trainer.checkpoint_io, trusted),
+        "cadence": Cadence(),
+    }
+
+
+def run_beside(run: Run, sources: dict[str, Any]) -> Run:
+    """Return a run beside one that goes on: with module, optimizers and engine of that one, and all else of its own.
+
+    Args:
+        run: The run that goes on.
+        sources: Loaders by the stage's word, as a call of the trainer is given them.
+    """
+    own = _parts_of_a_call(run.trainer, run.module, sources)
+    loop, resumed = LoopState(several=run.loop.several), Resumed()
+    beside = replace(run, **own, loop=loop, resumed=resumed, schedulers=[], record=None)
+    beside.tracking.opened = True
+    _connect(beside)
+    beside.hooks = _hooks(beside)
+    _hand_out(beside)
+    return beside
 
 
 def returned_run(request: Request) -> Run:
@@ -180,8 +206,12 @@ def _set_up_devices(run: Run) -> None:
     run.strategy.trainer = trainer
     if isinstance(run.precision, TakesDevice):
         run.precision.take_device(run.device)
-    run.metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)
+    _connect(run)
     run.plan = replace(plan, seed=run.collectives.broadcast_object(plan.seed))
+
+
+def _connect(run: Run) -> None:
+    run.metrics.connect(run.collectives, run.device, run.world.rank, run.world.size)
 
 
 def _watch_signals(run: Run) -> SignalWatch:
@@ -279,8 +309,13 @@ def build_engine(run: Run) -> None:
             run.module, run.optimizers, with_each_step(run), run.precision, run.plan, default=default
         )
     run.loop.fit.engine_inputs = _engine_inputs(run)  # an engine may exchange parameters as it is built
-    run.loop.fit.manual_backward = manual_backward_of(run)
     run.strategy.model = run.engine.model
+    _hand_out(run)
+
+
+def _hand_out(run: Run) -> None:
+    """Make what lets users step by hand: it is put together with the engine."""
+    run.loop.fit.manual_backward = manual_backward_of(run)
     run.lightning_optimizers = [LightningOptimizer(o, i, run) for i, o in enumerate(run.engine.optimizers)]
 
 

@@ -118,26 +118,14 @@ def _is_compiled(model: Any) -> bool:
     return type(model).__module__.startswith("torch._dynamo") and isinstance(model, nn.Module)
 
 
-def module_problems(
-    module: Any,
-    datamodule: Any,
-    stage: str,
-    loaders: Any,
-    config: TrainerConfig | Trainer,
-    *,
-    val_loaders: Any = None,
-) -> list[Problem]:
+def module_problems(given: Inputs, stage: str, config: TrainerConfig | Trainer) -> list[Problem]:
     """Return every problem of a module and its data for one entry point.
 
     Args:
-        module: The model; a ``torch.compile``d one is looked into.
-        datamodule: The data module, or None.
+        given: What the call of the trainer was given.
         stage: The entry point: fit, validate, test or predict.
-        loaders: The loaders given for the stage, or None. A data module is taken here too.
         config: The flags; a trainer has them as well, as they are now.
-        val_loaders: For fit, the validation loaders given, or None.
     """
-    given = read_inputs(module, loaders, val_loaders, datamodule)
     stage = str(stage)
     problems = _data_problems(given, stage)
     if not isinstance(given.module, ModuleHooks):
@@ -157,20 +145,11 @@ def _comes_along(module: Any, step: str) -> bool:
     return str(getattr(getattr(module, step, None), "__module__", "")).startswith("lt_core.tasks.")
 
 
-def module_remarks(
-    module: Any,
-    datamodule: Any,
-    stage: str,
-    loaders: Any,
-    config: TrainerConfig | Trainer,
-    *,
-    val_loaders: Any = None,
-) -> list[str]:
+def module_remarks(given: Inputs, stage: str, config: TrainerConfig | Trainer) -> list[str]:
     """Return what may be meant otherwise, one sentence each, for a module without problems.
 
     Takes what `module_problems` takes.
     """
-    given = read_inputs(module, loaders, val_loaders, datamodule)
     remarks = []
     if str(stage) == "fit" and config.limit_val_batches != 0:
         name = type(given.module).__name__
@@ -186,12 +165,11 @@ def module_remarks(
                 "Wrap it: DataLoader(dataset, batch_size=...)."
             )
     if str(stage) == "fit" and config.limit_val_batches == 0:
-        monitors = [(type(one).__name__, getattr(one, "monitor", None)) for one in config.callbacks]
         remarks += [
-            f"{who}(monitor={monitor!r}): limit_val_batches=0 turns validation off, so only what training logs can be "
-            "monitored."
-            for who, monitor in monitors
-            if names_validation(monitor)
+            f"{type(one).__name__}(monitor={one.monitor!r}): limit_val_batches=0 turns validation off, so only what "
+            "training logs can be monitored."
+            for one in config.callbacks
+            if names_validation(one.monitor)
         ]
     owners = [owner for owner in (given.module, given.datamodule, *config.callbacks) if owner is not None]
     return remarks + _shadowed_hooks(given) + [remark for owner in owners for remark in _idle_hooks(owner)]

@@ -108,11 +108,10 @@ def _place(run: Run) -> str:
 def _best(run: Run) -> str:
     """Return which checkpoint is the best by a monitored value, or an empty string where none is."""
     callback = run.trainer.checkpoint_callback
-    path, monitor = getattr(callback, "best_model_path", ""), getattr(callback, "monitor", None)
-    if not path or monitor is None or run.trainer.fast_dev_run:
+    if callback is None or not callback.best_model_path or callback.monitor is None or run.trainer.fast_dev_run:
         return ""
-    score = getattr(callback, "best_model_score", None)
-    return f"Best checkpoint ({monitor}{'' if score is None else f'={float(score):.5g}'}): {path}"
+    path, score = callback.best_model_path, callback.best_model_score
+    return f"Best checkpoint ({callback.monitor}{'' if score is None else f'={float(score):.5g}'}): {path}"
 
 
 def _pace(run: Run) -> str:
@@ -139,7 +138,7 @@ def _pace(run: Run) -> str:
 def _newest(run: Run) -> tuple[str, int | None] | None:
     """Return the checkpoint to resume from that was written last, with its step if that is known; None without one."""
     callback = run.trainer.checkpoint_callback
-    others: list[Any] = [getattr(callback, "last_model_path", ""), run.resumed.path]
+    others: list[Any] = [callback and callback.last_model_path, run.resumed.path]
     known = [*reversed(run.saves.written), *((path, None) for path in others if path)]
     return next((one for one in known if os.path.exists(one[0])), None)
 

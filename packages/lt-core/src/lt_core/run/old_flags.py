@@ -14,7 +14,7 @@ from typing import Any, get_args
 from lt_core.config.legacy import ADVICE
 from lt_core.config.parsers import is_number, objects
 from lt_core.data.combined import Mode
-from lt_interface.errors import Problem, nearest
+from lt_interface.errors import Problem, choice_problems
 
 __all__ = ["GIVEN", "OLD", "Modern", "modern"]
 
@@ -182,10 +182,8 @@ def modern(written: Mapping[str, Any]) -> Modern:
         f"Trainer({name}): {ADVICE[name]}" for name, value in written.items() if name in given and value is not None
     ]
     mode = written.get("multiple_trainloader_mode")
-    problems: list[Problem] = []
-    if mode is not None and mode not in (modes := get_args(Mode)):
-        where = f"Trainer(multiple_trainloader_mode={mode!r})"
-        problems.append(Problem(where, f"it is one of {', '.join(modes)}", fix=nearest(str(mode), modes)))
+    where = f"Trainer(multiple_trainloader_mode={mode!r})"
+    problems = [] if mode is None else choice_problems(where, mode, get_args(Mode))
     places: dict[str, str] = {}
     for old, value in [(old, value) for old, value in written.items() if old not in given]:
         found = OLD[old](value) if old in OLD else _VALUES[old](value) if old in _VALUES else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lt_core.checkpoint.find import WORDS, has_own_folder
+from lt_core.checkpoint.find import WORDS
 from lt_core.checkpoint.runs import number_of_fit
 from lt_core.data.sources import side_by_side
 from lt_core.hooks.table import hook_problems
@@ -47,7 +47,7 @@ def prepare(
             datamodule = trainer._run.datamodule
     given = read_inputs(model, loaders, val_loaders, datamodule)
     stage = str(fn)
-    problems = module_problems(model, datamodule, stage, loaders, trainer, val_loaders=val_loaders)
+    problems = module_problems(given, stage, trainer)
     if not any(p.is_type for p in problems):
         problems += hook_problems(given.module, given.datamodule, trainer.callbacks)
     plan = _plan(trainer, stage, compiled=given.model is not given.module)
@@ -55,7 +55,7 @@ def prepare(
         problems += [problem for callback in trainer.checkpoint_callbacks for problem in callback.problems()]
     problems += _plugin_problems(trainer, plan, None if any(p.is_type for p in problems) else given.module)
     raise_problems(problems)
-    for remark in module_remarks(model, datamodule, stage, loaders, trainer, val_loaders=val_loaders):
+    for remark in module_remarks(given, stage, trainer):
         warn(remark)
     if plan.sync_batchnorm and plan.processes == 1 and fn is TrainerFn.FITTING:
         info("Trainer(sync_batchnorm=True): one process trains, so batch norm is as it is without. Write devices=N.")
@@ -119,7 +119,7 @@ def _plugin_problems(trainer: Trainer, plan: Plan, module: Any) -> list[Problem]
 
 def _implied_best(trainer: Trainer, fn: TrainerFn) -> str | None:
     callback = trainer.checkpoint_callback
-    if trainer.fast_dev_run or callback is None or not getattr(callback, "best_model_path", ""):
+    if trainer.fast_dev_run or callback is None or not callback.best_model_path:
         return None
     warn(
         f"trainer.{fn}(): no model was given, so the last one is taken, with the weights of the best checkpoint. "
@@ -143,7 +143,7 @@ def _resolve_path(trainer: Trainer, fn: TrainerFn, ckpt_path: Any) -> Any:
 
 def _place(trainer: Trainer) -> str:
     """Return where a trainer's fits save to: the first folder that was chosen for it."""
-    chosen = [callback.dirpath for callback in trainer.checkpoint_callbacks if has_own_folder(callback)]
+    chosen = [callback.dirpath for callback in trainer.checkpoint_callbacks if callback.folder_is_given]
     chosen += [fact(logger, "save_dir") for logger in trainer.loggers]
     return str(next(filter(None, chosen), trainer.default_root_dir))
 

@@ -36,7 +36,7 @@ def fit_is_over(trainer: Trainer) -> bool:
 def is_out_of_time(trainer: Trainer) -> bool:
     """Return whether nothing but its time ended training, so that it may be resumed with more."""
     reached = stop_reason(trainer) in ("max_steps", "max_epochs")
-    return not reached and any(getattr(callback, "time_is_up", False) for callback in trainer.callbacks)
+    return not reached and any(callback.time_is_up for callback in trainer.callbacks)
 
 
 def stop_reason(trainer: Trainer) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
@@ -16,8 +17,11 @@ from lt_core.config.keywords import answers_unknown, refuse_unknown
 from lt_core.config.row import takes_flags
 from lt_core.data.stream import batch_seed
 from lt_core.hooks.handlers import Handler, make_handler
+from lt_core.hooks.table import overrides
 from lt_core.metrics.results import Results
 from lt_core.notices import info, warn
+from lt_core.profilers import PassThroughProfiler
+from lt_core.run.build import run_beside
 from lt_core.run.ending import ended
 from lt_core.run.main import main
 from lt_core.run.old_flags import modern
@@ -35,6 +39,7 @@ from lt_core.run.select import (
 )
 from lt_core.state import rng
 from lt_core.state.progress import Progress, TrainerFn, TrainerState, TrainerStatus
+from lt_core.tracking.dummy import DummyLogger
 from lt_core.trainer.old_calls import OldCalls
 from lt_core.trainer.view import TrainerView
 from lt_interface import WatchesTrainer, registry
@@ -44,6 +49,7 @@ from lt_interface.paths import local_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lt_core.callback import Callback
     from lt_core.datamodule import LightningDataModule
     from lt_core.module import LightningModule
     from lt_core.state.run import Run
@@ -307,6 +313,33 @@ class Trainer(OldCalls, TrainerView):
         self.state.stage = None
         if run.fits and not self._progress.epoch_closed and run.saves.kept:
             self._last_fit = run
+
+    def _trying(self, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+        """Return what a trainer that only tries something has: of its callbacks those that change batches."""
+        changing = [callback for callback in self.callbacks if overrides(callback, "transform_for")]
+        loggers = [DummyLogger() for _ in self.loggers]
+        return {"callbacks": [*callbacks, *changing], "loggers": loggers, "_handlers": [], "_stop_requests": {}}
+
+    @contextmanager
+    def _beside(self, run: Run, callbacks: Sequence[Callback], sources: dict[str, Any]) -> Iterator[Run]:
+        """Show a run beside the running one inside a block, and nothing of it afterwards.
+
+        Args:
+            run: The run that goes on after the block.
+            callbacks: Whose hooks are called, besides those of the callbacks that change batches.
+            sources: Loaders by the stage's word.
+        """
+        shown, before = vars(self), dict(vars(self))
+        with ExitStack() as rest:
+            rest.callback(shown.update, before)
+            rest.callback(shown.clear)
+            shown.update(self._trying(callbacks), profiler=PassThroughProfiler(), detect_anomaly=False)
+            self._progress, self.state = replace(run.progress), replace(self.state, stage=run.stage.running)
+            beside = self._run = run_beside(run, sources)
+            rest.callback(beside.metrics.release)
+            rest.callback(beside.feeds.close)
+            self._results = beside.metrics.results
+            yield beside
 
     # ------------------------------------------------------------ what users call during a run
 

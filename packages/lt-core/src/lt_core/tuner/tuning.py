@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lt_core.callbacks.batch_size_finder import BatchSizeFinder
-from lt_core.callbacks.lr_finder import LearningRateFinder, LRFinder, choices
-from lt_core.data.to_device import TransformsBatches
-from lt_core.metrics.results import Results
+from lt_core.callbacks.lr_finder import LearningRateFinder, LRFinder
 from lt_core.notices import warn
 from lt_core.run.checks import read_inputs
 from lt_core.run.ending import ended
@@ -21,8 +19,7 @@ from lt_core.run.prepare import prepare
 from lt_core.state import rng
 from lt_core.state.kept import Kept
 from lt_core.state.progress import Progress, TrainerFn, TrainerState
-from lt_core.tracking.dummy import DummyLogger
-from lt_interface.errors import Problem, raise_problems
+from lt_interface.errors import Problem, choice_problems, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.datamodule import LightningDataModule
@@ -164,7 +161,7 @@ class Tuner:
             ConfigError: If an argument is wrong, or the loaders cannot have another size.
         """
         where = "Tuner.scale_batch_size"
-        problems = choices(f"{where}(method={method!r})", method, _METHODS)
+        problems = choice_problems(f"{where}(method={method!r})", method, _METHODS)
         problems += _loader_problems(where, method, train_dataloaders, val_dataloaders, dataloaders, datamodule)
         raise_problems(problems)
         settings = (mode, steps_per_trial, init_val, max_trials, batch_arg_name, margin, max_val, keep_global_batch)
@@ -183,14 +180,10 @@ class Tuner:
         """Return what a search finds in a call of a copy of the trainer, in all its processes; put everything back."""
         trainer, strategy = copy.copy(self._trainer), self._trainer.strategy
         vars(trainer).update(
+            trainer._trying(),
             _trial=search,
             _progress=Progress(),
             state=TrainerState(),
-            callbacks=[callback for callback in trainer.callbacks if isinstance(callback, TransformsBatches)],
-            loggers=[DummyLogger() for _ in trainer.loggers],
-            _handlers=[],
-            _results=Results(),
-            _stop_requests={},
             _journal=None,
             _own_ckpt_path=None,
             _given={**trainer._given, "resume_from_checkpoint": None},

@@ -11,8 +11,7 @@ from typing import Any, SupportsFloat, TypeVar
 from torch import Tensor
 
 from lt_core.callbacks.checkpointing.files import template_problem
-from lt_core.callbacks.monitored import mode_problems
-from lt_interface.errors import Problem
+from lt_interface.errors import Problem, choice_problems
 
 __all__ = ["Books", "Plan", "accepts", "argument_problems", "best_of", "insert", "worst_of"]
 
@@ -42,7 +41,7 @@ def argument_problems(
         _count_problem("every_n_train_steps", every_n_train_steps, 0),
         _count_problem("every_n_epochs", every_n_epochs, 0),
         template_problem(filename, f"ModelCheckpoint(filename={filename!r})"),
-        *mode_problems("ModelCheckpoint", mode),
+        *choice_problems(f"ModelCheckpoint(mode={mode!r})", mode, ("min", "max")),
     ]
     if save_last not in (None, True, False, "link"):
         found.append(Problem(f"ModelCheckpoint(save_last={save_last!r})", 'must be True, False, None or "link"'))

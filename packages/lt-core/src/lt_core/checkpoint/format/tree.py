@@ -125,9 +125,9 @@ def decode(node: Any, tensors: Materialiser, device: torch.device | None = None)
     return _Decoder(tensors, device or torch.device("cpu")).value(node)
 
 
-def clone(tree: Any, where: str = "checkpoint") -> Any:
+def clone(tree: Any) -> Any:
     """Return the tree as it would come back from a file: plain values, and tensors of its own on the CPU."""
-    node, blobs = encode(tree, where)
+    node, blobs = encode(tree, "checkpoint")
 
     def fetch(name: str) -> Tensor:
         data = blobs.entries[name].read()
