@@ -20,6 +20,7 @@ __all__ = ["ABSENT", "finder"]
 _PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
 _DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
 _LOGGER = "Subclass lt_core.loggers.Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
+_LOGO = "Leave the line out: nothing is advertised here."
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
 
 ABSENT = {
@@ -34,6 +35,7 @@ ABSENT = {
     "NeptuneLogger": _LOGGER,
     "XLAProfiler": _PROFILE,
     "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",
+    "cli_lightning_logo": _LOGO,
 }
 
 

@@ -202,6 +202,25 @@ class TrainerView:
         self._run.optimizers[:] = new
         self._run.loop.look_up()
 
+    def renew_optimizers(self) -> None:
+        """Call ``configure_optimizers`` again and go on with what it returns, as after unfreezing; every rank calls it.
+
+        Example::
+
+            def on_train_epoch_start(self):
+                if self.current_epoch == 5:
+                    self.backbone.requires_grad_(True)
+                    self.trainer.renew_optimizers()
+
+        Raises:
+            MisconfigurationException: If fit does not run.
+        """
+        from lt_core.run.build import renew_optimizers
+
+        if self._run is None or not self._run.metrics.live or not self._run.fits:
+            raise MisconfigurationException("trainer.renew_optimizers: optimizers are exchanged only inside fit.")
+        renew_optimizers(self._run)
+
     @property
     def lr_scheduler_configs(self) -> list[SchedulerConfig]:
         """Return the schedulers with their intervals."""
