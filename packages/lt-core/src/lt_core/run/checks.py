@@ -72,16 +72,11 @@ _INSTEAD = {
 ABSENT = {name: text for text, names in _INSTEAD.items() for name in names.split()}
 # Inner methods of Lightning's ModelCheckpoint, which its subclasses override.
 _SAVING = {
-    "_link_checkpoint",
-    "_monitor_candidates",
-    "_remove_checkpoint",
     "_save_checkpoint",
-    "_save_last_checkpoint",
-    "_save_monitor_checkpoint",
-    "_save_none_monitor_checkpoint",
     "_save_topk_checkpoint",
-    "_should_skip_saving_checkpoint",
+    "_save_last_checkpoint",
     "_update_best_and_save",
+    "_remove_checkpoint",
 }
 _FOREIGN = ("pytorch_lightning", "lightning")
 
@@ -444,8 +439,8 @@ def _idle_hooks(module: Any) -> list[str]:
             remarks.append(f'{name}.{own}: the trainer never calls this. Did you mean "{near[0]}"?')
     if hasattr(module, "format_checkpoint_name"):
         remarks += [
-            f"{name}.{own}: nothing here calls this method of Lightning's. Override format_checkpoint_name for a file's "
-            "name and on_save_checkpoint for what is in it, or call trainer.request_checkpoint(path, saved=...) in a hook."
+            f"{name}.{own}: nothing here calls this method of Lightning's. Override format_checkpoint_name for names "
+            "and on_save_checkpoint for contents, or call trainer.request_checkpoint(path, saved=...) in a hook."
             for own in sorted(_SAVING & {n for kind in _own_classes(module) for n in vars(kind)})
         ]
     return remarks

@@ -246,8 +246,12 @@ class TrainerView:
 
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
-        """Return what the loggers were last given, as 0-dim tensors."""
-        return self._results.logged_tensors()
+        """Return the newest value of every name that loggers get, as 0-dim tensors; it may not be due for them yet."""
+        logged = self._results.logged_tensors()
+        if self._run is not None:
+            newest = self.callback_metrics
+            logged |= {name: newest[name] for name in self._run.metrics.current.logger_names() if name in newest}
+        return logged
 
     @property
     def epoch_metrics(self) -> frozenset[str]:
