@@ -10,6 +10,7 @@ from quiet import QUIET
 from torch import Tensor, nn
 
 from lt_core import Callback, LightningModule, Trainer
+from lt_interface import MisconfigurationException
 from lt_interface.errors import ConfigError
 
 
@@ -118,6 +119,37 @@ def test_optimizers() -> None:
     net = fit(change, n=2, net=Looks())
     assert seen == [0.125, 0.125, 0.25, 0.25]
     assert net.layer.weight.item() == pytest.approx(1 - 2 * 0.125 - 2 * 0.25)
+
+
+def test_optimizers_that_are_made_again() -> None:
+    """What configure_optimizers returns when it is called again trains from there on, its schedulers with it."""
+
+    class Unfreezes(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.late = nn.Parameter(torch.zeros(1), requires_grad=False)
+            self.rates: list[float] = []
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) + self.late.sum()
+
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.late.requires_grad_(True)
+                self.trainer.strategy.setup_optimizers(self.trainer)
+            self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.125)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+    net = Unfreezes()
+    run = trainer(max_epochs=3, limit_val_batches=0)
+    run.fit(net, batches(4))
+    assert net.rates == [0.125, 0.125, 0.0625]
+    assert (net.late.item(), net.layer.weight.item()) == (-0.75, -0.25)
+    with pytest.raises(MisconfigurationException, match="only inside fit"):
+        run.renew_optimizers()
 
 
 @pytest.mark.parametrize("append", [True, False])

@@ -427,3 +427,36 @@ def test_the_last_step_of_a_stream_and_of_a_stop(stream: bool) -> None:
 class _Stream(torch.utils.data.IterableDataset[Tensor]):
     def __iter__(self) -> Any:
         return iter(torch.ones(3, 1))
+
+
+def test_logged_metrics_are_those_of_now() -> None:
+    """In each hook logged_metrics has the newest values for loggers, due for them or not: a history may read them."""
+    seen: dict[str, dict[str, float]] = {}
+
+    def look(trainer: Trainer, hook: str) -> None:
+        seen[hook] = {name: float(value) for name, value in trainer.logged_metrics.items()}
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            look(trainer, "batch")
+
+        def on_validation_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+            look(trainer, "validation")
+
+        def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+            look(trainer, "epoch")
+
+    class Net(Base):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+            self.log("x", batch.mean(), on_epoch=True)
+            self.log("hidden", 1.0, logger=False)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.log("v", batch.mean())
+
+    fit(Net(), Looks(), log_every_n_steps=50)
+    mean = pytest.approx(12 / 5)
+    assert seen["batch"] == {"x_step": 6.0}
+    assert seen["validation"]["v"] == mean
+    assert seen["epoch"] == {"x_step": 6.0, "x_epoch": mean, "v": mean}

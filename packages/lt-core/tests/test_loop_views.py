@@ -49,12 +49,31 @@ def test_sizes_of_evaluation() -> None:
     assert trainer.test_loop.max_batches == trainer.predict_loop.max_batches == []
 
 
-def test_nothing_is_set_on_a_view() -> None:
-    """Setting a count is refused with the trainer's own attribute; an unknown one is answered with what there is."""
-    trainer = Trainer(max_epochs=1, logger=False)
-    with pytest.raises(AttributeError, match=r"fit_loop\.max_epochs: this is a view .* Set trainer\.max_epochs"):
-        trainer.fit_loop.max_epochs = 3  # type: ignore[misc]
+def test_limits_are_set_through_a_view_and_counts_are_not() -> None:
+    """Limits that are set on a loop are the trainer's; a count is refused, an unknown name says what there is."""
+    trainer = Trainer(**QUIET, max_epochs=1)
+    trainer.fit(BoringModel())
+    trainer.fit_loop.max_epochs += 2
+    trainer.fit_loop.epoch_loop.max_steps = 8
+    trainer.fit(BoringModel())
+    assert (trainer.max_epochs, trainer.max_steps, trainer.global_step) == (3, 8, 8)
+    with pytest.raises(AttributeError, match=r"fit_loop\.global_step: this is a view .* Set trainer\.global_step"):
+        trainer.fit_loop.global_step = 3
     with pytest.raises(AttributeError, match=r"Trainer\.fit_loop has no attribute 'restarting'. It shows batch_idx, "):
         trainer.fit_loop.restarting  # noqa: B018
     with pytest.raises(AttributeError, match=r"Trainer\.test_loop has no attribute 'predictions'"):
         trainer.test_loop.predictions  # noqa: B018
+
+
+def test_training_data_are_there_when_they_are_asked_for() -> None:
+    """What a module asks for with setup_data in configure_optimizers, its trainer knows from then on."""
+
+    class Scheduled(BoringModel):
+        def configure_optimizers(self) -> Any:
+            self.trainer.fit_loop.setup_data()
+            self.seen = len(self.trainer.train_dataloader), self.trainer.num_training_batches
+            return super().configure_optimizers()
+
+    model = Scheduled()
+    Trainer(**QUIET, max_epochs=1).fit(model)
+    assert model.seen == (64, 3)

@@ -236,7 +236,7 @@ def test_actions_may_overlap_and_threads_are_left_out() -> None:
 
 
 def test_a_users_own_action_is_measured(tmp_path: Path) -> None:
-    """A module may measure a part of its own through trainer.profiler, inside the step."""
+    """A module may measure a part of its own through trainer.profiler in the step; without a profiler it runs, too."""
 
     class Own(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -246,6 +246,9 @@ def test_a_users_own_action_is_measured(tmp_path: Path) -> None:
     trainer = fit(tmp_path, Own(), loader(3))
     assert len(trainer.profiler.recorded_durations["mine"]) == 3
     assert trainer.profiler.verdict()["phases"]["computing"]["calls"] == 3
+    bare = Trainer(**SILENT, logger=False, enable_checkpointing=False, max_epochs=1, limit_val_batches=0)
+    bare.fit(Own(), loader(3))
+    assert bare.global_step == 3
 
 
 def test_advanced_lists_functions(tmp_path: Path) -> None:

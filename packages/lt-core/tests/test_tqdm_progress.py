@@ -131,7 +131,10 @@ def test_off_means_silent(off: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bars_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Subclasses exchange a bar, its description, the metrics or a hook, and use the bars by their names."""
+    """Subclasses exchange a bar, its description, the metrics or a hook, and use the bars by their names.
+
+    Of a hook's arguments they hand on what they have.
+    """
 
     class Lit(TQDMProgressBar):
         def init_validation_tqdm(self) -> Any:
@@ -161,8 +164,11 @@ def test_bars_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
         def init_validation_tqdm(self) -> Any:
             return tqdm(disable=True)
 
-        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-            super().on_train_epoch_start(trainer, pl_module)
+        def on_train_start(self, *_: Any) -> None:
+            super().on_train_start()
+
+        def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+            super().on_train_epoch_start(trainer)
             self.train_progress_bar.set_description(f"epoch {trainer.current_epoch}!")
 
         def on_train_batch_end(self, *args: Any) -> None:

@@ -18,9 +18,16 @@ from lt_interface.errors import Problem
 __all__ = ["ABSENT", "finder", "instead"]
 
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
+_LOGO = "Leave the line out: nothing is advertised here."
 _STEPS = "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself."
 
-ABSENT = {"DataHooks": _HOOKS, "Fabric": _STEPS, "LightningLite": _STEPS, "ModelHooks": _HOOKS}
+ABSENT = {
+    "DataHooks": _HOOKS,
+    "Fabric": _STEPS,
+    "LightningLite": _STEPS,
+    "ModelHooks": _HOOKS,
+    "cli_lightning_logo": _LOGO,
+}
 
 
 def instead(name: str) -> str:

@@ -497,6 +497,14 @@ class StrategyVerbs:
             raise AttributeError(f"{where}: no strategy has it here. Write: {_INSTEAD[name]}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def setup_optimizers(self, trainer: Any) -> None:
+        """Have ``configure_optimizers`` called again, inside fit; ``trainer.renew_optimizers`` does the same.
+
+        Args:
+            trainer: The trainer.
+        """
+        trainer.renew_optimizers()
+
     @property
     def strategy_name(self) -> str:
         """Return the name that users pass."""

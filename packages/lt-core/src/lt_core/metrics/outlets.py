@@ -194,6 +194,11 @@ class Outlets:
         """
         return {name: value for name, (_, value) in self.newest({}).items()}
 
+    def logger_names(self) -> list[str]:
+        """Return the names under which loggers get what was logged, in the order of logging."""
+        slots = [s for s in self._by_time() if s.logger]
+        return [s.step_name for s in slots if s.step] + [s.epoch_name for s in slots if s.epoch]
+
     def newest(self, known: Mapping[str, int]) -> Newest:
         """Return what `callback_metrics` returns with the time of each value: its step's, or its reduction's.
 

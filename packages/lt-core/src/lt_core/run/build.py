@@ -52,7 +52,16 @@ if TYPE_CHECKING:
     from lt_core.run.request import Request
     from lt_core.trainer import Trainer
 
-__all__ = ["build_run", "merge_callbacks", "new_run", "rebuild", "restore_optimizers", "returned_run", "run_beside"]
+__all__ = [
+    "build_run",
+    "merge_callbacks",
+    "new_run",
+    "rebuild",
+    "renew_optimizers",
+    "restore_optimizers",
+    "returned_run",
+    "run_beside",
+]
 
 
 def new_run(request: Request) -> Run:
@@ -292,9 +301,19 @@ def _load(run: Run) -> dict[str, Any] | None:
 
 
 def _configure_optimizers(run: Run) -> None:
+    run.optimizers, run.schedulers = _configured(run)
+
+
+def _configured(run: Run) -> tuple[list[Any], list[Any]]:
     with run.metrics.current.inside("configure_optimizers"):
         returned = run.hook(run.module.configure_optimizers, run.module, "configure_optimizers")()
-    run.optimizers, run.schedulers = parse_optimizers(returned, run.module)
+    return parse_optimizers(returned, run.module)
+
+
+def renew_optimizers(run: Run) -> None:
+    """Put what configure_optimizers returns now in the place of the run's optimizers and schedulers."""
+    run.optimizers[:], run.schedulers[:] = _configured(run)
+    run.loop.look_up()
 
 
 def build_engine(run: Run) -> None:

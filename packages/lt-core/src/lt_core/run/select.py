@@ -63,8 +63,12 @@ class Finding:
 
 
 def find_profiler(config: TrainerConfig) -> Any:
-    """Return the profiler that the flag means."""
+    """Return the profiler that the flag means; without one, one that measures nothing: code may open actions of it."""
     given = config.profiler
+    if given is None:
+        from lt_core.profilers import PassThroughProfiler
+
+        return PassThroughProfiler()
     return registry.profilers.get(given)() if isinstance(given, str) else given
 
 

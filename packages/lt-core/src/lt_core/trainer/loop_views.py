@@ -1,11 +1,12 @@
-"""The loops by the names that other code reads their counts under: small views, which nothing is set on."""
+"""The loops by the names that other code reads their counts under: small views, on which limits alone are set."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lt_core.state.stage import PREDICT
+from lt_core.data.sources import feed_of
+from lt_core.state.stage import PREDICT, TRAIN
 
 if TYPE_CHECKING:
     from lt_core.trainer.view import TrainerView
@@ -57,12 +58,15 @@ class _View:
     """
 
     _name = ""
+    _limits: tuple[str, ...] = ()  # what may be set: the trainer's own
     _trainer: TrainerView
 
     def __init__(self, trainer: TrainerView) -> None:
         self.__dict__["_trainer"] = trainer
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._limits:
+            return setattr(self._trainer, name, value)
         raise AttributeError(f"Trainer.{self._name}.{name}: this is a view of the trainer. Set trainer.{name}.")
 
     def __getattr__(self, name: str) -> Any:
@@ -71,9 +75,10 @@ class _View:
 
 
 class FitLoop(_View):
-    """Counts of training."""
+    """Counts of training, and its limits."""
 
     _name = "fit_loop"
+    _limits = ("max_epochs", "min_epochs", "max_steps")
 
     @property
     def max_epochs(self) -> int:
@@ -102,6 +107,12 @@ class FitLoop(_View):
         """Return the counts of the running epoch."""
         return EpochLoop(self._trainer)
 
+    def setup_data(self) -> None:
+        """Load the training data now, as in ``configure_optimizers``, so that its loader and size can be asked for."""
+        trainer = self._trainer
+        if trainer._run is not None and trainer._run.fits:
+            feed_of(trainer._run, TRAIN)
+
     @property
     def batch_idx(self) -> int:
         """Return the running batch's index in its epoch."""
@@ -117,6 +128,12 @@ class EpochLoop(_View):
     """Counts of the running training epoch."""
 
     _name = "fit_loop.epoch_loop"
+    _limits = ("max_steps",)
+
+    @property
+    def max_steps(self) -> int:
+        """Return after how many optimizer steps training stops; -1 for no limit."""
+        return self._trainer.max_steps
 
     @property
     def batch_progress(self) -> Counts:

@@ -202,6 +202,25 @@ class TrainerView:
         self._run.optimizers[:] = new
         self._run.loop.look_up()
 
+    def renew_optimizers(self) -> None:
+        """Call ``configure_optimizers`` again and go on with what it returns, as after unfreezing; every rank calls it.
+
+        Example::
+
+            def on_train_epoch_start(self):
+                if self.current_epoch == 5:
+                    self.backbone.requires_grad_(True)
+                    self.trainer.renew_optimizers()
+
+        Raises:
+            MisconfigurationException: If fit does not run.
+        """
+        from lt_core.run.build import renew_optimizers
+
+        if self._run is None or not self._run.metrics.live or not self._run.fits:
+            raise MisconfigurationException("trainer.renew_optimizers: optimizers are exchanged only inside fit.")
+        renew_optimizers(self._run)
+
     @property
     def lr_scheduler_configs(self) -> list[SchedulerConfig]:
         """Return the schedulers with their intervals."""
@@ -227,8 +246,12 @@ class TrainerView:
 
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
-        """Return what the loggers were last given, as 0-dim tensors."""
-        return self._results.logged_tensors()
+        """Return the newest value of every name that loggers get, as 0-dim tensors; it may not be due for them yet."""
+        logged = self._results.logged_tensors()
+        if self._run is not None:
+            newest = self.callback_metrics
+            logged |= {name: newest[name] for name in self._run.metrics.current.logger_names() if name in newest}
+        return logged
 
     @property
     def epoch_metrics(self) -> frozenset[str]:

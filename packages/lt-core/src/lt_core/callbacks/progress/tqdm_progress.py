@@ -198,15 +198,18 @@ class TQDMProgressBar(ProgressBar):
         super().setup(trainer, pl_module, stage)
         self._interval = _SECONDS[detect()]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    # Subclasses hand on only what they need of a hook's arguments: none, or the trainer alone.
+
+    def on_train_start(self, *_: Any) -> None:
         """Make the bar; a run that is resumed inside an epoch begins there."""
+        trainer = self.trainer
         self._run_began = self._began = self._clock()
         self._done = trainer.batches_done
         self._open("_train_progress_bar", self.init_train_tqdm)
         if self._done:
             self._restart(trainer, self._done)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Begin the epoch's bar."""
         if self._leave and self._train_progress_bar is None:
             self._open("_train_progress_bar", self.init_train_tqdm)
@@ -244,7 +247,7 @@ class TQDMProgressBar(ProgressBar):
             total = self.total_train_batches
             self._write_ended(self._epoch_title(trainer), self._done, total, self._began, metrics)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Close the bar, and write how long all took, if anything was trained."""
         self._close("_train_progress_bar")
         if self._done and self.is_enabled:
@@ -252,11 +255,11 @@ class TQDMProgressBar(ProgressBar):
 
     # Evaluation and prediction
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_start(self, *_: Any) -> None:
         """Make the bar."""
         self._begin("_val_progress_bar", self.init_sanity_tqdm)
 
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_end(self, *_: Any) -> None:
         """Close the bar."""
         self._close("_val_progress_bar")
 
