@@ -62,6 +62,8 @@ class Callback:
     role: ClassVar[str] = ""
     keeps_predictions: bool = False
     in_weights: ClassVar[bool] = False
+    # Inner methods of Lightning's class that nothing calls here, by what does the same: no subclass may have them.
+    _uncalled: ClassVar[dict[str, str]] = {}
 
     @property
     def state_key(self) -> str:

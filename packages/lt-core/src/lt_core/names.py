@@ -15,7 +15,7 @@ from typing import Any
 from lt_interface import registry
 from lt_interface.errors import Problem
 
-__all__ = ["ABSENT", "finder"]
+__all__ = ["ABSENT", "INNER", "finder"]
 
 _PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
 _DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
@@ -34,6 +34,14 @@ ABSENT = {
     "NeptuneLogger": _LOGGER,
     "XLAProfiler": _PROFILE,
     "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",
+}
+
+#: Inner parts of Lightning's trainer that programs reach into, and who answers here.
+INNER = {
+    "_accelerator_connector": "Trainer has no _accelerator_connector: ask trainer.world_size, strategy or accelerator.",
+    "_callback_connector": "Trainer has no _callback_connector: ask trainer.callbacks.",
+    "_checkpoint_connector": "Trainer has no _checkpoint_connector: use trainer.save_checkpoint and ckpt_path.",
+    "_logger_connector": "Trainer has no _logger_connector: ask trainer.callback_metrics or logged_metrics.",
 }
 
 
