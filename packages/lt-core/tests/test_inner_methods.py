@@ -1,4 +1,4 @@
-"""Subclasses that override inner methods, as those written for Lightning do: called, or refused before anything starts."""
+"""Inner methods that subclasses override, as those written for Lightning do: called, or refused before the fit."""
 
 from __future__ import annotations
 
