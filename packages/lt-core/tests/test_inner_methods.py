@@ -133,3 +133,22 @@ def test_an_optimizer_whose_state_has_a_form_of_its_own_is_resumed(plugins: list
     assert torch.equal(resumed.model.layer.weight, straight.model.layer.weight)
     with pytest.raises(CheckpointError, match=r"same kind of optimizer\. Got a state of a wrapper's own form"):
         fit(2, SGD, tmp_path / "a.ckpt")
+
+
+def test_an_optimizer_that_a_callback_wraps_is_resumed(tmp_path: Path) -> None:
+    """Optimizers that on_fit_start exchanges are those that get the checkpoint's states."""
+
+    class Wrap(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+            trainer.optimizers = [_Averaging(pl_module.parameters(), lr=0.01, momentum=0.9)]
+
+    def fit(epochs: int, path: Path | None = None) -> Trainer:
+        torch.manual_seed(1)
+        module = _Averaged()
+        module.kind = SGD
+        trainer = Trainer(max_epochs=epochs, limit_train_batches=2, limit_val_batches=0, callbacks=[Wrap()], **QUIET)
+        trainer.fit(module, ckpt_path=path)
+        return trainer
+
+    fit(1).save_checkpoint(tmp_path / "a.ckpt")
+    assert fit(2, tmp_path / "a.ckpt").optimizers[0].average == fit(2).optimizers[0].average != 0
