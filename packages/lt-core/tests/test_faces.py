@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 from lt_core.builtin.precision import DoublePrecision, HalfPrecision
+from lt_core.notices import PossibleUserWarning
 from lt_interface import registry
 
 MODULES = ["lt_core.plugins", "lt_core.plugins.precision"]
@@ -43,3 +44,8 @@ def test_what_acts_on_the_first_process_is_there(caplog: pytest.LogCaptureFixtur
     with pytest.warns(UserWarning, match="sorted") as seen:
         utilities.rank_zero_warn("the data is sorted")
     assert seen[0].filename == __file__
+
+
+def test_kinds_of_warnings_are_there() -> None:
+    """The class that programs silence stands under the path that imports name."""
+    assert importlib.import_module("lt_core.utilities.warnings").PossibleUserWarning is PossibleUserWarning

@@ -187,12 +187,6 @@ class TestHooks:
         with pytest.warns(UserWarning, match=rf"Mine\.{name}: the trainer never calls this.*{near}"):
             fit(callbacks=[callback])
 
-    def test_inner_methods_of_savers(self, tmp_path: Any) -> None:
-        """An override of an inner method that Lightning's ModelCheckpoint has, which would never run, is named."""
-        saver = type("Mine", (ModelCheckpoint,), {"_save_checkpoint": lambda self, trainer, path: None})(tmp_path)
-        with pytest.warns(UserWarning, match=r"Mine\._save_checkpoint: nothing here calls .* format_checkpoint_name"):
-            fit(enable_checkpointing=True, callbacks=[saver])
-
 
 class TestKeywords:
     @pytest.mark.parametrize(

@@ -200,13 +200,16 @@ def test_the_bars_class_can_be_imported_and_used(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_bar_that_is_not_there_yet_says_so() -> None:
-    """A bar's name is an error before its loop; the callback travels to other processes, its bars do not."""
+    """A bar's name is an error before its loop, not after it; the callback travels to other processes without bars."""
     bar = TQDMProgressBar(process_position=2)
     with pytest.raises(TypeError, match="train_progress_bar: there is no such bar before its loop begins"):
         _ = bar.train_progress_bar
     bar.train_progress_bar = Any
     copied = pickle.loads(pickle.dumps(bar))
     assert (copied.process_position, copied.refresh_rate, copied._train_progress_bar) == (2, 1, None)
+    bar.train_progress_bar = one = tqdm_progress.Tqdm(disable=True)
+    bar._close("_train_progress_bar")
+    assert bar.train_progress_bar is one
 
 
 def test_a_screen_that_is_closed_ends_the_bars_alone(monkeypatch: pytest.MonkeyPatch) -> None:

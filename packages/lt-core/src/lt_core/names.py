@@ -15,7 +15,7 @@ from typing import Any
 from lt_interface import registry
 from lt_interface.errors import Problem
 
-__all__ = ["ABSENT", "finder", "instead"]
+__all__ = ["ABSENT", "INNER", "finder", "instead"]
 
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
 _LOGO = "Leave the line out: nothing is advertised here."
@@ -27,6 +27,14 @@ ABSENT = {
     "LightningLite": _STEPS,
     "ModelHooks": _HOOKS,
     "cli_lightning_logo": _LOGO,
+}
+
+#: Inner parts of Lightning's trainer that programs reach into, and who answers here.
+INNER = {
+    "_accelerator_connector": "Trainer has no _accelerator_connector: ask trainer.world_size, strategy or accelerator.",
+    "_callback_connector": "Trainer has no _callback_connector: ask trainer.callbacks.",
+    "_checkpoint_connector": "Trainer has no _checkpoint_connector: use trainer.save_checkpoint and ckpt_path.",
+    "_logger_connector": "Trainer has no _logger_connector: ask trainer.callback_metrics or logged_metrics.",
 }
 
 

@@ -63,6 +63,11 @@ class EarlyStopping(Callback):
     """
 
     monitoring: ClassVar[bool] = True
+    _uncalled: ClassVar[dict[str, str]] = {
+        "Override _evaluate_stopping_criteria.": (
+            "_run_early_stopping_check _should_skip_check _validate_condition_metric _improvement_message"
+        ),
+    }
     #: By mode, the function that compares a value with the best one.
     mode_dict: ClassVar[dict[str, Any]] = {"min": torch.lt, "max": torch.gt}
 
@@ -150,10 +155,10 @@ class EarlyStopping(Callback):
                 raise MonitorError(problem)
             warn(str(problem))
             return
-        reason, message = self._evaluate(current)
-        if reason is not None:
+        stops, message = self._evaluate_stopping_criteria(current)
+        if stops:
             trainer.request_stop(self, message.removesuffix(". Training stops."))
-            self.stopping_reason, self.stopping_reason_message = reason, message or None
+            self.stopping_reason_message = message or None
             self.stopped_epoch = trainer.current_epoch
         elif not self.wait_count:  # it improved before a stop could come, as where min_epochs is not reached
             trainer.withdraw_stop(self)
@@ -161,6 +166,12 @@ class EarlyStopping(Callback):
             self.stopped_epoch = 0
         if message and self.verbose and (trainer.is_global_zero or not self.log_rank_zero_only):
             info(message)
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str]:
+        """Return whether a value stops the run, and a message, which may be empty; a subclass may decide otherwise."""
+        reason, message = self._evaluate(current)
+        self.stopping_reason = reason or self.stopping_reason
+        return reason is not None, message
 
     def _evaluate(self, current: Tensor) -> tuple[EarlyStoppingReason | None, str]:
         """Judge one value; return why to stop, None to go on, and a message, which may be empty."""

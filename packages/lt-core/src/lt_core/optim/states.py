@@ -74,8 +74,15 @@ def _group_names(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[st
     ]
 
 
+def _is_of_own_form(state: Mapping[str, Any]) -> bool:
+    """Return whether a state is of a form of the optimizer's own, as wrappers' may be: it is kept as it is."""
+    return not (state.keys() >= {"state", "param_groups"})
+
+
 def _named_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
     state = optimizer.state_dict()
+    if _is_of_own_form(state):
+        return state
     groups = list(zip(state["param_groups"], _group_names(optimizer, names), strict=True))
     by_number = {number: name for saved, group in groups for number, name in zip(saved["params"], group, strict=True)}
     formats = _other_formats(optimizer, names)
@@ -88,6 +95,13 @@ def _named_state(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, An
 
 
 def _load_named_state(optimizer: Optimizer, state: dict[str, Any], names: Mapping[int, str], where: str) -> None:
+    if _is_of_own_form(state):
+        if not _is_of_own_form(optimizer.state_dict()):
+            rule = "the checkpoint must be of the same kind of optimizer"
+            got, fix = ", ".join(map(str, state)), "Wrap the optimizer as it was when the checkpoint was written."
+            raise CheckpointError(Problem(where, rule, f"a state of a wrapper's own form ({got})", fix))
+        optimizer.load_state_dict(state)
+        return
     state = _plain_names(state)
     saved_groups, groups = state["param_groups"], _group_names(optimizer, names)
     if len(saved_groups) != len(groups):

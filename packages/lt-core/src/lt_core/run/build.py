@@ -355,12 +355,17 @@ def rebuild(run: Run) -> bool:
         max_steps=trainer.max_steps,
         max_epochs=trainer.max_epochs,
     )
-    if _engine_inputs(run) != fit.engine_inputs:
-        check_exchanged(run.optimizers, run.schedulers, run.module)
-        build_engine(run)
+    _renew_engine(run)
     run.hooks = _hooks(run)
     fit.seen = seen
     return True
+
+
+def _renew_engine(run: Run) -> None:
+    """Build the engine anew where what it was built for was exchanged."""
+    if _engine_inputs(run) != run.loop.fit.engine_inputs:
+        check_exchanged(run.optimizers, run.schedulers, run.module)
+        build_engine(run)
 
 
 def _changeable(run: Run) -> tuple[Any, ...]:
@@ -414,6 +419,7 @@ def _begin_fit(run: Run, checkpoint: dict[str, Any] | None) -> None:
     if run.trainer.callbacks is not run.callbacks:
         run.hooks = _hooks(run)
     if checkpoint is not None:
+        _renew_engine(run)  # a hook may have wrapped the optimizers whose states these are
         resume.restore_training(run, checkpoint)
     check_saving(run)
     advise(run)

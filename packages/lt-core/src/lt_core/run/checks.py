@@ -70,14 +70,6 @@ _INSTEAD = {
     "Override transfer_batch_to_device.": "transfer_batch_to_tpu",
 }
 ABSENT = {name: text for text, names in _INSTEAD.items() for name in names.split()}
-# Inner methods of Lightning's ModelCheckpoint, which its subclasses override.
-_SAVING = {
-    "_save_checkpoint",
-    "_save_topk_checkpoint",
-    "_save_last_checkpoint",
-    "_update_best_and_save",
-    "_remove_checkpoint",
-}
 _FOREIGN = ("pytorch_lightning", "lightning")
 
 
@@ -392,13 +384,9 @@ def _fit_problems(module: Any, config: Any) -> list[Problem]:
     return problems
 
 
-def _own_classes(obj: Any) -> list[type]:
-    return [c for c in type(obj).__mro__ if c.__module__.split(".")[0] not in {"lt_core", "torch", "builtins"}]
-
-
 def _strange_names(obj: Any) -> list[str]:
     """Return the methods of the user's own classes whose names mean nothing to the trainer."""
-    own = _own_classes(obj)
+    own = [c for c in type(obj).__mro__ if c.__module__.split(".")[0] not in {"lt_core", "torch", "builtins"}]
     names = {name for c in own for name, value in vars(c).items() if callable(value) and name[0] != "_"}
     inherited = {name for base in type(obj).__mro__ if base not in own for name in vars(base)}
     known = {*inherited, *dir(ModuleHooks), *dir(DataModuleHooks), *HOOKS, *REMOVED, *(s.step for s in STAGES)}
@@ -415,10 +403,4 @@ def _idle_hooks(module: Any) -> list[str]:
             remarks.append(f"{name}.{own}: this hook is not in this version, and never runs. {ABSENT[own]}")
         elif own.startswith("on_") and (near := get_close_matches(own, HOOKS, n=1, cutoff=0.8)):
             remarks.append(f'{name}.{own}: the trainer never calls this. Did you mean "{near[0]}"?')
-    if hasattr(module, "format_checkpoint_name"):
-        remarks += [
-            f"{name}.{own}: nothing here calls this method of Lightning's. Override format_checkpoint_name for names "
-            "and on_save_checkpoint for contents, or call trainer.request_checkpoint(path, saved=...) in a hook."
-            for own in sorted(_SAVING & {n for kind in _own_classes(module) for n in vars(kind)})
-        ]
     return remarks

@@ -19,6 +19,7 @@ from lt_core.data.stream import batch_seed
 from lt_core.hooks.handlers import Handler, make_handler
 from lt_core.hooks.table import overrides
 from lt_core.metrics.results import Results
+from lt_core.names import INNER
 from lt_core.notices import info, warn
 from lt_core.profilers import PassThroughProfiler
 from lt_core.run.build import run_beside
@@ -588,7 +589,7 @@ class Trainer(OldCalls, TrainerView):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
-            raise AttributeError(name)
+            raise AttributeError(INNER.get(name, name))
         from lt_interface.errors import nearest
 
         hint = nearest(name, [n for n in dir(type(self)) if not n.startswith("_")])

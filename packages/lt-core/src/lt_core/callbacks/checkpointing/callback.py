@@ -103,6 +103,17 @@ class ModelCheckpoint(Checkpoint):
         ConfigError: If an argument is out of range, or two exclude each other.
     """
 
+    _uncalled: ClassVar[dict[str, str]] = {
+        "Write what lies beside a file in on_save_checkpoint, or, once it is written, in a logger's "
+        "after_save_checkpoint.": (
+            "_save_checkpoint _save_last_checkpoint _save_topk_checkpoint _save_monitor_checkpoint "
+            "_save_none_monitor_checkpoint _update_best_and_save"
+        ),
+        "Subclass Checkpoint, and call trainer.request_checkpoint where a file is due.": (
+            "check_monitor_top_k _should_skip_saving_checkpoint _should_save_on_train_epoch_end"
+        ),
+        "Override format_checkpoint_name.": "_format_checkpoint_name _get_metric_interpolated_filepath_name",
+    }
     #: What joins the parts of a file name.
     CHECKPOINT_JOIN_CHAR: ClassVar[str] = "-"
     #: What stands between a metric's name and its value in a file name.
@@ -307,7 +318,7 @@ class ModelCheckpoint(Checkpoint):
         if self._alarm is not None:
             self._last_time = time.monotonic()
             self._alarm.reset()
-        lacks_monitor = self.monitor is not None and self.monitor not in candidates(trainer)
+        lacks_monitor = self.monitor is not None and self.monitor not in self._monitor_candidates(trainer)
         lacks_monitor = lacks_monitor or waits_for_epoch_end(trainer, self.monitor)
         if lacks_monitor or (self._needs_metrics() and trainer.validates_after(batch_idx)):
             self._deferred = True
@@ -318,7 +329,7 @@ class ModelCheckpoint(Checkpoint):
         """Save by epochs, or what waited for a metric."""
         if self._is_idle(trainer):
             return
-        metrics = candidates(trainer) if self._deferred else {}
+        metrics = self._monitor_candidates(trainer) if self._deferred else {}
         due = self._deferred and (not trainer.enable_validation or self.monitor is None or self.monitor in metrics)
         if not due and self._epoch_is_due(trainer):
             due = acts_at_epoch_end(trainer, self._save_on_train_epoch_end, self.monitor)
@@ -340,7 +351,7 @@ class ModelCheckpoint(Checkpoint):
         """Write the last checkpoint where none was written yet."""
         if self._is_idle(trainer):
             return
-        metrics = candidates(trainer)
+        metrics = self._monitor_candidates(trainer)
         if self._deferred and self.monitor is not None and self.monitor not in metrics:
             warn(str(missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)))
         books = self._ahead()
@@ -364,7 +375,7 @@ class ModelCheckpoint(Checkpoint):
         self._open = [plan for plan in self._open if plan.path in trainer.requested_checkpoints]
         if trainer.at_boundary and any(plan.step == step for plan in self._open):
             return  # what was decided at this boundary is still written
-        metrics = candidates(trainer)
+        metrics = self._monitor_candidates(trainer)
         self._open = []  # what still waits is not written any more
         plans = [Plan(self._choose_path(trainer, metrics), step)]
         if self.save_last and self.save_last != "link":
@@ -382,6 +393,14 @@ class ModelCheckpoint(Checkpoint):
         self._books.saved_step = step
 
     # Decisions
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        """Return what can be monitored or named in a file; a subclass may add to it."""
+        return candidates(trainer)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Remove a checkpoint that another one supersedes; a subclass may remove what lies beside it, too."""
+        files.remove_checkpoint(trainer, filepath, self.dirpath)
 
     def _seconds_left(self) -> float:
         interval = self._train_time_interval
@@ -403,7 +422,7 @@ class ModelCheckpoint(Checkpoint):
     def _act(self, trainer: Trainer) -> None:
         """Decide on a checkpoint of this moment: among the best, and as the last."""
         self._deferred = False
-        metrics = candidates(trainer)
+        metrics = self._monitor_candidates(trainer)
         saved = False
         if self.monitor is None or self.monitor in metrics:
             saved = self._decide_best(trainer, metrics)
@@ -490,4 +509,4 @@ class ModelCheckpoint(Checkpoint):
         old, self._books.superseded = self._books.superseded, [p for p in self._books.superseded if p in coming]
         for path in old if trainer.is_global_zero else ():
             if path not in coming and files.may_remove(path, plan.path, self.dirpath, trainer.resumed_from):
-                files.remove_checkpoint(trainer, path, self.dirpath)
+                self._remove_checkpoint(trainer, path)

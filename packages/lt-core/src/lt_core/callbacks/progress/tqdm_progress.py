@@ -66,10 +66,11 @@ def __getattr__(name: str) -> Any:
 
 
 def _bar(name: str, doc: str) -> Any:
-    """Return a property of a bar, which is an error before there is one."""
+    """Return a property of a bar, the closed one after its loop, which is an error before there is one."""
 
     def get(self: TQDMProgressBar) -> Any:
-        if (found := getattr(self, name)) is None:
+        open_one = getattr(self, name)
+        if (found := self._closed.get(name) if open_one is None else open_one) is None:
             raise TypeError(f"{type(self).__name__}.{name.lstrip('_')}: there is no such bar before its loop begins.")
         return found
 
@@ -126,9 +127,10 @@ class TQDMProgressBar(ProgressBar):
         _tqdm()
         self._refresh_rate, self._process_position, self._leave = refresh_rate, process_position, leave
         self._clock = time.monotonic
+        self._closed: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **dict.fromkeys(_BARS)}
+        return {**super().__getstate__(), **dict.fromkeys(_BARS), "_closed": {}}
 
     @property
     def refresh_rate(self) -> int:
@@ -369,6 +371,7 @@ class TQDMProgressBar(ProgressBar):
             bar = getattr(self, name)
             setattr(self, name, None)
             if bar is not None:
+                self._closed[name] = bar
                 self._safely(bar.close)
 
     def _safely(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -182,8 +182,10 @@ def _progress(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _named_by(states: Any, module: torch.nn.Module | None) -> Any:
     """Return optimizer states by the names of their parameters where these are known, else as they are: by place."""
-    if not isinstance(states, list) or not all(isinstance(state, Mapping) for state in states):
-        return states
+    if not isinstance(states, list) or not all(
+        isinstance(state, Mapping) and "param_groups" in state for state in states
+    ):
+        return states  # also of a form of an optimizer's own
     names = [_names(state) for state in states]
     if module is not None and len(states) == 1 and names[0] is None:
         names = [_names_of(module, states[0])]
