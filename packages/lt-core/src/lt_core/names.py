@@ -20,20 +20,27 @@ __all__ = ["ABSENT", "finder"]
 _PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
 _DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
 _LOGGER = "Subclass lt_core.loggers.Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
+_PRECISION = "Name the precision in Trainer(precision=...): it fits each strategy here."
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
+_ACCELERATOR = "Use an accelerator that is installed: lt_core.accelerators has them."
 
 ABSENT = {
     "CometLogger": _LOGGER,
     "DataHooks": _HOOKS,
+    "DeepSpeedPrecision": _PRECISION,
     "DeepSpeedStrategy": _DDP,
+    "FSDPPrecision": _PRECISION,
     "FSDPStrategy": _DDP,
     "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
     "LightningLite": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
     "ModelHooks": _HOOKS,
     "ModelParallelStrategy": _DDP,
     "NeptuneLogger": _LOGGER,
+    "XLAAccelerator": _ACCELERATOR,
+    "XLAPrecision": _PRECISION,
     "XLAProfiler": _PROFILE,
-    "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",
+    "XLAStrategy": _ACCELERATOR,
+    "find_usable_cuda_devices": 'Write Trainer(accelerator="cuda", devices="auto-idle:N"): the least used cards.',
 }
 
 
