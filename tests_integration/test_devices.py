@@ -53,6 +53,18 @@ class TestWithCards:
         with pytest.raises(ConfigError, match=r'one device of one node.*Write strategy="ddp"'):
             Trainer(devices=2, strategy="single_device", **QUIET).fit(BoringModel())
 
+    def test_the_device_is_known_before_a_run(self) -> None:
+        """Where the process that makes a trainer is a rank, its device is known at once, not in one that forks."""
+        for flags, device in (
+            ({"devices": [1]}, "cuda:1"),
+            ({"devices": 2}, "cuda:0"),
+            ({"devices": 2, "strategy": "ddp_fork"}, "cpu"),
+        ):
+            trainer = Trainer(**QUIET, **flags)
+            assert trainer.root_device == trainer.strategy.root_device == torch.device(device)
+        with Trainer(devices=[1], **QUIET).init_module():
+            assert torch.get_default_device() == torch.device("cuda", 1)
+
     def test_a_card_that_is_not_there(self) -> None:
         """An index beyond the cards is refused when the trainer is made."""
         with pytest.raises(ConfigError, match=r"Trainer\(devices=\[2\]\): there is no device of index 2\. Got 2 here"):

@@ -15,6 +15,7 @@ from lt_accel import MixedPrecision, TransformerEnginePrecision
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import LightningModule, Trainer
 from lt_core.builtin.precision import BFloat16Precision, HalfPrecision
+from lt_core.plugins.precision import Precision
 from lt_interface import ConfigError, MisconfigurationException
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceLauncher
@@ -253,11 +254,69 @@ def test_a_precision_is_given_once() -> None:
     assert Trainer(**{**FLAGS, "accelerator": "cpu", "plugins": [mixed]}).scaler is mixed.scaler
 
 
-@pytest.mark.parametrize(("name", "near"), [("bf16-mixd", "bf16-mixed"), ("16mixed", "16-mixed")])
-def test_unknown_names_get_the_nearest(name: str, near: str) -> None:
-    """A misspelt precision is answered with the right spelling."""
-    with pytest.raises(MisconfigurationException, match=f'Did you mean "{near}"'):
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("bf16-mixd", 'Did you mean "bf16-mixed"'),
+        ("16mixed", 'Did you mean "16-mixed"'),
+        ("bfloat16", 'Write "bf16-mixed" or "bf16-true"'),
+        ("nf4", 'Write plugins=BitsandbytesPrecision\\("nf4"\\)'),
+    ],
+)
+def test_unknown_names_get_the_nearest(name: str, fix: str) -> None:
+    """A misspelt precision, or the word for a format, is answered with what to write."""
+    with pytest.raises(MisconfigurationException, match=fix):
         Trainer(precision=name, accelerator="cpu")
+
+
+class Renamed:
+    """Overrides under PyTorch Lightning's names, each of which goes on to its base."""
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        self.called.add("module")
+        return super().convert_module(module)  # type: ignore[misc]
+
+    def convert_input(self, data: Any) -> Any:
+        self.called.add("input")
+        return super().convert_input(data)  # type: ignore[misc]
+
+    def forward_context(self) -> Any:
+        self.called.add("forward")
+        return super().forward_context()  # type: ignore[misc]
+
+    def tensor_init_context(self) -> Any:
+        self.called.add("init")
+        return super().tensor_init_context()  # type: ignore[misc]
+
+    @property
+    def called(self) -> set[str]:
+        found: set[str] = self.__dict__.setdefault("_called", set())
+        return found
+
+
+@pytest.mark.parametrize(
+    ("base", "name"), [(Precision, "32-true"), (HalfPrecision, "bf16-true"), (MixedPrecision, "bf16-mixed")]
+)
+def test_overrides_may_have_the_names_of_lightning(base: Any, name: str) -> None:
+    """A precision whose overrides have Lightning's names trains as its base does, and each of them is called."""
+    kind = type("Own", (Renamed, base), {"name": "own"} if base is Precision else {})
+    precision, nets = kind(*[] if base is Precision else [name]), []
+    for given in (precision, name):
+        torch.manual_seed(0)
+        nets.append(Net())
+        trainer = trainer_of(precision=given)
+        with trainer.init_module():
+            pass
+        trainer.fit(nets[-1], loader())
+    assert precision.called == {"module", "input", "forward", "init"}
+    assert precision.precision == ("own" if base is Precision else name)
+    assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))
+
+
+def test_hooks_that_are_not_called_are_refused() -> None:
+    """A hook of Lightning's precisions that nothing calls is an error where it is defined, with what to override."""
+    with pytest.raises(MisconfigurationException, match=r"^Own\.optimizer_step: .*Override step\(optimizer, closure"):
+        type("Own", (MixedPrecision,), {"optimizer_step": lambda *args: None})
 
 
 def test_formats_that_a_device_lacks_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,10 @@ def test_idle_by_utilisation_then_index(four: FakeMachine) -> None:
     four.show()
     assert CUDAAccelerator().parse_devices("auto-idle") == [1]
     assert CUDAAccelerator().parse_devices("auto-idle:3") == [1, 2, 3]
+    for card, used in zip(four.cards, (100, 0, 30, 20), strict=True):
+        card.used, card.busy = used, "0"
+    four.show()
+    assert CUDAAccelerator().parse_devices("auto-idle:2") == [1, 3]
 
 
 def test_visible_cards_are_numbered_anew(four: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,6 +302,12 @@ class TestFullMemory:
         assert 'Other processes hold up to 30.0 GB of it: devices="auto-idle" takes' in text
         assert "20.0 GB are reserved in pieces: set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True." in text
 
+    def test_what_the_driver_refuses(self, machine: FakeMachine) -> None:
+        """Memory that the driver itself refuses, as for a library's work space, is explained as the allocator's is."""
+        CUDAAccelerator().setup(CARD)
+        error = RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+        assert "was full: tensors held" in CUDAAccelerator().explain(error, self.device, self.owners())
+
     def test_other_errors(self, machine: FakeMachine) -> None:
         """To any other error there is nothing to add, and nothing is asked of CUDA."""
         assert CUDAAccelerator().explain(RuntimeError("CUDA error"), CARD, self.owners()) == ""

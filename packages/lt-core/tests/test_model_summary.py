@@ -44,6 +44,19 @@ def test_layers_parameters_sizes_and_flops():
     assert summary.total_flops == 400
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_an_example_has_the_format_of_the_module(precision):
+    """In a precision of one format the example is converted as a batch is, for the summary and for export."""
+    model = BoringModel()
+    model.example_input_array = torch.zeros(5, 32)
+    trainer = Trainer(accelerator="cpu", precision=precision, fast_dev_run=1, callbacks=[ModelSummary()])
+    trainer.fit(model)
+    assert summarize(model).rows[0].out_size == [5, 2]
+    assert model.to_torchscript(method="trace")(torch.zeros(1, 32, dtype=model.dtype)).dtype is model.dtype
+    assert model.example_input_array.dtype is torch.float32
+
+
 @pytest.mark.parametrize(("depth", "names"), [(0, 0), (1, 3), (2, 6), (-1, 6)])
 def test_the_depth_says_how_much_is_listed(depth, names):
     """Depth 1 lists children, 2 their children, -1 all, 0 nothing."""

@@ -19,14 +19,19 @@ __all__ = ["ABSENT", "INNER", "finder", "instead"]
 
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
 _LOGO = "Leave the line out: nothing is advertised here."
+_PRECISION = "Name the precision in Trainer(precision=...): it fits each strategy here."
 _STEPS = "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself."
 
 ABSENT = {
     "DataHooks": _HOOKS,
+    "DeepSpeedPrecision": _PRECISION,
+    "FSDPPrecision": _PRECISION,
     "Fabric": _STEPS,
     "LightningLite": _STEPS,
     "ModelHooks": _HOOKS,
+    "XLAPrecision": _PRECISION,
     "cli_lightning_logo": _LOGO,
+    "find_usable_cuda_devices": 'Write Trainer(accelerator="cuda", devices="auto-idle:N"): the least used cards.',
 }
 
 #: Inner parts of Lightning's trainer that programs reach into, and who answers here.

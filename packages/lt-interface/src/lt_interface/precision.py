@@ -6,15 +6,37 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from lt_interface.errors import MisconfigurationException, Problem
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from lt_interface.errors import Problem
     from lt_interface.plan import Plan
 
 __all__ = ["PlainPrecision", "Precision", "PreparesOptimizers", "TakesDevice"]
+
+# PyTorch Lightning's names for what a precision overrides, and those of this interface.
+_RENAMED = {
+    "convert_module": "convert",
+    "convert_input": "convert_batch",
+    "tensor_init_context": "init_context",
+    "module_init_context": "init_context",
+    "forward_context": "forward",
+}
+# Those of its hooks that would be called with other arguments, or by others, and what to override in their place.
+_INSTEAD = {
+    "optimizer_step": "Override step(optimizer, closure, **kwargs), which returns whether a step was made.",
+    "pre_backward": "Override scale(loss), which returns the loss that backward sees.",
+    "connect": "Override prepare(optimizers).",
+    **dict.fromkeys(("backward", "post_backward"), "Override the module's backward or on_after_backward."),
+    **dict.fromkeys(
+        ("clip_gradients", "clip_grad_by_norm", "clip_grad_by_value", "main_params"),
+        "Override the module's configure_gradient_clipping.",
+    ),
+    **dict.fromkeys((f"{stage}_step_context" for stage in ("train", "val", "test", "predict")), "Override forward."),
+}
 
 
 @runtime_checkable
@@ -204,12 +226,27 @@ class TakesDevice(Protocol):
 class PlainPrecision:
     """Precision that leaves everything as it is: the base of those that change a part of it.
 
+    A subclass may use PyTorch Lightning's names for what it overrides and for what it calls of its base:
+    ``convert_module``, ``convert_input``, ``convert_output``, ``forward_context``, ``module_init_context`` or
+    ``tensor_init_context``, and ``precision`` for the name. A hook of its that has no counterpart is refused.
+
     Example:
         >>> class Quiet(PlainPrecision):
         ...     name = "quiet"
         >>> Quiet().convert_batch([1, 2]), Quiet().scale(0.5), Quiet().state_dict()
         ([1, 2], 0.5, {})
+        >>> class Halved(Quiet):
+        ...     def convert_input(self, data):
+        ...         return [x / 2 for x in super().convert_input(data)]
+        >>> Halved().converts_batch, Halved().convert_batch([1, 2]), Halved().precision
+        (True, [0.5, 1.0], 'quiet')
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for kind in reversed(cls.__mro__):
+            if kind is cls or not issubclass(kind, PlainPrecision):  # also a base that only brings overrides
+                _link(kind, cls)
 
     name = "32-true"
     converts_batch = False
@@ -218,6 +255,11 @@ class PlainPrecision:
     reduce_dtype: torch.dtype | None = None
     forward: Callable[[], AbstractContextManager[Any]] | None = None
     convert_output: Callable[[Any], Any] | None = None
+
+    @property
+    def precision(self) -> str:
+        """Return the name."""
+        return self.name
 
     def problems(self, plan: Plan) -> Sequence[Problem]:
         """Return nothing: every plan will do."""
@@ -255,3 +297,40 @@ class PlainPrecision:
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Accept a state of another precision, which has no meaning here."""
+
+
+def _link(kind: type, precision: type[PlainPrecision]) -> None:
+    """Give what a base of a precision itself defines its other name too, so that ``super()`` finds both.
+
+    Raises:
+        MisconfigurationException: If it defines a hook that has no counterpart.
+    """
+    own = dict(vars(kind))
+    for hook, fix in _INSTEAD.items():
+        if hook in own:
+            rule = "this hook of a precision is not called here"
+            raise MisconfigurationException(Problem(f"{kind.__name__}.{hook}", rule, fix=fix))
+    if kind is precision and isinstance(own.get("precision"), str):
+        precision.name = own["precision"]
+        del precision.precision  # the base has a property of that name
+    if "convert_input" in own:
+        precision.converts_batch = True
+    for theirs, ours in _RENAMED.items():
+        if theirs in own:
+            setattr(kind, ours, own[theirs])
+        elif ours in own:
+            setattr(kind, theirs, own[ours] if ours != "forward" else _context_of(own[ours]))
+
+
+def _context_of(forward: Any) -> Callable[[Any], AbstractContextManager[Any]]:
+    """Return the method that enters what a class has as ``forward``: a method, a property or None."""
+
+    def forward_context(self: Any) -> AbstractContextManager[Any]:
+        make = forward.__get__(self) if hasattr(forward, "__get__") else forward
+        context: AbstractContextManager[Any] = nullcontext() if make is None else make()
+        return context
+
+    return forward_context
+
+
+_link(PlainPrecision, PlainPrecision)

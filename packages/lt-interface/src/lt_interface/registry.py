@@ -80,6 +80,17 @@ _NOT_YET: dict[str, dict[str, str]] = {
     "lt.loggers": dict.fromkeys(("comet", "neptune"), f'Write logger="csv". {_PACKAGE}'),
     "lt.profilers": {"xla": 'Write profiler="simple", or use torch_xla.debug.profiler around the call.'},
 }
+# Words for number formats that no precision has as its name, and what they mean.
+_MEANT = {
+    **dict.fromkeys(("float16", "fp16", "half", "mixed"), '"16-mixed" or "16-true"'),
+    **dict.fromkeys(("bfloat16", "bf16"), '"bf16-mixed" or "bf16-true"'),
+    **dict.fromkeys(("float32", "fp32", "full"), '"32-true"'),
+    **dict.fromkeys(("float64", "fp64", "double"), '"64-true"'),
+    "fp8": '"float8" or "transformer-engine"',
+    **dict.fromkeys(
+        ("bitsandbytes", "nf4", "fp4", "int8"), 'plugins=BitsandbytesPrecision("nf4"), or another mode of it'
+    ),
+}
 # The classes that users import by name from where all plugins seem to be, and the packages that have them.
 CLASSES: dict[str, dict[str, str]] = {
     "lt.precisions": dict.fromkeys(
@@ -280,6 +291,8 @@ class Registry(Generic[T]):
         instead = self.instead(name)
         if instead:
             return Problem(where, f"this {self.kind} is not in this version", fix=f"{instead} {fix}")
+        if self.group == "lt.precisions" and (meant := _MEANT.get(name.casefold())):
+            return Problem(where, f"no {self.kind} of that name", fix=f"Write {meant}. {fix}")
         near = nearest_name(name, [*self.names(), *siblings])
         if near is not None:
             fix += f' Did you mean "{near}"?'

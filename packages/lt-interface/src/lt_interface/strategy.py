@@ -187,7 +187,8 @@ class Strategy(Protocol):
             ``release`` and the engine's ``optimizer_states`` exchange them. After an error, when a rank is alone, the
             core then calls none of these.
         one_process_per_node: Whether one process drives all devices of a node; `StrategyVerbs` has the usual False.
-        device: The device of this rank, after ``setup``; the first of them where one process drives several.
+        device: The device of this rank, after ``setup``; the first of them where one process drives several. The core
+            sets it before, where the process that makes a trainer is a rank and it is None or the CPU.
         collectives: The exchange between ranks, after ``setup``.
         mesh: The named mesh of devices (``torch.distributed.device_mesh.DeviceMesh``), after ``setup``; None without.
         world: The place of this process, which the core sets after ``setup``.
@@ -512,7 +513,7 @@ class StrategyVerbs:
 
     @property
     def root_device(self) -> torch.device:
-        """Return the device of this rank."""
+        """Return the device of this rank; before a run, the one that it will take if this process is a rank."""
         return self.device
 
     @property

@@ -176,7 +176,9 @@ class CUDAAccelerator:
 
     def explain(self, error: BaseException, device: torch.device, owners: Mapping[str, Mapping[str, Tensor]]) -> str:
         """Return what fills the card, where the error is that its memory is full."""
-        if not isinstance(error, torch.OutOfMemoryError):
+        # The allocator has a type for it; a driver's refusal, as of a library's work space, has only words.
+        words = str(error).lower() if isinstance(error, RuntimeError) else ""
+        if not isinstance(error, torch.OutOfMemoryError) and not ("cuda" in words and "out of memory" in words):
             return ""
         free, total = torch.cuda.mem_get_info(device)
         now, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
@@ -208,7 +210,7 @@ def _idle(spec: object, number: int, count: int) -> list[int]:
     cards = _numbered_by_torch(spec, count)
     if not 1 <= number <= len(cards):
         raise refusal(spec, "there must be as many cards", f"{len(cards)} here", f"Write {_IDLE}, or a smaller number.")
-    order = sorted(range(len(cards)), key=lambda i: (cards[i].used // _NOISE, cards[i].busy, i))
+    order = sorted(range(len(cards)), key=lambda i: (cards[i].used // _NOISE, cards[i].busy, cards[i].used, i))
     return sorted(order[:number])
 
 

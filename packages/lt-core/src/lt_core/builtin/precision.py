@@ -35,7 +35,11 @@ class _OneFormat(PlainPrecision):
 
     def __init__(self, name: str) -> None:
         self.name, self.dtype = name, FORMATS[name]
-        self.forward = self._as_default
+
+    @property
+    def forward(self) -> Callable[[], AbstractContextManager[Any]]:  # type: ignore[override]
+        """Return what makes the context in which new floating-point tensors have the format."""
+        return self._as_default
 
     def init_context(self) -> AbstractContextManager[Any]:
         """Return a context in which new floating-point tensors have the format."""

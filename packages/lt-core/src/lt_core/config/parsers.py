@@ -74,7 +74,13 @@ def is_bool(value: object) -> bool:
 
 def provides(value: object, methods: Iterable[str]) -> bool:
     """Return whether an instance's class defines all these methods; no property is evaluated."""
-    return not isinstance(value, type) and all(callable(getattr(type(value), m, None)) for m in methods)
+    return not isinstance(value, type) and not _lacking(type(value), methods)
+
+
+def _lacking(kind: type, methods: Iterable[str]) -> list[str]:
+    """Return which methods a class has not, or only as the empty ones of a protocol that it is derived from."""
+    owners = {m: next((k for k in kind.__mro__ if m in vars(k)), None) for m in methods}
+    return [m for m, k in owners.items() if not callable(getattr(kind, m, None)) or getattr(k, "_is_protocol", False)]
 
 
 def whole(low: int, *, off: str = "", lowest: Any = None) -> Parser:
@@ -334,9 +340,11 @@ def _logs(value: Any) -> bool:
 
 
 def _instance_fix(value: Any, methods: Iterable[str]) -> str:
-    if isinstance(value, type) and all(callable(getattr(value, m, None)) for m in methods):
-        return f"Pass an instance: {value.__name__}(...)."
-    return ""
+    kind = value if isinstance(value, type) else type(value)
+    lacking = _lacking(kind, methods)
+    if lacking and len(lacking) < len(tuple(methods)):
+        return f"{kind.__name__} lacks {', '.join(lacking)}."
+    return f"Pass an instance: {kind.__name__}(...)." if kind is value and not lacking else ""
 
 
 def precision_name(value: Any) -> Any:

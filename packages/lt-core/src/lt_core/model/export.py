@@ -36,8 +36,8 @@ def _evaluating(module: LightningModule) -> Iterator[None]:
 
 
 def _sample(module: LightningModule, sample: Any, argument: str, method: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments of ``forward``, on the module's device."""
-    from lt_core.data.nested import move_to_device
+    """Return positional and keyword arguments of ``forward``, on the module's device and in its format."""
+    from lt_core.model.example import placed
 
     if sample is None:
         sample = module.example_input_array
@@ -45,7 +45,7 @@ def _sample(module: LightningModule, sample: Any, argument: str, method: str) ->
         where, got = f"{type(module).__name__}.{method}", f"neither {argument} nor self.example_input_array"
         fix = f"Pass {argument}=..., or set self.example_input_array in __init__."
         raise ConfigError(Problem(where, "an input of forward is needed", got, fix))
-    sample = move_to_device(sample, module.device)
+    sample = placed(module, sample)
     if isinstance(sample, Mapping):
         return (), dict(sample)
     return (tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)), {}

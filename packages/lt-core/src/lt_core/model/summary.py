@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from lt_core.data.nested import move_to_device
+from lt_core.model.example import placed
 from lt_core.notices import warn
 from lt_interface.errors import ConfigError, Problem
 from lt_interface.nested import items_of
@@ -226,7 +226,7 @@ def _measure(module: nn.Module, example: Any, rows: dict[str, LayerRow], context
 
     from lt_core.state import rng
 
-    example = move_to_device(example, next((p.device for p in module.parameters()), torch.device("cpu")))
+    example = placed(module, example)
     modules = dict(module.named_modules())
     modes = {child: child.training for child in modules.values()}
     watched = [name for name in rows if not isinstance(modules[name], torch.jit.ScriptModule)]

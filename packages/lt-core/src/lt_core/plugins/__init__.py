@@ -4,7 +4,8 @@ from lt_core.builtin.precision import DoublePrecision, HalfPrecision
 from lt_core.checkpoint.format.async_io import AsyncCheckpointIO
 from lt_core.checkpoint.format.torch_io import TorchCheckpointIO
 from lt_core.names import finder
-from lt_interface import CheckpointIO, ClusterEnvironment, Precision, registry
+from lt_interface import CheckpointIO, ClusterEnvironment, registry
+from lt_interface import PlainPrecision as Precision
 
 __all__ = [
     "AsyncCheckpointIO",

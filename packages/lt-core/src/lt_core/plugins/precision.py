@@ -2,7 +2,8 @@
 
 from lt_core.builtin.precision import DoublePrecision, HalfPrecision
 from lt_core.names import finder
-from lt_interface import Precision, registry
+from lt_interface import PlainPrecision as Precision
+from lt_interface import registry
 
 __all__ = ["DoublePrecision", "HalfPrecision", "Precision"]
 

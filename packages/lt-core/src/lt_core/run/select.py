@@ -243,6 +243,9 @@ def find_spread(config: TrainerConfig, accelerator: Any, cluster: Any) -> tuple[
         _warn_of_ranks(config, accelerator)
     if spread.processes > 1:  # with the module and all other flags it is asked later
         raise_problems([as_written(config, problem) for problem in strategy.problems(spread)])
+    if launcher.passes in ("live", "script") and getattr(strategy, "device", None) in (None, torch.device("cpu")):
+        # This process is one of the ranks: what users make before a run can already lie on its device.
+        strategy.device = accelerator.device(devices[cluster.world().local_rank % len(devices) if started else 0])
     return devices, nodes, strategy, launcher
 
 

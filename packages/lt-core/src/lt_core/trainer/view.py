@@ -343,7 +343,7 @@ class TrainerView:
 
     @property
     def root_device(self) -> torch.device:
-        """Return the device of this rank."""
+        """Return the device of this rank; before a run, the one that it will take if this process is a rank."""
         return self._strategy.device
 
     @property

@@ -256,7 +256,7 @@ class TensorBoardLogger(VersionedLogger, TensorBoardMedia):
             return
         try:
             with self.exclusive(), _undisturbed(model):
-                self.experiment.add_graph(model, _on_device_of(model, example))
+                self.experiment.add_graph(model, _placed(model, example))
                 self._has_graph = True
         except Exception as error:
             self.tell(f"TensorBoardLogger: the model could not be traced, its graph is left out: {error}")
@@ -417,19 +417,21 @@ def _event_type() -> Any:
     return import_module(f"{home}.event_pb2").Event
 
 
-def _on_device_of(model: nn.Module, example: Any) -> Any:
-    """Return the example where the model lies; a dict or a list of tensors as the writer takes it."""
+def _placed(model: nn.Module, example: Any) -> Any:
+    """Return the example where the model lies, in its format; a dict or a list of tensors as the writer takes it."""
     import torch
 
     first = next(model.parameters(), None)
     if first is None:
         return example
+    formats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    own = formats.pop() if len(formats) == 1 and torch.get_default_dtype() not in formats else None
     if isinstance(example, torch.Tensor):
-        return example.to(first.device)
+        return example.to(first.device, own if example.is_floating_point() else None)
     if isinstance(example, Mapping):
-        return {key: _on_device_of(model, value) for key, value in example.items()}
+        return {key: _placed(model, value) for key, value in example.items()}
     if isinstance(example, (list, tuple)):
-        return tuple(_on_device_of(model, value) for value in example)
+        return tuple(_placed(model, value) for value in example)
     return example
 
 
