@@ -2,39 +2,127 @@
 
 A package that users import from asks this module for what it does not have itself, by its ``__getattr__``: a package
 inside it, a class of a sibling package, or an answer. An answer is an ImportError, since Python drops the text of any
-other error where a name is imported.
+other error where a name is imported. A module below this package that does not exist is asked for here too, by Python's
+import system after every other place, so that such an import has its answer as well.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from typing import Any
 
 from lt_interface import registry
 from lt_interface.errors import Problem
 
-__all__ = ["ABSENT", "finder"]
+__all__ = ["ABSENT", "MODULES", "finder"]
 
 _PROFILE = "Subclass PassThroughProfiler with passes_through = False, or open torch.profiler.profile around the fit."
 _DDP = 'Use strategy="ddp" of lt-accel; the model must fit on one device.'
 _LOGGER = "Subclass lt_core.loggers.Logger, or use TensorBoardLogger, WandbLogger or MLFlowLogger."
+_SAVE = "Call self.save_hyperparameters() in __init__; lt_core.core.mixins has HyperparametersMixin."
+_WORD = 'Write the string, such as gradient_clip_algorithm="norm".'
+_XLA = "Use an accelerator that is installed: lt_core.accelerators has them."
 _HOOKS = "LightningModule and LightningDataModule have these hooks themselves."
 
 ABSENT = {
     "CometLogger": _LOGGER,
+    "DDPSpawnStrategy": 'Use strategy="ddp_spawn" of lt-accel.',
+    "DataParallelStrategy": 'Use strategy="ddp" of lt-accel: one process a device.',
     "DataHooks": _HOOKS,
+    "DeepSpeedPrecision": _DDP,
     "DeepSpeedStrategy": _DDP,
+    "EPOCH_OUTPUT": "Keep what the step made in an attribute, and use it in the hook of the epoch's end.",
+    "FSDPPrecision": _DDP,
     "FSDPStrategy": _DDP,
     "Fabric": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
+    "GradClipAlgorithmType": _WORD,
+    "LightningEnum": _WORD,
+    "LitLogger": _LOGGER,
     "LightningLite": "Use Trainer with automatic_optimization = False, which leaves the step to you, or torch itself.",
     "ModelHooks": _HOOKS,
     "ModelParallelStrategy": _DDP,
     "NeptuneLogger": _LOGGER,
+    "ParallelStrategy": "Ask whether trainer.world_size is above 1.",
+    "SingleDeviceXLAStrategy": _XLA,
+    "XLAPrecision": _XLA,
     "XLAProfiler": _PROFILE,
-    "XLAStrategy": "Use an accelerator that is installed: lt_core.accelerators has them.",
+    "XLAAccelerator": _XLA,
+    "XLAStrategy": _XLA,
+    "find_usable_cuda_devices": 'Write Trainer(devices="auto-idle"), or "auto-idle:2".',
+    "get_standard_metrics": "Call get_metrics of a ProgressBar.",
+    "save_hyperparameters": _SAVE,
 }
+
+_FILES = "Paths are those of this machine: use open, pathlib and torch.load."
+_INSTALLED = "Use importlib.util.find_spec(...) is not None, and torch.__version__."
+_MODULE = "Write: from lt_core import LightningModule."
+_UPGRADE = "Run: lt checkpoint import FILE.ckpt; weights and states come along."
+_FABRIC = "Look in lt_core.utilities: it has what users' code takes from it; the loop itself is Trainer."
+_METRICS = "Use torchmetrics: self.log takes its objects."
+
+_IMPORT = "Write: from lt_core.{0} import NAME."
+_PLACES = (
+    "accelerators callbacks demos loggers plugins plugins.io plugins.precision profilers strategies tuner utilities"
+)
+
+#: What to write in place of a module of PyTorch Lightning, by its path below lt_core; ``.*`` is any other of a package.
+MODULES = {
+    **{f"{place}.*": _IMPORT.format(place) for place in _PLACES.split()},
+    "callbacks.base": "Write: from lt_core import Callback.",
+    "callbacks.gpu_stats_monitor": "Write: from lt_core.callbacks import DeviceStatsMonitor.",
+    "core.hooks": _HOOKS,
+    "core.lightning": _MODULE,
+    "core.memory": "Write: from lt_core.utilities.model_summary import ModelSummary.",
+    "core.saving": "LightningModule.load_from_checkpoint and save_hyperparameters are methods of the module.",
+    "fabric": _FABRIC,
+    "core.*": _IMPORT.format("core"),
+    "lite": ABSENT["LightningLite"],
+    "logging": "Write: from lt_core.loggers import TensorBoardLogger.",
+    "loggers.base": "Write: from lt_core.loggers.logger import Logger, rank_zero_experiment.",
+    "loops.*": "Read trainer.fit_loop; to step yourself, set self.automatic_optimization = False.",
+    "metrics.*": _METRICS,
+    "overrides": "Loaders are shared out by themselves; Trainer(use_distributed_sampler=False) leaves them.",
+    "profiler": "Write: from lt_core.profilers import SimpleProfiler.",
+    "pytorch": "Write: import lt_core as pl. It has what lightning.pytorch had.",
+    "serve": "LightningModule.to_onnx and to_torchscript export a model.",
+    "trainer.*": "Its public attributes have what can be read: from lt_core import Trainer.",
+    "trainer.supporters": "Write: from lt_core.utilities import CombinedLoader.",
+    "utilities.argparse": "Write Trainer(**vars(args)), or use lt_core.cli.LightningCLI.",
+    "utilities.cli": "Write: from lt_core.cli import LightningCLI.",
+    "utilities.cloud_io": _FILES,
+    "utilities.compile": "Give trainer.fit the module that torch.compile returned.",
+    "utilities.consolidate_checkpoint": _UPGRADE,
+    "utilities.deepspeed": _DDP,
+    "utilities.device_parser": "Write: from lt_core.accelerators import CPUAccelerator; accelerators parse devices.",
+    "utilities.enums": _WORD,
+    "utilities.imports": _INSTALLED,
+    "utilities.logger": _LOGGER,
+    "utilities.metrics": _METRICS,
+    "utilities.migration": _UPGRADE,
+    "utilities.model_registry": "Give ckpt_path a path.",
+    "utilities.signature_utils": "Use inspect.signature(hook).parameters.",
+    "utilities.upgrade_checkpoint": _UPGRADE,
+}
+
+
+class _Answers:
+    """Answers to imports of modules that this package does not have, given where Python found none."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Raise the answer to an import; return None where there is none."""
+        top, _, inner = name.partition(".")
+        if top != __package__:
+            return
+        answer = MODULES.get(inner) or MODULES.get(f"{inner.rpartition('.')[0]}.*")
+        if answer is not None:
+            problem = Problem(name, "this version does not have this module", "", answer)
+            raise ModuleNotFoundError(str(problem), name=name)
+
+
+sys.meta_path.append(_Answers())
 
 
 def finder(module: str, *plugins: registry.Registry[Any]) -> Callable[[str], Any]:
@@ -58,8 +146,10 @@ def finder(module: str, *plugins: registry.Registry[Any]) -> Callable[[str], Any
                     return each.class_named(name, module)
             if name in ABSENT:
                 raise ImportError(str(Problem(f"{module}.{name}", "this version does not have it", "", ABSENT[name])))
-            if "__path__" in inside and find_spec(f"{module}.{name}") is not None:
-                return import_module(f"{module}.{name}")
+            inner = f"{module}.{name}"
+            known = inner.partition(".")[2] in MODULES
+            if known or ("__path__" in inside and PathFinder.find_spec(inner, inside["__path__"]) is not None):
+                return import_module(inner)
         from difflib import get_close_matches
 
         near = get_close_matches(name, inside.get("__all__", ()), 1)
