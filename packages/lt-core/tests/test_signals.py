@@ -19,6 +19,7 @@ from torch import nn
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lt_interface.errors import SIGTERMException
 
 BATCHES = [torch.full((2, 1), float(i)) for i in range(6)]
 
@@ -90,9 +91,9 @@ def test_sigterm_is_a_system_exit_with_143() -> None:
     seen: list[Any] = []
     run.on("exception")(lambda exception, trainer: seen.append((type(exception), trainer.received_sigterm)))
     error = stop(net, run)
-    assert isinstance(error, SystemExit)
+    assert isinstance(error, SIGTERMException)
     assert error.code == 143
-    assert seen == [(SystemExit, True)]
+    assert seen == [(SIGTERMException, True)]
     assert net.events[-1] == "teardown fit"
 
 
