@@ -23,9 +23,9 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "packages/lt-core/src/lt_core"
 PACKAGES = {
-    "lt_core": (ROOT / "packages/lt-core/src", 24_297, ""),
+    "lt_core": (ROOT / "packages/lt-core/src", 24_590, ""),
     "lt_loggers": (ROOT / "packages/lt-loggers/src", 2_456, ""),
-    "lt_interface without suites": (ROOT / "packages/lt-interface/src", 1_618, "testing"),
+    "lt_interface without suites": (ROOT / "packages/lt-interface/src", 1_628, "testing"),
     "lt_accel": (ROOT / "packages/lt-accel/src", 3_704, ""),
 }
 ASSERTIONS = {"raises", "warns", "assert_close", "fail"}
