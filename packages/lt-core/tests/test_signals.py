@@ -295,7 +295,7 @@ def test_a_signal_to_workers_too_is_one_signal_and_ends_the_run_cleanly() -> Non
             process.communicate()
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SIGTERMException), (signal.SIGINT, KeyboardInterrupt)])
 @pytest.mark.parametrize("hook", ["prepare_data", "setup", "configure_model", "configure_optimizers"])
 def test_a_signal_while_the_run_is_built_ends_it_at_once(
     tmp_path: Path, hook: str, number: int, error: type[BaseException]
@@ -316,7 +316,7 @@ def test_a_signal_while_the_run_is_built_ends_it_at_once(
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SIGTERMException), (signal.SIGINT, KeyboardInterrupt)])
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 @pytest.mark.parametrize("place", ["step", "on_{}_start", "on_{}_end"])
 def test_a_signal_outside_of_a_fit_ends_after_the_batch(
