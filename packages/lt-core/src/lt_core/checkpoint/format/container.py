@@ -268,7 +268,9 @@ def _refuse_strangers(path: str, raw: bytes, size: int) -> None:
     if _PREFIX.startswith(raw[8:]):
         raise damaged(path, "the file is truncated in its header", f"{size} bytes")
     if raw[8:9] == b"{":
-        raise damaged(path, "the header is damaged")
+        fix = "Load weights alone with safetensors.torch.load_file(path)."
+        rule = "the header is damaged, or this is a safetensors file of another program"
+        raise CheckpointError(Problem(path, rule, "", fix))
     raise CheckpointError(Problem(path, "this is no checkpoint, or its start is damaged", f"{size} bytes"))
 
 
