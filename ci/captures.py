@@ -216,6 +216,16 @@ SCREENS = (
         (80, 100, 140),
     ),
     Screen(
+        "The bar of tqdm",
+        "`callbacks=[TQDMProgressBar()]`: a line for the bar, with the metrics for which it has room.",
+        "from lt_core.callbacks import TQDMProgressBar\n"
+        "clock, bar = Clock(), TQDMProgressBar()\n"
+        "bar._clock = clock\n"
+        "net = Net(('train_accuracy',), clock, [(1, 8), (1, 'validation')])\n"
+        "trainer(clock, 2, callbacks=[bar]).fit(net, DATA, DATA[:8])",
+        (100,),
+    ),
+    Screen(
         "A pipe, or the log of a batch system",
         "A line each ten seconds at most, and one for each epoch.",
         "clock = Clock()\ntrainer(clock).fit(Net((), clock), DATA * 4, DATA[:8])",
@@ -345,7 +355,8 @@ def masked(text: str) -> str:
     """Return a text without what differs from run to run: durations, speeds, and the bar that fills the rest."""
     text = re.sub(r"^(packages|python|needs|devices|variables) .*", r"\1", text, flags=re.M)  # and by machine
     text = re.sub(r"[\d,]+ bytes|torch [\d.]+(\+\w+)?|run +\w{16}, begun .*", "0", text)
-    text = re.sub(r"\d+:\d\d(:\d\d)?|\d+(\.\d+)? (m?s|it/s|s/it)\b", "0 s", text)
+    text = re.sub(r"\d+:\d\d(:\d\d)?|\d+(\.\d+)? ?(m?s|it/s|s/it)\b", "0 s", text)
+    text = re.sub(r"\|[█▉▊▋▌▍▎▏ ]*\| ", "| | ", text)
     return re.sub(r"[━╸╺]+", "━", text)
 
 

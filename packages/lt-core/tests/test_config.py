@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import lt_core
+from lt_core import Trainer
 from lt_core.callback import Callback
 from lt_core.config.flags import TrainerConfig, parse, resolve_epochs
 from lt_core.config.legacy import ADVICE
+from lt_core.demos import BoringModel
 from lt_core.notices import PossibleUserWarning
 from lt_core.run.old_flags import GIVEN, OLD
 from lt_interface import ConfigError, registry
@@ -347,9 +349,17 @@ class TestModes:
 
 class TestEpochs:
     def test_nothing_says_when_to_stop(self):
-        """Without any bound 1000 epochs are run, with a warning."""
-        with pytest.warns(PossibleUserWarning, match="1000 epochs"):
-            assert resolve_epochs(parse({}), has_timer=False) == (1000, 0)
+        """Without any bound 1000 epochs are run, with a warning where they are: a trainer that evaluates has none."""
+        assert resolve_epochs(parse({}), has_timer=False) == (1000, 0)
+
+        class Once(BoringModel):
+            def on_train_start(self):
+                raise StopIteration
+
+        trainer = Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
+        trainer.validate(Once(), verbose=False)
+        with pytest.warns(PossibleUserWarning, match="1000 epochs"), pytest.raises(StopIteration):
+            trainer.fit(Once())
 
     @pytest.mark.parametrize(
         ("flags", "has_timer", "expected"),

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from lt_core import Trainer
 from lt_core.checkpoint import save_checkpoint
 from lt_core.checkpoint.weights import load_weights
 from lt_core.datamodule import LightningDataModule
+from lt_core.demos import BoringModel
 from lt_core.model.hparams import checkpoint_entries
 from lt_core.module import LightningModule
 from lt_interface.errors import CheckpointError, ConfigError, ConfigTypeError
@@ -312,6 +315,27 @@ def test_map_location_and_weights_only(file: Path) -> None:
     save(Net(3), file)
     loaded = Net.load_from_checkpoint(file, map_location="cpu", weights_only=False, act=nn.ReLU)
     assert loaded.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+def test_plain_weights_of_another_program(tmp_path: Path, name: str) -> None:
+    """A file of weights alone builds a module, serves validation, cannot be resumed, and a damaged file is not one."""
+    path, net = tmp_path / name, BoringModel()
+    if path.suffix == ".pt":
+        torch.save(net.state_dict(), path)
+    else:
+        save_file(net.state_dict(), path, metadata={"format": "pt"})
+    assert torch.equal(BoringModel.load_from_checkpoint(path).layer.weight, net.layer.weight)
+    loaded, trainer = BoringModel(), Trainer(max_epochs=1, logger=False, enable_progress_bar=False)
+    trainer.validate(loaded, ckpt_path=path, verbose=False)
+    assert torch.equal(loaded.layer.weight, net.layer.weight)
+    with pytest.raises(CheckpointError, match=r"weights only cannot be resumed\. Load it with BoringModel\.load_from"):
+        trainer.fit(BoringModel(), ckpt_path=path)
+    ours = bytearray(save(Net(2), tmp_path / "ours.ckpt").read_bytes())
+    ours[12] ^= 1
+    (tmp_path / "ours.ckpt").write_bytes(ours)
+    with pytest.raises(CheckpointError, match="the header is damaged"):
+        Net.load_from_checkpoint(tmp_path / "ours.ckpt")
 
 
 def test_empty_weights_warn(file: Path) -> None:

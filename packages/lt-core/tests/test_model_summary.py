@@ -180,6 +180,31 @@ def test_it_can_be_switched_off(tmp_path, capsys, callback):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("base", [ModelSummary, RichModelSummary])
+def test_an_override_gets_what_lightnings_gets(tmp_path, capsys, base):
+    """A static override of summarize gets columns, counts, size, modes and FLOPs, and super's shows them."""
+    seen = []
+
+    class Static(base):
+        @staticmethod
+        def summarize(summary_data, total_parameters, trainable_parameters, model_size, total_training_modes, **more):
+            table = dict(summary_data)
+            seen.append((table["Name"], total_parameters, trainable_parameters, total_training_modes, more))
+            assert model_size == pytest.approx(66 * 4e-6)
+
+    class Bound(base):
+        def summarize(self, summary_data, *counts, **more):
+            super().summarize([(title, cells) for title, cells in summary_data if title != "Mode"], *counts, **more)
+
+    _fit([Static(style="red")], tmp_path)
+    assert seen == [(["layer"], 66, 66, {"train": 1, "eval": 0}, {"total_flops": 0, "style": "red"})]
+    assert "Trainable" not in capsys.readouterr().out
+    _fit([Bound()], tmp_path)
+    shown = capsys.readouterr().out
+    assert "Trainable params" in shown
+    assert "Mode " not in shown
+
+
 def test_a_terminal_gets_a_rich_table(tmp_path, monkeypatch, capsys):
     """On a terminal, or if asked for, the table is drawn by rich."""
     _fit([RichModelSummary()], tmp_path)

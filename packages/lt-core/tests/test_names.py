@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import lt_core
-from lt_core.names import ABSENT, instead
+from lt_core.names import ABSENT, MODULES, instead
 from lt_interface import registry
 
 # Each module that code for PyTorch Lightning imports from, with names that it takes there.
@@ -64,17 +64,23 @@ PLACES = {
     "lt_core.trainer.trainer": "Trainer",
     "lt_core.utilities": "AttributeDict CombinedLoader ModelSummary STEP_OUTPUT apply_to_collection grad_norm "
     "is_overridden measure_flops move_data_to_device rank_zero_info rank_zero_only rank_zero_warn summarize",
+    "lt_core.utilities.apply_func": "apply_to_collection move_data_to_device",
     "lt_core.utilities.combined_loader": "CombinedLoader",
-    "lt_core.utilities.exceptions": "MisconfigurationException",
+    "lt_core.utilities.data": "extract_batch_size has_len suggested_max_num_workers",
+    "lt_core.utilities.distributed": "rank_zero_only",
+    "lt_core.utilities.exceptions": "MisconfigurationException SIGTERMException",
+    "lt_core.utilities.memory": "garbage_collection_cuda is_oom_error recursive_detach",
+    "lt_core.utilities.parameter_tying": "find_shared_parameters set_shared_parameters",
+    "lt_core.utilities.warnings": "PossibleUserWarning disable_possible_user_warnings",
     "lt_core.utilities.grads": "grad_norm",
     "lt_core.utilities.model_helpers": "is_overridden",
-    "lt_core.utilities.model_summary": "ModelSummary summarize",
-    "lt_core.utilities.parsing": "AttributeDict",
-    "lt_core.utilities.rank_zero": "rank_zero_info rank_zero_only rank_zero_warn",
-    "lt_core.utilities.seed": "isolate_rng seed_everything",
+    "lt_core.utilities.model_summary": "ModelSummary get_human_readable_count summarize",
+    "lt_core.utilities.parsing": "AttributeDict is_picklable lightning_getattr lightning_hasattr lightning_setattr",
+    "lt_core.utilities.rank_zero": "rank_zero_debug rank_zero_deprecation rank_zero_info rank_zero_only rank_zero_warn",
+    "lt_core.utilities.seed": "isolate_rng pl_worker_init_function reset_seed seed_everything",
     "lt_core.utilities.throughput": "Throughput get_available_flops measure_flops",
-    "lt_core.utilities.types": "EVAL_DATALOADERS LRSchedulerConfigType LRSchedulerPLType LRSchedulerTypeUnion "
-    "OptimizerLRScheduler STEP_OUTPUT TRAIN_DATALOADERS",
+    "lt_core.utilities.types": "EVAL_DATALOADERS LRSchedulerConfig LRSchedulerConfigType LRSchedulerPLType "
+    "LRSchedulerTypeUnion OptimizerLRScheduler STEP_OUTPUT TRAIN_DATALOADERS",
 }
 
 CLASSES = "CometLogger DeepSpeedStrategy FSDPStrategy ModelParallelStrategy NeptuneLogger XLAProfiler XLAStrategy"
@@ -102,10 +108,21 @@ def test_a_name_that_is_not_here_is_answered(module: str, name: str) -> None:
         exec(f"from {module} import {name}", {})
 
 
+def test_a_module_that_is_not_here_is_answered() -> None:
+    """Importing a module that this version does not have says what to write, as does any other of its package."""
+    for module in MODULES:
+        missing = f"lt_core.{module.replace('*', 'missing')}"
+        rule = "this version does not have this module"
+        with pytest.raises(ModuleNotFoundError, match=rf"^{missing}: {rule}\. [A-Z].*\.$"):
+            exec(f"from {missing} import Name", {})
+
+
 def test_answers_name_what_is_here() -> None:
     """What an answer names of this package, of a trainer or of a callback can be found."""
     trainer = lt_core.Trainer(max_epochs=1, logger=False)
-    for text in ABSENT.values():
+    for text in [*ABSENT.values(), *MODULES.values()]:
+        for statement in re.findall(r"Write: ((?:from|import) .*?)(?:\. |\.$|;)", text):
+            exec(statement.replace("import NAME", "import __name__"), {})
         for path in re.findall(r"lt_core(?:\.\w+)+", text):
             pkgutil.resolve_name(path)
         for path in re.findall(r"trainer((?:\.\w+)+)", text):
@@ -189,6 +206,40 @@ class TestFunctions:
         assert not asked("run", Base(), Base)
         assert not asked("training_step", None)
         assert asked("on_fit_start", lt_core.callbacks.LambdaCallback(on_fit_start=print))
+
+    def test_attributes_wherever_users_keep_them(self) -> None:
+        """An attribute is read and set at the module and in its hyper-parameters; one that nothing has is an error."""
+        from lt_core.utilities import parsing
+
+        class Net(lt_core.LightningModule):
+            def __init__(self, lr: float = 0.1) -> None:
+                super().__init__()
+                self.save_hyperparameters()
+
+        net = Net()
+        parsing.lightning_setattr(net, "lr", 0.3)
+        assert (net.hparams.lr, parsing.lightning_getattr(net, "lr")) == (0.3, 0.3)
+        assert not parsing.lightning_hasattr(net, "depth")
+        with pytest.raises(AttributeError, match="Net, its data module and their hparams have no 'depth'"):
+            parsing.lightning_setattr(net, "depth", 1)
+
+    def test_shared_parameters_are_found_and_set_again(self) -> None:
+        """Names of one parameter are a group, and setting groups of a copy ties its parameters as the original's."""
+        tying = lt_core.utilities.parameter_tying
+        first, second = (nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))) for _ in range(2))
+        first[1][0].weight = first[0].weight
+        assert tying.find_shared_parameters(second) == []
+        assert tying.set_shared_parameters(second, tying.find_shared_parameters(first)) is second
+        assert second[1][0].weight is second[0].weight
+
+    def test_sizes_of_batches_and_loaders(self) -> None:
+        """A batch has its size, a stream has none, and a batch without a tensor is refused."""
+        from lt_core.utilities import data
+
+        assert data.extract_batch_size({"x": ["a", torch.ones(3, 2)]}) == 3
+        assert (data.has_len([1]), data.has_len(iter([1]))) == (True, False)
+        with pytest.raises(lt_core.MisconfigurationException, match=r"where there is a tensor in it\. Got list"):
+            data.extract_batch_size(["a"])
 
     def test_a_summary_by_its_old_name(self) -> None:
         """ModelSummary of the utilities is called on a model and has its counts."""

@@ -19,6 +19,7 @@ from torch import nn
 
 from lt_core import LightningModule, Trainer
 from lt_core.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lt_interface.errors import SIGTERMException
 
 BATCHES = [torch.full((2, 1), float(i)) for i in range(6)]
 
@@ -90,9 +91,9 @@ def test_sigterm_is_a_system_exit_with_143() -> None:
     seen: list[Any] = []
     run.on("exception")(lambda exception, trainer: seen.append((type(exception), trainer.received_sigterm)))
     error = stop(net, run)
-    assert isinstance(error, SystemExit)
+    assert isinstance(error, SIGTERMException)
     assert error.code == 143
-    assert seen == [(SystemExit, True)]
+    assert seen == [(SIGTERMException, True)]
     assert net.events[-1] == "teardown fit"
 
 
@@ -294,7 +295,7 @@ def test_a_signal_to_workers_too_is_one_signal_and_ends_the_run_cleanly() -> Non
             process.communicate()
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SIGTERMException), (signal.SIGINT, KeyboardInterrupt)])
 @pytest.mark.parametrize("hook", ["prepare_data", "setup", "configure_model", "configure_optimizers"])
 def test_a_signal_while_the_run_is_built_ends_it_at_once(
     tmp_path: Path, hook: str, number: int, error: type[BaseException]
@@ -315,7 +316,7 @@ def test_a_signal_while_the_run_is_built_ends_it_at_once(
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SIGTERMException), (signal.SIGINT, KeyboardInterrupt)])
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 @pytest.mark.parametrize("place", ["step", "on_{}_start", "on_{}_end"])
 def test_a_signal_outside_of_a_fit_ends_after_the_batch(

@@ -114,6 +114,29 @@ def test_a_file_gets_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(TQDMProgressBar(), monkeypatch, io.StringIO())
     assert [line for line in left(text) if line in LINES] == LINES
     assert not re.search(r"[2-5]/6 \[", text)
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_no_metric_is_cut(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar's line shows the metrics for which it has room, whole, and says how many it leaves out."""
+
+    class Many(TQDMProgressBar):
+        def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            return {f"metric_{i}": 0.5 for i in range(9)}
+
+        def init_train_tqdm(self) -> Any:
+            bar = super().init_train_tqdm()
+            bar.dynamic_ncols, bar.ncols = None, columns
+            return bar
+
+    drawn = re.findall(r"Epoch [^\r\n]*\[([^\r\n\]]*)\]", shown(Many(), monkeypatch))
+    metrics = [text.split(", ")[2:] for text in drawn if "metric_" in text or "more" in text]
+    assert metrics
+    for words in metrics:
+        whole = [word for word in words if re.fullmatch(r"metric_\d=0\.500", word)]
+        assert words == whole + ([f"+{9 - len(whole)} more"] if len(whole) < 9 else [])
+    assert (max(map(len, metrics)) == 9) == (columns == 200)
 
 
 @pytest.mark.parametrize("off", ["rate", "disabled", "rank"])

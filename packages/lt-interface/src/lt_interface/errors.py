@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,11 +23,13 @@ __all__ = [
     "PluginError",
     "Problem",
     "RankFailedError",
+    "SIGTERMException",
     "UnknownPluginError",
     "choice_problems",
     "nearest",
     "nearest_name",
     "raise_problems",
+    "raised_by",
 ]
 
 
@@ -180,6 +183,33 @@ class RankFailedError(LTError, RuntimeError):
         >>> str(RankFailedError(Problem("rank 1", "it failed in setup", "ValueError: no data", "Look at its output.")))
         'rank 1: it failed in setup. Got ValueError: no data. Look at its output.'
     """
+
+
+class SIGTERMException(SystemExit):
+    """SIGTERM, which ends a run as an exit with the code 143.
+
+    Example:
+        >>> SIGTERMException().code
+        143
+    """
+
+    def __init__(self, code: int = 128 + signal.SIGTERM) -> None:
+        super().__init__(code)
+
+
+def raised_by(number: int) -> KeyboardInterrupt | SystemExit:
+    """Return what a signal raises where it ends a run.
+
+    Args:
+        number: The signal's number.
+
+    Example:
+        >>> raised_by(signal.SIGINT), raised_by(signal.SIGTERM)
+        (KeyboardInterrupt(), SIGTERMException(143))
+    """
+    if number == signal.SIGINT:
+        return KeyboardInterrupt()
+    return SIGTERMException() if number == signal.SIGTERM else SystemExit(128 + number)
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:

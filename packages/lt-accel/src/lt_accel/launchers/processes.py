@@ -21,7 +21,7 @@ from lt_accel.clusters.environment import hand_problems
 from lt_accel.launchers.place import MARK, node_problems, places, threads_of
 from lt_accel.launchers.rank import END, WATCHED, Failure, run_rank
 from lt_interface import ClusterEnvironment, Outcome, Plan, Problem, RankFailedError
-from lt_interface.errors import MisconfigurationException
+from lt_interface.errors import MisconfigurationException, raised_by
 
 __all__ = ["ForkLauncher", "RankError", "SpawnLauncher"]
 
@@ -209,8 +209,7 @@ class _Ranks:
         before errors that name another rank.
         """
         if self._lost and received:
-            number = next(iter(received))
-            return (KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)), None
+            return raised_by(next(iter(received))), None
         failures = {i: answer for i, answer in self._answers.items() if isinstance(answer, Failure)}
         for i, code in self._lost.items():
             return _gone(self._numbers[i], code, failures), None

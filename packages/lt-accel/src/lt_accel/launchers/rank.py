@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from lt_interface import Outcome
+from lt_interface.errors import raised_by
 
 __all__ = ["END", "WATCHED", "Failure", "run_rank"]
 
@@ -75,7 +76,7 @@ class _Signals:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Raise what a signal means, unless a run watches for signals: it decides by itself when to stop."""
         if signal.getsignal(number) == self.handle:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            raise raised_by(number)
 
 
 def run_rank(

@@ -17,7 +17,7 @@ from lt_core.config import parsers as kinds
 from lt_core.config import rules as config_rules
 from lt_core.config.legacy import ADVICE
 from lt_core.config.row import UNTOUCHED, Parsed, Row, flag, rows
-from lt_core.notices import PossibleUserWarning, info, warn
+from lt_core.notices import info, warn
 from lt_interface import registry
 from lt_interface.accelerator import Accelerator
 from lt_interface.checkpoint import CheckpointIO
@@ -32,7 +32,9 @@ from lt_interface.strategy import Strategy
 if TYPE_CHECKING:
     from torch.nn import Module
 
-__all__ = ["FLAGS", "TrainerConfig", "parse", "resolve_epochs"]
+__all__ = ["FLAGS", "UNBOUNDED", "TrainerConfig", "parse", "resolve_epochs"]
+
+UNBOUNDED = 1000  # epochs, where nothing says when to stop
 
 ENV_PREFIX = "PL_TRAINER_"
 
@@ -298,7 +300,7 @@ def parse(
 
 
 def resolve_epochs(config: TrainerConfig, has_timer: bool) -> tuple[int, int]:
-    """Return (max_epochs, min_epochs), with a warning where nothing says when to stop.
+    """Return (max_epochs, min_epochs); `UNBOUNDED` where nothing says when to stop.
 
     Args:
         config: The flags.
@@ -307,13 +309,7 @@ def resolve_epochs(config: TrainerConfig, has_timer: bool) -> tuple[int, int]:
     max_epochs = config.max_epochs
     if max_epochs is None:
         endless = config.max_steps == -1 and config.max_time is None and not has_timer
-        if endless:
-            warn(
-                "Trainer(max_epochs): nothing says when to stop, so 1000 epochs are run. "
-                "Write max_epochs=N, or -1 for no limit.",
-                PossibleUserWarning,
-            )
-        max_epochs = 1000 if endless else -1
+        max_epochs = UNBOUNDED if endless else -1
     if config.min_epochs is not None:
         return max_epochs, config.min_epochs
     return max_epochs, 0 if config.min_steps is None else 1

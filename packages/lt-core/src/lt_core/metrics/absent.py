@@ -32,6 +32,8 @@ def missing(trainer: Trainer, where: str, monitor: str, keys: Iterable[str]) -> 
         monitor: Its name.
         keys: What is there.
     """
+    if trainer.barebones:
+        return Problem(where, "barebones=True turns self.log off, so there is no metric", fix="Leave one of them out.")
     known = sorted(set(keys) - {"epoch", "step"})
     there = f"Logged are: {', '.join(known)}." if known else "Nothing is logged so far."
     if monitor in trainer.logged_metrics and not trainer.global_rank:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["LayerRow", "ModuleSummary", "estimate_memory", "human_count", "summarize"]
+__all__ = ["LayerRow", "ModuleSummary", "estimate_memory", "human_count", "plain_table", "summarize", "totals"]
 
 UNKNOWN = "?"
 
@@ -61,7 +61,6 @@ class ModuleSummary:
         modes: How many submodules are in train and in eval mode.
         total_flops: Floating-point operations of one forward pass of the example; 0 without one.
         has_example: Whether sizes and FLOPs were measured.
-        memory: What training keeps on the device, in MB by what it is, as of `estimate_memory`; None for unknown.
     """
 
     rows: list[LayerRow]
@@ -71,7 +70,6 @@ class ModuleSummary:
     modes: dict[str, int]
     total_flops: int = 0
     has_example: bool = False
-    memory: dict[str, float | None] = field(default_factory=dict)
 
     def columns(self) -> dict[str, list[str]]:
         """Return the table's cells by the column's name."""
@@ -91,26 +89,58 @@ class ModuleSummary:
 
     def totals(self) -> list[tuple[str, str]]:
         """Return value and meaning of each line below the table."""
-        lines = [
-            (human_count(self.trainable_parameters), "Trainable params"),
-            (human_count(self.total_parameters - self.trainable_parameters), "Non-trainable params"),
-            (human_count(self.total_parameters), "Total params"),
-            (f"{self.model_size:,.3f}", "Total estimated model params size (MB)"),
-            (str(self.modes["train"]), "Modules in train mode"),
-            (str(self.modes["eval"]), "Modules in eval mode"),
-        ]
-        if self.has_example:
-            lines.append((human_count(self.total_flops), "Total FLOPs"))
-        known = {name: UNKNOWN if size is None else f"{size:,.3f}" for name, size in self.memory.items()}
-        return lines + [(size, f"{name} in memory (MB)") for name, size in known.items()]
+        flops = self.total_flops if self.has_example else None
+        return totals(self.total_parameters, self.trainable_parameters, self.model_size, self.modes, flops)
 
     def __str__(self) -> str:
-        lines = _plain_table(self.columns()) if self.rows else []
-        width = max(len(value) for value, _ in self.totals())
-        return "\n".join(lines + [f"{value:<{width}}  {meaning}" for value, meaning in self.totals()])
+        return plain_table(self.columns(), self.totals())
 
 
-def _plain_table(columns: dict[str, list[str]]) -> list[str]:
+def totals(
+    total: int,
+    trainable: int,
+    size: float,
+    modes: Mapping[str, int],
+    flops: int | None = None,
+    memory: Mapping[str, float | None] | None = None,
+) -> list[tuple[str, str]]:
+    """Return value and meaning of each line below a summary's table.
+
+    Args:
+        total: Numbers in all parameters.
+        trainable: Those of them that are trained.
+        size: Their size in MB.
+        modes: How many submodules are in train and in eval mode.
+        flops: Floating-point operations of a forward pass; None where nothing was measured.
+        memory: What training keeps on the device, as of `estimate_memory`.
+    """
+    lines = [
+        (human_count(trainable), "Trainable params"),
+        (human_count(total - trainable), "Non-trainable params"),
+        (human_count(total), "Total params"),
+        (f"{size:,.3f}", "Total estimated model params size (MB)"),
+        (str(modes["train"]), "Modules in train mode"),
+        (str(modes["eval"]), "Modules in eval mode"),
+    ]
+    if flops is not None:
+        lines.append((human_count(flops), "Total FLOPs"))
+    known = {name: UNKNOWN if part is None else f"{part:,.3f}" for name, part in (memory or {}).items()}
+    return lines + [(part, f"{name} in memory (MB)") for name, part in known.items()]
+
+
+def plain_table(columns: Mapping[str, list[str]], below: list[tuple[str, str]]) -> str:
+    """Return a summary as text.
+
+    Args:
+        columns: The cells by the column's name.
+        below: Value and meaning of each line below them.
+    """
+    lines = _plain_table(columns) if any(columns.values()) else []
+    width = max(len(value) for value, _ in below)
+    return "\n".join(lines + [f"{value:<{width}}  {meaning}" for value, meaning in below])
+
+
+def _plain_table(columns: Mapping[str, list[str]]) -> list[str]:
     widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
     header = " | ".join(f"{name:<{width}}" for name, width in widths.items())
     rule = "-" * len(header)

@@ -8,3 +8,5 @@ from lt_interface import registry
 __all__ = ["DoublePrecision", "HalfPrecision", "Precision"]
 
 __getattr__ = finder(__name__, registry.precisions)
+
+__path__: list[str] = []  # an import of a module below has its answer, see lt_core.names

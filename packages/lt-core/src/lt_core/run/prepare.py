@@ -8,9 +8,10 @@ import torch
 
 from lt_core.checkpoint.find import WORDS
 from lt_core.checkpoint.runs import number_of_fit
+from lt_core.config.flags import UNBOUNDED
 from lt_core.data.sources import side_by_side
 from lt_core.hooks.table import hook_problems
-from lt_core.notices import info, warn
+from lt_core.notices import PossibleUserWarning, info, warn
 from lt_core.run.checks import module_problems, module_remarks, read_inputs
 from lt_core.run.request import Request, process_state
 from lt_core.run.select import as_written
@@ -57,6 +58,12 @@ def prepare(
     raise_problems(problems)
     for remark in module_remarks(given, stage, trainer):
         warn(remark)
+    if fn is TrainerFn.FITTING and trainer._config.max_epochs is None and trainer.max_epochs == UNBOUNDED:
+        warn(
+            f"Trainer(max_epochs): nothing says when to stop, so {UNBOUNDED} epochs are run. "
+            "Write max_epochs=N, or -1 for no limit.",
+            PossibleUserWarning,
+        )
     if plan.sync_batchnorm and plan.processes == 1 and fn is TrainerFn.FITTING:
         info("Trainer(sync_batchnorm=True): one process trains, so batch norm is as it is without. Write devices=N.")
     request = Request(trainer, fn, given.model, plan, given.datamodule, passes=trainer._launcher.passes)

@@ -11,6 +11,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from lt_interface.errors import raised_by
+
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
@@ -119,9 +121,7 @@ class SignalWatch:
 
     def exception(self, number: int | None) -> BaseException | None:
         """Return what the run raises for a signal, None for none."""
-        if number is None:
-            return None
-        return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+        return None if number is None else raised_by(number)
 
 
 def _forget_in_child() -> None:
@@ -150,7 +150,7 @@ def raise_signal(run: Run) -> None:
 
     Raises:
         KeyboardInterrupt: For SIGINT.
-        SystemExit: With 143, for SIGTERM.
+        SIGTERMException: For SIGTERM; it is a SystemExit with 143.
     """
     error = run.signals.exception(run.signals.heeded) if run.signals is not None else None
     if error is not None:

@@ -1,5 +1,5 @@
 """Errors, under the path that users' imports name."""
 
-from lt_interface.errors import ConfigError, MisconfigurationException
+from lt_interface.errors import ConfigError, MisconfigurationException, SIGTERMException
 
-__all__ = ["ConfigError", "MisconfigurationException"]
+__all__ = ["ConfigError", "MisconfigurationException", "SIGTERMException"]

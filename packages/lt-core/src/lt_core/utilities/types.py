@@ -9,10 +9,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lt_core.names import finder
+from lt_core.optim.parse import SchedulerConfig as LRSchedulerConfig
+
 __all__ = [
     "EVAL_DATALOADERS",
     "STEP_OUTPUT",
     "TRAIN_DATALOADERS",
+    "LRSchedulerConfig",
     "LRSchedulerConfigType",
     "LRSchedulerPLType",
     "LRSchedulerTypeUnion",
@@ -20,6 +24,8 @@ __all__ = [
     "OptimizerLRScheduler",
     "OptimizerLRSchedulerConfig",
 ]
+
+__getattr__ = finder(__name__)
 
 #: Type of what a step returns.
 STEP_OUTPUT = Tensor | Mapping[str, Any] | None

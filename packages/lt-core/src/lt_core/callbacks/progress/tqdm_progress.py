@@ -59,6 +59,21 @@ def _tqdm() -> Any:
     return Tqdm
 
 
+def _fitting(bar: Any) -> str:
+    """Return as many of a bar's metrics as its line has room for, and how many are left out: no name is cut."""
+    facts = bar.format_dict
+    texts = str(facts["postfix"]).split(", ")
+    if not facts["ncols"]:
+        return ", ".join(texts)
+    # Without a width the bar itself takes ten columns, and one is the least that it needs.
+    room = facts["ncols"] - len(bar.format_meter(**{**facts, "ncols": None, "postfix": ""})) + 9
+    for count in range(len(texts), -1, -1):
+        kept = texts[:count] + ([f"+{len(texts) - count} more"] if count < len(texts) else [])
+        if len(shown := ", ".join(kept)) + 2 <= room:
+            return shown
+    return ""
+
+
 def __getattr__(name: str) -> Any:
     if name == "Tqdm":
         return _tqdm()
@@ -184,7 +199,8 @@ class TQDMProgressBar(ProgressBar):
     def _new(self, title: str, leave: bool, below: bool = False) -> Any:
         return _tqdm()(
             desc=title,
-            position=2 * self._process_position + below,
+            # In a file there is no line below: what moves the cursor would only be seen as signs.
+            position=2 * self._process_position + (below and detect() is not Screen.LINES),
             disable=self.is_disabled,
             leave=leave,
             dynamic_ncols=True,
@@ -352,6 +368,8 @@ class TQDMProgressBar(ProgressBar):
         bar.n = done
         if metrics:
             self._safely(bar.set_postfix, metrics, refresh=False)
+            if detect() is Screen.TERMINAL and bar.postfix:
+                bar.postfix = _fitting(bar)
         self._safely(bar.refresh)
 
     def _write_ended(self, title: str, done: int, total: float, began: float, metrics: dict[str, Any]) -> None:

@@ -75,8 +75,10 @@ def imported(found: Any, where: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is no such checkpoint.
     """
+    if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+        return {"state_dict": dict(found)}  # torch.save(model.state_dict(), path)
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), Mapping):
-        rule = "a Lightning checkpoint is a dict with a state_dict"
+        rule = "a checkpoint of torch.save is a dict with a state_dict, or is one"
         raise CheckpointError(Problem(where, rule, type(found).__name__))
     tree: dict[str, Any] = {
         "epoch": _count(found.get("epoch")),

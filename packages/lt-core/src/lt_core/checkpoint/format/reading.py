@@ -1,7 +1,8 @@
 """Read a checkpoint in whichever format it was written.
 
-The reader is found by trying: the trainer's own format, those that trainers of this process were given, ours, and that
-of ``torch.save``. A format refuses what is not its own; nothing in a file is run to find out.
+The reader is found by trying: the trainer's own format, those that trainers of this process were given, ours, that
+of ``torch.save``, and that of plain weights. A format refuses what is not its own; nothing in a file is run to find
+out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from lt_core.checkpoint.format.plain import PlainWeights
 from lt_core.checkpoint.format.safetensors_io import MapLocation, SafetensorsIO, device_of, load_checkpoint
 from lt_core.checkpoint.format.torch_io import TorchCheckpointIO, is_torch_file
 from lt_core.data.nested import move_to_device
@@ -82,10 +84,10 @@ def _first(path: str | os.PathLike[str], own: Any, read: Callable[[Any], T]) -> 
     if type(own) in (TorchCheckpointIO, SafetensorsIO):
         torchs, ours = (own, ours) if isinstance(own, TorchCheckpointIO) else (torchs, own)
         own = None
-    builtin = [torchs, ours] if is_torch_file(path) else [ours, torchs]
+    builtin: list[Any] = [torchs, ours] if is_torch_file(path) else [ours, torchs]
     likely = builtin[0] if own is None else own
     errors: dict[int, Exception] = {}
-    for io in [one for one in (own, *_given) if one is not None] + builtin:
+    for io in [one for one in (own, *_given) if one is not None] + [*builtin, PlainWeights()]:
         try:
             return read(io)
         except MemoryError:
