@@ -291,7 +291,7 @@ def rebuild(run: Run) -> bool:
     """
     trainer, fit = run.trainer, run.loop.fit
     seen = _changeable(run)
-    if seen == fit.seen:
+    if not run.collectives.any(seen != fit.seen):  # on any rank: what is built anew may be compared over the ranks
         return False
     run.plan = replace(
         run.plan,
@@ -301,7 +301,7 @@ def rebuild(run: Run) -> bool:
         max_steps=trainer.max_steps,
         max_epochs=trainer.max_epochs,
     )
-    if _engine_inputs(run) != fit.engine_inputs:
+    if run.collectives.any(_engine_inputs(run) != fit.engine_inputs):
         check_exchanged(run.optimizers, run.schedulers, run.module)
         build_engine(run)
     run.hooks = _hooks(run)
