@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lt_accel.group
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import Callback, LightningModule, Trainer
+from lt_core.callbacks import EarlyStopping
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceLauncher
 
@@ -239,3 +240,15 @@ def test_an_exit_of_one_rank_is_the_exit_of_all(tmp_path: Path) -> None:
 
 def raises(error: BaseException) -> None:
     raise error
+
+
+def test_what_an_epochs_end_logs_is_reduced_before_it_is_monitored(tmp_path: Path) -> None:
+    """A value that on_train_epoch_end logs with sync_dist is all ranks' mean for who monitors it, and afterwards."""
+
+    def job(rank: int) -> list[float]:
+        stopping = EarlyStopping("end")
+        log = At("on_train_epoch_end", (0, 1), lambda trainer, net: net.log("end", float(rank), sync_dist=True))
+        trainer = fit(tmp_path, 2, log, stopping)
+        return [float(stopping.best_score), float(trainer.callback_metrics["end"])]
+
+    assert on(2, job) == [[0.5, 0.5]] * 2
