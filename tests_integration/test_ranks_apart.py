@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torchmetrics
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lt_accel.group
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import Callback, LightningModule, Trainer
+from lt_core.callbacks import EarlyStopping
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceLauncher
 
@@ -196,41 +199,56 @@ def test_metric_objects_are_the_users_own_again(tmp_path: Path) -> None:
     assert on(2, job) == 2 * [(["lt_accel.metric_states"], None, True)]
 
 
-class ByHand(Net):
-    """Module that skips one backward pass on a rank."""
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_batch_start"])
+def test_what_one_rank_alone_freezes_is_named(tmp_path: Path, hook: str) -> None:
+    """A parameter that rank 1 alone freezes, before the first batch or before any other, is named with the ranks."""
 
-    automatic_optimization = False
+    def freeze(trainer: Any, net: Any) -> None:
+        net.layer.bias.requires_grad_(False)
 
-    def __init__(self, skips: int, raw: bool) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.skips, self.raw = skips, raw
-
-    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
-        optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        loss = self.layer(batch[0]).square().mean()
-        if (batch_idx, self.global_rank) != (2, self.skips):
-            loss.backward() if self.raw else self.manual_backward(loss)
-        optimizer.step()
+    for _, text in on(2, lambda rank: failed(tmp_path, 2, At(hook, (1,), freeze))):
+        assert all(word in text for word in ("layer.bias", "rank 0", "rank 1"))
+        assert "without looking at the rank" in text
 
 
-@pytest.mark.parametrize("raw", [False, True])
-@pytest.mark.parametrize("skips", [0, 1])
-def test_a_backward_pass_that_one_rank_skips(skips: int, raw: bool, tmp_path: Path) -> None:
-    """A rank that leaves out a backward pass of manual optimization ends the job by an error on each rank."""
+def test_a_call_of_torch_by_one_rank_alone_is_placed(tmp_path: Path) -> None:
+    """Where rank 1 alone calls torch's barrier, the error at the timeout says where both ranks are."""
 
     def job(rank: int) -> str:
-        quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
-        ranks = {"accelerator": "cpu", "devices": 2, "strategy": DDPStrategy(), "launcher": ReferenceLauncher()}
-        try:
-            Trainer(**quiet, **ranks, max_epochs=2, limit_val_batches=0, default_root_dir=tmp_path).fit(
-                ByHand(skips, raw), loader(24)
+        with pytest.raises(Exception, match="rank 1 in fit, step 1, in act") as caught:
+            fit(
+                tmp_path,
+                2,
+                At("on_train_batch_end", (1,), lambda trainer, net: dist.barrier()),
+                strategy=DDPStrategy(timeout=timedelta(seconds=5)),
             )
-        except Exception as error:
-            return str(error)
-        return ""
+        return str(caught.value)
 
-    found = run_ranks(job, 2, timeout=SECONDS)
-    assert any("it must exchange as often as rank" in one for one in found)
-    assert all(found)
+    assert all("rank 0 in fit, step 1, in backward" in text for text in on(2, job))
+
+
+def test_an_exit_of_one_rank_is_the_exit_of_all(tmp_path: Path) -> None:
+    """Where rank 1 exits with a code of its own or is interrupted, rank 0 ends as it does."""
+
+    def leave(rank: int, error: BaseException) -> str:
+        with pytest.raises(type(error)) as caught:
+            fit(tmp_path, 2, At("on_train_batch_end", (1,), lambda trainer, net: raises(error)))
+        return repr(getattr(caught.value, "code", None))
+
+    assert on(2, lambda rank: [leave(rank, SystemExit(7)), leave(rank, KeyboardInterrupt())]) == [["7", "None"]] * 2
+
+
+def raises(error: BaseException) -> None:
+    raise error
+
+
+def test_what_an_epochs_end_logs_is_reduced_before_it_is_monitored(tmp_path: Path) -> None:
+    """A value that on_train_epoch_end logs with sync_dist is all ranks' mean for who monitors it, and afterwards."""
+
+    def job(rank: int) -> list[float]:
+        stopping = EarlyStopping("end")
+        log = At("on_train_epoch_end", (0, 1), lambda trainer, net: net.log("end", float(rank), sync_dist=True))
+        trainer = fit(tmp_path, 2, log, stopping)
+        return [float(stopping.best_score), float(trainer.callback_metrics["end"])]
+
+    assert on(2, job) == [[0.5, 0.5]] * 2

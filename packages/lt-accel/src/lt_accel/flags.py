@@ -20,7 +20,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,13 +33,19 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["SharedFlags", "shared_flags"]
+__all__ = ["LateError", "SharedFlags", "shared_flags", "too_late"]
 
 _BITS = 32  # below the number of a meeting; of an exchange of flags the lowest 8 bits of its marks come between
 _LINE = 8  # words of a cache line: ranks do not write into one another's
 _TEXT = 15 * _LINE  # bytes of what a rank is about to do; two lines with their length
 _MEETINGS, _MARKS, _TEXTS, _LINES = 2, 4, 5, 9  # lines of a rank: flags, meetings, marks, texts, and how many
 _LEFT = (1 << 64) - 1
+_LOOK = 0.1  # seconds between two looks at what became of a rank that is late
+_SHORT = 0.001  # seconds in which a rank that waits only offers its core to others
+
+
+class LateError(TimeoutError):
+    """Wait for ranks that did not come in time."""
 
 
 class SharedFlags:
@@ -74,18 +80,22 @@ class SharedFlags:
         self._head = self._count << 8 | self._marks & 0xFF
         self._words[self._at(self._rank)] = self._head << _BITS | bits
 
-    def receive(self) -> int:
+    def receive(self, look: Callable[[], None] = bool) -> int:
         """Wait for what every rank sent, and return the bits that any of them set.
 
+        Args:
+            look: Called now and then meanwhile.
+
         Raises:
-            RankFailedError: If a rank died, left, or does not come in time.
+            RankFailedError: If a rank died or left.
+            LateError: If one does not come in time.
             MisconfigurationException: If a rank went through other exchanges before.
         """
         words, seen = self._words, 0
         for rank in self._ranks:
             word = words[self._at(rank)]
             if word >> _BITS != self._head:
-                word = self._await(rank)
+                word = self._await(rank, look)
             seen |= word
         return seen & (1 << _BITS) - 1
 
@@ -110,36 +120,27 @@ class SharedFlags:
         self._bytes[at + 8 : at + 8 + len(text)] = text
         self._words[self._meeting_at(self._rank)] = self._met << _BITS | zlib.crc32(text)
 
+    def await_all(self, what: str, limit: float, look: Callable[[], None]) -> list[int]:
+        """Wait until every rank has come to the meeting; return ranks that never come, since they are past its place.
+
+        Args:
+            what: What this rank is about to do there.
+            limit: Seconds until it is an error.
+            look: Called now and then meanwhile.
+
+        Raises:
+            RankFailedError: If a rank died or left.
+            LateError: If one does not come in time.
+        """
+        return self._wait(self.late, self._marks, what, limit, look)
+
     def late(self) -> list[int]:
         """Return the ranks that have not come to the meeting.
 
         Raises:
             RankFailedError: If one of them left.
         """
-        late = []
-        for rank in self._ranks:
-            word = self._words[self._meeting_at(rank)]
-            if word >> _BITS != self._met:
-                late.append(rank)
-                if word == _LEFT:
-                    raise RankFailedError(f"rank {rank}: it left while rank {self._rank} waited for it.")
-        return late
-
-    def never_come(self, late: Sequence[int]) -> list[int]:
-        """Return which of the ranks that have not come went past this meeting's place already.
-
-        Args:
-            late: The ranks to look at.
-
-        Raises:
-            RankFailedError: If one of them died.
-        """
-        ahead = [rank for rank in late if self._marks_of(rank) > self._marks]
-        for rank in late:
-            if self._is_gone(rank) and rank in self.late():
-                raise RankFailedError(f"rank {rank}: it ended while rank {self._rank} waited for it.")
-        still = self.late()  # one that came in between may be ahead by now
-        return [rank for rank in ahead if rank in still]
+        return self._absent(self._meeting_at, _BITS, self._met)
 
     def alike(self) -> bool:
         """Return whether all ranks, which have come to the meeting, are about to do the same."""
@@ -159,25 +160,58 @@ class SharedFlags:
     def _text_at(self, rank: int) -> int:
         return (_LINES * rank + _TEXTS + 2 * (self._met & 1)) * _LINE * 8
 
-    def _await(self, rank: int) -> int:
+    def _absent(self, at: Callable[[int], int], shift: int, number: int) -> list[int]:
+        """Return the ranks whose words, without some low bits, are not a number yet."""
+        absent = []
+        for rank in self._ranks:
+            word = self._words[at(rank)]
+            if word == _LEFT:
+                raise RankFailedError(f"rank {rank}: it left while rank {self._rank} waited for it.")
+            if word >> shift != number:
+                absent.append(rank)
+        return absent
+
+    def _await(self, rank: int, look: Callable[[], None]) -> int:
         """Return the word of a rank that is late."""
-        at, begun, pause = self._at(rank), time.monotonic(), 0.0
-        while (word := self._words[at]) >> _BITS + 8 != self._count:
-            waited = time.monotonic() - begun
-            # A rank that died may have sent before it did: the word is read once more after its lock is gone.
-            if word == _LEFT or (waited > 0.1 and self._is_gone(rank) and self._words[at] >> _BITS + 8 != self._count):
-                raise RankFailedError(f"rank {rank}: it ended while rank {self._rank} waited for its flags.")
-            ahead = waited > 0.1 and self._marks_of(rank) >= self._sent  # in an exchange that this rank left out
-            if ahead and self._words[at] >> _BITS + 8 != self._count:
-                raise _apart(rank, self._rank)
-            if waited > self.timeout:
-                raise RankFailedError(f"rank {rank}: rank {self._rank} waited {waited:.0f} s for its flags.")
-            # At first the core is only offered to others: ranks are rarely apart by more than moments.
-            time.sleep(pause)
-            pause = 0.0 if waited < 0.001 else min(pause + 0.0001, 0.005)
+
+        def late() -> list[int]:
+            return self._absent(self._at, _BITS + 8, self._count)
+
+        if ahead := self._wait(late, self._sent - 1, "the flags of a batch", self.timeout, look):
+            raise _apart(ahead[0], self._rank)  # in an exchange that this rank left out
+        word = self._words[self._at(rank)]
         if word >> _BITS != self._head:
             raise _apart(rank, self._rank)
         return word
+
+    def _wait(
+        self, late: Callable[[], list[int]], marks: int, what: str, limit: float, look: Callable[[], None]
+    ) -> list[int]:
+        """Wait until no rank is late; return those that have more marks, and so are past this place."""
+        begun, looked, pause = time.monotonic(), 0.0, 0.0
+        while absent := late():
+            waited = time.monotonic() - begun
+            if waited > looked + _LOOK:
+                looked = waited
+                look()
+                ahead = [rank for rank in absent if self._marks_of(rank) > marks]
+                gone = [rank for rank in absent if self._is_gone(rank)]
+                still = late()  # one that came in between may be ahead, or gone, by now
+                for rank in gone:
+                    if rank in still:
+                        raise RankFailedError(f"rank {rank}: it ended while rank {self._rank} waited for it.")
+                if ahead := [rank for rank in ahead if rank in still]:
+                    return ahead
+            if waited >= limit:
+                raise too_late(what, limit, absent)
+            # At first the core is only offered to others: ranks are rarely apart by more than moments.
+            time.sleep(pause)
+            pause = 0.0 if waited < _SHORT else min(pause + 0.0001, 0.005)
+        return []
+
+    def gone(self) -> list[int]:
+        """Return the ranks whose processes have ended."""
+        return [rank for rank in self._ranks if rank != self._rank and self._is_gone(rank)]
 
     def _marks_of(self, rank: int) -> int:
         return self._words[(_LINES * rank + _MARKS) * _LINE]
@@ -189,6 +223,20 @@ class SharedFlags:
             return False
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, rank)
         return True
+
+
+def too_late(what: str, timeout: float, missing: Sequence[int]) -> LateError:
+    """Return the error for ranks that do not come.
+
+    Args:
+        what: What needs them.
+        timeout: Seconds in which they had to.
+        missing: The ranks.
+    """
+    return LateError(
+        f"{what}: every rank must come within {timeout:g} s. Got no sign of ranks {list(missing)}. "
+        "Look for what they did in its place."
+    )
 
 
 def _apart(rank: int, own: int) -> MisconfigurationException:

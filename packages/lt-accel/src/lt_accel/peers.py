@@ -20,24 +20,30 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from lt_accel.flags import SharedFlags
+from lt_accel.flags import LateError, SharedFlags, too_late
 from lt_interface import MisconfigurationException, RankFailedError
 
-__all__ = ["Peers", "everyone"]
+__all__ = ["Peers", "everyone", "follows"]
 
 _LOOK = 0.5  # seconds between two looks at the store, which cost 0.2 ms each
 _FAILED = 1 << 32  # beyond the bits of `agree`
 _FLAGS, _MEETS = 1 << 33, 1 << 34  # what a word is sent for, so that one for flags never passes for a meeting
 _DIGITS, _FIRST, _SECOND = (1 << 12) - 1, 35, 47  # what is met for, as a number and its complement
-_SHORT = 0.001  # seconds in which a rank that waits only offers its core to others
+_TOGETHER = 2.0  # seconds for the others to find, too, that their time is up
 _AHEAD = 4  # flags; a rank has sent at most two more than another
 _RECORD = "failed"
+_FIX = (
+    "Call it on every rank, not for one alone; trainer.save_checkpoint and the compute() of a metric object exchange, "
+    "too."
+)
+_INTERRUPTED = 130  # exit code of a program that Ctrl-C ends
 _OURS = ("lt_accel.", "lt_interface.")
 
 
@@ -94,12 +100,13 @@ class Peers:
         if self._shared is not None:
             self._shared.mark()
 
-    def meet(self, what: str, timeout: float | None = None) -> None:
+    def meet(self, what: str, timeout: float | None = None, fix: str = _FIX) -> None:
         """Wait until every rank comes to the same place.
 
         Args:
             what: What this rank is about to do there.
             timeout: Seconds until it is an error; None for the group's own.
+            fix: What users may do where not all ranks come.
 
         Raises:
             RankFailedError: If a rank failed.
@@ -108,31 +115,20 @@ class Peers:
         """
         self._check()
         if self._shared is None:
-            self._meet_over_group(what, timeout)
+            self._meet_over_group(what, timeout, fix)
             return
         shared = self._shared
         shared.enter(what)
-        limit = shared.timeout if timeout is None else timeout
-        begun, looked, pause = time.monotonic(), 0.0, 0.0
         try:
-            while late := shared.late():
-                waited = time.monotonic() - begun
-                if waited > looked + _LOOK:
-                    looked = waited
-                    if (failure := self._learn()) is not None:
-                        raise failure
-                    if ahead := shared.never_come(late):
-                        self._raise_apart(what, dict.fromkeys(ahead, "gone on without it"), late)
-                if waited >= limit:
-                    raise _too_late(what, limit, late)
-                time.sleep(pause)
-                pause = 0.0 if waited < _SHORT else min(pause + 0.0001, 0.005)
+            ahead = shared.await_all(what, shared.timeout if timeout is None else timeout, self._look)
+            if ahead:
+                self._raise_apart(what, fix, dict.fromkeys(ahead, "gone on without it"), shared.late())
         except RankFailedError as error:
             raise self._learn() or error from None
         if not shared.alike():
-            self._raise_apart(what, {rank: f"in {shared.doing(rank)}" for rank in range(self._size)})
+            self._raise_apart(what, fix, {rank: f"in {shared.doing(rank)}" for rank in range(self._size)})
 
-    def _meet_over_group(self, what: str, timeout: float | None) -> None:
+    def _meet_over_group(self, what: str, timeout: float | None, fix: str) -> None:
         number = zlib.crc32(what.encode()) & _DIGITS
         word = _MEETS | number << _FIRST | (number ^ _DIGITS) << _SECOND
         flags = torch.tensor([word])
@@ -141,7 +137,7 @@ class Peers:
         self.wait(work, what, timeout)
         found = self.receive(work, flags)
         if found != word:
-            self._raise_apart(what, self._told())
+            self._raise_apart(what, fix, self._told())
         self._store.delete_key(f"doing/{self._sent}/{self._rank}")
 
     def _told(self) -> dict[int, str]:
@@ -152,11 +148,12 @@ class Peers:
             found[rank] = f"in {self._store.get(key).decode()}" if self._store.check([key]) else "gone on without it"
         return found
 
-    def _raise_apart(self, what: str, others: dict[int, str], late: Sequence[int] = ()) -> NoReturn:
+    def _raise_apart(self, what: str, fix: str, others: dict[int, str], late: Sequence[int] = ()) -> NoReturn:
         """Raise the error of ranks that do not do the same.
 
         Args:
             what: What this rank is about to do.
+            fix: What users may do about it.
             others: Where other ranks are.
             late: The ranks that have not come; all others are with this one.
         """
@@ -168,8 +165,7 @@ class Peers:
             places.setdefault(place, []).append(rank)
         got = ", ".join(f"{_ranks(ranks)} {place}" for place, ranks in places.items())
         raise MisconfigurationException(
-            f"{what}: all ranks must come to it, since each waits for all others. Got {got}. Call it on every rank, "
-            "not for one alone; trainer.save_checkpoint and the compute() of a metric object exchange, too."
+            f"{what}: all ranks must come to it, since each waits for all others. Got {got}. {fix}"
         )
 
     def send_flags(self, bits: int) -> None:
@@ -194,10 +190,10 @@ class Peers:
         if self._shared is None:
             found = self.receive(self._on_way, self._flags)
             if found & _MEETS:
-                self._raise_apart("the flags of a batch", self._told())
+                self._raise_apart("the flags of a batch", _FIX, self._told())
             return found & _FAILED - 1
         try:
-            return self._shared.receive()
+            return self._shared.receive(self._look)
         except RankFailedError as error:
             raise self._learn() or error from None
 
@@ -261,7 +257,7 @@ class Peers:
                 self._store.set(key + str(self._rank), "")
                 if time.monotonic() >= until:
                     missing = [r for r in range(self._size) if not self._store.check([key + str(r)])]
-                    raise _too_late(name, timeout or 0.0, missing) from None
+                    raise too_late(name, timeout or 0.0, missing) from None
         self._waits = None
 
     def fail(self, where: str, error: BaseException) -> BaseException:
@@ -277,6 +273,7 @@ class Peers:
         until = self._sent + _AHEAD
         error = self._lost(where, error)
         own = {"rank": self._rank, "where": where, "got": f"{type(error).__name__}: {error}", "until": until}
+        own["exit"] = _exit_code(error)
         try:
             first = json.loads(self._store.compare_set(_RECORD, "", json.dumps(own)))
         except RuntimeError:  # the rank that holds the store is gone
@@ -286,22 +283,29 @@ class Peers:
         while self._sent < first["until"]:
             self._last.append(self._send(torch.tensor([_FAILED])))
         self._failure = self._failure or self._described(first)
-        if first["rank"] != self._rank and _follows(error):
+        if first["rank"] != self._rank and follows(error):
+            code = first["exit"]  # what ends the program where it is one process ends it on all ranks
+            if code is not None:
+                return KeyboardInterrupt() if code == _INTERRUPTED else SystemExit(code)
             return self._failure
         if hasattr(error, "add_note"):  # Python 3.11; a traceback shows it below the error
             error.add_note(f"On rank {self._rank}, {where}.")
         return error
 
     def _lost(self, where: str, error: BaseException) -> BaseException:
-        """Return an error as it is, or for the end of a connection of which no rank said why, one that says so."""
-        if "/gloo/" not in str(error) or self._learn() is not None:
+        """Return an error as it is, or for one of a wait without an end one that says where the ranks are."""
+        if isinstance(error, LateError):
+            return LateError(f"{error} {self._places(where)}")
+        if "/gloo/" not in str(error):
             return error
         gone = f"rank {1 - self._rank}" if self._size == 2 else "another rank"
-        if "imed out" in str(error):
+        if "imed out" in str(error) or self._heard_of_late():
             text = (
-                f"it must come to each exchange within the strategy's timeout. Got none of it in {where}. "
-                "Look at what it did, or allow more by DDPStrategy(timeout=...)."
+                f"it must come to each exchange within the strategy's timeout. {self._places(where)} Call what "
+                "exchanges on every rank, torch.distributed too, or allow more by DDPStrategy(timeout=...)."
             )
+        elif self._learn() is not None:
+            return error
         else:
             text = (
                 f"it must run as long as rank {self._rank}. Got the end of its connection in {where}, and no error of "
@@ -310,6 +314,30 @@ class Peers:
         lost = RankFailedError(f"{gone}: {text}")
         lost.__cause__ = error
         return lost
+
+    def _heard_of_late(self) -> bool:
+        """Return whether another rank's time is up, where its connection ended: gloo closes it then."""
+        until = time.monotonic() + _LOOK
+        while time.monotonic() < until and self._learn() is None:
+            with suppress(RuntimeError):  # the rank that holds the store is gone
+                if any(self._store.check([f"late/{rank}"]) for rank in range(self._size)):
+                    return True
+            if self._shared is not None and self._shared.gone():
+                break
+            time.sleep(0.02)
+        return False
+
+    def _places(self, where: str) -> str:
+        """Return where each rank is whose time is up; ranks that wait for one another begin at about the same time."""
+        until, found = time.monotonic() + _TOGETHER, {self._rank: where}
+        with suppress(RuntimeError):  # the rank that holds the store is gone
+            self._store.set(f"late/{self._rank}", where)
+            while len(found) < self._size and time.monotonic() < until:
+                time.sleep(0.02)
+                keys = {rank: f"late/{rank}" for rank in range(self._size) if rank not in found}
+                found |= {rank: self._store.get(key).decode() for rank, key in keys.items() if self._store.check([key])}
+        places = (f"rank {rank} in {found.get(rank, 'code that did not end')}" for rank in range(self._size))
+        return f"Got {'; '.join(places)}."
 
     def leave(self) -> None:
         """Take part no more."""
@@ -333,6 +361,11 @@ class Peers:
     def done(self) -> bool:
         """Return whether no flags are on their way that were sent for a failure."""
         return all(work.is_completed() for work in self._last)
+
+    def _look(self) -> None:
+        """Raise the first failure of a rank, if there is one."""
+        if (failure := self._learn()) is not None:
+            raise failure
 
     def _learn(self) -> RankFailedError | None:
         """Return the first failure of a rank as the store has it, if there is one."""
@@ -369,14 +402,16 @@ def _ranks(ranks: Sequence[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
-def _too_late(what: str, timeout: float, missing: Sequence[int]) -> TimeoutError:
-    return TimeoutError(
-        f"{what}: every rank must come within {timeout:g} s. Got no sign of ranks {list(missing)}. "
-        "Look for what they did in its place."
-    )
+def _exit_code(error: BaseException) -> int | None:
+    """Return the exit code of a program that an error ends without being reported, None for any other error."""
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return None
 
 
-def _follows(error: BaseException | None) -> bool:
+def follows(error: BaseException | None) -> bool:
     """Return whether an error is one of those that a rank gets because another is gone."""
     while error is not None:
         if isinstance(error, RankFailedError | dist.DistError) or "/gloo/" in str(error):

@@ -215,7 +215,7 @@ class _Ranks:
             return _gone(self._numbers[i], code, failures), None
         if not failures:
             return None
-        i, failure = min(failures.items(), key=lambda item: item[1].kind == RankFailedError.__name__)
+        i, failure = min(failures.items(), key=lambda item: item[1].follows)
         where = f"rank {self._numbers[i]}"
         cause = RankError(f"{where}:\n{failure.text}")
         if failure.error:

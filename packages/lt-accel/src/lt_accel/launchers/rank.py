@@ -43,11 +43,13 @@ class Failure:
         error: What it raised, as pickle bytes; empty where it cannot be pickled.
         text: Its traceback.
         kind: Name of the error's class.
+        follows: Whether it only follows from the failure of another rank.
     """
 
     error: bytes
     text: str
     kind: str
+    follows: bool
 
 
 class _Signals:
@@ -131,7 +133,8 @@ def _failure(error: BaseException) -> Failure:
         pickle.loads(data)
     except Exception:
         data = b""
-    return Failure(data, text, type(error).__name__)
+    peers = sys.modules.get("lt_accel.peers")  # without it this rank knew of no other one
+    return Failure(data, text, type(error).__name__, peers is not None and peers.follows(error))
 
 
 def _listen(connection: Connection, signals: _Signals, ended: threading.Event) -> None:

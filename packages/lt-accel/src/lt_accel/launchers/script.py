@@ -180,12 +180,13 @@ class _Job:
                 while self._calls and time.monotonic() < until:
                     time.sleep(_LOOK)
                 if self._calls:
-                    error = _gone(*next(iter(dead.items())))
+                    rank, code = next(iter(dead.items()))
+                    error = _gone(rank, code)
                     with contextlib.suppress(Exception):
                         sys.stdout.flush()
                         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
                     self._kill()
-                    os._exit(1)
+                    os._exit(_exit_code(code))
 
     def _misses(self, rank: int, process: subprocess.Popen[bytes]) -> bool:
         """Return whether a rank came to its end without joining the others, who wait for it."""
@@ -212,7 +213,7 @@ class _Job:
             print(f"rank {rank}: it must come to its end with rank 0. Got: {what}.", file=sys.stderr, flush=True)
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
-            os._exit(1)
+            os._exit(_exit_code(code))
 
     def _kill(self) -> None:
         for process in self._ranks.values():
@@ -290,6 +291,11 @@ def _how(code: int) -> str:
     if code == 0:
         return "the script's end, without a call of a trainer"
     return f"exit code {code}" if code > 0 else f"signal {-code} ({signal.Signals(-code).name})"
+
+
+def _exit_code(code: int | None) -> int:
+    """Return the exit code of a program that a rank ended, from that rank's own; None where it was still running."""
+    return 128 - code if code is not None and code < 0 else code or 1
 
 
 def _close(number: int) -> None:

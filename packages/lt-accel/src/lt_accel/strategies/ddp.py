@@ -251,6 +251,19 @@ class DDPStrategy(WholeModuleStrategy):
         if self._peers is not None:
             self._peers.mark()
 
+    def meet(self, what: str, fix: str) -> None:
+        """Wait until every rank comes to the same place.
+
+        Args:
+            what: What this rank is about to do there.
+            fix: What users may do where not all ranks come.
+
+        Raises:
+            MisconfigurationException: If other ranks do something else, or went on.
+        """
+        if self._peers is not None:
+            self._peers.meet(what, fix=fix)
+
     def report(self, where: str, error: BaseException) -> BaseException:
         """Report this rank's error to the others; return it, or one that names the rank from whose error it follows."""
         return error if self._peers is None else self._peers.fail(where, error)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import pickle
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lt_accel.strategies.same import check_trainable
+from lt_accel.strategies.same import FREEZE_ALIKE, check_trainable
 from lt_interface import MisconfigurationException, Problem
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class GradientExchange:
 
     def _average_all(self) -> None:
         self._strategy.mark()
-        _average([p for p in self._parameters if p.requires_grad])
+        _average([p for p in self._parameters if _may_train(p)], lambda p: p.requires_grad)
         self.expected, self._strayed = False, self._finds_unused
 
     def _change(self) -> None:
@@ -145,7 +146,9 @@ class GradientExchange:
         held = {name for name, p in self._named if p.requires_grad}
         if not self._strayed and held <= set(self._held) and (self._finds_unused or held == set(self._held)):
             return
-        frozen = [p for p, was in zip(self._parameters, before, strict=True) if was and not p.requires_grad]
+        changed = [pair for pair, was in zip(self._named, before, strict=True) if was != pair[1].requires_grad]
+        frozen = [p for _, p in changed if not p.requires_grad]
+        self._strategy.meet(_described(changed), FREEZE_ALIKE)  # before any exchange that a rank alone would begin
         if self.open and frozen:
             _average(frozen)
         self._end()
@@ -246,13 +249,28 @@ def _tables(module: nn.Module) -> set[int]:
     return {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse}
 
 
-def _average(parameters: list[nn.Parameter]) -> None:
-    """Average gradients one by one, outside of torch's reducer; one that no rank has stays None."""
-    has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+def _described(changed: list[tuple[str, nn.Parameter]]) -> str:
+    """Return what is changed where parameters, given by name, are frozen or unfrozen."""
+    parts = []
+    for word, trained in (("freezing", False), ("unfreezing", True)):
+        names = [name for name, p in changed if p.requires_grad == trained]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        parts += [f"{word} {', '.join(names[:_SHOWN])}{more}"] if names else []
+    return ", ".join(parts) or "other parameters to train"
+
+
+def _average(parameters: list[nn.Parameter], gives: Callable[[nn.Parameter], bool] = lambda p: True) -> None:
+    """Average gradients one by one, outside of torch's reducer; one that no rank gives stays as it is.
+
+    Args:
+        parameters: The same ones on every rank.
+        gives: Returns whether this rank has a gradient of a parameter to give, if it has any.
+    """
+    own = [p.grad if gives(p) else None for p in parameters]
+    has = torch.tensor([float(grad is not None) for grad in own], device=parameters[0].device)
     dist.all_reduce(has)
-    for parameter, ranks in zip(parameters, has.tolist(), strict=True):
+    for parameter, given, ranks in zip(parameters, own, has.tolist(), strict=True):
         if ranks:
-            given = parameter.grad
             parameter.grad = (
                 torch.zeros_like(parameter) if given is None else given.to_dense() if given.is_sparse else given
             )

@@ -16,10 +16,11 @@ from torch.optim import Optimizer
 
 from lt_interface import Collectives, MisconfigurationException, Problem
 
-__all__ = ["check_module", "check_optimizers", "check_same", "check_trainable", "copy_from_first"]
+__all__ = ["FREEZE_ALIKE", "check_module", "check_optimizers", "check_same", "check_trainable", "copy_from_first"]
 
 _PART = 16 << 20  # bytes of one exchange
 _SHOWN = 5
+FREEZE_ALIKE = "Freeze and unfreeze without looking at the rank."
 
 
 def check_module(module: nn.Module, collectives: Collectives) -> None:
@@ -57,8 +58,7 @@ def check_trainable(module: nn.Module, collectives: Collectives) -> None:
         MisconfigurationException: On every rank, if one trains other parameters than rank 0.
     """
     mine = {name: "trained" if p.requires_grad else "frozen" for name, p in module.named_parameters()}
-    fix = "Freeze and unfreeze without looking at the rank."
-    check_same(type(module).__name__, "train the same parameters", mine, collectives, fix)
+    check_same(type(module).__name__, "train the same parameters", mine, collectives, FREEZE_ALIKE)
 
 
 def check_optimizers(module: nn.Module, optimizers: Iterable[Optimizer], collectives: Collectives) -> None:

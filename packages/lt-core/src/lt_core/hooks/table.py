@@ -299,6 +299,8 @@ class HookTable:
             last = callback.monitoring and hook.order == MONITORS_LAST
             groups["monitoring callbacks" if last else "callbacks"] += self._method(callback, hook, "Callback")
         groups["callbacks"] += [h.bound(*self._lead) for h in self._handlers if h.hook == hook.name]
+        if hook.name == "on_train_epoch_end" and self._metrics.train.world_size > 1:
+            groups["module"] += [self._metrics.train.sync]  # what was logged just now, before anything monitors it
         if hook.name == "on_train_batch_start":
             own = groups.pop("module")
             self.module_train_batch_start = own[0] if own else None

@@ -345,7 +345,7 @@ def rebuild(run: Run) -> bool:
     """
     trainer, fit = run.trainer, run.loop.fit
     seen = _changeable(run)
-    if seen == fit.seen:
+    if not run.collectives.any(seen != fit.seen):  # on any rank: what is built anew may be compared over the ranks
         return False
     run.plan = replace(
         run.plan,
@@ -362,8 +362,8 @@ def rebuild(run: Run) -> bool:
 
 
 def _renew_engine(run: Run) -> None:
-    """Build the engine anew where what it was built for was exchanged."""
-    if _engine_inputs(run) != run.loop.fit.engine_inputs:
+    """Build the engine anew where what it was built for was exchanged, on any rank."""
+    if run.collectives.any(_engine_inputs(run) != run.loop.fit.engine_inputs):
         check_exchanged(run.optimizers, run.schedulers, run.module)
         build_engine(run)
 

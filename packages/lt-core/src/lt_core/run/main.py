@@ -134,9 +134,9 @@ def _fail(run: Run, error: BaseException, devices: bool = True, teardown: bool =
     """
     trainer = run.trainer
     trainer.state.status = TrainerStatus.INTERRUPTED
-    stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     run.metrics.current.batch, run.loop.broke_in = None, run.metrics.train.scope
     error = report(run, error)
+    stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
     _attempt("explaining", lambda: explain(run, error))
     if run.hooks is not None:
         _warn_of("on_exception", run.hooks.fire_each("on_exception", error))
