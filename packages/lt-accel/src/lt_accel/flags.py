@@ -80,7 +80,7 @@ class SharedFlags:
         self._head = self._count << 8 | self._marks & 0xFF
         self._words[self._at(self._rank)] = self._head << _BITS | bits
 
-    def receive(self, look: Callable[[], None] = bool) -> int:
+    def receive(self, look: Callable[[], object] = bool) -> int:
         """Wait for what every rank sent, and return the bits that any of them set.
 
         Args:
@@ -120,7 +120,7 @@ class SharedFlags:
         self._bytes[at + 8 : at + 8 + len(text)] = text
         self._words[self._meeting_at(self._rank)] = self._met << _BITS | zlib.crc32(text)
 
-    def await_all(self, what: str, limit: float, look: Callable[[], None]) -> list[int]:
+    def await_all(self, what: str, limit: float, look: Callable[[], object]) -> list[int]:
         """Wait until every rank has come to the meeting; return ranks that never come, since they are past its place.
 
         Args:
@@ -171,7 +171,7 @@ class SharedFlags:
                 absent.append(rank)
         return absent
 
-    def _await(self, rank: int, look: Callable[[], None]) -> int:
+    def _await(self, rank: int, look: Callable[[], object]) -> int:
         """Return the word of a rank that is late."""
 
         def late() -> list[int]:
@@ -185,7 +185,7 @@ class SharedFlags:
         return word
 
     def _wait(
-        self, late: Callable[[], list[int]], marks: int, what: str, limit: float, look: Callable[[], None]
+        self, late: Callable[[], list[int]], marks: int, what: str, limit: float, look: Callable[[], object]
     ) -> list[int]:
         """Wait until no rank is late; return those that have more marks, and so are past this place."""
         begun, looked, pause = time.monotonic(), 0.0, 0.0
