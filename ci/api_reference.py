@@ -411,8 +411,9 @@ def lacks_in_members(name: Name) -> Iterator[str]:
             yield f"{here}: no docstring (of a value: an entry under Attributes, or a `#:` comment in front of it)"
         function = function_of(owner, word)
         if function is not None and not word.startswith("test_"):
-            alike = [c for c in owner.__mro__ if word in vars(c)] + protocols(word)
-            texts = [inspect.getdoc(getattr(c, word, None)) or "" for c in alike]
+            known = function.__name__  # what it is described under, where a member is another name for it
+            alike = [c for c in owner.__mro__ if known in vars(c)] + protocols(known)
+            texts = [inspect.getdoc(getattr(c, known, None)) or "" for c in alike]
             texts += [inspect.cleandoc(vars(c).get("__doc__") or "") for c in owner.__mro__[:-1]]
             missing = undescribed(texts, parameters(function))
             yield from (f"{here}: parameter {parameter} is not described" for parameter in missing)

@@ -188,6 +188,9 @@ class RankFailedError(LTError, RuntimeError):
 class SIGTERMException(SystemExit):
     """SIGTERM, which ends a run as an exit with the code 143.
 
+    Args:
+        code: The exit code.
+
     Example:
         >>> SIGTERMException().code
         143

@@ -305,6 +305,10 @@ class Registry(Generic[T]):
 
         Args:
             name: The name that a flag gives, or a class's without the word for its kind: fsdp of ``FSDPStrategy``.
+
+        Example:
+            >>> strategies.instead("FSDP").startswith('Write strategy="ddp"'), strategies.instead("mine")
+            (True, '')
         """
         known = _NOT_YET.get(self.group, {})
         words = [word for word in known if f"{name.casefold()}_".startswith(f"{word}_")]

@@ -503,6 +503,11 @@ class StrategyVerbs:
 
         Args:
             trainer: The trainer.
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> StrategyVerbs().setup_optimizers(SimpleNamespace(renew_optimizers=lambda: print("made anew")))
+            made anew
         """
         trainer.renew_optimizers()
 

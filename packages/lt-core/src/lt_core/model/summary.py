@@ -150,7 +150,7 @@ def _plain_table(columns: Mapping[str, list[str]]) -> list[str]:
 
 
 def human_count(number: int) -> str:
-    """Return a count in at most four characters and a unit: ``1.2 M``; below a thousand as it is."""
+    """Return a count, a ``number``, in at most four characters and a unit: ``1.2 M``; below a thousand as it is."""
     value, unit = float(number), ""
     for unit in ("", "K", "M", "B", "T", "Q"):
         if round(value, 1) < 1000 or unit == "Q":
