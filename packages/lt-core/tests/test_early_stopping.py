@@ -25,6 +25,7 @@ def _trainer(**changes):
         "val_check_interval": 1.0,
         "check_val_every_n_epoch": 1,
         "enable_validation": True,
+        "barebones": False,
         "state": SimpleNamespace(fn="fit"),
         "sanity_checking": False,
         "fast_dev_run": False,

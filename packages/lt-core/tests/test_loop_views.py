@@ -51,7 +51,7 @@ def test_sizes_of_evaluation() -> None:
 
 def test_limits_are_set_through_a_view_and_counts_are_not() -> None:
     """Limits that are set on a loop are the trainer's; a count is refused, an unknown name says what there is."""
-    trainer = Trainer(**QUIET, max_epochs=1)
+    trainer = Trainer(**FLAGS, max_epochs=1)
     trainer.fit(BoringModel())
     trainer.fit_loop.max_epochs += 2
     trainer.fit_loop.epoch_loop.max_steps = 8
@@ -75,5 +75,5 @@ def test_training_data_are_there_when_they_are_asked_for() -> None:
             return super().configure_optimizers()
 
     model = Scheduled()
-    Trainer(**QUIET, max_epochs=1).fit(model)
+    Trainer(**FLAGS, max_epochs=1).fit(model)
     assert model.seen == (64, 3)

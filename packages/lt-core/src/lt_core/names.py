@@ -78,7 +78,7 @@ MODULES = {
     "fabric": _FABRIC,
     "core.*": _IMPORT.format("core"),
     "lite": ABSENT["LightningLite"],
-    "logging": "Write: from lt_core.loggers import TensorBoardLogger.",
+    "logging": "Write: from lt_core.loggers import NAME.",
     "loggers.base": "Write: from lt_core.loggers.logger import Logger, rank_zero_experiment.",
     "loops.*": "Read trainer.fit_loop; to step yourself, set self.automatic_optimization = False.",
     "metrics.*": _METRICS,

@@ -345,7 +345,7 @@ def rebuild(run: Run) -> bool:
     """
     trainer, fit = run.trainer, run.loop.fit
     seen = _changeable(run)
-    if not run.collectives.any(seen != fit.seen):  # on any rank: what is built anew may be compared over the ranks
+    if not _on_any_rank(run, seen != fit.seen):  # what is built anew may be compared over the ranks
         return False
     run.plan = replace(
         run.plan,
@@ -363,9 +363,13 @@ def rebuild(run: Run) -> bool:
 
 def _renew_engine(run: Run) -> None:
     """Build the engine anew where what it was built for was exchanged, on any rank."""
-    if run.collectives.any(_engine_inputs(run) != run.loop.fit.engine_inputs):
+    if _on_any_rank(run, _engine_inputs(run) != run.loop.fit.engine_inputs):
         check_exchanged(run.optimizers, run.schedulers, run.module)
         build_engine(run)
+
+
+def _on_any_rank(run: Run, flag: bool) -> bool:
+    return run.collectives.any(flag) if run.world.size > 1 else flag
 
 
 def _changeable(run: Run) -> tuple[Any, ...]:

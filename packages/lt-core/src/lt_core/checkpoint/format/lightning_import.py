@@ -22,7 +22,7 @@ from lt_core.checkpoint.format.container import open_checkpoint
 from lt_core.checkpoint.format.tree import soften
 from lt_interface import CheckpointError, Problem
 
-__all__ = ["VERSION", "import_lightning", "imported", "read_torch"]
+__all__ = ["VERSION", "as_checkpoint", "import_lightning", "imported", "read_torch"]
 
 VERSION = "pytorch-lightning_version"
 _OURS = ["state_dict", "hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "lr_schedulers", "callbacks"]
@@ -59,10 +59,17 @@ def import_lightning(path: str | os.PathLike[str], module: torch.nn.Module | Non
     where = os.fspath(path)
     fix = "Load it where it was written, remove such objects (often hyper-parameters), and save it again."
     found = read_torch(where, fix)
-    tree = imported(found, where)
+    tree = imported(as_checkpoint(found), where)
     if "optimizer_states" in tree:
         tree["optimizer_states"] = _named_by(tree["optimizer_states"], module)
     return tree
+
+
+def as_checkpoint(found: Any) -> Any:
+    """Return what is in a file; where that is a module's weights and no more, as a checkpoint of them."""
+    if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+        return {"state_dict": dict(found)}
+    return found
 
 
 def imported(found: Any, where: str) -> dict[str, Any]:
@@ -75,8 +82,6 @@ def imported(found: Any, where: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is no such checkpoint.
     """
-    if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
-        return {"state_dict": dict(found)}  # torch.save(model.state_dict(), path)
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), Mapping):
         rule = "a checkpoint of torch.save is a dict with a state_dict, or is one"
         raise CheckpointError(Problem(where, rule, type(found).__name__))

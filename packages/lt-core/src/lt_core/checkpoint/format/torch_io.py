@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lt_core.checkpoint.format.container import open_checkpoint
 from lt_core.checkpoint.format.durable import AtomicFile
-from lt_core.checkpoint.format.lightning_import import read_torch
+from lt_core.checkpoint.format.lightning_import import as_checkpoint, read_torch
 from lt_core.checkpoint.format.lightning_layout import from_layout, header_of, read_with, to_layout
 from lt_core.checkpoint.format.refusal import damaged, shorten
 from lt_core.checkpoint.format.refused import without_refused
@@ -237,7 +237,7 @@ def _read(where: str, weights_only: bool, map_location: Any) -> dict[str, Any]:
         "If you trust it, pass weights_only=False to the call (fit, test, load_from_checkpoint...), or write "
         "Trainer(plugins=TorchCheckpointIO(weights_only=False))."
     )
-    found = read_torch(where, fix, weights_only, map_location)
+    found = as_checkpoint(read_torch(where, fix, weights_only, map_location))
     if not isinstance(found, dict):
         raise CheckpointError(Problem(where, "a checkpoint is a dict", type(found).__name__))
     return found
