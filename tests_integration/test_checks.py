@@ -186,7 +186,7 @@ def test_a_new_public_name_is_looked_for_by_itself(check: Check, monkeypatch: py
     homes = {f"{name.module}.{name.word}": name.home for name in reference.names()}
     assert homes["lt_core.callbacks.Fresh"] == "lt_core.callbacks.Fresh"
     assert homes["lt_core.callbacks.Callback"] == homes["lt_core.Callback"] == "lt_core.Callback"
-    assert homes["lt_core.plugins.Precision"] == "lt_interface.Precision"
+    assert homes["lt_core.plugins.Precision"] == "lt_interface.PlainPrecision"
     assert {"lt_core.strategies", "lt_core.tasks", "lt_core.utilities.types"} <= {
         name.module for name in reference.names()
     }
