@@ -116,10 +116,8 @@ def lone_step(run: Run, stage: Stage, several: bool = False) -> Callable[..., An
         kinds = [Parameter.VAR_POSITIONAL]
     takes_any = Parameter.VAR_POSITIONAL in kinds
     if several and not takes_any and len(kinds) - kinds.count(Parameter.VAR_KEYWORD) < 3:
-        where, rule = (
-            f"{type(run.module).__name__}.{stage.step}",
-            "with several loaders this step must take the loader's index",
-        )
+        where = f"{type(run.module).__name__}.{stage.step}"
+        rule = "with several loaders this step must take the loader's index"
         fix = f"Write: def {stage.step}(self, batch, batch_idx, dataloader_idx=0)"
         raise ConfigError(Problem(where, rule, fix=fix))
     args = stage.args if several or not takes_any else stage.args[:2]

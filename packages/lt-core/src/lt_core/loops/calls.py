@@ -58,10 +58,8 @@ def bound_step(run: Run, stage: Stage, args: tuple[str, ...]) -> Callable[..., A
     """
     bound = bind(run.engine.call[stage.step], args)
     if bound is None:
-        where, rule = (
-            f"{type(run.module).__name__}.{stage.step}",
-            "the trainer cannot call this step with its arguments",
-        )
+        where = f"{type(run.module).__name__}.{stage.step}"
+        rule = "the trainer cannot call this step with its arguments"
         raise ConfigError(Problem(where, rule, fix=f"Write: def {stage.step}(self, {', '.join(args[:2])})"))
     return run.timed(bound, stage.step)
 

@@ -29,7 +29,7 @@ from lt_core.loops.evaluate import evaluation_modes
 from lt_core.loops.step import build_step
 from lt_core.metrics import objects
 from lt_core.state import rng
-from lt_core.state.agreement import heed
+from lt_core.state.agreement import anywhere, heed
 from lt_core.state.kept import Kept
 from lt_core.state.stage import TRAIN, VALIDATE, Stage
 from lt_interface.errors import ConfigError, Problem
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lt_core.state.run import Run
     from lt_core.trainer import Trainer
 
-__all__ = ["anywhere", "exchange_loaders", "fits_in_memory", "given_loaders", "loaders_in", "trial", "try_training"]
+__all__ = ["exchange_loaders", "fits_in_memory", "given_loaders", "loaders_in", "trial", "try_training"]
 
 # What memory that is exhausted is called, by CUDA and its libraries, MPS, the CPU, and torch where a worker was killed.
 _MESSAGES = (
@@ -76,11 +76,6 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def anywhere(trainer: Trainer, flag: bool) -> bool:
-    """Return whether a flag is set on any rank; every rank calls it at the same place."""
-    return flag if trainer.world_size == 1 else trainer.collectives.any(flag)
 
 
 @contextmanager
@@ -161,9 +156,9 @@ def _step_together(run: Run, step: Callable[[], Any], alone: bool) -> Any:
             raise
         full = True
     watch = run.signals
-    if anywhere(run.trainer, full or (watch is not None and watch.received is not None)):
+    if anywhere(run, full or (watch is not None and watch.received is not None)):
         heed(run)
-        if anywhere(run.trainer, full):
+        if anywhere(run, full):
             raise _FullError
     return result
 
@@ -220,7 +215,7 @@ def _try_evaluation(run: Run, steps: int) -> None:
             return taken is not _END
 
         going = True
-        while anywhere(run.trainer, going):  # ranks may have other numbers of batches
+        while anywhere(run, going):  # ranks may have other numbers of batches
             going = bool(_step_together(run, advance, alone=run.world.size > 1))
 
 

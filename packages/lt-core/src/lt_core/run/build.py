@@ -29,7 +29,7 @@ from lt_core.optim.wrapper import LightningOptimizer
 from lt_core.run.announce import advise, announce
 from lt_core.run.select import ordered
 from lt_core.state import rng
-from lt_core.state.agreement import decided_by_rank_zero, heed
+from lt_core.state.agreement import anywhere, decided_by_rank_zero, heed
 from lt_core.state.loop_state import LoopState
 from lt_core.state.run import Resumed, Run
 from lt_core.state.signals import SignalWatch
@@ -345,7 +345,7 @@ def rebuild(run: Run) -> bool:
     """
     trainer, fit = run.trainer, run.loop.fit
     seen = _changeable(run)
-    if not _on_any_rank(run, seen != fit.seen):  # what is built anew may be compared over the ranks
+    if not anywhere(run, seen != fit.seen):  # what is built anew may be compared over the ranks
         return False
     run.plan = replace(
         run.plan,
@@ -363,13 +363,9 @@ def rebuild(run: Run) -> bool:
 
 def _renew_engine(run: Run) -> None:
     """Build the engine anew where what it was built for was exchanged, on any rank."""
-    if _on_any_rank(run, _engine_inputs(run) != run.loop.fit.engine_inputs):
+    if anywhere(run, _engine_inputs(run) != run.loop.fit.engine_inputs):
         check_exchanged(run.optimizers, run.schedulers, run.module)
         build_engine(run)
-
-
-def _on_any_rank(run: Run, flag: bool) -> bool:
-    return run.collectives.any(flag) if run.world.size > 1 else flag
 
 
 def _changeable(run: Run) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["facts_of"]
+__all__ = ["cores", "facts_of"]
 
 _FLAGS = ("log_every_n_steps", "check_val_every_n_epoch", "val_check_interval", "limit_val_batches")
 
@@ -26,7 +26,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     """
     trainer = run.trainer
     found: dict[str, Any] = {name: _plain(getattr(trainer, name)) for name in _FLAGS} if run.fits else {}
-    found |= {"device": str(run.device), "ranks": run.world.size, "cores": _cores()}
+    found |= {"device": str(run.device), "ranks": run.world.size, "cores": cores()}
     feed = run.feeds.made.get(run.stage.word)
     if feed is None:
         return found
@@ -61,6 +61,6 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, int | float | str) else str(value)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return the processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SharedAlarm",
     "SharedEnd",
+    "anywhere",
     "decided_by_rank_zero",
     "from_rank_zero",
     "heard",
@@ -80,6 +81,11 @@ def decided_by_rank_zero(run: Run, decide: Callable[[], T]) -> T:
         raise error
     decided: T = value
     return decided
+
+
+def anywhere(run: Run, flag: bool) -> bool:
+    """Return whether a flag is set on any rank; every rank calls it at the same place."""
+    return flag if run.world.size == 1 else run.collectives.any(flag)
 
 
 def shared_failure(run: Run, error: Exception | None) -> Exception | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
 from lt_core.data.nested import batch_size
+from lt_core.run.facts import cores
 from lt_interface.errors import MisconfigurationException, Problem
 
 __all__ = ["extract_batch_size", "has_iterable_dataset", "has_len", "suggested_max_num_workers"]
@@ -57,5 +57,4 @@ def suggested_max_num_workers(local_world_size: int) -> int:
     Args:
         local_world_size: How many processes train on this machine.
     """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // local_world_size - 1)
+    return max(1, cores() // local_world_size - 1)
