@@ -69,8 +69,6 @@ class Callback:
     in_weights: ClassVar[bool] = False
     monitor: str | None = None
     time_is_up: bool = False
-    # Inner methods of Lightning's class that nothing calls here, by what does the same: no subclass may have them.
-    _uncalled: ClassVar[dict[str, str]] = {}
 
     @property
     def state_key(self) -> str:

@@ -3,7 +3,8 @@
 from lt_core.callback import Callback
 from lt_core.callbacks.batch_size_finder import BatchSizeFinder
 from lt_core.callbacks.batch_transform import BatchTransform
-from lt_core.callbacks.checkpointing.callback import Checkpoint, ModelCheckpoint
+from lt_core.callbacks.checkpointing.base import Checkpoint
+from lt_core.callbacks.checkpointing.callback import ModelCheckpoint
 from lt_core.callbacks.device_stats_monitor import DeviceStatsMonitor
 from lt_core.callbacks.early_stopping import EarlyStopping
 from lt_core.callbacks.finetuning import BackboneFinetuning, BaseFinetuning

@@ -1,5 +1,5 @@
 """Checkpoint, under the path that users' imports name."""
 
-from lt_core.callbacks.checkpointing.callback import Checkpoint
+from lt_core.callbacks.checkpointing.base import Checkpoint
 
 __all__ = ["Checkpoint"]

@@ -63,11 +63,6 @@ class EarlyStopping(Callback):
     """
 
     monitoring: ClassVar[bool] = True
-    _uncalled: ClassVar[dict[str, str]] = {
-        "Override _evaluate_stopping_criteria.": (
-            "_run_early_stopping_check _should_skip_check _validate_condition_metric _improvement_message"
-        ),
-    }
     #: By mode, the function that compares a value with the best one.
     mode_dict: ClassVar[dict[str, Any]] = {"min": torch.lt, "max": torch.gt}
 
@@ -135,27 +130,38 @@ class EarlyStopping(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the metric, where that is the place."""
-        self._look(trainer, is_epoch_end=True)
+        if not self._should_skip_check(trainer) and self._acts_at_epoch_end(trainer):
+            self._run_early_stopping_check(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the metric, where that is the place."""
-        self._look(trainer, is_epoch_end=False)
+        if not self._should_skip_check(trainer) and not self._acts_at_epoch_end(trainer):
+            self._run_early_stopping_check(trainer)
 
-    def _look(self, trainer: Trainer, is_epoch_end: bool) -> None:
-        if not is_real_fit(trainer):
-            return
-        if acts_at_epoch_end(trainer, self._check_on_train_epoch_end, self.monitor) != is_epoch_end:
-            return
-        metrics = trainer.callback_metrics
-        found = metrics.get(self.monitor)
+    def _acts_at_epoch_end(self, trainer: Trainer) -> bool:
+        return acts_at_epoch_end(trainer, self._check_on_train_epoch_end, self.monitor)
+
+    def _should_skip_check(self, trainer: Trainer) -> bool:
+        """Return whether this is no moment to look; a subclass may skip more, alike on all ranks."""
+        return not is_real_fit(trainer)
+
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        """Look at the metric and ask for a stop, or withdraw what was asked for; every rank calls it."""
+        logs = dict(trainer.callback_metrics)
+        found = logs.pop(self.monitor, None)
         current = from_rank_zero(trainer, None if found is None else snapshot(found))
-        if current is None:
-            problem = missing(trainer, f"EarlyStopping(monitor={self.monitor!r})", self.monitor, metrics)
-            if self.strict:
-                raise MonitorError(problem)
-            warn(str(problem))
+        if current is not None:
+            logs[self.monitor] = current
+        try:
+            valid = self._validate_condition_metric(logs)
+        except MonitorError:
+            raise MonitorError(missing(trainer, self._where(), self.monitor, logs)) from None
+        if not valid:
+            if current is None:
+                warn(str(missing(trainer, self._where(), self.monitor, logs)))
             return
-        stops, message = self._evaluate_stopping_criteria(current)
+        stops, text = self._evaluate_stopping_criteria(logs[self.monitor])
+        message = text or ""
         if stops:
             trainer.request_stop(self, message.removesuffix(". Training stops."))
             self.stopping_reason_message = message or None
@@ -167,7 +173,21 @@ class EarlyStopping(Callback):
         if message and self.verbose and (trainer.is_global_zero or not self.log_rank_zero_only):
             info(message)
 
-    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str]:
+    def _validate_condition_metric(self, logs: dict[str, Tensor]) -> bool:
+        """Return whether the metric is among the logged ones.
+
+        Raises:
+            MonitorError: If it is not, and ``strict`` is set.
+        """
+        found = self.monitor in logs
+        if not found and self.strict:
+            raise MonitorError(Problem(self._where(), "no metric of that name was logged"))
+        return found
+
+    def _where(self) -> str:
+        return f"EarlyStopping(monitor={self.monitor!r})"
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         """Return whether a value stops the run, and a message, which may be empty; a subclass may decide otherwise."""
         reason, message = self._evaluate(current)
         self.stopping_reason = reason or self.stopping_reason
@@ -187,11 +207,17 @@ class EarlyStopping(Callback):
             text = f"{name} = {value:.5f} diverged: it must stay {sign} {self.divergence_threshold}. Training stops."
             return reason.DIVERGENCE_THRESHOLD, text
         if self.monitor_op(current - self.min_delta, self.best_score):
+            message = self._improvement_message(current)
             self.best_score, self.wait_count = current, 0
-            gain = f" by {abs(best - value):.5f}" if math.isfinite(best) else ""
-            return None, f"{name} improved{gain} to {value:.5f}."
+            return None, message
         self.wait_count += 1
         if self.wait_count < self.patience:
             return None, ""
         text = f"{name} did not improve in the last {self.wait_count} looks; best was {best:.5f}. Training stops."
         return reason.PATIENCE_EXHAUSTED, text
+
+    def _improvement_message(self, current: Tensor) -> str:
+        """Return what is reported of a value that is better than the best so far."""
+        best, value = float(self.best_score), float(current)
+        gain = f" by {abs(best - value):.5f}" if math.isfinite(best) else ""
+        return f"{self.monitor} improved{gain} to {value:.5f}."

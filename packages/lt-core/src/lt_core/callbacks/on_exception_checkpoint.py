@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from lt_core.callbacks.checkpointing.callback import Checkpoint
+from lt_core.callbacks.checkpointing.base import Checkpoint
 from lt_core.callbacks.checkpointing.files import SAFETENSORS, remove_checkpoint
 from lt_core.callbacks.monitored import is_real_fit
 from lt_core.notices import warn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SaveRequest",
     "Saves",
+    "announce",
     "build_tree",
     "flush_saves",
     "parts_of_ranks",
@@ -275,12 +276,18 @@ def _saved(run: Run, request: SaveRequest) -> None:
     _sweep(run, request, None)
     if request.saved is not None:
         request.saved()
-    for logger in run.tracking.loggers:
+    if run.trainer.checkpoint_callback is not None:
+        announce(run.tracking.loggers, run.trainer.checkpoint_callback)
+
+
+def announce(loggers: Iterable[Any], callback: Any) -> None:
+    """Let the loggers know that a checkpoint callback's file is safe on the disk."""
+    for logger in loggers:
         after = getattr(logger, "after_save_checkpoint", None)
-        if after is None or run.trainer.checkpoint_callback is None:
+        if after is None:
             continue
         try:
-            after(run.trainer.checkpoint_callback)
+            after(callback)
         except Exception as error:  # a tracker that is away stops no training
             warn(f"{type(logger).__name__}.after_save_checkpoint: it raised {type(error).__name__}: {error}")
 

@@ -239,7 +239,7 @@ def _fed(function: Callable[..., Any], signature: inspect.Signature, names: Sequ
 
 
 def hook_problems(module: Any, datamodule: Any, callbacks: Iterable[Any]) -> list[Problem]:
-    """Return one problem for every overridden hook that the loop's call cannot bind, or method that it never calls."""
+    """Return one problem for every overridden hook that the loop's call cannot bind."""
     owners: list[tuple[Any, tuple[str, ...]]] = [(module, ()), (datamodule, ())]
     owners += [(c, ("trainer", "pl_module")) for c in callbacks]
     found = []
@@ -252,13 +252,7 @@ def hook_problems(module: Any, datamodule: Any, callbacks: Iterable[Any]) -> lis
             got = f"def {hook.name}{inspect.signature(getattr(type(owner), hook.name))}"
             fix = f"Write: def {hook.name}({', '.join(('self', *args))})"
             found.append(Problem(where, "the trainer cannot call this hook with its arguments", got, fix))
-    return found + [
-        Problem(f"{type(c).__name__}.{name}", "nothing calls this method here, and it would never run", fix=fix)
-        for c in callbacks
-        for fix, names in getattr(c, "_uncalled", {}).items()
-        for name in names.split()
-        if hasattr(c, name)
-    ]
+    return found
 
 
 class HookTable:

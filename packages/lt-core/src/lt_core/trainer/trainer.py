@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -496,7 +497,10 @@ class Trainer(OldCalls, TrainerView):
         elif os.path.exists(name):
             from lt_core.checkpoint.engine_folder import remove_folders
 
-            self.checkpoint_io.remove(name)
+            try:
+                self.checkpoint_io.remove(name)
+            except IsADirectoryError:  # of a subclass's own format
+                shutil.rmtree(name)
             remove_folders(name)
 
     def log_metrics(self, values: Mapping[str, float | Tensor], step: int | None = None) -> None:

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from lt_core.callback import Callback
 from lt_core.callbacks.checkpointing import files, policy
+from lt_core.callbacks.checkpointing.decisions import TAKING_PART, Decisions
 from lt_core.callbacks.checkpointing.policy import Books, Plan
-from lt_core.callbacks.monitored import (
-    MonitorError,
-    acts_at_epoch_end,
-    candidates,
-    is_real_fit,
-    snapshot,
-    waits_for_epoch_end,
-)
+from lt_core.callbacks.monitored import acts_at_epoch_end, is_real_fit, waits_for_epoch_end
 from lt_core.metrics.absent import missing
-from lt_core.notices import info, warn
+from lt_core.notices import warn
 from lt_core.state.agreement import SharedAlarm, from_rank_zero
 from lt_interface.errors import Problem, raise_problems
 from lt_interface.paths import local_path
@@ -33,46 +22,10 @@ if TYPE_CHECKING:
     from lt_core.module import LightningModule
     from lt_core.trainer import Trainer
 
-__all__ = ["Checkpoint", "ModelCheckpoint"]
+__all__ = ["ModelCheckpoint"]
 
 
-class Checkpoint(Callback):
-    """Callback that saves: it runs after all others, and its folders are searched for ``"last"``.
-
-    Attributes:
-        dirpath: The folder that it saves to, once it is known.
-        best_model_path: The checkpoint that ``ckpt_path="best"`` means; empty if there is none.
-        best_model_score: The value of ``monitor`` there.
-        last_model_path: The checkpoint of the last save; empty if there is none.
-    """
-
-    monitoring: ClassVar[bool] = True
-    role: ClassVar[str] = "checkpoint"
-    dirpath: str | None = None
-    best_model_path: str = ""
-    best_model_score: Tensor | None = None
-    last_model_path: str = ""
-
-    @property
-    def folder_is_given(self) -> bool:
-        """Return whether ``dirpath`` is the user's choice, and not the run's own folder."""
-        return bool(self.dirpath)
-
-    def folders(self) -> list[str]:
-        """Return the folders in which this callback's checkpoints lie, that of all first."""
-        return []
-
-    def problems(self) -> list[Problem]:
-        """Return what is wrong with what this callback would write; asked for before a fit starts."""
-        return []
-
-
-def _entry(name: str) -> Any:
-    """Return a property that reads and sets an entry of the books."""
-    return property(lambda self: getattr(self._books, name), lambda self, value: setattr(self._books, name, value))
-
-
-class ModelCheckpoint(Checkpoint):
+class ModelCheckpoint(Decisions):
     """Callback that saves at epochs, steps or times, and keeps the best ``save_top_k`` checkpoints by a metric.
 
     The callback decides in its hooks: name and metrics are fixed there. The file is written at the next boundary. Once
@@ -103,41 +56,6 @@ class ModelCheckpoint(Checkpoint):
         ConfigError: If an argument is out of range, or two exclude each other.
     """
 
-    _uncalled: ClassVar[dict[str, str]] = {
-        "Write what lies beside a file in on_save_checkpoint, or, once it is written, in a logger's "
-        "after_save_checkpoint.": (
-            "_save_checkpoint _save_last_checkpoint _save_topk_checkpoint _save_monitor_checkpoint "
-            "_save_none_monitor_checkpoint _update_best_and_save"
-        ),
-        "Subclass Checkpoint, and call trainer.request_checkpoint where a file is due.": (
-            "check_monitor_top_k _should_skip_saving_checkpoint _should_save_on_train_epoch_end"
-        ),
-        "Override format_checkpoint_name.": "_format_checkpoint_name _get_metric_interpolated_filepath_name",
-    }
-    #: What joins the parts of a file name.
-    CHECKPOINT_JOIN_CHAR: ClassVar[str] = "-"
-    #: What stands between a metric's name and its value in a file name.
-    CHECKPOINT_EQUALS_CHAR: ClassVar[str] = "="
-    #: Name of the file that ``save_last`` keeps.
-    CHECKPOINT_NAME_LAST: ClassVar[str] = "last"
-    #: What file names end with.
-    FILE_EXTENSION: str = ".ckpt"
-    #: Number of the first file that would otherwise replace another one.
-    STARTING_VERSION: ClassVar[int] = 1
-
-    #: Path of the best checkpoint; empty before there is one.
-    best_model_path: str = _entry("best_model_path")
-    #: Value of the monitored metric in the best checkpoint.
-    best_model_score: Tensor | None = _entry("best_model_score")
-    #: Value of the monitored metric when it was last looked at.
-    current_score: Tensor | None = _entry("current_score")
-    #: Score of each kept checkpoint by its path.
-    best_k_models: dict[str, Tensor] = _entry("best_k_models")
-    #: Path of the worst kept checkpoint, which a better one replaces.
-    kth_best_model_path: str = _entry("kth_best_model_path")
-    #: Path of what ``save_last`` has written last.
-    last_model_path: str = _entry("last_model_path")
-
     def __init__(
         self,
         dirpath: str | os.PathLike[str] | None = None,
@@ -160,6 +78,7 @@ class ModelCheckpoint(Checkpoint):
             monitor, mode, save_last, save_top_k, filename, every_n_train_steps, train_time_interval, every_n_epochs
         )
         raise_problems(problems)
+        super().__init__()
         self.monitor = monitor
         self.verbose = verbose
         self.save_last = save_last
@@ -179,10 +98,6 @@ class ModelCheckpoint(Checkpoint):
         self._train_time_interval = train_time_interval
         self._save_on_train_epoch_end = save_on_train_epoch_end
         self._enable_version_counter = enable_version_counter
-        self._books = Books()
-        self._open: list[Plan] = []  # of files that are not safe on the disk yet
-        self._deferred = False
-        self._validated = False
         self._last_time = time.monotonic()
         self._alarm = None if self._train_time_interval is None else SharedAlarm(self._seconds_left)
 
@@ -204,11 +119,6 @@ class ModelCheckpoint(Checkpoint):
         """Return at which epochs is saved; 0 means none."""
         return self._every_n_epochs
 
-    @property
-    def kth_value(self) -> Tensor:
-        """Return the worst score among the kept ones, which a new one must beat."""
-        return self._kth_value(self._books)
-
     def folders(self) -> list[str]:
         """Return the folder, once it is known, and those below it that the file names lead to."""
         return [] if self.dirpath is None else [self.dirpath, *files.folders_below(self.dirpath, self.filename)]
@@ -223,30 +133,6 @@ class ModelCheckpoint(Checkpoint):
     def folder_is_given(self) -> bool:
         """Return whether ``dirpath`` is the user's choice, and not the run's own folder."""
         return self.dirpath is not None and self.dirpath != self._default_folder
-
-    def format_checkpoint_name(
-        self, metrics: Mapping[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
-    ) -> str:
-        """Return the path of a checkpoint with these metrics.
-
-        Args:
-            metrics: Numbers or 0-dim tensors by name; one that is not there counts as 0.
-            filename: A template; None means the callback's own.
-            ver: A number for the suffix ``-v<ver>``.
-            prefix: Put before the name.
-        """
-        name = files.format_name(
-            self.filename if filename is None else filename,
-            metrics,
-            prefix=prefix or "",
-            auto_insert=self.auto_insert_metric_name,
-            join=self.CHECKPOINT_JOIN_CHAR,
-            equals=self.CHECKPOINT_EQUALS_CHAR,
-        )
-        if ver is not None:
-            name += f"{self.CHECKPOINT_JOIN_CHAR}v{ver}"
-        name += self.FILE_EXTENSION
-        return os.path.join(self.dirpath, name) if self.dirpath else name
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
         """Write the kept paths and their scores.
@@ -313,7 +199,7 @@ class ModelCheckpoint(Checkpoint):
             due = self._alarm.rings(trainer)
         else:
             return
-        if not due or self._is_idle(trainer):
+        if not due or self._should_skip_saving_checkpoint(trainer):
             return
         if self._alarm is not None:
             self._last_time = time.monotonic()
@@ -327,36 +213,36 @@ class ModelCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save by epochs, or what waited for a metric."""
-        if self._is_idle(trainer):
+        if self._should_skip_saving_checkpoint(trainer):
             return
         metrics = self._monitor_candidates(trainer) if self._deferred else {}
         due = self._deferred and (not trainer.enable_validation or self.monitor is None or self.monitor in metrics)
         if not due and self._epoch_is_due(trainer):
-            due = acts_at_epoch_end(trainer, self._save_on_train_epoch_end, self.monitor)
+            due = self._should_save_on_train_epoch_end(trainer)
         if due:
             self._act(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save by epochs where validation is the place, or what waited for it."""
         self._validated = self._validated or not trainer.sanity_checking
-        if self._is_idle(trainer):
+        if self._should_skip_saving_checkpoint(trainer):
             return
         due = self._deferred and not waits_for_epoch_end(trainer, self.monitor)
         if not due and self._epoch_is_due(trainer):
-            due = not acts_at_epoch_end(trainer, self._save_on_train_epoch_end, self.monitor)
+            due = not self._should_save_on_train_epoch_end(trainer)
         if due:
             self._act(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last checkpoint where none was written yet."""
-        if self._is_idle(trainer):
+        if self._should_skip_saving_checkpoint(trainer):
             return
         metrics = self._monitor_candidates(trainer)
         if self._deferred and self.monitor is not None and self.monitor not in metrics:
             warn(str(missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)))
         books = self._ahead()
         if self.save_last and not books.newest and not books.last_model_path:
-            self._request(trainer, self._plan_last(trainer, metrics))
+            self._save_last_checkpoint(trainer, metrics)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leave out of a file that is not this callback's what only files that still wait will make true."""
@@ -369,7 +255,7 @@ class ModelCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what would be lost, if ``save_on_exception`` asks for it."""
         step = trainer.global_step
-        if not self.save_on_exception or self._is_idle(trainer, self._books):
+        if not self.save_on_exception or step == self._books.saved_step or not is_real_fit(trainer):
             return
         # Not the one that was being written when the error came.
         self._open = [plan for plan in self._open if plan.path in trainer.requested_checkpoints]
@@ -383,7 +269,7 @@ class ModelCheckpoint(Checkpoint):
         for plan in plans:
             self._open = [plan] if plan.is_last else []
             try:
-                trainer.save_checkpoint(plan.path, weights_only=self.save_weights_only)
+                self._save_checkpoint(trainer, plan.path)
             except Exception as error:  # what ended the run must be what the user sees
                 self._open = []
                 warn(f"ModelCheckpoint(save_on_exception=True): {plan.path} was not saved: {error}")
@@ -392,23 +278,13 @@ class ModelCheckpoint(Checkpoint):
                 self._enter(trainer, plan)
         self._books.saved_step = step
 
-    # Decisions
-
-    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
-        """Return what can be monitored or named in a file; a subclass may add to it."""
-        return candidates(trainer)
-
-    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Remove a checkpoint that another one supersedes; a subclass may remove what lies beside it, too."""
-        files.remove_checkpoint(trainer, filepath, self.dirpath)
-
     def _seconds_left(self) -> float:
         interval = self._train_time_interval
         return float("inf") if interval is None else self._last_time + interval.total_seconds() - time.monotonic()
 
-    def _is_idle(self, trainer: Trainer, books: Books | None = None) -> bool:
-        """Return whether this is no moment to save: not in fit, only a try, or saved already."""
-        return trainer.global_step == (books or self._ahead()).saved_step or not is_real_fit(trainer)
+    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
+        """Return whether the epoch trigger acts at the epoch's end, and not after validation; every rank calls it."""
+        return acts_at_epoch_end(trainer, self._save_on_train_epoch_end, self.monitor)
 
     def _epoch_is_due(self, trainer: Trainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
@@ -419,94 +295,9 @@ class ModelCheckpoint(Checkpoint):
     def _needs_metrics(self) -> bool:
         return self.monitor is not None or bool(self._named())
 
-    def _act(self, trainer: Trainer) -> None:
-        """Decide on a checkpoint of this moment: among the best, and as the last."""
-        self._deferred = False
-        metrics = self._monitor_candidates(trainer)
-        saved = False
-        if self.monitor is None or self.monitor in metrics:
-            saved = self._decide_best(trainer, metrics)
-        else:
-            problem = missing(trainer, f"ModelCheckpoint(monitor={self.monitor!r})", self.monitor, metrics)
-            if self._validated or not trainer.enable_validation:
-                raise MonitorError(problem)
-            warn(str(problem))
-        if self.save_last and not (saved and self.save_last == "link"):
-            self._request(trainer, self._plan_last(trainer, metrics))
+    def _takes_part(self) -> bool:
+        return any(getattr(getattr(self, name), "__func__", None) is not own for name, own in _OWN.items())
 
-    def _decide_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> bool:
-        """Ask for a file if this moment is among the best; return whether it is."""
-        if self.save_top_k == 0:
-            return False
-        books, step, score = self._ahead(), trainer.global_step, None
-        if self.monitor is None:
-            own = books.best_model_path if self.save_top_k == 1 else ""
-        else:
-            score = snapshot(metrics[self.monitor])
-            score = self._worst() if bool(torch.isnan(score)) else score
-            if not policy.accepts(books.best_k_models, score, self.save_top_k, self.mode):
-                if self.verbose:
-                    info(f"Epoch {trainer.current_epoch}, step {step}: {self.monitor} is not among the best.")
-                return False
-            full = 0 < self.save_top_k <= len(books.best_k_models)
-            own = policy.worst_of(books.best_k_models, self.mode) if full else ""
-        path, link = self._choose_path(trainer, metrics, own), ""
-        if self.verbose:
-            info(f"Epoch {trainer.current_epoch}, step {step}: a checkpoint goes to {path}.")
-        if self.save_last == "link":
-            link = self._choose_path(trainer, metrics, books.last_model_path, last=True)
-        self._request(trainer, Plan(path, step, score, link=link))
-        return True
 
-    def _plan_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> Plan:
-        path = self._choose_path(trainer, metrics, self._ahead().last_model_path, last=True)
-        return Plan(path, trainer.global_step, is_last=True)
-
-    def _worst(self) -> Tensor:
-        return torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
-
-    def _kth_value(self, books: Books) -> Tensor:
-        kth = books.best_k_models.get(books.kth_best_model_path)
-        return self._worst() if kth is None else kth
-
-    def _choose_path(self, trainer: Trainer, metrics: dict[str, Tensor], own: str = "", last: bool = False) -> str:
-        """Return rank 0's path; ``own`` may be replaced, anything else that exists gives a version."""
-        path = self.format_checkpoint_name(metrics, self.CHECKPOINT_NAME_LAST if last else None)
-        if self._enable_version_counter and trainer.is_global_zero:
-            path = files.free_path(trainer, path, own, self.CHECKPOINT_JOIN_CHAR, self.STARTING_VERSION)
-        return from_rank_zero(trainer, path)
-
-    # Books and files
-
-    def _ahead(self) -> Books:
-        """Return the books as they are once all that was decided is safe on the disk."""
-        books = self._books
-        for plan in self._open:
-            books = books.after(plan, self.save_top_k, self.mode)
-        return books
-
-    def _request(self, trainer: Trainer, plan: Plan) -> None:
-        self._open.append(plan)
-        trainer.request_checkpoint(
-            plan.path,
-            weights_only=self.save_weights_only,
-            saved=lambda: self._enter(trainer, plan),
-            failed=lambda error: self._close(plan),
-            together=True,
-        )
-
-    def _close(self, plan: Plan) -> None:
-        self._open = [each for each in self._open if each is not plan]
-
-    def _enter(self, trainer: Trainer, plan: Plan) -> None:
-        """Change the books, now that a file is safe on the disk: link it, and remove what it supersedes."""
-        self._close(plan)
-        linked = trainer.is_global_zero and plan.link and files.link(plan.path, plan.link)
-        if plan.link and not from_rank_zero(trainer, linked):
-            plan = replace(plan, link="")
-        self._books = self._books.after(plan, self.save_top_k, self.mode)
-        coming = [each.path for each in self._open]  # these take the old files' places
-        old, self._books.superseded = self._books.superseded, [p for p in self._books.superseded if p in coming]
-        for path in old if trainer.is_global_zero else ():
-            if path not in coming and files.may_remove(path, plan.path, self.dirpath, trainer.resumed_from):
-                self._remove_checkpoint(trainer, path)
+#: Hooks and steps of saving as they are here, by name.
+_OWN = {name: getattr(ModelCheckpoint, name) for name in TAKING_PART}
