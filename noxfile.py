@@ -160,7 +160,7 @@ def tests(session: nox.Session, package: str) -> None:
 
 @nox.session(requires=["build"])
 def oldest(session: nox.Session) -> None:
-    """Test lt-core with the oldest versions that it accepts: the test files that name one of those packages.
+    """Test lt-core with the oldest versions that it accepts: the test files that import one of those packages.
 
     PyTorch stays at the pinned version, since the old ones exist for Linux only with gigabytes of CUDA;
     `nox -s oldest -- --torch 2.6.0` takes a real old one, and all tests.
@@ -182,8 +182,8 @@ def oldest(session: nox.Session) -> None:
         files = [tests]
     else:
         names = [re.split(r"[\[>]", need)[0].lower().removeprefix("py") for need in needs]
-        found = sorted(tests.glob("test_*.py"))
-        files = [path for path in found if any(name in path.read_text(encoding="utf-8").lower() for name in names)]
+        used = re.compile(rf"(import |from |importorskip\(\")({'|'.join(names)})\b|\brich\b")
+        files = [path for path in sorted(tests.glob("test_*.py")) if used.search(path.read_text(encoding="utf-8"))]
         session.install("-c", CONSTRAINTS, "torch")
     # What old matplotlib calls in pyparsing warns in its newer versions.
     session.install(*pins, "pyparsing<3.1", *PYTEST)
@@ -204,8 +204,13 @@ def integration(session: nox.Session) -> None:
     """Test the packages together: strategies, precisions and loggers, the README, the quickstart, the snippets."""
     install(session, PACKAGES, *TOGETHER, "import-linter")
     # What core says of its siblings' plugins can only be tested beside them.
-    beside = [f"packages/lt-core/tests/{name}.py" for name in ("test_flag_types", "test_no_waiting")]
-    pytest(session, "integration", "tests_integration", *beside)
+    alone = [f"packages/lt-core/tests/{name}.py" for name in ("test_flag_types", "test_no_waiting")]
+    ranks = []
+    for path in sorted(ROOT.glob("tests_integration/test_*.py")):
+        of_ranks = re.search("ddp|ranks", path.read_text(encoding="utf-8"))
+        (ranks if of_ranks else alone).append(str(path.relative_to(ROOT)))
+    pytest(session, "integration", *BY_TWO, *alone)
+    pytest(session, "integration-ranks", *ranks)
 
 
 @nox.session(requires=["build"])

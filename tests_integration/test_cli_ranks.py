@@ -40,7 +40,8 @@ def fit(folder: Path, *words: str) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
 def test_ranks_are_started_from_the_command_line(strategy: str, tmp_path: Path) -> None:
     """Two ranks train what the command line names, one file is saved, and it trains the same weights again."""
     from lt_core.checkpoint import load_checkpoint

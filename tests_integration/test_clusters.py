@@ -293,7 +293,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("kind", ["farm", "lightning"])
+@pytest.mark.parametrize("kind", ["farm", pytest.param("lightning", marks=pytest.mark.slow)])
 def test_ranks_of_a_script_keep_to_their_launcher(environment: Any, tmp_path: Path, kind: str) -> None:
     """A script that passes an environment of its own starts its further ranks once, and they train together."""
     (tmp_path / "train.py").write_text(SCRIPT.format(folder=str(Path(__file__).parent)), encoding="utf-8")

@@ -83,7 +83,7 @@ def check_chains(folder: Path, workers: int, kills: int, seed: int) -> None:
         kills, attempt = kills - died, attempt + 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_twice_and_resumed_ends_with_the_same_bits(workers: int, tmp_path: Path) -> None:
     """One kill at a random moment and one inside a save change nothing of what the run comes to."""
     check_chains(tmp_path, workers, kills=2, seed=11 + workers)

@@ -49,7 +49,7 @@ def test_a_launcher_by_name(launcher: str, tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 def test_two_ranks_train_as_one_process(strategy: str, tmp_path: Path) -> None:
     """A script whose ranks are started in any way prints what it prints with one process."""
     weights, values, steps = result(start(tmp_path, "auto", "1", "0"))
@@ -81,7 +81,7 @@ def test_a_rank_that_fails_ends_all(strategy: str, fault: str, place: str, tmp_p
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
 def test_ranks_end_with_the_process_that_started_them(strategy: str, end: int, tmp_path: Path) -> None:
     """When the first process is killed or asked to stop while its ranks train, they and their workers are gone soon."""
     slow = "    def training_step(self, batch, batch_idx):\n        print('step', flush=True)\n        time.sleep(0.2)"
@@ -126,7 +126,7 @@ def test_a_signal_that_reaches_ranks_twice_counts_once(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize("when", ["before", "between"])
+@pytest.mark.parametrize("when", ["before", pytest.param("between", marks=pytest.mark.slow)])
 def test_a_rank_whose_script_ends_early(when: str, tmp_path: Path) -> None:
     """A rank that comes to the script's end while others begin a call ends them, by its name; nobody waits for it."""
     program = PROGRAM.replace("    (values,)", "    leave('between')\n    (values,)")
@@ -152,7 +152,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("module", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [False, True])
 def test_a_script_that_has_left_its_folder(module: bool, tmp_path: Path) -> None:
     """Ranks find the script again that was started by a relative path, or as a module, and has changed its folder."""
     (tmp_path / "out").mkdir()

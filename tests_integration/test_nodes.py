@@ -95,7 +95,7 @@ def same(found: list[list[Any]], start: Start, places: list[list[int]]) -> None:
 TWO_BY_TWO = [[0, 4, 0, 0], [1, 4, 1, 0], [2, 4, 0, 1], [3, 4, 1, 1]]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_fork", marks=pytest.mark.slow)])
 def test_two_nodes_whose_launchers_start_two_ranks_each(start: Start, strategy: str) -> None:
     """Programs with NODE_RANK and rank 0's address on two nodes train together, whatever starts their ranks."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -119,7 +119,7 @@ def test_two_agents_of_torchrun(start: Start, flags: dict[str, Any]) -> None:
     same(start(*nodes, size=4, flags=flags), start, TWO_BY_TWO)
 
 
-@pytest.mark.parametrize("flags", [{"strategy": "ddp"}, {"strategy": "auto"}])
+@pytest.mark.parametrize("flags", [pytest.param({"strategy": "ddp"}, marks=pytest.mark.slow), {"strategy": "auto"}])
 def test_torchrun_alone(start: Start, flags: dict[str, Any]) -> None:
     """A node of torchrun gives its number of ranks, by the strategy's name and by "auto"."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

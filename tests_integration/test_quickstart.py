@@ -49,6 +49,7 @@ def test_quickstart_learns_the_digits_and_leaves_its_traces(root: Path) -> None:
     assert "bash ci/quickstart --resume" in printed
 
 
+@pytest.mark.slow
 def test_quickstart_resumes_and_ends_as_if_never_stopped(root: Path) -> None:
     """Two epochs and then two more give the metrics of four in one go."""
     whole = digits_metrics(root, "whole", ["--epochs", "4"])
@@ -70,7 +71,11 @@ def digits_metrics(root: Path, folder: str, *runs: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("epochs", "status", "said"),
-    [("0", 0, "Nothing is trained"), ("1", 0, "Trained 1 epochs"), ("-2", 2, "at least 0")],
+    [
+        pytest.param("0", 0, "Nothing is trained", marks=pytest.mark.slow),
+        ("1", 0, "Trained 1 epochs"),
+        pytest.param("-2", 2, "at least 0", marks=pytest.mark.slow),
+    ],
 )
 def test_few_epochs(root: Path, tmp_path: Path, epochs: str, status: int, said: str) -> None:
     """No epoch trains nothing, one is enough for all traces and no failure, and less than none is refused."""

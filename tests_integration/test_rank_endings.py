@@ -75,7 +75,7 @@ def ends(capfd: pytest.CaptureFixture[str], net: Net, **flags: Any) -> tuple[Tra
     return trainer, re.findall(r"^`Trainer\.fit` stopped: .*", capfd.readouterr().err, re.MULTILINE)
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 def test_a_limit(capfd: pytest.CaptureFixture[str], strategy: str) -> None:
     """One line, and the limit in the process that called fit, whose ranks were forked or new interpreters."""
     trainer, lines = ends(capfd, Net(), strategy=strategy)

@@ -210,7 +210,8 @@ def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("mode", ["pass", pytest.param("refuse", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pass", "refuse"])
 def test_killed_trainer_and_replay(mode: str, proxy: FaultProxy, server: int, tmp_path: Path) -> None:
     """After kill -9 the replay sends what was due and not sent, whether the server was there or not."""
     proxy.set(mode)
@@ -312,6 +313,7 @@ def test_tensorboard_after_a_kill(tmp_path: Path) -> None:
 # ------------------------------------------------------------ W&B
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_after_a_kill(tmp_path: Path) -> None:
     """After kill -9 the replay completes the offline run, and writes nothing twice."""

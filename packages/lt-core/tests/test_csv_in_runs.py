@@ -183,7 +183,7 @@ trainer(CSVLogger(folder), folder, callbacks=[saves], enable_checkpointing=True,
 
 def test_killed_runs_leave_the_rows_of_one_that_was_not(tmp_path: Path) -> None:
     """Deaths at any step, flushed or not, and resumes: the file, the history and what the command says are whole."""
-    for dies in (2, 5, 7, 8, 12, 99):
+    for dies in (5, 8, 99):
         arguments = [sys.executable, "-c", JOB, str(tmp_path), str(Path(__file__).parent), str(dies)]
         done = subprocess.run(arguments, check=False, timeout=120, capture_output=True, text=True)
         assert done.returncode == (-signal.SIGKILL if dies < 99 else 0), done.stderr

@@ -288,7 +288,7 @@ Trainer(max_epochs=3, accelerator="cpu", enable_model_summary=False, default_roo
 """
 
 
-@pytest.mark.parametrize("debug", ["", "0", "1"])
+@pytest.mark.parametrize("debug", ["", pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_ctrl_c_shows_the_line_and_no_frame_of_ours(tmp_path: Path, debug: str) -> None:
     """A program that Ctrl-C ends writes the line and one word, and dies of SIGINT; LT_DEBUG=1 shows the traceback."""
     done = subprocess.run(

@@ -274,6 +274,7 @@ Trainer(max_epochs=1, accelerator="cpu", **flags).fit(Net(), loader)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="process groups and forked workers")
 def test_a_signal_to_workers_too_is_one_signal_and_ends_the_run_cleanly() -> None:
     """Ctrl-C in a terminal and a scheduler's SIGTERM reach workers as well: teardown runs, the exit code is right."""

@@ -30,6 +30,7 @@ from wandb_reading import (  # noqa: F401 - each file uses its part; quiet is a 
 from lt_loggers import WandbLogger
 
 
+@pytest.mark.slow
 def test_many_records(tmp_path: Path) -> None:
     """20,000 records of 10 metrics come back exactly."""
     logger = WandbLogger(save_dir=tmp_path)
