@@ -205,7 +205,7 @@ def integration(session: nox.Session) -> None:
     install(session, PACKAGES, *TOGETHER, "import-linter")
     # What core says of its siblings' plugins can only be tested beside them.
     alone = [f"packages/lt-core/tests/{name}.py" for name in ("test_flag_types", "test_no_waiting")]
-    ranks = []
+    ranks: list[str] = []
     for path in sorted(ROOT.glob("tests_integration/test_*.py")):
         of_ranks = re.search("ddp|ranks", path.read_text(encoding="utf-8"))
         (ranks if of_ranks else alone).append(str(path.relative_to(ROOT)))

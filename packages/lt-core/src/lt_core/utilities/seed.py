@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from lt_core.state.rng import isolate as isolate_rng
-from lt_core.state.rng import seed_everything, seed_process
+from lt_core.state.rng import isolate, seed_everything, seed_process
 
 __all__ = ["isolate_rng", "pl_worker_init_function", "reset_seed", "seed_everything"]
+
+
+@contextmanager
+def isolate_rng(include_cuda: bool = True) -> Iterator[None]:
+    """Leave the global generators, on exit, as they were on entry.
+
+    Args:
+        include_cuda: Whether to do so with those of CUDA devices too, where any has been used.
+    """
+    import torch
+
+    used = include_cuda and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    states = torch.cuda.get_rng_state_all() if used else []
+    with isolate():
+        try:
+            yield
+        finally:
+            if used:
+                torch.cuda.set_rng_state_all(states)
 
 
 def reset_seed() -> None:

@@ -36,26 +36,26 @@ class AsyncCheckpointIO:
     kept for the next save.
 
     Args:
-        io: What writes and reads; `SafetensorsIO` if None.
+        checkpoint_io: What writes and reads; `SafetensorsIO` if None.
     """
 
     #: Whether a save goes on in the background after it has returned.
     asynchronous = True
 
-    def __init__(self, io: CheckpointIO | None = None) -> None:
-        self._io: CheckpointIO = SafetensorsIO() if io is None else as_store(io)
+    def __init__(self, checkpoint_io: CheckpointIO | None = None) -> None:
+        self.checkpoint_io: CheckpointIO = SafetensorsIO() if checkpoint_io is None else as_store(checkpoint_io)
         self._thread: threading.Thread | None = None
         self._path = ""
         self._failure: BaseException | None = None
         self._buffer: Tensor | None = None
         for name in ("without_refused", "load_trusted"):  # what the store below is able to do
-            if hasattr(self._io, name):
-                setattr(self, name, getattr(self._io, name))
+            if hasattr(self.checkpoint_io, name):
+                setattr(self, name, getattr(self.checkpoint_io, name))
 
     @property
     def collective(self) -> bool:
         """Return whether every rank must call ``save`` and ``load``."""
-        return self._io.collective
+        return self.checkpoint_io.collective
 
     @property
     def in_flight(self) -> bool:
@@ -73,13 +73,13 @@ class AsyncCheckpointIO:
         target = os.path.abspath(os.fspath(path))
         with _turn:
             self.wait()
-            if isinstance(self._io, SafetensorsIO):
-                prepared = self._io.prepare(tree)
+            if isinstance(self.checkpoint_io, SafetensorsIO):
+                prepared = self.checkpoint_io.prepare(tree)
                 copied = self._stage(prepared)
-                job: Callable[[], None] = partial(_write, self._io, prepared, target, copied)
+                job: Callable[[], None] = partial(_write, self.checkpoint_io, prepared, target, copied)
             else:
-                own = clone(tree) if not isinstance(self._io, KeepsObjects) else self._copy_of(tree)
-                job = partial(self._io.save, own, target)
+                own = clone(tree) if not isinstance(self.checkpoint_io, KeepsObjects) else self._copy_of(tree)
+                job = partial(self.checkpoint_io.save, own, target)
             self._path = target
             # Not a daemon: Python waits for it before it exits.
             thread = threading.Thread(target=self._run, args=(job,), name="lt-checkpoint")
@@ -100,22 +100,22 @@ class AsyncCheckpointIO:
     def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the tree, once the save in flight is done."""
         self._join()
-        return self._io.load(os.fspath(path))
+        return self.checkpoint_io.load(os.fspath(path))
 
     def peek(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the header alone, once a save to this path is done."""
         self._join(path)
-        return self._io.peek(os.fspath(path))
+        return self.checkpoint_io.peek(os.fspath(path))
 
     def verify(self, path: str | os.PathLike[str]) -> None:
         """Check every byte, once a save to this path is done."""
         self._join(path)
-        self._io.verify(os.fspath(path))
+        self.checkpoint_io.verify(os.fspath(path))
 
     def remove(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint, once a save to this path is done."""
         self._join(path)
-        self._io.remove(os.fspath(path))
+        self.checkpoint_io.remove(os.fspath(path))
 
     def __getstate__(self) -> dict[str, Any]:
         self._join()
@@ -135,7 +135,7 @@ class AsyncCheckpointIO:
         self._thread = None
 
     def _copy_of(self, tree: dict[str, Any]) -> dict[str, Any]:
-        problems = self._io.without_refused(tree)[1] if isinstance(self._io, RefusesValues) else []
+        problems = self.checkpoint_io.without_refused(tree)[1] if isinstance(self.checkpoint_io, RefusesValues) else []
         if problems:
             raise CheckpointError(problems)
         return _copy_of(tree)
