@@ -159,7 +159,12 @@ class Decisions(Checkpoint):
         return from_rank_zero(trainer, path)
 
     def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
-        """Return whether rank 0 sees a checkpoint; every rank calls it."""
+        """Return whether rank 0 sees a checkpoint; every rank calls it.
+
+        Args:
+            filepath: Its path.
+            trainer: The trainer.
+        """
         return from_rank_zero(trainer, os.path.exists(filepath))
 
     # Decisions
@@ -208,7 +213,12 @@ class Decisions(Checkpoint):
             info(f"Epoch {trainer.current_epoch}, step {step}: {self.monitor} is not among the best.")
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Return whether a value is among the best ``save_top_k``; False for None."""
+        """Return whether a value is among the best ``save_top_k``.
+
+        Args:
+            trainer: The trainer.
+            current: The monitored value; with None it is not.
+        """
         return current is not None and policy.accepts(self._ahead().best_k_models, current, self.save_top_k, self.mode)
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
