@@ -209,7 +209,7 @@ def integration(session: nox.Session) -> None:
     for path in sorted(ROOT.glob("tests_integration/test_*.py")):
         of_ranks = re.search("ddp|ranks", path.read_text(encoding="utf-8"))
         (ranks if of_ranks else alone).append(str(path.relative_to(ROOT)))
-    pytest(session, "integration", *BY_TWO, *alone)
+    pytest(session, "integration", "-n", "2", "--dist", "loadfile", *alone)  # one server of trackers, not two
     pytest(session, "integration-ranks", *ranks)
 
 
