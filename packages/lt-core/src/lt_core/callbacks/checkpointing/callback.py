@@ -295,9 +295,5 @@ class ModelCheckpoint(Decisions):
     def _needs_metrics(self) -> bool:
         return self.monitor is not None or bool(self._named())
 
-    def _takes_part(self) -> bool:
-        return any(getattr(getattr(self, name), "__func__", None) is not own for name, own in _OWN.items())
 
-
-#: Hooks and steps of saving as they are here, by name.
-_OWN = {name: getattr(ModelCheckpoint, name) for name in TAKING_PART}
+ModelCheckpoint._ours = {name: getattr(ModelCheckpoint, name) for name in TAKING_PART}

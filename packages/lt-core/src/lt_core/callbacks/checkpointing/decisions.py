@@ -80,6 +80,8 @@ class Decisions(Checkpoint):
     _last_global_step_saved: int = _entry("saved_step")
     _last_checkpoint_saved: str = ""
 
+    #: Hooks and steps of saving as they are where nobody takes part, by name.
+    _ours: ClassVar[dict[str, Any]] = {}
     filename: str | None
     verbose: bool
     save_last: bool | Literal["link"] | None
@@ -255,8 +257,8 @@ class Decisions(Checkpoint):
     # Files and books
 
     def _takes_part(self) -> bool:
-        """Return whether a subclass has a hook or a step of saving of its own."""
-        raise NotImplementedError
+        """Return whether a subclass, or this object, has a hook or a step of saving of its own."""
+        return any(getattr(getattr(self, name), "__func__", None) is not own for name, own in self._ours.items())
 
     def _ahead(self) -> Books:
         """Return the books as they are once all that was decided is safe on the disk."""
@@ -336,18 +338,15 @@ class Decisions(Checkpoint):
         """Remove what a file supersedes."""
         coming = [each.path for each in self._open]  # these take the old files' places
         old, self._books.superseded = self._books.superseded, [p for p in self._books.superseded if p in coming]
-        for path in old if trainer.is_global_zero else ():
-            if (
-                path not in coming
-                and os.path.lexists(path)
-                and self._should_remove_checkpoint(trainer, path, plan.path)
-            ):
-                self._remove_checkpoint(trainer, path)
+        old = [path for path in old if path not in coming and self._should_remove_checkpoint(trainer, path, plan.path)]
+        for path in from_rank_zero(trainer, [*filter(os.path.lexists, old)]) if old else ():
+            self._remove_checkpoint(trainer, path)
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Return whether a superseded checkpoint may go: not a run's own beginning, nor one of another folder."""
         return files.may_remove(previous, current, self.dirpath, trainer.resumed_from)
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Remove a checkpoint that another one supersedes; a subclass may remove what lies beside it, too."""
-        files.remove_checkpoint(trainer, filepath, self.dirpath)
+        """Remove a superseded checkpoint; a subclass may remove what lies beside it, too. Every rank calls it."""
+        if trainer.is_global_zero:
+            files.remove_checkpoint(trainer, filepath, self.dirpath)
