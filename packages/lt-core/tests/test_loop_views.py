@@ -41,6 +41,26 @@ def test_counts_of_training_in_each_hook() -> None:
     assert (trainer.fit_loop.max_epochs, trainer.fit_loop.min_epochs, trainer.fit_loop.max_steps) == (2, 0, -1)
 
 
+def test_last_batch_and_validation_of_training() -> None:
+    """The last batch of an epoch is known from its start on, and validation before its loaders are made."""
+    seen: list[Any] = []
+
+    class Asks(BoringModel):
+        def configure_optimizers(self) -> Any:
+            loop = self.trainer.fit_loop.epoch_loop
+            seen.append((loop.trainer is self.trainer, loop.val_loop._data_source.is_defined()))
+            return super().configure_optimizers()
+
+    def note(trainer: Trainer, *_: Any) -> None:
+        seen.append(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+    hooks = ("on_fit_start", "on_train_batch_start", "on_train_batch_end", "on_validation_start", "on_train_end")
+    trainer = Trainer(**FLAGS, max_epochs=1, callbacks=[LambdaCallback(**dict.fromkeys(hooks, note))])
+    trainer.fit(Asks())
+    assert seen == [(True, True), False, False, False, False, False, True, True, True, True]
+    assert (trainer.fit_loop.max_batches, trainer.fit_loop.epoch_loop.val_loop.max_batches) == (3, [2])
+
+
 def test_sizes_of_evaluation() -> None:
     """The loops of evaluation show each loader's batches."""
     trainer = Trainer(**FLAGS, max_epochs=1)
@@ -57,8 +77,13 @@ def test_limits_are_set_through_a_view_and_counts_are_not() -> None:
     trainer.fit_loop.epoch_loop.max_steps = 8
     trainer.fit(BoringModel())
     assert (trainer.max_epochs, trainer.max_steps, trainer.global_step) == (3, 8, 8)
-    with pytest.raises(AttributeError, match=r"fit_loop\.global_step: this is a view .* Set trainer\.global_step"):
+    shown = r"its counts are shown, not changed\. Got "
+    with pytest.raises(AttributeError, match=shown + r"fit_loop\.global_step = 3\. Step the optimizers"):
         trainer.fit_loop.global_step = 3
+    with pytest.raises(AttributeError, match=shown + r"completed = 9\."):
+        trainer.fit_loop.epoch_loop.batch_progress.total.completed += 1
+    with pytest.raises(AttributeError, match=shown + r"reset\."):
+        trainer.fit_loop.epoch_progress.reset()
     with pytest.raises(AttributeError, match=r"Trainer\.fit_loop has no attribute 'restarting'. It shows batch_idx, "):
         trainer.fit_loop.restarting  # noqa: B018
     with pytest.raises(AttributeError, match=r"Trainer\.test_loop has no attribute 'predictions'"):

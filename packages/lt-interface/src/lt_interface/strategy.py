@@ -416,14 +416,23 @@ _OF_TRAINER = frozenset(
 _INSTEAD = {
     "backward": "self.manual_backward(loss)",
     "batch_to_device": "trainer.lightning_module.transfer_batch_to_device(batch, device, 0)",
+    "is_distributed": "trainer.world_size > 1",
     "lightning_module_state_dict": "trainer.strategy.weights(module).state_dict()",
     "load_model_state_dict": "trainer.strategy.weights(module).load_state_dict(weights)",
+    "load_optimizer_state_dict": "optimizer.load_state_dict(state)",
     "lr_schedulers": "trainer.lr_scheduler_configs",
+    "model_to_device": "module.to(trainer.strategy.root_device)",
     "no_backward_sync": "trainer.strategy.block_backward_sync()",
     "optimizer_state": "optimizer.state_dict()",
     "optimizer_step": "optimizer.step()",
+    "predict_step": "trainer.lightning_module.predict_step(...)",
     "process_dataloader": "the loader itself: the trainer shares its batches among the ranks",
+    "setup_environment": "nothing: fit, validate, test and predict set the strategy up",
     "teardown": "trainer.strategy.leave()",
+    "tensor_init_context": "trainer.init_module()",
+    "test_step": "trainer.lightning_module.test_step(...)",
+    "training_step": "trainer.lightning_module.training_step(...)",
+    "validation_step": "trainer.lightning_module.validation_step(...)",
 }
 
 
@@ -497,6 +506,20 @@ class StrategyVerbs:
         if name in _INSTEAD:
             raise AttributeError(f"{where}: no strategy has it here. Write: {_INSTEAD[name]}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def connect(self, model: Any) -> None:
+        """Name the module before a run, for code that reads it here; a call of the trainer names its own.
+
+        Args:
+            model: The module.
+
+        Example:
+            >>> strategy = StrategyVerbs()
+            >>> strategy.connect("module")
+            >>> strategy.lightning_module, strategy.model
+            ('module', 'module')
+        """
+        self.lightning_module = self.model = model
 
     def setup_optimizers(self, trainer: Any) -> None:
         """Have ``configure_optimizers`` called again, inside fit; ``trainer.renew_optimizers`` does the same.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lt_core.data.sources import feed_of
-from lt_core.state.stage import PREDICT, TRAIN
+from lt_core.data.sources import feed_of, has_loader
+from lt_core.state.stage import PREDICT, TRAIN, VALIDATE
 
 if TYPE_CHECKING:
     from lt_core.trainer.view import TrainerView
@@ -14,8 +13,31 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "EpochLoop", "EvaluationLoop", "FitLoop", "PredictLoop"]
 
 
-@dataclass(frozen=True)
-class Count:
+def _refusal(name: str) -> AttributeError:
+    return AttributeError(
+        f"Trainer.fit_loop: its counts are shown, not changed. Got {name}. Step the optimizers that self.optimizers() "
+        "returns, whose steps the trainer counts; to begin at other counts, give a checkpoint as ckpt_path."
+    )
+
+
+class _Shown:
+    """Values that are read and never set, each by its name.
+
+    Args:
+        values: The values.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise _refusal(f"{name} = {value!r}")
+
+    def __getattr__(self, name: str) -> Any:
+        raise _refusal(name)
+
+
+class Count(_Shown):
     """How many epochs or batches came how far.
 
     Attributes:
@@ -37,17 +59,18 @@ class Count:
         return self.completed
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(_Shown):
     """Counts of the whole training, and of its running part.
 
     Attributes:
         total: Since training began, resumed parts included.
         current: Of the running epoch's batches; of epochs the same as the total.
+        is_last_batch: Of batches: whether the one that was begun last is the last of its epoch.
     """
 
     total: Count
     current: Count
+    is_last_batch: bool
 
 
 class _View:
@@ -64,10 +87,15 @@ class _View:
     def __init__(self, trainer: TrainerView) -> None:
         self.__dict__["_trainer"] = trainer
 
+    @property
+    def trainer(self) -> TrainerView:
+        """Return the trainer."""
+        return self._trainer
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._limits:
             return setattr(self._trainer, name, value)
-        raise AttributeError(f"Trainer.{self._name}.{name}: this is a view of the trainer. Set trainer.{name}.")
+        raise _refusal(f"{self._name}.{name} = {value!r}")
 
     def __getattr__(self, name: str) -> Any:
         shown = ", ".join(n for n in dir(type(self)) if not n.startswith("_"))
@@ -96,11 +124,16 @@ class FitLoop(_View):
         return self._trainer.max_steps
 
     @property
+    def max_batches(self) -> int | float:
+        """Return how many batches an epoch has."""
+        return self._trainer.num_training_batches
+
+    @property
     def epoch_progress(self) -> Counts:
         """Return how many epochs were begun and done."""
         progress = self._trainer._progress
-        count = Count(progress.epoch + (not progress.epoch_closed), progress.epoch)
-        return Counts(count, count)
+        count = Count(ready=progress.epoch + (not progress.epoch_closed), completed=progress.epoch)
+        return Counts(total=count, current=count)
 
     @property
     def epoch_loop(self) -> EpochLoop:
@@ -141,9 +174,18 @@ class EpochLoop(_View):
         trainer = self._trainer
         progress, run = trainer._progress, trainer._run
         inside = run is not None and run.metrics.train.batch is not None and not run.loop.at_boundary
-        done = progress.batch
+        done, begun = progress.batch, progress.batch + inside
         total = progress.batches + (0 if progress.epoch_closed else done)
-        return Counts(Count(total + inside, total), Count(done + inside, done))
+        return Counts(
+            total=Count(ready=total + inside, completed=total),
+            current=Count(ready=begun, completed=done),
+            is_last_batch=run is not None and run.is_last_batch(begun - 1) if begun else progress.batches > 0,
+        )
+
+    @property
+    def val_loop(self) -> EvaluationLoop:
+        """Return the sizes of the validation inside of training."""
+        return self._trainer.validate_loop
 
     @property
     def batch_idx(self) -> int:
@@ -165,6 +207,17 @@ class EpochLoop(_View):
         return self._trainer._progress.step
 
 
+class DataSource(_View):
+    """Whether there is something to validate with, before its loaders are made."""
+
+    _name = "validate_loop._data_source"
+
+    def is_defined(self) -> bool:
+        """Return whether a loader of validation was given, or a module or datamodule makes one."""
+        run = self._trainer._run
+        return run is not None and has_loader(run, VALIDATE)
+
+
 class EvaluationLoop(_View):
     """Sizes of an evaluation.
 
@@ -177,6 +230,10 @@ class EvaluationLoop(_View):
     def __init__(self, trainer: TrainerView, name: str, sizes: str) -> None:
         super().__init__(trainer)
         self.__dict__.update(_name=name, _sizes=sizes)
+
+    @property
+    def _data_source(self) -> DataSource:
+        return DataSource(self._trainer)
 
     @property
     def max_batches(self) -> list[int | float]:
