@@ -23,10 +23,10 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "packages/lt-core/src/lt_core"
 PACKAGES = {
-    "lt_core": (ROOT / "packages/lt-core/src", 24_779, ""),
+    "lt_core": (ROOT / "packages/lt-core/src", 24_850, ""),
     "lt_loggers": (ROOT / "packages/lt-loggers/src", 2_458, ""),
-    "lt_interface without suites": (ROOT / "packages/lt-interface/src", 1_701, "testing"),
-    "lt_accel": (ROOT / "packages/lt-accel/src", 3_768, ""),
+    "lt_interface without suites": (ROOT / "packages/lt-interface/src", 1_720, "testing"),
+    "lt_accel": (ROOT / "packages/lt-accel/src", 3_818, ""),
 }
 ASSERTIONS = {"raises", "warns", "assert_close", "fail"}
 # Names that a layer may import from one above it, for type checkers alone.

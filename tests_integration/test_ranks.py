@@ -81,6 +81,7 @@ def _claims_to_accumulate(engine: Any) -> Any:
         ({"owns": _claims_to_accumulate}, Job(accumulate=2)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*the same weights")  # they drift on purpose
 def test_wrong_training_is_caught(changes: dict[str, Any], job: Job) -> None:
     """A strategy that exchanges, steps or clips wrongly fails the suite's comparison with one process."""
     suite: Any = type("TestBroken", (StrategyConformance,), {"make": lambda self: _Strategy(), "timeout": 30.0})()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import lt_accel.group
 from lt_accel.strategies.ddp import DDPStrategy
 from lt_core import Callback, LightningModule, Trainer
 from lt_core.callbacks import EarlyStopping
+from lt_interface import ConfigError
 from lt_interface.testing.ranks import run_ranks
 from lt_interface.testing.reference import ReferenceLauncher
 
@@ -252,3 +255,61 @@ def test_what_an_epochs_end_logs_is_reduced_before_it_is_monitored(tmp_path: Pat
         return [float(stopping.best_score), float(trainer.callback_metrics["end"])]
 
     assert on(2, job) == [[0.5, 0.5]] * 2
+
+
+def change(what: str, trainer: Any, net: Net) -> None:
+    """Change, in a hook of one rank, what all ranks must have alike."""
+    if what == "lr":
+        net.optimizers().param_groups[0]["lr"] = 0.5
+    elif what == "callbacks":
+        trainer.callbacks.append(EarlyStopping("val"))
+    else:
+        setattr(trainer, what, 3)
+
+
+DRIFTS = {
+    "lr": "Net.optimizers: every rank must keep the same optimizers. Got optimizer 0, group 0, lr: 0.1 on rank 0, 0.5",
+    "callbacks": "trainer.callbacks: every rank must have the same. Got none that saves or stops on rank 0, EarlyStop",
+    "gradient_clip_val": "trainer.gradient_clip_val: every rank must have the same. Got None on rank 0, 3 on rank 1.",
+    "max_epochs": "trainer.max_epochs: every rank must have the same. Got 1 on rank 0, 3 on rank 1.",
+}
+
+
+def test_what_drifts_on_one_rank_is_named_at_the_epochs_end(tmp_path: Path) -> None:
+    """A rank's own learning rate, callback or flag ends all ranks with both values; their own weights are warned of."""
+
+    def shift(trainer: Any, net: Net) -> None:
+        with torch.no_grad():
+            net.layer.weight.add_(1)
+
+    def job(rank: int) -> Any:
+        told = [failed(tmp_path, 2, At("on_train_start", (1,), partial(change, what))) for what in DRIFTS]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(tmp_path, 2, At("on_train_start", (1,), shift))
+        return told, [str(w.message) for w in caught if "same weights" in str(w.message)]
+
+    (first, warned), (second, quiet) = on(2, job)
+    assert first == second
+    assert all(text.startswith(start) for (_, text), start in zip(first, DRIFTS.values(), strict=True)), first
+    assert len(warned) == 1
+    assert "Got layer.weight: mean " in warned[0]
+    assert not quiet
+
+
+def test_flags_that_one_rank_has_otherwise_are_named_before_anything_starts(tmp_path: Path) -> None:
+    """Each flag that differs is one problem of one error, the same on all ranks, and no hook of the user's has run."""
+
+    def job(rank: int) -> Any:
+        seen = At("setup", (0, 1), lambda trainer, net: None)
+        own: dict[str, Any] = {"max_steps": 3, "num_sanity_val_steps": 2, "precision": "bf16-true"} if rank else {}
+        with pytest.raises(ConfigError) as caught:
+            fit(tmp_path, 2, seen, **own)
+        return str(caught.value), len(seen.found)
+
+    first, second = on(2, job)
+    assert first == second
+    assert first[1] == 0
+    assert "trainer.max_steps: every rank must have the same. Got -1 on rank 0, 3 on rank 1." in first[0]
+    assert "trainer.num_sanity_val_steps" in first[0]
+    assert "Trainer(precision)" in first[0]

@@ -54,7 +54,8 @@ else:
             "ranks": "DummyExperiment is_rank_zero rank_zero_info rank_zero_only rank_zero_warn set_world",
             "registry": "Registry",
             "state": "Stateful Weights",
-            "strategy": "BARRIER_SECONDS Collectives PlainCollectives ReportsFailures Strategy StrategyVerbs",
+            "strategy": "BARRIER_SECONDS Collectives ComparesRanks PlainCollectives ReportsFailures Strategy "
+            "StrategyVerbs",
             "streams": "SideStream SupportsSideStream",
             "version": "__version__",
             "whole": "WholeModuleStrategy",

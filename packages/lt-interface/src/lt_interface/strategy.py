@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from lt_interface.precision import Precision
     from lt_interface.state import Weights
 
-__all__ = ["BARRIER_SECONDS", "Collectives", "PlainCollectives", "ReportsFailures", "Strategy", "StrategyVerbs"]
+__all__ = [
+    "BARRIER_SECONDS",
+    "Collectives",
+    "ComparesRanks",
+    "PlainCollectives",
+    "ReportsFailures",
+    "Strategy",
+    "StrategyVerbs",
+]
 
 T = TypeVar("T")
 #: Seconds after which a barrier is an error: longer than any preparation of data or writing of a file should take.
@@ -364,6 +372,30 @@ class Strategy(Protocol):
 
         Args:
             error: What ended the run, or None; after an error other ranks must not be waited for.
+        """
+
+
+@runtime_checkable
+class ComparesRanks(Protocol):
+    """Ability of a strategy to find ranks that have drifted apart while they train.
+
+    Example:
+        >>> class Compares:
+        ...     def compare_ranks(self, module, optimizers):
+        ...         print(len(optimizers))
+        >>> isinstance(Compares(), ComparesRanks)
+        True
+    """
+
+    def compare_ranks(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Compare what must be the same on every rank; each calls it at the end of an epoch of training.
+
+        Args:
+            module: What ``shard`` returned.
+            optimizers: The user's optimizers.
+
+        Raises:
+            MisconfigurationException: On every rank, if something differs that makes what is trained useless.
         """
 
 

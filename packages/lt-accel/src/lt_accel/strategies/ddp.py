@@ -8,6 +8,7 @@ is exchanged like any other; and nothing of the module's names changes.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -26,7 +27,7 @@ from lt_accel.peers import Peers
 from lt_accel.strategies.batch_norm import SharedStatistics
 from lt_accel.strategies.options import backend_of, backend_problems, option_problems
 from lt_accel.strategies.reducer import GradientExchange, PackedState
-from lt_accel.strategies.same import check_module, check_optimizers, copy_from_first
+from lt_accel.strategies.same import check_module, check_optimizers, copy_from_first, drifted
 from lt_interface import (
     Accelerator,
     ClusterEnvironment,
@@ -129,6 +130,7 @@ class DDPStrategy(WholeModuleStrategy):
         self._engine: DDPEngine | None = None
         self.statistics: SharedStatistics | None = None
         self._metrics: list[Any] = []
+        self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but what belongs to this process; a hook's state as bytes, since some are only read in a group."""
@@ -221,6 +223,24 @@ class DDPStrategy(WholeModuleStrategy):
             )
         self._engine = DDPEngine(inner, module, self)
         return self._engine
+
+    def compare_ranks(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Compare the optimizers' values, and warn once of weights that differ, unless a hook exchanges as it likes.
+
+        Raises:
+            MisconfigurationException: On every rank, if an optimizer has other values than rank 0's.
+        """
+        if self.world.size == 1:
+            return
+        check_optimizers(module, optimizers, self.collectives, changed=True)
+        if self.comm_hook is None and not self._warned and (found := drifted(module, self.collectives)):
+            self._warned = True
+            if self.world.rank == 0:
+                warnings.warn(
+                    f"{type(module).__name__}: every rank must have the same weights, but something changed them on "
+                    f"one alone. Got {found}. What is saved is rank 0's. Change weights on every rank in the same way.",
+                    stacklevel=2,
+                )
 
     def block_backward_sync(self) -> AbstractContextManager[Any]:
         """Return a context in which backward passes add up gradients on this rank; the next one outside averages them.

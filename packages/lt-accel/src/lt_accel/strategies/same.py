@@ -16,10 +16,20 @@ from torch.optim import Optimizer
 
 from lt_interface import Collectives, MisconfigurationException, Problem
 
-__all__ = ["FREEZE_ALIKE", "check_module", "check_optimizers", "check_same", "check_trainable", "copy_from_first"]
+__all__ = [
+    "FREEZE_ALIKE",
+    "check_module",
+    "check_optimizers",
+    "check_same",
+    "check_trainable",
+    "copy_from_first",
+    "drifted",
+]
 
 _PART = 16 << 20  # bytes of one exchange
 _SHOWN = 5
+_ROUNDING = 1e-4  # of a parameter's norm; machines that are not alike round differently
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 FREEZE_ALIKE = "Freeze and unfreeze without looking at the rank."
 
 
@@ -61,13 +71,16 @@ def check_trainable(module: nn.Module, collectives: Collectives) -> None:
     check_same(type(module).__name__, "train the same parameters", mine, collectives, FREEZE_ALIKE)
 
 
-def check_optimizers(module: nn.Module, optimizers: Iterable[Optimizer], collectives: Collectives) -> None:
+def check_optimizers(
+    module: nn.Module, optimizers: Iterable[Optimizer], collectives: Collectives, changed: bool = False
+) -> None:
     """Compare the optimizers' kinds, parameters and numbers, such as learning rates.
 
     Args:
         module: The module.
         optimizers: The user's optimizers.
         collectives: The exchange between the ranks.
+        changed: Whether they were the same before.
 
     Raises:
         MisconfigurationException: On every rank, if one has others than rank 0.
@@ -80,8 +93,11 @@ def check_optimizers(module: nn.Module, optimizers: Iterable[Optimizer], collect
             where = f"optimizer {i}, group {k}"
             mine[f"{where}, params"] = ", ".join(names.get(id(p), f"{tuple(p.shape)}") for p in group["params"])
             mine |= {f"{where}, {key}": _shown(v) for key, v in group.items() if key != "params" and _is_plain(v)}
-    where, fix = f"{type(module).__name__}.configure_optimizers", "Make them without looking at the rank."
-    check_same(where, "make the same optimizers", mine, collectives, fix)
+    if changed:
+        where, rule, fix = ".optimizers", "keep the same optimizers", "Change them on every rank in the same way."
+    else:
+        where, rule, fix = ".configure_optimizers", "make the same optimizers", "Make them without looking at the rank."
+    check_same(type(module).__name__ + where, rule, mine, collectives, fix)
 
 
 def _is_plain(value: object) -> bool:
@@ -130,6 +146,42 @@ def _difference(first: dict[str, str], other: dict[str, str], rank: int) -> str:
         parts = [f"another order: {name} on rank 0 where rank {rank} has {instead}"]
     more = f"; and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return "; ".join(parts[:_SHOWN]) + more
+
+
+def drifted(module: nn.Module, collectives: Collectives) -> str:
+    """Return which parameters no longer have the same values on every rank, with their means; empty if none.
+
+    Their bits are summed, which costs one reading of the weights and one exchange of a number each.
+
+    Args:
+        module: The module.
+        collectives: The exchange between the ranks.
+    """
+    held = [(name, p.detach()) for name, p in module.named_parameters() if p.numel()]
+    if not held:
+        return ""
+    every = collectives.all_gather(torch.stack([_bits(p) for _, p in held]))
+    unlike = (every != every[0]).any(0).tolist()
+    found = [(name, p) for (name, p), differs in zip(held, unlike, strict=True) if differs and _is_far(p, collectives)]
+    if not found:
+        return ""
+    shown = collectives.gather_object([f"{p.double().mean().item():.9g}" for _, p in found[:_SHOWN]])
+    parts = (
+        f"{name}: mean {', '.join(f'{means[i]} on rank {rank}' for rank, means in enumerate(shown))}"
+        for i, (name, _) in enumerate(found[:_SHOWN])
+    )
+    return "; ".join(parts) + (f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.contiguous().view(_INTEGERS[real.element_size()]).sum(dtype=torch.int64)
+
+
+def _is_far(tensor: Tensor, collectives: Collectives) -> bool:
+    """Return whether a rank's values are further from the ranks' mean than rounding brings them."""
+    mean = collectives.reduce(tensor)
+    return collectives.any(not bool((tensor - mean).norm() <= _ROUNDING * mean.norm()))
 
 
 def copy_from_first(tensors: Iterable[Tensor]) -> None:

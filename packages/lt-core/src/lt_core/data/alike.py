@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lt_core.config.flags import FLAGS
+from lt_core.state.agreement import anywhere, from_rank_zero
+from lt_interface import ComparesRanks
 from lt_interface.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["check_alike"]
+__all__ = ["check_alike", "check_drift", "check_flags"]
+
+# Flags that may be another one on each rank, such as a folder of its machine.
+_OWN = {"callbacks", "default_root_dir", "logger_delivery"}
+_CHANGEABLE = [row.name for row in FLAGS.values() if (row.live or row.attribute) and row.name not in _OWN]
+_FIXED = ("max_time", "precision", "use_distributed_sampler", "sync_batchnorm")
 
 
 def check_alike(run: Run, where: str, what: str, count: int | float) -> None:
@@ -37,3 +45,56 @@ def check_alike(run: Run, where: str, what: str, count: int | float) -> None:
     got = (f"{'an unknown number' if n < 0 else n} on rank {', '.join(each)}" for n, each in ranks.items())
     fix = "Give each rank loaders alike: one dataset, which the trainer shares out, or limit_train_batches=."
     raise ConfigError(Problem(where, f"every rank must have equally many {what}", ", ".join(got), fix))
+
+
+def check_flags(run: Run, **more: str) -> None:
+    """Compare what decides for all ranks: flags, and callbacks that stop or save; each rank calls it at the same place.
+
+    Other callbacks, such as one that prints, may be one rank's own.
+
+    Args:
+        run: The run.
+        more: What else to compare, by name.
+
+    Raises:
+        ConfigError: On every rank, with all that differs.
+    """
+    if run.world.size == 1 or run.loop.alone:
+        return
+    trainer, config = run.trainer, run.trainer._config
+    mine = {f"trainer.{name}": _shown(getattr(trainer, name)) for name in _CHANGEABLE}
+    mine |= {f"Trainer({name})": _shown(getattr(config, name)) for name in _FIXED}
+    deciding = [*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks]
+    mine["trainer.callbacks"] = ", ".join(callback.state_key for callback in deciding) or "none that saves or stops"
+    mine |= more
+    if not anywhere(run, from_rank_zero(trainer, mine) != mine):
+        return
+    every = run.collectives.gather_object(mine)
+    problems = []
+    for name in mine:
+        ranks: dict[str, list[str]] = {}
+        for rank, each in enumerate(every):
+            ranks.setdefault(each[name], []).append(str(rank))
+        if len(ranks) > 1:
+            got = ", ".join(f"{value} on rank {', '.join(those)}" for value, those in ranks.items())
+            problems.append(Problem(name, "every rank must have the same", got, "Set it without looking at the rank."))
+    raise ConfigError(problems)
+
+
+def check_drift(run: Run) -> None:
+    """Compare what hooks of one rank alone may have changed while the ranks trained; each calls it at an epoch's end.
+
+    Args:
+        run: The run.
+
+    Raises:
+        ConfigError: On every rank, if flags or callbacks that decide for all differ.
+        MisconfigurationException: On every rank, if what the strategy compares does.
+    """
+    check_flags(run)
+    if run.world.size > 1 and not run.loop.alone and isinstance(run.strategy, ComparesRanks):
+        run.strategy.compare_ranks(run.module, run.optimizers)
+
+
+def _shown(value: object) -> str:
+    return str(getattr(value, "name", value))

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lt_core.checkpoint.save import flush_saves
+from lt_core.data.alike import check_drift
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_epoch, step_plateau
 from lt_core.metrics import objects
@@ -280,6 +281,7 @@ def end_epoch(run: Run, over: bool) -> None:
     progress, store, fit = run.progress, run.metrics.train, run.loop.fit
     run.loop.at_boundary = False
     store.batch = None
+    check_drift(run)
     log_step(run, True)
     fit.left = -1 if over else progress.batch
     fit.kept = None if over else {"metrics": run.metrics.state_dict(), "objects": objects.collect(run.module)}

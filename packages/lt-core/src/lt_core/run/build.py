@@ -15,6 +15,7 @@ from lt_core.checkpoint.engine_folder import load_folder
 from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.runs import RunRecord
 from lt_core.checkpoint.save import Saves
+from lt_core.data.alike import check_flags
 from lt_core.data.leaf import is_stateful
 from lt_core.data.sources import Feeds
 from lt_core.hooks.table import HookTable, layer_hooks, method_of
@@ -157,10 +158,16 @@ def build_run(run: Run, request: Request) -> None:
     run.action(_build, "[Trainer]setup")(run, request, watch)
 
 
+def _kind_of(ckpt_path: Any) -> str:
+    """Return a word that is looked up, or that a path was given: its folder may be another one on each machine."""
+    return str(ckpt_path) if ckpt_path in (None, "last", "best", "auto", "hpc", "registry") else "a path"
+
+
 def _build(run: Run, request: Request, watch: SignalWatch) -> None:
     """Build what comes after the device, all of it in the profiler's sight."""
     trainer, module = run.trainer, run.module
     merge_callbacks(run)
+    check_flags(run, **{"the call of the trainer": str(run.fn), "ckpt_path": _kind_of(request.ckpt_path)})
     _prepare_data(run)
     if run.fits and getattr(trainer._cluster, "resumes", False):  # a job that was started again
         run.resumed.path = find.find_checkpoint(run, "auto", request.ordinal)
