@@ -23,9 +23,9 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "packages/lt-core/src/lt_core"
 PACKAGES = {
-    "lt_core": (ROOT / "packages/lt-core/src", 24_760, ""),
+    "lt_core": (ROOT / "packages/lt-core/src", 24_785, ""),
     "lt_loggers": (ROOT / "packages/lt-loggers/src", 2_458, ""),
-    "lt_interface without suites": (ROOT / "packages/lt-interface/src", 1_690, "testing"),
+    "lt_interface without suites": (ROOT / "packages/lt-interface/src", 1_696, "testing"),
     "lt_accel": (ROOT / "packages/lt-accel/src", 3_768, ""),
 }
 ASSERTIONS = {"raises", "warns", "assert_close", "fail"}
