@@ -23,9 +23,9 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "packages/lt-core/src/lt_core"
 PACKAGES = {
-    "lt_core": (ROOT / "packages/lt-core/src", 24_850, ""),
+    "lt_core": (ROOT / "packages/lt-core/src", 24_847, ""),
     "lt_loggers": (ROOT / "packages/lt-loggers/src", 2_458, ""),
-    "lt_interface without suites": (ROOT / "packages/lt-interface/src", 1_720, "testing"),
+    "lt_interface without suites": (ROOT / "packages/lt-interface/src", 1_719, "testing"),
     "lt_accel": (ROOT / "packages/lt-accel/src", 3_818, ""),
 }
 ASSERTIONS = {"raises", "warns", "assert_close", "fail"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -393,6 +394,18 @@ def test_what_an_earlier_holder_left_in_the_locks_file_is_replaced(tmp_path: Pat
     assert Path(lock.path).read_text(encoding="utf-8") == f"{os.getpid()} {os.uname().nodename}"
     assert f"process {os.getpid()} on {os.uname().nodename}" in str(lock.refusal("here", "one at a time", "Wait."))
     lock.release()
+
+
+def test_a_full_disk_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock whose holder's name finds no room is held all the same."""
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with JournalLock(tmp_path / "j") as lock:
+        assert lock.acquire()
+        lock.release()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="locks of this kind")

@@ -175,7 +175,10 @@ def test_nothing_is_installed_outside_the_main_thread() -> None:
 
 
 PROGRAM = """
-import sys, time, torch
+import os, signal, sys, time
+if sys.argv[1] == "fork":  # a signal to the group that finds a new worker before anything else does
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+import torch
 from lt_core import Trainer
 from lt_core.demos import BoringModel
 
@@ -188,6 +191,9 @@ class Net(BoringModel):
             time.sleep(60)
         elif sys.argv[1] == "svd":
             torch.linalg.svd(torch.randn(4000, 4000))
+        elif sys.argv[1] == "fork":
+            os.fork() or os._exit(0)
+            time.sleep(0.3)
         else:
             time.sleep(0.3)
         return super().training_step(batch, batch_idx)
@@ -200,9 +206,9 @@ Trainer(max_epochs=1, limit_val_batches=0, accelerator="cpu", **flags).fit(Net()
 """
 
 
-def start(mode: str) -> subprocess.Popen[str]:
+def start(mode: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, mode]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True)
 
 
 def wait_until_busy(process: subprocess.Popen[str]) -> None:
@@ -211,9 +217,15 @@ def wait_until_busy(process: subprocess.Popen[str]) -> None:
 
 
 def test_processes_end_with_the_right_code_and_the_second_signal_ends_them_at_once() -> None:
-    """One signal: a clean end with 130 or 143. A second one ends a process stuck in a long C call within a second."""
+    """One signal: a clean end with 130 or 143. A second one ends a process stuck in a long C call within a second.
+
+    A worker's own signal is none of its parent's. A terminal has its cursor again.
+    """
     cases = {"sleep": signal.SIGINT, "svd": signal.SIGTERM, "int": signal.SIGINT, "term": signal.SIGTERM}
-    processes = {mode: start(mode) for mode in cases}
+    cases |= {"fork": signal.SIGINT} if hasattr(os, "fork") else {}
+    screen, terminal = os.openpty()
+    processes = {mode: start(mode, terminal if mode == "sleep" else subprocess.PIPE) for mode in cases}
+    os.close(terminal)
     try:
         for mode, process in processes.items():
             wait_until_busy(process)
@@ -226,13 +238,15 @@ def test_processes_end_with_the_right_code_and_the_second_signal_ends_them_at_on
             process.send_signal(cases[mode])
             assert process.wait(20) == 128 + cases[mode]
             assert time.monotonic() - began < 1.0
-        for mode in ("int", "term"):
+        assert b"\x1b[?25h\r" in os.read(screen, 4096)
+        for mode in [*cases][2:]:
             out, err = processes[mode].communicate(timeout=60)
             assert out.splitlines()[-1] == "teardown"
             code = processes[mode].returncode
-            assert code in ((130, -signal.SIGINT) if mode == "int" else (143,))  # the shell shows -2 as 130
-            assert ("KeyboardInterrupt" in err) == (mode == "int")
+            assert code in ((143,) if mode == "term" else (130, -signal.SIGINT))  # the shell shows -2 as 130
+            assert ("KeyboardInterrupt" in err) == (mode != "term")
     finally:
+        os.close(screen)
         for process in processes.values():
             process.kill()
             process.communicate()
@@ -297,11 +311,11 @@ def test_a_signal_to_workers_too_is_one_signal_and_ends_the_run_cleanly() -> Non
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SIGTERMException), (signal.SIGINT, KeyboardInterrupt)])
-@pytest.mark.parametrize("hook", ["prepare_data", "setup", "configure_model", "configure_optimizers"])
+@pytest.mark.parametrize("hook", ["prepare_data", "setup", "configure_model", "configure_optimizers", "val_dataloader"])
 def test_a_signal_while_the_run_is_built_ends_it_at_once(
     tmp_path: Path, hook: str, number: int, error: type[BaseException]
 ) -> None:
-    """SIGTERM and SIGINT in a hook before training interrupt it there; the run is torn down, handlers are put back."""
+    """SIGTERM and SIGINT in a hook that prepares interrupt it there; the run is torn down, handlers are put back."""
     reached: list[str] = []
 
     def signalled(self: Any, *args: Any) -> None:
@@ -310,8 +324,9 @@ def test_a_signal_while_the_run_is_built_ends_it_at_once(
 
     net = type("Signalled", (Net,), {hook: signalled})()
     before = signal.getsignal(number)
-    caught = stop(net, trainer(default_root_dir=tmp_path))
-    assert type(caught) is error
+    loader = None if hook == "val_dataloader" else BATCHES[:2]
+    with pytest.raises(error):
+        trainer(default_root_dir=tmp_path, num_sanity_val_steps=2).fit(net, BATCHES, loader)
     assert not reached
     assert net.events == ["teardown fit"]
     assert signal.getsignal(number) == before

@@ -246,19 +246,20 @@ def test_a_screen_that_is_closed_ends_the_bars_alone(monkeypatch: pytest.MonkeyP
     assert trainer.global_step == 6
 
 
-def test_an_error_gives_the_screen_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an error no bar is open any more."""
+@pytest.mark.parametrize("step", ["training_step", "validation_step"])
+def test_an_error_gives_the_screen_back(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """After an error no bar is open any more, and what is written next begins at a line's start."""
 
-    class Fails(Net):
-        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-            raise RuntimeError("on purpose")
+    def fails(self: Net, batch: Tensor, batch_idx: int) -> Tensor:
+        raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stdout", stream := Terminal())
     bar = TQDMProgressBar()
     trainer = Trainer(**{**QUIET, "max_epochs": 1, "enable_progress_bar": True, "callbacks": [bar]})
     with pytest.raises(RuntimeError, match="on purpose"):
-        trainer.fit(Fails(), X, X)
+        trainer.fit(type("Fails", (Net,), {step: fails})(), X, X)
     assert not bar._opened()
+    assert stream.getvalue()[-1:] in ("\r", "\n")
 
 
 def test_arguments_and_a_second_bar_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,8 +60,8 @@ def test_nothing_is_changed_by_an_error(tmp_path: Path, what: str, error: BaseEx
     assert states(runner, net, tmp_path) == before
 
 
-def test_nothing_is_changed_by_a_signal(tmp_path: Path) -> None:
-    """SIGINT in a search ends it after the step, and all is as before."""
+def test_nothing_is_changed_by_a_signal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SIGINT in a search ends it after the step, which is said, and all is as before."""
     net, runner = Net(), trainer(tmp_path)
     before = states(runner, net, tmp_path)
 
@@ -70,9 +70,10 @@ def test_nothing_is_changed_by_a_signal(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     net.__class__ = Interrupted
-    with pytest.raises(KeyboardInterrupt):
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
         Tuner(runner).lr_find(net)
     assert states(runner, net, tmp_path) == before
+    assert "`Tuner` stopped: SIGINT. The model and its data are as they were." in caplog.text
 
 
 @pytest.mark.parametrize("finder", [lambda: LearningRateFinder(num_training_steps=12, update_attr=False), None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -80,9 +81,14 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
     """
     folder, name = os.path.split(path)
     draft = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
-    with open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-    os.replace(draft, path)
+    try:
+        with open(draft, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+        os.replace(draft, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(draft)
+        raise
 
 
 def files_are_gone(path: str | os.PathLike[str]) -> FileNotFoundError:

@@ -10,6 +10,7 @@ from lt_core.data.feed import Feed
 from lt_core.data.given import is_empty
 from lt_core.hooks.table import overrides
 from lt_core.state.agreement import SharedEnd
+from lt_core.state.signals import at_once
 from lt_core.state.stage import TRAIN, VALIDATE, Stage
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _make(run: Run, stage: Stage) -> Feed:
     where = stage.loader
     if given is None:
         owner = owner_of(run, stage.loader)
-        with run.metrics.current.inside(where):
+        with run.metrics.current.inside(where), at_once(run):
             given = run.hook(getattr(owner, where), owner, where)()
         where = f"{type(owner).__name__}.{where}"
         given = side_by_side(run.trainer, given) if stage is TRAIN else given

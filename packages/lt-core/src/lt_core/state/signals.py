@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from lt_interface.errors import raised_by
 if TYPE_CHECKING:
     from lt_core.state.run import Run
 
-__all__ = ["SignalWatch", "lost_to_signal", "raise_signal"]
+__all__ = ["SignalWatch", "at_once", "lost_to_signal", "raise_signal"]
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 _started: weakref.WeakSet[SignalWatch] = weakref.WeakSet()
@@ -102,6 +102,7 @@ class SignalWatch:
             numbers = [n for n in data if n in _WATCHED]
             seen += len(numbers)
             if seen >= 2:
+                _leave_terminal()
                 os._exit(128 + numbers[-1])
 
     def stop(self) -> None:
@@ -124,6 +125,27 @@ class SignalWatch:
         return None if number is None else raised_by(number)
 
 
+def _leave_terminal() -> None:
+    """Show the cursor below a bar that is drawn, past Python's streams, which the main thread may hold locked."""
+    for fd in (2, 1):
+        with suppress(OSError):
+            if os.isatty(fd) and os.environ.get("TERM") != "dumb":
+                os.write(fd, b"\x1b[?25h\r\nEnded at once by the second signal.\r\n")
+                return
+
+
+_masks = threading.local()
+
+
+def _hold() -> None:
+    """Keep signals from the forking thread until its child has left the pipe; the parent's other threads take them."""
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED if _started else ())
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
 def _forget_in_child() -> None:
     """Leave the pipe to the parent: a signal to the whole process group must not count once for each worker."""
     for watch in list(_started):
@@ -132,10 +154,11 @@ def _forget_in_child() -> None:
             os.close(watch._pipe[1])
             watch._pipe = None
     _started.clear()
+    _release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget_in_child)
 
 
 def lost_to_signal(run: Run, error: BaseException) -> BaseException | None:
@@ -143,6 +166,28 @@ def lost_to_signal(run: Run, error: BaseException) -> BaseException | None:
     if run.signals is None or not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
         return None
     return run.signals.exception(run.signals.received)
+
+
+@contextmanager
+def at_once(run: Run) -> Iterator[None]:
+    """Heed a signal at once in what may take long and leaves no step half done; several ranks heed it together, later.
+
+    Args:
+        run: The run.
+
+    Raises:
+        KeyboardInterrupt: For SIGINT, as for SystemExit, if there is one already.
+    """
+    watch = run.signals
+    if watch is None or run.world.size > 1:
+        yield
+        return
+    raise_signal(run)
+    before, watch.raises = watch.raises, True
+    try:
+        yield
+    finally:
+        watch.raises = before
 
 
 def raise_signal(run: Run) -> None:

@@ -292,12 +292,11 @@ class CSVLogger(VersionedLogger):
 
     @staticmethod
     def _write_file(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-        draft = path.with_suffix(".csv.tmp")
-        with open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(draft, path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_text(path, text.getvalue())
 
     def replay_state(self) -> dict[str, Any]:
         """Return what finds this run again."""

@@ -64,8 +64,9 @@ class JournalLock:
                 return not alone
             if (fd := self._locked(fcntl)) is None:
                 return False
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {os.uname().nodename}".encode(), 0)
+            with suppress(OSError):  # the name of the holder is a courtesy, which a full disk has no room for
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()} {os.uname().nodename}".encode(), 0)
             _held[os.getpid(), self.path] = [fd, 1]
             return True
 
@@ -75,9 +76,11 @@ class JournalLock:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
                 os.close(fd)
-                return None
+                if isinstance(error, BlockingIOError):
+                    return None
+                raise  # a file system without locks
             with suppress(OSError):
                 if os.path.samestat(os.fstat(fd), os.stat(self.path)):
                     return fd

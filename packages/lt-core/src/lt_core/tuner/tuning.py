@@ -10,9 +10,9 @@ from torch import nn
 
 from lt_core.callbacks.batch_size_finder import BatchSizeFinder
 from lt_core.callbacks.lr_finder import LearningRateFinder, LRFinder
-from lt_core.notices import warn
+from lt_core.notices import info, warn
 from lt_core.run.checks import read_inputs
-from lt_core.run.ending import ended
+from lt_core.run.ending import ended, reason_of
 from lt_core.run.main import main
 from lt_core.run.outcome import receive
 from lt_core.run.prepare import prepare
@@ -197,6 +197,11 @@ class Tuner:
                 with ended(request):
                     outcome = trainer._launcher.launch(main, request, request.plan, trainer._cluster)
                     return receive(request, outcome)
+        except BaseException as error:
+            reason = reason_of(error)
+            if reason.startswith("signal: "):
+                info(f"`Tuner` stopped: {reason.removeprefix('signal: ')}. The model and its data are as they were.")
+            raise
         finally:
             kept.restore()
             strategy.trainer = self._trainer

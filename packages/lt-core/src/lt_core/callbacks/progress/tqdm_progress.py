@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["TQDMProgressBar"]
 
 _SECONDS = {Screen.TERMINAL: 0.1, Screen.NOTEBOOK: 0.1, Screen.LINES: 10.0}  # between two drawings
-_BARS = ("_train_progress_bar", "_val_progress_bar", "_test_progress_bar", "_predict_progress_bar")
+# The inner one is closed first: it leaves the cursor in the outer one's line, which then puts it at the line's start.
+_BARS = ("_val_progress_bar", "_train_progress_bar", "_test_progress_bar", "_predict_progress_bar")
 
 
 @lru_cache(maxsize=1)
