@@ -9,13 +9,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lt_core.checkpoint.save import flush_saves
-from lt_core.data.alike import check_drift
 from lt_core.loops.evaluate import evaluate
 from lt_core.loops.schedule import step_epoch, step_plateau
 from lt_core.metrics import objects
 from lt_core.metrics.store import FORBIDDEN, TRAIN_EPOCH_END, TRAIN_STEP
 from lt_core.notices import warn
 from lt_core.state.agreement import from_rank_zero, settle, stop_is_settled
+from lt_core.state.alike import check_drift
 from lt_core.state.limits import may_stop, stops_epoch
 from lt_core.state.signals import raise_signal
 from lt_core.state.stage import VALIDATE

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lt_core.checkpoint.parts import validation_place
-from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of, has_loader, limit_of
 from lt_core.hooks.table import declared, overrides
 from lt_core.loops.batch import SKIPPED, begin_evaluation, suffixes
 from lt_core.metrics.store import EVAL_EPOCH_END, FORBIDDEN, MetricStore
 from lt_core.notices import warn
 from lt_core.state.agreement import heard
+from lt_core.state.alike import check_alike
 from lt_core.state.progress import RunningStage
 from lt_core.state.stage import VALIDATE, Stage
 

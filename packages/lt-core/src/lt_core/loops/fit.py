@@ -6,7 +6,6 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lt_core.data.alike import check_alike
 from lt_core.data.sources import feed_of
 from lt_core.data.stager import Stager
 from lt_core.data.to_device import build_place
@@ -18,6 +17,7 @@ from lt_core.metrics.store import FORBIDDEN, TRAIN_BATCH_END, TRAIN_BATCH_START,
 from lt_core.notices import warn
 from lt_core.state import rng
 from lt_core.state.agreement import listen, refusal, settle
+from lt_core.state.alike import check_alike
 from lt_core.state.collecting import Collecting
 from lt_core.state.limits import fit_is_over, stop_reason, stops_epoch
 from lt_core.state.signals import raise_signal

@@ -15,7 +15,6 @@ from lt_core.checkpoint.engine_folder import load_folder
 from lt_core.checkpoint.parts import restore
 from lt_core.checkpoint.runs import RunRecord
 from lt_core.checkpoint.save import Saves
-from lt_core.data.alike import check_flags
 from lt_core.data.leaf import is_stateful
 from lt_core.data.sources import Feeds
 from lt_core.hooks.table import HookTable, layer_hooks, method_of
@@ -31,6 +30,7 @@ from lt_core.run.announce import advise, announce
 from lt_core.run.select import ordered
 from lt_core.state import rng
 from lt_core.state.agreement import anywhere, decided_by_rank_zero, heed
+from lt_core.state.alike import check_flags
 from lt_core.state.loop_state import LoopState
 from lt_core.state.run import Resumed, Run
 from lt_core.state.signals import SignalWatch
@@ -160,7 +160,7 @@ def build_run(run: Run, request: Request) -> None:
 
 def _kind_of(ckpt_path: Any) -> str:
     """Return a word that is looked up, or that a path was given: its folder may be another one on each machine."""
-    return str(ckpt_path) if ckpt_path in (None, "last", "best", "auto", "hpc", "registry") else "a path"
+    return str(ckpt_path) if ckpt_path in (None, *find.WORDS) else "a path"
 
 
 def _build(run: Run, request: Request, watch: SignalWatch) -> None:

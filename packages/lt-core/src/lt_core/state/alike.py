@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lt_core.config.flags import FLAGS
-from lt_core.state.agreement import anywhere, from_rank_zero
 from lt_interface import ComparesRanks
-from lt_interface.errors import ConfigError, Problem
+from lt_interface.errors import ConfigError, Problem, raise_problems
 
 if TYPE_CHECKING:
     from lt_core.state.run import Run
@@ -41,10 +40,9 @@ def check_alike(run: Run, where: str, what: str, count: int | float) -> None:
     counts = run.collectives.all_gather(mine).flatten().tolist()
     if len(set(counts)) == 1:
         return
-    ranks = {n: [str(rank) for rank, other in enumerate(counts) if other == n] for n in dict.fromkeys(counts)}
-    got = (f"{'an unknown number' if n < 0 else n} on rank {', '.join(each)}" for n, each in ranks.items())
+    got = _by_rank(["an unknown number" if n < 0 else str(n) for n in counts])
     fix = "Give each rank loaders alike: one dataset, which the trainer shares out, or limit_train_batches=."
-    raise ConfigError(Problem(where, f"every rank must have equally many {what}", ", ".join(got), fix))
+    raise ConfigError(Problem(where, f"every rank must have equally many {what}", got, fix))
 
 
 def check_flags(run: Run, **more: str) -> None:
@@ -67,18 +65,10 @@ def check_flags(run: Run, **more: str) -> None:
     deciding = [*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks]
     mine["trainer.callbacks"] = ", ".join(callback.state_key for callback in deciding) or "none that saves or stops"
     mine |= more
-    if not anywhere(run, from_rank_zero(trainer, mine) != mine):
-        return
     every = run.collectives.gather_object(mine)
-    problems = []
-    for name in mine:
-        ranks: dict[str, list[str]] = {}
-        for rank, each in enumerate(every):
-            ranks.setdefault(each[name], []).append(str(rank))
-        if len(ranks) > 1:
-            got = ", ".join(f"{value} on rank {', '.join(those)}" for value, those in ranks.items())
-            problems.append(Problem(name, "every rank must have the same", got, "Set it without looking at the rank."))
-    raise ConfigError(problems)
+    rule, fix = "every rank must have the same", "Set it without looking at the rank."
+    values = {name: [each[name] for each in every] for name in mine}
+    raise_problems([Problem(name, rule, _by_rank(had), fix) for name, had in values.items() if len({*had}) > 1])
 
 
 def check_drift(run: Run) -> None:
@@ -94,6 +84,12 @@ def check_drift(run: Run) -> None:
     check_flags(run)
     if run.world.size > 1 and not run.loop.alone and isinstance(run.strategy, ComparesRanks):
         run.strategy.compare_ranks(run.module, run.optimizers)
+
+
+def _by_rank(values: list[str]) -> str:
+    """Return each value with the ranks that have it, which stand in the order of the values."""
+    ranks = {value: [str(rank) for rank, other in enumerate(values) if other == value] for value in values}
+    return ", ".join(f"{value} on rank {', '.join(those)}" for value, those in ranks.items())
 
 
 def _shown(value: object) -> str:
